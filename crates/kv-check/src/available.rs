@@ -1,0 +1,419 @@
+//! Accounting for available namespaces: what a store that always answers still owes its clients.
+//!
+//! Causality is reconstructed from the clients' side alone. Every write has a value of its own, and every mutation
+//! names the values its causal context covered ([`crate::Event::observed`]). Write *b* **supersedes** *a* if *a* is
+//! among the values *b* covered, or is superseded by one of them. Two values neither of which supersedes the other
+//! are **concurrent**, and the store must keep both.
+//!
+//! What a client cannot know is never held against the store: a write of unknown outcome counts as applied once
+//! somebody read its value; a delete of unknown outcome leaves no trace, so it only ever excuses.
+
+use crate::history::Malformed;
+use crate::linear::by_key;
+use crate::{Function, Json, Operation, Outcome};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An acknowledged write, named in a report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// The namespace.
+    pub ns: String,
+    /// The key.
+    pub key: String,
+    /// The value written.
+    pub value: Json,
+    /// Index of its invocation in the history.
+    pub index: u64,
+}
+
+impl Named {
+    pub(crate) fn of(op: &Operation) -> Named {
+        Named { ns: op.ns.clone(), key: op.key.clone(), value: op.input.clone(), index: op.index }
+    }
+}
+
+/// A read that did not show what it could have shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StaleRead {
+    /// Index of its invocation in the history.
+    pub index: u64,
+    /// The node that answered.
+    pub node: String,
+    /// When it was called.
+    pub call: u64,
+    /// How many acknowledged mutations it did not show: how many versions it was behind.
+    pub behind: usize,
+    /// How long before its call the first of them had been acknowledged: how much time it was behind.
+    pub lag_ns: u64,
+    /// Whether it said *absent* although a value was there: a false absence.
+    pub absent: bool,
+}
+
+/// The account of all available namespaces of a history.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Account {
+    /// Acknowledged writes (deletes not counted).
+    pub acknowledged: usize,
+    /// Acknowledged writes that the final reads do not show and nothing supersedes. The promise is: none.
+    pub lost: Vec<Named>,
+    /// As lost, but a delete of unknown outcome that covered them may be the reason.
+    pub uncertain: Vec<Named>,
+    /// Acknowledged writes of keys that nobody read after settling: not judged.
+    pub unread: Vec<Named>,
+    /// Writes that the final reads show although an acknowledged delete covered them. The promise is: none.
+    pub resurrected: Vec<Named>,
+    /// (namespace, key) for which final reads differ from each other: replicas have not converged.
+    pub diverged: Vec<(String, String)>,
+    /// Reads (by index) of a value nobody wrote, or whose write was reported as not applied. The promise is: none.
+    pub phantoms: Vec<u64>,
+    /// Reads (by index) that showed a value beside one that supersedes it: a false conflict. The promise is: none.
+    pub false_conflicts: Vec<u64>,
+    /// Successful reads.
+    pub reads: usize,
+    /// Reads that missed a mutation acknowledged before they were called. This is the price of answering always.
+    pub stale: Vec<StaleRead>,
+    /// Reads that showed more than one value.
+    pub reads_with_siblings: usize,
+    /// The most values one read showed.
+    pub max_siblings: usize,
+    /// Keys with more than one value in the end: conflicts left to their clients.
+    pub conflicted: usize,
+    /// Mutations of unknown outcome.
+    pub unknown: usize,
+    /// Writes of unknown outcome whose value was read: they had been applied.
+    pub unknown_applied: usize,
+}
+
+impl Account {
+    /// Reads that said *absent* although a value was there.
+    pub fn false_absences(&self) -> usize {
+        self.stale.iter().filter(|read| read.absent).count()
+    }
+
+    /// Whether every promise was kept. Staleness and siblings break none.
+    pub fn kept(&self) -> bool {
+        self.lost.is_empty()
+            && self.resurrected.is_empty()
+            && self.diverged.is_empty()
+            && self.phantoms.is_empty()
+            && self.false_conflicts.is_empty()
+    }
+}
+
+/// Accounts for operations of available namespaces. Successful reads called at or after `settled` are the final
+/// ones; the caller lets the store settle before, and reads every key at every node.
+///
+/// Fails if two writes of a key have the same value: then nobody can tell them apart.
+pub fn account(operations: &[Operation], settled: u64) -> Result<Account, Malformed> {
+    let mut account = Account::default();
+    for ((ns, key), operations) in by_key(operations) {
+        let history = KeyHistory::new(&operations)?;
+        history.account_for(settled, &mut account);
+        if history.differ(settled) {
+            account.diverged.push((ns.to_owned(), key.to_owned()));
+        }
+    }
+    Ok(account)
+}
+
+/// The number of a write among the writes of its key.
+type Id = usize;
+
+/// One key: its writes by value, and who covered whom.
+struct KeyHistory<'a> {
+    writes: Vec<&'a Operation>,
+    /// What each write covered directly.
+    covers: Vec<Vec<Id>>,
+    deletes: Vec<(&'a Operation, Vec<Id>)>,
+    reads: Vec<&'a Operation>,
+    ids: BTreeMap<String, Id>,
+    /// Writes whose value somebody saw: certainly applied.
+    seen: BTreeSet<Id>,
+}
+
+impl<'a> KeyHistory<'a> {
+    fn new(operations: &[&'a Operation]) -> Result<KeyHistory<'a>, Malformed> {
+        let mut ids = BTreeMap::new();
+        let writes: Vec<_> = operations.iter().copied().filter(|op| op.writes_value()).collect();
+        for (id, write) in writes.iter().enumerate() {
+            if ids.insert(write.input.to_string(), id).is_some() {
+                let message = format!("{} was written twice to {:?}: values must be unique", write.input, write.key);
+                return Err(Malformed { line: write.index as usize + 1, message });
+            }
+        }
+        let known = |values: &[Json]| values.iter().filter_map(|value| ids.get(&value.to_string()).copied()).collect();
+        let covers = |op: &Operation| known(op.observed.as_deref().unwrap_or_default());
+        let reads: Vec<_> = operations.iter().copied().filter(|op| op.f == Function::Read && op.ok()).collect();
+        let mut seen: BTreeSet<Id> = BTreeSet::new();
+        for op in operations {
+            seen.extend::<Vec<Id>>(known(op.values_read()));
+            seen.extend::<Vec<Id>>(covers(op));
+        }
+        Ok(KeyHistory {
+            covers: writes.iter().map(|op| covers(op)).collect(),
+            deletes: operations
+                .iter()
+                .filter(|op| op.f == Function::Delete && op.outcome != Outcome::Fail)
+                .map(|op| (*op, covers(op)))
+                .collect(),
+            writes,
+            reads,
+            ids,
+            seen,
+        })
+    }
+
+    /// These writes and everything they supersede.
+    fn closure(&self, of: impl IntoIterator<Item = Id>) -> BTreeSet<Id> {
+        let mut open: Vec<Id> = of.into_iter().collect();
+        let mut all = BTreeSet::new();
+        while let Some(id) = open.pop() {
+            if all.insert(id) {
+                open.extend(self.covers.get(id).into_iter().flatten());
+            }
+        }
+        all
+    }
+
+    /// Everything superseded by one of these writes.
+    fn superseded(&self, by: impl IntoIterator<Item = Id>) -> BTreeSet<Id> {
+        self.closure(by.into_iter().flat_map(|id| self.covers.get(id).into_iter().flatten().copied()))
+    }
+
+    fn shown(&self, read: &Operation) -> BTreeSet<Id> {
+        read.values_read().iter().filter_map(|value| self.ids.get(&value.to_string()).copied()).collect()
+    }
+
+    fn final_reads(&self, settled: u64) -> impl Iterator<Item = &'a Operation> {
+        self.reads.iter().copied().filter(move |read| read.call >= settled)
+    }
+
+    fn differ(&self, settled: u64) -> bool {
+        self.final_reads(settled).map(|read| self.shown(read)).collect::<BTreeSet<_>>().len() > 1
+    }
+
+    fn account_for(&self, settled: u64, account: &mut Account) {
+        let acknowledged = || self.writes.iter().enumerate().filter(|(_, write)| write.ok());
+        let unknown = |op: &Operation| op.outcome == Outcome::Info;
+        account.acknowledged += acknowledged().count();
+        account.unknown += self.writes.iter().filter(|op| unknown(op)).count()
+            + self.deletes.iter().filter(|(op, _)| unknown(op)).count();
+        account.unknown_applied +=
+            self.writes.iter().enumerate().filter(|(id, op)| unknown(op) && self.seen.contains(id)).count();
+        self.judge_reads(account);
+
+        let finals: BTreeSet<Id> = self.final_reads(settled).flat_map(|read| self.shown(read)).collect();
+        account.conflicted += usize::from(finals.len() > 1);
+        let applied = |id: &Id| self.writes.get(*id).is_some_and(|op| op.ok()) || self.seen.contains(id);
+        let superseded = self.superseded((0..self.writes.len()).filter(applied));
+        let deleted_by = |outcome: Outcome| {
+            let deletes = self.deletes.iter().filter(move |(op, _)| op.outcome == outcome);
+            self.closure(deletes.flat_map(|(_, covers)| covers.iter().copied()))
+        };
+        let (deleted, perhaps_deleted) = (deleted_by(Outcome::Ok), deleted_by(Outcome::Info));
+        let judged = self.final_reads(settled).next().is_some();
+        for (id, write) in acknowledged() {
+            if !judged {
+                account.unread.push(Named::of(write));
+            } else if !finals.contains(&id) && !superseded.contains(&id) && !deleted.contains(&id) {
+                let list =
+                    if perhaps_deleted.contains(&id) { &mut account.uncertain } else { &mut account.lost };
+                list.push(Named::of(write));
+            }
+        }
+        let risen = finals.intersection(&deleted).filter_map(|id| self.writes.get(*id));
+        account.resurrected.extend(risen.map(|write| Named::of(write)));
+    }
+
+    fn judge_reads(&self, account: &mut Account) {
+        // When a delete that covers the write was first called (the write may be gone) and acknowledged (it must be).
+        let mut may_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
+        let mut must_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
+        for (delete, covers) in &self.deletes {
+            let acknowledged = delete.ret.filter(|_| delete.ok());
+            for id in self.closure(covers.iter().copied()) {
+                lower(&mut may_be_gone, id, delete.call);
+                if let Some(ret) = acknowledged {
+                    lower(&mut must_be_gone, id, ret);
+                }
+            }
+        }
+        for read in &self.reads {
+            let shown = self.shown(read);
+            let superseded = self.superseded(shown.iter().copied());
+            account.reads += 1;
+            account.reads_with_siblings += usize::from(read.values_read().len() > 1);
+            account.max_siblings = account.max_siblings.max(read.values_read().len());
+            let refused = |id: &Id| self.writes.get(*id).is_none_or(|op| op.outcome == Outcome::Fail);
+            let unwritten = |value: &Json| self.ids.get(&value.to_string()).is_none_or(refused);
+            if read.values_read().iter().any(unwritten) {
+                account.phantoms.push(read.index);
+            }
+            if !superseded.is_disjoint(&shown) {
+                account.false_conflicts.push(read.index);
+            }
+            let excused = |id: Id| may_be_gone.get(&id).is_some_and(|call| Some(*call) < read.ret);
+            let missed_writes = self.writes.iter().enumerate().filter(|(id, write)| {
+                write.ok()
+                    && write.ended_before(read.call)
+                    && !shown.contains(id)
+                    && !superseded.contains(id)
+                    && !excused(*id)
+            });
+            let missed_deletes = shown.iter().filter_map(|id| must_be_gone.get(id).copied());
+            let missed: Vec<u64> = missed_writes
+                .filter_map(|(_, write)| write.ret)
+                .chain(missed_deletes.filter(|ret| *ret < read.call))
+                .collect();
+            if let Some(first) = missed.iter().min() {
+                account.stale.push(StaleRead {
+                    index: read.index,
+                    node: read.node.clone(),
+                    call: read.call,
+                    behind: missed.len(),
+                    lag_ns: read.call - first,
+                    absent: read.values_read().is_empty(),
+                });
+            }
+        }
+    }
+}
+
+fn lower(moments: &mut BTreeMap<Id, u64>, id: Id, moment: u64) {
+    moments.entry(id).and_modify(|earliest| *earliest = moment.min(*earliest)).or_insert(moment);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_history::{History, absent, values};
+    use serde_json::json;
+
+    const SETTLED: u64 = 1000;
+
+    fn account_of(history: History) -> Account {
+        account(&history.operations(), SETTLED).unwrap()
+    }
+
+    fn lost(account: &Account) -> Vec<Json> {
+        account.lost.iter().map(|write| write.value.clone()).collect()
+    }
+
+    #[test]
+    fn superseded_and_present_writes_are_not_lost() {
+        let account = account_of(
+            History::new()
+                .write(1..2, "a", &[])
+                .write(3..4, "b", &["a"])
+                .write(3..5, "blind", &[])
+                .read(6..7, values(&["b", "blind"]))
+                .read(1001..1002, values(&["blind", "b"])),
+        );
+        assert!(account.kept() && account.stale.is_empty(), "{account:?}");
+        assert_eq!((account.acknowledged, account.reads, account.reads_with_siblings), (3, 2, 2));
+        assert_eq!((account.max_siblings, account.conflicted), (2, 1));
+    }
+
+    #[test]
+    fn a_concurrent_write_that_vanished_is_lost() {
+        let history = History::new().write(1..2, "a", &[]).write(3..4, "b", &[]).read(1001..1002, values(&["b"]));
+        let account = account_of(history);
+        assert_eq!(lost(&account), [json!("a")]);
+        assert!(!account.kept());
+    }
+
+    #[test]
+    fn superseding_goes_through_values_somebody_saw() {
+        // "b" has an unknown outcome: as "c" covered it, it was applied, and it had covered "a".
+        let chain = |seen: &[&str]| {
+            account_of(
+                History::new()
+                    .write(1..2, "a", &[])
+                    .unknown_write(3, "b", &["a"])
+                    .write(5..6, "c", seen)
+                    .read(1001..1002, values(&["c"])),
+            )
+        };
+        let seen = chain(&["b"]);
+        assert!(seen.kept(), "{seen:?}");
+        assert_eq!((seen.unknown, seen.unknown_applied), (1, 1));
+        let unseen = chain(&[]);
+        assert_eq!(lost(&unseen), [json!("a")]);
+        assert_eq!((unseen.unknown, unseen.unknown_applied), (1, 0));
+    }
+
+    #[test]
+    fn deletes_excuse_and_what_returns_after_them_is_resurrected() {
+        let gone = History::new().write(1..2, "a", &[]).delete(3..4, &["a"]).read(1001..1002, absent());
+        assert!(account_of(gone).kept());
+        let back = History::new().write(1..2, "a", &[]).delete(3..4, &["a"]).read(1001..1002, values(&["a"]));
+        let account = account_of(back);
+        assert_eq!(account.resurrected.len(), 1);
+        assert_eq!(account.stale.len(), 1);
+        let perhaps = History::new().write(1..2, "a", &[]).unknown_delete(3, &["a"]).read(1001..1002, absent());
+        let account = account_of(perhaps);
+        assert_eq!((account.lost.len(), account.uncertain.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_delete_covers_what_its_values_had_superseded() {
+        let history = History::new()
+            .write(1..2, "a", &[])
+            .write(3..4, "b", &["a"])
+            .delete(5..6, &["b"])
+            .read(1001..1002, values(&["a"]));
+        assert_eq!(account_of(history).resurrected[0].value, json!("a"));
+    }
+
+    #[test]
+    fn staleness_counts_versions_and_time_from_the_first_missed() {
+        let account = account_of(
+            History::new()
+                .write(10..20, "a", &[])
+                .write(30..40, "b", &["a"])
+                .write(50..60, "c", &["b"])
+                .read(100..110, values(&["a"]))
+                .read(100..110, absent())
+                .read(100..110, values(&["c"])),
+        );
+        let stale: Vec<_> = account.stale.iter().map(|read| (read.behind, read.lag_ns, read.absent)).collect();
+        assert_eq!(stale, [(2, 60, false), (3, 80, true)]);
+        assert_eq!((account.false_absences(), account.unread.len()), (1, 3));
+    }
+
+    #[test]
+    fn concurrent_reads_may_show_either() {
+        let account = account_of(
+            History::new()
+                .write(10..20, "a", &[])
+                .write(30..40, "b", &["a"])
+                .read(40..45, values(&["a"]))
+                .delete(50..60, &["b"])
+                .read(55..56, values(&["b"]))
+                .read(55..56, absent()),
+        );
+        assert!(account.stale.is_empty(), "{account:?}");
+    }
+
+    #[test]
+    fn phantoms_false_conflicts_and_divergence_are_found() {
+        let account = account_of(
+            History::new()
+                .write(1..2, "a", &[])
+                .failed_write(3..4, "no", &[])
+                .write(5..6, "b", &["a"])
+                .read(7..8, values(&["b", "invented"]))
+                .read(7..8, values(&["b", "no"]))
+                .read(7..8, values(&["b", "a"]))
+                .read(1001..1002, values(&["b"]))
+                .read(1001..1002, absent()),
+        );
+        assert_eq!((account.phantoms.len(), account.false_conflicts.len(), account.diverged.len()), (2, 1, 1));
+    }
+
+    #[test]
+    fn equal_values_cannot_be_judged() {
+        let history = History::new().write(1..2, "a", &[]).write(3..4, "a", &[]);
+        assert!(account(&history.operations(), SETTLED).unwrap_err().message.contains("unique"));
+    }
+}

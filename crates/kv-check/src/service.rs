@@ -1,0 +1,229 @@
+//! Who was served, where and when: availability, silence and recovery, from times and outcomes alone.
+//!
+//! **Served** means that the store gave an answer: success, or the mismatch of a cas. *Key absent* is a success.
+//! Operations belong to the window in which they were called. Meaningful only for an open-loop load, whose requests
+//! come at a fixed rate with a deadline: closed-loop clients stop asking when nobody answers, and hide the outage.
+
+use crate::{Operation, Outcome};
+use std::collections::BTreeMap;
+
+/// A span of time, and which side of a network partition each node is on during it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Window {
+    /// Its name in the report, such as `partition`.
+    pub name: String,
+    /// Its first nanosecond.
+    pub from: u64,
+    /// The first nanosecond after it.
+    pub to: u64,
+    /// Node to side (`minority`, `majority`); nodes not named are on the side `whole`.
+    pub sides: BTreeMap<String, String>,
+}
+
+impl Window {
+    /// The side of a node.
+    pub fn side(&self, node: &str) -> &str {
+        self.sides.get(node).map_or("whole", String::as_str)
+    }
+
+    fn contains(&self, moment: u64) -> bool {
+        (self.from..self.to).contains(&moment)
+    }
+}
+
+/// How one namespace was served on one side during one window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Served {
+    /// The namespace.
+    pub ns: String,
+    /// The window.
+    pub window: String,
+    /// The side.
+    pub side: String,
+    /// Writes, cas and deletes; else reads.
+    pub mutations: bool,
+    /// Operations that were answered.
+    pub answered: u64,
+    /// Operations that were refused, as *not applied*; and reads without an answer.
+    pub refused: u64,
+    /// Mutations of unknown outcome.
+    pub unknown: u64,
+    /// The longest time within the window without an answer; without any, the whole window.
+    pub longest_gap_ns: u64,
+    /// When the last answer of the window came, from the beginning of the window.
+    pub last_answer_ns: Option<u64>,
+}
+
+impl Served {
+    /// Answered, as a part of everything asked: between 0 and 1.
+    pub fn availability(&self) -> f64 {
+        let asked = self.answered + self.refused + self.unknown;
+        if asked == 0 { 0.0 } else { self.answered as f64 / asked as f64 }
+    }
+}
+
+/// How each namespace was served, per window, side and kind of operation; only combinations that were asked.
+pub fn served(operations: &[Operation], windows: &[Window]) -> Vec<Served> {
+    let mut rows = Vec::new();
+    for window in windows {
+        let mut groups: BTreeMap<(&str, &str, bool), Vec<&Operation>> = BTreeMap::new();
+        for op in operations.iter().filter(|op| window.contains(op.call)) {
+            groups.entry((&op.ns, window.side(&op.node), op.f.mutates())).or_default().push(op);
+        }
+        for ((ns, side, mutations), group) in groups {
+            let answers = answers(group.iter().copied().filter(|op| op.ret.is_some_and(|ret| window.contains(ret))));
+            rows.push(Served {
+                ns: ns.to_owned(),
+                window: window.name.clone(),
+                side: side.to_owned(),
+                mutations,
+                answered: group.iter().filter(|op| op.answered()).count() as u64,
+                refused: group.iter().filter(|op| op.outcome == Outcome::Fail && !op.answered()).count() as u64,
+                unknown: group.iter().filter(|op| op.outcome == Outcome::Info).count() as u64,
+                longest_gap_ns: longest_gap(&answers, window.from, window.to),
+                last_answer_ns: answers.last().map(|last| last - window.from),
+            });
+        }
+    }
+    rows
+}
+
+/// The moments of answers, in order.
+fn answers<'a>(operations: impl Iterator<Item = &'a Operation>) -> Vec<u64> {
+    let mut moments: Vec<u64> = operations.filter(|op| op.answered()).filter_map(|op| op.ret).collect();
+    moments.sort_unstable();
+    moments
+}
+
+/// The longest time between two neighbours of: the beginning, the moments (in order), the end.
+pub fn longest_gap(moments: &[u64], from: u64, to: u64) -> u64 {
+    let mut longest = 0;
+    let mut before = from;
+    for moment in moments.iter().filter(|moment| (from..=to).contains(*moment)).chain([&to]) {
+        longest = longest.max(moment - before);
+        before = *moment;
+    }
+    longest
+}
+
+/// From healing to the answer of the first of `streak` operations in a row (by call, called since healing) that
+/// were all answered; none if that never came. Give it the operations of one namespace at one node or side.
+pub fn recovery<'a>(
+    operations: impl IntoIterator<Item = &'a Operation>,
+    healed: u64,
+    streak: usize,
+) -> Option<u64> {
+    let mut since: Vec<&Operation> = operations.into_iter().filter(|op| op.call >= healed).collect();
+    since.sort_by_key(|op| op.call);
+    let row = since.windows(streak.max(1)).find(|row| row.iter().all(|op| op.answered()))?;
+    row.first()?.ret.map(|ret| ret - healed)
+}
+
+/// One cell of a timeline: what a namespace at a node answered in one span.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Cell {
+    /// Operations that were answered.
+    pub answered: u64,
+    /// Operations that were refused; and reads without an answer.
+    pub refused: u64,
+    /// Mutations of unknown outcome.
+    pub unknown: u64,
+}
+
+/// For each (namespace, node), the cells of equal width that cover `from..to`, by the operations' calls.
+pub fn timeline(
+    operations: &[Operation],
+    from: u64,
+    to: u64,
+    width: u64,
+) -> BTreeMap<(String, String), Vec<Cell>> {
+    let width = width.max(1);
+    let cells = to.saturating_sub(from).div_ceil(width) as usize;
+    let mut rows: BTreeMap<(String, String), Vec<Cell>> = BTreeMap::new();
+    for op in operations.iter().filter(|op| (from..to).contains(&op.call)) {
+        let row =
+            rows.entry((op.ns.clone(), op.node.clone())).or_insert_with(|| vec![Cell::default(); cells]);
+        let Some(cell) = row.get_mut(((op.call - from) / width) as usize) else { continue };
+        match op.outcome {
+            _ if op.answered() => cell.answered += 1,
+            Outcome::Info => cell.unknown += 1,
+            _ => cell.refused += 1,
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_history::{History, absent};
+
+    fn cut() -> Window {
+        let sides = [("n1", "minority"), ("n4", "majority")];
+        let sides = sides.map(|(node, side)| (node.to_owned(), side.to_owned())).into();
+        Window { name: "partition".into(), from: 100, to: 200, sides }
+    }
+
+    #[test]
+    fn each_side_is_counted_in_its_window() {
+        let operations = History::new()
+            .write(50..60, "before", &[])
+            .write(110..120, "a", &[])
+            .failed_write(130..131, "b", &[])
+            .at("n1")
+            .unknown_write(140, "c", &[])
+            .at("n1")
+            .write(110..115, "d", &[])
+            .at("n4")
+            .write(150..170, "e", &[])
+            .at("n4")
+            .read(111..112, absent())
+            .at("n4")
+            .write(200..210, "after", &[])
+            .operations();
+        let rows = served(&operations, &[cut()]);
+        let find = |side: &str, mutations| {
+            rows.iter().find(|row| row.side == side && row.mutations == mutations).unwrap()
+        };
+        assert_eq!(rows.len(), 4);
+        let minority = find("minority", true);
+        assert_eq!((minority.answered, minority.refused, minority.unknown), (0, 1, 1));
+        assert_eq!((minority.longest_gap_ns, minority.last_answer_ns), (100, None));
+        let majority = find("majority", true);
+        assert_eq!((majority.answered, majority.longest_gap_ns, majority.last_answer_ns), (2, 55, Some(70)));
+        assert_eq!((minority.availability(), majority.availability()), (0.0, 1.0));
+        assert_eq!((find("majority", false).answered, find("whole", true).answered), (1, 1));
+    }
+
+    #[test]
+    fn silence_is_measured_to_the_edges_of_the_window() {
+        assert_eq!(longest_gap(&[], 10, 50), 40);
+        assert_eq!(longest_gap(&[40], 10, 50), 30);
+        assert_eq!(longest_gap(&[12, 20, 45], 10, 50), 25);
+        assert_eq!(longest_gap(&[5, 12, 99], 10, 50), 38);
+    }
+
+    #[test]
+    fn recovery_needs_answers_in_a_row() {
+        let operations = History::new()
+            .write(90..95, "x", &[])
+            .write(110..120, "a", &[])
+            .failed_write(130..131, "b", &[])
+            .write(140..145, "c", &[])
+            .write(150..155, "d", &[])
+            .operations();
+        assert_eq!(recovery(&operations, 100, 1), Some(20));
+        assert_eq!(recovery(&operations, 100, 2), Some(45));
+        assert_eq!(recovery(&operations, 100, 3), None);
+    }
+
+    #[test]
+    fn the_timeline_has_a_cell_for_every_span() {
+        let operations =
+            History::new().write(100..105, "a", &[]).failed_write(119..120, "b", &[]).unknown_write(125, "c", &[]).operations();
+        let rows = timeline(&operations, 100, 130, 10);
+        let cells: Vec<_> =
+            rows.values().flatten().map(|cell| (cell.answered, cell.refused, cell.unknown)).collect();
+        assert_eq!(cells, [(1, 0, 0), (0, 1, 0), (0, 0, 1)]);
+    }
+}

@@ -1,0 +1,95 @@
+//! Hand-written histories for unit tests, an operation a line, so that a test reads like its story.
+
+use crate::{Function, Json, Operation, Outcome};
+use std::ops::Range;
+
+/// Operations of one key, in the order written; each one by a process of its own.
+pub(crate) struct History(Vec<Operation>);
+
+/// A read that showed these siblings.
+pub(crate) fn values(values: &[&str]) -> Json {
+    values.iter().map(|value| Json::from(*value)).collect()
+}
+
+/// A read that showed this value.
+pub(crate) fn value(value: &str) -> Json {
+    value.into()
+}
+
+/// A read that found nothing.
+pub(crate) fn absent() -> Json {
+    Json::Null
+}
+
+impl History {
+    pub(crate) fn new() -> History {
+        History(Vec::new())
+    }
+
+    fn push(mut self, f: Function, at: Range<u64>, outcome: Outcome, input: Json, observed: &[&str]) -> History {
+        let index = self.0.len() as u64;
+        self.0.push(Operation {
+            index,
+            process: index,
+            f,
+            ns: "ns".into(),
+            key: "k".into(),
+            node: String::new(),
+            call: at.start,
+            ret: (outcome != Outcome::Info).then_some(at.end),
+            outcome,
+            input,
+            output: Json::Null,
+            expected: None,
+            revision: None,
+            observed: Some(observed.iter().map(|value| Json::from(*value)).collect()),
+            err: None,
+        });
+        self
+    }
+
+    pub(crate) fn write(self, at: Range<u64>, value: &str, observed: &[&str]) -> History {
+        self.push(Function::Write, at, Outcome::Ok, value.into(), observed)
+    }
+
+    pub(crate) fn failed_write(self, at: Range<u64>, value: &str, observed: &[&str]) -> History {
+        self.push(Function::Write, at, Outcome::Fail, value.into(), observed)
+    }
+
+    pub(crate) fn unknown_write(self, call: u64, value: &str, observed: &[&str]) -> History {
+        self.push(Function::Write, call..call, Outcome::Info, value.into(), observed)
+    }
+
+    pub(crate) fn delete(self, at: Range<u64>, observed: &[&str]) -> History {
+        self.push(Function::Delete, at, Outcome::Ok, Json::Null, observed)
+    }
+
+    pub(crate) fn unknown_delete(self, call: u64, observed: &[&str]) -> History {
+        self.push(Function::Delete, call..call, Outcome::Info, Json::Null, observed)
+    }
+
+    pub(crate) fn read(self, at: Range<u64>, output: Json) -> History {
+        self.push(Function::Read, at, Outcome::Ok, Json::Null, &[]).with(|op| op.output = output)
+    }
+
+    /// Names the node of the last operation.
+    pub(crate) fn at(self, node: &str) -> History {
+        self.with(|op| op.node = node.into())
+    }
+
+    /// Gives the last operation a revision.
+    pub(crate) fn revision(self, revision: u64) -> History {
+        self.with(|op| op.revision = Some(revision))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Operation)) -> History {
+        if let Some(last) = self.0.last_mut() {
+            change(last);
+        }
+        self
+    }
+
+    pub(crate) fn operations(self) -> Vec<Operation> {
+        self.0
+    }
+}

@@ -1,0 +1,1 @@
+//! Available namespaces: rings, coordinators, hints, repair.

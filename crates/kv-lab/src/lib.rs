@@ -1,0 +1,1 @@
+//! Local clusters of real processes whose network can be cut.

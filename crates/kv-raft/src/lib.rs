@@ -1,0 +1,1 @@
+//! Catalogue and strong namespaces on Raft groups.

@@ -1,0 +1,2 @@
+//! `kvd`, the server process.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Durable ordered tables and the shared log.

@@ -1,0 +1,220 @@
+//! The catalogue as a value: members, rings, namespaces, groups. Group 0 replicates it; every node routes by its last
+//! known epoch, also when it is cut off.
+
+use std::collections::BTreeMap;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{ClusterId, Epoch, GroupId, Namespace, NamespaceId, NodeId, RingId, RingPartition};
+
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// Where clients reach it, `host:port`.
+    pub client_address: String,
+    /// Where peers reach it, `host:port`.
+    pub peer_address: String,
+    /// Its failure zone; empty when unsaid.
+    pub zone: String,
+}
+
+/// A Raft group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its id.
+    pub id: GroupId,
+    /// Its voters.
+    pub voters: Vec<NodeId>,
+}
+
+/// A ring: an assignment of ring partitions to nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ring {
+    /// Its id.
+    pub id: RingId,
+    /// Replicas per key.
+    pub n: u8,
+    /// By ring partition: its primaries in order of preference. A power of two of them.
+    pub assignment: Vec<Vec<NodeId>>,
+    /// Epoch in which the assignment was made.
+    pub epoch: Epoch,
+}
+
+/// Where a key falls on every ring: a hash of namespace and key (xxh3, 64 bits).
+pub fn token(namespace: NamespaceId, key: &[u8]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(&namespace.0.to_be_bytes());
+    hash.update(key);
+    hash.digest()
+}
+
+impl Ring {
+    /// The ring partition of a token: its highest bits, so that splitting a ring partition later is a change of metadata.
+    pub fn partition_of(&self, token: u64) -> RingPartition {
+        let bits = self.assignment.len().max(1).ilog2();
+        RingPartition(if bits == 0 { 0 } else { u32::try_from(token >> (64 - bits)).unwrap_or(0) })
+    }
+
+    /// The primaries of a ring partition in order of preference; empty for one that is not of this ring.
+    pub fn primaries(&self, partition: RingPartition) -> &[NodeId] {
+        usize::try_from(partition.0).ok().and_then(|at| self.assignment.get(at)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes that stand in for primaries, in order, at most N of them: the members that follow the last primary in the
+    /// order of ids, beginning at a place that the ring partition decides, so that the load is spread.
+    pub fn fallbacks(&self, partition: RingPartition, members: &BTreeMap<NodeId, Member>) -> Vec<NodeId> {
+        let primaries = self.primaries(partition);
+        let others: Vec<NodeId> = members.keys().copied().filter(|node| !primaries.contains(node)).collect();
+        let start =
+            if others.is_empty() { 0 } else { usize::try_from(partition.0).unwrap_or(0) % others.len() };
+        others.iter().cycle().skip(start).take(others.len().min(usize::from(self.n))).copied().collect()
+    }
+
+    /// Assigns `partitions` ring partitions to nodes so that no two nodes differ by more than one replica, zones repeat only
+    /// when there are fewer than N, and neighbours share little. Pure: the same members give the same assignment.
+    pub fn assign(n: u8, partitions: u32, members: &BTreeMap<NodeId, Member>) -> Vec<Vec<NodeId>> {
+        let wanted = usize::from(n).min(members.len());
+        let mut load: BTreeMap<NodeId, u32> = members.keys().map(|node| (*node, 0)).collect();
+        // How often two nodes kept the same ring partition: preferring strangers spreads the load of a lost node.
+        let mut together: BTreeMap<(NodeId, NodeId), u32> = BTreeMap::new();
+        let mut first: BTreeMap<NodeId, u32> = load.clone();
+        let mut assignment = Vec::new();
+        for _ in 0..partitions {
+            let mut chosen: Vec<NodeId> = Vec::with_capacity(wanted);
+            while chosen.len() < wanted {
+                let zone_taken = |node: &NodeId| {
+                    let zone = members.get(node).map_or("", |m| m.zone.as_str());
+                    !zone.is_empty()
+                        && chosen.iter().any(|other| members.get(other).is_some_and(|m| m.zone == zone))
+                };
+                let familiarity = |node: &NodeId| -> u32 {
+                    chosen.iter().map(|other| together.get(&(*node, *other)).copied().unwrap_or(0)).sum()
+                };
+                let next = load
+                    .iter()
+                    .filter(|(node, _)| !chosen.contains(node))
+                    .min_by_key(|(node, load)| (zone_taken(node), **load, familiarity(node), **node))
+                    .map(|(node, _)| *node);
+                let Some(next) = next else { break };
+                chosen.push(next);
+                load.entry(next).and_modify(|l| *l += 1);
+            }
+            for a in &chosen {
+                for b in &chosen {
+                    *together.entry((*a, *b)).or_default() += 1;
+                }
+            }
+            // Whoever came first least often comes first here.
+            chosen.sort_by_key(|node| (first.get(node).copied().unwrap_or(0), *node));
+            if let Some(head) = chosen.first() {
+                first.entry(*head).and_modify(|f| *f += 1);
+            }
+            assignment.push(chosen);
+        }
+        assignment
+    }
+}
+
+/// Everything that the control plane decides.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Catalogue {
+    /// Which cluster.
+    pub cluster_id: ClusterId,
+    /// Counts changes.
+    pub epoch: Epoch,
+    /// The nodes.
+    pub members: BTreeMap<NodeId, Member>,
+    /// The rings.
+    pub rings: BTreeMap<RingId, Ring>,
+    /// The namespaces.
+    pub namespaces: BTreeMap<NamespaceId, Namespace>,
+    /// The Raft groups that hold strong namespaces.
+    pub groups: BTreeMap<GroupId, Group>,
+    /// The next namespace id; ids are never reused.
+    pub next_namespace: u64,
+}
+
+impl Catalogue {
+    /// The namespace of that name.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        self.namespaces.values().find(|ns| ns.name.as_str() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(count: u64, zones: u64) -> BTreeMap<NodeId, Member> {
+        (1..=count)
+            .map(|id| {
+                let zone = if zones == 0 { String::new() } else { format!("z{}", id % zones) };
+                let address = format!("127.0.0.1:{}", 7000 + id);
+                (
+                    NodeId(id),
+                    Member { id: NodeId(id), client_address: address.clone(), peer_address: address, zone },
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn assignment_is_balanced_and_distinct() {
+        for (count, n) in [(1, 3), (3, 3), (5, 3), (7, 5)] {
+            let members = members(count, 0);
+            let assignment = Ring::assign(n, 256, &members);
+            let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
+            for replicas in &assignment {
+                let mut distinct = replicas.clone();
+                distinct.sort();
+                distinct.dedup();
+                assert_eq!(distinct.len(), usize::from(n).min(members.len()));
+                replicas.iter().for_each(|node| *load.entry(*node).or_default() += 1);
+            }
+            let (least, most) = (load.values().min().unwrap(), load.values().max().unwrap());
+            assert!(most - least <= 1, "{count} nodes, N={n}: {load:?}");
+        }
+    }
+
+    #[test]
+    fn zones_repeat_only_when_there_are_too_few() {
+        let members = members(6, 3);
+        for replicas in Ring::assign(3, 64, &members) {
+            let mut zones: Vec<_> = replicas.iter().map(|node| members[node].zone.clone()).collect();
+            zones.sort();
+            zones.dedup();
+            assert_eq!(zones.len(), 3);
+        }
+    }
+
+    #[test]
+    fn five_nodes_spread_every_choice_of_primaries() {
+        // With N = 3 of 5 every one of the ten triples occurs: the demo needs ring partitions wholly on either side.
+        let mut triples: Vec<_> = Ring::assign(3, 256, &members(5, 0))
+            .into_iter()
+            .map(|mut replicas| {
+                replicas.sort();
+                replicas
+            })
+            .collect();
+        triples.sort();
+        triples.dedup();
+        assert_eq!(triples.len(), 10);
+    }
+
+    #[test]
+    fn tokens_fall_into_partitions_by_their_highest_bits() {
+        let members = members(5, 0);
+        let ring = Ring { id: RingId(1), n: 3, assignment: Ring::assign(3, 256, &members), epoch: Epoch(1) };
+        assert_eq!(ring.partition_of(0), RingPartition(0));
+        assert_eq!(ring.partition_of(u64::MAX), RingPartition(255));
+        for partition in 0..256 {
+            let fallbacks = ring.fallbacks(RingPartition(partition), &members);
+            assert_eq!(fallbacks.len(), 2);
+            assert!(fallbacks.iter().all(|f| !ring.primaries(RingPartition(partition)).contains(f)));
+        }
+        assert!(ring.primaries(RingPartition(256)).is_empty());
+    }
+}

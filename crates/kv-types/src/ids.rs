@@ -1,0 +1,137 @@
+//! Names for everything that has an identity, as distinct types, so that a node id is never passed for a group id.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A text that names no id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {expected}")]
+pub struct ParseIdError {
+    /// What was read.
+    pub text: String,
+    /// What would have been one.
+    pub expected: &'static str,
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $format:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, $format, self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// A cluster: 128 random bits, the same on every member, in every peer message and data directory.
+    ClusterId(u128), "{:032x}");
+id!(
+    /// A member. Never reused.
+    NodeId(u64), "n{}");
+id!(
+    /// A Raft group.
+    GroupId(u32), "group {}");
+id!(
+    /// A ring: one assignment of ring partitions to nodes, shared by the namespaces that name it.
+    RingId(u32), "ring {}");
+id!(
+    /// A ring partition: a prefix of the hash space of one ring. Not to be confused with a network partition.
+    RingPartition(u32), "ring partition {}");
+id!(
+    /// A namespace. Never reused; the mode of an id never changes.
+    NamespaceId(u64), "namespace {}");
+id!(
+    /// A version of the catalogue.
+    Epoch(u64), "epoch {}");
+id!(
+    /// One life of one data directory, 64 random bits: dots are contiguous within it.
+    Incarnation(u64), "{:016x}");
+id!(
+    /// A client or session: 128 random bits.
+    ClientId(u128), "{:032x}");
+
+impl GroupId {
+    /// Group 0 replicates the catalogue.
+    pub const CATALOGUE: Self = Self(0);
+    /// The first group that holds strong namespaces.
+    pub const FIRST_DATA: Self = Self(1);
+}
+
+impl FromStr for NodeId {
+    type Err = ParseIdError;
+
+    /// Reads `n3` or `3`.
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        match text.strip_prefix('n').unwrap_or(text).parse::<u64>() {
+            Ok(id) if id > 0 => Ok(Self(id)),
+            _ => Err(ParseIdError { text: text.to_owned(), expected: "a node (n1, n2, ...)" }),
+        }
+    }
+}
+
+impl FromStr for ClusterId {
+    type Err = ParseIdError;
+
+    /// Reads 32 hexadecimal digits.
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let expected = "a cluster id (32 hexadecimal digits)";
+        if text.len() != 32 {
+            return Err(ParseIdError { text: text.to_owned(), expected });
+        }
+        u128::from_str_radix(text, 16).map(Self).map_err(|_| ParseIdError { text: text.to_owned(), expected })
+    }
+}
+
+/// Identity of one mutation, the same in every attempt (Ongaro's dissertation, section 6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct RequestId {
+    /// Who asks.
+    pub client_id: ClientId,
+    /// Dense from 1 within the client id.
+    pub seq: u64,
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}:{}", self.client_id.0 >> 96, self.seq)
+    }
+}
+
+/// What a server is told of a mutation beside its operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mutation {
+    /// The identity.
+    pub request_id: RequestId,
+    /// The client's wall clock when the operation was first issued, milliseconds since 1970.
+    pub issued_at_ms: u64,
+    /// Every seq below this one has been answered.
+    pub lowest_unacked: u64,
+    /// From 1.
+    pub attempt: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_ids_read_with_and_without_the_letter() {
+        assert_eq!("n3".parse(), Ok(NodeId(3)));
+        assert_eq!("3".parse(), Ok(NodeId(3)));
+        for wrong in ["", "n", "n0", "nn1", "-1", "n1 "] {
+            assert!(wrong.parse::<NodeId>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn cluster_ids_survive_their_text() {
+        let id = ClusterId(0x0123_4567_89ab_cdef_0000_0000_0000_0001);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!("xyz".parse::<ClusterId>().is_err());
+    }
+}

@@ -1,0 +1,24 @@
+//! The vocabulary of Quorate: what every crate means by a key, a namespace, a mode, a guarantee, a request, an outcome and
+//! a receipt. Pure values: no runtime, no input or output, no clock.
+
+pub mod catalogue;
+pub mod causal;
+mod failure;
+mod ids;
+mod key;
+pub mod limits;
+mod namespace;
+mod receipt;
+
+pub use failure::{Applied, Failure, Reason};
+pub use ids::{
+    ClientId, ClusterId, Epoch, GroupId, Incarnation, Mutation, NamespaceId, NodeId, ParseIdError, RequestId,
+    RingId, RingPartition,
+};
+pub use key::{Key, NamespaceName, Value};
+pub use namespace::{
+    Guarantee, Mode, Namespace, NamespaceSpec, Placement, ReplicaCount, Replication, majority,
+};
+pub use receipt::{
+    AvailableEvidence, Degradation, Evidence, ReadPath, Receipt, ReplicaReply, StrongEvidence,
+};

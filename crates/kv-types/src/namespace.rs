@@ -1,0 +1,246 @@
+//! A namespace chooses its side of CAP. Settings that cannot imply the promised guarantee are refused here, when the
+//! namespace is created, not discovered in production.
+
+use std::fmt;
+
+use crate::limits::MAX_REPLICAS;
+use crate::{Failure, GroupId, NamespaceId, NamespaceName, Reason, RingId};
+
+/// The side of CAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Mode {
+    /// Linearizable; refuses in a minority.
+    Strong,
+    /// Answers in a minority; converges after it heals.
+    Available,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Strong => "strong",
+            Self::Available => "available",
+        })
+    }
+}
+
+/// A guarantee by name. N, R and W are the plan that implements one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Guarantee {
+    /// As if there were one copy, in real-time order.
+    Linearizable,
+    /// At most a stated age behind.
+    BoundedStaleness,
+    /// A session sees its own writes.
+    ReadYourWrites,
+    /// A session never goes back.
+    MonotonicReads,
+    /// Replicas converge when writes stop.
+    Eventual,
+}
+
+impl fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Linearizable => "linearizable",
+            Self::BoundedStaleness => "bounded staleness",
+            Self::ReadYourWrites => "read your writes",
+            Self::MonotonicReads => "monotonic reads",
+            Self::Eventual => "eventual",
+        })
+    }
+}
+
+/// How many replicas must answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReplicaCount {
+    /// So many.
+    Number(u8),
+    /// A majority of N.
+    Quorum,
+    /// All N.
+    All,
+}
+
+impl ReplicaCount {
+    /// The number for a given N, or `INVALID_REQUEST` when it is not within 1 to N.
+    pub fn of(self, n: u8) -> Result<u8, Failure> {
+        match self {
+            Self::Quorum => Ok(majority(n)),
+            Self::All => Ok(n),
+            Self::Number(count) if (1..=n).contains(&count) => Ok(count),
+            Self::Number(count) => Err(Failure::new(
+                Reason::InvalidRequest,
+                format!("{count} replicas were asked for; the namespace keeps {n}"),
+            )),
+        }
+    }
+}
+
+/// The smallest number that is more than half of `n`.
+pub fn majority(n: u8) -> u8 {
+    n / 2 + 1
+}
+
+/// N, R and W of an available namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Replication {
+    /// Replicas per key.
+    pub n: u8,
+    /// Answers that a read needs.
+    pub r: u8,
+    /// Acknowledgements that a write needs.
+    pub w: u8,
+    /// Whether fallbacks may count (a sloppy quorum).
+    pub sloppy: bool,
+}
+
+impl Replication {
+    /// Whether every read set meets every write set among the primaries. This is *not* linearizability.
+    pub fn intersects(&self) -> bool {
+        self.r + self.w > self.n && !self.sloppy
+    }
+}
+
+/// Where a namespace lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// In one Raft group.
+    Strong {
+        /// The group.
+        group: GroupId,
+    },
+    /// On a ring.
+    Available {
+        /// The ring.
+        ring: RingId,
+        /// The quorums.
+        replication: Replication,
+    },
+}
+
+/// A namespace as catalogued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// Never reused.
+    pub id: NamespaceId,
+    /// Its name.
+    pub name: NamespaceName,
+    /// Counts changes of settings, from 1.
+    pub settings_version: u64,
+    /// What it promises.
+    pub guarantee: Guarantee,
+    /// Where it lives; this also says its mode.
+    pub placement: Placement,
+}
+
+impl Namespace {
+    /// Its side of CAP.
+    pub fn mode(&self) -> Mode {
+        match self.placement {
+            Placement::Strong { .. } => Mode::Strong,
+            Placement::Available { .. } => Mode::Available,
+        }
+    }
+}
+
+/// A request for a namespace, checked by [`NamespaceSpec::check`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceSpec {
+    /// Its name.
+    pub name: NamespaceName,
+    /// Its side of CAP.
+    pub mode: Mode,
+    /// Available: the quorums.
+    pub replication: Option<Replication>,
+    /// What it promises.
+    pub guarantee: Guarantee,
+}
+
+impl NamespaceSpec {
+    /// A strong namespace.
+    pub fn strong(name: NamespaceName) -> Self {
+        Self { name, mode: Mode::Strong, replication: None, guarantee: Guarantee::Linearizable }
+    }
+
+    /// An available namespace that promises what every setting implies.
+    pub fn available(name: NamespaceName, replication: Replication) -> Self {
+        Self { name, mode: Mode::Available, replication: Some(replication), guarantee: Guarantee::Eventual }
+    }
+
+    /// Whether the settings hold together and imply the promise, in a cluster of `members`: `NAMESPACE_INVALID`.
+    pub fn check(&self, members: usize) -> Result<(), Failure> {
+        let refuse = |message: String| Err(Failure::new(Reason::NamespaceInvalid, message));
+        match (self.mode, self.replication) {
+            (Mode::Strong, Some(_)) => {
+                refuse("N, R and W belong to available namespaces; a strong one lives in a Raft group".into())
+            }
+            (Mode::Strong, None) if self.guarantee == Guarantee::Linearizable => Ok(()),
+            (Mode::Strong, None) => {
+                refuse(format!("a strong namespace promises linearizable, not {}", self.guarantee))
+            }
+            (Mode::Available, None) => refuse("an available namespace needs N, R and W".into()),
+            (Mode::Available, Some(Replication { n, r, w, .. })) => {
+                if n == 0 || n > MAX_REPLICAS || usize::from(n) > members {
+                    return refuse(format!(
+                        "N={n} is out of range: 1 to {} in a cluster of {members} nodes",
+                        members.min(usize::from(MAX_REPLICAS))
+                    ));
+                }
+                if !(1..=n).contains(&r) || !(1..=n).contains(&w) {
+                    return refuse(format!("R={r} and W={w} must each be 1 to N={n}"));
+                }
+                if self.guarantee != Guarantee::Eventual {
+                    return refuse(format!(
+                        "N={n} R={r} W={w} cannot promise {}: leaderless quorums promise eventual (R+W>N is not linearizability)",
+                        self.guarantee
+                    ));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn available(n: u8, r: u8, w: u8) -> NamespaceSpec {
+        let name = NamespaceName::new("cart").unwrap();
+        NamespaceSpec::available(name, Replication { n, r, w, sloppy: true })
+    }
+
+    #[test]
+    fn settings_that_do_not_hold_together_are_refused() {
+        assert!(available(3, 2, 2).check(5).is_ok());
+        for (n, r, w, members) in [
+            (0, 1, 1, 5),
+            (6, 1, 1, 5),
+            (3, 0, 2, 5),
+            (3, 4, 2, 5),
+            (3, 2, 4, 5),
+            (3, 2, 2, 2),
+            (8, 1, 1, 20),
+        ] {
+            let refused = available(n, r, w).check(members).map_err(|e| e.reason);
+            assert_eq!(refused, Err(Reason::NamespaceInvalid), "{n} {r} {w} of {members}");
+        }
+    }
+
+    #[test]
+    fn quorums_are_never_sold_as_linearizable() {
+        let mut spec = available(3, 3, 3);
+        spec.guarantee = Guarantee::Linearizable;
+        assert!(spec.check(5).is_err());
+    }
+
+    #[test]
+    fn counts_resolve_within_n() {
+        assert_eq!(ReplicaCount::Quorum.of(5), Ok(3));
+        assert_eq!(ReplicaCount::All.of(5), Ok(5));
+        assert_eq!(ReplicaCount::Number(1).of(3), Ok(1));
+        assert!(ReplicaCount::Number(4).of(3).is_err());
+        assert!(ReplicaCount::Number(0).of(3).is_err());
+    }
+}

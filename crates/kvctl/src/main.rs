@@ -1,0 +1,2 @@
+//! The command line of Quorate.
+fn main() {}

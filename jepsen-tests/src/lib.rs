@@ -1,0 +1,1 @@
+//! Scenarios that cut the network of a real cluster and judge the recorded history.
