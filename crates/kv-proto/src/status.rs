@@ -149,6 +149,22 @@ mod tests {
     }
 
     #[test]
+    fn the_page_of_reasons_matches_the_code() {
+        let page = include_str!("../../../docs/errors.md");
+        for reason in Reason::ALL {
+            let code: String = format!("{:?}", code_of(*reason))
+                .chars()
+                .enumerate()
+                .flat_map(|(i, c)| (i > 0 && c.is_uppercase()).then_some('_').into_iter().chain(c.to_uppercase()))
+                .collect();
+            let row = format!("| `{}` | {code} | {} |", reason.code_name(), reason.applied());
+            let rows: Vec<_> = page.lines().filter(|line| line.starts_with(&row)).collect();
+            assert_eq!(rows.len(), 1, "docs/errors.md needs one row that begins with {row}");
+            assert!(rows[0].split('|').nth(5).is_some_and(|remedy| remedy.len() > 10), "{row} has no remedy");
+        }
+    }
+
+    #[test]
     fn a_foreign_status_proves_nothing() {
         let failure = failure_from_status(&Status::unavailable("proxy says no"));
         assert_eq!((failure.reason, failure.applied), (Reason::ConnectionLost, Applied::Unknown));
