@@ -137,13 +137,17 @@ impl<'a> KeyHistory<'a> {
         let writes: Vec<_> = operations.iter().copied().filter(|op| op.writes_value()).collect();
         for (id, write) in writes.iter().enumerate() {
             if ids.insert(write.input.to_string(), id).is_some() {
-                let message = format!("{} was written twice to {:?}: values must be unique", write.input, write.key);
+                let message =
+                    format!("{} was written twice to {:?}: values must be unique", write.input, write.key);
                 return Err(Malformed { line: write.index as usize + 1, message });
             }
         }
-        let known = |values: &[Json]| values.iter().filter_map(|value| ids.get(&value.to_string()).copied()).collect();
+        let known = |values: &[Json]| {
+            values.iter().filter_map(|value| ids.get(&value.to_string()).copied()).collect()
+        };
         let covers = |op: &Operation| known(op.observed.as_deref().unwrap_or_default());
-        let reads: Vec<_> = operations.iter().copied().filter(|op| op.f == Function::Read && op.ok()).collect();
+        let reads: Vec<_> =
+            operations.iter().copied().filter(|op| op.f == Function::Read && op.ok()).collect();
         let mut seen: BTreeSet<Id> = BTreeSet::new();
         for op in operations {
             seen.extend::<Vec<Id>>(known(op.values_read()));
@@ -316,7 +320,8 @@ mod tests {
 
     #[test]
     fn a_concurrent_write_that_vanished_is_lost() {
-        let history = History::new().write(1..2, "a", &[]).write(3..4, "b", &[]).read(1001..1002, values(&["b"]));
+        let history =
+            History::new().write(1..2, "a", &[]).write(3..4, "b", &[]).read(1001..1002, values(&["b"]));
         let account = account_of(history);
         assert_eq!(lost(&account), [json!("a")]);
         assert!(!account.kept());
@@ -350,7 +355,8 @@ mod tests {
         let account = account_of(back);
         assert_eq!(account.resurrected.len(), 1);
         assert_eq!(account.stale.len(), 1);
-        let perhaps = History::new().write(1..2, "a", &[]).unknown_delete(3, &["a"]).read(1001..1002, absent());
+        let perhaps =
+            History::new().write(1..2, "a", &[]).unknown_delete(3, &["a"]).read(1001..1002, absent());
         let account = account_of(perhaps);
         assert_eq!((account.lost.len(), account.uncertain.len()), (0, 1));
     }
@@ -376,7 +382,8 @@ mod tests {
                 .read(100..110, absent())
                 .read(100..110, values(&["c"])),
         );
-        let stale: Vec<_> = account.stale.iter().map(|read| (read.behind, read.lag_ns, read.absent)).collect();
+        let stale: Vec<_> =
+            account.stale.iter().map(|read| (read.behind, read.lag_ns, read.absent)).collect();
         assert_eq!(stale, [(2, 60, false), (3, 80, true)]);
         assert_eq!((account.false_absences(), account.unread.len()), (1, 3));
     }
@@ -408,7 +415,10 @@ mod tests {
                 .read(1001..1002, values(&["b"]))
                 .read(1001..1002, absent()),
         );
-        assert_eq!((account.phantoms.len(), account.false_conflicts.len(), account.diverged.len()), (2, 1, 1));
+        assert_eq!(
+            (account.phantoms.len(), account.false_conflicts.len(), account.diverged.len()),
+            (2, 1, 1)
+        );
     }
 
     #[test]

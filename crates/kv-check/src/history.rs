@@ -171,7 +171,9 @@ impl Serialize for Process {
 impl<'de> Deserialize<'de> for Process {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Process, D::Error> {
         match Json::deserialize(deserializer)? {
-            Json::Number(number) if number.is_u64() => Ok(Process::Client(number.as_u64().unwrap_or_default())),
+            Json::Number(number) if number.is_u64() => {
+                Ok(Process::Client(number.as_u64().unwrap_or_default()))
+            }
             Json::String(name) if name == "nemesis" => Ok(Process::Nemesis),
             other => Err(de::Error::custom(format!("process is a number or \"nemesis\", not {other}"))),
         }
@@ -283,7 +285,8 @@ mod tests {
     #[test]
     fn ties_put_calls_before_returns() {
         let event = |time, kind| Event::new(time, Process::Client(0), kind, Function::Read, Json::Null);
-        let events = arrange(vec![event(2, EventType::Ok), event(2, EventType::Invoke), event(1, EventType::Info)]);
+        let events =
+            arrange(vec![event(2, EventType::Ok), event(2, EventType::Invoke), event(1, EventType::Info)]);
         let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
         assert_eq!(kinds, [EventType::Info, EventType::Invoke, EventType::Ok]);
     }

@@ -5,12 +5,13 @@
 //! independent (Herlihy and Wing's locality), so each is searched alone.
 //!
 //! The search is Wing and Gong's with Lowe's memo: linearize any operation whose call lies before the first return
-//! still to be explained, remember configurations that led nowhere, go back. Three things keep it short:
+//! still to be explained, remember configurations that led nowhere, go back. Four things keep it short:
 //!
 //! - An operation that leaves the register as it is (a read, a mismatch) is linearized as soon as it is legal:
 //!   whatever could follow without it can follow after it.
 //! - An operation of unknown outcome never has to be linearized. It is tried only where it makes something legal
 //!   that was not: in any linearization it can be moved right before the first operation that needs it, or left out.
+//! - Revisions only grow, so operations that told theirs are linearized in that order.
 //! - A configuration is the first operation not yet linearized, a bit window after it, the unknown ones used, and
 //!   the state: its size follows the concurrency, not the length of the history. Whole configurations are compared;
 //!   a hash alone never prunes.
@@ -24,6 +25,7 @@ use crate::operation::Expected;
 use crate::{Function, Json, Operation, Outcome};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// How answers that carry little are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -316,10 +318,41 @@ impl Action {
         }
     }
 
+    /// The revision the register must have at its moment, if it told one.
+    fn revision(self) -> Option<u64> {
+        match self {
+            Action::Saw { value, revision } | Action::Found { value, revision, .. } => {
+                revision.filter(|_| value != ABSENT)
+            }
+            Action::Mismatch { .. } => None,
+            Action::Set { revision, .. } => revision,
+        }
+    }
+
     /// Whether it only looks.
     fn looks(self) -> bool {
         !matches!(self, Action::Set { .. })
     }
+}
+
+/// A completed operation.
+struct Done<'a> {
+    op: &'a Operation,
+    action: Action,
+    /// Whether it told its revision, and how many completed operations told a lower one: those come before.
+    told: bool,
+    lower: u32,
+    /// Its entries.
+    call: u32,
+    ret: u32,
+}
+
+/// An operation of unknown outcome.
+struct Open<'a> {
+    op: &'a Operation,
+    action: Action,
+    /// An earlier one that asks the same: that is used first.
+    twin: Option<u32>,
 }
 
 /// A call or a return of a completed operation, in a doubly linked list in the order of time.
@@ -359,45 +392,53 @@ struct DeadEnd {
 
 struct Search<'a> {
     /// Completed operations, by call.
-    done: Vec<(&'a Operation, Action)>,
-    /// Operations of unknown outcome, by call, each with the earlier one that asks the same.
-    open: Vec<(&'a Operation, Action, Option<u32>)>,
+    done: Vec<Done<'a>>,
+    /// Operations of unknown outcome, by call.
+    open: Vec<Open<'a>>,
     /// Entry 0 is the sentinel before the first and after the last.
     entries: Vec<Entry>,
-    /// The entries of each completed operation: call, return.
-    places: Vec<(u32, u32)>,
     state: State,
     path: Vec<Step>,
+    /// How many operations on the path told their revision; they are the lowest.
+    told: u32,
     /// Bits of the completed operations on the path; none set from word `window` on.
     used: Vec<u64>,
     window: usize,
     /// Bits of the unknown operations on the path.
     opened: Vec<u64>,
-    seen: HashSet<Box<[u64]>>,
+    seen: HashSet<Box<[u64]>, BuildHasherDefault<Quick>>,
     /// The dead end before which most completed operations were explained.
     best: Option<DeadEnd>,
 }
 
 impl<'a> Search<'a> {
     fn new(done: Vec<(&'a Operation, Action)>, open: Vec<(&'a Operation, Action)>) -> Search<'a> {
+        let mut told: Vec<u64> = done.iter().filter_map(|(_, action)| action.revision()).collect();
+        told.sort_unstable();
+        let with_order = |(op, action): (&'a Operation, Action)| {
+            let lower = action.revision().map_or(0, |at| told.partition_point(|other| *other < at) as u32);
+            Done { op, action, told: action.revision().is_some(), lower, call: 0, ret: 0 }
+        };
+        let mut done: Vec<Done<'_>> = done.into_iter().map(with_order).collect();
+
         let mut moments = Vec::with_capacity(done.len() * 2);
-        for (op, (operation, _)) in (0u32..).zip(&done) {
-            moments.push((operation.call, false, op));
-            moments.push((operation.ret.unwrap_or(u64::MAX), true, op));
+        for (at, Done { op, .. }) in (0u32..).zip(&done) {
+            moments.push((op.call, false, at));
+            moments.push((op.ret.unwrap_or(u64::MAX), true, at));
         }
         moments.sort_unstable(); // calls before returns where times tie: intervals only widen
         let count = moments.len() as u32;
         let mut entries = vec![Entry { op: u32::MAX, returns: false, previous: count, next: 1.min(count) }];
-        let mut places = vec![(0, 0); done.len()];
         for (at, (_, returns, op)) in (1u32..).zip(moments) {
-            let place = &mut places[op as usize];
-            if returns { place.1 = at } else { place.0 = at }
+            let place = &mut done[op as usize];
+            *if returns { &mut place.ret } else { &mut place.call } = at;
             entries.push(Entry { op, returns, previous: at - 1, next: if at == count { 0 } else { at + 1 } });
         }
-        let mut opens: Vec<(&Operation, Action, Option<u32>)> = Vec::with_capacity(open.len());
-        for (operation, action) in open {
-            let twin = opens.iter().rposition(|(_, other, _)| *other == action).map(|twin| twin as u32);
-            opens.push((operation, action, twin));
+
+        let mut opens: Vec<Open<'_>> = Vec::with_capacity(open.len());
+        for (op, action) in open {
+            let twin = opens.iter().rposition(|other| other.action == action).map(|twin| twin as u32);
+            opens.push(Open { op, action, twin });
         }
         Search {
             used: vec![0; done.len().div_ceil(64)],
@@ -405,11 +446,11 @@ impl<'a> Search<'a> {
             done,
             open: opens,
             entries,
-            places,
             state: START,
             path: Vec::new(),
+            told: 0,
             window: 0,
-            seen: HashSet::new(),
+            seen: HashSet::default(),
             best: None,
         }
     }
@@ -454,15 +495,20 @@ impl<'a> Search<'a> {
         let mut at = self.entries[0].next;
         while at != 0 && !self.entries[at as usize].returns {
             let Entry { op, next, .. } = self.entries[at as usize];
-            let action = self.done[op as usize].1;
-            if action.looks() && action.apply(self.state) == Some(self.state) {
-                let lets_in_later_calls = self.places[op as usize].1 == self.first_return();
+            let Done { action, ret, .. } = self.done[op as usize];
+            if action.looks() && self.in_order(op) && action.apply(self.state) == Some(self.state) {
+                let lets_in_later_calls = ret == self.first_return();
                 self.take(Step::Done(op));
                 at = if lets_in_later_calls { self.entries[0].next } else { next };
             } else {
                 at = next;
             }
         }
+    }
+
+    /// Whether everything with a lower revision is on the path.
+    fn in_order(&self, op: u32) -> bool {
+        self.told >= self.done[op as usize].lower
     }
 
     /// The entry of the first return still to be explained. There is one while the list is not empty.
@@ -481,28 +527,29 @@ impl<'a> Search<'a> {
         let mut blocked = Vec::new();
         let mut at = self.entries[0].next;
         while !self.entries[at as usize].returns {
-            let op = self.entries[at as usize].op;
-            match self.done[op as usize].1.apply(self.state) {
-                Some(_) => steps.push((self.places[op as usize].1, Step::Done(op))),
-                None => blocked.push(self.done[op as usize].1),
+            let Entry { op, next, .. } = self.entries[at as usize];
+            let Done { action, ret, .. } = self.done[op as usize];
+            if self.in_order(op) {
+                match action.apply(self.state) {
+                    Some(_) => steps.push((ret, Step::Done(op))),
+                    None => blocked.push(action),
+                }
             }
-            at = self.entries[at as usize].next;
+            at = next;
         }
         steps.sort_by_key(|(ret, _)| std::cmp::Reverse(*ret));
-        let first_ret = self.done[self.entries[at as usize].op as usize].0.ret.unwrap_or(u64::MAX);
-        let callable = |op: &Operation| op.call <= first_ret;
+
+        let first_return = self.done[self.entries[at as usize].op as usize].op.ret.unwrap_or(u64::MAX);
+        let callable = || self.unused().filter(|op| self.open[*op as usize].op.call <= first_return);
         let enables = |after: State| {
-            blocked.iter().any(|action| action.apply(after).is_some())
-                || self.unused().any(|op| {
-                    let (operation, action, _) = self.open[op as usize];
-                    callable(operation) && action.apply(self.state).is_none() && action.apply(after).is_some()
-                })
+            let enabled =
+                |action: Action| action.apply(self.state).is_none() && action.apply(after).is_some();
+            blocked.iter().any(|action| enabled(*action))
+                || callable().any(|op| enabled(self.open[op as usize].action))
         };
-        let unknown = self.unused().filter(|op| {
-            let (operation, action, twin) = self.open[*op as usize];
-            callable(operation)
-                && twin.is_none_or(|twin| bit(&self.opened, twin))
-                && action.apply(self.state).is_some_and(enables)
+        let unknown = callable().filter(|op| {
+            let Open { action, twin, .. } = self.open[*op as usize];
+            twin.is_none_or(|twin| bit(&self.opened, twin)) && action.apply(self.state).is_some_and(enables)
         });
         unknown.map(Step::Open).chain(steps.into_iter().map(|(_, step)| step)).collect()
     }
@@ -515,16 +562,17 @@ impl<'a> Search<'a> {
     fn take(&mut self, step: Step) {
         let action = match step {
             Step::Done(op) => {
-                let (call, ret) = self.places[op as usize];
+                let Done { action, call, ret, told, .. } = self.done[op as usize];
                 self.lift(call);
                 self.lift(ret);
                 flip(&mut self.used, op);
                 self.window = self.window.max(op as usize / 64 + 1);
-                self.done[op as usize].1
+                self.told += u32::from(told);
+                action
             }
             Step::Open(op) => {
                 flip(&mut self.opened, op);
-                self.open[op as usize].1
+                self.open[op as usize].action
             }
         };
         self.path.push(step);
@@ -537,10 +585,11 @@ impl<'a> Search<'a> {
         while self.path.len() > depth {
             match self.path.pop() {
                 Some(Step::Done(op)) => {
-                    let (call, ret) = self.places[op as usize];
+                    let Done { call, ret, told, .. } = self.done[op as usize];
                     self.unlift(ret);
                     self.unlift(call);
                     flip(&mut self.used, op);
+                    self.told -= u32::from(told);
                 }
                 Some(Step::Open(op)) => flip(&mut self.opened, op),
                 None => {}
@@ -589,10 +638,10 @@ impl<'a> Search<'a> {
     /// The longest explanation there is, once the search has failed: it ended in at least one dead end.
     fn witness(self, values: &Values) -> Option<Witness> {
         let DeadEnd { path, state, stuck, .. } = self.best?;
-        let stuck = self.done[stuck as usize].0.clone();
+        let stuck = self.done[stuck as usize].op.clone();
         let linearization = path.iter().map(|step| match step {
-            Step::Done(op) => self.done[*op as usize].0.clone(),
-            Step::Open(op) => self.open[*op as usize].0.clone(),
+            Step::Done(op) => self.done[*op as usize].op.clone(),
+            Step::Open(op) => self.open[*op as usize].op.clone(),
         });
         Some(Witness {
             ns: stuck.ns.clone(),
@@ -601,6 +650,28 @@ impl<'a> Search<'a> {
             state: values.value(state.value),
             stuck,
         })
+    }
+}
+
+/// A quick hash of words (Fx): configurations are our own numbers, so nobody chooses them to collide.
+#[derive(Default)]
+struct Quick(u64);
+
+impl Hasher for Quick {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 }
 

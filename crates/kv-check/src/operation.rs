@@ -180,7 +180,9 @@ fn invoked(process: u64, event: &Event) -> Result<Operation, String> {
             [old, new] => (new.clone(), Some(Expected::Value(old.clone()))),
             _ => return Err("the value of a cas is [old, new]".into()),
         },
-        (Function::Cas, None, _) => return Err("a cas without expect_revision has the value [old, new]".into()),
+        (Function::Cas, None, _) => {
+            return Err("a cas without expect_revision has the value [old, new]".into());
+        }
         (Function::Write, ..) => (event.value.clone(), None),
         _ => (Json::Null, None),
     };

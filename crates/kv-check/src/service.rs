@@ -71,14 +71,16 @@ pub fn served(operations: &[Operation], windows: &[Window]) -> Vec<Served> {
             groups.entry((&op.ns, window.side(&op.node), op.f.mutates())).or_default().push(op);
         }
         for ((ns, side, mutations), group) in groups {
-            let answers = answers(group.iter().copied().filter(|op| op.ret.is_some_and(|ret| window.contains(ret))));
+            let answers =
+                answers(group.iter().copied().filter(|op| op.ret.is_some_and(|ret| window.contains(ret))));
             rows.push(Served {
                 ns: ns.to_owned(),
                 window: window.name.clone(),
                 side: side.to_owned(),
                 mutations,
                 answered: group.iter().filter(|op| op.answered()).count() as u64,
-                refused: group.iter().filter(|op| op.outcome == Outcome::Fail && !op.answered()).count() as u64,
+                refused: group.iter().filter(|op| op.outcome == Outcome::Fail && !op.answered()).count()
+                    as u64,
                 unknown: group.iter().filter(|op| op.outcome == Outcome::Info).count() as u64,
                 longest_gap_ns: longest_gap(&answers, window.from, window.to),
                 last_answer_ns: answers.last().map(|last| last - window.from),
@@ -219,8 +221,11 @@ mod tests {
 
     #[test]
     fn the_timeline_has_a_cell_for_every_span() {
-        let operations =
-            History::new().write(100..105, "a", &[]).failed_write(119..120, "b", &[]).unknown_write(125, "c", &[]).operations();
+        let operations = History::new()
+            .write(100..105, "a", &[])
+            .failed_write(119..120, "b", &[])
+            .unknown_write(125, "c", &[])
+            .operations();
         let rows = timeline(&operations, 100, 130, 10);
         let cells: Vec<_> =
             rows.values().flatten().map(|cell| (cell.answered, cell.refused, cell.unknown)).collect();

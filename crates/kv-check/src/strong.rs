@@ -46,7 +46,8 @@ pub fn account(operations: &[Operation], settled: u64) -> Account {
 
 fn account_for_key(operations: &[&Operation], settled: u64, account: &mut Account) {
     let mutations = || operations.iter().filter(|op| op.f.mutates() && op.outcome != Outcome::Fail);
-    let writers = |value: &Json| mutations().filter(|op| op.writes_value() && op.input == *value).collect::<Vec<_>>();
+    let writers =
+        |value: &Json| mutations().filter(|op| op.writes_value() && op.input == *value).collect::<Vec<_>>();
     let reads: Vec<_> = operations.iter().filter(|op| op.f == Function::Read && op.ok()).collect();
     let finals: Vec<_> = reads.iter().filter(|read| read.call >= settled).collect();
 
@@ -62,7 +63,10 @@ fn account_for_key(operations: &[&Operation], settled: u64, account: &mut Accoun
             account.acknowledged += 1;
             if finals.is_empty() {
                 account.unread.push(Named::of(op));
-            } else if finals.iter().any(|read| read.call > op.ret.unwrap_or(u64::MAX) && misses(read, op, operations)) {
+            } else if finals
+                .iter()
+                .any(|read| read.call > op.ret.unwrap_or(u64::MAX) && misses(read, op, operations))
+            {
                 account.lost.push(Named::of(op));
             }
         }
@@ -99,14 +103,18 @@ mod tests {
         );
         assert!(account.kept());
         assert_eq!((account.acknowledged, account.reads), (2, 1));
-        assert!(account_of(History::new().write(1..9, "a", &[]).delete(3..4, &[]).read(1001..1002, absent())).kept());
+        assert!(
+            account_of(History::new().write(1..9, "a", &[]).delete(3..4, &[]).read(1001..1002, absent()))
+                .kept()
+        );
         let perhaps = History::new().write(3..4, "a", &[]).unknown_delete(1, &[]).read(1001..1002, absent());
         assert!(account_of(perhaps).kept());
     }
 
     #[test]
     fn an_acknowledged_write_behind_an_older_state_is_lost() {
-        let rolled_back = History::new().write(1..2, "a", &[]).write(3..4, "b", &[]).read(1001..1002, value("a"));
+        let rolled_back =
+            History::new().write(1..2, "a", &[]).write(3..4, "b", &[]).read(1001..1002, value("a"));
         let account = account_of(rolled_back);
         assert_eq!(account.lost.iter().map(|write| &write.value).collect::<Vec<_>>(), [&json!("b")]);
         let gone = History::new().delete(1..2, &[]).write(3..4, "a", &[]).read(1001..1002, absent());

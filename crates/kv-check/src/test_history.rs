@@ -26,7 +26,14 @@ impl History {
         History(Vec::new())
     }
 
-    fn push(mut self, f: Function, at: Range<u64>, outcome: Outcome, input: Json, observed: &[&str]) -> History {
+    fn push(
+        mut self,
+        f: Function,
+        at: Range<u64>,
+        outcome: Outcome,
+        input: Json,
+        observed: &[&str],
+    ) -> History {
         let index = self.0.len() as u64;
         self.0.push(Operation {
             index,

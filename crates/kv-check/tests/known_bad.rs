@@ -48,7 +48,10 @@ fn a_stale_read() {
            5 1 invoke read null
            6 1 ok read "a""#,
     );
-    assert_eq!((witness.linearization.len(), witness.state, witness.stuck.output), (2, "b".into(), "a".into()));
+    assert_eq!(
+        (witness.linearization.len(), witness.state, witness.stuck.output),
+        (2, "b".into(), "a".into())
+    );
     accepted(
         r#"1 0 invoke write "a"
            2 0 ok write "a"
@@ -205,7 +208,9 @@ fn a_mismatch_that_should_have_matched() {
     rejected(&history("\"b\",\"expect_revision\":5\n4 1 fail cas null,\"err\":\"mismatch\",\"revision\":5"));
     accepted(&history("[\"z\", \"b\"]\n4 1 fail cas null,\"err\":\"mismatch\",\"observed\":[\"a\"]"));
     accepted(&history("\"b\",\"expect_revision\":4\n4 1 fail cas null,\"err\":\"mismatch\",\"revision\":5"));
-    accepted(&history("\"b\",\"expect_revision\":0\n4 1 fail cas null,\"err\":\"mismatch\",\"observed\":[\"a\"]"));
+    accepted(&history(
+        "\"b\",\"expect_revision\":0\n4 1 fail cas null,\"err\":\"mismatch\",\"observed\":[\"a\"]",
+    ));
     // Refused for another reason than the condition: it says nothing.
     accepted(&history("[\"a\", \"b\"]\n4 1 fail cas null,\"err\":\"NO_QUORUM\""));
 }
@@ -251,7 +256,9 @@ fn a_limit_gives_unknown_and_never_a_violation() {
 #[test]
 fn one_bad_key_among_good_ones_is_named() {
     let line = |time, kind: &str, f: &str, key: &str, value: &str| {
-        format!(r#"{{"index":{time},"time":{time},"process":0,"type":"{kind}","f":"{f}","key":"{key}","ns":"bank","value":{value}}}"#)
+        format!(
+            r#"{{"index":{time},"time":{time},"process":0,"type":"{kind}","f":"{f}","key":"{key}","ns":"bank","value":{value}}}"#
+        )
     };
     let mut lines = Vec::new();
     for (n, key) in [(0, "good"), (4, "bad"), (8, "fine")] {

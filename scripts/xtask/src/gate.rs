@@ -1,0 +1,258 @@
+//! The gate: every step that a change must pass, in the order from quick to slow, ending at the first that fails.
+
+use crate::cargo::{Workspace, cargo, output};
+use crate::tidy;
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+/// What a step counted: itself, or for the tests each of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+impl Count {
+    fn one(passed: bool) -> Count {
+        Count { passed: u64::from(passed), failed: u64::from(!passed) }
+    }
+}
+
+type Step<'a> = (&'static str, &'a dyn Fn() -> Result<Count, String>);
+
+/// The whole gate. Prints a heading and the time of each step, then one line per step, and the sum as the last line.
+pub(crate) fn test(with_demo: bool) -> Result<ExitCode, String> {
+    let workspace = Workspace::load()?;
+    let format = || {
+        component("fmt", "rustfmt")?;
+        passes(&mut cargo(&["fmt", "--all", "--check"]), "the format differs: run `cargo xtask fix`")
+    };
+    let rules = || Ok(Count::one(tidy::run(&workspace)?));
+    let lints = || {
+        component("clippy", "clippy")?;
+        let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        passes(&mut cargo(&clippy), "clippy objects: `cargo xtask fix` mends what can be mended")
+    };
+    let tests = || count_tests(&mut cargo(&["test", "--workspace", "--no-fail-fast"]));
+    let demo = || checked_demo(&workspace);
+    let steps: [Step<'_>; 5] =
+        [("format", &format), ("tidy", &rules), ("lints", &lints), ("tests", &tests), ("demo", &demo)];
+    let steps = if with_demo { steps.as_slice() } else { &steps[..4] };
+    Ok(if run(steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs steps up to the first failure and prints the summary; whether all passed.
+fn run(steps: &[Step<'_>]) -> bool {
+    let mut summary = Vec::new();
+    let mut sum = Count::default();
+    let mut failed = None;
+    for (name, step) in steps {
+        if failed.is_some() {
+            summary.push(format!("  {name:<8} not run"));
+            continue;
+        }
+        println!("== {name}");
+        let (result, seconds) = timed(step);
+        let count = result.unwrap_or_else(|error| {
+            eprintln!("{error}");
+            Count::one(false)
+        });
+        sum = Count { passed: sum.passed + count.passed, failed: sum.failed + count.failed };
+        let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
+        println!("== {name}: {verdict} in {seconds:.1} s\n");
+        summary.push(format!(
+            "  {name:<8} {verdict:<6} {:>5} passed {:>5} failed {seconds:>8.1} s",
+            count.passed, count.failed
+        ));
+        failed = failed.or((count.failed > 0).then_some(*name));
+    }
+    println!("{}", summary.join("\n"));
+    if let Some(name) = failed {
+        println!("failed at: {name}");
+    }
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    failed.is_none()
+}
+
+#[allow(clippy::disallowed_methods, reason = "a task runner measures real time, and is no node")]
+fn timed<T>(action: impl Fn() -> T) -> (T, f64) {
+    let start = Instant::now();
+    let result = action();
+    (result, start.elapsed().as_secs_f64())
+}
+
+/// Makes sure that a component of the toolchain is there, or says how to get it.
+fn component(subcommand: &str, name: &str) -> Result<(), String> {
+    output(&mut cargo(&[subcommand, "--version"]))
+        .map(drop)
+        .map_err(|_| format!("{name} is missing: run `rustup component add {name}`"))
+}
+
+fn passes(command: &mut Command, otherwise: &str) -> Result<Count, String> {
+    let status =
+        command.status().map_err(|error| format!("cannot run {:?}: {error}", command.get_program()))?;
+    if status.success() { Ok(Count::one(true)) } else { Err(otherwise.to_owned()) }
+}
+
+/// Runs tests, passes on what they print, and adds up their `test result:` lines. A run that fails without a failed
+/// test (it did not compile, or crashed) counts as one failure.
+fn count_tests(command: &mut Command) -> Result<Count, String> {
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().map_err(|error| format!("cannot run cargo: {error}"))?;
+    let mut count = Count::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.map_err(|error| format!("cannot read what the tests print: {error}"))?;
+            let line = String::from_utf8_lossy(&line);
+            let result = test_result(&line).unwrap_or_default();
+            count = Count { passed: count.passed + result.passed, failed: count.failed + result.failed };
+            writeln!(std::io::stdout(), "{line}").map_err(|error| format!("cannot print: {error}"))?;
+        }
+    }
+    let status = child.wait().map_err(|error| format!("cannot wait for the tests: {error}"))?;
+    if !status.success() && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// The counts in a line such as `test result: ok. 24 passed; 0 failed; 0 ignored; ...`.
+fn test_result(line: &str) -> Option<Count> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut numbers = counts.split("; ").filter_map(|part| part.split(' ').next()?.parse().ok());
+    Some(Count { passed: numbers.next()?, failed: numbers.next()? })
+}
+
+/// Builds what the demo needs, with cargo's progress, and gives the call that runs it.
+fn build_demo(workspace: &Workspace) -> Result<Command, String> {
+    passes(&mut cargo(&["build", "-p", "kv-server", "-p", "kvctl"]), "the build failed")?;
+    let kvctl = workspace.target.join("debug").join(format!("kvctl{}", std::env::consts::EXE_SUFFIX));
+    let mut command = Command::new(kvctl);
+    command.args(["lab", "demo", "--out"]).arg(demo_output(workspace)).current_dir(&workspace.root);
+    Ok(command)
+}
+
+fn demo_output(workspace: &Workspace) -> PathBuf {
+    workspace.root.join("target").join("demo")
+}
+
+/// The demo, in our place: its signals and its exit code are its own.
+pub(crate) fn demo(args: &[&str]) -> Result<ExitCode, String> {
+    let mut command = build_demo(&Workspace::load()?)?;
+    command.args(args);
+    #[cfg(unix)]
+    let error = std::os::unix::process::CommandExt::exec(&mut command);
+    #[cfg(not(unix))]
+    let error = match command.status() {
+        Ok(status) => return Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))),
+        Err(error) => error,
+    };
+    Err(format!("cannot run {}: {error}", command.get_program().to_string_lossy()))
+}
+
+/// The demo as a test: it must succeed, and leave a receipt of this run whose promises were kept.
+fn checked_demo(workspace: &Workspace) -> Result<Count, String> {
+    let mut command = build_demo(workspace)?;
+    let receipt = demo_output(workspace).join("receipt.json");
+    match std::fs::remove_file(&receipt) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("cannot remove {}, of an earlier run: {error}", receipt.display()));
+        }
+        _ => {}
+    }
+    let count = passes(&mut command, "the demo failed")?;
+    read_receipt(&receipt).map_err(|error| format!("{}: {error}", receipt.display()))?;
+    Ok(count)
+}
+
+fn read_receipt(path: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("the demo left no receipt: {error}"))?;
+    let receipt = serde_json::from_str(&text).map_err(|error| format!("is no JSON: {error}"))?;
+    check_receipt(&receipt)
+}
+
+/// What every receipt must show, wherever in it: in both modes writes were acknowledged, none of them was lost, and
+/// no promise was broken.
+fn check_receipt(receipt: &Value) -> Result<(), String> {
+    let (mut lost, mut acknowledged) = (0, 0);
+    let mut open = vec![receipt];
+    while let Some(value) = open.pop() {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let none = value.as_u64() == Some(0) || value.as_array().is_some_and(Vec::is_empty);
+            match name.as_str() {
+                "lost" | "broken" if !none => return Err(format!("{name:?} is {value}, and must be none")),
+                "acknowledged" if none => return Err("no write was acknowledged: nothing was shown".into()),
+                "lost" => lost += 1,
+                "acknowledged" => acknowledged += 1,
+                _ => {}
+            }
+            open.push(value);
+        }
+        open.extend(value.as_array().into_iter().flatten());
+    }
+    if lost < 2 || acknowledged < 2 {
+        return Err("it must state \"acknowledged\" and \"lost\" for both modes".into());
+    }
+    Ok(())
+}
+
+/// The rules of the workspace alone.
+pub(crate) fn tidy() -> Result<ExitCode, String> {
+    let clean = tidy::run(&Workspace::load()?)?;
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The one command that writes: formats, and applies what clippy can apply.
+pub(crate) fn fix() -> Result<ExitCode, String> {
+    component("clippy", "clippy")?;
+    component("fmt", "rustfmt")?;
+    let clippy = ["clippy", "--fix", "--workspace", "--all-targets", "--allow-dirty", "--allow-staged"];
+    passes(&mut cargo(&clippy), "clippy could not mend everything")?;
+    passes(&mut cargo(&["fmt", "--all"]), "rustfmt failed")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::cell::Cell;
+
+    #[test]
+    fn the_lines_of_the_test_harness_are_counted() {
+        let count = |line| test_result(line).map(|count| (count.passed, count.failed));
+        let line =
+            "test result: ok. 24 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(count(line), Some((24, 0)));
+        assert_eq!(count("test result: FAILED. 13 passed; 2 failed; 0 ignored"), Some((13, 2)));
+        assert_eq!(count("test result::tests::works ... ok"), None);
+    }
+
+    #[test]
+    fn the_gate_ends_at_the_first_failure() {
+        let ran = Cell::new(0);
+        let step = |result: Result<Count, String>| {
+            ran.set(ran.get() + 1);
+            result
+        };
+        let good = || step(Ok(Count { passed: 7, failed: 0 }));
+        let bad = || step(Err("reason".into()));
+        assert!(run(&[("one", &good), ("two", &good)]));
+        assert!(!run(&[("one", &good), ("two", &bad), ("three", &good)]));
+        assert_eq!(ran.get(), 4);
+    }
+
+    #[test]
+    fn a_receipt_must_show_that_nothing_was_lost_although_something_was_written() {
+        let receipt = |strong: u64, lost: u64| json!({"v": 1, "broken": [], "modes": [{"acknowledged": strong, "lost": 0}, {"acknowledged": 5, "lost": lost}]});
+        assert_eq!(check_receipt(&receipt(4, 0)), Ok(()));
+        assert!(check_receipt(&receipt(4, 1)).is_err());
+        assert!(check_receipt(&receipt(0, 0)).is_err());
+        assert!(check_receipt(&json!({"acknowledged": 3, "lost": 0})).is_err());
+        assert!(check_receipt(&json!({"a": receipt(4, 0), "broken": ["converged"]})).is_err());
+        assert!(check_receipt(&json!({})).is_err());
+    }
+}
