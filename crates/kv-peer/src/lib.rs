@@ -1,1 +1,168 @@
-//! Calls between nodes.
+//! Calls between nodes. A call ends in an answer or in a [`PeerError`] that says exactly whether anything left this node,
+//! because everything above decides *not applied* or *unknown* by it. Underneath: one long-lived stream of frames per
+//! peer and [`Lane`], each on a connection of its own, so that bulk traffic never stands before a heartbeat.
+
+mod limits;
+mod link;
+mod liveness;
+mod peers;
+mod service;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kv_proto::peer::{request_frame, response_frame};
+use kv_types::{Applied, ClusterId, Epoch, Failure, GroupId, NamespaceId, NodeId, Reason};
+use tokio::time::Instant;
+
+pub use liveness::{Liveness, PeerState};
+pub use peers::Peers;
+pub use service::{PeerServer, server_builder, service};
+
+/// Which connection a call takes: traffic of one kind does not wait for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Heartbeats, votes, pings.
+    Control,
+    /// Log entries, forwarded strong operations.
+    Raft,
+    /// Replica reads and writes, forwarded available operations.
+    Data,
+    /// Hints, repair, pulls, snapshots.
+    Bulk,
+}
+
+impl Lane {
+    /// Every lane.
+    pub const ALL: [Self; 4] = [Self::Control, Self::Raft, Self::Data, Self::Bulk];
+}
+
+/// What a node says of itself and its peers, and how patient it is.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// The cluster; a message of another one is refused.
+    pub cluster_id: ClusterId,
+    /// This node.
+    pub node_id: NodeId,
+    /// Advertised address to the address to dial; others are dialled as advertised.
+    pub address_map: BTreeMap<String, String>,
+    /// How often each peer is pinged.
+    pub ping_every: Duration,
+    /// Without an answer for this long a peer is suspected.
+    pub suspect_after: Duration,
+    /// Without an answer for this long a peer is down.
+    pub down_after: Duration,
+    /// Calls of one link that wait or are under way; more are refused at once.
+    pub link_calls: usize,
+    /// Their bytes; one call may be larger when it is alone.
+    pub link_bytes: usize,
+    /// Calls of one link that were sent and not answered; more wait.
+    pub link_in_flight: usize,
+    /// Requests that one incoming stream may have under way; more are refused with `OVERLOADED`.
+    pub stream_concurrency: usize,
+}
+
+impl PeerConfig {
+    /// The defaults, with no address map.
+    pub fn new(cluster_id: ClusterId, node_id: NodeId) -> Self {
+        Self {
+            cluster_id,
+            node_id,
+            address_map: BTreeMap::new(),
+            ping_every: limits::PING_EVERY,
+            suspect_after: limits::SUSPECT_AFTER,
+            down_after: limits::DOWN_AFTER,
+            link_calls: limits::LINK_CALLS,
+            link_bytes: limits::LINK_BYTES,
+            link_in_flight: limits::LINK_IN_FLIGHT,
+            stream_concurrency: limits::STREAM_CONCURRENCY,
+        }
+    }
+}
+
+/// What a request is about: in every frame, checked by whoever serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Address {
+    /// The Raft group, where there is one.
+    pub group: GroupId,
+    /// The namespace, where there is one.
+    pub namespace: NamespaceId,
+    /// Epoch of the sender's catalogue.
+    pub epoch: Epoch,
+}
+
+/// Why a call has no answer, or that the answer was no.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Nothing left this node, and nothing will.
+    #[error("not sent: {why}")]
+    NotSent {
+        /// What stood in the way.
+        why: String,
+    },
+    /// It was handed to the transport, then the stream broke: its fate is open.
+    #[error("sent, then the connection was lost: {why}")]
+    Lost {
+        /// What broke.
+        why: String,
+    },
+    /// It was handed to the transport and no answer came by the deadline.
+    #[error("sent, no answer by the deadline")]
+    TimedOut,
+    /// The peer answered with a failure, whose `applied` is authoritative.
+    #[error("refused: {0}")]
+    Refused(Failure),
+}
+
+impl PeerError {
+    pub(crate) fn not_sent(why: impl Into<String>) -> Self {
+        Self::NotSent { why: why.into() }
+    }
+
+    /// Whether anything may have reached the peer.
+    pub fn was_sent(&self) -> bool {
+        !matches!(self, Self::NotSent { .. })
+    }
+
+    /// Whether what was asked for may have happened, or may still.
+    pub fn applied(&self) -> Applied {
+        match self {
+            Self::NotSent { .. } => Applied::No,
+            Self::Lost { .. } | Self::TimedOut => Applied::Unknown,
+            Self::Refused(failure) => failure.applied,
+        }
+    }
+
+    /// As the failure of a request that was passed on to `to`: `UNREACHABLE` (not applied), `RESULT_UNKNOWN` (unknown),
+    /// or what the peer said.
+    pub fn into_failure(self, to: NodeId) -> Failure {
+        match self {
+            Self::NotSent { why } => Failure::new(Reason::Unreachable, format!("{to} was not reached: {why}")),
+            Self::Lost { why } => {
+                Failure::new(Reason::ResultUnknown, format!("the connection to {to} broke before it answered: {why}"))
+            }
+            Self::TimedOut => Failure::new(Reason::ResultUnknown, format!("{to} did not answer by the deadline")),
+            Self::Refused(failure) => failure,
+        }
+    }
+}
+
+/// A request from a peer, whose cluster and target were checked. Whether `from` is a member is for the handler to judge.
+#[derive(Debug)]
+pub struct PeerRequest {
+    /// Who asks.
+    pub from: NodeId,
+    /// What it is about.
+    pub about: Address,
+    /// By when the answer is wanted.
+    pub deadline: Instant,
+    /// What is asked.
+    pub body: request_frame::Body,
+}
+
+/// Serves peers. The future is never cancelled: it has to end by the request's deadline, give or take.
+pub trait PeerHandler: Send + Sync + 'static {
+    /// Serves one request. Requests of one stream run concurrently.
+    fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>>;
+}

@@ -1,1 +1,46 @@
-//! kvd, the server.
+//! kvd: a node as a value. It takes a configuration and an environment, opens storage, joins its peers, runs both modes and
+//! serves clients; what it takes from the world comes through the environment, so that a simulation runs the same node.
+
+mod config;
+mod core;
+mod health;
+mod limits;
+mod near;
+mod node;
+mod requests;
+mod services;
+
+pub use config::{
+    DynamoSettings, LimitSettings, NodeConfig, Overrides, PeerSettings, RaftSettings, StorageSettings, load,
+};
+pub use node::{Node, NodeEnv};
+
+/// Version of the server.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Why a node did not start. The first three are the operator's to change; each names what.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The configuration does not hold together.
+    #[error("CONFIG_INVALID: {0}")]
+    ConfigInvalid(String),
+    /// The data directory belongs to another node or cluster, or another process has it open.
+    #[error("FOREIGN_DATA_DIR: {0}")]
+    ForeignDataDir(String),
+    /// Somebody else listens on an address of this node.
+    #[error("PORT_BUSY: {0}")]
+    PortBusy(String),
+    /// Storage or a mode did not start.
+    #[error("START_FAILED: {0}")]
+    Failed(String),
+}
+
+impl StartError {
+    /// The exit code of `kvd`: 2 for what the operator has to change, 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::ConfigInvalid(_) | Self::ForeignDataDir(_) | Self::PortBusy(_) => 2,
+            Self::Failed(_) => 1,
+        }
+    }
+}

@@ -1,1 +1,43 @@
-//! Durable ordered tables and the shared log.
+//! Durable ordered tables and the shared log of one node.
+//!
+//! One segmented log ([`Storage::commit`], [`RaftLog`]) is the truth for every Raft group and for leaderless replicas;
+//! a memtable above a lower tier ([`tier`]) answers reads. The tier may be lost at any time: it is rebuilt from the log,
+//! or the loss is reported ([`Recovery::tier_lost`]) and the layers above rebuild it.
+//!
+//! Invariants of this crate:
+//! - sled is named in `tier/sled.rs` alone, the operating system's files in `disk/real.rs` alone.
+//! - Nothing read from a disk panics; damage is an error with a name.
+//! - Nothing is acknowledged before the log's `fdatasync` returned; after an error of it nothing is acknowledged again.
+//! - A segment is removed only when the tier is on disk up to it, and no live Raft entry is in it.
+//! - The writer, drain and checkpoint are plain functions (`*_step`); threads or [`Storage::pump`] call them.
+
+mod batch;
+mod checkpoint;
+mod codec;
+mod cut;
+pub mod disk;
+mod drain;
+mod engine;
+mod error;
+mod identity;
+pub mod limits;
+mod memtable;
+mod open;
+mod options;
+mod raft_log;
+mod replace;
+mod snapshot;
+mod threads;
+pub mod tier;
+mod wal;
+
+pub use batch::{Batch, Position, Row, TableId};
+pub use cut::{Cut, CutRow};
+pub use engine::{Stats, Storage};
+pub use error::StorageError;
+pub use identity::Identity;
+pub use open::Recovery;
+pub use options::{Drive, StorageOptions};
+pub use raft_log::{Done, RaftBounds, RaftEntry, RaftLog, RaftLogId};
+pub use replace::Replace;
+pub use snapshot::{SnapshotInfo, SnapshotReader, SnapshotWriter, Snapshots};

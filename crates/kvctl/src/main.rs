@@ -1,2 +1,102 @@
-//! The command line of Quorate.
-fn main() {}
+//! The command line of Quorate. Everything it does, `kv-client` and `kv-lab` do; it reads arguments, renders answers, and
+//! ends with an exit code that scripts can trust.
+
+mod app;
+mod bench;
+mod check;
+mod cli;
+mod cluster;
+mod config;
+mod ctx;
+mod data;
+mod exit;
+mod fault;
+mod help;
+mod lab;
+mod ns;
+mod output;
+mod problem;
+mod suggest;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::app::App;
+use crate::cli::{Cli, Command, Lab};
+use crate::exit::Exit;
+use crate::output::Output;
+use crate::problem::Problem;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let Cli { global, command } = cli;
+    let out = Output::new(global.output, global.quiet, global.verbose > 0, global.color);
+    if global.verbose > 1 {
+        let log = tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
+        log.init();
+    }
+    let app = App { global, out, config_path: config::path() };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            app.out.problem(&Problem::new(Exit::Refused, format!("cannot start: {error}")));
+            return Exit::Refused.into();
+        }
+    };
+    let exit = runtime.block_on(run(&app, &command));
+    // A thread may still wait for standard input; nobody waits for it.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+async fn run(app: &App, command: &Command) -> Exit {
+    // The lab hears Ctrl-C itself, to end its processes first.
+    let own_ending = matches!(command, Command::Lab(Lab::Up(_) | Lab::Supervise(_) | Lab::Demo { .. }));
+    let result = tokio::select! {
+        biased;
+        Ok(()) = tokio::signal::ctrl_c(), if !own_ending => {
+            if matches!(command, Command::Put(_) | Command::Del(_) | Command::Cas(_)) {
+                app.out.note("interrupted: the write may have been applied, or may still be");
+            }
+            return Exit::Interrupted;
+        }
+        result = dispatch(app, command) => result,
+    };
+    match result {
+        Ok(exit) => exit,
+        Err(mut problem) => {
+            let arguments: Vec<String> = std::env::args().skip(1).collect();
+            suggest::suggest(app, &mut problem, &arguments).await;
+            if problem.exit != Exit::Done {
+                app.out.problem(&problem);
+            }
+            problem.exit
+        }
+    }
+}
+
+async fn dispatch(app: &App, command: &Command) -> Result<Exit, Problem> {
+    match command {
+        Command::Get(args) => data::get(app, args).await,
+        Command::Put(args) => data::put(app, args).await,
+        Command::Del(args) => data::del(app, args).await,
+        Command::Cas(args) => data::cas(app, args).await,
+        Command::Ns(command) => ns::run(app, command).await,
+        Command::Cluster(command) => cluster::run(app, command).await,
+        Command::Ring(command) => cluster::ring(app, command).await,
+        Command::Lab(command) => lab::run(app, command).await,
+        Command::Fault(command) => fault::run(app, command).await,
+        Command::Bench(args) => bench::run(app, args).await,
+        Command::Check(args) => check::run(app, args).await,
+        Command::Ctx(command) => ctx::run(app, command),
+        Command::Help { topic } => help::run(app, topic.as_deref()),
+        Command::Version => {
+            app.out.line(format!("kvctl {}", env!("CARGO_PKG_VERSION")))?;
+            Ok(Exit::Done)
+        }
+    }
+}

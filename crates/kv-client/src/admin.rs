@@ -1,0 +1,111 @@
+//! Namespaces, topology, and what single nodes see.
+
+use std::sync::Arc;
+
+use kv_proto::{admin, v1};
+use kv_types::{Failure, GroupId, Mode, NamespaceSpec, NodeId, Reason};
+use tokio::time::Instant;
+
+use crate::core::{Core, Route};
+use crate::endpoint::parse_address;
+use crate::policy::Effect;
+use crate::session::Session;
+use crate::strong::{checked, senseless};
+use crate::{Answer, Error, Leader, NamespaceInfo, Topology};
+
+pub use kv_proto::admin::{
+    GetDigestResponse as Digest, GetRingOwnersResponse as RingOwners, GetStatusResponse as NodeStatus,
+    GroupStatus, PartitionDigest, PeerStatus, StorageStatus,
+};
+
+/// The administrative handle.
+#[derive(Clone)]
+pub struct Admin(Arc<Core>);
+
+impl Admin {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self(core)
+    }
+
+    /// Creates a namespace. One of that name with the same settings is answered as if just made.
+    pub async fn create_namespace(&self, spec: NamespaceSpec) -> Result<Answer<NamespaceInfo>, Error> {
+        let begun = Instant::now();
+        // Its own session: creating is rare, and a first request needs no other before it.
+        let ticket = Session::new(&self.0.env.entropy).issue();
+        let ticket = ticket.ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))?;
+        let (n, r, w, strict) = match spec.replication {
+            Some(replication) => {
+                (replication.n.into(), replication.r.into(), replication.w.into(), !replication.sloppy)
+            }
+            None => (0, 0, 0, false),
+        };
+        let mode = match spec.mode {
+            Mode::Strong => admin::Mode::Strong,
+            Mode::Available => admin::Mode::Available,
+        };
+        let request = admin::CreateNamespaceRequest {
+            name: spec.name.as_str().to_owned(),
+            mode: mode.into(),
+            n,
+            r,
+            w,
+            strict,
+            guarantee: v1::Guarantee::from(spec.guarantee).into(),
+            mutation: Some(self.0.mutation(&ticket)),
+        };
+        let result = self.0.run(request, Effect::Once, Route::Any, self.0.write_deadline()).await;
+        let reply = result.map_err(|error| error.of_request(ticket.request_id()))?;
+        let namespace = reply.namespace.as_ref().ok_or_else(|| senseless("namespace"))?;
+        Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
+    }
+
+    /// All namespaces, by name, as some node has them.
+    pub async fn list_namespaces(&self) -> Result<Vec<NamespaceInfo>, Error> {
+        let reply = self.read(admin::ListNamespacesRequest {}, Route::Any).await?;
+        let namespaces: Result<Vec<_>, Failure> =
+            reply.namespaces.iter().map(NamespaceInfo::try_from).collect();
+        Ok(namespaces.map_err(Failure::of_read)?)
+    }
+
+    /// Members, namespaces and leaders, as some node knows them.
+    pub async fn topology(&self) -> Result<Topology, Error> {
+        let reply = self.read(admin::GetTopologyRequest {}, Route::Any).await?;
+        let topology = Topology::try_from(&reply).map_err(Failure::of_read)?;
+        self.0.learn_topology(topology.clone());
+        Ok(topology)
+    }
+
+    /// What the node at this endpoint sees of itself and of the others.
+    pub async fn status(&self, endpoint: &str) -> Result<NodeStatus, Error> {
+        self.read(admin::GetStatusRequest {}, Route::Node(&parse_address(endpoint)?)).await
+    }
+
+    /// Moves the leadership of a Raft group. Not resent when its fate is unknown.
+    pub async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<Leader, Error> {
+        let request = admin::TransferLeaderRequest { group: group.0, to: to.0 };
+        let reply = self.0.run(request, Effect::Repeats, Route::Any, self.0.write_deadline()).await?;
+        Ok(Leader { node: (reply.leader != 0).then_some(NodeId(reply.leader)), term: reply.term })
+    }
+
+    /// Where a key lives.
+    pub async fn ring_owners(&self, namespace: &str, key: impl AsRef<[u8]>) -> Result<RingOwners, Error> {
+        let request = admin::GetRingOwnersRequest { namespace: namespace.to_owned(), key: checked(key)? };
+        self.read(request, Route::Any).await
+    }
+
+    /// Digests of the ring partitions that the node at this endpoint keeps.
+    pub async fn digest(&self, endpoint: &str, namespace: &str) -> Result<Digest, Error> {
+        let request = admin::GetDigestRequest { namespace: namespace.to_owned() };
+        self.read(request, Route::Node(&parse_address(endpoint)?)).await
+    }
+
+    async fn read<Q: crate::rpc::Rpc>(&self, request: Q, route: Route<'_>) -> Result<Q::Reply, Error> {
+        self.0.run(request, Effect::None, route, self.0.read_deadline()).await
+    }
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Admin")
+    }
+}

@@ -1,0 +1,214 @@
+//! An available namespace: concurrent values side by side, and writes that say what they supersede.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kv_proto::{client_id_from_bytes, v1};
+use kv_types::limits::MAX_CONTEXT_BYTES;
+use kv_types::{Failure, Incarnation, Reason, ReplicaCount, RequestId, Value};
+use tokio::time::Instant;
+
+use crate::core::{Core, Route};
+use crate::policy::Effect;
+use crate::rpc::Rpc;
+use crate::strong::{checked, senseless};
+use crate::{Answer, Error};
+
+/// What a read or write saw, opaque: hand it back to supersede exactly that.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CausalContext(pub Bytes);
+
+/// What a write supersedes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteContext {
+    /// Exactly what an earlier read saw.
+    Causal(CausalContext),
+    /// Whatever the coordinating replica has now, so that two plain puts after each other do not conflict.
+    Observed,
+    /// Nothing: the value becomes a sibling.
+    Blind,
+}
+
+/// Whether a key is there, as far as the answering replicas know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// At least one value.
+    Found,
+    /// A replica that keeps this key says that it has no value.
+    Absent,
+    /// Only fallbacks without a copy answered: this says nothing about the key.
+    NoKnowledge,
+}
+
+/// One of several concurrent values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sibling {
+    /// The bytes.
+    pub value: Bytes,
+    /// The replica incarnation that minted the value's dot.
+    pub incarnation: Incarnation,
+    /// The dot's counter.
+    pub counter: u64,
+    /// When it was written, by a node's hybrid clock, milliseconds since 1970.
+    pub written_at_ms: u64,
+    /// The request that wrote it.
+    pub request_id: RequestId,
+}
+
+/// The answer to a read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Siblings {
+    /// Whether there is anything.
+    pub presence: Presence,
+    /// Every concurrent value.
+    pub values: Vec<Sibling>,
+    /// What this read saw, also of an absent key.
+    pub context: CausalContext,
+}
+
+/// Handle of an available namespace.
+#[derive(Clone)]
+pub struct Available {
+    core: Arc<Core>,
+    namespace: String,
+    read_replicas: Option<ReplicaCount>,
+    write_replicas: Option<ReplicaCount>,
+    strict: bool,
+}
+
+impl Available {
+    pub(crate) fn new(core: Arc<Core>, namespace: String) -> Self {
+        Self { core, namespace, read_replicas: None, write_replicas: None, strict: false }
+    }
+
+    /// A handle whose reads wait for so many replicas instead of the namespace's R.
+    pub fn reading(mut self, replicas: ReplicaCount) -> Self {
+        self.read_replicas = Some(replicas);
+        self
+    }
+
+    /// A handle whose writes wait for so many replicas instead of the namespace's W.
+    pub fn writing(mut self, replicas: ReplicaCount) -> Self {
+        self.write_replicas = Some(replicas);
+        self
+    }
+
+    /// A handle for which only primaries count.
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// Reads a key.
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Answer<Siblings>, Error> {
+        let begun = Instant::now();
+        let request = v1::GetRequest {
+            namespace: self.namespace.clone(),
+            key: checked(key)?,
+            read_replicas: self.read_replicas.map(Into::into),
+            strict: self.strict,
+            ..Default::default()
+        };
+        let reply = self.core.run(request, Effect::None, Route::Any, self.core.read_deadline()).await?;
+        let presence = match reply.presence() {
+            v1::Presence::Found => Presence::Found,
+            v1::Presence::Absent => Presence::Absent,
+            v1::Presence::NoKnowledge => Presence::NoKnowledge,
+            v1::Presence::Unspecified => return Err(senseless("presence").of_read().into()),
+        };
+        let values = reply.siblings.into_iter().map(sibling).collect::<Result<_, _>>();
+        let values = values.map_err(|_| senseless("sibling").of_read())?;
+        Answer::new(
+            Siblings { presence, values, context: CausalContext(reply.context) },
+            reply.receipt.as_ref(),
+            begun,
+        )
+    }
+
+    /// Writes a key; the answer's context covers this write and what it superseded.
+    pub async fn put(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl Into<Bytes>,
+        context: WriteContext,
+    ) -> Result<Answer<CausalContext>, Error> {
+        let begun = Instant::now();
+        let (key, value) = (checked(key)?, Value::new(value)?.into_bytes());
+        let context = Some(wire_context(context)?);
+        let reply = self
+            .write(|mutation| v1::PutRequest {
+                namespace: self.namespace.clone(),
+                key,
+                value,
+                mutation,
+                context,
+                write_replicas: self.write_replicas.map(Into::into),
+                strict: self.strict,
+                ..Default::default()
+            })
+            .await?;
+        Answer::new(CausalContext(reply.context), reply.receipt.as_ref(), begun)
+    }
+
+    /// Deletes what the context covers; concurrent values stay.
+    pub async fn delete(
+        &self,
+        key: impl AsRef<[u8]>,
+        context: WriteContext,
+    ) -> Result<Answer<CausalContext>, Error> {
+        let begun = Instant::now();
+        let (key, context) = (checked(key)?, Some(wire_context(context)?));
+        let reply = self
+            .write(|mutation| v1::DeleteRequest {
+                namespace: self.namespace.clone(),
+                key,
+                mutation,
+                context,
+                write_replicas: self.write_replicas.map(Into::into),
+                strict: self.strict,
+                ..Default::default()
+            })
+            .await?;
+        Answer::new(CausalContext(reply.context), reply.receipt.as_ref(), begun)
+    }
+
+    async fn write<Q: Rpc>(&self, build: impl FnOnce(Option<v1::Mutation>) -> Q) -> Result<Q::Reply, Error> {
+        let deadline = self.core.write_deadline();
+        let ticket = self.core.available_ticket()?;
+        let request = build(Some(self.core.mutation(&ticket)));
+        let result = self.core.run(request, Effect::Once, Route::Any, deadline).await;
+        result.map_err(|error| error.of_request(ticket.request_id()))
+    }
+}
+
+impl fmt::Debug for Available {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Available({})", self.namespace)
+    }
+}
+
+fn sibling(message: v1::Sibling) -> Result<Sibling, Failure> {
+    Ok(Sibling {
+        request_id: RequestId { client_id: client_id_from_bytes(&message.client_id)?, seq: message.seq },
+        value: message.value,
+        incarnation: Incarnation(message.incarnation),
+        counter: message.counter,
+        written_at_ms: message.written_at_ms,
+    })
+}
+
+fn wire_context(context: WriteContext) -> Result<v1::WriteContext, Failure> {
+    use v1::write_context::Context;
+    let context = match context {
+        WriteContext::Causal(CausalContext(bytes)) if bytes.len() > MAX_CONTEXT_BYTES => {
+            let message =
+                format!("a causal context has at most {MAX_CONTEXT_BYTES} bytes; this has {}", bytes.len());
+            return Err(Failure::new(Reason::BadContext, message));
+        }
+        WriteContext::Causal(CausalContext(bytes)) => Context::Causal(bytes),
+        WriteContext::Observed => Context::Observed(true),
+        WriteContext::Blind => Context::Blind(true),
+    };
+    Ok(v1::WriteContext { context: Some(context) })
+}

@@ -1,0 +1,346 @@
+//! What all handles of a client share, and the one loop that sends an operation: one deadline, bounded attempts, one
+//! request id. Nothing else in Quorate retries.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::select_ok;
+use kv_env::Env;
+use kv_proto::{admin, v1};
+use kv_types::{Applied, Failure, Mutation, Placement, Reason};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::endpoint::{Endpoint, Pool, parse_address, time_left};
+use crate::limits::{
+    ATTEMPT_GRACE, MAX_SESSION_SLOTS, MIN_ATTEMPT, TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL, TOPOLOGY_TIMEOUT,
+};
+use crate::policy::{Budget, Effect, Next, RetryPolicy, Verdict};
+use crate::rpc::Rpc;
+use crate::session::{Session, SessionSlot, Ticket};
+use crate::{ClientOptions, Error, Topology};
+
+/// Where an operation wants to go first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Route<'a> {
+    /// To the leader of this strong namespace.
+    Leader(&'a str),
+    /// To any node.
+    Any,
+    /// To this node and no other.
+    Node(&'a str),
+}
+
+pub(crate) struct Core {
+    pub(crate) options: ClientOptions,
+    pub(crate) env: Env,
+    pool: Pool,
+    policy: RetryPolicy,
+    budget: Mutex<Budget>,
+    in_flight: Semaphore,
+    topology: Mutex<Option<Topology>>,
+    /// When the topology was last asked for; held by whoever is asking.
+    refreshed: tokio::sync::Mutex<Option<Instant>>,
+    /// The node that operations of available namespaces begin with; moves on when it fails.
+    start: AtomicUsize,
+    sessions: Mutex<BTreeMap<String, Arc<SessionSlot>>>,
+    available: Mutex<Arc<Session>>,
+}
+
+impl Core {
+    pub(crate) fn new(mut options: ClientOptions, env: Env) -> Result<Self, Failure> {
+        let invalid = |message: &str| Failure::new(Reason::InvalidRequest, message);
+        options.endpoints =
+            options.endpoints.iter().map(|text| parse_address(text)).collect::<Result<_, _>>()?;
+        if options.endpoints.is_empty() {
+            return Err(invalid("a client needs at least one endpoint"));
+        }
+        if options.pinned && options.endpoints.len() != 1 {
+            return Err(invalid("a pinned client has exactly one endpoint"));
+        }
+        let start = usize::try_from(env.entropy.next_u64() >> 33).unwrap_or(0);
+        Ok(Self {
+            pool: Pool::new(&env),
+            policy: RetryPolicy::new(options.attempts),
+            budget: Mutex::default(),
+            in_flight: Semaphore::new(options.max_in_flight),
+            topology: Mutex::default(),
+            refreshed: tokio::sync::Mutex::default(),
+            start: AtomicUsize::new(start),
+            sessions: Mutex::default(),
+            available: Mutex::new(Session::new(&env.entropy)),
+            options,
+            env,
+        })
+    }
+
+    pub(crate) fn read_deadline(&self) -> Instant {
+        Instant::now() + self.options.read_timeout
+    }
+
+    pub(crate) fn write_deadline(&self) -> Instant {
+        Instant::now() + self.options.write_timeout
+    }
+
+    /// The session that all handles of a strong namespace share.
+    pub(crate) fn session(&self, namespace: &str) -> Arc<SessionSlot> {
+        let mut sessions = lock(&self.sessions);
+        if let Some(slot) = sessions.get(namespace) {
+            return Arc::clone(slot);
+        }
+        let slot = Arc::new(SessionSlot::default());
+        if sessions.len() < MAX_SESSION_SLOTS {
+            sessions.insert(namespace.to_owned(), Arc::clone(&slot));
+        }
+        slot
+    }
+
+    /// The next request id for an available namespace: nothing is opened there, the scheme is the same.
+    pub(crate) fn available_ticket(&self) -> Result<Ticket, Failure> {
+        let mut session = lock(&self.available);
+        if let Some(ticket) = session.issue() {
+            return Ok(ticket);
+        }
+        *session = Session::new(&self.env.entropy);
+        session.issue().ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))
+    }
+
+    /// What the servers are told of a write beside its operation.
+    pub(crate) fn mutation(&self, ticket: &Ticket) -> v1::Mutation {
+        Mutation {
+            request_id: ticket.request_id(),
+            issued_at_ms: self.env.clock.wall_ms(),
+            lowest_unacked: ticket.lowest_unacked(),
+            attempt: 1,
+        }
+        .into()
+    }
+
+    /// Sends one operation until it is answered, refused for good, or out of time or attempts.
+    pub(crate) async fn run<Q: Rpc>(
+        &self,
+        mut request: Q,
+        effect: Effect,
+        route: Route<'_>,
+        deadline: Instant,
+    ) -> Result<Q::Reply, Error> {
+        let Ok(_permit) = self.in_flight.try_acquire() else {
+            let message =
+                format!("{} operations of this client are in flight already", self.options.max_in_flight);
+            return Err(Failure::new(Reason::ClientLimit, message).into());
+        };
+        let pinned = self.options.pinned || matches!(route, Route::Node(_));
+        if !pinned && lock(&self.topology).is_none() {
+            self.refresh(&[], deadline).await;
+        }
+        let mut verdict = Verdict::default();
+        let mut tried: Vec<String> = Vec::new();
+        let mut hint: Option<String> = None;
+        let mut attempt = 1;
+        loop {
+            request.stamp(attempt);
+            let mut failure = match self.pick(route, hint.take(), &tried) {
+                Err(failure) => failure,
+                Ok(endpoint) => match self.attempt(&endpoint, request.clone(), attempt, deadline).await {
+                    Ok(reply) => {
+                        if attempt == 1 {
+                            lock(&self.budget).earn();
+                        }
+                        return Ok(reply);
+                    }
+                    Err(failure) => {
+                        self.learn(&endpoint, &failure, &mut tried);
+                        failure
+                    }
+                },
+            };
+            if effect == Effect::None {
+                failure.applied = Applied::No;
+            }
+            tracing::debug!(attempt, %failure, "attempt failed");
+            verdict.add(&failure);
+            let retry = self.plan(effect, attempt, &failure, pinned, route, &tried, deadline).await;
+            match retry {
+                Retry::Stop(why) => {
+                    let whole = verdict.conclude(failure, attempt);
+                    return Err(why.map_or(whole.clone(), |why| whole.with("gave_up", why)).into());
+                }
+                Retry::At(leader) => hint = Some(leader),
+                Retry::After(pause) => sleep(pause).await,
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn plan(
+        &self,
+        effect: Effect,
+        attempt: u32,
+        failure: &Failure,
+        pinned: bool,
+        route: Route<'_>,
+        tried: &[String],
+        deadline: Instant,
+    ) -> Retry {
+        let next = self.policy.next(effect, attempt, failure);
+        if next == Next::Stop {
+            return Retry::Stop(None);
+        }
+        if next == Next::Redirect
+            && !pinned
+            && let Some(leader) = failure.detail("leader_address").and_then(|text| parse_address(text).ok())
+            && time_left(deadline) > MIN_ATTEMPT
+        {
+            if let Route::Leader(namespace) = route {
+                self.learn_leader(namespace, &leader);
+            }
+            return Retry::At(leader);
+        }
+        if !lock(&self.budget).spend() {
+            return Retry::Stop(Some("the retry budget is used up"));
+        }
+        if !pinned && next != Next::Same {
+            self.refresh(tried, deadline).await;
+        }
+        let retry_after = failure.retry_after_ms.map(|ms| Duration::from_millis(ms.into()));
+        let pause = self.policy.pause(attempt, retry_after, self.env.entropy.next_u64());
+        if time_left(deadline) <= pause + MIN_ATTEMPT {
+            return Retry::Stop(None);
+        }
+        Retry::After(pause)
+    }
+
+    async fn attempt<Q: Rpc>(
+        &self,
+        endpoint: &Endpoint,
+        request: Q,
+        attempt: u32,
+        deadline: Instant,
+    ) -> Result<Q::Reply, Failure> {
+        let until = Instant::now() + self.policy.share(attempt, time_left(deadline));
+        let channel = endpoint.channel(until).await?;
+        let left = time_left(until);
+        if left < MIN_ATTEMPT {
+            return Err(Failure::new(
+                Reason::DeadlineExpired,
+                "the deadline passed before anything was sent",
+            ));
+        }
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(left);
+        match timeout(left + ATTEMPT_GRACE, Q::send(channel, request)).await {
+            Ok(result) => endpoint.settle(result).map(tonic::Response::into_inner),
+            Err(_) => Err(endpoint.silent()),
+        }
+    }
+
+    /// The node for the next attempt: the hinted one, the leader, or the next in turn, those not yet tried first; none
+    /// whose breaker is open.
+    fn pick(
+        &self,
+        route: Route<'_>,
+        hint: Option<String>,
+        tried: &[String],
+    ) -> Result<Arc<Endpoint>, Failure> {
+        let nodes = self.candidates(route, hint);
+        let (fresh, stale): (Vec<_>, Vec<_>) = nodes.iter().partition(|address| !tried.contains(address));
+        let admitted =
+            fresh.into_iter().chain(stale).map(|address| self.pool.at(address)).find(|e| e.admit());
+        admitted.ok_or_else(|| {
+            let message = format!("{} failed repeatedly and is left alone for a moment", nodes.join(", "));
+            Failure::new(Reason::Unreachable, message).with("breaker", "open")
+        })
+    }
+
+    fn candidates(&self, route: Route<'_>, hint: Option<String>) -> Vec<String> {
+        if let Route::Node(address) = route {
+            return vec![address.to_owned()];
+        }
+        if self.options.pinned {
+            return self.options.endpoints.clone();
+        }
+        let topology = lock(&self.topology);
+        let leader = match (route, topology.as_ref()) {
+            (Route::Leader(namespace), Some(known)) => known.leader_address(namespace).map(str::to_owned),
+            _ => None,
+        };
+        let nodes: Vec<&String> = match topology.as_ref() {
+            Some(known) if !known.members.is_empty() => {
+                known.members.values().map(|m| &m.client_address).collect()
+            }
+            _ => self.options.endpoints.iter().collect(),
+        };
+        let start = self.start.load(Ordering::Relaxed) % nodes.len().max(1);
+        let in_turn = nodes.iter().cycle().skip(start).take(nodes.len()).map(|node| (*node).clone());
+        hint.into_iter().chain(leader).chain(in_turn).collect()
+    }
+
+    /// What a failed attempt says about the node it went to.
+    fn learn(&self, endpoint: &Endpoint, failure: &Failure, tried: &mut Vec<String>) {
+        if !matches!(failure.reason, Reason::Overloaded | Reason::LimitRequests) {
+            tried.push(endpoint.address.clone());
+        }
+        if matches!(failure.reason, Reason::Unreachable | Reason::ConnectionLost | Reason::ResultUnknown) {
+            self.start.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn learn_leader(&self, namespace: &str, address: &str) {
+        if let Some(known) = lock(&self.topology).as_mut()
+            && let Some(node) = known.node_at(address)
+            && let Some(Placement::Strong { group }) =
+                known.namespaces.get(namespace).map(|n| n.namespace.placement)
+            && let Some(leader) = known.leaders.get_mut(&group)
+        {
+            leader.node = Some(node);
+        }
+    }
+
+    /// Asks a few nodes for the topology, once a second at most and never while another operation does.
+    async fn refresh(&self, avoid: &[String], deadline: Instant) {
+        let Ok(mut last) = self.refreshed.try_lock() else { return };
+        if last.is_some_and(|at| at.elapsed() < TOPOLOGY_INTERVAL) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let until = Instant::now() + TOPOLOGY_TIMEOUT.min(time_left(deadline) / 2);
+        let (fresh, stale): (Vec<_>, Vec<_>) =
+            self.candidates(Route::Any, None).into_iter().partition(|address| !avoid.contains(address));
+        let asked = fresh.into_iter().chain(stale).take(TOPOLOGY_FAN_OUT).map(|address| {
+            let endpoint = self.pool.at(&address);
+            Box::pin(async move {
+                let last_attempt = self.policy.attempts();
+                self.attempt(&endpoint, admin::GetTopologyRequest {}, last_attempt, until).await
+            })
+        });
+        match select_ok(asked).await {
+            Ok((message, _)) => match Topology::try_from(&message) {
+                Ok(topology) => self.learn_topology(topology),
+                Err(failure) => tracing::warn!(%failure, "a node sent a topology that cannot be read"),
+            },
+            Err(failure) => tracing::debug!(%failure, "no node told the topology"),
+        }
+    }
+
+    /// Takes over what is newer in a node's view.
+    pub(crate) fn learn_topology(&self, topology: Topology) {
+        let mut known = lock(&self.topology);
+        match known.as_mut() {
+            Some(known) => known.learn(topology),
+            None => *known = Some(topology),
+        }
+    }
+}
+
+/// What follows a failed attempt.
+enum Retry {
+    Stop(Option<&'static str>),
+    At(String),
+    After(Duration),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,208 @@
+//! Connections to nodes. A connection is opened explicitly before the first call on it, so that *nothing was sent* is
+//! known and not guessed; a broken one is dropped and opened again by whoever comes next.
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use kv_env::{Env, Network};
+use kv_proto::failure_from_status;
+use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
+use kv_types::{Failure, Reason};
+use tokio::time::{Duration, Instant, timeout_at};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::limits::{CONNECT_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_ENDPOINTS};
+use crate::policy::Breaker;
+
+/// Largest message that a client accepts or sends.
+pub(crate) const MESSAGE_BYTES: usize = MAX_PUBLIC_MESSAGE_BYTES;
+
+/// One node, as far as this client is concerned.
+pub(crate) struct Endpoint {
+    pub(crate) address: String,
+    breaker: Mutex<Breaker>,
+    channel: Mutex<Option<Channel>>,
+    /// Held by whoever opens the connection.
+    dialing: tokio::sync::Mutex<()>,
+    network: Arc<dyn Network>,
+}
+
+impl Endpoint {
+    /// Whether a call may go there now.
+    pub(crate) fn admit(&self) -> bool {
+        lock(&self.breaker).admit(Instant::now())
+    }
+
+    /// An open connection: `UNREACHABLE` when there is none in time.
+    pub(crate) async fn channel(&self, deadline: Instant) -> Result<Channel, Failure> {
+        if let Some(channel) = lock(&self.channel).clone() {
+            return Ok(channel);
+        }
+        let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
+        let opened = timeout_at(deadline, async {
+            let _alone = self.dialing.lock().await;
+            if let Some(channel) = lock(&self.channel).clone() {
+                return Ok(channel);
+            }
+            let channel = self.dial().await?;
+            *lock(&self.channel) = Some(channel.clone());
+            Ok(channel)
+        });
+        let failed = match opened.await {
+            Ok(Ok(channel)) => return Ok(channel),
+            Ok(Err(why)) => why,
+            Err(_) => format!("no connection within {} ms", CONNECT_TIMEOUT.as_millis()),
+        };
+        lock(&self.breaker).failure(Instant::now());
+        Err(self.unreachable(&failed))
+    }
+
+    async fn dial(&self) -> Result<Channel, String> {
+        let (network, address) = (Arc::clone(&self.network), self.address.clone());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (network, address) = (Arc::clone(&network), address.clone());
+            async move { network.dial(&address).await.map(TokioIo::new) }
+        });
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))
+            .map_err(|e| format!("`{}` is no address: {e}", self.address))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+        endpoint.connect_with_connector(connector).await.map_err(|e| root_cause(&e))
+    }
+
+    /// What became of a call that was handed to a connection: the node's own words where it sent some, otherwise what can
+    /// be proven. Also settles what the breaker and the connection learn from it.
+    pub(crate) fn settle<T>(&self, result: Result<T, Status>) -> Result<T, Failure> {
+        let failure = match result {
+            Ok(answer) => {
+                lock(&self.breaker).success();
+                return Ok(answer);
+            }
+            Err(status) if refused_to_connect(&status) => self.unreachable(status.message()),
+            Err(status) => {
+                let failure = failure_from_status(&status);
+                match (failure.reason, status.code()) {
+                    // Whoever enforced the deadline, nobody said what became of the request.
+                    (Reason::ConnectionLost, Code::DeadlineExceeded | Code::Cancelled) => {
+                        return Err(self.silent());
+                    }
+                    (Reason::ConnectionLost, _) => Failure {
+                        message: format!("the connection to {} broke: {}", self.address, failure.message),
+                        ..failure
+                    },
+                    _ => {
+                        lock(&self.breaker).success();
+                        return Err(failure);
+                    }
+                }
+            }
+        };
+        *lock(&self.channel) = None;
+        lock(&self.breaker).failure(Instant::now());
+        Err(failure)
+    }
+
+    /// It was sent a request and said nothing in time. That is no fault of the connection: a node in a minority may be
+    /// silent for good reason, and the breaker must not hide what it will say next.
+    pub(crate) fn silent(&self) -> Failure {
+        Failure::new(Reason::ResultUnknown, format!("{} did not answer in time", self.address))
+    }
+
+    fn unreachable(&self, why: &str) -> Failure {
+        Failure::new(Reason::Unreachable, format!("cannot reach {}: {why}", self.address))
+            .with("endpoint", &self.address)
+    }
+}
+
+/// All the nodes that a client has met, a bounded number.
+pub(crate) struct Pool {
+    network: Arc<dyn Network>,
+    endpoints: Mutex<BTreeMap<String, Arc<Endpoint>>>,
+}
+
+impl Pool {
+    pub(crate) fn new(env: &Env) -> Self {
+        Self { network: Arc::clone(&env.network), endpoints: Mutex::default() }
+    }
+
+    /// The node at this address.
+    pub(crate) fn at(&self, address: &str) -> Arc<Endpoint> {
+        let mut endpoints = lock(&self.endpoints);
+        if let Some(known) = endpoints.get(address) {
+            return Arc::clone(known);
+        }
+        let endpoint = Arc::new(Endpoint {
+            address: address.to_owned(),
+            breaker: Mutex::default(),
+            channel: Mutex::default(),
+            dialing: tokio::sync::Mutex::default(),
+            network: Arc::clone(&self.network),
+        });
+        // Addresses come from options and from the catalogue, both bounded; one beyond the bound is simply not remembered.
+        if endpoints.len() < MAX_ENDPOINTS {
+            endpoints.insert(address.to_owned(), Arc::clone(&endpoint));
+        }
+        endpoint
+    }
+}
+
+/// `host:port` of an endpoint as people write it.
+pub(crate) fn parse_address(text: &str) -> Result<String, Failure> {
+    let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    if port.is_some_and(|port| port.parse::<u16>().is_ok()) && !address.contains('/') {
+        return Ok(address.to_owned());
+    }
+    Err(Failure::new(
+        Reason::InvalidRequest,
+        format!("`{text}` is no endpoint; write host:port, as in 127.0.0.1:7101"),
+    ))
+}
+
+/// How much of the time left is worth an attempt's deadline on the wire.
+pub(crate) fn time_left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+fn refused_to_connect(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_host_and_port() {
+        assert_eq!(parse_address("127.0.0.1:7101").as_deref(), Ok("127.0.0.1:7101"));
+        assert_eq!(parse_address("http://node:1/").as_deref(), Ok("node:1"));
+        assert_eq!(parse_address("[::1]:80").as_deref(), Ok("[::1]:80"));
+        for wrong in ["", "node", ":1", "node:", "node:99999", "https://node:1", "node:1/path"] {
+            assert!(parse_address(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

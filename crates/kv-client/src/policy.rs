@@ -1,0 +1,319 @@
+//! When to try again, as values: no clock, no randomness, no sockets. Time and random numbers are arguments, so that the
+//! whole discipline is tested without waiting.
+
+use std::time::Duration;
+
+use kv_types::{Applied, Failure, Reason};
+use tokio::time::Instant;
+
+use crate::limits::{
+    ATTEMPTS, BACKOFF_BASE, BACKOFF_CAP, BREAKER_CAP, BREAKER_FAILURES, BREAKER_FIRST, BUDGET_CAP,
+    MAX_ATTEMPTS, MIN_SHARE, RETRY_AFTER_CAP, RETRY_COST,
+};
+
+/// What sending an operation twice would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Nothing: a read.
+    None,
+    /// Nothing more than once: a write with a request id.
+    Once,
+    /// Perhaps something twice: never resent after its fate became unknown.
+    Repeats,
+}
+
+/// What a failed attempt suggests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Trying again changes nothing, or is not allowed.
+    Stop,
+    /// Another node is the right one: try there, free of charge.
+    Redirect,
+    /// Try again, elsewhere where there is an elsewhere.
+    Elsewhere,
+    /// Try again where it was tried: the place is right but busy.
+    Same,
+}
+
+/// Bounded attempts with full jitter.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RetryPolicy {
+    attempts: u32,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new(ATTEMPTS)
+    }
+}
+
+impl RetryPolicy {
+    pub(crate) fn new(attempts: u32) -> Self {
+        Self { attempts: attempts.clamp(1, MAX_ATTEMPTS) }
+    }
+
+    pub(crate) fn attempts(self) -> u32 {
+        self.attempts
+    }
+
+    /// What to do after `attempt` (from 1) failed so.
+    pub(crate) fn next(self, effect: Effect, attempt: u32, failure: &Failure) -> Next {
+        let fate_open = failure.applied == Applied::Unknown;
+        if attempt >= self.attempts || (effect == Effect::Repeats && fate_open) {
+            return Next::Stop;
+        }
+        match failure.reason {
+            Reason::NotLeader | Reason::WrongEpoch | Reason::WrongGroup | Reason::WrongNode => Next::Redirect,
+            Reason::NoQuorum
+            | Reason::QuorumNotMet
+            | Reason::NotReady
+            | Reason::ShuttingDown
+            | Reason::Unreachable
+            | Reason::LimitHints
+            | Reason::PartialWrite
+            | Reason::ResultUnknown
+            | Reason::ConnectionLost
+            | Reason::StorageFailed => Next::Elsewhere,
+            Reason::Overloaded | Reason::LimitRequests => Next::Same,
+            _ => Next::Stop,
+        }
+    }
+
+    /// The pause before retry number `retry` (from 1): a random part of the exponential step, after what the server asked
+    /// for.
+    pub(crate) fn pause(self, retry: u32, retry_after: Option<Duration>, random: u64) -> Duration {
+        let step = BACKOFF_BASE.saturating_mul(1 << retry.saturating_sub(1).min(16)).min(BACKOFF_CAP);
+        let micros = u64::try_from(step.as_micros()).unwrap_or(u64::MAX);
+        let jitter = Duration::from_micros(random % micros.saturating_add(1));
+        retry_after.unwrap_or_default().min(RETRY_AFTER_CAP) + jitter
+    }
+
+    /// How much of the remaining time `attempt` may use: half of it while others may follow, so that one silent node does
+    /// not use up the operation.
+    pub(crate) fn share(self, attempt: u32, remaining: Duration) -> Duration {
+        if attempt >= self.attempts { remaining } else { (remaining / 2).max(MIN_SHARE).min(remaining) }
+    }
+}
+
+/// The outcome of an operation over all its attempts: once one attempt's fate is open, a later refusal of a resend says
+/// nothing about it.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    open: Option<Failure>,
+}
+
+impl Verdict {
+    /// Takes a failed attempt into account. Only a refusal that every node must give to these very bytes, whenever it
+    /// sees them, closes what an earlier attempt left open.
+    pub(crate) fn add(&mut self, failure: &Failure) {
+        if failure.applied == Applied::Unknown {
+            self.open.get_or_insert_with(|| failure.clone());
+        } else if refused_by_its_bytes(failure.reason) {
+            self.open = None;
+        }
+    }
+
+    /// The failure to report, `last` being that of the last attempt.
+    pub(crate) fn conclude(self, last: Failure, attempts: u32) -> Failure {
+        let failure = match self.open {
+            Some(open) if last.applied != Applied::Unknown => {
+                open.with("last_reason", last.reason).with("last_message", last.message)
+            }
+            _ => last,
+        };
+        if attempts > 1 { failure.with("attempts", attempts) } else { failure }
+    }
+}
+
+fn refused_by_its_bytes(reason: Reason) -> bool {
+    matches!(reason, Reason::EmptyKey | Reason::LimitKey | Reason::LimitValue | Reason::RequestIdInvalid)
+}
+
+/// A token bucket for retries (AWS SDK, retry 2.1): when most first tries fail, retries stop, and a struggling cluster is
+/// left alone.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    tokens: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { tokens: BUDGET_CAP }
+    }
+}
+
+impl Budget {
+    /// Pays for a retry, if there is enough.
+    pub(crate) fn spend(&mut self) -> bool {
+        let left = self.tokens.checked_sub(RETRY_COST);
+        self.tokens = left.unwrap_or(self.tokens);
+        left.is_some()
+    }
+
+    /// An operation succeeded at its first try.
+    pub(crate) fn earn(&mut self) {
+        self.tokens = (self.tokens + 1).min(BUDGET_CAP);
+    }
+}
+
+/// A breaker for one endpoint: after [`BREAKER_FAILURES`] connection failures in a row nobody waits for it any more; one
+/// probe at a time finds out when it is back.
+#[derive(Debug, Default)]
+pub(crate) struct Breaker {
+    failures: u32,
+    /// No call before this time; `None` while closed.
+    until: Option<Instant>,
+    period: Duration,
+}
+
+impl Breaker {
+    /// Whether a call may go there now. An open breaker whose time is up lets one probe through and waits for as long
+    /// again, so that a probe whose caller gave up blocks nobody for ever.
+    pub(crate) fn admit(&mut self, now: Instant) -> bool {
+        match self.until {
+            None => true,
+            Some(until) if now < until => false,
+            Some(_) => {
+                self.until = Some(now + self.period);
+                true
+            }
+        }
+    }
+
+    /// The endpoint answered, whatever it said.
+    pub(crate) fn success(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The endpoint could not be reached, or the connection broke.
+    pub(crate) fn failure(&mut self, now: Instant) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= BREAKER_FAILURES {
+            self.period = (self.period * 2).clamp(BREAKER_FIRST, BREAKER_CAP);
+            self.until = Some(now + self.period);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(reason: Reason) -> Failure {
+        Failure::new(reason, "x")
+    }
+
+    #[test]
+    fn every_reason_has_a_next_step_within_the_attempts() {
+        let policy = RetryPolicy::default();
+        for reason in Reason::ALL {
+            assert_eq!(policy.next(Effect::Once, ATTEMPTS, &failure(*reason)), Next::Stop, "{reason}");
+            if reason.applied() == Applied::Unknown {
+                assert_eq!(policy.next(Effect::Repeats, 1, &failure(*reason)), Next::Stop, "{reason}");
+            }
+        }
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::NotLeader)), Next::Redirect);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::ResultUnknown)), Next::Elsewhere);
+        assert_eq!(policy.next(Effect::None, 2, &failure(Reason::ConnectionLost)), Next::Elsewhere);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::Overloaded)), Next::Same);
+        for last in [Reason::SessionExpired, Reason::RequestExpired, Reason::LimitKey, Reason::ModeMismatch] {
+            assert_eq!(policy.next(Effect::Once, 1, &failure(last)), Next::Stop, "{last}");
+        }
+        assert_eq!(RetryPolicy::new(0).attempts(), 1);
+        assert_eq!(RetryPolicy::new(99).attempts(), MAX_ATTEMPTS);
+    }
+
+    #[test]
+    fn pauses_are_jittered_capped_and_obey_the_server() {
+        let policy = RetryPolicy::default();
+        for retry in 1..40 {
+            for random in [0, 1, 24_999, u64::MAX] {
+                assert!(policy.pause(retry, None, random) <= BACKOFF_CAP);
+            }
+        }
+        assert_eq!(policy.pause(1, None, 25_000), BACKOFF_BASE);
+        assert_eq!(policy.pause(1, None, 25_001), Duration::ZERO);
+        assert_eq!(policy.pause(3, None, 100_000), BACKOFF_BASE * 4);
+        let asked = Duration::from_millis(300);
+        assert!(policy.pause(1, Some(asked), 0) >= asked);
+        assert!(policy.pause(1, Some(Duration::from_secs(3_600)), 0) <= RETRY_AFTER_CAP);
+    }
+
+    #[test]
+    fn an_attempt_leaves_time_for_the_next_one() {
+        let policy = RetryPolicy::default();
+        let second = Duration::from_secs(1);
+        assert_eq!(policy.share(1, second), second / 2);
+        assert_eq!(policy.share(ATTEMPTS, second), second);
+        assert_eq!(policy.share(1, Duration::from_millis(10)), Duration::from_millis(10));
+        assert_eq!(RetryPolicy::new(1).share(1, second), second);
+    }
+
+    #[test]
+    fn what_one_attempt_left_open_no_refusal_closes() {
+        for refusal in [Reason::NoQuorum, Reason::NotLeader, Reason::Unreachable, Reason::NamespaceUnknown] {
+            let mut verdict = Verdict::default();
+            verdict.add(&failure(Reason::ConnectionLost));
+            verdict.add(&failure(refusal));
+            let whole = verdict.conclude(failure(refusal), 2);
+            assert_eq!(
+                (whole.reason, whole.applied),
+                (Reason::ConnectionLost, Applied::Unknown),
+                "{refusal}"
+            );
+            assert_eq!(whole.detail("last_reason"), Some(refusal.code_name()));
+        }
+    }
+
+    #[test]
+    fn definite_attempts_make_a_definite_whole() {
+        let mut verdict = Verdict::default();
+        verdict.add(&failure(Reason::NotLeader));
+        verdict.add(&failure(Reason::NoQuorum));
+        assert_eq!(verdict.conclude(failure(Reason::NoQuorum), 2).applied, Applied::No);
+        let mut proven = Verdict::default();
+        proven.add(&failure(Reason::ConnectionLost));
+        proven.add(&failure(Reason::LimitValue));
+        assert_eq!(proven.conclude(failure(Reason::LimitValue), 2).applied, Applied::No);
+    }
+
+    #[test]
+    fn the_budget_runs_dry_and_recovers_slowly() {
+        let mut budget = Budget::default();
+        let paid = (0..1_000).filter(|_| budget.spend()).count();
+        assert_eq!(paid, usize::try_from(BUDGET_CAP / RETRY_COST).unwrap());
+        assert!(!budget.spend());
+        for _ in 0..RETRY_COST {
+            budget.earn();
+        }
+        assert!(budget.spend());
+        for _ in 0..10_000 {
+            budget.earn();
+        }
+        assert_eq!(budget.tokens, BUDGET_CAP);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_breaker_opens_probes_and_closes() {
+        let mut breaker = Breaker::default();
+        let start = Instant::now();
+        for _ in 1..BREAKER_FAILURES {
+            breaker.failure(start);
+            assert!(breaker.admit(start));
+        }
+        breaker.failure(start);
+        assert!(!breaker.admit(start));
+        let later = start + BREAKER_FIRST;
+        assert!(breaker.admit(later), "the probe");
+        assert!(!breaker.admit(later), "one at a time");
+        breaker.failure(later);
+        assert!(!breaker.admit(later + BREAKER_FIRST), "twice as long");
+        assert!(breaker.admit(later + BREAKER_FIRST * 2));
+        breaker.success();
+        assert!(breaker.admit(later + BREAKER_FIRST * 2));
+        for _ in 0..60 {
+            breaker.failure(later);
+        }
+        assert!(breaker.admit(later + BREAKER_CAP), "never longer than the cap");
+    }
+}

@@ -1,0 +1,551 @@
+//! The client against a server that misbehaves on purpose: what it promises must hold whatever comes back, or does not.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "an integration test: clippy's exemption covers only unit tests"
+)]
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kv_client::limits::{ATTEMPTS, BUDGET_CAP, RETRY_COST};
+use kv_client::{Client, ClientOptions, Error, Expect, Swap, WriteContext};
+use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
+use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
+use kv_proto::{admin, status_from_failure, v1};
+use kv_types::{Applied, Failure, Reason, RequestId};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
+use tonic::{Request, Response, Status};
+
+/// What the server does with one call.
+#[derive(Clone)]
+enum Act {
+    Answer,
+    /// A compare-and-set finds something else.
+    Mismatch,
+    Wait(Duration),
+    Refuse(Failure),
+    /// Words of someone else, such as a proxy.
+    Foreign(Status),
+}
+
+#[derive(Default)]
+struct Script {
+    acts: VecDeque<Act>,
+    /// Of every mutation: its request id, attempt and lowest unanswered, in order of arrival.
+    mutations: Vec<(RequestId, u32, u64)>,
+    calls: usize,
+    running: usize,
+    most_running: usize,
+    /// Time left according to the wire.
+    deadlines: Vec<String>,
+    members: Vec<String>,
+    leader: u64,
+    topologies: usize,
+}
+
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<Script>>);
+
+impl Fake {
+    fn script<T>(&self, use_it: impl FnOnce(&mut Script) -> T) -> T {
+        use_it(&mut self.0.lock().unwrap())
+    }
+
+    fn plays(acts: impl IntoIterator<Item = Act>) -> Self {
+        let fake = Self::default();
+        fake.script(|script| script.acts = acts.into_iter().collect());
+        fake
+    }
+
+    async fn start(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let server = tonic::transport::Server::builder()
+            .add_service(KvServiceServer::new(self.clone()))
+            .add_service(AdminServiceServer::new(self.clone()));
+        tokio::spawn(server.serve_with_incoming(incoming));
+        address
+    }
+
+    async fn play<T>(&self, request: &Request<T>, mutation: Option<&v1::Mutation>) -> Result<bool, Status> {
+        let act = self.script(|script| {
+            script.calls += 1;
+            script.running += 1;
+            script.most_running = script.most_running.max(script.running);
+            if let Some(mutation) = mutation {
+                let read = v1::Mutation::read(Some(mutation)).unwrap();
+                script.mutations.push((read.request_id, read.attempt, read.lowest_unacked));
+            }
+            let timeout = request.metadata().get("grpc-timeout").unwrap().to_str().unwrap();
+            script.deadlines.push(timeout.to_owned());
+            script.acts.pop_front().unwrap_or(Act::Answer)
+        });
+        let result = match act {
+            Act::Answer => Ok(true),
+            Act::Mismatch => Ok(false),
+            Act::Wait(time) => {
+                sleep(time).await;
+                Ok(true)
+            }
+            Act::Refuse(failure) => Err(status_from_failure(&failure)),
+            Act::Foreign(status) => Err(status),
+        };
+        self.script(|script| script.running -= 1);
+        result
+    }
+}
+
+fn receipt() -> Option<v1::Receipt> {
+    let evidence = v1::StrongEvidence {
+        group: 1,
+        term: 1,
+        index: 7,
+        path: v1::ReadPath::Log.into(),
+        ..Default::default()
+    };
+    Some(v1::Receipt {
+        promised: v1::Guarantee::Linearizable.into(),
+        delivered: v1::Guarantee::Linearizable.into(),
+        evidence: Some(v1::receipt::Evidence::Strong(evidence)),
+        ..Default::default()
+    })
+}
+
+#[tonic::async_trait]
+impl KvService for Fake {
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        self.play(&request, None).await?;
+        let value = bytes::Bytes::from_static(b"100");
+        let presence = v1::Presence::Found.into();
+        Ok(Response::new(v1::GetResponse {
+            presence,
+            value,
+            revision: 5,
+            receipt: receipt(),
+            ..Default::default()
+        }))
+    }
+
+    async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
+        self.play(&request, request.get_ref().mutation.as_ref()).await?;
+        Ok(Response::new(v1::PutResponse { revision: 6, receipt: receipt(), ..Default::default() }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        self.play(&request, request.get_ref().mutation.as_ref()).await?;
+        Ok(Response::new(v1::DeleteResponse {
+            existed: true,
+            revision: 7,
+            receipt: receipt(),
+            ..Default::default()
+        }))
+    }
+
+    async fn compare_and_set(
+        &self,
+        request: Request<v1::CompareAndSetRequest>,
+    ) -> Result<Response<v1::CompareAndSetResponse>, Status> {
+        let swapped = self.play(&request, request.get_ref().mutation.as_ref()).await?;
+        let found = bytes::Bytes::from_static(b"100");
+        Ok(Response::new(v1::CompareAndSetResponse { swapped, revision: 8, found, receipt: receipt() }))
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for Fake {
+    async fn get_topology(
+        &self,
+        _: Request<admin::GetTopologyRequest>,
+    ) -> Result<Response<admin::GetTopologyResponse>, Status> {
+        self.script(|script| {
+            script.topologies += 1;
+            let ids = 1_u64..;
+            let member = |(id, address): (u64, &String)| admin::Member {
+                id,
+                client_address: address.clone(),
+                ..Default::default()
+            };
+            let bank = admin::Namespace {
+                id: 1,
+                name: "bank".into(),
+                mode: admin::Mode::Strong.into(),
+                guarantee: v1::Guarantee::Linearizable.into(),
+                group: 1,
+                ..Default::default()
+            };
+            Ok(Response::new(admin::GetTopologyResponse {
+                cluster_id: vec![1; 16].into(),
+                answered_by: 1,
+                epoch: 1,
+                members: ids.zip(&script.members).map(member).collect(),
+                namespaces: vec![bank],
+                leaders: vec![admin::GroupLeader { group: 1, leader: script.leader, term: 1 }],
+            }))
+        })
+    }
+
+    async fn create_namespace(
+        &self,
+        _: Request<admin::CreateNamespaceRequest>,
+    ) -> Result<Response<admin::CreateNamespaceResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn list_namespaces(
+        &self,
+        _: Request<admin::ListNamespacesRequest>,
+    ) -> Result<Response<admin::ListNamespacesResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn get_status(
+        &self,
+        _: Request<admin::GetStatusRequest>,
+    ) -> Result<Response<admin::GetStatusResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<admin::TransferLeaderRequest>,
+    ) -> Result<Response<admin::TransferLeaderResponse>, Status> {
+        self.play(&request, None).await?;
+        Ok(Response::new(admin::TransferLeaderResponse { leader: 2, term: 9 }))
+    }
+
+    async fn get_ring_owners(
+        &self,
+        _: Request<admin::GetRingOwnersRequest>,
+    ) -> Result<Response<admin::GetRingOwnersResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn get_digest(
+        &self,
+        _: Request<admin::GetDigestRequest>,
+    ) -> Result<Response<admin::GetDigestResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+}
+
+fn refuse(reason: Reason) -> Act {
+    Act::Refuse(Failure::new(reason, "as scripted"))
+}
+
+async fn pinned(fake: &Fake) -> Client {
+    Client::connect(ClientOptions::pinned(fake.start().await)).unwrap()
+}
+
+/// Accepts connections and closes each as soon as a request could have arrived on it; the number of them.
+async fn slammer() -> (String, Arc<Mutex<usize>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let count = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            *counter.lock().unwrap() += 1;
+            let mut seen = 0;
+            let mut buffer = [0; 4_096];
+            // The preface and the settings are shorter than a request's headers and value.
+            while seen < 600 {
+                match socket.read(&mut buffer).await {
+                    Ok(read) if read > 0 => seen += read,
+                    _ => break,
+                }
+            }
+        }
+    });
+    (address, count)
+}
+
+/// An address where nobody listens.
+async fn nobody() -> String {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+}
+
+#[tokio::test]
+async fn answers_come_with_receipts() {
+    let fake = Fake::plays([Act::Answer, Act::Answer, Act::Answer, Act::Mismatch]);
+    let bank = pinned(&fake).await.strong("bank");
+    let read = bank.get("alice").await.unwrap();
+    assert_eq!(read.value.unwrap().value, "100");
+    assert_eq!(bank.put("alice", "1").await.unwrap().value.0, 6);
+    assert!(matches!(
+        bank.compare_and_set("alice", Expect::Absent, "2").await.unwrap().value,
+        Swap::Swapped(_)
+    ));
+    let mismatch = bank.compare_and_set("alice", Expect::Absent, "2").await.unwrap().value;
+    assert!(matches!(mismatch, Swap::Mismatch(Some(found)) if found.revision.0 == 8));
+    assert!(fake.script(|s| s.deadlines.iter().all(|d| !d.is_empty())), "every call carries its deadline");
+}
+
+#[tokio::test]
+async fn attempts_are_bounded_and_share_one_request_id() {
+    let fake = Fake::plays((0..10).map(|_| refuse(Reason::NoQuorum)));
+    let error = pinned(&fake).await.strong("bank").put("alice", "1").await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Failed(f) if f.reason == Reason::NoQuorum && f.detail("attempts") == Some("3"))
+    );
+    let mutations = fake.script(|s| s.mutations.clone());
+    assert_eq!(mutations.len(), ATTEMPTS as usize);
+    assert_eq!(mutations.iter().map(|m| m.0).collect::<BTreeSet<_>>().len(), 1);
+    assert_eq!(mutations.iter().map(|m| m.1).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(error.failure().request_id, Some(mutations[0].0));
+}
+
+#[tokio::test]
+async fn a_resend_that_succeeds_makes_the_operation_succeed() {
+    let fake = Fake::plays([refuse(Reason::ResultUnknown), Act::Answer]);
+    assert!(pinned(&fake).await.strong("bank").put("alice", "1").await.is_ok());
+    assert_eq!(fake.script(|s| s.calls), 2);
+}
+
+#[tokio::test]
+async fn unknown_stays_unknown_whatever_a_resend_is_told() {
+    for later in [
+        Reason::NoQuorum,
+        Reason::NotLeader,
+        Reason::NotReady,
+        Reason::NamespaceUnknown,
+        Reason::ModeMismatch,
+    ] {
+        let fake = Fake::plays([refuse(Reason::PartialWrite), refuse(later), refuse(later)]);
+        let client = pinned(&fake).await;
+        let error = client.available("cart").put("k", "v", WriteContext::Blind).await.unwrap_err();
+        assert!(error.is_unknown(), "{later}: {error}");
+        assert_eq!(error.reason(), Reason::PartialWrite);
+    }
+}
+
+#[tokio::test]
+async fn foreign_words_prove_nothing_about_a_write() {
+    for status in [Status::unavailable("a proxy"), Status::internal("?"), Status::unimplemented("?")] {
+        let fake = Fake::plays((0..3).map(|_| Act::Foreign(status.clone())));
+        let client = pinned(&fake).await;
+        assert!(client.strong("bank").put("k", "v").await.unwrap_err().is_unknown(), "{status}");
+        let fake = Fake::plays((0..3).map(|_| Act::Foreign(status.clone())));
+        let client = pinned(&fake).await;
+        assert!(!client.strong("bank").get("k").await.unwrap_err().is_unknown(), "a read has no effect");
+    }
+}
+
+#[tokio::test]
+async fn final_reasons_are_not_retried() {
+    for reason in [Reason::LimitStorage, Reason::ModeMismatch, Reason::SessionExpired, Reason::RequestExpired]
+    {
+        let fake = Fake::plays([refuse(reason)]);
+        let error = pinned(&fake).await.strong("bank").put("k", "v").await.unwrap_err();
+        assert_eq!((error.reason(), error.is_unknown()), (reason, reason.applied() == Applied::Unknown));
+        assert_eq!(fake.script(|s| s.calls), 1, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn keys_and_values_out_of_bounds_are_never_sent() {
+    let fake = Fake::default();
+    let bank = pinned(&fake).await.strong("bank");
+    assert_eq!(bank.put("", "v").await.unwrap_err().reason(), Reason::EmptyKey);
+    assert_eq!(bank.put("k", vec![0; 2 << 20]).await.unwrap_err().reason(), Reason::LimitValue);
+    assert_eq!(fake.script(|s| s.calls), 0);
+}
+
+#[tokio::test]
+async fn nobody_there_is_definite() {
+    let client = Client::connect(ClientOptions::pinned(nobody().await)).unwrap();
+    let begun = Instant::now();
+    let error = client.strong("bank").put("k", "v").await.unwrap_err();
+    assert!(matches!(&error, Error::Failed(f) if f.reason == Reason::Unreachable), "{error}");
+    assert!(begun.elapsed() < Duration::from_millis(500));
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_after_sending_is_unknown() {
+    let (address, connections) = slammer().await;
+    let client = Client::connect(ClientOptions::pinned(address)).unwrap();
+    let value = vec![7; 2_000];
+    let error = client.strong("bank").put("k", value.clone()).await.unwrap_err();
+    assert!(matches!(&error, Error::Unknown(f) if f.reason == Reason::ConnectionLost), "{error}");
+    assert_eq!(*connections.lock().unwrap(), ATTEMPTS as usize);
+    assert!(!client.strong("bank").get("k").await.unwrap_err().is_unknown());
+}
+
+#[tokio::test]
+async fn the_breaker_stops_calls_to_a_node_that_keeps_failing() {
+    let (address, connections) = slammer().await;
+    let client = Client::connect(ClientOptions { attempts: 1, ..ClientOptions::pinned(address) }).unwrap();
+    let value = vec![7; 2_000];
+    for _ in 0..5 {
+        assert!(client.strong("bank").put("k", value.clone()).await.unwrap_err().is_unknown());
+    }
+    let refused = client.strong("bank").put("k", value).await.unwrap_err();
+    assert!(matches!(&refused, Error::Failed(f) if f.detail("breaker") == Some("open")), "{refused}");
+    assert_eq!(*connections.lock().unwrap(), 5);
+}
+
+#[tokio::test]
+async fn no_operation_outlives_its_deadline() {
+    let long = Act::Wait(Duration::from_secs(30));
+    let fake = Fake::plays((0..10).map(|_| long.clone()));
+    let timeout = Duration::from_millis(300);
+    let options = ClientOptions {
+        read_timeout: timeout,
+        write_timeout: timeout,
+        ..ClientOptions::pinned(fake.start().await)
+    };
+    let client = Client::connect(options).unwrap();
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let error = client.strong("bank").put("k", "v").await.unwrap_err();
+        assert!(begun.elapsed() < timeout + Duration::from_millis(100), "{:?}", begun.elapsed());
+        assert!(matches!(&error, Error::Unknown(f) if f.reason == Reason::ResultUnknown), "{error}");
+    }
+    let busy =
+        Fake::plays((0..10).map(|_| Act::Refuse(Failure::new(Reason::Overloaded, "").retry_after_ms(200))));
+    let options = ClientOptions { write_timeout: timeout, ..ClientOptions::pinned(busy.start().await) };
+    let begun = Instant::now();
+    let error = Client::connect(options).unwrap().strong("bank").put("k", "v").await.unwrap_err();
+    assert!(begun.elapsed() < timeout, "no pause reaches past the deadline");
+    assert!(matches!(error, Error::Failed(_)));
+    assert_eq!(busy.script(|s| s.calls), 2, "the server's pause is honoured");
+}
+
+#[tokio::test]
+async fn the_retry_budget_is_shared_and_runs_dry() {
+    let fake = Fake::plays((0..1_000).map(|_| refuse(Reason::NotReady)));
+    let client = pinned(&fake).await;
+    let operations: usize = 40;
+    for _ in 0..operations {
+        let error = client.strong("bank").get("k").await.unwrap_err();
+        assert_eq!(error.reason(), Reason::NotReady);
+    }
+    let paid = usize::try_from(BUDGET_CAP / RETRY_COST).unwrap();
+    assert_eq!(fake.script(|s| s.calls), operations + paid);
+    let last = client.strong("bank").get("k").await.unwrap_err();
+    assert!(last.failure().detail("gave_up").is_some());
+}
+
+#[tokio::test]
+async fn a_full_client_fails_fast() {
+    let fake = Fake::plays([Act::Wait(Duration::from_millis(300)), Act::Wait(Duration::from_millis(300))]);
+    let options = ClientOptions { max_in_flight: 1, ..ClientOptions::pinned(fake.start().await) };
+    let bank = Client::connect(options).unwrap().strong("bank");
+    let held = tokio::spawn({
+        let bank = bank.clone();
+        async move { bank.get("k").await }
+    });
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(bank.get("k").await.unwrap_err().reason(), Reason::ClientLimit);
+    assert!(held.await.unwrap().is_ok());
+    assert!(bank.get("k").await.is_ok());
+}
+
+#[tokio::test]
+async fn the_first_write_of_a_session_completes_before_others_are_sent() {
+    let fake = Fake::plays([Act::Wait(Duration::from_millis(150))]);
+    let client = pinned(&fake).await;
+    let writes: Vec<_> = (0..8)
+        .map(|_| {
+            let bank = client.strong("bank");
+            tokio::spawn(async move { bank.put("k", "v").await })
+        })
+        .collect();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(fake.script(|s| s.calls), 1, "the others wait");
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    let mutations = fake.script(|s| s.mutations.clone());
+    assert_eq!(mutations.iter().map(|m| m.0.client_id).collect::<BTreeSet<_>>().len(), 1);
+    assert_eq!(mutations.iter().map(|m| m.0.seq).collect::<BTreeSet<_>>(), (1..=8).collect());
+    assert!(mutations.iter().all(|m| m.2 <= m.0.seq));
+}
+
+#[tokio::test]
+async fn a_session_that_failed_to_open_or_expired_is_replaced() {
+    let fake =
+        Fake::plays([refuse(Reason::LimitStorage), Act::Answer, refuse(Reason::SessionExpired), Act::Answer]);
+    let bank = pinned(&fake).await.strong("bank");
+    assert!(bank.put("k", "1").await.is_err());
+    assert!(bank.put("k", "2").await.is_ok());
+    assert!(bank.put("k", "3").await.unwrap_err().is_unknown());
+    assert!(bank.put("k", "4").await.is_ok());
+    let ids: Vec<_> = fake.script(|s| s.mutations.iter().map(|m| m.0).collect());
+    assert_eq!(ids.iter().map(|id| id.seq).collect::<Vec<_>>(), [1, 1, 2, 1]);
+    assert_eq!(ids[1].client_id, ids[2].client_id);
+    assert_eq!(ids.iter().map(|id| id.client_id).collect::<BTreeSet<_>>().len(), 3);
+}
+
+#[tokio::test]
+async fn a_write_without_identity_is_not_resent_once_its_fate_is_open() {
+    let fake = Fake::plays([refuse(Reason::ResultUnknown)]);
+    let admin = pinned(&fake).await.admin();
+    let error = admin.transfer_leader(kv_types::GroupId(1), kv_types::NodeId(2)).await.unwrap_err();
+    assert!(error.is_unknown());
+    assert_eq!(fake.script(|s| s.calls), 1);
+}
+
+#[tokio::test]
+async fn operations_find_the_leader_and_follow_hints() {
+    let (first, second) = (Fake::default(), Fake::default());
+    let members = vec![first.start().await, second.start().await];
+    for fake in [&first, &second] {
+        fake.script(|s| (s.members, s.leader) = (members.clone(), 2));
+    }
+    let client = Client::connect(ClientOptions::new([members[0].clone()])).unwrap();
+    let bank = client.strong("bank");
+    bank.put("k", "1").await.unwrap();
+    assert_eq!((first.script(|s| s.calls), second.script(|s| s.calls)), (0, 1), "straight to the leader");
+    let moved =
+        Failure::new(Reason::NotLeader, "n1 leads").with("leader", "n1").with("leader_address", &members[0]);
+    second.script(|s| s.acts.push_back(Act::Refuse(moved)));
+    bank.put("k", "2").await.unwrap();
+    assert_eq!((first.script(|s| s.calls), second.script(|s| s.calls)), (1, 2), "redirected");
+    bank.put("k", "3").await.unwrap();
+    assert_eq!((first.script(|s| s.calls), second.script(|s| s.calls)), (2, 2), "and remembered");
+    assert_eq!(first.script(|s| s.topologies), 1);
+}
+
+#[tokio::test]
+async fn a_dead_node_is_passed_by() {
+    let alive = Fake::default();
+    let members = vec![nobody().await, alive.start().await];
+    alive.script(|s| (s.members, s.leader) = (members.clone(), 1));
+    let client = Client::connect(ClientOptions::new(members.clone())).unwrap();
+    for _ in 0..5 {
+        client.strong("bank").put("k", "1").await.unwrap();
+        client.strong("bank").get("k").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_client_ignores_hints_and_asks_for_no_topology() {
+    let other = Fake::default();
+    let hint = Failure::new(Reason::NotLeader, "elsewhere").with("leader_address", other.start().await);
+    let fake = Fake::plays((0..3).map(|_| Act::Refuse(hint.clone())));
+    let error = pinned(&fake).await.strong("bank").put("k", "v").await.unwrap_err();
+    assert!(matches!(error, Error::Failed(f) if f.reason == Reason::NotLeader));
+    assert_eq!(
+        (fake.script(|s| s.calls), other.script(|s| s.calls), fake.script(|s| s.topologies)),
+        (3, 0, 0)
+    );
+}
+
+#[tokio::test]
+async fn options_without_sense_are_refused() {
+    assert!(Client::connect(ClientOptions::new(Vec::<String>::new())).is_err());
+    assert!(Client::connect(ClientOptions::new(["nowhere"])).is_err());
+    let two = ClientOptions { pinned: true, ..ClientOptions::new(["h:1", "h:2"]) };
+    assert!(Client::connect(two).is_err());
+}

@@ -1,0 +1,257 @@
+//! Where the rows of this crate are: tables 48 to 53 of kv-storage and a few entries of small state. Every key begins with
+//! ring and ring partition (hints: with their target), so that a ring partition moves or goes as one range. Numbers and
+//! layouts are on disk for ever.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kv_storage::TableId;
+use kv_types::causal::{Dot, State};
+use kv_types::{ClientId, Incarnation, NamespaceId, NodeId, RequestId, RingId, RingPartition};
+
+/// ring, ring partition, namespace, key: the state of a key.
+pub(crate) const RECORDS: TableId = TableId::new(48);
+/// ring, ring partition: length of its request table, node clock.
+pub(crate) const CLOCKS: TableId = TableId::new(49);
+/// ring, ring partition, request id: what became of it.
+pub(crate) const REQUESTS: TableId = TableId::new(50);
+/// ring, ring partition, time of issue, request id: the order in which requests are forgotten.
+pub(crate) const REQUEST_TIMES: TableId = TableId::new(51);
+/// target, ring, ring partition, namespace, key, number: what the target has still to get.
+pub(crate) const HINTS: TableId = TableId::new(52);
+/// As `RECORDS`, without value: the keys that have siblings.
+pub(crate) const CONFLICTS: TableId = TableId::new(53);
+
+/// Small state: this directory's incarnation.
+pub(crate) const INCARNATION: &[u8] = b"dynamo/incarnation";
+/// Small state: the incarnation that lacks nothing, and since when.
+pub(crate) const WHOLE: &[u8] = b"dynamo/whole";
+
+/// A ring partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Slice {
+    pub(crate) ring: RingId,
+    pub(crate) partition: RingPartition,
+}
+
+/// A key with where it lives.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) slice: Slice,
+    pub(crate) namespace: NamespaceId,
+    pub(crate) key: Bytes,
+}
+
+impl Slice {
+    pub(crate) fn prefix(self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(64);
+        out.put_u32(self.ring.0);
+        out.put_u32(self.partition.0);
+        out
+    }
+
+    pub(crate) fn clock_key(self) -> BytesMut {
+        self.prefix()
+    }
+
+    /// Small state: the last dot minted here.
+    pub(crate) fn counter_key(self) -> BytesMut {
+        let mut out = BytesMut::from(&b"dynamo/dot/"[..]);
+        out.extend_from_slice(&self.prefix());
+        out
+    }
+
+    pub(crate) fn request_key(self, request: RequestId) -> BytesMut {
+        let mut out = self.prefix();
+        out.put_u128(request.client_id.0);
+        out.put_u64(request.seq);
+        out
+    }
+
+    pub(crate) fn request_time_key(self, issued_at_ms: u64, request: RequestId) -> BytesMut {
+        let mut out = self.prefix();
+        out.put_u64(issued_at_ms);
+        out.put_u128(request.client_id.0);
+        out.put_u64(request.seq);
+        out
+    }
+
+    pub(crate) fn namespace_prefix(self, namespace: NamespaceId) -> BytesMut {
+        let mut out = self.prefix();
+        out.put_u64(namespace.0);
+        out
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        Some(Self { ring: RingId(bytes.try_get_u32().ok()?), partition: RingPartition(bytes.try_get_u32().ok()?) })
+    }
+}
+
+impl Place {
+    pub(crate) fn record_key(&self) -> BytesMut {
+        let mut out = self.slice.namespace_prefix(self.namespace);
+        out.put_slice(&self.key);
+        out
+    }
+
+    /// The reverse of [`Self::record_key`].
+    pub(crate) fn of_record_key(mut bytes: &[u8]) -> Option<Self> {
+        let slice = Slice::read(&mut bytes)?;
+        let namespace = NamespaceId(bytes.try_get_u64().ok()?);
+        Some(Self { slice, namespace, key: Bytes::copy_from_slice(bytes) })
+    }
+
+    pub(crate) fn hint_prefix(&self, target: NodeId) -> BytesMut {
+        let mut out = BytesMut::with_capacity(64 + self.key.len());
+        out.put_u64(target.0);
+        out.put_slice(&self.slice.prefix());
+        out.put_u64(self.namespace.0);
+        out.put_u16(u16::try_from(self.key.len()).unwrap_or(u16::MAX));
+        out.put_slice(&self.key);
+        out
+    }
+
+    pub(crate) fn hint_key(&self, target: NodeId, number: u32) -> BytesMut {
+        let mut out = self.hint_prefix(target);
+        out.put_u32(number);
+        out
+    }
+
+    /// The reverse of [`Self::hint_key`].
+    pub(crate) fn of_hint_key(mut bytes: &[u8]) -> Option<(NodeId, Self, u32)> {
+        let target = NodeId(bytes.try_get_u64().ok()?);
+        let slice = Slice::read(&mut bytes)?;
+        let namespace = NamespaceId(bytes.try_get_u64().ok()?);
+        let length = usize::from(bytes.try_get_u16().ok()?);
+        let key = Bytes::copy_from_slice(bytes.get(..length)?);
+        let number = bytes.get(length..)?.try_get_u32().ok()?;
+        Some((target, Self { slice, namespace, key }, number))
+    }
+}
+
+/// The key after every key with this prefix.
+pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
+}
+
+/// A row of the hint table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Hint {
+    /// It counted towards W: it is data, and never dropped.
+    pub(crate) counted: bool,
+    /// A primary's note that the target lacks these writes; the record itself is read when it is sent.
+    pub(crate) note: bool,
+    pub(crate) state: State,
+}
+
+impl Hint {
+    pub(crate) fn encode(&self) -> Bytes {
+        let state = self.state.encode();
+        let mut out = BytesMut::with_capacity(1 + state.len());
+        out.put_u8(u8::from(self.counted) | u8::from(self.note) << 1);
+        out.put_slice(&state);
+        out.freeze()
+    }
+
+    pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
+        let flags = bytes.try_get_u8().ok()?;
+        let state = State::decode(bytes).ok()?;
+        Some(Self { counted: flags & 1 != 0, note: flags & 2 != 0, state })
+    }
+
+    /// Gathers another hint for the same target and key.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.counted |= other.counted;
+        self.note &= other.note;
+        self.state.merge(&other.state);
+    }
+}
+
+/// A row of the request table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) issued_at_ms: u64,
+    pub(crate) body: u32,
+    /// Hash of namespace and key.
+    pub(crate) token: u64,
+    /// Usually one.
+    pub(crate) dots: Vec<Dot>,
+}
+
+impl Taken {
+    pub(crate) fn encode(&self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(20 + 16 * self.dots.len());
+        out.put_u64(self.issued_at_ms);
+        out.put_u32(self.body);
+        out.put_u64(self.token);
+        for dot in &self.dots {
+            out.put_u64(dot.incarnation.0);
+            out.put_u64(dot.counter);
+        }
+        out
+    }
+
+    pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
+        let (issued_at_ms, body) = (bytes.try_get_u64().ok()?, bytes.try_get_u32().ok()?);
+        let token = bytes.try_get_u64().ok()?;
+        let mut dots = Vec::new();
+        while bytes.has_remaining() {
+            let incarnation = Incarnation(bytes.try_get_u64().ok()?);
+            dots.push(Dot { incarnation, counter: bytes.try_get_u64().ok()? });
+        }
+        Some(Self { issued_at_ms, body, token, dots })
+    }
+}
+
+/// The reverse of [`Slice::request_time_key`].
+pub(crate) fn of_request_time_key(mut bytes: &[u8]) -> Option<(u64, RequestId)> {
+    Slice::read(&mut bytes)?;
+    let issued_at_ms = bytes.try_get_u64().ok()?;
+    let client_id = ClientId(bytes.try_get_u128().ok()?);
+    Some((issued_at_ms, RequestId { client_id, seq: bytes.try_get_u64().ok()? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_survive() {
+        let slice = Slice { ring: RingId(1), partition: RingPartition(255) };
+        let place = Place { slice, namespace: NamespaceId(3), key: Bytes::from_static(b"k\0\xff") };
+        assert_eq!(Place::of_record_key(&place.record_key()), Some(place.clone()));
+        assert_eq!(Place::of_hint_key(&place.hint_key(NodeId(4), 7)), Some((NodeId(4), place, 7)));
+        assert_eq!(Place::of_hint_key(b"short"), None);
+        let request = RequestId { client_id: ClientId(9), seq: 2 };
+        assert_eq!(of_request_time_key(&slice.request_time_key(5, request)), Some((5, request)));
+    }
+
+    #[test]
+    fn rows_survive() {
+        let taken = Taken {
+            issued_at_ms: 1,
+            body: 2,
+            token: 3,
+            dots: vec![Dot { incarnation: Incarnation(4), counter: 5 }],
+        };
+        assert_eq!(Taken::decode(taken.encode().freeze()), Some(taken.clone()));
+        assert_eq!(Taken::decode(taken.encode().freeze().slice(..30)), None);
+        for (counted, note) in [(false, false), (true, false), (false, true)] {
+            let hint = Hint { counted, note, state: State::default() };
+            assert_eq!(Hint::decode(hint.encode()), Some(hint));
+        }
+        assert_eq!(Hint::decode(Bytes::new()), None);
+    }
+
+    #[test]
+    fn a_prefix_ends() {
+        assert_eq!(prefix_end(&[1, 2]), Some(vec![1, 3]));
+        assert_eq!(prefix_end(&[1, 255]), Some(vec![2]));
+        assert_eq!(prefix_end(&[255]), None);
+    }
+}

@@ -1,0 +1,458 @@
+//! The node's side of available namespaces: what it is made of, how requests find it, what it answers to peers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use kv_env::Env;
+use kv_peer::{Address, PeerRequest, Peers};
+use kv_proto::peer::{self, request_frame, response_frame};
+use kv_proto::{admin, v1};
+use kv_storage::{Position, Storage};
+use kv_types::catalogue::{Catalogue, Ring, token};
+use kv_types::causal::State;
+use kv_types::limits::MAX_DEADLINE;
+use kv_types::{
+    Epoch, Failure, Key, Namespace, NamespaceId, NodeId, Placement, Reason, ReplicaCount, Replication, RingId,
+    RingPartition,
+};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::layout::{Place, Slice};
+use crate::limits;
+use crate::quorum::Plan;
+use crate::rebuild::Standing;
+use crate::replica::Replica;
+use crate::{rebuild, replay};
+
+/// What a node is told about itself.
+#[derive(Debug, Clone)]
+pub struct DynamoConfig {
+    /// This node.
+    pub node_id: NodeId,
+    /// `kv_storage::Recovery::tier_lost`: this directory lost data that others rely on. The server acknowledges it to
+    /// storage only after [`Dynamo::start`] returned.
+    pub tier_lost: bool,
+    /// How long a replica may be silent before another stands in.
+    pub patience: Duration,
+    /// How long an entry node waits for the replica that coordinates for it.
+    pub forward_patience: Duration,
+    /// Bytes of hints that this node holds at most.
+    pub hint_bytes: u64,
+}
+
+impl DynamoConfig {
+    /// The defaults.
+    pub fn new(node_id: NodeId, tier_lost: bool) -> Self {
+        Self {
+            node_id,
+            tier_lost,
+            patience: limits::PATIENCE,
+            forward_patience: limits::FORWARD_PATIENCE,
+            hint_bytes: limits::HINT_BYTES,
+        }
+    }
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// From a client: it may be forwarded once.
+    Client,
+    /// From another node: it is served here or refused.
+    Forwarded,
+}
+
+/// The available namespaces of one node. Clones share everything.
+#[derive(Clone)]
+pub struct Dynamo {
+    pub(crate) node: Arc<Node>,
+}
+
+impl std::fmt::Debug for Dynamo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Dynamo of {}", self.node.me)
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) me: NodeId,
+    pub(crate) config: DynamoConfig,
+    pub(crate) replica: Replica,
+    pub(crate) peers: Peers,
+    pub(crate) env: Env,
+    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) standing: Standing,
+    pub(crate) room: Arc<Semaphore>,
+    pub(crate) repairs: Arc<Semaphore>,
+    pub(crate) stop: watch::Sender<bool>,
+}
+
+/// Everything that the catalogue says about one key.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) place: Place,
+    pub(crate) primaries: Vec<NodeId>,
+    pub(crate) fallbacks: Vec<NodeId>,
+    pub(crate) replication: Replication,
+    /// Of the ring's assignment: what requests that count are fenced by.
+    pub(crate) ring_epoch: Epoch,
+    /// Of the catalogue: what the receipt names.
+    pub(crate) epoch: Epoch,
+}
+
+impl View {
+    pub(crate) fn address(&self) -> Address {
+        Address { namespace: self.place.namespace, epoch: self.ring_epoch, ..Address::default() }
+    }
+}
+
+impl Dynamo {
+    /// Opens what the directory holds and begins to serve: at once if it lacks nothing, otherwise after a survey of the
+    /// other members and a pull of what it may lack. Must run inside a tokio runtime.
+    pub async fn start(
+        config: DynamoConfig,
+        storage: Storage,
+        peers: Peers,
+        env: Env,
+        catalogue: watch::Receiver<Arc<Catalogue>>,
+    ) -> Result<Self, Failure> {
+        let replica = Replica::open(storage, env.clone(), config.tier_lost, config.hint_bytes).await?;
+        let standing = Standing::new(replica.is_whole());
+        let node = Arc::new(Node {
+            me: config.node_id,
+            config,
+            replica,
+            peers,
+            env,
+            catalogue,
+            standing,
+            room: Arc::new(Semaphore::new(limits::COORDINATED)),
+            repairs: Arc::new(Semaphore::new(limits::REPAIRS)),
+            stop: watch::Sender::new(false),
+        });
+        tokio::spawn(rebuild::establish(Arc::clone(&node)));
+        tokio::spawn(replay::run(Arc::clone(&node)));
+        tokio::spawn(replay::sweep(Arc::clone(&node)));
+        Ok(Self { node })
+    }
+
+    /// Reads a key from R nodes.
+    pub async fn get(
+        &self,
+        namespace: &Namespace,
+        request: v1::GetRequest,
+        deadline: Instant,
+        _hop: Hop,
+    ) -> Result<v1::GetResponse, Failure> {
+        self.node.get(namespace, &request, capped(deadline)).await.map_err(Failure::of_read)
+    }
+
+    /// Writes a value.
+    pub async fn put(
+        &self,
+        namespace: &Namespace,
+        request: v1::PutRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<v1::PutResponse, Failure> {
+        let written = self.node.write(namespace, request.into(), capped(deadline), hop).await?;
+        Ok(v1::PutResponse { revision: 0, context: written.context, receipt: Some(written.receipt) })
+    }
+
+    /// Deletes a key.
+    pub async fn delete(
+        &self,
+        namespace: &Namespace,
+        request: v1::DeleteRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<v1::DeleteResponse, Failure> {
+        let written = self.node.write(namespace, request.into(), capped(deadline), hop).await?;
+        let receipt = Some(written.receipt);
+        Ok(v1::DeleteResponse { existed: false, revision: 0, context: written.context, receipt })
+    }
+
+    /// Answers a peer: `replica_write`, `replica_read`, `pull_partition`, and a `forward` of get, put or delete for an
+    /// available namespace.
+    pub fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
+        let dynamo = self.clone();
+        Box::pin(async move {
+            let deadline = capped(request.deadline);
+            match request.body {
+                request_frame::Body::ReplicaWrite(message) => {
+                    dynamo.node.replica_write(request.about, message, deadline).await
+                }
+                request_frame::Body::ReplicaRead(message) => {
+                    dynamo.node.replica_read(request.about, message, deadline).await
+                }
+                request_frame::Body::PullPartition(message) => {
+                    dynamo.node.pull_partition(message, deadline).await.map(response_frame::Body::PullPartition)
+                }
+                request_frame::Body::Forward(message) => dynamo.forwarded(message, deadline).await,
+                _ => Err(Failure::new(Reason::InvalidRequest, "this message is not for available namespaces")),
+            }
+        })
+    }
+
+    async fn forwarded(&self, message: peer::Forward, deadline: Instant) -> Result<response_frame::Body, Failure> {
+        use kv_proto::peer::forward::Request;
+        use kv_proto::peer::forward_reply::Response;
+        let catalogue = self.node.catalogue();
+        let named = |name: &str| {
+            catalogue
+                .namespace(name)
+                .cloned()
+                .ok_or_else(|| Failure::new(Reason::NamespaceUnknown, format!("{} knows no namespace `{name}`", self.node.me)))
+        };
+        let response = match message.request {
+            Some(Request::Get(get)) => {
+                Response::Get(self.get(&named(&get.namespace)?, get, deadline, Hop::Forwarded).await?)
+            }
+            Some(Request::Put(put)) => {
+                Response::Put(self.put(&named(&put.namespace)?, put, deadline, Hop::Forwarded).await?)
+            }
+            Some(Request::Delete(delete)) => {
+                Response::Delete(self.delete(&named(&delete.namespace)?, delete, deadline, Hop::Forwarded).await?)
+            }
+            _ => return Err(Failure::new(Reason::ModeMismatch, "available namespaces offer get, put and delete")),
+        };
+        Ok(response_frame::Body::Forward(peer::ForwardReply { response: Some(response) }))
+    }
+
+    /// Digests of the ring partitions of a namespace's ring that this node keeps as a primary: equal on replicas that
+    /// converged.
+    pub async fn digest(&self, namespace: &Namespace) -> Result<admin::GetDigestResponse, Failure> {
+        let node = &self.node;
+        let catalogue = node.catalogue();
+        let (ring, _) = ring_of(&catalogue, namespace)?;
+        let mut response =
+            admin::GetDigestResponse { hints_pending: self.hints_pending().values().sum(), ..Default::default() };
+        for slice in node.kept(ring) {
+            let digest = node.replica.digest(slice, namespace.id)?;
+            response.keys_with_siblings += digest.with_siblings;
+            let partition = slice.partition.0;
+            response.partitions.push(admin::PartitionDigest { partition, digest: digest.digest, keys: digest.keys });
+            // A long namespace must not hold up the others on this worker.
+            tokio::task::yield_now().await;
+        }
+        Ok(response)
+    }
+
+    /// Where a key lives.
+    pub fn owners(&self, namespace: &Namespace, key: &[u8]) -> Result<admin::GetRingOwnersResponse, Failure> {
+        let view = self.node.view(namespace, Key::new(Bytes::copy_from_slice(key))?)?;
+        Ok(admin::GetRingOwnersResponse {
+            ring: view.place.slice.ring.0,
+            partition: view.place.slice.partition.0,
+            token: token(namespace.id, key),
+            primaries: view.primaries.iter().map(|node| node.0).collect(),
+            fallbacks: view.fallbacks.iter().map(|node| node.0).collect(),
+            epoch: view.epoch.0,
+        })
+    }
+
+    /// How many hints are held here for whom.
+    pub fn hints_pending(&self) -> BTreeMap<NodeId, u64> {
+        self.node.replica.hints_pending()
+    }
+
+    /// How many keys have more than one value here.
+    pub fn keys_with_siblings(&self) -> Result<u64, Failure> {
+        self.node.replica.keys_with_siblings()
+    }
+
+    /// How many ring partitions this node keeps but does not serve yet.
+    pub fn rebuilding_partitions(&self) -> u64 {
+        let catalogue = self.node.catalogue();
+        let kept = catalogue.rings.values().flat_map(|ring| self.node.kept(ring));
+        kept.filter(|slice| !self.node.standing.serves(*slice)).count() as u64
+    }
+
+    /// Ends the background tasks. Requests under way end by their deadlines.
+    pub fn shutdown(&self) {
+        self.node.stop.send_replace(true);
+    }
+}
+
+fn capped(deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + MAX_DEADLINE)
+}
+
+fn ring_of<'a>(catalogue: &'a Catalogue, namespace: &Namespace) -> Result<(&'a Ring, Replication), Failure> {
+    match namespace.placement {
+        Placement::Strong { .. } => Err(Failure::new(
+            Reason::ModeMismatch,
+            format!("namespace `{}` is strong; this is offered by available namespaces", namespace.name),
+        )),
+        Placement::Available { ring, replication } => catalogue
+            .rings
+            .get(&ring)
+            .map(|ring| (ring, replication))
+            .ok_or_else(|| Failure::new(Reason::NotReady, format!("this node does not know {ring} yet"))),
+    }
+}
+
+impl Node {
+    pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
+        Arc::clone(&self.catalogue.borrow())
+    }
+
+    /// The ring partitions of a ring that this node keeps as a primary.
+    pub(crate) fn kept(&self, ring: &Ring) -> Vec<Slice> {
+        (0u32..)
+            .zip(&ring.assignment)
+            .filter(|(_, primaries)| primaries.contains(&self.me))
+            .map(|(partition, _)| Slice { ring: ring.id, partition: RingPartition(partition) })
+            .collect()
+    }
+
+    pub(crate) fn view(&self, namespace: &Namespace, key: Key) -> Result<View, Failure> {
+        let catalogue = self.catalogue();
+        let (ring, replication) = ring_of(&catalogue, namespace)?;
+        let partition = ring.partition_of(token(namespace.id, key.as_bytes()));
+        let slice = Slice { ring: ring.id, partition };
+        Ok(View {
+            place: Place { slice, namespace: namespace.id, key: key.as_bytes().clone() },
+            primaries: ring.primaries(partition).to_vec(),
+            fallbacks: ring.fallbacks(partition, &catalogue.members),
+            replication,
+            ring_epoch: ring.epoch,
+            epoch: catalogue.epoch,
+        })
+    }
+
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        node == self.me || self.peers.liveness(node).is_up()
+    }
+
+    /// Whether this node keeps the key's ring partition and lacks nothing of it.
+    pub(crate) fn serves(&self, view: &View) -> bool {
+        view.primaries.contains(&self.me) && self.standing.serves(view.place.slice)
+    }
+
+    /// Whom a request may use, as this node sees the others now; `avoid` did not answer lately.
+    pub(crate) fn plan(&self, view: &View, needed: u8, strict: bool, avoid: &[NodeId]) -> Plan {
+        let worth = |node: NodeId| self.is_up(node) && !avoid.contains(&node);
+        Plan {
+            me: self.me,
+            primaries: view.primaries.iter().map(|node| (*node, worth(*node))).collect(),
+            fallbacks: view.fallbacks.iter().copied().filter(|node| *node != self.me && worth(*node)).collect(),
+            needed: usize::from(needed),
+            strict,
+            patience: self.config.patience,
+        }
+    }
+
+    /// Waits for the log, within the deadline of who asks.
+    pub(crate) async fn durable_by(&self, position: Position, deadline: Instant) -> Result<(), Failure> {
+        match timeout_at(deadline, self.replica.durable(position)).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::new(Reason::ResultUnknown, "the disk did not answer by the deadline")),
+        }
+    }
+
+    /// What a message of a peer is about, checked against this node's catalogue.
+    fn addressed(
+        &self,
+        about: Address,
+        ring: u32,
+        partition: u32,
+        key: Bytes,
+    ) -> Result<(Place, Vec<NodeId>), Failure> {
+        let catalogue = self.catalogue();
+        let slice = Slice { ring: RingId(ring), partition: RingPartition(partition) };
+        let wrong_epoch = |known: Epoch| {
+            let message = format!("{} knows the ring of this key by {known}, not by {}", self.me, about.epoch);
+            Failure::new(Reason::WrongEpoch, message).with("epoch", known.0)
+        };
+        let known = catalogue.rings.get(&slice.ring).ok_or_else(|| wrong_epoch(Epoch(0)))?;
+        if about.epoch != Epoch(0) && about.epoch != known.epoch {
+            return Err(wrong_epoch(known.epoch));
+        }
+        let key = Key::new(key)?;
+        if known.partition_of(token(about.namespace, key.as_bytes())) != slice.partition {
+            return Err(Failure::new(Reason::InvalidRequest, "the key does not belong to that ring partition"));
+        }
+        let place = Place { slice, namespace: about.namespace, key: key.as_bytes().clone() };
+        Ok((place, known.primaries(slice.partition).to_vec()))
+    }
+
+    async fn replica_write(
+        &self,
+        about: Address,
+        message: peer::ReplicaWrite,
+        deadline: Instant,
+    ) -> Result<response_frame::Body, Failure> {
+        let (place, primaries) = self.addressed(about, message.ring, message.partition, message.key)?;
+        let state =
+            State::decode(message.record).map_err(|error| Failure::new(Reason::InvalidRequest, error.to_string()))?;
+        let bulk = about.epoch == Epoch(0);
+        let keeper = if message.hint_for == 0 { self.me } else { NodeId(message.hint_for) };
+        if !primaries.contains(&keeper) {
+            return Err(Failure::new(Reason::WrongNode, format!("{keeper} does not keep {}", place.slice.partition)));
+        }
+        let position = if message.hint_for == 0 || keeper == self.me {
+            self.replica.apply(&place, &state, bulk)?
+        } else {
+            self.replica.store_hint(&place, keeper, state, message.counted)?
+        };
+        self.durable_by(position, deadline).await?;
+        Ok(response_frame::Body::ReplicaWrite(peer::ReplicaWriteReply { fsynced: true }))
+    }
+
+    async fn replica_read(
+        &self,
+        about: Address,
+        message: peer::ReplicaRead,
+        deadline: Instant,
+    ) -> Result<response_frame::Body, Failure> {
+        let (place, primaries) = self.addressed(about, message.ring, message.partition, message.key)?;
+        let primary = primaries.contains(&self.me);
+        let copy = if !primary {
+            self.replica.read_hints(&place, &primaries)?
+        } else if self.standing.serves(place.slice) {
+            self.replica.read(&place)?
+        } else {
+            let message = format!("{} is rebuilding {} and does not know it yet", self.me, place.slice.partition);
+            return Err(Failure::new(Reason::NotReady, message));
+        };
+        self.durable_by(copy.position, deadline).await?;
+        let record = if copy.known { copy.state.encode() } else { Bytes::new() };
+        Ok(response_frame::Body::ReplicaRead(peer::ReplicaReadReply { primary, knows: copy.known, record }))
+    }
+}
+
+/// Ends when the node stops.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the node is gone altogether.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// How many replicas a request wants: its own number, or the namespace's.
+pub(crate) fn count(asked: Option<&v1::ReplicaCount>, default: u8, n: u8) -> Result<u8, Failure> {
+    match asked {
+        Some(asked) => ReplicaCount::try_from(asked)?.of(n),
+        None => Ok(default),
+    }
+}
+
+/// A message that carries a state to one replica.
+pub(crate) fn replica_write(
+    place: &Place,
+    record: Bytes,
+    hint_for: Option<NodeId>,
+) -> (NamespaceId, request_frame::Body) {
+    let message = peer::ReplicaWrite {
+        ring: place.slice.ring.0,
+        partition: place.slice.partition.0,
+        key: place.key.clone(),
+        record,
+        hint_for: hint_for.map_or(0, |node| node.0),
+        counted: hint_for.is_some(),
+    };
+    (place.namespace, request_frame::Body::ReplicaWrite(message))
+}

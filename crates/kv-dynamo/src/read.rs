@@ -1,0 +1,257 @@
+//! The path of a read: R answers, merged; the values that nothing known supersedes. Any node may coordinate one, for it
+//! mints nothing. Replicas that lacked something get it after the answer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use kv_peer::{Address, Lane};
+use kv_proto::peer::{request_frame, response_frame};
+use kv_proto::{client_id_bytes, peer, v1};
+use kv_types::causal::{State, encode_context_token};
+use kv_types::{
+    AvailableEvidence, Degradation, Epoch, Evidence, Failure, Key, Namespace, NodeId, Reason, Receipt, ReplicaReply,
+};
+use tokio::time::{Instant, sleep_until};
+
+use crate::limits;
+use crate::node::{Node, View, count, replica_write};
+use crate::quorum::{NotMet, ReadAction, ReadCoordinator, Reply};
+use crate::write::not_met;
+
+/// One node's answer.
+struct Heard {
+    node: NodeId,
+    /// It keeps the ring partition and knows all of it.
+    primary: bool,
+    known: bool,
+    state: State,
+}
+
+impl Node {
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        request: &v1::GetRequest,
+        deadline: Instant,
+    ) -> Result<v1::GetResponse, Failure> {
+        let view = self.view(namespace, Key::new(request.key.clone())?)?;
+        let r = count(request.read_replicas.as_ref(), view.replication.r, view.replication.n)?;
+        let strict = request.strict || !view.replication.sloppy;
+        let busy = |_| Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may").retry_after_ms(50);
+        let _room = self.room.try_acquire().map_err(busy)?;
+        let i_count = if view.primaries.contains(&self.me) {
+            self.standing.serves(view.place.slice)
+        } else {
+            view.fallbacks.contains(&self.me)
+        };
+        let plan = self.plan(&view, r, strict, &[]);
+        let mut quorum = ReadCoordinator::new(plan, i_count).map_err(|missing| not_met(missing, false))?;
+        let heard = self.collect(&view, &mut quorum, r, deadline).await?;
+
+        let mut merged = State::default();
+        heard.iter().for_each(|heard| merged.merge(&heard.state));
+        merged.bury_twins(|_| Vec::new());
+        let repair = self.repair(&view, &heard, &merged);
+        let values = merged.record.values();
+        let presence = if !values.is_empty() {
+            v1::Presence::Found
+        } else if heard.iter().any(|heard| heard.primary) {
+            v1::Presence::Absent
+        } else {
+            v1::Presence::NoKnowledge
+        };
+        let mut receipt = self.read_receipt(namespace, &view, r, &quorum, &heard);
+        if let Evidence::Available(evidence) = &mut receipt.evidence {
+            evidence.repair = repair;
+            evidence.siblings = u32::try_from(values.len()).unwrap_or(u32::MAX);
+        }
+        let siblings = values
+            .iter()
+            .map(|(dot, sibling)| v1::Sibling {
+                value: sibling.value.clone(),
+                incarnation: dot.incarnation.0,
+                counter: dot.counter,
+                written_at_ms: sibling.stamp.wall_ms(),
+                client_id: client_id_bytes(sibling.request.client_id),
+                seq: sibling.request.seq,
+            })
+            .collect();
+        Ok(v1::GetResponse {
+            presence: presence.into(),
+            value: Bytes::new(),
+            revision: 0,
+            siblings,
+            context: encode_context_token(namespace.id, &view.place.key, &merged.record.context),
+            receipt: Some((&receipt).into()),
+        })
+    }
+
+    /// R answers, or why not.
+    async fn collect(
+        self: &Arc<Self>,
+        view: &View,
+        quorum: &mut ReadCoordinator,
+        r: u8,
+        deadline: Instant,
+    ) -> Result<Vec<Heard>, Failure> {
+        let begun = Instant::now();
+        let mut calls = FuturesUnordered::new();
+        let mut heard = Vec::new();
+        let mut actions = quorum.begin(begun.elapsed());
+        loop {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    ReadAction::Ask { node } => {
+                        let ask = self.ask(view, node, deadline);
+                        calls.push(async move { (node, ask.await) });
+                    }
+                    ReadAction::Done => return Ok(heard),
+                    ReadAction::Impossible => {
+                        return Err(not_met(NotMet { needed: usize::from(r), reached: quorum.answers() }, false));
+                    }
+                }
+            }
+            let look = Instant::now() + limits::LOOK_AROUND;
+            let tick = quorum.next_tick().map_or(look, |tick| look.min(begun + tick));
+            tokio::select! {
+                biased;
+                Some((node, answer)) = calls.next(), if !calls.is_empty() => {
+                    let reply = if answer.is_some() { Reply::Ok } else { Reply::Failed };
+                    heard.extend(answer);
+                    actions = quorum.on_reply(node, reply, begun.elapsed());
+                }
+                () = sleep_until(tick.min(deadline)) => {
+                    if Instant::now() >= deadline {
+                        return Err(not_met(NotMet { needed: usize::from(r), reached: quorum.answers() }, false));
+                    }
+                    let waiting: BTreeSet<NodeId> = quorum.waiting_for().collect();
+                    for silent in waiting.into_iter().filter(|node| !self.is_up(*node)) {
+                        actions.extend(quorum.on_suspect(silent, begun.elapsed()));
+                    }
+                    actions.extend(quorum.on_tick(begun.elapsed()));
+                }
+            }
+        }
+    }
+
+    fn ask(self: &Arc<Self>, view: &View, node: NodeId, deadline: Instant) -> BoxFuture<'static, Option<Heard>> {
+        let me = Arc::clone(self);
+        let (place, address, primaries) = (view.place.clone(), view.address(), view.primaries.clone());
+        Box::pin(async move {
+            if node == me.me {
+                let primary = primaries.contains(&node);
+                let copy =
+                    if primary { me.replica.read(&place) } else { me.replica.read_hints(&place, &primaries) }.ok()?;
+                me.durable_by(copy.position, deadline).await.ok()?;
+                return Some(Heard { node, primary, known: copy.known, state: copy.state });
+            }
+            let message = peer::ReplicaRead {
+                ring: place.slice.ring.0,
+                partition: place.slice.partition.0,
+                key: place.key.clone(),
+            };
+            let body = request_frame::Body::ReplicaRead(message);
+            match me.peers.call(node, Lane::Data, address, body, deadline).await.ok()? {
+                response_frame::Body::ReplicaRead(reply) => {
+                    let state = if reply.knows { State::decode(reply.record).ok()? } else { State::default() };
+                    Some(Heard { node, primary: reply.primary, known: reply.knows, state })
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// Gives the primaries that answered what they lacked; false when nobody lacked anything, or too much is repaired
+    /// already.
+    fn repair(self: &Arc<Self>, view: &View, heard: &[Heard], merged: &State) -> bool {
+        let lacking: Vec<NodeId> = heard
+            .iter()
+            .filter(|heard| heard.primary && !heard.state.knows_all_of(merged))
+            .map(|heard| heard.node)
+            .collect();
+        if lacking.is_empty() {
+            return false;
+        }
+        let Ok(room) = Arc::clone(&self.repairs).try_acquire_owned() else { return false };
+        let (me, place, state) = (Arc::clone(self), view.place.clone(), merged.clone());
+        tokio::spawn(async move {
+            let _room = room;
+            let deadline = Instant::now() + limits::BACKGROUND_CALL;
+            let record = state.encode();
+            for node in lacking {
+                let result = if node == me.me {
+                    me.replica.apply(&place, &state, true).map(|_| ()).map_err(|failure| failure.to_string())
+                } else {
+                    let (namespace, body) = replica_write(&place, record.clone(), None);
+                    let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
+                    let call = me.peers.call(node, Lane::Bulk, about, body, deadline);
+                    call.await.map(|_| ()).map_err(|error| error.to_string())
+                };
+                if let Err(why) = result {
+                    tracing::debug!(%node, why, "a read repair did not arrive");
+                }
+            }
+        });
+        true
+    }
+
+    fn read_receipt(
+        &self,
+        namespace: &Namespace,
+        view: &View,
+        r: u8,
+        quorum: &ReadCoordinator,
+        heard: &[Heard],
+    ) -> Receipt {
+        let replies: Vec<ReplicaReply> = quorum
+            .asked()
+            .iter()
+            .map(|asked| ReplicaReply {
+                node: asked.node,
+                fallback: asked.stands_in_for.is_some(),
+                answered: asked.answered,
+                fsynced: asked.answered,
+                knows: heard.iter().any(|heard| heard.node == asked.node && heard.known),
+            })
+            .collect();
+        let primaries = heard.iter().filter(|heard| heard.primary).count();
+        let fallback = replies.iter().any(|reply| reply.fallback && reply.answered);
+        let late = quorum.asked().iter().any(|a| a.stands_in_for.is_none() && !a.answered && !a.is_awaited());
+        let shown = |heard: &Heard| heard.state.record.siblings.keys().copied().collect::<Vec<_>>();
+        let mut told = heard.iter().filter(|heard| heard.primary || heard.known).map(shown);
+        let first = told.next();
+        let divergent = told.any(|other| Some(other) != first);
+        let mut receipt = Receipt {
+            promised: namespace.guarantee,
+            epoch: view.epoch,
+            served_by: self.me,
+            attempts: 1,
+            deduplicated: false,
+            degraded: Vec::new(),
+            evidence: Evidence::Available(AvailableEvidence {
+                n: view.replication.n,
+                r,
+                w: view.replication.w,
+                strict: primaries >= usize::from(r),
+                replies,
+                hints: 0,
+                repair: false,
+                siblings: 0,
+                staleness_bound_ms: None,
+            }),
+        };
+        for (holds, reason) in [
+            (fallback, Degradation::Fallback),
+            (late || fallback, Degradation::PrimarySilent),
+            (divergent, Degradation::Divergent),
+        ] {
+            if holds {
+                receipt.degrade(reason);
+            }
+        }
+        receipt
+    }
+}

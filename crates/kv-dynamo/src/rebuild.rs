@@ -1,0 +1,383 @@
+//! Whether a node may speak for what it keeps.
+//!
+//! A directory is **whole** when its incarnation lacks nothing that others rely on: it has held everything that it
+//! acknowledged since it began, and before it began there was nothing, or it has pulled that. One durable mark says so;
+//! rings and ring partitions that appear later need none of their own. Without the mark the node surveys the members:
+//!
+//! - A majority (this node included) knows of no available namespace: the cluster is new and nothing was ever promised.
+//!   A catalogue change needs a majority too, so a namespace with data is known to somebody who is asked.
+//! - Somebody knows one: this directory is fresh or damaged in a cluster with data. Each of its ring partitions is pulled
+//!   from N-W+1 of the other primaries that are whole themselves, so that every set of W is met, or from all of them,
+//!   whole or not: then there is nobody left to ask.
+//!
+//! Until a ring partition is pulled this node neither coordinates for it nor answers reads of it; it takes writes and
+//! hints.
+//!
+//! The survey travels as a pull of ring 0, which does not exist; its answer stands where the node clock would.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use kv_peer::{Address, Lane};
+use kv_proto::peer::{self, request_frame, response_frame};
+use kv_types::catalogue::{Catalogue, Ring};
+use kv_types::causal::{NodeClock, State};
+use kv_types::{Epoch, Failure, NamespaceId, NodeId, Placement, Reason, RingId, RingPartition};
+use tokio::time::{Instant, sleep};
+
+use crate::layout::{Place, Slice};
+use crate::limits;
+use crate::node::{Node, stopped};
+
+/// What this node may speak for.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    inner: Mutex<(bool, BTreeSet<Slice>)>,
+}
+
+impl Standing {
+    pub(crate) fn new(whole: bool) -> Self {
+        Self { inner: Mutex::new((whole, BTreeSet::new())) }
+    }
+
+    /// Whether the ring partition lacks nothing here.
+    pub(crate) fn serves(&self, slice: Slice) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.0 || inner.1.contains(&slice)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut (bool, BTreeSet<Slice>))) {
+        change(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// What a member says of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Survey {
+    /// It knows an available namespace.
+    namespaces: bool,
+    /// Its catalogue.
+    epoch: Epoch,
+}
+
+impl Survey {
+    fn of(catalogue: &Catalogue) -> Self {
+        let available = |placement: &Placement| matches!(placement, Placement::Available { .. });
+        let namespaces = catalogue.namespaces.values().any(|namespace| available(&namespace.placement));
+        Self { namespaces, epoch: catalogue.epoch }
+    }
+
+    fn encode(self) -> Bytes {
+        let mut out = BytesMut::with_capacity(9);
+        out.put_u8(u8::from(self.namespaces));
+        out.put_u64(self.epoch.0);
+        out.freeze()
+    }
+
+    fn decode(mut bytes: Bytes) -> Option<Self> {
+        Some(Self { namespaces: bytes.try_get_u8().ok()? != 0, epoch: Epoch(bytes.try_get_u64().ok()?) })
+    }
+}
+
+/// What a survey means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing was ever promised.
+    New,
+    /// There is data; whoever pulls must know the catalogue at least as of this epoch.
+    Pull(Epoch),
+    /// Too few answered.
+    Unknown,
+}
+
+fn judge(mine: Survey, others: &[Option<Survey>]) -> Verdict {
+    let answers = others.iter().flatten();
+    if mine.namespaces || answers.clone().any(|survey| survey.namespaces) {
+        return Verdict::Pull(answers.map(|survey| survey.epoch).max().unwrap_or(mine.epoch));
+    }
+    if answers.count() + 1 > others.len().div_ceil(2) { Verdict::New } else { Verdict::Unknown }
+}
+
+/// How many whole sources meet every set of W that does not need this node; never more than there are.
+fn sources_needed(n: usize, lowest_w: usize) -> usize {
+    (n + 1).saturating_sub(lowest_w).min(n.saturating_sub(1))
+}
+
+/// Works until this node may speak for everything it keeps.
+pub(crate) async fn establish(node: Arc<Node>) {
+    let mut stop = node.stop.subscribe();
+    if node.replica.is_whole() {
+        return;
+    }
+    let mut pause = limits::BACK_OFF.0;
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => return,
+            attempted = attempt(&node) => match attempted {
+                Ok(Some(pulled)) => match node.replica.set_whole(pulled).await {
+                    Ok(()) => {
+                        node.standing.change(|inner| inner.0 = true);
+                        tracing::info!(pulled, "this node lacks nothing and serves what it keeps");
+                        return;
+                    }
+                    Err(failure) => tracing::error!(%failure, "the mark of a whole directory cannot be written"),
+                },
+                Ok(None) => {}
+                Err(failure) => tracing::warn!(%failure, "the pull of missing data goes on later"),
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => return,
+            () = sleep(pause) => pause = (pause * 2).min(limits::BACK_OFF.1),
+        }
+    }
+}
+
+/// One survey, and one attempt at what it asks for: whether data had to be pulled, once nothing lacks.
+async fn attempt(node: &Arc<Node>) -> Result<Option<bool>, Failure> {
+    let catalogue = node.catalogue();
+    if !catalogue.members.contains_key(&node.me) {
+        return Ok(None);
+    }
+    let others = catalogue.members.keys().copied().filter(|member| *member != node.me);
+    let answers = join_all(others.map(|member| survey(node, member))).await;
+    // Again, for a change may have come while the others were asked.
+    let catalogue = node.catalogue();
+    match judge(Survey::of(&catalogue), &answers) {
+        Verdict::Unknown => Ok(None),
+        Verdict::New => Ok(Some(false)),
+        Verdict::Pull(epoch) if catalogue.epoch < epoch => Ok(None),
+        Verdict::Pull(_) => Ok(pull_all(node, &catalogue).await?.then_some(true)),
+    }
+}
+
+async fn survey(node: &Node, member: NodeId) -> Option<Survey> {
+    let body = request_frame::Body::PullPartition(peer::PullPartition::default());
+    let deadline = Instant::now() + limits::BACKGROUND_CALL / 2;
+    match node.peers.call(member, Lane::Control, Address::default(), body, deadline).await.ok()? {
+        response_frame::Body::PullPartition(reply) => Survey::decode(reply.node_clock),
+        _ => None,
+    }
+}
+
+/// Pulls every ring partition that is not served yet; whether none is left.
+async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failure> {
+    let mut wanted: Vec<(Slice, Vec<NodeId>, usize)> = Vec::new();
+    for ring in catalogue.rings.values() {
+        let Some(lowest_w) = lowest_w(catalogue, ring) else { continue };
+        for slice in node.kept(ring).into_iter().filter(|slice| !node.standing.serves(*slice)) {
+            let primaries = ring.primaries(slice.partition);
+            let others = primaries.iter().copied().filter(|other| *other != node.me).collect();
+            wanted.push((slice, others, sources_needed(primaries.len(), lowest_w)));
+        }
+    }
+    let mut pulls = stream::iter(wanted)
+        .map(|(slice, others, needed)| async move { (slice, pull_slice(node, slice, &others, needed).await) })
+        .buffer_unordered(limits::PULLS);
+    let mut complete = true;
+    while let Some((slice, pulled)) = pulls.next().await {
+        if pulled? {
+            node.standing.change(|inner| {
+                inner.1.insert(slice);
+            });
+        } else {
+            complete = false;
+        }
+    }
+    Ok(complete)
+}
+
+/// The fewest acknowledgements with which a namespace on this ring is content; none when there is no namespace.
+fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
+    let of = |placement: &Placement| match placement {
+        Placement::Available { ring: id, replication } if *id == ring.id => Some(usize::from(replication.w)),
+        _ => None,
+    };
+    catalogue.namespaces.values().filter_map(|namespace| of(&namespace.placement)).min()
+}
+
+/// Pulls a ring partition from everybody who can be reached; whether that was enough.
+async fn pull_slice(node: &Arc<Node>, slice: Slice, others: &[NodeId], needed: usize) -> Result<bool, Failure> {
+    let mut answers: BTreeMap<NodeId, bool> = BTreeMap::new();
+    for source in others {
+        match pull_from(node, slice, *source).await {
+            Ok(whole) => {
+                answers.insert(*source, whole);
+            }
+            Err(failure) if failure.reason == Reason::StorageFailed => return Err(failure),
+            Err(failure) => tracing::debug!(%source, ?slice, %failure, "a source did not answer"),
+        }
+    }
+    let whole = answers.values().filter(|whole| **whole).count();
+    Ok(whole >= needed || answers.len() == others.len())
+}
+
+/// Merges all that a source keeps of a ring partition; whether the source lacks nothing itself.
+async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
+    let mut after = Bytes::new();
+    loop {
+        let message = peer::PullPartition {
+            ring: slice.ring.0,
+            partition: slice.partition.0,
+            after,
+            max_bytes: limits::PULL_PAGE_BYTES,
+        };
+        let body = request_frame::Body::PullPartition(message);
+        let deadline = Instant::now() + limits::BACKGROUND_CALL;
+        let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, deadline).await;
+        let page = match reply.map_err(|error| error.into_failure(source))? {
+            response_frame::Body::PullPartition(page) => page,
+            _ => return Err(Failure::new(Reason::Internal, format!("{source} answered something else"))),
+        };
+        let invalid = |error: kv_types::causal::CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
+        for pulled in page.records {
+            let state = State::decode(pulled.record).map_err(invalid)?;
+            let place = Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key };
+            apply_patiently(node, &place, &state).await?;
+        }
+        if !page.next.is_empty() {
+            after = page.next;
+            continue;
+        }
+        if page.node_clock.is_empty() {
+            return Ok(false);
+        }
+        let clock = NodeClock::decode(page.node_clock).map_err(invalid)?;
+        // One log, one order: when the clock is durable, so is every record before it.
+        node.replica.durable(node.replica.adopt(slice, &clock)?).await?;
+        return Ok(true);
+    }
+}
+
+/// Bulk writes are refused while the log has more urgent work.
+async fn apply_patiently(node: &Arc<Node>, place: &Place, state: &State) -> Result<(), Failure> {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match node.replica.apply(place, state, true) {
+            Err(failure) if failure.reason == Reason::Overloaded && pause < limits::BACKGROUND_CALL => {
+                sleep(pause).await;
+                pause *= 2;
+            }
+            result => return result.map(|_| ()),
+        }
+    }
+}
+
+impl Node {
+    /// A page of a ring partition for a node that may lack it, or the answer to a survey.
+    pub(crate) async fn pull_partition(
+        &self,
+        message: peer::PullPartition,
+        deadline: Instant,
+    ) -> Result<peer::PullPartitionReply, Failure> {
+        let catalogue = self.catalogue();
+        if message.ring == 0 {
+            let node_clock = Survey::of(&catalogue).encode();
+            return Ok(peer::PullPartitionReply { node_clock, ..Default::default() });
+        }
+        let slice = Slice { ring: RingId(message.ring), partition: RingPartition(message.partition) };
+        let primaries = catalogue.rings.get(&slice.ring).map_or(&[][..], |ring| ring.primaries(slice.partition));
+        if !primaries.contains(&self.me) {
+            return Err(Failure::new(Reason::WrongNode, format!("{} does not keep {}", self.me, slice.partition)));
+        }
+        // The clock of the beginning travels along in the place to resume from.
+        let (clock, position, after) = if message.after.is_empty() {
+            let (clock, position) = self.replica.clock(slice)?;
+            (if self.standing.serves(slice) { clock.encode() } else { Bytes::new() }, Some(position), Bytes::new())
+        } else {
+            let (clock, after) = read_resume(message.after)
+                .filter(|(_, after)| after.starts_with(&slice.prefix()))
+                .ok_or_else(|| Failure::new(Reason::InvalidRequest, "this is no place to resume from"))?;
+            (clock, None, after)
+        };
+        let page = self.replica.page(slice, &after, message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize)?;
+        self.durable_by(position.unwrap_or_default().max(page.position), deadline).await?;
+        let records = page.records.into_iter();
+        let mut reply = peer::PullPartitionReply {
+            records: records
+                .map(|(place, record)| peer::PulledRecord { namespace_id: place.namespace.0, key: place.key, record })
+                .collect(),
+            ..Default::default()
+        };
+        match page.next {
+            Some(last) => reply.next = write_resume(&clock, &last),
+            None => reply.node_clock = clock,
+        }
+        Ok(reply)
+    }
+}
+
+fn write_resume(clock: &[u8], last: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(4 + clock.len() + last.len());
+    out.put_u32(u32::try_from(clock.len()).unwrap_or(u32::MAX));
+    out.put_slice(clock);
+    out.put_slice(last);
+    out.freeze()
+}
+
+fn read_resume(mut bytes: Bytes) -> Option<(Bytes, Bytes)> {
+    let length = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
+    if length > bytes.len() {
+        return None;
+    }
+    let clock = bytes.split_to(length);
+    Some((clock, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(namespaces: bool, epoch: u64) -> Survey {
+        Survey { namespaces, epoch: Epoch(epoch) }
+    }
+
+    #[test]
+    fn a_new_cluster_needs_no_pull_once_a_majority_says_so() {
+        let new = says(false, 1);
+        assert_eq!(judge(new, &[]), Verdict::New, "a cluster of one");
+        assert_eq!(judge(new, &[None, None]), Verdict::Unknown);
+        assert_eq!(judge(new, &[Some(new), None]), Verdict::New, "two of three");
+        assert_eq!(judge(new, &[Some(new), None, None, None]), Verdict::Unknown, "two of five");
+        assert_eq!(judge(new, &[Some(new), Some(new), None, None]), Verdict::New, "three of five");
+        assert_eq!(judge(new, &[Some(new), None, None]), Verdict::Unknown, "two of four are no majority");
+    }
+
+    #[test]
+    fn one_who_knows_a_namespace_is_enough_to_pull() {
+        let new = says(false, 1);
+        assert_eq!(judge(new, &[Some(new), Some(new), Some(says(true, 9)), None]), Verdict::Pull(Epoch(9)));
+        assert_eq!(judge(says(true, 4), &[Some(new), Some(new)]), Verdict::Pull(Epoch(1)));
+        assert_eq!(judge(says(true, 4), &[None]), Verdict::Pull(Epoch(4)));
+    }
+
+    #[test]
+    fn the_sources_meet_every_write() {
+        for n in 1..=7usize {
+            for w in 1..=n {
+                let needed = sources_needed(n, w);
+                assert!(needed < n);
+                // A write that W nodes acknowledged, this one among them, is on W-1 of the N-1 others: any `needed` of
+                // those others include one of them.
+                assert!(w == 1 || needed + (w - 1) > n - 1, "N={n} W={w}");
+            }
+        }
+    }
+
+    #[test]
+    fn surveys_and_places_to_resume_survive() {
+        for survey in [says(true, 7), says(false, 0)] {
+            assert_eq!(Survey::decode(survey.encode()), Some(survey));
+        }
+        assert_eq!(Survey::decode(Bytes::new()), None);
+        let resume = write_resume(b"clock", b"key");
+        assert_eq!(read_resume(resume), Some((Bytes::from_static(b"clock"), Bytes::from_static(b"key"))));
+        assert_eq!(read_resume(Bytes::from_static(&[0, 0, 0, 9, 1])), None);
+    }
+}

@@ -1,0 +1,219 @@
+//! Hints find their way home: as soon as their target is up, many at a time, until none is left. And the request table
+//! forgets what can no longer matter.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use kv_peer::{Address, Lane, PeerError};
+use kv_proto::peer::response_frame;
+use kv_types::{Epoch, NodeId};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::limits;
+use crate::node::{Node, replica_write, stopped};
+use crate::replica::Due;
+
+/// Which targets are served when: one round at a time per target, with a back-off after a failed one that a new life of
+/// the target ends at once. A value: time is a duration since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    targets: BTreeMap<NodeId, Round>,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    running: bool,
+    failures: u32,
+    not_before: Duration,
+}
+
+impl Rounds {
+    /// The targets whose round begins now.
+    pub(crate) fn begin(
+        &mut self,
+        pending: impl IntoIterator<Item = NodeId>,
+        up: impl Fn(NodeId) -> bool,
+        now: Duration,
+    ) -> Vec<NodeId> {
+        let mut due = Vec::new();
+        for target in pending {
+            let round = self.targets.entry(target).or_default();
+            if !up(target) {
+                (round.failures, round.not_before) = (0, Duration::ZERO);
+            } else if !round.running && round.not_before <= now {
+                round.running = true;
+                due.push(target);
+            }
+        }
+        due
+    }
+
+    /// A round is over; `clean`: everything that it saw was delivered.
+    pub(crate) fn end(&mut self, target: NodeId, clean: bool, now: Duration) {
+        let Some(round) = self.targets.get_mut(&target) else { return };
+        round.running = false;
+        if clean {
+            self.targets.remove(&target);
+        } else {
+            let (first, longest) = limits::BACK_OFF;
+            let pause = first.saturating_mul(1 << round.failures.min(16)).min(longest);
+            round.failures += 1;
+            round.not_before = now + pause;
+        }
+    }
+}
+
+/// Delivers hints until the node stops.
+pub(crate) async fn run(node: Arc<Node>) {
+    let begun = Instant::now();
+    let mut stop = node.stop.subscribe();
+    let mut rounds = Rounds::default();
+    let mut running = JoinSet::new();
+    loop {
+        let pending = node.replica.hints_pending();
+        for target in rounds.begin(pending.keys().copied(), |target| node.is_up(target), begun.elapsed()) {
+            let node = Arc::clone(&node);
+            running.spawn(async move { (target, round(&node, target).await) });
+        }
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => return,
+            Some(ended) = running.join_next(), if !running.is_empty() => {
+                if let Ok((target, clean)) = ended {
+                    rounds.end(target, clean, begun.elapsed());
+                }
+            }
+            () = node.replica.hinted.notified() => {}
+            () = sleep(limits::BACK_OFF.0) => {}
+        }
+    }
+}
+
+/// Delivers what is pending for one target; false when something is left that could not be delivered.
+async fn round(node: &Arc<Node>, target: NodeId) -> bool {
+    let (mut after, mut clean, mut delivered) = (None, true, 0u64);
+    loop {
+        let due = match node.replica.due(target, after.as_ref(), limits::HINT_PAGE) {
+            Ok(due) => due,
+            Err(failure) => {
+                tracing::warn!(%target, %failure, "hints cannot be read");
+                return false;
+            }
+        };
+        let Some(last) = due.last() else { break };
+        after = Some(last.row.clone());
+        let mut sent = stream::iter(due)
+            .map(|due| async move { deliver(node, target, &due).await })
+            .buffer_unordered(limits::HINTS_IN_FLIGHT);
+        while let Some(fate) = sent.next().await {
+            match fate {
+                Fate::Delivered => delivered += 1,
+                Fate::Refused => clean = false,
+                Fate::Unreachable => return false,
+            }
+        }
+    }
+    if delivered > 0 {
+        tracing::info!(%target, delivered, "hints delivered");
+    }
+    clean
+}
+
+enum Fate {
+    Delivered,
+    Refused,
+    Unreachable,
+}
+
+async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
+    let deadline = Instant::now() + limits::BACKGROUND_CALL;
+    let message = match node.replica.message_of(due) {
+        Ok((state, position)) => node.durable_by(position, deadline).await.map(|()| state),
+        Err(failure) => Err(failure),
+    };
+    let state = match message {
+        Ok(state) => state,
+        Err(failure) => {
+            tracing::warn!(%target, %failure, "a hint cannot be sent");
+            return Fate::Refused;
+        }
+    };
+    let (namespace, body) = replica_write(&due.place, state.encode(), None);
+    let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
+    match node.peers.call(target, Lane::Bulk, about, body, deadline).await {
+        Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => match node.replica.forget(target, due) {
+            Ok(true) => Fate::Delivered,
+            // It grew meanwhile, or could not be removed now: the next round sends it again.
+            Ok(false) => Fate::Delivered,
+            Err(_) => Fate::Refused,
+        },
+        Ok(_) | Err(PeerError::Refused(_)) => Fate::Refused,
+        Err(_) => Fate::Unreachable,
+    }
+}
+
+/// Forgets old requests while every member is up and no hint is pending: until then a hint somewhere may carry the twin of
+/// a request that only the table can recognize.
+pub(crate) async fn sweep(node: Arc<Node>) {
+    let mut stop = node.stop.subscribe();
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut stop) => return,
+            () = sleep(limits::SWEEP.0) => {}
+        }
+        let calm = node.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
+        if !calm || !node.replica.hints_pending().is_empty() {
+            continue;
+        }
+        for slice in node.replica.slices() {
+            match node.replica.sweep(slice) {
+                Ok(0) => {}
+                Ok(gone) => tracing::debug!(?slice, gone, "old requests forgotten"),
+                Err(failure) => {
+                    tracing::debug!(%failure, "old requests stay for now");
+                    break;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: NodeId = NodeId(3);
+
+    #[test]
+    fn a_target_has_one_round_at_a_time_and_rests_after_a_failure() {
+        let mut rounds = Rounds::default();
+        let ms = Duration::from_millis;
+        assert_eq!(rounds.begin([T], |_| true, ms(0)), vec![T]);
+        assert!(rounds.begin([T], |_| true, ms(1)).is_empty(), "it runs already");
+        rounds.end(T, false, ms(10));
+        assert!(rounds.begin([T], |_| true, ms(11)).is_empty(), "it rests");
+        assert_eq!(rounds.begin([T], |_| true, ms(10) + limits::BACK_OFF.0), vec![T]);
+        for _ in 0..40 {
+            rounds.end(T, false, ms(100));
+            let later = ms(100) + limits::BACK_OFF.1;
+            assert_eq!(rounds.begin([T], |_| true, later), vec![T], "never longer than the longest pause");
+        }
+        rounds.end(T, true, ms(200));
+        assert_eq!(rounds.begin([T], |_| true, ms(200)), vec![T], "after success at once");
+    }
+
+    #[test]
+    fn a_target_that_comes_back_is_served_at_once() {
+        let mut rounds = Rounds::default();
+        let now = Duration::from_millis(5);
+        rounds.begin([T], |_| true, now);
+        rounds.end(T, false, now);
+        assert!(rounds.begin([T], |_| false, now).is_empty(), "nobody is sent to a target that is down");
+        assert_eq!(rounds.begin([T], |_| true, now), vec![T]);
+    }
+}

@@ -1,0 +1,436 @@
+//! The path of a client's write: to a primary that serves the key, or to a fallback when none can be reached; then to W
+//! nodes. A write that was begun is carried on to its deadline even when its client has gone: whoever did not get it gets
+//! a hint.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use kv_peer::{Lane, PeerError};
+use kv_proto::peer::{forward, forward_reply, request_frame, response_frame};
+use kv_proto::{peer, v1};
+use kv_types::causal::{Context, decode_context_token, encode_context_token};
+use kv_types::{
+    Applied, AvailableEvidence, Degradation, Evidence, Failure, Key, Mutation, Namespace, NodeId, Reason, Receipt,
+    ReplicaReply, Value,
+};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use crate::limits;
+use crate::node::{Hop, Node, View, count, replica_write};
+use crate::quorum::{NotMet, Reply, WriteAction, WriteCoordinator};
+use crate::replica::{Minted, Order, Role, Supersedes};
+
+/// What a writer gets.
+pub(crate) struct Written {
+    pub(crate) context: Bytes,
+    pub(crate) receipt: v1::Receipt,
+}
+
+/// A put or a delete, as it came and as it may be forwarded.
+#[derive(Clone)]
+pub(crate) enum Request {
+    Put(v1::PutRequest),
+    Delete(v1::DeleteRequest),
+}
+
+impl From<v1::PutRequest> for Request {
+    fn from(put: v1::PutRequest) -> Self {
+        Self::Put(put)
+    }
+}
+
+impl From<v1::DeleteRequest> for Request {
+    fn from(delete: v1::DeleteRequest) -> Self {
+        Self::Delete(delete)
+    }
+}
+
+/// What both have in common, checked.
+struct Wanted {
+    view: View,
+    order: Order,
+    w: u8,
+    strict: bool,
+}
+
+/// What became of a forward.
+enum Forwarded {
+    Answer(Result<Written, Failure>),
+    /// Another node may be asked; `open`: this one may still do it.
+    Next {
+        open: bool,
+    },
+}
+
+impl Request {
+    fn check(&self, node: &Node, namespace: &Namespace) -> Result<Wanted, Failure> {
+        let (key, value, mutation, context, replicas, strict) = match self {
+            Self::Put(put) => {
+                let value = Value::new(put.value.clone())?.into_bytes();
+                (&put.key, Some(value), &put.mutation, &put.context, &put.write_replicas, put.strict)
+            }
+            Self::Delete(delete) => {
+                let (mutation, context) = (&delete.mutation, &delete.context);
+                (&delete.key, None, mutation, context, &delete.write_replicas, delete.strict)
+            }
+        };
+        let view = node.view(namespace, Key::new(key.clone())?)?;
+        let mutation = v1::Mutation::read(mutation.as_ref())?;
+        let missing = || {
+            let message = "say what the write supersedes: the context of a read, what the replica observes, or nothing (blind)";
+            Failure::new(Reason::ContextMissing, message)
+        };
+        let (kind, supersedes) = match context.as_ref().and_then(|context| context.context.as_ref()).ok_or_else(missing)? {
+            v1::write_context::Context::Causal(token) => {
+                (0, Supersedes::Seen(decode_context_token(namespace.id, key, token)?))
+            }
+            v1::write_context::Context::Observed(true) => (1, Supersedes::Observed),
+            v1::write_context::Context::Blind(true) => (2, Supersedes::Nothing),
+            _ => return Err(missing()),
+        };
+        let mut body = crc32c::crc32c(&[kind, u8::from(value.is_some())]);
+        body = crc32c::crc32c_append(body, key);
+        body = crc32c::crc32c_append(body, value.as_deref().unwrap_or_default());
+        let w = count(replicas.as_ref(), view.replication.w, view.replication.n)?;
+        let strict = strict || !view.replication.sloppy;
+        Ok(Wanted { view, order: Order { mutation, body, value, supersedes }, w, strict })
+    }
+
+    fn forward(&self) -> request_frame::Body {
+        let request = match self.clone() {
+            Self::Put(put) => forward::Request::Put(put),
+            Self::Delete(delete) => forward::Request::Delete(delete),
+        };
+        request_frame::Body::Forward(peer::Forward { request: Some(request) })
+    }
+}
+
+/// What the coordinator tells the caller.
+struct Answer {
+    covered: Context,
+    receipt: Receipt,
+}
+
+impl Node {
+    /// Serves a write: here, by another replica, or by a fallback.
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        request: Request,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<Written, Failure> {
+        let wanted = request.check(self, namespace)?;
+        let id = wanted.order.mutation.request_id;
+        self.route(namespace, &request, wanted, deadline, hop).await.map_err(|failure| failure.of_request(id))
+    }
+
+    async fn route(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        request: &Request,
+        wanted: Wanted,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<Written, Failure> {
+        let view = &wanted.view;
+        if self.serves(view) {
+            return self.coordinate(namespace, wanted, &[], deadline).await;
+        }
+        let may_stand_in = !wanted.strict && view.fallbacks.contains(&self.me);
+        if hop == Hop::Forwarded {
+            if may_stand_in {
+                return self.coordinate(namespace, wanted, &[], deadline).await;
+            }
+            let message = format!("{} cannot coordinate this key now", self.me);
+            return Err(Failure::new(Reason::NotReady, message));
+        }
+        let (mut tried, mut open) = (Vec::new(), false);
+        for primary in &view.primaries {
+            if *primary != self.me && self.is_up(*primary) {
+                match self.forward(*primary, view, request, deadline).await {
+                    Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
+                    Forwarded::Next { open: maybe } => open |= maybe,
+                }
+                tried.push(*primary);
+            }
+        }
+        if may_stand_in {
+            let answer = self.coordinate(namespace, wanted, &tried, deadline).await;
+            return answer.map_err(|failure| open_if(open, failure));
+        }
+        for fallback in view.fallbacks.iter().filter(|_| !wanted.strict) {
+            if self.is_up(*fallback) {
+                match self.forward(*fallback, view, request, deadline).await {
+                    Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
+                    Forwarded::Next { open: maybe } => open |= maybe,
+                }
+            }
+        }
+        Err(not_met(NotMet { needed: usize::from(wanted.w), reached: 0 }, open))
+    }
+
+    /// Passes a request on to a node that can coordinate it.
+    async fn forward(&self, to: NodeId, view: &View, request: &Request, deadline: Instant) -> Forwarded {
+        let until = deadline.min(Instant::now() + self.config.forward_patience);
+        let call = self.peers.call(to, Lane::Data, view.address(), request.forward(), until);
+        tokio::pin!(call);
+        let reply = loop {
+            tokio::select! {
+                biased;
+                reply = &mut call => break reply,
+                () = tokio::time::sleep(limits::LOOK_AROUND) => {
+                    if !self.is_up(to) {
+                        return Forwarded::Next { open: true };
+                    }
+                }
+            }
+        };
+        match reply {
+            Ok(response_frame::Body::Forward(reply)) => Forwarded::Answer(match reply.response {
+                Some(forward_reply::Response::Put(put)) => written(put.context, put.receipt),
+                Some(forward_reply::Response::Delete(delete)) => written(delete.context, delete.receipt),
+                _ => Err(Failure::new(Reason::Internal, format!("{to} answered something else"))),
+            }),
+            Ok(_) => Forwarded::Answer(Err(Failure::new(Reason::Internal, format!("{to} answered something else")))),
+            Err(PeerError::Refused(failure)) if failure.applied == Applied::No && is_of_the_node(failure.reason) => {
+                Forwarded::Next { open: false }
+            }
+            Err(PeerError::Refused(failure)) => Forwarded::Answer(Err(failure)),
+            Err(error) => Forwarded::Next { open: error.was_sent() },
+        }
+    }
+
+    /// Mints, waits for the log, and begins to spread the write; the task goes on when the caller is gone.
+    async fn coordinate(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        wanted: Wanted,
+        avoid: &[NodeId],
+        deadline: Instant,
+    ) -> Result<Written, Failure> {
+        let busy = |_| Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may").retry_after_ms(50);
+        let room = Arc::clone(&self.room).try_acquire_owned().map_err(busy)?;
+        if Instant::now() >= deadline {
+            return Err(Failure::new(Reason::DeadlineExpired, "the deadline passed before the write was begun"));
+        }
+        let plan = self.plan(&wanted.view, wanted.w, wanted.strict, avoid);
+        let quorum = WriteCoordinator::new(plan).map_err(|missing| not_met(missing, false))?;
+        let place = wanted.view.place.clone();
+        let (sender, answer) = oneshot::channel();
+        let spread = Spread {
+            node: Arc::clone(self),
+            promised: namespace.guarantee,
+            wanted,
+            quorum,
+            deadline,
+            notes: 0,
+            answer: Some(sender),
+            _room: room,
+        };
+        tokio::spawn(spread.run());
+        let lost = |_| Failure::new(Reason::Internal, "the coordinator ended without an answer");
+        let answer: Answer = answer.await.map_err(lost)??;
+        Ok(Written {
+            context: encode_context_token(place.namespace, &place.key, &answer.covered),
+            receipt: (&answer.receipt).into(),
+        })
+    }
+}
+
+fn open_if(open: bool, failure: Failure) -> Failure {
+    if open && failure.applied == Applied::No { failure.after_sending() } else { failure }
+}
+
+/// A refusal that is about the node that was asked, not about the request.
+fn is_of_the_node(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NotReady
+            | Reason::ShuttingDown
+            | Reason::Overloaded
+            | Reason::WrongEpoch
+            | Reason::WrongNode
+            | Reason::LimitHints
+            | Reason::LimitStorage
+            | Reason::NamespaceUnknown
+            | Reason::DeadlineExpired
+    )
+}
+
+fn written(context: Bytes, receipt: Option<v1::Receipt>) -> Result<Written, Failure> {
+    let mut receipt = receipt.ok_or_else(|| Failure::new(Reason::Internal, "an answer without receipt"))?;
+    let forwarded = i32::from(v1::Degradation::from(Degradation::Forwarded));
+    if !receipt.degraded.contains(&forwarded) {
+        receipt.degraded.push(forwarded);
+        receipt.degraded.sort_unstable();
+    }
+    Ok(Written { context, receipt })
+}
+
+pub(crate) fn not_met(missing: NotMet, sent: bool) -> Failure {
+    let reason = if sent { Reason::PartialWrite } else { Reason::QuorumNotMet };
+    let message = format!("{} nodes can be reached; {} are needed", missing.reached, missing.needed);
+    Failure::new(reason, message).with("reachable", missing.reached).with("required", missing.needed).retry_after_ms(100)
+}
+
+/// A write on its way to W nodes, and then to those who are left.
+struct Spread {
+    node: Arc<Node>,
+    promised: kv_types::Guarantee,
+    wanted: Wanted,
+    quorum: WriteCoordinator,
+    deadline: Instant,
+    /// Hints noted here.
+    notes: u32,
+    answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Spread {
+    async fn run(mut self) {
+        let view = &self.wanted.view;
+        let primary = view.primaries.contains(&self.node.me);
+        let role = if primary { Role::Primary } else { Role::Fallback(&view.primaries) };
+        let minted = match self.node.replica.mint(&view.place, role, &self.wanted.order) {
+            Ok(minted) => minted,
+            Err(failure) => return self.reply(Err(failure)),
+        };
+        if let Err(failure) = self.node.durable_by(minted.position, self.deadline).await {
+            return self.reply(Err(Failure { reason: Reason::PartialWrite, ..failure }.after_sending()));
+        }
+        self.spread(minted).await;
+    }
+
+    fn reply(&mut self, answer: Result<Answer, Failure>) {
+        if let Some(sender) = self.answer.take() {
+            // The caller may have gone; the write goes on without it.
+            let _ = sender.send(answer);
+        }
+    }
+
+    async fn spread(&mut self, minted: Minted) {
+        let begun = Instant::now();
+        let record = minted.state.encode();
+        let mut calls = FuturesUnordered::new();
+        let mut actions = self.quorum.begin(begun.elapsed());
+        loop {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    WriteAction::Send { to, hint_for } => {
+                        let (_, body) = replica_write(&self.wanted.view.place, record.clone(), hint_for);
+                        let (peers, about, deadline) = (self.node.peers.clone(), self.wanted.view.address(), self.deadline);
+                        calls.push(async move {
+                            let reply = match peers.call(to, Lane::Data, about, body, deadline).await {
+                                Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Reply::Ok,
+                                _ => Reply::Failed,
+                            };
+                            (to, reply)
+                        });
+                    }
+                    WriteAction::HintHere { target } => self.note(&minted, target),
+                    WriteAction::Done => {
+                        let answer = self.account(&minted);
+                        self.reply(Ok(answer));
+                    }
+                    WriteAction::Impossible => {
+                        let reached = self.quorum.acknowledged();
+                        self.reply(Err(not_met(NotMet { needed: usize::from(self.wanted.w), reached }, true)));
+                    }
+                }
+            }
+            if self.quorum.is_settled() || (calls.is_empty() && self.answer.is_none()) {
+                break;
+            }
+            let look = Instant::now() + limits::LOOK_AROUND;
+            let tick = self.quorum.next_tick().map_or(look, |tick| look.min(begun + tick));
+            tokio::select! {
+                biased;
+                Some((node, reply)) = calls.next(), if !calls.is_empty() => {
+                    actions = self.quorum.on_reply(node, reply, begun.elapsed());
+                }
+                () = sleep_until(tick.min(self.deadline)) => {
+                    if Instant::now() >= self.deadline {
+                        actions = self.quorum.on_deadline();
+                        continue;
+                    }
+                    let waiting: BTreeSet<NodeId> = self.quorum.waiting_for().collect();
+                    for silent in waiting.into_iter().filter(|node| !self.node.is_up(*node)) {
+                        actions.extend(self.quorum.on_suspect(silent, begun.elapsed()));
+                    }
+                    actions.extend(self.quorum.on_tick(begun.elapsed()));
+                }
+            }
+        }
+        for action in self.quorum.on_deadline() {
+            if let WriteAction::HintHere { target } = action {
+                self.note(&minted, target);
+            }
+        }
+    }
+
+    fn note(&mut self, minted: &Minted, target: NodeId) {
+        let place = &self.wanted.view.place;
+        match self.node.replica.note_missing(place, target, minted.state.writes.clone()) {
+            Ok(_) => self.notes += 1,
+            // It did not count; the target is left to read repair and anti-entropy.
+            Err(failure) => tracing::warn!(%target, %failure, "a primary that missed a write could not be noted"),
+        }
+    }
+
+    fn account(&self, minted: &Minted) -> Answer {
+        let Wanted { view, order, w, .. } = &self.wanted;
+        let asked = self.quorum.asked();
+        let replies: Vec<ReplicaReply> = asked
+            .iter()
+            .map(|asked| ReplicaReply {
+                node: asked.node,
+                fallback: asked.stands_in_for.is_some(),
+                answered: asked.answered,
+                fsynced: asked.answered,
+                knows: asked.answered,
+            })
+            .collect();
+        let acknowledged = replies.iter().filter(|reply| reply.answered);
+        let primaries = acknowledged.clone().filter(|reply| !reply.fallback).count();
+        let elsewhere = acknowledged.filter(|reply| reply.fallback && reply.node != self.node.me).count();
+        let i_stand_in = !view.primaries.contains(&self.node.me);
+        let here = if i_stand_in { view.primaries.len() } else { 0 };
+        let evidence = AvailableEvidence {
+            n: view.replication.n,
+            r: view.replication.r,
+            w: *w,
+            strict: primaries >= usize::from(*w),
+            hints: self.notes + u32::try_from(elsewhere + here).unwrap_or(u32::MAX),
+            repair: false,
+            siblings: u32::try_from(minted.state.record.values().len()).unwrap_or(u32::MAX),
+            staleness_bound_ms: None,
+            replies,
+        };
+        let Mutation { attempt, .. } = order.mutation;
+        let mut receipt = Receipt {
+            promised: self.promised,
+            epoch: view.epoch,
+            served_by: self.node.me,
+            attempts: attempt,
+            deduplicated: minted.deduplicated,
+            degraded: Vec::new(),
+            evidence: Evidence::Available(evidence),
+        };
+        if elsewhere > 0 {
+            receipt.degrade(Degradation::Fallback);
+        }
+        if i_stand_in {
+            receipt.degrade(Degradation::Fallback);
+            receipt.degrade(Degradation::FallbackCoordinator);
+        }
+        let heard = |node: &NodeId| asked.iter().any(|a| a.node == *node && (a.answered || a.is_awaited()));
+        if !view.primaries.iter().all(heard) {
+            receipt.degrade(Degradation::PrimarySilent);
+        }
+        Answer { covered: minted.covered.clone(), receipt }
+    }
+}

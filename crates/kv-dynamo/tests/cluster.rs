@@ -1,0 +1,394 @@
+//! Five nodes in one process over real loopback connections, each with its own storage, and a network that can be cut in
+//! silence: bytes are held back, nothing is closed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "an integration test"
+)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, join_all};
+use kv_dynamo::{Dynamo, DynamoConfig, Hop};
+use kv_env::{Connection, Env, Listener, Network, TcpNetwork};
+use kv_peer::{PeerConfig, PeerHandler, PeerRequest, Peers};
+use kv_proto::peer::response_frame;
+use kv_proto::{client_id_bytes, v1};
+use kv_storage::Storage;
+use kv_types::catalogue::{Catalogue, Member, Ring};
+use kv_types::{
+    Applied, ClientId, ClusterId, Epoch, Failure, Namespace, NamespaceId, NamespaceName, NamespaceSpec, NodeId,
+    Placement, Reason, Replication, RingId,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+const CLUSTER: ClusterId = ClusterId(77);
+const NODES: u64 = 5;
+
+/// On which side of the cut each node is; bytes pass only within a side.
+type Sides = BTreeMap<NodeId, u8>;
+
+struct CutNetwork {
+    me: NodeId,
+    peers: Arc<BTreeMap<String, NodeId>>,
+    sides: watch::Receiver<Sides>,
+}
+
+fn open(sides: &Sides, a: NodeId, b: NodeId) -> bool {
+    sides.get(&a).unwrap_or(&0) == sides.get(&b).unwrap_or(&0)
+}
+
+impl Network for CutNetwork {
+    fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Listener>> {
+        TcpNetwork.listen(address)
+    }
+
+    fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
+        Box::pin(async move {
+            let (me, to) = (self.me, self.peers[address]);
+            let mut sides = self.sides.clone();
+            let _ = sides.wait_for(|sides| open(sides, me, to)).await;
+            let (mut read, mut write) = tokio::io::split(TcpNetwork.dial(address).await?);
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let (mut far_read, mut far_write) = tokio::io::split(far);
+            let (mut up, mut down) = (self.sides.clone(), self.sides.clone());
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 16 << 10];
+                while let Ok(n @ 1..) = far_read.read(&mut buffer).await {
+                    if up.wait_for(|sides| open(sides, me, to)).await.is_err() || write.write_all(&buffer[..n]).await.is_err() {
+                        break;
+                    }
+                }
+                let _ = write.shutdown().await;
+            });
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 16 << 10];
+                while let Ok(n @ 1..) = read.read(&mut buffer).await {
+                    if down.wait_for(|sides| open(sides, me, to)).await.is_err()
+                        || far_write.write_all(&buffer[..n]).await.is_err()
+                    {
+                        break;
+                    }
+                }
+                let _ = far_write.shutdown().await;
+            });
+            Ok(Connection::new(near, Some(address.to_owned())))
+        })
+    }
+}
+
+struct Handler(Dynamo);
+
+impl PeerHandler for Handler {
+    fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
+        self.0.handle(request)
+    }
+}
+
+struct Node {
+    dynamo: Dynamo,
+    peers: Peers,
+    server: tokio::task::JoinHandle<()>,
+}
+
+struct Cluster {
+    nodes: BTreeMap<NodeId, Node>,
+    addresses: Arc<BTreeMap<String, NodeId>>,
+    sides: watch::Sender<Sides>,
+    catalogue: watch::Sender<Arc<Catalogue>>,
+    namespace: Namespace,
+    seq: std::sync::atomic::AtomicU64,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let mut listeners = Vec::new();
+        for _ in 0..NODES {
+            listeners.push(TcpNetwork.listen("127.0.0.1:0").await.unwrap());
+        }
+        let addresses: BTreeMap<String, NodeId> =
+            (1..).map(NodeId).zip(&listeners).map(|(id, l)| (l.local_address.clone(), id)).collect();
+        let members: BTreeMap<NodeId, Member> = addresses
+            .iter()
+            .map(|(address, id)| {
+                let (client_address, peer_address) = (String::new(), address.clone());
+                (*id, Member { id: *id, client_address, peer_address, zone: String::new() })
+            })
+            .collect();
+        let assignment = Ring::assign(3, 16, &members);
+        let ring = Ring { id: RingId(1), n: 3, assignment, epoch: Epoch(1) };
+        let rings = BTreeMap::from([(RingId(1), ring)]);
+        let catalogue = Catalogue { cluster_id: CLUSTER, epoch: Epoch(1), members, rings, ..Catalogue::default() };
+        let replication = Replication { n: 3, r: 2, w: 2, sloppy: true };
+        let spec = NamespaceSpec::available(NamespaceName::new("cart").unwrap(), replication);
+        let namespace = Namespace {
+            id: NamespaceId(1),
+            name: spec.name,
+            settings_version: 1,
+            guarantee: spec.guarantee,
+            placement: Placement::Available { ring: RingId(1), replication },
+        };
+        let mut cluster = Self {
+            nodes: BTreeMap::new(),
+            addresses: Arc::new(addresses),
+            sides: watch::Sender::new(Sides::new()),
+            catalogue: watch::Sender::new(Arc::new(catalogue)),
+            namespace,
+            seq: 0.into(),
+        };
+        for (id, listener) in (1..).map(NodeId).zip(listeners) {
+            cluster.start_node(id, listener).await;
+        }
+        cluster.until("a new cluster serves without a pull", |c| c.nodes.values().all(|n| n.dynamo.rebuilding_partitions() == 0)).await;
+        cluster.catalogue.send_modify(|catalogue| {
+            let mut next = Catalogue::clone(catalogue);
+            next.epoch = Epoch(2);
+            next.namespaces.insert(cluster.namespace.id, cluster.namespace.clone());
+            *catalogue = Arc::new(next);
+        });
+        cluster.until("everybody is up", |c| {
+            c.nodes.values().all(|n| n.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up()))
+        }).await;
+        cluster
+    }
+
+    async fn start_node(&mut self, id: NodeId, listener: Listener) {
+        let network = CutNetwork { me: id, peers: Arc::clone(&self.addresses), sides: self.sides.subscribe() };
+        let env = Env { network: Arc::new(network), ..Env::real() };
+        let peers = Peers::new(PeerConfig::new(CLUSTER, id), env.clone());
+        let (storage, recovery) = Storage::open_memory(id.0).unwrap();
+        let config = DynamoConfig::new(id, recovery.tier_lost);
+        let dynamo = Dynamo::start(config, storage, peers.clone(), env, self.catalogue.subscribe()).await.unwrap();
+        let service = kv_peer::service(&peers, Arc::new(Handler(dynamo.clone())));
+        let server = tokio::spawn(async move {
+            let _ = kv_peer::server_builder().add_service(service).serve_with_incoming(listener).await;
+        });
+        peers.set_members(self.catalogue.borrow().members.values().cloned().collect());
+        self.nodes.insert(id, Node { dynamo, peers, server });
+    }
+
+    /// The node comes back with an empty disk.
+    async fn wipe(&mut self, id: NodeId) {
+        let node = self.nodes.remove(&id).unwrap();
+        node.dynamo.shutdown();
+        node.peers.shutdown();
+        node.server.abort();
+        let _ = node.server.await;
+        let address = self.addresses.iter().find(|(_, node)| **node == id).unwrap().0.clone();
+        let mut listener = TcpNetwork.listen(&address).await;
+        while listener.is_err() {
+            sleep(Duration::from_millis(20)).await;
+            listener = TcpNetwork.listen(&address).await;
+        }
+        self.start_node(id, listener.unwrap()).await;
+    }
+
+    fn cut(&self, minority: &[u64]) {
+        self.sides.send_replace(minority.iter().map(|id| (NodeId(*id), 1)).collect());
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Duration {
+        let begun = Instant::now();
+        while !holds(self) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");
+            sleep(Duration::from_millis(10)).await;
+        }
+        begun.elapsed()
+    }
+
+    fn mutation(&self) -> v1::Mutation {
+        let seq = 1 + self.seq.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        v1::Mutation {
+            client_id: client_id_bytes(ClientId(9)),
+            seq,
+            issued_at_ms: Env::real().clock.wall_ms(),
+            lowest_unacked: 0,
+            attempt: 1,
+        }
+    }
+
+    fn request(&self, key: &str, value: &str, context: v1::write_context::Context) -> v1::PutRequest {
+        v1::PutRequest {
+            namespace: "cart".into(),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            mutation: Some(self.mutation()),
+            context: Some(v1::WriteContext { context: Some(context) }),
+            ..Default::default()
+        }
+    }
+
+    async fn send(&self, node: u64, request: v1::PutRequest) -> Result<v1::PutResponse, Failure> {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let dynamo = &self.nodes[&NodeId(node)].dynamo;
+        timeout(Duration::from_millis(1_100), dynamo.put(&self.namespace, request, deadline, Hop::Client))
+            .await
+            .expect("every wait ends by the deadline")
+    }
+
+    async fn put(&self, node: u64, key: &str, value: &str) -> Result<v1::PutResponse, Failure> {
+        self.send(node, self.request(key, value, v1::write_context::Context::Observed(true))).await
+    }
+
+    async fn get(&self, node: u64, key: &str, replicas: u32) -> Result<v1::GetResponse, Failure> {
+        let request = v1::GetRequest {
+            namespace: "cart".into(),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            read_replicas: Some(v1::ReplicaCount { count: Some(v1::replica_count::Count::Number(replicas)) }),
+            ..Default::default()
+        };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let dynamo = &self.nodes[&NodeId(node)].dynamo;
+        timeout(Duration::from_millis(1_100), dynamo.get(&self.namespace, request, deadline, Hop::Client))
+            .await
+            .expect("every wait ends by the deadline")
+    }
+
+    /// Until all replicas of every ring partition have the same digest and no hint is left.
+    async fn converge(&self) -> Duration {
+        let begun = Instant::now();
+        loop {
+            let mut digests: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+            let mut hints = 0;
+            for node in self.nodes.values() {
+                let digest = node.dynamo.digest(&self.namespace).await.unwrap();
+                hints += digest.hints_pending;
+                for partition in digest.partitions {
+                    digests.entry(partition.partition).or_default().push(partition.digest);
+                }
+            }
+            assert!(digests.values().all(|d| d.len() == 3));
+            if hints == 0 && digests.values().all(|d| d.iter().all(|one| *one == d[0])) {
+                return begun.elapsed();
+            }
+            let took = begun.elapsed();
+            assert!(took < Duration::from_secs(20), "not converged: {hints} hints, {digests:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn shown(response: &v1::GetResponse) -> Vec<String> {
+    let mut values: Vec<String> =
+        response.siblings.iter().map(|s| String::from_utf8_lossy(&s.value).into_owned()).collect();
+    values.sort();
+    values
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_of_a_silent_cut_go_on_and_converge_after_it() {
+    let cluster = Cluster::start().await;
+    let keys: Vec<String> = (0..60).map(|n| format!("key-{n}")).collect();
+    for result in join_all(keys.iter().map(|key| cluster.put(1, key, "before"))).await {
+        result.unwrap();
+    }
+    let whole = cluster.get(5, &keys[0], 3).await.unwrap();
+    assert_eq!((shown(&whole), whole.presence()), (vec!["before".to_owned()], v1::Presence::Found));
+
+    // From the very first request on, both sides answer within a second.
+    cluster.cut(&[4, 5]);
+    let begun = Instant::now();
+    let minority = join_all(keys.iter().map(|key| cluster.put(4, key, "minority")));
+    let majority = join_all(keys.iter().map(|key| cluster.put(1, key, "majority")));
+    let (minority, majority) = tokio::join!(minority, majority);
+    eprintln!("the first requests of both sides took {:?}", begun.elapsed());
+    let receipts: Vec<v1::Receipt> =
+        minority.into_iter().chain(majority).map(|answer| answer.unwrap().receipt.unwrap()).collect();
+    let fallbacks = receipts.iter().filter(|r| r.degraded().any(|d| d == v1::Degradation::Fallback)).count();
+    assert!(fallbacks > 0, "somebody stood in");
+    for key in &keys {
+        assert_eq!(shown(&cluster.get(5, key, 2).await.unwrap()), vec!["minority"]);
+        assert_eq!(shown(&cluster.get(2, key, 2).await.unwrap()), vec!["majority"]);
+    }
+    // Once the others are suspected, nothing costs patience.
+    let begun = Instant::now();
+    cluster.put(4, &keys[0], "minority").await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(100), "{:?}", begun.elapsed());
+    let hints: u64 = cluster.nodes.values().map(|n| n.dynamo.hints_pending().values().sum::<u64>()).sum();
+    assert!(hints > 0);
+
+    // A key that nobody on this side knows, and one of whose primaries none is here, is not called absent.
+    let unknown = (0..).map(|n| format!("unknown-{n}")).find(|key| {
+        let owners = cluster.nodes[&NodeId(4)].dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap();
+        owners.primaries.iter().all(|primary| *primary < 4)
+    });
+    let unknown = unknown.unwrap();
+    assert_eq!(cluster.get(4, &unknown, 1).await.unwrap().presence(), v1::Presence::NoKnowledge);
+    assert_eq!(cluster.get(1, &unknown, 2).await.unwrap().presence(), v1::Presence::Absent);
+
+    // A strict write that cannot be met is refused before anything is written.
+    let mut strict = cluster.request(&unknown, "x", v1::write_context::Context::Observed(true));
+    strict.strict = true;
+    let refused = cluster.send(4, strict).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::QuorumNotMet, Applied::No));
+
+    cluster.cut(&[]);
+    let took = cluster.converge().await;
+    eprintln!("{hints} hints, converged {took:?} after the heal");
+    assert!(took < Duration::from_secs(5));
+    for key in &keys {
+        for node in 1..=NODES {
+            let all = cluster.get(node, key, 3).await.unwrap();
+            assert_eq!(shown(&all), vec!["majority", "minority"], "{key} at n{node}");
+        }
+    }
+    // Reading and writing with what was read resolves a conflict.
+    let conflict = cluster.get(3, &keys[7], 2).await.unwrap();
+    let resolve = cluster.request(&keys[7], "both", v1::write_context::Context::Causal(conflict.context));
+    cluster.send(2, resolve).await.unwrap();
+    cluster.converge().await;
+    assert_eq!(shown(&cluster.get(5, &keys[7], 3).await.unwrap()), vec!["both"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_resent_anywhere_is_one_write() {
+    let cluster = Cluster::start().await;
+    let first = cluster.request("k", "a", v1::write_context::Context::Observed(true));
+    cluster.send(1, first.clone()).await.unwrap();
+    cluster.put(2, "k", "b").await.unwrap();
+    for node in 1..=NODES {
+        cluster.send(node, first.clone()).await.unwrap();
+    }
+    cluster.converge().await;
+    assert_eq!(shown(&cluster.get(3, "k", 3).await.unwrap()), vec!["b"]);
+    let again = cluster.send(4, first.clone()).await.unwrap().receipt.unwrap();
+    assert!(again.deduplicated);
+    let mut other = first;
+    other.value = Bytes::from_static(b"c");
+    assert_eq!(cluster.send(1, other).await.unwrap_err().reason, Reason::RequestIdReused);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_pulls_before_it_serves() {
+    let mut cluster = Cluster::start().await;
+    let keys: Vec<String> = (0..60).map(|n| format!("key-{n}")).collect();
+    for result in join_all(keys.iter().map(|key| cluster.put(1, key, "kept"))).await {
+        result.unwrap();
+    }
+    cluster.converge().await;
+    // It comes back alone: it may not speak for anything, and says so.
+    cluster.cut(&[2]);
+    cluster.wipe(NodeId(2)).await;
+    assert!(cluster.nodes[&NodeId(2)].dynamo.rebuilding_partitions() > 0);
+    let mine = keys.iter().find(|key| {
+        let owners = cluster.nodes[&NodeId(2)].dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap();
+        owners.primaries.contains(&2)
+    });
+    let refused = cluster.get(2, mine.unwrap(), 1).await.unwrap_err();
+    assert_eq!(refused.applied, Applied::No, "{refused}");
+    cluster.cut(&[]);
+    cluster.until("the wiped node is whole", |c| c.nodes[&NodeId(2)].dynamo.rebuilding_partitions() == 0).await;
+    cluster.converge().await;
+    for key in &keys {
+        assert_eq!(shown(&cluster.get(2, key, 1).await.unwrap()), vec!["kept"]);
+    }
+}

@@ -1,0 +1,459 @@
+//! A lab in the background and how to talk to it: a supervisor process, a Unix socket in the lab's folder, one JSON line
+//! for a request and one for its reply. The folder is the lab's name; nothing else has to be known to find it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+
+use crate::cluster::{Lab, LabOptions};
+use crate::fabric::Installed;
+use crate::matrix::{Fault, NodeName};
+use crate::{LabError, interrupted};
+
+/// Longest request or reply, bytes.
+const MAX_LINE_BYTES: u64 = 256 << 10;
+/// Conversations at once.
+const MAX_CONVERSATIONS: usize = 32;
+/// Longest wait for a reply: a restart waits for its node.
+const REPLY_WITHIN: Duration = Duration::from_secs(60);
+/// Longest wait for the last replies when a lab ends.
+const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
+/// Longest wait for a lab to serve.
+const UP_WITHIN: Duration = Duration::from_secs(90);
+/// How often a lab that starts is looked at.
+const POLL: Duration = Duration::from_millis(50);
+/// Longest path of a Unix socket, bytes (`sun_path` with its end).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// What can be asked of a lab.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Who runs, and what is broken.
+    Status,
+    /// Replaces all faults by a network partition.
+    Partition {
+        /// The groups.
+        groups: Vec<Vec<NodeName>>,
+        /// Heal by itself after so long.
+        for_ms: Option<u64>,
+    },
+    /// Replaces all faults: one node against the others.
+    Isolate {
+        /// The node.
+        node: NodeName,
+        /// Heal by itself after so long.
+        for_ms: Option<u64>,
+    },
+    /// Adds a one-way cut.
+    Cut {
+        /// Its bytes do not arrive
+        from: NodeName,
+        /// here.
+        to: NodeName,
+        /// Heal by itself after so long.
+        for_ms: Option<u64>,
+    },
+    /// Adds a one-way delay.
+    Delay {
+        /// Its bytes arrive late
+        from: NodeName,
+        /// here.
+        to: NodeName,
+        /// So late,
+        ms: u64,
+        /// give or take.
+        jitter_ms: u64,
+        /// Heal by itself after so long.
+        for_ms: Option<u64>,
+    },
+    /// Ends all faults.
+    Heal,
+    /// The faults in force.
+    List,
+    /// Kills a node.
+    Kill {
+        /// The node.
+        node: NodeName,
+    },
+    /// Starts a node again.
+    Restart {
+        /// The node.
+        node: NodeName,
+    },
+    /// Ends the lab.
+    Down,
+}
+
+/// What a lab replies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// Who runs, and what is broken.
+    Status(Status),
+    /// A change of faults, in force and probed.
+    Installed(Installed),
+    /// The faults in force.
+    Faults {
+        /// All of them.
+        faults: Vec<Fault>,
+    },
+    /// As asked.
+    Done,
+    /// Not as asked; [`ask`] makes an error of it.
+    Error {
+        /// Why.
+        message: String,
+        /// The exit code that goes with it.
+        exit_code: u8,
+    },
+}
+
+/// A lab as its supervisor sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The supervisor.
+    pub pid: u32,
+    /// The lab's folder.
+    pub dir: PathBuf,
+    /// Its ports.
+    pub port_base: u16,
+    /// Its nodes.
+    pub nodes: Vec<NodeView>,
+    /// The faults in force.
+    pub faults: Vec<Fault>,
+    /// How long there have been any.
+    pub faults_for_ms: Option<u64>,
+}
+
+/// A node as its supervisor sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub node: NodeName,
+    /// Where clients reach it.
+    pub client_address: String,
+    /// Where peers would reach it without the proxies.
+    pub peer_address: String,
+    /// Whether its process runs.
+    pub up: bool,
+    /// Its process.
+    pub pid: Option<u32>,
+}
+
+/// The lab's folder when nobody names one: `$KVCTL_LAB_DIR`, else `quorate/lab` in the user's state folder.
+pub fn default_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("KVCTL_LAB_DIR").unwrap_or_else(|| {
+        set("XDG_STATE_HOME")
+            .or_else(|| set("HOME").map(|home| home.join(".local/state")))
+            .unwrap_or_else(std::env::temp_dir)
+            .join("quorate/lab")
+    })
+}
+
+/// Starts a lab in the background; returns when it serves. `supervise` is a command whose process calls [`supervise`]
+/// with the same options.
+pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> Result<Status, LabError> {
+    refuse_second(&options.dir).await?;
+    let system = |what: &str| LabError::system(format!("cannot {what} in {}", options.dir.display()));
+    fs::create_dir_all(&options.dir).map_err(system("create the lab"))?;
+    let log = options.dir.join("supervisor.log");
+    let out = fs::File::create(&log).map_err(system("write supervisor.log"))?;
+    let err = out.try_clone().map_err(system("write supervisor.log"))?;
+    let mut supervise = supervise;
+    supervise.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+    let mut command = tokio::process::Command::from(supervise);
+    let mut child = command.spawn().map_err(system("start a supervisor"))?;
+    let deadline = Instant::now() + UP_WITHIN;
+    let end = interrupted();
+    tokio::pin!(end);
+    loop {
+        if let Ok(Reply::Status(status)) = ask(&options.dir, Request::Status).await {
+            return Ok(status);
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            let message = fs::read_to_string(&log).unwrap_or_default();
+            let message = message.trim().trim_start_matches("error: ").to_owned();
+            let exit_code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(5);
+            return Err(LabError::Refused { message, exit_code });
+        }
+        let late = Instant::now() > deadline;
+        let stopped = tokio::select! {
+            biased;
+            () = &mut end => true,
+            () = tokio::time::sleep(POLL) => false,
+        };
+        if late || stopped {
+            let _ = child.kill().await; // its nodes end with it
+            return Err(match stopped {
+                true => LabError::Interrupted,
+                false => LabError::TooSlow {
+                    what: "the start of the lab".into(),
+                    seconds: UP_WITHIN.as_secs(),
+                    hint: format!("; see {}", log.display()),
+                },
+            });
+        }
+    }
+}
+
+/// Asks the lab in this folder.
+pub async fn ask(dir: &Path, request: Request) -> Result<Reply, LabError> {
+    let socket = socket_path(dir)?;
+    let not_running = || LabError::NotRunning { dir: dir.to_path_buf() };
+    let mut stream = UnixStream::connect(&socket).await.map_err(|_| not_running())?;
+    let talk = async {
+        stream.write_all(&line(&request)?).await?;
+        let mut reply = Vec::new();
+        BufReader::new(stream).take(MAX_LINE_BYTES).read_until(b'\n', &mut reply).await?;
+        serde_json::from_slice(&reply).map_err(std::io::Error::from)
+    };
+    match tokio::time::timeout(REPLY_WITHIN, talk).await {
+        Ok(Ok(Reply::Error { message, exit_code })) => Err(LabError::Refused { message, exit_code }),
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(source)) => Err(LabError::System { what: "the supervisor broke off".into(), source }),
+        Err(_) => Err(LabError::TooSlow {
+            what: "the supervisor's reply".into(),
+            seconds: REPLY_WITHIN.as_secs(),
+            hint: String::new(),
+        }),
+    }
+}
+
+/// Runs a lab in this process until it is asked to end, or interrupted. Nothing is left behind but logs and data.
+pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
+    refuse_second(&options.dir).await?;
+    let end = interrupted();
+    tokio::pin!(end);
+    let lab = tokio::select! {
+        biased;
+        () = &mut end => return Err(LabError::Interrupted),
+        lab = Lab::start(options) => Arc::new(lab?),
+    };
+    let (down, mut asked_down) = mpsc::channel(1);
+    let supervisor = Arc::new(Supervisor { lab: lab.clone(), healer: Mutex::new(None), down });
+    let socket = Socket::bind(&lab.options().dir)?;
+    let mut conversations = JoinSet::new();
+    let farewell = loop {
+        tokio::select! {
+            biased;
+            () = &mut end => break None,
+            Some(farewell) = asked_down.recv() => break Some(farewell),
+            Some(_) = conversations.join_next() => {}
+            accepted = socket.listener.accept(), if conversations.len() < MAX_CONVERSATIONS => {
+                if let Ok((stream, _)) = accepted {
+                    conversations.spawn(supervisor.clone().converse(stream));
+                }
+            }
+        }
+    };
+    lab.stop().await;
+    drop(socket);
+    if let Some(farewell) = farewell {
+        let _ = farewell.send(());
+        // Whoever asked is told; others may be half-way through a request and are not waited for.
+        let _ = tokio::time::timeout(FAREWELL_WITHIN, conversations.join_all()).await;
+    }
+    Ok(())
+}
+
+struct Supervisor {
+    lab: Arc<Lab>,
+    healer: Mutex<Option<AbortHandle>>,
+    down: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Supervisor {
+    /// One request, one reply.
+    async fn converse(self: Arc<Self>, mut stream: UnixStream) {
+        let (reader, mut writer) = stream.split();
+        let mut request = Vec::new();
+        let mut reader = BufReader::new(reader).take(MAX_LINE_BYTES);
+        let read = tokio::time::timeout(REPLY_WITHIN, reader.read_until(b'\n', &mut request));
+        if !matches!(read.await, Ok(Ok(1..))) {
+            return;
+        }
+        let reply = match serde_json::from_slice(&request) {
+            Ok(request) => self.serve(request).await,
+            Err(error) => Err(LabError::Usage(format!("not a request: {error}"))),
+        };
+        let reply = reply.unwrap_or_else(|error| Reply::Error {
+            message: error.to_string(),
+            exit_code: error.exit_code(),
+        });
+        if let Ok(line) = line(&reply) {
+            let _ = writer.write_all(&line).await;
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, request: Request) -> Result<Reply, LabError> {
+        let lab = &self.lab;
+        let (installed, for_ms) = match request {
+            Request::Status => return Ok(Reply::Status(self.status().await)),
+            Request::List => return Ok(Reply::Faults { faults: lab.faults().await.0.list() }),
+            Request::Kill { node } => return lab.kill(node.0).await.map(|()| Reply::Done),
+            Request::Restart { node } => return lab.restart(node.0).await.map(|()| Reply::Done),
+            Request::Down => {
+                let (farewell, stopped) = oneshot::channel();
+                let _ = self.down.send(farewell).await;
+                let _ = stopped.await;
+                return Ok(Reply::Done);
+            }
+            Request::Heal => {
+                self.heal_after(None).await;
+                (lab.heal().await?, None)
+            }
+            Request::Partition { groups, for_ms } => {
+                let groups: Vec<_> =
+                    groups.into_iter().map(|group| group.into_iter().map(|name| name.0).collect()).collect();
+                (lab.partition(&groups).await?, for_ms)
+            }
+            Request::Isolate { node, for_ms } => (lab.isolate(node.0).await?, for_ms),
+            Request::Cut { from, to, for_ms } => (lab.one_way(from.0, to.0).await?, for_ms),
+            Request::Delay { from, to, ms, jitter_ms, for_ms } => {
+                (lab.delay(from.0, to.0, ms, jitter_ms).await?, for_ms)
+            }
+        };
+        if for_ms.is_some() {
+            self.heal_after(for_ms).await;
+        }
+        Ok(Reply::Installed(installed))
+    }
+
+    /// Heals all faults after so long, instead of whenever that was to happen before.
+    async fn heal_after(&self, for_ms: Option<u64>) {
+        let mut healer = self.healer.lock().await;
+        if let Some(earlier) = healer.take() {
+            earlier.abort();
+        }
+        *healer = for_ms.map(|ms| {
+            let lab = self.lab.clone();
+            let task = tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                let _ = lab.heal().await; // cannot fail: every node of no fault is known
+            });
+            task.abort_handle()
+        });
+    }
+
+    async fn status(&self) -> Status {
+        let lab = &self.lab;
+        let (running, (faults, since)) = (lab.running().await, lab.faults().await);
+        let view = |node| NodeView {
+            node: NodeName(node),
+            client_address: lab.client_address(node),
+            peer_address: lab.peer_address(node),
+            up: running.contains_key(&node),
+            pid: running.get(&node).copied(),
+        };
+        Status {
+            pid: std::process::id(),
+            dir: lab.options().dir.clone(),
+            port_base: lab.options().port_base,
+            nodes: lab.nodes().into_iter().map(view).collect(),
+            faults: faults.list(),
+            faults_for_ms: since.map(|since| since.elapsed().as_millis() as u64),
+        }
+    }
+}
+
+/// The lab's socket; its file goes when it goes.
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    fn bind(dir: &Path) -> Result<Self, LabError> {
+        let path = socket_path(dir)?;
+        let _ = fs::remove_file(&path); // of a supervisor that was killed: nobody answered there
+        let bind = || {
+            let listener = UnixListener::bind(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(LabError::system(format!("cannot listen on {}", path.display())))?;
+        Ok(Self { listener, path })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn socket_path(dir: &Path) -> Result<PathBuf, LabError> {
+    let path = dir.join("control.sock");
+    match path.as_os_str().len() > MAX_SOCKET_PATH {
+        true => Err(LabError::Usage(format!(
+            "{} is too long for a Unix socket: choose a shorter folder",
+            path.display()
+        ))),
+        false => Ok(path),
+    }
+}
+
+async fn refuse_second(dir: &Path) -> Result<(), LabError> {
+    match ask(dir, Request::Status).await {
+        Ok(Reply::Status(status)) => {
+            Err(LabError::AlreadyRunning { dir: dir.to_path_buf(), pid: status.pid })
+        }
+        Err(LabError::NotRunning { .. }) => Ok(()),
+        Ok(_) => Err(LabError::Usage(format!("{}: another program answers there", dir.display()))),
+        Err(error) => Err(error),
+    }
+}
+
+fn line(message: &impl Serialize) -> std::io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_and_replies_survive_the_wire() {
+        let name = |text: &str| text.parse::<NodeName>().unwrap();
+        let request =
+            Request::Partition { groups: vec![vec![name("n1")], vec![name("n2")]], for_ms: Some(5) };
+        let text = String::from_utf8(line(&request).unwrap()).unwrap();
+        assert_eq!(text, "{\"request\":\"partition\",\"groups\":[[\"n1\"],[\"n2\"]],\"for_ms\":5}\n");
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+        let reply = Reply::Installed(Installed { links: 12, probes: 12, as_expected: 11, since: None });
+        assert_eq!(serde_json::from_slice::<Reply>(&line(&reply).unwrap()).unwrap(), reply);
+    }
+
+    #[tokio::test]
+    async fn no_lab_is_said_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ask(dir.path(), Request::Status).await.unwrap_err();
+        assert!(matches!(error, LabError::NotRunning { .. }) && error.exit_code() == 3, "{error}");
+        let long = dir.path().join("x".repeat(120));
+        assert!(matches!(ask(&long, Request::Status).await, Err(LabError::Usage(_))));
+    }
+
+    #[tokio::test]
+    async fn a_supervisor_that_fails_to_start_is_quoted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut failing = std::process::Command::new("sh");
+        failing.args(["-c", "echo 'error: port 7101 is busy' >&2; exit 2"]);
+        let error = launch(&LabOptions::new(dir.path()), failing).await.unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit_code()), ("port 7101 is busy", 2));
+    }
+}

@@ -1,0 +1,520 @@
+//! From the history to the receipt: what each mode did, by definitions that stand here and in `kv-check`, and which promises
+//! were broken, if any. Nothing in it comes from the servers' own words about themselves but the convergence, which is
+//! theirs to say.
+
+use std::collections::BTreeMap;
+
+use kv_check::service::{self, Served, Window};
+use kv_check::{Event, Function, Operation, Options, Outcome, Verdict, available, linear, operation, strong};
+use kv_types::NodeId;
+use serde::Serialize;
+
+use crate::workload::NO_KNOWLEDGE;
+
+/// Acknowledged writes that each side of the available namespace must have made during the cut for the run to count.
+const ENOUGH_WRITES: u64 = 200;
+/// Shortest cut that counts.
+const ENOUGH_SECONDS: f64 = 10.0;
+/// Part of the minority's operations that the available namespace must answer.
+const AVAILABLE_RATIO: f64 = 0.99;
+/// Longest time to converge.
+const CONVERGED_WITHIN_MS: u64 = 5_000;
+/// Longest time until the majority writes again.
+const RECOVERED_WITHIN_MS: u64 = 2_000;
+
+/// The two sides of the cut.
+pub(crate) const MINORITY: &str = "minority";
+/// See [`MINORITY`].
+pub(crate) const MAJORITY: &str = "majority";
+/// The strong namespace.
+pub(crate) const BANK: &str = "bank";
+/// The available namespace.
+pub(crate) const CART: &str = "cart";
+
+/// The moments of a run, nanoseconds since the history's beginning.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Marks {
+    /// All twelve directed links had confirmed the cut.
+    pub(crate) cut: u64,
+    /// The healing was decided: the end of the window that counts. The links are probed once more before they open.
+    pub(crate) decided: u64,
+    /// The links were open again.
+    pub(crate) healed: u64,
+    /// Every replica had the same, and no hints were left; none if that never came.
+    pub(crate) converged: Option<u64>,
+    /// The final reads began.
+    pub(crate) settled: u64,
+}
+
+/// What happened, in numbers. The file `receipt.json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Receipt {
+    /// How many nodes.
+    pub nodes: usize,
+    /// The seed of the load.
+    pub seed: u64,
+    /// From the moment when all directed links had confirmed the cut to the decision to heal.
+    pub partition_seconds: f64,
+    /// Directed links that were cut.
+    pub links_cut: usize,
+    /// Of so many, probes that found the link silent, just after the cut and again just before the healing.
+    pub links_seen_cut: usize,
+    /// The strong namespace.
+    pub strong: StrongReceipt,
+    /// The available namespace.
+    pub available: AvailableReceipt,
+}
+
+/// What happened to the strong namespace.
+#[derive(Debug, Clone, Serialize)]
+pub struct StrongReceipt {
+    /// Writes and swaps that were acknowledged.
+    pub acknowledged: u64,
+    /// Acknowledged writes that are gone, by final reads through every node.
+    pub lost: u64,
+    /// Mutations of unknown outcome.
+    pub unknown: u64,
+    /// Of those, writes whose value was read: they had been applied.
+    pub unknown_applied: u64,
+    /// Operations answered, of those begun by clients of the minority while the cut was confirmed.
+    pub minority_success_ratio: f64,
+    /// The same of the majority.
+    pub majority_success_ratio: f64,
+    /// Longest time within the cut without an acknowledged write, on the side that had the longer one.
+    pub longest_gap_ms: u64,
+    /// The same on the majority's side.
+    pub majority_longest_gap_ms: u64,
+    /// Reads older than a write that had been acknowledged before they began.
+    pub stale_reads: u64,
+    /// Not-found answers for keys that were known to exist.
+    pub false_absent: u64,
+    /// Whether some order explains every answer: true, false, or "unknown".
+    pub linearizable: serde_json::Value,
+    /// From the cut to the first write acknowledged by the majority's side.
+    pub recovery_ms: Option<u64>,
+    /// From the healing to the first of three answers in a row to clients of the minority.
+    pub minority_recovery_ms: Option<u64>,
+}
+
+/// What happened to the available namespace.
+#[derive(Debug, Clone, Serialize)]
+pub struct AvailableReceipt {
+    /// Writes that were acknowledged.
+    pub acknowledged: u64,
+    /// Acknowledged writes that the final reads neither show nor explain.
+    pub lost: u64,
+    /// Mutations of unknown outcome.
+    pub unknown: u64,
+    /// Of those, writes whose value was read: they had been applied.
+    pub unknown_applied: u64,
+    /// Operations answered, of those begun by clients of the minority while the cut was confirmed.
+    pub minority_success_ratio: f64,
+    /// The same of the majority.
+    pub majority_success_ratio: f64,
+    /// Writes acknowledged to clients of the minority during the cut.
+    pub minority_acknowledged: u64,
+    /// The same of the majority.
+    pub majority_acknowledged: u64,
+    /// Longest time within the cut without an acknowledged write, on the side that had the longer one.
+    pub longest_gap_ms: u64,
+    /// Reads that missed a write acknowledged before they began: the price of answering.
+    pub stale_reads: u64,
+    /// Not-found answers for keys that were known to exist.
+    pub false_absent: u64,
+    /// Reads answered by nodes that keep no copy and said so. They count neither as success nor as absence.
+    pub no_knowledge: u64,
+    /// Keys with concurrent values after healing: conflicts that are kept for their clients.
+    pub keys_with_siblings: u64,
+    /// From the healing until all replicas had equal digests and no hints were left.
+    pub convergence_ms: Option<u64>,
+    /// Whether final reads at every node agree.
+    pub replicas_agree: bool,
+}
+
+/// The receipt, and what stands behind it.
+#[derive(Debug)]
+pub(crate) struct Judgement {
+    pub(crate) receipt: Receipt,
+    /// Promises that were broken, in words.
+    pub(crate) broken: Vec<String>,
+}
+
+/// Judges a run.
+pub(crate) fn judge(
+    history: &[Event],
+    marks: &Marks,
+    groups: &[Vec<NodeId>; 2],
+    links: (usize, usize),
+    seed: u64,
+) -> Result<Judgement, kv_check::history::Malformed> {
+    let operations = operation::pair(history)?;
+    let of = |ns: &str| operations.iter().filter(|op| op.ns == ns).cloned().collect::<Vec<_>>();
+    let (bank, cart) = (of(BANK), of(CART));
+    let window = window(marks, groups);
+    let mut broken = Vec::new();
+    let receipt = Receipt {
+        nodes: groups.iter().map(Vec::len).sum(),
+        seed,
+        partition_seconds: seconds(marks.decided - marks.cut),
+        links_cut: links.0,
+        links_seen_cut: links.1,
+        strong: judge_strong(&bank, marks, &window, &mut broken),
+        available: judge_available(&cart, marks, &window, &mut broken)?,
+    };
+    if receipt.partition_seconds < ENOUGH_SECONDS {
+        broken.push(format!("the cut lasted {:.1} s only", receipt.partition_seconds));
+    }
+    if receipt.links_seen_cut < receipt.links_cut {
+        broken.push(format!("only {} of {} links were seen cut", receipt.links_seen_cut, receipt.links_cut));
+    }
+    Ok(Judgement { receipt, broken })
+}
+
+/// The window that counts, with its sides.
+pub(crate) fn window(marks: &Marks, groups: &[Vec<NodeId>; 2]) -> Window {
+    let [minority, majority] = groups;
+    let side = |nodes: &[NodeId], side: &str| {
+        nodes.iter().map(|node| (node.to_string(), side.to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let mut sides = side(minority, MINORITY);
+    sides.extend(side(majority, MAJORITY));
+    Window { name: "cut".into(), from: marks.cut, to: marks.decided, sides }
+}
+
+fn judge_strong(
+    bank: &[Operation],
+    marks: &Marks,
+    window: &Window,
+    broken: &mut Vec<String>,
+) -> StrongReceipt {
+    let account = strong::account(bank, marks.settled);
+    let served = service::served(bank, std::slice::from_ref(window));
+    let verdict = linear::check(bank, &Options::default());
+    let linearizable = match &verdict {
+        Verdict::Valid => true.into(),
+        Verdict::Invalid(_) => false.into(),
+        Verdict::Unknown { .. } => "unknown".into(),
+    };
+    let on = |side: &'static str| bank.iter().filter(move |op| window.side(&op.node) == side);
+    let first_write = on(MAJORITY)
+        .filter(|op| op.call >= marks.cut && op.f.mutates() && op.ok())
+        .filter_map(|op| op.ret)
+        .min();
+    let receipt = StrongReceipt {
+        acknowledged: account.acknowledged as u64,
+        lost: account.lost.len() as u64,
+        unknown: account.unknown as u64,
+        unknown_applied: account.unknown_applied as u64,
+        minority_success_ratio: ratio(&served, MINORITY),
+        majority_success_ratio: ratio(&served, MAJORITY),
+        longest_gap_ms: gap(&served, MINORITY, window).max(gap(&served, MAJORITY, window)),
+        majority_longest_gap_ms: gap(&served, MAJORITY, window),
+        stale_reads: bank.iter().filter(|read| is_stale(read, bank)).count() as u64,
+        false_absent: bank.iter().filter(|read| is_false_absence(read, bank)).count() as u64,
+        linearizable,
+        recovery_ms: first_write.map(|moment| milliseconds(moment - marks.cut)),
+        minority_recovery_ms: service::recovery(on(MINORITY), marks.healed, 3).map(milliseconds),
+    };
+    let mut promise = |kept: bool, words: String| {
+        if !kept {
+            broken.push(format!("{BANK}: {words}"));
+        }
+    };
+    let first = |named: &[available::Named]| {
+        named.first().map(|n| format!("{} = {}", n.key, n.value)).unwrap_or_default()
+    };
+    promise(
+        receipt.lost == 0,
+        format!("{} acknowledged writes are lost ({})", receipt.lost, first(&account.lost)),
+    );
+    promise(
+        account.unread.is_empty(),
+        format!("{} acknowledged writes were not read again", account.unread.len()),
+    );
+    promise(account.phantoms.is_empty(), format!("{} reads of values nobody wrote", account.phantoms.len()));
+    promise(receipt.stale_reads == 0, format!("{} stale reads", receipt.stale_reads));
+    promise(receipt.false_absent == 0, format!("{} keys said to be absent that exist", receipt.false_absent));
+    promise(
+        receipt.minority_success_ratio == 0.0,
+        format!("the minority answered {:.1} %", receipt.minority_success_ratio * 100.0),
+    );
+    promise(receipt.acknowledged > 0 && !served.is_empty(), "nothing was asked, so nothing was shown".into());
+    let recovered = receipt.recovery_ms.is_some_and(|ms| ms < RECOVERED_WITHIN_MS);
+    promise(
+        recovered,
+        format!("the majority did not write again within {RECOVERED_WITHIN_MS} ms of the cut"),
+    );
+    match verdict {
+        Verdict::Valid => {}
+        Verdict::Invalid(witness) => promise(false, witness.to_string()),
+        Verdict::Unknown { key, why } => {
+            promise(false, format!("linearizability of {key} is undecided: {why}"))
+        }
+    }
+    receipt
+}
+
+fn judge_available(
+    cart: &[Operation],
+    marks: &Marks,
+    window: &Window,
+    broken: &mut Vec<String>,
+) -> Result<AvailableReceipt, kv_check::history::Malformed> {
+    let account = available::account(cart, marks.settled)?;
+    let served = service::served(cart, std::slice::from_ref(window));
+    let no_knowledge = cart.iter().filter(|op| op.err.as_deref() == Some(NO_KNOWLEDGE)).count();
+    let receipt = AvailableReceipt {
+        acknowledged: account.acknowledged as u64,
+        lost: account.lost.len() as u64,
+        unknown: account.unknown as u64,
+        unknown_applied: account.unknown_applied as u64,
+        minority_success_ratio: ratio(&served, MINORITY),
+        majority_success_ratio: ratio(&served, MAJORITY),
+        minority_acknowledged: writes(&served, MINORITY),
+        majority_acknowledged: writes(&served, MAJORITY),
+        longest_gap_ms: gap(&served, MINORITY, window).max(gap(&served, MAJORITY, window)),
+        stale_reads: account.stale.len() as u64,
+        false_absent: account.false_absences() as u64,
+        no_knowledge: no_knowledge as u64,
+        keys_with_siblings: account.conflicted as u64,
+        convergence_ms: marks.converged.map(|converged| milliseconds(converged.saturating_sub(marks.healed))),
+        replicas_agree: account.diverged.is_empty(),
+    };
+    let mut promise = |kept: bool, words: String| {
+        if !kept {
+            broken.push(format!("{CART}: {words}"));
+        }
+    };
+    let first = account.lost.first().map(|n| format!("{} = {}", n.key, n.value)).unwrap_or_default();
+    promise(receipt.lost == 0, format!("{} acknowledged writes are lost ({first})", receipt.lost));
+    promise(
+        account.unread.is_empty(),
+        format!("{} acknowledged writes were not read again", account.unread.len()),
+    );
+    promise(
+        account.uncertain.is_empty(),
+        format!("{} acknowledged writes may be lost", account.uncertain.len()),
+    );
+    promise(account.phantoms.is_empty(), format!("{} reads of values nobody wrote", account.phantoms.len()));
+    promise(
+        account.resurrected.is_empty(),
+        format!("{} deleted values came back", account.resurrected.len()),
+    );
+    let conflicts = account.false_conflicts.len();
+    promise(conflicts == 0, format!("{conflicts} reads showed a value beside one that supersedes it"));
+    promise(
+        receipt.replicas_agree,
+        format!("replicas differ after healing on {} keys", account.diverged.len()),
+    );
+    promise(
+        receipt.minority_success_ratio >= AVAILABLE_RATIO,
+        format!("the minority answered only {:.1} %", receipt.minority_success_ratio * 100.0),
+    );
+    for (side, count) in
+        [(MINORITY, receipt.minority_acknowledged), (MAJORITY, receipt.majority_acknowledged)]
+    {
+        promise(
+            count >= ENOUGH_WRITES,
+            format!("the {side} acknowledged only {count} writes during the cut"),
+        );
+    }
+    promise(receipt.keys_with_siblings > 0, "no key has siblings, so no conflict was shown".into());
+    match receipt.convergence_ms {
+        Some(ms) => promise(ms < CONVERGED_WITHIN_MS, format!("replicas took {ms} ms to converge")),
+        None => promise(false, "replicas did not converge".into()),
+    }
+    Ok(receipt)
+}
+
+/// Whether a read shows a revision older than one that had been acknowledged before it began.
+fn is_stale(read: &Operation, operations: &[Operation]) -> bool {
+    read.f == Function::Read
+        && read.ok()
+        && acknowledged_before(read, operations).any(|write| write.revision > read.revision)
+}
+
+/// Whether a read found nothing although a write had been acknowledged before it began, and nothing ever deletes.
+fn is_false_absence(read: &Operation, operations: &[Operation]) -> bool {
+    read.f == Function::Read
+        && read.ok()
+        && read.output.is_null()
+        && acknowledged_before(read, operations).next().is_some()
+        && !operations
+            .iter()
+            .any(|op| op.f == Function::Delete && op.key == read.key && op.outcome != Outcome::Fail)
+}
+
+fn acknowledged_before<'a>(
+    read: &'a Operation,
+    operations: &'a [Operation],
+) -> impl Iterator<Item = &'a Operation> {
+    operations
+        .iter()
+        .filter(move |op| op.key == read.key && op.writes_value() && op.ok() && op.ended_before(read.call))
+}
+
+fn ratio(served: &[Served], side: &str) -> f64 {
+    let rows = || served.iter().filter(|row| row.side == side);
+    let answered: u64 = rows().map(|row| row.answered).sum();
+    let asked: u64 = rows().map(|row| row.answered + row.refused + row.unknown).sum();
+    if asked == 0 { 0.0 } else { answered as f64 / asked as f64 }
+}
+
+fn writes(served: &[Served], side: &str) -> u64 {
+    served.iter().filter(|row| row.side == side && row.mutations).map(|row| row.answered).sum()
+}
+
+/// Longest time without an acknowledged write; the whole window when none was asked for.
+fn gap(served: &[Served], side: &str, window: &Window) -> u64 {
+    let row = served.iter().find(|row| row.side == side && row.mutations);
+    milliseconds(row.map_or(window.to - window.from, |row| row.longest_gap_ns))
+}
+
+pub(crate) fn milliseconds(ns: u64) -> u64 {
+    ns / 1_000_000
+}
+
+pub(crate) fn seconds(ns: u64) -> f64 {
+    (ns as f64 / 1e9 * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_check::{EventType, Json, Process};
+    use serde_json::json;
+
+    const MS: u64 = 1_000_000;
+
+    /// A history in which both modes do exactly what they promise, as far as needed here.
+    struct Run {
+        events: Vec<Event>,
+        process: u64,
+    }
+
+    impl Run {
+        fn op(
+            &mut self,
+            ns: &str,
+            node: u64,
+            at_ms: u64,
+            f: Function,
+            kind: EventType,
+            value: Json,
+        ) -> &mut Event {
+            self.process += 1;
+            let sent = if f == Function::Read { Json::Null } else { value.clone() };
+            for (time, kind, value) in [(at_ms, EventType::Invoke, sent), (at_ms + 2, kind, value)] {
+                let mut event = Event::new(time * MS, Process::Client(self.process), kind, f.clone(), value);
+                event.ns = Some(ns.into());
+                event.node = Some(format!("n{node}"));
+                event.key = Some("k".into());
+                self.events.push(event);
+            }
+            self.events.last_mut().unwrap()
+        }
+    }
+
+    fn marks() -> Marks {
+        let ms = |ms: u64| ms * MS;
+        Marks {
+            cut: ms(1_000),
+            decided: ms(12_000),
+            healed: ms(12_300),
+            converged: Some(ms(12_900)),
+            settled: ms(14_000),
+        }
+    }
+
+    fn groups() -> [Vec<NodeId>; 2] {
+        [[1, 2].map(NodeId).to_vec(), [3, 4, 5].map(NodeId).to_vec()]
+    }
+
+    fn good() -> Run {
+        let mut run = Run { events: Vec::new(), process: 0 };
+        run.op(BANK, 1, 10, Function::Write, EventType::Ok, json!("a")).revision = Some(1);
+        run.op(BANK, 1, 1_010, Function::Write, EventType::Info, json!("b")).err =
+            Some("RESULT_UNKNOWN".into());
+        run.op(BANK, 2, 2_000, Function::Write, EventType::Fail, json!("c")).err = Some("NO_QUORUM".into());
+        run.op(BANK, 4, 1_900, Function::Write, EventType::Ok, json!("d")).revision = Some(2);
+        run.op(BANK, 1, 14_100, Function::Read, EventType::Ok, json!("d")).revision = Some(2);
+        let (mut minority, mut majority) = (json!([]), json!([]));
+        for number in 0..220 {
+            for (node, seen) in [(1, &mut minority), (4, &mut majority)] {
+                let value = json!(format!("n{node}.{number}"));
+                let at = 1_010 + number * 49;
+                run.op(CART, node, at, Function::Write, EventType::Ok, value.clone());
+                let begun = run.events.len() - 2;
+                run.events[begun].observed = seen.as_array().cloned();
+                *seen = json!([value]);
+            }
+        }
+        for node in 1..=5 {
+            let both = json!([minority[0], majority[0]]);
+            run.op(CART, node, 14_100, Function::Read, EventType::Ok, both);
+        }
+        run
+    }
+
+    fn judged(run: Run) -> Judgement {
+        judge(&kv_check::history::arrange(run.events), &marks(), &groups(), (12, 12), 42).unwrap()
+    }
+
+    #[test]
+    fn a_run_that_keeps_its_promises_breaks_none() {
+        let judged = judged(good());
+        assert_eq!(judged.broken, Vec::<String>::new());
+        let Receipt { partition_seconds, strong, available, .. } = judged.receipt;
+        assert_eq!(partition_seconds, 11.0);
+        assert_eq!((strong.unknown, strong.minority_success_ratio, strong.recovery_ms), (1, 0.0, Some(902)));
+        assert_eq!((strong.longest_gap_ms, strong.linearizable), (11_000, json!(true)));
+        assert_eq!((available.keys_with_siblings, available.convergence_ms), (1, Some(600)));
+        assert_eq!((available.minority_acknowledged, available.majority_acknowledged), (220, 220));
+    }
+
+    #[test]
+    fn each_broken_promise_is_named() {
+        let broken_by = |name: &str, harm: fn(&mut Run)| {
+            let mut run = good();
+            harm(&mut run);
+            let broken = judged(run).broken;
+            assert!(broken.iter().any(|words| words.contains(name)), "{name}: {broken:?}");
+        };
+        broken_by("bank: the minority answered", |run| {
+            run.op(BANK, 2, 3_000, Function::Read, EventType::Ok, json!("d")).revision = Some(2);
+        });
+        broken_by("bank: 1 stale reads", |run| {
+            run.op(BANK, 4, 3_000, Function::Read, EventType::Ok, json!("a")).revision = Some(1);
+        });
+        broken_by("is not linearizable", |run| {
+            run.op(BANK, 4, 3_000, Function::Read, EventType::Ok, json!("a")).revision = Some(1);
+        });
+        broken_by("bank: 1 keys said to be absent", |run| {
+            run.op(BANK, 4, 3_000, Function::Read, EventType::Ok, Json::Null);
+        });
+        broken_by("bank: 1 reads of values nobody wrote", |run| {
+            run.op(BANK, 4, 3_000, Function::Read, EventType::Ok, json!("c")).revision = Some(2);
+        });
+        broken_by("cart: 1 acknowledged writes are lost", |run| {
+            run.op(CART, 1, 500, Function::Write, EventType::Ok, json!("forgotten"));
+        });
+        broken_by("cart: replicas differ", |run| {
+            run.op(CART, 5, 14_200, Function::Read, EventType::Ok, json!(["n1.219"]));
+        });
+        broken_by("cart: the minority answered only", |run| {
+            for number in 0..20 {
+                run.op(CART, 2, 3_000 + number, Function::Read, EventType::Fail, Json::Null);
+            }
+        });
+    }
+
+    #[test]
+    fn answers_that_say_nothing_are_neither_absence_nor_success() {
+        let mut run = good();
+        run.op(CART, 2, 3_000, Function::Read, EventType::Fail, Json::Null).err = Some(NO_KNOWLEDGE.into());
+        let Judgement { receipt, broken } = judged(run);
+        assert_eq!(broken, Vec::<String>::new());
+        assert_eq!((receipt.available.no_knowledge, receipt.available.false_absent), (1, 0));
+        assert!(receipt.available.minority_success_ratio < 1.0);
+    }
+}

@@ -1,0 +1,130 @@
+//! What can go wrong in a lab, in words for the person who asked for it, with what to do next.
+
+use std::path::PathBuf;
+
+use kv_types::NodeId;
+
+/// Why a lab did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The server program is nowhere.
+    #[error(
+        "kvd was not found beside {beside} or through KVD_BIN\n  try: cargo build -p kv-server   (or set KVD_BIN)"
+    )]
+    NoServer {
+        /// Where it was looked for.
+        beside: PathBuf,
+    },
+    /// Somebody else listens where a node would.
+    #[error("port {port} is busy{}\n  try: --port-base {instead}", .holder.as_ref().map(|holder| format!(": {holder} listens there")).unwrap_or_default())]
+    PortBusy {
+        /// The port.
+        port: u16,
+        /// Who holds it, if that can be seen.
+        holder: Option<String>,
+        /// A port base that is free.
+        instead: u16,
+    },
+    /// A lab runs in this folder already.
+    #[error("a lab already runs in {dir} (process {pid})\n  try: kvctl lab status, or kvctl lab down")]
+    AlreadyRunning {
+        /// The folder.
+        dir: PathBuf,
+        /// Its supervisor.
+        pid: u32,
+    },
+    /// No lab runs in this folder.
+    #[error("no lab runs in {dir}\n  try: kvctl lab up")]
+    NotRunning {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A node ended although nobody asked it to.
+    #[error("{node} ended ({status}); the end of {log}:\n{tail}")]
+    NodeEnded {
+        /// The node.
+        node: NodeId,
+        /// How.
+        status: String,
+        /// Its log.
+        log: PathBuf,
+        /// The last lines of it.
+        tail: String,
+    },
+    /// Something took too long.
+    #[error("{what} took longer than {seconds} s{hint}")]
+    TooSlow {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        seconds: u64,
+        /// Where to look.
+        hint: String,
+    },
+    /// A node that this lab does not have.
+    #[error("this lab has no {node}, only n1 to n{nodes}")]
+    UnknownNode {
+        /// The node.
+        node: NodeId,
+        /// How many there are.
+        nodes: u64,
+    },
+    /// A request that makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// A file, socket or process that the system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The store refused or failed something the lab itself needed.
+    #[error("{what}: {source}")]
+    Store {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: Box<kv_client::Error>,
+    },
+    /// The supervisor said no.
+    #[error("{message}")]
+    Refused {
+        /// In its words.
+        message: String,
+        /// The exit code that goes with it.
+        exit_code: u8,
+    },
+    /// Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl LabError {
+    /// The exit code of a program that ends with this: 2 usage, 3 no lab, 130 interrupted, else 5.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoServer { .. }
+            | Self::PortBusy { .. }
+            | Self::AlreadyRunning { .. }
+            | Self::UnknownNode { .. }
+            | Self::Usage(_) => 2,
+            Self::NotRunning { .. } => 3,
+            Self::Interrupted => 130,
+            Self::Refused { exit_code, .. } => *exit_code,
+            Self::NodeEnded { .. } | Self::TooSlow { .. } | Self::System { .. } | Self::Store { .. } => 5,
+        }
+    }
+
+    /// For `map_err`: what was tried when the system refused.
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+
+    /// For `map_err`: what was tried when the store refused.
+    pub(crate) fn store(what: &'static str) -> impl Fn(kv_client::Error) -> Self {
+        move |source| Self::Store { what: what.into(), source: Box::new(source) }
+    }
+}

@@ -1,0 +1,80 @@
+//! Nothing acknowledged is ever lost: kills of each node, of all at once, and of all at once with one node's lower tier
+//! deleted, against real processes and both modes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+use std::path::Path;
+
+use kv_lab::durability::{Ledger, kill_all, lose_tier, restart_all};
+use kv_lab::{Lab, LabError, LabOptions, server};
+use kv_types::NodeId;
+
+/// Values written to each mode before every kill.
+const COUNT: u64 = 100;
+
+/// Five nodes whose small segments and frequent checkpoints make rare paths common.
+async fn lab(dir: &Path, port_base: u16) -> Lab {
+    let kvd = match server::find(None) {
+        Ok(kvd) => kvd,
+        Err(missing @ LabError::NoServer { .. }) => panic!("{missing}"),
+        Err(other) => panic!("{other}"),
+    };
+    let options = LabOptions { port_base, kvd: Some(kvd), ..LabOptions::new(dir) };
+    Lab::start(options).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+async fn nothing_is_missing(ledger: &Ledger) {
+    let missing = ledger.missing().await;
+    assert!(
+        missing.is_empty(),
+        "{} of {} acknowledged writes are missing, such as {:?}",
+        missing.len(),
+        ledger.acknowledged(),
+        &missing[..missing.len().min(5)]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_node_in_turn_is_killed_under_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = lab(dir.path(), 17_100).await;
+    let ledger = Ledger::open(&lab).await.unwrap();
+    assert_eq!(ledger.write(COUNT).await, 2 * COUNT, "nothing is broken yet");
+    for node in lab.nodes() {
+        let before = ledger.acknowledged();
+        ledger.write_during(lab.kill(node)).await.unwrap();
+        let killed = ledger.write(COUNT).await;
+        assert!(killed > 0, "four of five nodes take writes");
+        ledger.write_during(lab.restart(node)).await.unwrap();
+        assert!(ledger.acknowledged() > before);
+    }
+    lab.serving().await.unwrap();
+    nothing_is_missing(&ledger).await;
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_nodes_are_killed_at_once_and_one_loses_its_tier() {
+    let dir = tempfile::tempdir().unwrap();
+    let lab = lab(dir.path(), 18_100).await;
+    let ledger = Ledger::open(&lab).await.unwrap();
+    assert_eq!(ledger.write(COUNT).await, 2 * COUNT, "nothing is broken yet");
+
+    ledger.write_during(kill_all(&lab)).await.unwrap();
+    restart_all(&lab).await.unwrap();
+    nothing_is_missing(&ledger).await;
+
+    ledger.write(COUNT).await;
+    ledger.write_during(kill_all(&lab)).await.unwrap();
+    assert!(lose_tier(&lab, NodeId(2)).unwrap(), "the tier's folder is not where this test looks for it");
+    restart_all(&lab).await.unwrap();
+    nothing_is_missing(&ledger).await;
+    assert!(ledger.write(COUNT).await > 0, "and it goes on");
+    lab.stop().await;
+}

@@ -1,0 +1,54 @@
+//! Every bound and timing of this crate, in one place.
+
+use std::time::Duration;
+
+use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
+
+/// Queued frames are sent together up to so many bytes; a larger frame travels alone. Keeps single messages short enough
+/// not to hold up their neighbours, and far above the 256 bytes under which h2 counts DATA frames as suspicious.
+pub(crate) const COALESCE_BYTES: usize = 256 << 10;
+/// Frames sent together at most.
+pub(crate) const COALESCE_FRAMES: usize = 1_024;
+/// Room that a message needs beside the bodies of its frames.
+pub(crate) const FRAME_OVERHEAD_BYTES: usize = 128;
+/// Largest body of one frame.
+pub(crate) const MAX_BODY_BYTES: usize = MAX_PEER_MESSAGE_BYTES - 1_024;
+
+/// Calls of one link that wait or are under way.
+pub(crate) const LINK_CALLS: usize = 8_192;
+/// Their bytes; one call may be larger when it is alone.
+pub(crate) const LINK_BYTES: usize = 64 << 20;
+/// Calls of one link that were sent and not answered; more wait in the queue, where they count as not sent.
+pub(crate) const LINK_IN_FLIGHT: usize = 4_096;
+/// Requests that one incoming stream may have under way; above what an honest sender keeps in flight, since those it has
+/// given up on still count here.
+pub(crate) const STREAM_CONCURRENCY: usize = 8_192;
+
+/// Dialling, handshake and the first answer of the peer.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// The first pause after a failed attempt.
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// The longest pause: short, because a cluster must converge within two seconds of healing.
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_millis(300);
+/// HTTP/2 pings a silent connection after this long, and gives it up after [`KEEP_ALIVE_TIMEOUT`] more. Without it a
+/// silent cut stalls TCP for many seconds after it heals.
+pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a keep-alive ping may stay unanswered.
+pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Flow-control window of one stream.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// Flow-control window of one connection.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// Largest HTTP/2 frame: fewer of them for snapshots and large values.
+pub(crate) const H2_FRAME_BYTES: u32 = 256 << 10;
+
+/// Default of [`crate::PeerConfig::ping_every`].
+pub(crate) const PING_EVERY: Duration = Duration::from_millis(100);
+/// Default of [`crate::PeerConfig::suspect_after`].
+pub(crate) const SUSPECT_AFTER: Duration = Duration::from_millis(300);
+/// Default of [`crate::PeerConfig::down_after`].
+pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(3);
+
+const _: () = assert!(STREAM_CONCURRENCY >= LINK_IN_FLIGHT);
+const _: () = assert!(LINK_CALLS >= LINK_IN_FLIGHT);

@@ -1,0 +1,395 @@
+//! One lane to one peer: a queue, the calls that wait for an answer, and a task that keeps the stream open. Whether a call
+//! left this node is decided under one lock: it is *sent* from the moment its frame is taken out of the queue for the
+//! transport, and a call that is given up while still queued is taken out and never sent.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use hyper_util::rt::TokioIo;
+use kv_env::Env;
+use kv_proto::peer::peer_service_client::PeerServiceClient;
+use kv_proto::peer::{ExchangeRequest, ExchangeResponse, RequestFrame, ResponseFrame, request_frame, response_frame};
+use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
+use kv_types::{Failure, NodeId, Reason};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::liveness::Heard;
+use crate::{Address, Lane, PeerConfig, PeerError, limits};
+
+type Answer = Result<response_frame::Body, PeerError>;
+
+/// One lane to one peer.
+pub(crate) struct Link {
+    config: Arc<PeerConfig>,
+    env: Env,
+    cluster_id: Bytes,
+    to: NodeId,
+    lane: Lane,
+    dial: String,
+    heard: Arc<Heard>,
+    state: Mutex<State>,
+}
+
+struct State {
+    phase: Phase,
+    /// Counts connections: the sending half of an old one takes nothing from the queue.
+    connection: u64,
+    next_id: u64,
+    /// Not sent yet. Ids ascend, hence first in, first out.
+    queue: BTreeMap<u64, Queued>,
+    /// Waiting for an answer, queued or sent.
+    calls: BTreeMap<u64, Call>,
+    bytes: usize,
+    /// The sending half, when it found nothing to send.
+    sender: Option<Waker>,
+}
+
+enum Phase {
+    /// The first attempt is under way: calls wait for it.
+    First,
+    Open,
+    /// No connection: calls fail at once.
+    Closed { why: String },
+}
+
+struct Queued {
+    about: Address,
+    deadline: Instant,
+    body: request_frame::Body,
+    bytes: usize,
+}
+
+struct Call {
+    answer: oneshot::Sender<Answer>,
+    bytes: usize,
+}
+
+impl State {
+    /// Takes a call out. Whether it had been sent, when it was still there.
+    fn remove(&mut self, id: u64) -> Option<(Call, bool)> {
+        let call = self.calls.remove(&id)?;
+        self.bytes = self.bytes.saturating_sub(call.bytes);
+        let sent = self.queue.remove(&id).is_none();
+        Some((call, sent))
+    }
+
+    fn wake_sender(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            sender.wake();
+        }
+    }
+}
+
+/// Takes its call out when the caller gives up.
+struct Waiting<'a> {
+    link: &'a Link,
+    id: u64,
+}
+
+impl Waiting<'_> {
+    /// Takes the call out. Whether it had been sent; none when it was answered.
+    fn give_up(&self) -> Option<bool> {
+        let mut state = self.link.state();
+        let (_, sent) = state.remove(self.id)?;
+        if sent {
+            // Something may have waited for its place among the calls in flight.
+            state.wake_sender();
+        }
+        Some(sent)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl Link {
+    pub(crate) fn new(
+        config: Arc<PeerConfig>,
+        env: Env,
+        to: NodeId,
+        lane: Lane,
+        dial: String,
+        heard: Arc<Heard>,
+    ) -> Self {
+        let cluster_id = kv_proto::cluster_id_bytes(config.cluster_id);
+        let state = Mutex::new(State {
+            phase: Phase::First,
+            connection: 0,
+            next_id: 1,
+            queue: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            bytes: 0,
+            sender: None,
+        });
+        Self { config, env, cluster_id, to, lane, dial, heard, state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) async fn call(&self, about: Address, body: request_frame::Body, deadline: Instant) -> Answer {
+        if deadline <= Instant::now() {
+            return Err(PeerError::not_sent("the deadline had passed"));
+        }
+        let body_bytes = body.encoded_len();
+        if body_bytes > limits::MAX_BODY_BYTES {
+            return Err(PeerError::not_sent(format!("{body_bytes} bytes are too many for one message")));
+        }
+        let (waiting, answer) = self.enqueue(about, body, body_bytes + limits::FRAME_OVERHEAD_BYTES, deadline)?;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            // The link dropped the call without a word; it never does.
+            Ok(Err(_)) => Err(PeerError::Lost { why: "the link was torn down".into() }),
+            Err(_) => match waiting.give_up() {
+                Some(false) => Err(PeerError::not_sent("the deadline passed while it was queued")),
+                _ => Err(PeerError::TimedOut),
+            },
+        }
+    }
+
+    fn enqueue(
+        &self,
+        about: Address,
+        body: request_frame::Body,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<(Waiting<'_>, oneshot::Receiver<Answer>), PeerError> {
+        let mut state = self.state();
+        if let Phase::Closed { why } = &state.phase {
+            return Err(PeerError::not_sent(why.clone()));
+        }
+        let too_large = state.bytes + bytes > self.config.link_bytes && !state.calls.is_empty();
+        if state.calls.len() >= self.config.link_calls || too_large {
+            return Err(PeerError::not_sent(format!("the {:?} queue to {} is full", self.lane, self.to)));
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        state.bytes += bytes;
+        let (answer, receiver) = oneshot::channel();
+        state.calls.insert(id, Call { answer, bytes });
+        state.queue.insert(id, Queued { about, deadline, body, bytes });
+        state.wake_sender();
+        Ok((Waiting { link: self, id }, receiver))
+    }
+
+    /// Keeps a stream open until [`Self::stop`]; the task is aborted then.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut failures = 0;
+        loop {
+            let connection = self.connecting();
+            let why = match timeout(limits::CONNECT_TIMEOUT, self.connect(connection)).await {
+                Ok(Ok((client, answers))) => {
+                    tracing::debug!(peer = %self.to, lane = ?self.lane, "connected");
+                    failures = 0;
+                    let why = self.read(answers).await;
+                    drop(client);
+                    why
+                }
+                Ok(Err(why)) => why,
+                Err(_) => format!("{} did not answer within {:?}", self.dial, limits::CONNECT_TIMEOUT),
+            };
+            if failures == 0 {
+                tracing::debug!(peer = %self.to, lane = ?self.lane, %why, "not connected");
+            }
+            self.close(&why);
+            tokio::time::sleep(self.pause(failures)).await;
+            failures = failures.saturating_add(1);
+        }
+    }
+
+    fn pause(&self, failures: u32) -> Duration {
+        let full = limits::BACKOFF_MIN.saturating_mul(1 << failures.min(8)).min(limits::BACKOFF_MAX);
+        let half = full / 2;
+        half + Duration::from_micros(self.env.entropy.below(u64::try_from(half.as_micros()).unwrap_or(0)))
+    }
+
+    fn connecting(&self) -> u64 {
+        let mut state = self.state();
+        state.connection += 1;
+        state.connection
+    }
+
+    /// Dials and opens the stream; done when the peer's side of it is open, which a socket that merely connects does not
+    /// prove.
+    async fn connect(
+        self: &Arc<Self>,
+        connection: u64,
+    ) -> Result<(PeerServiceClient<Channel>, Streaming<ExchangeResponse>), String> {
+        let (network, address) = (self.env.network.clone(), self.dial.clone());
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let (network, address) = (network.clone(), address.clone());
+            async move { network.dial(&address).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_shared(format!("http://{}", self.to))
+            .map_err(|error| chain(&error))?
+            .connect_timeout(limits::CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(limits::KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(limits::KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| format!("{}: {}", self.dial, chain(&error)))?;
+        let mut client = PeerServiceClient::new(channel)
+            .max_decoding_message_size(MAX_PEER_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_PEER_MESSAGE_BYTES);
+        let outgoing = Outgoing { link: Arc::clone(self), connection };
+        let answers = client.exchange(outgoing).await.map_err(|status| format!("{}: {status}", self.dial))?.into_inner();
+        let mut state = self.state();
+        state.phase = Phase::Open;
+        state.wake_sender();
+        drop(state);
+        Ok((client, answers))
+    }
+
+    /// Hands out answers until the stream ends; says why it did.
+    async fn read(&self, mut answers: Streaming<ExchangeResponse>) -> String {
+        loop {
+            let message = match answers.message().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return format!("{} closed the stream", self.to),
+                Err(status) => return format!("{}: {}", self.dial, chain(&status)),
+            };
+            if message.frames.iter().any(|frame| !is_identity_refusal(frame)) {
+                self.heard.now();
+            }
+            let mut state = self.state();
+            let full = state.calls.len() - state.queue.len() >= self.config.link_in_flight;
+            for frame in message.frames {
+                // Nobody waits for it any more: the answer of a call that was given up. One that is still queued here
+                // cannot have been answered.
+                if state.queue.contains_key(&frame.id) {
+                    continue;
+                }
+                let Some((call, _)) = state.remove(frame.id) else { continue };
+                let answer = match frame.body {
+                    Some(response_frame::Body::Failure(failure)) => Err(PeerError::Refused(Failure::from(&failure))),
+                    Some(body) => Ok(body),
+                    None => Err(PeerError::Lost { why: format!("{} answered in a way unknown here", self.to) }),
+                };
+                let _ = call.answer.send(answer);
+            }
+            if full {
+                state.wake_sender();
+            }
+        }
+    }
+
+    /// Without a connection: what was sent is lost, what was queued was not sent.
+    fn close(&self, why: &str) {
+        let mut state = self.state();
+        state.phase = Phase::Closed { why: why.to_owned() };
+        state.connection += 1;
+        let queue = std::mem::take(&mut state.queue);
+        let calls = std::mem::take(&mut state.calls);
+        state.bytes = 0;
+        state.wake_sender();
+        drop(state);
+        for (id, call) in calls {
+            let error = if queue.contains_key(&id) {
+                PeerError::not_sent(why)
+            } else {
+                PeerError::Lost { why: why.to_owned() }
+            };
+            let _ = call.answer.send(Err(error));
+        }
+    }
+
+    /// For good; the task of [`Self::run`] must have been aborted.
+    pub(crate) fn stop(&self) {
+        self.close("this node has closed its links");
+    }
+
+    /// Takes what is queued for the transport: from here on it counts as sent.
+    fn take(&self, connection: u64, cx: &Context<'_>) -> Poll<Option<ExchangeRequest>> {
+        let mut state = self.state();
+        if state.connection != connection {
+            return Poll::Ready(None);
+        }
+        let (mut frames, mut bytes) = (Vec::new(), 0);
+        if matches!(state.phase, Phase::Open) {
+            let now = Instant::now();
+            while frames.len() < limits::COALESCE_FRAMES
+                && state.calls.len() - state.queue.len() < self.config.link_in_flight
+            {
+                let Some(next) = state.queue.first_entry() else { break };
+                if !frames.is_empty() && bytes + next.get().bytes > limits::COALESCE_BYTES {
+                    break;
+                }
+                let (id, queued) = next.remove_entry();
+                let left = queued.deadline.saturating_duration_since(now).as_millis();
+                let Some(deadline_ms) = u32::try_from(left).ok().or(Some(u32::MAX)).filter(|ms| *ms > 0) else {
+                    if let Some((call, _)) = state.remove(id) {
+                        let _ = call.answer.send(Err(PeerError::not_sent("the deadline passed while it was queued")));
+                    }
+                    continue;
+                };
+                bytes += queued.bytes;
+                frames.push(RequestFrame {
+                    id,
+                    cluster_id: self.cluster_id.clone(),
+                    from_node: self.config.node_id.0,
+                    to_node: self.to.0,
+                    group: queued.about.group.0,
+                    namespace_id: queued.about.namespace.0,
+                    epoch: queued.about.epoch.0,
+                    deadline_ms,
+                    body: Some(queued.body),
+                });
+            }
+        }
+        if frames.is_empty() {
+            state.sender = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(ExchangeRequest { frames }))
+    }
+}
+
+/// The sending half of one connection.
+struct Outgoing {
+    link: Arc<Link>,
+    connection: u64,
+}
+
+impl Stream for Outgoing {
+    type Item = ExchangeRequest;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ExchangeRequest>> {
+        self.link.take(self.connection, cx)
+    }
+}
+
+/// Somebody answered, but not the peer that was meant.
+fn is_identity_refusal(frame: &ResponseFrame) -> bool {
+    let wrong = [Reason::WrongCluster.code_name(), Reason::WrongNode.code_name()];
+    matches!(&frame.body, Some(response_frame::Body::Failure(failure)) if wrong.contains(&failure.reason.as_str()))
+}
+
+/// An error with its causes: tonic says "transport error" and hides the rest below.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

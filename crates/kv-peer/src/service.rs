@@ -1,0 +1,226 @@
+//! The serving side of peer streams: identity first, then bounds, then the handler. Work that has expired before it was
+//! begun is refused unstarted.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
+use kv_proto::peer::peer_service_server::{PeerService, PeerServiceServer};
+use kv_proto::peer::{
+    ExchangeRequest, ExchangeResponse, Pong, RequestFrame, ResponseFrame, request_frame, response_frame,
+};
+use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
+use kv_types::{Epoch, Failure, GroupId, NamespaceId, NodeId, Reason};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{Address, PeerConfig, PeerHandler, PeerRequest, Peers, limits};
+
+/// The peer service, ready for a tonic router.
+pub type PeerServer = PeerServiceServer<Service>;
+
+/// Serves peers for the node whose [`Peers`] these are, until [`Peers::shutdown`]: checks the cluster and the target of
+/// every frame, answers pings itself, bounds what one stream has under way, and passes the rest to the handler.
+pub fn service(peers: &Peers, handler: Arc<dyn PeerHandler>) -> PeerServer {
+    let config = peers.config();
+    let cluster_id = kv_proto::cluster_id_bytes(config.cluster_id);
+    PeerServiceServer::new(Service { config, cluster_id, handler, stopped: peers.stopped() })
+        .max_decoding_message_size(MAX_PEER_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_PEER_MESSAGE_BYTES)
+}
+
+/// A tonic server with the windows and the keep-alive that peer links need on the accepting side.
+pub fn server_builder() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(limits::KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::KEEP_ALIVE_TIMEOUT))
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_frame_size(limits::H2_FRAME_BYTES)
+}
+
+/// See [`service`].
+pub struct Service {
+    config: Arc<PeerConfig>,
+    cluster_id: bytes::Bytes,
+    handler: Arc<dyn PeerHandler>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "peer service of {}", self.config.node_id)
+    }
+}
+
+/// A response and the place among the requests under way that it holds until it is on its way out.
+struct Answer {
+    frame: ResponseFrame,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+#[tonic::async_trait]
+impl PeerService for Service {
+    type ExchangeStream = BoxStream<'static, Result<ExchangeResponse, Status>>;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<ExchangeRequest>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let concurrency = self.config.stream_concurrency;
+        // Twice the requests under way: refusals and pongs hold no place among them.
+        let (out, answers) = mpsc::channel(concurrency * 2);
+        let exchange = Exchange {
+            config: Arc::clone(&self.config),
+            cluster_id: self.cluster_id.clone(),
+            handler: Arc::clone(&self.handler),
+            places: Arc::new(Semaphore::new(concurrency)),
+            out,
+        };
+        let stopped = |mut stopped: watch::Receiver<bool>| async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let (until, also_until) = (stopped(self.stopped.clone()), stopped(self.stopped.clone()));
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = until => {}
+                () = exchange.run(request.into_inner()) => {}
+            }
+        });
+        let answers = Answers { answers, ready: Vec::new() }.map(Ok).take_until(Box::pin(also_until));
+        Ok(Response::new(answers.boxed()))
+    }
+}
+
+/// One incoming stream.
+struct Exchange {
+    config: Arc<PeerConfig>,
+    cluster_id: bytes::Bytes,
+    handler: Arc<dyn PeerHandler>,
+    places: Arc<Semaphore>,
+    out: mpsc::Sender<Answer>,
+}
+
+impl Exchange {
+    async fn run(self, mut requests: Streaming<ExchangeRequest>) {
+        while let Ok(Some(message)) = requests.message().await {
+            let arrived = Instant::now();
+            for frame in message.frames {
+                let id = frame.id;
+                let answer = match self.begin(frame, arrived) {
+                    Ok(None) => continue,
+                    Ok(Some(body)) => body,
+                    Err(failure) => refusal(&failure),
+                };
+                let frame = ResponseFrame { id, body: Some(answer) };
+                if self.out.try_send(Answer { frame, _place: None }).is_err() {
+                    // The peer asks and does not read, or is gone: end the stream.
+                    tracing::warn!("a peer does not read its answers; its stream is closed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Checks a frame; an immediate answer, or none when the handler was begun.
+    fn begin(&self, frame: RequestFrame, arrived: Instant) -> Result<Option<response_frame::Body>, Failure> {
+        let node = self.config.node_id;
+        if frame.cluster_id != self.cluster_id {
+            return Err(Failure::new(Reason::WrongCluster, format!("{node} belongs to another cluster")));
+        }
+        if frame.to_node != node.0 {
+            let wanted = NodeId(frame.to_node);
+            return Err(Failure::new(Reason::WrongNode, format!("this is {node}, the message was for {wanted}")));
+        }
+        let body = frame
+            .body
+            .ok_or_else(|| Failure::new(Reason::InvalidRequest, "the frame asks for something unknown here"))?;
+        if matches!(body, request_frame::Body::Ping(_)) {
+            return Ok(Some(response_frame::Body::Pong(Pong {})));
+        }
+        if frame.deadline_ms == 0 {
+            return Err(expired());
+        }
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let limit = self.config.stream_concurrency;
+            let message = format!("{node} has {limit} requests of this stream under way");
+            Failure::new(Reason::Overloaded, message).with("limit", limit)
+        })?;
+        let request = PeerRequest {
+            from: NodeId(frame.from_node),
+            about: Address {
+                group: GroupId(frame.group),
+                namespace: NamespaceId(frame.namespace_id),
+                epoch: Epoch(frame.epoch),
+            },
+            deadline: arrived + Duration::from_millis(frame.deadline_ms.into()),
+            body,
+        };
+        let (id, handler, out) = (frame.id, Arc::clone(&self.handler), self.out.clone());
+        tokio::spawn(async move {
+            let result = if Instant::now() >= request.deadline {
+                Err(expired())
+            } else {
+                handler.handle(request).await
+            };
+            let body = result.and_then(within_bounds).unwrap_or_else(|failure| refusal(&failure));
+            // There is room for every place; when the stream is gone nobody waits for the answer.
+            let _ = out.try_send(Answer { frame: ResponseFrame { id, body: Some(body) }, _place: Some(place) });
+        });
+        Ok(None)
+    }
+}
+
+fn expired() -> Failure {
+    Failure::new(Reason::DeadlineExpired, "the deadline passed before this was begun")
+}
+
+fn refusal(failure: &Failure) -> response_frame::Body {
+    response_frame::Body::Failure(failure.into())
+}
+
+fn within_bounds(body: response_frame::Body) -> Result<response_frame::Body, Failure> {
+    let bytes = body.encoded_len();
+    if bytes <= limits::MAX_BODY_BYTES {
+        return Ok(body);
+    }
+    Err(Failure::new(Reason::Internal, format!("an answer of {bytes} bytes is too large for one message")))
+}
+
+/// Answers as they come, as many at once as are there.
+struct Answers {
+    answers: mpsc::Receiver<Answer>,
+    /// Received and not sent, last first.
+    ready: Vec<Answer>,
+}
+
+impl Stream for Answers {
+    type Item = ExchangeResponse;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ExchangeResponse>> {
+        let this = &mut *self;
+        if this.ready.is_empty() {
+            match this.answers.poll_recv_many(cx, &mut this.ready, limits::COALESCE_FRAMES) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(0) => return Poll::Ready(None),
+                Poll::Ready(_) => this.ready.reverse(),
+            }
+        }
+        let (mut frames, mut bytes) = (Vec::with_capacity(this.ready.len()), 0);
+        while let Some(answer) = this.ready.pop() {
+            let size = answer.frame.body.as_ref().map_or(0, response_frame::Body::encoded_len);
+            if !frames.is_empty() && bytes + size > limits::COALESCE_BYTES {
+                this.ready.push(answer);
+                break;
+            }
+            bytes += size;
+            frames.push(answer.frame);
+        }
+        Poll::Ready(Some(ExchangeResponse { frames }))
+    }
+}

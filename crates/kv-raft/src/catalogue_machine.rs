@@ -1,0 +1,510 @@
+//! The state of group 0: the catalogue, and which request made each namespace. Every change takes an epoch and is
+//! published whole, so that a node routes by its last known epoch also when it is cut off.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes};
+use kv_storage::Storage;
+use kv_types::catalogue::{Catalogue, Group, Member, Ring};
+use kv_types::limits::{MAX_NAMESPACES, MAX_VOTERS, RING_PARTITIONS};
+use kv_types::{
+    ClientId, ClusterId, Epoch, Failure, GroupId, Guarantee, Mode, Namespace, NamespaceId, NamespaceName,
+    NamespaceSpec, NodeId, Placement, Reason, Replication, RequestId, RingId,
+};
+use tokio::sync::watch;
+
+use crate::codec::{self, CodecError, Reader, Write};
+use crate::machine::{Domain, MachineError};
+use crate::proposal::{Created, Point, Proposal, Reply};
+use crate::tables::{Stage, Table, keys};
+
+/// Replicas per key of the ring that every cluster has, where there are so many members.
+const DEFAULT_N: u8 = 3;
+
+/// A change of the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CatalogueCommand {
+    /// The first one: members, the default ring, the first data group. Without effect on a catalogue that has members.
+    InitCluster {
+        /// The cluster.
+        cluster_id: ClusterId,
+        /// Its members.
+        members: Vec<Member>,
+    },
+    /// A new namespace.
+    CreateNamespace {
+        /// Which.
+        spec: NamespaceSpec,
+        /// Who asks.
+        request_id: RequestId,
+    },
+}
+
+const INIT_CLUSTER: u8 = 0;
+const CREATE_NAMESPACE: u8 = 1;
+
+impl CatalogueCommand {
+    pub(crate) fn encode(&self) -> Proposal {
+        let mut out = codec::versioned(codec::VERSION, 256);
+        match self {
+            Self::InitCluster { cluster_id, members } => {
+                out.put_u8(INIT_CLUSTER);
+                out.put_u128(cluster_id.0);
+                put_members(&mut out, members.iter());
+            }
+            Self::CreateNamespace { spec, request_id } => {
+                out.put_u8(CREATE_NAMESPACE);
+                put_request_id(&mut out, *request_id);
+                out.put_block(spec.name.as_str().as_bytes());
+                out.put_flag(spec.mode == Mode::Available);
+                out.put_u8(guarantee_number(spec.guarantee));
+                out.put_flag(spec.replication.is_some());
+                if let Some(replication) = spec.replication {
+                    put_replication(&mut out, replication);
+                }
+            }
+        }
+        Proposal(out.into())
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
+        let mut reader = Reader::versioned(bytes, "catalogue command", codec::VERSION)?;
+        let command = match reader.u8()? {
+            INIT_CLUSTER => {
+                Self::InitCluster { cluster_id: ClusterId(reader.u128()?), members: members(&mut reader)? }
+            }
+            CREATE_NAMESPACE => {
+                let request_id = request_id(&mut reader)?;
+                let name = name(&mut reader)?;
+                let mode = if reader.flag()? { Mode::Available } else { Mode::Strong };
+                let guarantee = guarantee(&mut reader)?;
+                let replication = reader.option(replication)?;
+                Self::CreateNamespace {
+                    spec: NamespaceSpec { name, mode, replication, guarantee },
+                    request_id,
+                }
+            }
+            found => return Err(reader.unknown("kind", found)),
+        };
+        reader.end().map(|()| command)
+    }
+}
+
+/// Group 0's state.
+#[derive(Debug)]
+pub(crate) struct CatalogueMachine {
+    catalogue: Catalogue,
+    /// Which request made a namespace: namespaces are few and never removed, so its resends are recognized for ever.
+    creators: BTreeMap<NamespaceId, RequestId>,
+    published: watch::Sender<Arc<Catalogue>>,
+}
+
+impl CatalogueMachine {
+    pub(crate) fn new(published: watch::Sender<Arc<Catalogue>>) -> Self {
+        Self { catalogue: Catalogue::default(), creators: BTreeMap::new(), published }
+    }
+
+    fn decide(&mut self, command: CatalogueCommand) -> Result<(Created, bool), Failure> {
+        match command {
+            CatalogueCommand::InitCluster { cluster_id, members } => {
+                let first = self.catalogue.members.is_empty();
+                if first {
+                    self.initialize(cluster_id, members);
+                }
+                Ok((Created { namespace: None, deduplicated: !first }, first))
+            }
+            CatalogueCommand::CreateNamespace { spec, request_id } => {
+                self.create(&spec, request_id).map_err(|failure| failure.of_request(request_id))
+            }
+        }
+    }
+
+    fn initialize(&mut self, cluster_id: ClusterId, members: Vec<Member>) {
+        let catalogue = &mut self.catalogue;
+        catalogue.cluster_id = cluster_id;
+        catalogue.epoch = Epoch(1);
+        catalogue.next_namespace = 1;
+        catalogue.members = members.into_iter().map(|member| (member.id, member)).collect();
+        let voters = catalogue.members.keys().copied().take(MAX_VOTERS).collect();
+        catalogue.groups.insert(GroupId::FIRST_DATA, Group { id: GroupId::FIRST_DATA, voters });
+        let n = u8::try_from(catalogue.members.len()).unwrap_or(DEFAULT_N).min(DEFAULT_N);
+        self.ring_for(n);
+    }
+
+    /// The ring with that many replicas; a new one when there is none.
+    fn ring_for(&mut self, n: u8) -> RingId {
+        let catalogue = &mut self.catalogue;
+        if let Some(ring) = catalogue.rings.values().find(|ring| ring.n == n) {
+            return ring.id;
+        }
+        let id = RingId(catalogue.rings.last_key_value().map_or(1, |(last, _)| last.0 + 1));
+        let assignment = Ring::assign(n, RING_PARTITIONS, &catalogue.members);
+        catalogue.rings.insert(id, Ring { id, n, assignment, epoch: catalogue.epoch });
+        id
+    }
+
+    fn create(&mut self, spec: &NamespaceSpec, request_id: RequestId) -> Result<(Created, bool), Failure> {
+        if self.catalogue.members.is_empty() {
+            return Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet"));
+        }
+        if let Some((made, _)) = self.creators.iter().find(|(_, by)| **by == request_id) {
+            let same =
+                self.catalogue.namespaces.get(made).is_some_and(|namespace| is_as_asked(namespace, spec));
+            if same {
+                return Ok((Created { namespace: Some(*made), deduplicated: true }, false));
+            }
+            let message = "this request id was used before for another namespace";
+            return Err(Failure::new(Reason::RequestIdReused, message));
+        }
+        if let Some(namespace) = self.catalogue.namespace(spec.name.as_str()) {
+            let settings = if is_as_asked(namespace, spec) { "these" } else { "other" };
+            let message = format!("namespace `{}` exists already, with {settings} settings", spec.name);
+            return Err(Failure::new(Reason::NamespaceExists, message).with("mode", namespace.mode()));
+        }
+        spec.check(self.catalogue.members.len())?;
+        if self.catalogue.namespaces.len() >= MAX_NAMESPACES {
+            let message = format!("there are {MAX_NAMESPACES} namespaces already");
+            return Err(Failure::new(Reason::LimitNamespaces, message).with("limit", MAX_NAMESPACES));
+        }
+        self.catalogue.epoch.0 += 1;
+        let placement = match spec.replication {
+            Some(replication) => Placement::Available { ring: self.ring_for(replication.n), replication },
+            None => Placement::Strong { group: GroupId::FIRST_DATA },
+        };
+        let id = NamespaceId(self.catalogue.next_namespace);
+        self.catalogue.next_namespace += 1;
+        let namespace = Namespace {
+            id,
+            name: spec.name.clone(),
+            settings_version: 1,
+            guarantee: spec.guarantee,
+            placement,
+        };
+        self.catalogue.namespaces.insert(id, namespace);
+        self.creators.insert(id, request_id);
+        Ok((Created { namespace: Some(id), deduplicated: false }, true))
+    }
+}
+
+fn is_as_asked(namespace: &Namespace, spec: &NamespaceSpec) -> bool {
+    let replication = match namespace.placement {
+        Placement::Strong { .. } => None,
+        Placement::Available { replication, .. } => Some(replication),
+    };
+    namespace.name == spec.name && namespace.guarantee == spec.guarantee && replication == spec.replication
+}
+
+impl Domain for CatalogueMachine {
+    fn load(&mut self, storage: &Storage, group: GroupId) -> Result<(), MachineError> {
+        (self.catalogue, self.creators) = match storage.get(Table::Catalogue.id(), &keys::of_group(group))? {
+            Some(row) => decode_catalogue(row.value)?,
+            None => (Catalogue::default(), BTreeMap::new()),
+        };
+        Ok(())
+    }
+
+    fn apply(&mut self, stage: &mut Stage<'_>, _: Point, proposal: &Proposal) -> Result<Reply, MachineError> {
+        let command = CatalogueCommand::decode(proposal.0.clone())?;
+        let decided = self.decide(command);
+        if let Ok((_, true)) = decided {
+            let row = encode_catalogue(&self.catalogue, &self.creators);
+            stage.put(Table::Catalogue, keys::of_group(stage.group()), row);
+        }
+        Ok(Reply::Catalogue(decided.map(|(created, _)| created)))
+    }
+
+    fn publish(&self) {
+        self.published.send_if_modified(|shown| {
+            let newer = shown.epoch != self.catalogue.epoch;
+            if newer {
+                *shown = Arc::new(self.catalogue.clone());
+            }
+            newer
+        });
+    }
+}
+
+// ---- encodings
+
+fn put_request_id(out: &mut Vec<u8>, id: RequestId) {
+    out.put_u128(id.client_id.0);
+    out.put_u64(id.seq);
+}
+
+fn request_id(reader: &mut Reader) -> Result<RequestId, CodecError> {
+    Ok(RequestId { client_id: ClientId(reader.u128()?), seq: reader.u64()? })
+}
+
+fn name(reader: &mut Reader) -> Result<NamespaceName, CodecError> {
+    let text = reader.text()?;
+    NamespaceName::new(text).map_err(|failure| reader.invalid(failure))
+}
+
+fn put_members<'a>(out: &mut Vec<u8>, members: impl ExactSizeIterator<Item = &'a Member>) {
+    out.put_u32(codec::length(members.len()));
+    for member in members {
+        out.put_u64(member.id.0);
+        for text in [&member.client_address, &member.peer_address, &member.zone] {
+            out.put_block(text.as_bytes());
+        }
+    }
+}
+
+fn members(reader: &mut Reader) -> Result<Vec<Member>, CodecError> {
+    reader.list(|reader| {
+        Ok(Member {
+            id: NodeId(reader.u64()?),
+            client_address: reader.text()?,
+            peer_address: reader.text()?,
+            zone: reader.text()?,
+        })
+    })
+}
+
+fn put_replication(out: &mut Vec<u8>, replication: Replication) {
+    let Replication { n, r, w, sloppy } = replication;
+    out.put_slice(&[n, r, w]);
+    out.put_flag(sloppy);
+}
+
+fn replication(reader: &mut Reader) -> Result<Replication, CodecError> {
+    Ok(Replication { n: reader.u8()?, r: reader.u8()?, w: reader.u8()?, sloppy: reader.flag()? })
+}
+
+const GUARANTEES: [Guarantee; 5] = [
+    Guarantee::Linearizable,
+    Guarantee::BoundedStaleness,
+    Guarantee::ReadYourWrites,
+    Guarantee::MonotonicReads,
+    Guarantee::Eventual,
+];
+
+fn guarantee_number(guarantee: Guarantee) -> u8 {
+    GUARANTEES.iter().zip(0..).find(|(known, _)| **known == guarantee).map_or(u8::MAX, |(_, number)| number)
+}
+
+fn guarantee(reader: &mut Reader) -> Result<Guarantee, CodecError> {
+    let number = reader.u8()?;
+    GUARANTEES.get(usize::from(number)).copied().ok_or_else(|| reader.unknown("guarantee", number))
+}
+
+fn put_nodes(out: &mut Vec<u8>, nodes: &[NodeId]) {
+    out.put_u32(codec::length(nodes.len()));
+    nodes.iter().for_each(|node| out.put_u64(node.0));
+}
+
+fn nodes(reader: &mut Reader) -> Result<Vec<NodeId>, CodecError> {
+    reader.list(|reader| reader.u64().map(NodeId))
+}
+
+fn encode_catalogue(catalogue: &Catalogue, creators: &BTreeMap<NamespaceId, RequestId>) -> Vec<u8> {
+    let Catalogue { cluster_id, epoch, members, rings, namespaces, groups, next_namespace } = catalogue;
+    let mut out = codec::versioned(codec::VERSION, 8 << 10);
+    out.put_u128(cluster_id.0);
+    out.put_u64(epoch.0);
+    out.put_u64(*next_namespace);
+    put_members(&mut out, members.values());
+    out.put_u32(codec::length(rings.len()));
+    for ring in rings.values() {
+        out.put_u32(ring.id.0);
+        out.put_u8(ring.n);
+        out.put_u64(ring.epoch.0);
+        out.put_u32(codec::length(ring.assignment.len()));
+        ring.assignment.iter().for_each(|replicas| put_nodes(&mut out, replicas));
+    }
+    out.put_u32(codec::length(groups.len()));
+    for group in groups.values() {
+        out.put_u32(group.id.0);
+        put_nodes(&mut out, &group.voters);
+    }
+    out.put_u32(codec::length(namespaces.len()));
+    for namespace in namespaces.values() {
+        out.put_u64(namespace.id.0);
+        out.put_block(namespace.name.as_str().as_bytes());
+        out.put_u64(namespace.settings_version);
+        out.put_u8(guarantee_number(namespace.guarantee));
+        match namespace.placement {
+            Placement::Strong { group } => {
+                out.put_u8(0);
+                out.put_u32(group.0);
+            }
+            Placement::Available { ring, replication } => {
+                out.put_u8(1);
+                out.put_u32(ring.0);
+                put_replication(&mut out, replication);
+            }
+        }
+        let creator = creators.get(&namespace.id);
+        out.put_flag(creator.is_some());
+        if let Some(creator) = creator {
+            put_request_id(&mut out, *creator);
+        }
+    }
+    out
+}
+
+fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, BTreeMap<NamespaceId, RequestId>), CodecError> {
+    let mut reader = Reader::versioned(bytes, "catalogue", codec::VERSION)?;
+    let cluster_id = ClusterId(reader.u128()?);
+    let epoch = Epoch(reader.u64()?);
+    let next_namespace = reader.u64()?;
+    let members = members(&mut reader)?;
+    let rings = reader.list(|reader| {
+        let (id, n, epoch) = (RingId(reader.u32()?), reader.u8()?, Epoch(reader.u64()?));
+        Ok(Ring { id, n, assignment: reader.list(nodes)?, epoch })
+    })?;
+    let groups = reader.list(|reader| Ok(Group { id: GroupId(reader.u32()?), voters: nodes(reader)? }))?;
+    let mut creators = BTreeMap::new();
+    let namespaces = reader.list(|reader| {
+        let id = NamespaceId(reader.u64()?);
+        let name = name(reader)?;
+        let settings_version = reader.u64()?;
+        let guarantee = guarantee(reader)?;
+        let placement = match reader.u8()? {
+            0 => Placement::Strong { group: GroupId(reader.u32()?) },
+            1 => Placement::Available { ring: RingId(reader.u32()?), replication: replication(reader)? },
+            found => return Err(reader.unknown("placement", found)),
+        };
+        if let Some(creator) = reader.option(request_id)? {
+            creators.insert(id, creator);
+        }
+        Ok(Namespace { id, name, settings_version, guarantee, placement })
+    })?;
+    reader.end()?;
+    let catalogue = Catalogue {
+        cluster_id,
+        epoch,
+        members: members.into_iter().map(|member| (member.id, member)).collect(),
+        rings: rings.into_iter().map(|ring| (ring.id, ring)).collect(),
+        namespaces: namespaces.into_iter().map(|namespace| (namespace.id, namespace)).collect(),
+        groups: groups.into_iter().map(|group| (group.id, group)).collect(),
+        next_namespace,
+    };
+    Ok((catalogue, creators))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn machine() -> (CatalogueMachine, watch::Receiver<Arc<Catalogue>>) {
+        let (published, shown) = watch::channel(Arc::default());
+        let mut machine = CatalogueMachine::new(published);
+        machine.decide(CatalogueCommand::InitCluster { cluster_id: ClusterId(7), members: five() }).unwrap();
+        (machine, shown)
+    }
+
+    fn five() -> Vec<Member> {
+        let member = |id| Member {
+            id: NodeId(id),
+            client_address: format!("c{id}"),
+            peer_address: format!("p{id}"),
+            zone: String::new(),
+        };
+        (1..=5).map(member).collect()
+    }
+
+    fn create(name: &str, replication: Option<Replication>, seq: u64) -> CatalogueCommand {
+        let name = NamespaceName::new(name).unwrap();
+        let spec = replication.map_or_else(
+            || NamespaceSpec::strong(name.clone()),
+            |replication| NamespaceSpec::available(name.clone(), replication),
+        );
+        CatalogueCommand::CreateNamespace { spec, request_id: RequestId { client_id: ClientId(1), seq } }
+    }
+
+    const N3: Replication = Replication { n: 3, r: 2, w: 2, sloppy: true };
+
+    #[test]
+    fn the_first_command_makes_a_cluster_once() {
+        let (mut machine, mut shown) = machine();
+        machine.publish();
+        assert!(shown.has_changed().unwrap());
+        let catalogue = shown.borrow_and_update().clone();
+        assert_eq!((catalogue.epoch, catalogue.members.len(), catalogue.groups.len()), (Epoch(1), 5, 1));
+        assert_eq!(catalogue.rings[&RingId(1)].assignment.len(), 256);
+        assert_eq!(catalogue.rings[&RingId(1)].n, 3);
+        let again = CatalogueCommand::InitCluster { cluster_id: ClusterId(8), members: Vec::new() };
+        assert_eq!(machine.decide(again), Ok((Created { namespace: None, deduplicated: true }, false)));
+        machine.publish();
+        assert!(!shown.has_changed().unwrap());
+    }
+
+    #[test]
+    fn a_namespace_is_made_once_per_request() {
+        let (mut machine, _) = machine();
+        let id = NamespaceId(1);
+        let made = Created { namespace: Some(id), deduplicated: false };
+        assert_eq!(machine.decide(create("bank", None, 1)), Ok((made, true)));
+        assert_eq!(machine.catalogue.epoch, Epoch(2));
+        assert_eq!(
+            machine.decide(create("bank", None, 1)),
+            Ok((Created { deduplicated: true, ..made }, false))
+        );
+        let reason = |result: Result<_, Failure>| result.unwrap_err().reason;
+        assert_eq!(reason(machine.decide(create("bank", None, 2))), Reason::NamespaceExists);
+        assert_eq!(reason(machine.decide(create("bank", Some(N3), 3))), Reason::NamespaceExists);
+        assert_eq!(reason(machine.decide(create("other", None, 1))), Reason::RequestIdReused);
+        assert_eq!(machine.catalogue.epoch, Epoch(2));
+    }
+
+    #[test]
+    fn another_n_gets_a_ring_of_its_own() {
+        let (mut machine, _) = machine();
+        let ring_of = |machine: &CatalogueMachine, name: &str| match machine
+            .catalogue
+            .namespace(name)
+            .unwrap()
+            .placement
+        {
+            Placement::Available { ring, .. } => ring,
+            Placement::Strong { .. } => panic!("strong"),
+        };
+        machine.decide(create("a", Some(N3), 1)).unwrap();
+        machine.decide(create("b", Some(Replication { n: 5, ..N3 }), 2)).unwrap();
+        machine.decide(create("c", Some(Replication { n: 5, ..N3 }), 3)).unwrap();
+        assert_eq!(ring_of(&machine, "a"), RingId(1));
+        assert_eq!(ring_of(&machine, "b"), RingId(2));
+        assert_eq!(ring_of(&machine, "c"), RingId(2));
+        let refused = machine.decide(create("d", Some(Replication { n: 6, ..N3 }), 4)).unwrap_err();
+        assert_eq!(refused.reason, Reason::NamespaceInvalid);
+    }
+
+    #[test]
+    fn namespaces_are_bounded() {
+        let (mut machine, _) = machine();
+        for seq in 1..=MAX_NAMESPACES as u64 {
+            machine.decide(create(&format!("n{seq}"), None, seq)).unwrap();
+        }
+        let refused = machine.decide(create("one-more", None, 0)).unwrap_err();
+        assert_eq!(refused.reason, Reason::LimitNamespaces);
+    }
+
+    #[test]
+    fn catalogues_and_commands_survive_their_encoding() {
+        let (mut machine, _) = machine();
+        for command in [create("bank", None, 1), create("cart", Some(N3), 2)] {
+            assert_eq!(CatalogueCommand::decode(command.encode().0).unwrap(), command);
+            machine.decide(command).unwrap();
+        }
+        let init = CatalogueCommand::InitCluster { cluster_id: ClusterId(7), members: five() };
+        assert_eq!(CatalogueCommand::decode(init.encode().0).unwrap(), init);
+        let bytes = Bytes::from(encode_catalogue(&machine.catalogue, &machine.creators));
+        let (catalogue, creators) = decode_catalogue(bytes.clone()).unwrap();
+        assert_eq!((&catalogue, &creators), (&machine.catalogue, &machine.creators));
+        for cut in 0..bytes.len() {
+            assert!(decode_catalogue(bytes.slice(..cut)).is_err(), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bad_bytes_are_errors(mut bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
+            bytes[0] = codec::VERSION;
+            let _ = decode_catalogue(bytes.clone().into());
+            let _ = CatalogueCommand::decode(bytes.into());
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Types and settings of openraft, in one place; no other file says what a node id or a lease is.
+
+use std::time::Duration;
+
+use kv_types::catalogue::Member;
+use kv_types::{ClusterId, NodeId};
+use openraft::{ConfigError, SnapshotPolicy};
+
+use crate::machine::{Machine, SnapshotData};
+use crate::proposal::{Proposal, Reply};
+use crate::runtime::NodeRuntime;
+
+openraft::declare_raft_types!(
+    /// Every group speaks of opaque proposals and typed replies; members are known by id, addresses are kv-peer's.
+    pub(crate) TypeConfig:
+        D = Proposal,
+        R = Reply,
+        Node = openraft::EmptyNode,
+        AsyncRuntime = NodeRuntime,
+);
+
+pub(crate) type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;
+pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;
+pub(crate) type Vote = openraft::alias::VoteOf<TypeConfig>;
+pub(crate) type Entry = openraft::alias::EntryOf<TypeConfig>;
+pub(crate) type Membership = openraft::Membership<u64, openraft::EmptyNode>;
+pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
+pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+pub(crate) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
+pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
+
+/// Bounds that only this crate knows.
+pub(crate) mod limits {
+    use std::time::Duration;
+
+    /// Entries in one append.
+    pub(crate) const APPEND_ENTRIES: u64 = 1_024;
+    /// Bytes of entries in one append; a single entry may be larger (a value is at most 1 MiB).
+    pub(crate) const APPEND_BYTES: usize = 2 << 20;
+    /// Deadline of an append: far above an fsync stall, so that a slow disk is not mistaken for a lost peer.
+    pub(crate) const APPEND_DEADLINE: Duration = Duration::from_secs(1);
+    /// Deadline of a whole snapshot, sent and installed.
+    pub(crate) const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
+    /// Room for the envelope of the largest peer message.
+    pub(crate) const SNAPSHOT_ENVELOPE_BYTES: usize = 64 << 10;
+    /// Snapshot files kept per group.
+    pub(crate) const SNAPSHOTS_KEPT: usize = 2;
+    /// Bytes of rows in one block of a snapshot.
+    pub(crate) const SNAPSHOT_BLOCK_BYTES: usize = 1 << 20;
+    /// Rows taken from a cut, or read from a table, at once.
+    pub(crate) const ROWS_AT_ONCE: usize = 1_024;
+    /// Bytes of state changes that are applied at once; clients of one step are answered together.
+    pub(crate) const STEP_BYTES: usize = 1 << 20;
+    /// Entries that are applied at once.
+    pub(crate) const STEP_ENTRIES: usize = 256;
+    /// Idle sessions that one command forgets on the way.
+    pub(crate) const SESSIONS_FORGOTTEN_AT_ONCE: usize = 8;
+    /// Bytes of results that one session keeps (a compare mismatch holds the value found).
+    pub(crate) const SESSION_RESULT_BYTES: u64 = 4 << 20;
+    /// How often the log of a group is looked at: snapshots, purges, members that are missing.
+    pub(crate) const STEWARD_TICK: Duration = Duration::from_millis(100);
+    /// Least pause between snapshots that are taken because the log is large.
+    pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
+    /// Deadline of what a steward proposes or asks.
+    pub(crate) const STEWARD_DEADLINE: Duration = Duration::from_secs(2);
+    /// How long a read may wait for a quorum when the last one is older than the lease.
+    pub(crate) const DOUBTFUL_READ_WAIT: Duration = Duration::from_millis(25);
+    /// When a refused request may come back: about what is left of an election.
+    pub(crate) const RETRY_AFTER_MS: u32 = 100;
+}
+
+/// What a node's Raft groups are started with.
+#[derive(Debug, Clone)]
+pub struct RaftConfig {
+    /// This node.
+    pub node_id: NodeId,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The members that the cluster starts with; the first five by id vote.
+    pub members: Vec<Member>,
+    /// A leader is heard this often.
+    pub heartbeat: Duration,
+    /// The shortest election timeout.
+    pub election_min: Duration,
+    /// The longest election timeout, and the lease of a leader.
+    pub election_max: Duration,
+    /// A snapshot is taken after so many entries.
+    pub snapshot_every: u64,
+    /// Above so many bytes of the node's log, snapshots are taken earlier and the log below them is not kept.
+    pub log_bytes_wanted: u64,
+    /// Entries kept in the log below a snapshot, so that a short absence needs no snapshot.
+    pub entries_kept: u64,
+}
+
+impl RaftConfig {
+    /// The defaults for a node of a cluster.
+    pub fn new(cluster_id: ClusterId, node_id: NodeId, members: Vec<Member>) -> Self {
+        Self {
+            node_id,
+            cluster_id,
+            members,
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(250),
+            election_max: Duration::from_millis(500),
+            snapshot_every: 100_000,
+            log_bytes_wanted: 1 << 30,
+            entries_kept: 50_000,
+        }
+    }
+
+    /// openraft's settings. `docs/decisions` has the reasons; the two that guard safety are the last.
+    pub(crate) fn openraft(&self) -> Result<openraft::Config, ConfigError> {
+        let heartbeat = millis(self.heartbeat);
+        let lease = millis(self.election_max);
+        let settings = openraft::Config {
+            cluster_name: self.cluster_id.to_string(),
+            heartbeat_interval: heartbeat,
+            heartbeat_min_interval: Some(heartbeat / 2),
+            election_timeout_min: millis(self.election_min),
+            election_timeout_max: lease,
+            max_payload_entries: limits::APPEND_ENTRIES,
+            // The trigger is ours (`groups`): openraft's counts from zero at every start.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: self.entries_kept,
+            purge_batch_size: (self.entries_kept / 8).clamp(1, 1_024),
+            replication_lag_threshold: self.snapshot_every.saturating_mul(2),
+            install_snapshot_timeout: millis(limits::SNAPSHOT_DEADLINE),
+            // One-way partitions: a leader that is heard but hears nobody falls silent, so that others may campaign.
+            quorum_loss_probe_interval: Some(lease * 2),
+            enable_pre_vote: Some(true),
+            // A restarted leader must be elected: its applied state is not fsynced, so its read index could be stale.
+            enable_leader_restore: Some(false),
+            ..openraft::Config::default()
+        };
+        settings.validate()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_safe() {
+        let settings = RaftConfig::new(ClusterId(1), NodeId(1), Vec::new()).openraft().unwrap();
+        assert_eq!(settings.enable_leader_restore, Some(false));
+        assert_eq!(settings.enable_pre_vote, Some(true));
+        assert_eq!(settings.quorum_loss_probe_interval, Some(1_000));
+        assert_eq!(settings.snapshot_policy, SnapshotPolicy::Never);
+    }
+}

@@ -1,0 +1,497 @@
+//! One Raft group on this node: where it stands, what peers send it, what is proposed to it, and its steward, which takes
+//! snapshots, lets go of the log and brings a new cluster into being.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kv_env::Env;
+use kv_peer::{PeerRequest, Peers};
+use kv_proto::peer;
+use kv_proto::peer::request_frame::Body as Request;
+use kv_proto::peer::response_frame::Body as Response;
+use kv_storage::{RaftLog, Storage};
+use kv_types::catalogue::Catalogue;
+use kv_types::limits::MAX_VOTERS;
+use kv_types::{Failure, GroupId, NodeId, Reason};
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{
+    ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, LinearizableReadError,
+    RaftError,
+};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, ClientWriteResponse, TransferLeaderRequest, VoteRequest,
+};
+use openraft::{EmptyNode, Instant as _, LinearizerOption, ReadPolicy, ServerState};
+use tokio::sync::{OwnedRwLockReadGuard, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::catalogue_machine::CatalogueCommand;
+use crate::codec::{self, CodecError};
+use crate::config::limits::{
+    DOUBTFUL_READ_WAIT, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK,
+};
+use crate::config::{LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
+use crate::log_store::LogStore;
+use crate::machine::{Applied, Domain, Machine, SnapshotData};
+use crate::network::Network;
+use crate::proposal::{Proposal, Reply};
+use crate::strong::StartError;
+use crate::tables::Table;
+
+/// What every group of a node shares.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) config: Arc<RaftConfig>,
+    pub(crate) storage: Storage,
+    pub(crate) peers: Peers,
+    pub(crate) env: Env,
+    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+}
+
+/// A Raft group as this node knows it.
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) raft: Raft,
+    around: Surroundings,
+    applied: Applied,
+    /// Before this time no vote is given: a leader may hold a lease that this node granted before it restarted.
+    votes_from: Instant,
+    /// When a leader that this node follows was last heard.
+    leader_heard: Mutex<Option<Instant>>,
+}
+
+/// Where this node stands in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It leads, as far as it knows.
+    Leads,
+    /// It hears this leader.
+    Follows(NodeId),
+    /// It hears no leader.
+    Lost,
+}
+
+/// Why a request was not served here. In both cases nothing was proposed, unless the failure says otherwise.
+#[derive(Debug)]
+pub(crate) enum Unserved {
+    /// This node does not lead; this one may.
+    Elsewhere(Option<NodeId>),
+    /// It failed.
+    Failed(Failure),
+}
+
+impl From<Failure> for Unserved {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// The state of a group at one point of its log; it stands still while this lives.
+pub(crate) struct View {
+    applied: OwnedRwLockReadGuard<Option<LogId>>,
+    storage: Storage,
+    /// The term in which this node was confirmed as the leader.
+    pub(crate) term: u64,
+    /// Entries that were committed and are not in the state.
+    pub(crate) lag: u64,
+}
+
+impl View {
+    /// The last entry in the state.
+    pub(crate) fn index(&self) -> u64 {
+        self.applied.as_ref().map_or(0, |applied| applied.index)
+    }
+
+    /// A row, decoded.
+    pub(crate) fn get<T>(
+        &self,
+        table: Table,
+        key: &[u8],
+        decode: impl FnOnce(bytes::Bytes) -> Result<T, CodecError>,
+    ) -> Result<Option<T>, Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::new(Reason::StorageFailed, error.to_string()).of_read();
+        let row = self.storage.get(table.id(), key).map_err(|error| failed(&error))?;
+        row.map(|row| decode(row.value)).transpose().map_err(|error| failed(&error))
+    }
+}
+
+impl Group {
+    /// Recovers the group and runs it; a group that never existed is formed by the members that the cluster starts with.
+    pub(crate) async fn start(
+        id: GroupId,
+        around: Surroundings,
+        domain: impl Domain,
+    ) -> Result<Arc<Self>, StartError> {
+        let log: RaftLog = around.storage.raft(id);
+        let newborn = log.vote().is_none();
+        let machine = Machine::open(around.storage.clone(), id, domain).await?;
+        let applied = machine.applied();
+        let network = Network { group: id, peers: around.peers.clone(), catalogue: around.catalogue.clone() };
+        let settings =
+            Arc::new(around.config.openraft().map_err(|error| StartError::Settings(error.to_string()))?);
+        let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
+        let me = around.config.node_id.0;
+        let raft = Raft::new(me, settings, network, LogStore::new(log), machine).await.map_err(fatal)?;
+        let voters: BTreeMap<u64, EmptyNode> = around
+            .config
+            .members
+            .iter()
+            .map(|m| m.id.0)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .take(MAX_VOTERS)
+            .map(|id| (id, EmptyNode {}))
+            .collect();
+        if voters.contains_key(&me) && !raft.is_initialized().await.map_err(fatal)? {
+            match raft.initialize(voters).await {
+                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+                Err(error) => return Err(StartError::Raft { group: id, why: error.to_string() }),
+            }
+        }
+        let gate = if newborn { std::time::Duration::ZERO } else { around.config.election_max };
+        Ok(Arc::new(Self {
+            id,
+            raft,
+            applied,
+            votes_from: Instant::now() + gate,
+            leader_heard: Mutex::new(None),
+            around,
+        }))
+    }
+
+    // ---- standing
+
+    pub(crate) fn standing(&self) -> Standing {
+        let (leads, leader) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.state == ServerState::Leader, metrics.current_leader)
+        };
+        let heard = *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner);
+        match leader {
+            _ if leads => Standing::Leads,
+            Some(leader) if heard.is_some_and(|at| at.elapsed() < self.around.config.election_max) => {
+                Standing::Follows(NodeId(leader))
+            }
+            _ => Standing::Lost,
+        }
+    }
+
+    /// The leader and the term, as far as known here.
+    pub(crate) fn leader_and_term(&self) -> (Option<NodeId>, u64) {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.current_leader.map(NodeId), metrics.vote.leader_id.term)
+    }
+
+    pub(crate) fn voters(&self) -> Vec<NodeId> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().collect::<BTreeSet<_>>().into_iter().map(NodeId).collect()
+    }
+
+    /// How many voters this node can reach, itself included, and how many are needed.
+    pub(crate) fn reach(&self) -> (usize, usize) {
+        let me = self.around.config.node_id;
+        let voters = self.voters();
+        let reachable =
+            voters.iter().filter(|id| **id == me || self.around.peers.liveness(**id).is_up()).count();
+        (reachable, voters.len() / 2 + 1)
+    }
+
+    pub(crate) fn no_quorum(&self, why: &str) -> Failure {
+        let (reachable, required) = self.reach();
+        Failure::new(
+            Reason::NoQuorum,
+            format!("{} sees no quorum of {}: {why}", self.around.config.node_id, self.id),
+        )
+        .with("reachable", reachable)
+        .with("required", required)
+        .retry_after_ms(RETRY_AFTER_MS)
+    }
+
+    fn fatal(&self, fatal: &Fatal<TypeConfig>) -> Failure {
+        match fatal {
+            Fatal::Stopped => Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending(),
+            Fatal::StorageError(error) => {
+                Failure::new(Reason::StorageFailed, format!("{}: {error}", self.id))
+            }
+            Fatal::Panicked => Failure::new(Reason::Internal, format!("{} has panicked", self.id)),
+        }
+    }
+
+    fn forwarded(&self, forward: ForwardToLeader<TypeConfig>) -> Unserved {
+        match forward.reason {
+            ForwardReason::NotLeader => {
+                let other =
+                    forward.leader_id.map(NodeId).filter(|leader| *leader != self.around.config.node_id);
+                Unserved::Elsewhere(other)
+            }
+            ForwardReason::LeadershipTransfer => Unserved::Failed(
+                Failure::new(Reason::NotLeader, format!("the leadership of {} is being moved", self.id))
+                    .retry_after_ms(RETRY_AFTER_MS),
+            ),
+            ForwardReason::LeaseExpired => {
+                Unserved::Failed(self.no_quorum("it leads, but no quorum has answered it for a lease"))
+            }
+        }
+    }
+
+    // ---- proposals and reads
+
+    /// Proposes a command and waits until it is applied here.
+    pub(crate) async fn propose(
+        &self,
+        proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
+        if let Err(pressure) = self.around.storage.log_pressure() {
+            let reason = match pressure {
+                kv_storage::StorageError::LogFull { .. } => Reason::LimitStorage,
+                _ => Reason::Overloaded,
+            };
+            return Err(Failure::new(reason, pressure.to_string()).into());
+        }
+        let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
+        match timeout_at(deadline, self.raft.client_write(proposal)).await {
+            Ok(Ok(response)) => Ok(response),
+            Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+                Err(self.forwarded(forward))
+            }
+            Ok(Err(RaftError::APIError(error))) => Err(unknown(error.to_string()).into()),
+            // It may have been proposed before the group stopped.
+            Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(&fatal).after_sending().into()),
+        }
+    }
+
+    /// A view of the state that includes everything that was decided before this call: the leader lets a quorum confirm it
+    /// (read index), then waits until it has applied as much.
+    pub(crate) async fn view(&self, deadline: Instant) -> Result<View, Unserved> {
+        let late = || Failure::new(Reason::NoQuorum, "no quorum confirmed the leader by the deadline");
+        let behind =
+            || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
+        let lease = self.around.config.election_max;
+        let metrics = self.raft.data_metrics();
+        let last_quorum = metrics.borrow_watched().last_quorum_acked.map(|at| at.into_inner().elapsed());
+        // Cut off from the quorum: do not let every read find that out by itself for a whole lease.
+        let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
+        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
+        let confirmed =
+            timeout_at(deadline, self.raft.get_read_linearizer(option)).await.map_err(|_| late())?;
+        let linearizer = confirmed.map_err(|error| match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => self.forwarded(forward),
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+                Unserved::Failed(self.no_quorum("no quorum confirmed that it still leads"))
+            }
+            RaftError::Fatal(fatal) => Unserved::Failed(self.fatal(&fatal)),
+        })?;
+        let term = linearizer.read_log_id().committed_leader_id().term;
+        let left = deadline.saturating_duration_since(Instant::now());
+        match linearizer.try_await_ready(&self.raft, Some(left)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(behind().into()),
+            Err(fatal) => return Err(self.fatal(&fatal).into()),
+        }
+        let applied = timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
+        let committed = metrics.borrow_watched().local_committed.map_or(0, |id| id.index);
+        let lag = committed.saturating_sub(applied.as_ref().map_or(0, |id| id.index));
+        Ok(View { applied, storage: self.around.storage.clone(), term, lag })
+    }
+
+    // ---- from peers
+
+    pub(crate) async fn handle(&self, request: PeerRequest) -> Result<Response, Failure> {
+        let late = || Failure::new(Reason::ResultUnknown, "the request was not finished by its deadline");
+        timeout_at(request.deadline, self.serve(request.body)).await.map_err(|_| late())?
+    }
+
+    async fn serve(&self, body: Request) -> Result<Response, Failure> {
+        let bad = |error: CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
+        let fatal = |error: RaftError<TypeConfig>| self.fatal(&error.unwrap_fatal());
+        match body {
+            Request::RaftAppend(append) => {
+                let request = AppendEntriesRequest {
+                    vote: codec::from_wire_vote(append.vote).map_err(bad)?,
+                    prev_log_id: append.previous.map(codec::from_wire_id),
+                    entries: append
+                        .entries
+                        .into_iter()
+                        .map(codec::from_wire_entry)
+                        .collect::<Result<_, _>>()
+                        .map_err(bad)?,
+                    leader_commit: append.committed.map(codec::from_wire_id),
+                };
+                let reply = self.raft.append_entries(request).await.map_err(fatal)?;
+                Ok(Response::RaftAppend(self.append_reply(reply)))
+            }
+            Request::RaftVote(ask) => {
+                if Instant::now() < self.votes_from {
+                    let why = "this node has just started and may have promised its vote; it gives none for one lease";
+                    return Err(Failure::new(Reason::NotReady, why));
+                }
+                let request = VoteRequest {
+                    vote: codec::from_wire_vote(ask.vote).map_err(bad)?,
+                    last_log_id: ask.last_log_id.map(codec::from_wire_id),
+                    leadership_transfer: ask.leadership_transfer,
+                };
+                let reply = match ask.pre_vote {
+                    true => self.raft.pre_vote(request).await,
+                    false => self.raft.vote(request).await,
+                };
+                let reply = reply.map_err(fatal)?;
+                Ok(Response::RaftVote(peer::RaftVoteReply {
+                    vote: Some(codec::to_wire_vote(&reply.vote)),
+                    granted: reply.vote_granted,
+                    last_log_id: reply.last_log_id.as_ref().map(codec::to_wire_id),
+                }))
+            }
+            Request::RaftSnapshot(sent) => {
+                let vote = codec::from_wire_vote(sent.vote).map_err(bad)?;
+                let meta = SnapshotMeta {
+                    last_log_id: sent.last_log_id.map(codec::from_wire_id),
+                    last_membership: codec::decode_membership(sent.membership).map_err(bad)?,
+                };
+                let snapshot = Snapshot { meta, snapshot: SnapshotData::Wire(sent.data) };
+                let reply =
+                    self.raft.install_full_snapshot(vote, snapshot).await.map_err(|f| self.fatal(&f))?;
+                self.heard_leader();
+                Ok(Response::RaftSnapshot(peer::RaftSnapshotReply {
+                    vote: Some(codec::to_wire_vote(&reply.vote)),
+                }))
+            }
+            Request::RaftTransferLeader(order) => {
+                let from = codec::from_wire_vote(order.from).map_err(bad)?;
+                let request =
+                    TransferLeaderRequest::new(from, order.to, order.last_log_id.map(codec::from_wire_id));
+                match self.raft.handle_transfer_leader(request).await.map_err(|f| self.fatal(&f))? {
+                    Ok(()) => Ok(Response::RaftTransferLeader(peer::RaftTransferLeaderReply {})),
+                    Err(refused) => Err(Failure::new(Reason::NotReady, refused.to_string())),
+                }
+            }
+            _ => Err(Failure::new(Reason::InvalidRequest, "not a message of Raft")),
+        }
+    }
+
+    fn append_reply(&self, reply: AppendEntriesResponse<TypeConfig>) -> peer::RaftAppendReply {
+        use peer::raft_append_reply::Result as Wire;
+        if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
+            self.heard_leader();
+        }
+        let result = match reply {
+            AppendEntriesResponse::Success => Wire::Success(true),
+            AppendEntriesResponse::PartialSuccess(Some(id)) => Wire::Partial(codec::to_wire_id(&id)),
+            AppendEntriesResponse::PartialSuccess(None) => Wire::MatchedNone(true),
+            AppendEntriesResponse::Conflict => Wire::Conflict(true),
+            AppendEntriesResponse::HigherVote(vote) => Wire::HigherVote(codec::to_wire_vote(&vote)),
+        };
+        peer::RaftAppendReply { result: Some(result) }
+    }
+
+    fn heard_leader(&self) {
+        *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    // ---- failure
+
+    /// Resolves when the group cannot go on.
+    pub(crate) async fn failed(&self) -> Failure {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let state = metrics.borrow_watched().running_state.clone();
+            if let Err(fatal) = state {
+                return self.fatal(&fatal);
+            }
+            if metrics.changed().await.is_err() {
+                return self.fatal(&Fatal::Stopped);
+            }
+        }
+    }
+
+    // ---- the steward
+
+    /// Looks after the group until it is dropped.
+    pub(crate) async fn steward(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(STEWARD_TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut asked = None;
+        loop {
+            tick.tick().await;
+            let done = async {
+                self.trim(&mut asked).await?;
+                if self.standing() == Standing::Leads {
+                    self.enroll().await?;
+                    self.initialize_cluster().await?;
+                }
+                Ok::<(), Fatal<TypeConfig>>(())
+            };
+            if done.await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a snapshot when the last one is old enough, and lets go of the log when there is too much of it.
+    async fn trim(&self, asked: &mut Option<Instant>) -> Result<(), Fatal<TypeConfig>> {
+        let config = &self.around.config;
+        let (applied, snapshot, purged) = {
+            let metrics = self.raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            let next = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index + 1);
+            (next(&metrics.last_applied), next(&metrics.snapshot), next(&metrics.purged))
+        };
+        let fresh = applied.saturating_sub(snapshot);
+        let storage = &self.around.storage;
+        let pressed = storage.log_pressure().is_err() || storage.stats().log_bytes > config.log_bytes_wanted;
+        let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
+        if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
+            *asked = Some(Instant::now());
+            self.raft.trigger().snapshot().await?;
+        } else if pressed && snapshot > purged {
+            self.raft.trigger().purge_log(snapshot - 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Members that do not vote learn.
+    async fn enroll(&self) -> Result<(), Fatal<TypeConfig>> {
+        let known: BTreeSet<u64> = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
+        };
+        let missing =
+            self.around.config.members.iter().map(|member| member.id.0).find(|id| !known.contains(id));
+        let Some(missing) = missing else { return Ok(()) };
+        let deadline = Instant::now() + STEWARD_DEADLINE;
+        match timeout_at(deadline, self.raft.add_learner(missing, EmptyNode {}, false)).await {
+            Ok(Err(RaftError::Fatal(fatal))) => Err(fatal),
+            // Not the leader any more, or too slow: the next tick sees.
+            _ => Ok(()),
+        }
+    }
+
+    /// The first leader of group 0 fills the catalogue. A second command would have no effect.
+    async fn initialize_cluster(&self) -> Result<(), Fatal<TypeConfig>> {
+        if self.id != GroupId::CATALOGUE || !self.around.catalogue.borrow().members.is_empty() {
+            return Ok(());
+        }
+        let RaftConfig { cluster_id, members, .. } = self.around.config.as_ref();
+        let command = CatalogueCommand::InitCluster { cluster_id: *cluster_id, members: members.clone() };
+        let deadline = Instant::now() + STEWARD_DEADLINE;
+        match timeout_at(deadline, self.raft.client_write(command.encode())).await {
+            Ok(Err(RaftError::Fatal(fatal))) => Err(fatal),
+            Ok(Ok(response)) if response.data != Reply::None => {
+                tracing::info!(index = response.log_id.index, "the catalogue is initialized");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The leader's wall clock, for a command.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        self.around.env.clock.wall_ms()
+    }
+}

@@ -1,0 +1,324 @@
+//! The shell of every replicated state machine: it feeds a [`Domain`] with committed entries, brings each step's changes
+//! and the applied mark to the tables as one batch, and makes and installs snapshots. What the entries mean is the
+//! domain's business.
+//!
+//! Readers and the applier meet at one lock that holds how far the tables are applied: a read sees one point of the log.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::{Stream, TryStreamExt};
+use kv_storage::{Batch, Snapshots, Storage, StorageError};
+use kv_types::GroupId;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::RwLock;
+
+use crate::codec::{self, CodecError};
+use crate::config::limits::{SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
+use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::proposal::{Point, Proposal, Reply};
+use crate::runtime::NodeRuntime;
+pub(crate) use crate::snapshot::SnapshotData;
+use crate::snapshot::{self, batch_of};
+use crate::tables::{Stage, Table, keys};
+
+/// Why a state machine cannot go on. Each of these stops its group.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The tables failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Something that was stored or committed does not decode.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A row that must be there is not.
+    #[error("{what} is missing in the tables")]
+    Lost {
+        /// What.
+        what: &'static str,
+    },
+    /// A snapshot was being installed when the node stopped, and its file is not there any more.
+    #[error("the state of {group} was being replaced by a snapshot and no snapshot file is left")]
+    HalfReplaced {
+        /// The group.
+        group: GroupId,
+    },
+    /// A snapshot is too large for a message between nodes.
+    #[error("the snapshot does not fit in one message between nodes ({bound} bytes)")]
+    SnapshotTooLarge {
+        /// The bound.
+        bound: usize,
+    },
+    /// A task of the runtime failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<MachineError> for io::Error {
+    fn from(error: MachineError) -> Self {
+        match error {
+            MachineError::Io(error) => error,
+            MachineError::Storage(error) => error.into(),
+            other => Self::new(io::ErrorKind::InvalidData, other),
+        }
+    }
+}
+
+/// What the entries of a group mean. Deterministic: the same log gives the same state on every member.
+pub(crate) trait Domain: Send + Sync + 'static {
+    /// Reads what it keeps in memory from the tables.
+    fn load(&mut self, storage: &Storage, group: GroupId) -> Result<(), MachineError>;
+
+    /// Applies one committed proposal on the stage.
+    fn apply(
+        &mut self,
+        stage: &mut Stage<'_>,
+        point: Point,
+        proposal: &Proposal,
+    ) -> Result<Reply, MachineError>;
+
+    /// Shows the state to others; called when what was applied, loaded or installed is in the tables.
+    fn publish(&self);
+}
+
+/// How far the tables of a group are applied. Whoever holds it for reading sees the state at exactly this point.
+pub(crate) type Applied = Arc<RwLock<Option<LogId>>>;
+
+/// A group's state machine.
+pub(crate) struct Machine {
+    group: GroupId,
+    storage: Storage,
+    files: Snapshots,
+    domain: Box<dyn Domain>,
+    mark: SnapshotMeta,
+    applied: Applied,
+}
+
+impl Machine {
+    /// The state as it is in the tables; where a snapshot was half installed, it is installed again.
+    pub(crate) async fn open(
+        storage: Storage,
+        group: GroupId,
+        domain: impl Domain,
+    ) -> Result<Self, MachineError> {
+        let files = storage.snapshots(group);
+        let mut machine = Self {
+            group,
+            storage,
+            files,
+            domain: Box::new(domain),
+            mark: SnapshotMeta::default(),
+            applied: Applied::default(),
+        };
+        match machine.stored_mark() {
+            Ok(mark) => machine.reload(mark).await?,
+            Err(MachineError::Storage(StorageError::Replacing)) => {
+                let files = machine.files.clone();
+                let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+                let (file, mark) = newest.ok_or(MachineError::HalfReplaced { group })?;
+                machine.replace_with(file.id, mark).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(machine)
+    }
+
+    /// The lock that readers share with this machine.
+    pub(crate) fn applied(&self) -> Applied {
+        self.applied.clone()
+    }
+
+    fn stored_mark(&self) -> Result<SnapshotMeta, MachineError> {
+        stored_mark(&self.storage, self.group)
+    }
+
+    async fn reload(&mut self, mark: SnapshotMeta) -> Result<(), MachineError> {
+        self.domain.load(&self.storage, self.group)?;
+        *self.applied.write().await = mark.last_log_id;
+        self.mark = mark;
+        self.domain.publish();
+        Ok(())
+    }
+
+    /// Brings a step to the tables and answers its clients.
+    async fn finish(&mut self, step: Step<'_>) -> Result<(), MachineError> {
+        let Step { mut stage, mark, replies, .. } = step;
+        stage.put(Table::Applied, keys::of_group(self.group), codec::encode_mark(&mark));
+        {
+            let mut applied = self.applied.write().await;
+            self.storage.apply(stage.into_batch()).await?;
+            *applied = mark.last_log_id;
+        }
+        self.mark = mark;
+        self.domain.publish();
+        for (responder, reply) in replies {
+            responder.send(reply);
+        }
+        Ok(())
+    }
+
+    /// Replaces the whole state by one of this node's own snapshot files. Reads wait meanwhile.
+    async fn replace_with(&mut self, id: u64, mark: SnapshotMeta) -> Result<(), MachineError> {
+        let data = SnapshotData::File { files: self.files.clone(), id };
+        let mut blocks = NodeRuntime::blocking(move || data.blocks()).await??;
+        let name = format!("raft {}", self.group);
+        let prefix = keys::of_group(self.group);
+        let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
+        let applied = self.applied.clone();
+        let mut applied = applied.write().await;
+        let mut replace = self.storage.replace(name.as_bytes(), &ranges).await?;
+        loop {
+            let (rest, block) = NodeRuntime::blocking(move || {
+                let block = blocks.next();
+                (blocks, block)
+            })
+            .await?;
+            blocks = rest;
+            let Some(block) = block? else { break };
+            replace.push(batch_of(block)?).await?;
+        }
+        let row = Batch::new().put(Table::Applied.id(), &prefix, codec::encode_mark(&mark));
+        replace.finish(row).await?;
+        *applied = mark.last_log_id;
+        drop(applied);
+        self.reload(mark).await
+    }
+}
+
+fn stored_mark(storage: &Storage, group: GroupId) -> Result<SnapshotMeta, MachineError> {
+    match storage.get(Table::Applied.id(), &keys::of_group(group))? {
+        Some(row) => Ok(codec::decode_mark(row.value)?),
+        None => Ok(SnapshotMeta::default()),
+    }
+}
+
+type Responder = openraft::storage::ApplyResponder<TypeConfig>;
+
+/// Entries that are applied together: their changes become visible at once, then their clients are answered.
+struct Step<'a> {
+    stage: Stage<'a>,
+    mark: SnapshotMeta,
+    replies: Vec<(Responder, Reply)>,
+    entries: usize,
+}
+
+impl<'a> Step<'a> {
+    fn new(storage: &'a Storage, group: GroupId, mark: SnapshotMeta) -> Self {
+        Self { stage: Stage::new(storage, group), mark, replies: Vec::new(), entries: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries >= STEP_ENTRIES || self.stage.bytes() >= STEP_BYTES
+    }
+
+    fn add(
+        &mut self,
+        domain: &mut dyn Domain,
+        (entry, responder): EntryResponder<TypeConfig>,
+    ) -> Result<(), MachineError> {
+        let id = entry.log_id;
+        self.mark.last_log_id = Some(id);
+        self.entries += 1;
+        let reply = match entry.payload {
+            EntryPayload::Blank => Reply::None,
+            EntryPayload::Membership(membership) => {
+                self.mark.last_membership = StoredMembership::new(Some(id), membership);
+                Reply::None
+            }
+            EntryPayload::Normal(proposal) => {
+                let point = Point { term: id.leader_id.term, index: id.index };
+                domain.apply(&mut self.stage, point, &proposal)?
+            }
+        };
+        self.replies.extend(responder.map(|responder| (responder, reply)));
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.mark.last_log_id, self.mark.last_membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let storage = self.storage.clone();
+        let mut step = Step::new(&storage, self.group, self.mark.clone());
+        while let Some(entry) = entries.try_next().await? {
+            step.add(self.domain.as_mut(), entry)?;
+            if step.is_full() {
+                let next = Step::new(&storage, self.group, step.mark.clone());
+                self.finish(std::mem::replace(&mut step, next)).await?;
+            }
+        }
+        if step.entries > 0 {
+            self.finish(step).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _: bool) -> Option<Builder> {
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            group: self.group,
+            storage: self.storage.clone(),
+            files: self.files.clone(),
+            applied: self.applied.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+        let (files, mark) = (self.files.clone(), meta.clone());
+        // Durable first: from here on a crash finds the file, and what it replaces may be lost.
+        let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
+        self.replace_with(id, meta.clone()).await?;
+        let files = self.files.clone();
+        NodeRuntime::blocking(move || files.keep_newest(SNAPSHOTS_KEPT)).await?.map_err(io::Error::from)?;
+        tracing::info!(group = self.group.0, last = ?meta.last_log_id, "snapshot installed");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        let files = self.files.clone();
+        let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+        Ok(newest.map(|(file, meta)| Snapshot {
+            meta,
+            snapshot: SnapshotData::File { files: self.files.clone(), id: file.id },
+        }))
+    }
+}
+
+/// Builds a snapshot of the state at the time when it begins.
+pub(crate) struct Builder {
+    group: GroupId,
+    storage: Storage,
+    files: Snapshots,
+    applied: Applied,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let (mark, cut) = {
+            let _applied = self.applied.read().await;
+            let prefix = keys::of_group(self.group);
+            let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
+            let mark = stored_mark(&self.storage, self.group)?;
+            (mark, self.storage.cut(&ranges).map_err(io::Error::from)?)
+        };
+        let (files, meta) = (self.files.clone(), mark.clone());
+        let id = NodeRuntime::blocking(move || snapshot::write(&files, &meta, cut)).await??;
+        tracing::info!(group = self.group.0, last = ?mark.last_log_id, "snapshot taken");
+        Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id } })
+    }
+}

@@ -1,0 +1,231 @@
+//! Raft's messages over kv-peer. Heartbeats and votes have a lane of their own, so that entries never delay an election;
+//! snapshots have another. Every call has a deadline; what did not leave this node makes openraft back off.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use kv_peer::{Address, Lane, PeerError, Peers};
+use kv_proto::peer;
+use kv_proto::peer::request_frame::Body as Request;
+use kv_proto::peer::response_frame::Body as Response;
+use kv_types::catalogue::Catalogue;
+use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
+use kv_types::{GroupId, NodeId};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::codec;
+use crate::config::limits::{APPEND_DEADLINE, SNAPSHOT_DEADLINE, SNAPSHOT_ENVELOPE_BYTES};
+use crate::config::{Snapshot, TypeConfig, Vote};
+use crate::machine::SnapshotData;
+use crate::runtime::NodeRuntime;
+use crate::snapshot;
+
+type RpcError = RPCError<TypeConfig>;
+
+/// Makes the clients of one group.
+pub(crate) struct Network {
+    pub(crate) group: GroupId,
+    pub(crate) peers: Peers,
+    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+}
+
+impl Network {
+    fn client(&self, target: u64, append_lane: Lane) -> Client {
+        Client {
+            group: self.group,
+            peers: self.peers.clone(),
+            catalogue: self.catalogue.clone(),
+            target: NodeId(target),
+            append_lane,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, _: &EmptyNode) -> Client {
+        self.client(target, Lane::Raft)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, _: &EmptyNode) -> Client {
+        self.client(target, Lane::Control)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, _: &EmptyNode) -> Client {
+        self.client(target, Lane::Bulk)
+    }
+}
+
+/// Sends one group's messages to one peer.
+pub(crate) struct Client {
+    group: GroupId,
+    peers: Peers,
+    catalogue: watch::Receiver<Arc<Catalogue>>,
+    target: NodeId,
+    append_lane: Lane,
+}
+
+impl Client {
+    async fn call(&self, lane: Lane, body: Request, within: Duration) -> Result<Response, RpcError> {
+        let about = Address { group: self.group, epoch: self.catalogue.borrow().epoch, ..Address::default() };
+        let answer = self.peers.call(self.target, lane, about, body, Instant::now() + within).await;
+        answer.map_err(|error| match error {
+            // A refusal will be repeated for a while, a missing connection too: back off.
+            PeerError::NotSent { .. } | PeerError::Refused(_) => {
+                RpcError::Unreachable(Unreachable::from_string(error.to_string()))
+            }
+            PeerError::Lost { .. } | PeerError::TimedOut => {
+                RpcError::Network(NetworkError::from_string(error.to_string()))
+            }
+        })
+    }
+
+    async fn ask_for_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+        within: Duration,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let body = Request::RaftVote(peer::RaftVote {
+            vote: Some(codec::to_wire_vote(&request.vote)),
+            last_log_id: request.last_log_id.as_ref().map(codec::to_wire_id),
+            leadership_transfer: request.leadership_transfer,
+            pre_vote,
+        });
+        match self.call(Lane::Control, body, within).await? {
+            Response::RaftVote(reply) => Ok(VoteResponse {
+                vote: codec::from_wire_vote(reply.vote).map_err(undecodable)?,
+                vote_granted: reply.granted,
+                last_log_id: reply.last_log_id.map(codec::from_wire_id),
+            }),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+fn unexpected() -> RpcError {
+    RpcError::Unreachable(Unreachable::from_string("the peer's answer is to another question"))
+}
+
+fn undecodable(error: codec::CodecError) -> RpcError {
+    RpcError::Unreachable(Unreachable::from_string(format!("the peer's answer: {error}")))
+}
+
+impl RaftNetworkV2<TypeConfig> for Client {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        use peer::raft_append_reply::Result as Reply;
+        let within = match self.append_lane {
+            Lane::Control => option.hard_ttl(),
+            // openraft offers one heartbeat's time, which a slow fsync of the follower exceeds.
+            _ => option.hard_ttl().max(APPEND_DEADLINE),
+        };
+        let body = Request::RaftAppend(peer::RaftAppend {
+            vote: Some(codec::to_wire_vote(&request.vote)),
+            previous: request.prev_log_id.as_ref().map(codec::to_wire_id),
+            entries: request.entries.iter().map(codec::to_wire_entry).collect(),
+            committed: request.leader_commit.as_ref().map(codec::to_wire_id),
+        });
+        let Response::RaftAppend(reply) = self.call(self.append_lane, body, within).await? else {
+            return Err(unexpected());
+        };
+        match reply.result {
+            Some(Reply::Success(true)) => Ok(AppendEntriesResponse::Success),
+            Some(Reply::Partial(id)) => {
+                Ok(AppendEntriesResponse::PartialSuccess(Some(codec::from_wire_id(id))))
+            }
+            Some(Reply::MatchedNone(true)) => Ok(AppendEntriesResponse::PartialSuccess(None)),
+            Some(Reply::Conflict(true)) => Ok(AppendEntriesResponse::Conflict),
+            Some(Reply::HigherVote(vote)) => {
+                let vote = codec::from_wire_vote(Some(vote)).map_err(undecodable)?;
+                Ok(AppendEntriesResponse::HigherVote(vote))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.ask_for_vote(request, false, option.hard_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.ask_for_vote(request, true, option.hard_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let send = async {
+            let unreadable = |error: String| RpcError::Unreachable(Unreachable::from_string(error));
+            let bound = MAX_PEER_MESSAGE_BYTES - SNAPSHOT_ENVELOPE_BYTES;
+            let contents = snapshot.snapshot;
+            let packed = NodeRuntime::blocking(move || snapshot::pack(&contents, bound)).await;
+            let data = packed
+                .map_err(crate::machine::MachineError::from)
+                .and_then(std::convert::identity)
+                .inspect_err(|error| tracing::error!(group = self.group.0, to = %self.target, %error, "snapshot not sent"))
+                .map_err(|error| unreadable(error.to_string()))?;
+            let body = Request::RaftSnapshot(peer::RaftSnapshot {
+                vote: Some(codec::to_wire_vote(&vote)),
+                last_log_id: snapshot.meta.last_log_id.as_ref().map(codec::to_wire_id),
+                membership: codec::encode_membership(&snapshot.meta.last_membership),
+                data,
+            });
+            match self.call(Lane::Bulk, body, option.hard_ttl().min(SNAPSHOT_DEADLINE)).await? {
+                Response::RaftSnapshot(reply) => {
+                    let vote = codec::from_wire_vote(reply.vote).map_err(undecodable)?;
+                    Ok(SnapshotResponse { vote })
+                }
+                _ => Err(unexpected()),
+            }
+        };
+        match select(std::pin::pin!(cancel), std::pin::pin!(send)).await {
+            Either::Left((closed, _)) => Err(StreamingError::Closed(closed)),
+            Either::Right((sent, _)) => sent.map_err(StreamingError::from),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let body = Request::RaftTransferLeader(peer::RaftTransferLeader {
+            from: Some(codec::to_wire_vote(request.from_leader())),
+            to: *request.to_node_id(),
+            last_log_id: request.last_log_id().map(codec::to_wire_id),
+        });
+        match self.call(Lane::Control, body, option.hard_ttl()).await? {
+            Response::RaftTransferLeader(_) => Ok(Ok(())),
+            _ => Err(unexpected()),
+        }
+    }
+}

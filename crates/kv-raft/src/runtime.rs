@@ -1,0 +1,155 @@
+//! openraft's view of tokio, with one difference: randomness. Inside [`NodeRuntime::scope`] every draw follows from one
+//! seed, so that a simulated cluster repeats; outside it comes from the system. (openraft's own deterministic wrapper
+//! panics outside its scope, which a production node never enters.)
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+tokio::task_local! {
+    static SEED: Cell<u64>;
+}
+
+/// Separates the seeds of spawned tasks from the draws of their parent.
+const BRANCH: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Moves a task's seed forward.
+const STEP: u64 = 0x6a09_e667_f3bc_c908;
+
+/// SplitMix64: a bijection for each increment.
+fn mix(seed: u64, increment: u64) -> u64 {
+    let mut bits = seed.wrapping_add(increment);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// The runtime of all Raft tasks of a node.
+#[derive(Debug)]
+pub struct NodeRuntime(TokioRuntime);
+
+impl NodeRuntime {
+    /// Everything that `future` does, and every task that it spawns through this type, draws from `seed`.
+    pub fn scope<F: Future>(seed: u64, future: F) -> impl Future<Output = F::Output> {
+        SEED.scope(Cell::new(seed), future)
+    }
+
+    /// The next seed of this scope; none outside a scope.
+    pub(crate) fn draw() -> Option<u64> {
+        SEED.try_with(|seed| seed.replace(mix(seed.get(), STEP))).ok()
+    }
+
+    /// Runs blocking work: on a thread of its own in production, inline where threads would break the repetition.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        if SEED.try_with(|_| ()).is_ok() {
+            return Ok(work());
+        }
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+    }
+}
+
+impl AsyncRuntime for NodeRuntime {
+    type JoinError = <TokioRuntime as AsyncRuntime>::JoinError;
+    type JoinHandle<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::JoinHandle<T>;
+    type Sleep = <TokioRuntime as AsyncRuntime>::Sleep;
+    type Instant = <TokioRuntime as AsyncRuntime>::Instant;
+    type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
+    type Timeout<R, T: Future<Output = R> + OptionalSend> = <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
+    type ThreadLocalRng = SmallRng;
+    type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
+    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
+    type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
+
+    fn spawn<T>(future: T) -> Self::JoinHandle<T::Output>
+    where
+        T: Future + OptionalSend + 'static,
+        T::Output: OptionalSend + 'static,
+    {
+        match Self::draw() {
+            Some(seed) => TokioRuntime::spawn(Self::scope(mix(seed, BRANCH), future)),
+            None => TokioRuntime::spawn(future),
+        }
+    }
+
+    fn sleep(duration: Duration) -> Self::Sleep {
+        TokioRuntime::sleep(duration)
+    }
+
+    fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
+        TokioRuntime::sleep_until(deadline)
+    }
+
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(
+        duration: Duration,
+        future: F,
+    ) -> Self::Timeout<R, F> {
+        TokioRuntime::timeout(duration, future)
+    }
+
+    fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
+        deadline: Self::Instant,
+        future: F,
+    ) -> Self::Timeout<R, F> {
+        TokioRuntime::timeout_at(deadline, future)
+    }
+
+    fn is_panic(error: &Self::JoinError) -> bool {
+        TokioRuntime::is_panic(error)
+    }
+
+    fn thread_rng() -> SmallRng {
+        SmallRng::seed_from_u64(Self::draw().unwrap_or_else(|| rand::Rng::next_u64(&mut rand::rng())))
+    }
+
+    fn new(threads: usize) -> Self {
+        Self(TokioRuntime::new(threads))
+    }
+
+    fn block_on<F: Future<Output = T>, T>(&mut self, future: F) -> T {
+        self.0.block_on(future)
+    }
+
+    #[allow(clippy::manual_async_fn, reason = "the trait asks for a future that is Send")]
+    fn spawn_blocking<F, T>(work: F) -> impl Future<Output = io::Result<T>> + Send
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        Self::blocking(work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::Rng;
+
+    async fn draws() -> Vec<u64> {
+        let child = NodeRuntime::spawn(async { NodeRuntime::thread_rng().next_u64() });
+        let own = NodeRuntime::thread_rng().next_u64();
+        vec![own, child.await.unwrap(), NodeRuntime::thread_rng().next_u64()]
+    }
+
+    #[tokio::test]
+    async fn a_scope_repeats_and_its_tasks_differ() {
+        let first = NodeRuntime::scope(7, draws()).await;
+        assert_eq!(first, NodeRuntime::scope(7, draws()).await);
+        assert_ne!(first, NodeRuntime::scope(8, draws()).await);
+        let mut distinct = first.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert_eq!(distinct.len(), first.len());
+    }
+
+    #[tokio::test]
+    async fn outside_a_scope_the_system_decides() {
+        assert_ne!(draws().await, draws().await);
+    }
+}

@@ -1,0 +1,739 @@
+//! The strong side of CAP as a service: the catalogue and the strong namespaces, served by the leader of their group, and
+//! passed on to it once. Every failure says whether the request was applied; what cannot have been proposed is refused as
+//! *not applied*, what may have been is *unknown*, and nothing waits beyond the caller's deadline.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, select_all};
+use kv_env::Env;
+use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers};
+use kv_proto::peer::forward::Request as Forwarded;
+use kv_proto::peer::forward_reply::Response as ForwardedReply;
+use kv_proto::peer::request_frame::Body as Request;
+use kv_proto::peer::response_frame::Body as Response;
+use kv_proto::{admin, peer, v1};
+use kv_storage::Storage;
+use kv_types::catalogue::Catalogue;
+use kv_types::{
+    Degradation, Evidence, Failure, GroupId, Guarantee, Key, Mode, Mutation, Namespace, NamespaceId,
+    NamespaceName, NamespaceSpec, NodeId, Placement, ReadPath, Reason, Receipt, Replication, StrongEvidence,
+    Value, majority,
+};
+use openraft::async_runtime::WatchReceiver;
+use openraft::{AsyncRuntime, ServerState};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
+use crate::config::RaftConfig;
+use crate::groups::{Group, Standing, Surroundings, Unserved, View};
+use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
+use crate::machine::MachineError;
+use crate::proposal::{Effect, Point, Reply, Written};
+use crate::runtime::NodeRuntime;
+use crate::tables::{Table, keys};
+
+/// Why the groups of a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The timings or bounds do not fit together.
+    #[error("the settings of Raft do not fit together: {0}")]
+    Settings(String),
+    /// The state in the tables or snapshots cannot be read.
+    #[error("the replicated state cannot be read: {0}")]
+    State(#[from] MachineError),
+    /// Raft refused.
+    #[error("{group} did not start: {why}")]
+    Raft {
+        /// The group.
+        group: GroupId,
+        /// Raft's words.
+        why: String,
+    },
+}
+
+/// How a request came here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// From a client: it may be passed on to the leader.
+    Client,
+    /// From a peer that took it from a client: it is served here or refused.
+    Forwarded,
+}
+
+/// The catalogue and the strong namespaces of a node.
+#[derive(Clone)]
+pub struct Strong(Arc<Inner>);
+
+struct Inner {
+    config: Arc<RaftConfig>,
+    storage: Storage,
+    peers: Peers,
+    groups: BTreeMap<GroupId, Arc<Group>>,
+    catalogue: watch::Receiver<Arc<Catalogue>>,
+    stewards: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
+    seeds: Option<AtomicU64>,
+    writes: AtomicU64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop_stewards();
+    }
+}
+
+impl Inner {
+    fn stop_stewards(&self) {
+        let stewards = std::mem::take(&mut *self.stewards.lock().unwrap_or_else(PoisonError::into_inner));
+        stewards.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Strong {
+    /// Recovers and runs group 0 (the catalogue) and the first data group, and forms them where they never existed.
+    pub async fn start(
+        config: RaftConfig,
+        storage: Storage,
+        peers: Peers,
+        env: Env,
+    ) -> Result<Self, StartError> {
+        peers.set_members(config.members.clone());
+        let config = Arc::new(config);
+        let (published, catalogue) = watch::channel(Arc::default());
+        let around = Surroundings {
+            config: config.clone(),
+            storage: storage.clone(),
+            peers: peers.clone(),
+            env,
+            catalogue: catalogue.clone(),
+        };
+        let catalogue_group =
+            Group::start(GroupId::CATALOGUE, around.clone(), CatalogueMachine::new(published)).await?;
+        let data_group = Group::start(GroupId::FIRST_DATA, around, KvMachine::default()).await?;
+        let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
+        let stewards = groups.values().map(|group| NodeRuntime::spawn(group.clone().steward())).collect();
+        Ok(Self(Arc::new(Inner {
+            config,
+            storage,
+            peers,
+            groups,
+            catalogue,
+            stewards: Mutex::new(stewards),
+            seeds: NodeRuntime::draw().map(AtomicU64::new),
+            writes: AtomicU64::new(0),
+        })))
+    }
+
+    /// The catalogue as applied on this node, published at every change.
+    pub fn catalogue(&self) -> watch::Receiver<Arc<Catalogue>> {
+        self.0.catalogue.clone()
+    }
+
+    /// Serves a message of Raft from a peer (`raft_*` bodies).
+    pub fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<Response, Failure>> {
+        let this = self.clone();
+        let serve = async move {
+            let known = this.0.config.members.iter().any(|member| member.id == request.from);
+            if !known && !this.0.catalogue.borrow().members.contains_key(&request.from) {
+                return Err(Failure::new(
+                    Reason::WrongNode,
+                    format!("{} is no member of this cluster", request.from),
+                ));
+            }
+            this.group(request.about.group)?.clone().handle(request).await
+        };
+        match self.0.seeds.as_ref().map(|seeds| seeds.fetch_add(1, Ordering::Relaxed)) {
+            Some(seed) => NodeRuntime::scope(seed, serve).boxed(),
+            None => serve.boxed(),
+        }
+    }
+
+    // ---- operations
+
+    /// Reads a key, linearizably.
+    pub async fn get(
+        &self,
+        namespace: &Namespace,
+        request: v1::GetRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<v1::GetResponse, Failure> {
+        let read = async {
+            let group = self.group_of(namespace)?;
+            if request.read_replicas.is_some() || request.strict {
+                return Err(wrong_mode(namespace, "a count of replicas"));
+            }
+            let key = Key::new(request.key.clone())?;
+            let local = async {
+                let view = group.view(deadline).await?;
+                let place = keys::data(group.id, namespace.id, key.as_bytes());
+                let found = view.get(Table::Data, &place, decode_value)?;
+                let revision =
+                    view.get(Table::Meta, &keys::revision(group.id, namespace.id), decode_revision)?;
+                let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
+                let (revision_of_value, value) = found.unwrap_or_default();
+                Ok(v1::GetResponse {
+                    presence: presence.into(),
+                    value,
+                    revision: revision_of_value,
+                    receipt: Some(self.receipt_of_read(namespace, group, &view, revision.unwrap_or(0))),
+                    ..v1::GetResponse::default()
+                })
+            };
+            let onward = || Forwarded::Get(request.clone());
+            self.serve(group, namespace.id, Effectless::Yes, local, onward, deadline, hop).await
+        };
+        read.await.map_err(Failure::of_read)
+    }
+
+    /// Writes a key.
+    pub async fn put(
+        &self,
+        namespace: &Namespace,
+        request: v1::PutRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<v1::PutResponse, Failure> {
+        if request.context.is_some() || request.write_replicas.is_some() || request.strict {
+            return Err(wrong_mode(namespace, "a context or a count of replicas"));
+        }
+        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+        let operation = Operation::Put(Value::new(request.value.clone())?.into_bytes());
+        let onward = || Forwarded::Put(request.clone());
+        let answer = |written: &Written, receipt| match written.effect {
+            Effect::Put => Some(v1::PutResponse {
+                revision: written.namespace_revision,
+                receipt,
+                ..v1::PutResponse::default()
+            }),
+            _ => None,
+        };
+        self.write(namespace, &request.key, mutation, operation, onward, answer, deadline, hop).await
+    }
+
+    /// Deletes a key.
+    pub async fn delete(
+        &self,
+        namespace: &Namespace,
+        request: v1::DeleteRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<v1::DeleteResponse, Failure> {
+        if request.context.is_some() || request.write_replicas.is_some() || request.strict {
+            return Err(wrong_mode(namespace, "a context or a count of replicas"));
+        }
+        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+        let onward = || Forwarded::Delete(request.clone());
+        let answer = |written: &Written, receipt| match written.effect {
+            Effect::Deleted { existed } => Some(v1::DeleteResponse {
+                existed,
+                revision: written.namespace_revision,
+                receipt,
+                ..v1::DeleteResponse::default()
+            }),
+            _ => None,
+        };
+        self.write(namespace, &request.key, mutation, Operation::Delete, onward, answer, deadline, hop).await
+    }
+
+    /// Writes a key if its revision is the expected one.
+    pub async fn compare_and_set(
+        &self,
+        namespace: &Namespace,
+        request: v1::CompareAndSetRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<v1::CompareAndSetResponse, Failure> {
+        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+        let value = Value::new(request.value.clone())?.into_bytes();
+        let operation = Operation::CompareAndSet { expected: request.expected_revision, value };
+        let onward = || Forwarded::CompareAndSet(request.clone());
+        let answer = |written: &Written, receipt| match &written.effect {
+            Effect::Swapped => {
+                let revision = written.namespace_revision;
+                Some(v1::CompareAndSetResponse { swapped: true, revision, found: Bytes::new(), receipt })
+            }
+            Effect::Mismatch { found } => {
+                let (revision, found) = found.clone().unwrap_or_default();
+                Some(v1::CompareAndSetResponse { swapped: false, revision, found, receipt })
+            }
+            _ => None,
+        };
+        self.write(namespace, &request.key, mutation, operation, onward, answer, deadline, hop).await
+    }
+
+    /// Creates a namespace.
+    pub async fn create_namespace(
+        &self,
+        request: admin::CreateNamespaceRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<admin::CreateNamespaceResponse, Failure> {
+        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+        let named = |failure: Failure| failure.of_request(mutation.request_id);
+        let group = self.group(GroupId::CATALOGUE)?;
+        let local = async {
+            let members = self.0.catalogue.borrow().members.len();
+            if members == 0 {
+                return Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet").into());
+            }
+            let spec = namespace_spec(&request, members)?;
+            let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id };
+            let response = group.propose(command.encode(), deadline).await?;
+            let Reply::Catalogue(decided) = response.data else { return Err(odd_reply().into()) };
+            let created = decided?;
+            self.0.writes.fetch_add(1, Ordering::Relaxed);
+            // What is applied is published: the namespace is in there.
+            let catalogue = self.0.catalogue.borrow().clone();
+            let namespace =
+                created.namespace.and_then(|id| catalogue.namespaces.get(&id)).ok_or_else(odd_reply)?;
+            let point = Point { term: response.log_id.leader_id.term, index: response.log_id.index };
+            let written = Written {
+                effect: Effect::Put,
+                namespace_revision: catalogue.epoch.0,
+                point,
+                deduplicated: created.deduplicated,
+            };
+            let data_group = match namespace.placement {
+                Placement::Strong { group } => catalogue.groups.get(&group),
+                Placement::Available { .. } => None,
+            };
+            Ok(admin::CreateNamespaceResponse {
+                namespace: Some(admin::Namespace::of(namespace, data_group)),
+                receipt: Some(self.receipt_of_write(Guarantee::Linearizable, group, &mutation, &written)),
+            })
+        };
+        let onward = || Forwarded::CreateNamespace(request.clone());
+        let about = NamespaceId::default();
+        let created =
+            self.serve(group, about, Effectless::No, local, onward, deadline, hop).await.map_err(named)?;
+        // Whoever created a namespace through this node finds it here, when this node keeps up.
+        if let Some(epoch) = created.receipt.as_ref().map(|receipt| receipt.epoch) {
+            let patience = deadline.min(Instant::now() + self.0.config.election_max);
+            let mut shown = self.0.catalogue.clone();
+            let _ = timeout_at(patience, shown.wait_for(|catalogue| catalogue.epoch.0 >= epoch)).await;
+        }
+        Ok(created)
+    }
+
+    /// Moves the leadership of a group.
+    pub async fn transfer_leader(
+        &self,
+        request: admin::TransferLeaderRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<admin::TransferLeaderResponse, Failure> {
+        let group = self.group(GroupId(request.group))?;
+        let to = NodeId(request.to);
+        if !group.voters().contains(&to) {
+            let message = format!("{to} is no voter of {}", group.id);
+            return Err(Failure::new(Reason::InvalidRequest, message));
+        }
+        let local = async {
+            if group.standing() != Standing::Leads {
+                return Err(Unserved::Elsewhere(group.leader_and_term().0));
+            }
+            if to != self.0.config.node_id {
+                if !self.0.peers.liveness(to).is_up() {
+                    return Err(Failure::new(Reason::Unreachable, format!("{to} does not answer")).into());
+                }
+                let stopped = |fatal| Failure::new(Reason::ResultUnknown, format!("{fatal}"));
+                group.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
+            }
+            let mut metrics = group.raft.server_metrics();
+            let moved = async {
+                loop {
+                    let (leader, term) = group.leader_and_term();
+                    if leader == Some(to) {
+                        return Ok(admin::TransferLeaderResponse { leader: to.0, term });
+                    }
+                    if metrics.changed().await.is_err() {
+                        return Err(
+                            Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending()
+                        );
+                    }
+                }
+            };
+            let late =
+                |_| Failure::new(Reason::ResultUnknown, format!("{to} has not taken over by the deadline"));
+            Ok(timeout_at(deadline, moved).await.map_err(late)??)
+        };
+        let onward = || Forwarded::TransferLeader(request);
+        self.serve(group, NamespaceId::default(), Effectless::No, local, onward, deadline, hop).await
+    }
+
+    // ---- what this node sees
+
+    /// Every group on this node.
+    pub fn status(&self) -> Vec<admin::GroupStatus> {
+        self.0.groups.values().map(|group| self.status_of(group)).collect()
+    }
+
+    fn status_of(&self, group: &Group) -> admin::GroupStatus {
+        let (reachable, required) = group.reach();
+        let voters = group.voters();
+        let (leader, term) = group.leader_and_term();
+        let standing = group.standing();
+        let role = {
+            let metrics = group.raft.server_metrics();
+            match metrics.borrow_watched().state {
+                ServerState::Leader => "leader",
+                ServerState::Candidate => "candidate",
+                ServerState::Learner => "learner",
+                ServerState::Follower | ServerState::Shutdown => "follower",
+            }
+        };
+        let metrics = group.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<crate::config::LogId>| id.as_ref().map_or(0, |id| id.index);
+        admin::GroupStatus {
+            group: group.id.0,
+            role: role.to_owned(),
+            term,
+            leader: leader.map_or(0, |leader| leader.0),
+            last_index: index(&metrics.last_log),
+            applied_index: index(&metrics.last_applied),
+            voters: voters.iter().map(|voter| voter.0).collect(),
+            quorum: reachable >= required && standing != Standing::Lost,
+            reachable_voters: u32::try_from(reachable).unwrap_or(u32::MAX),
+            purged_index: index(&metrics.purged),
+            snapshot_index: index(&metrics.snapshot),
+        }
+    }
+
+    /// Who leads each group, as far as this node knows.
+    pub fn leaders(&self) -> Vec<admin::GroupLeader> {
+        let leader_of = |group: &Arc<Group>| {
+            let (leader, term) = group.leader_and_term();
+            admin::GroupLeader { group: group.id.0, leader: leader.map_or(0, |leader| leader.0), term }
+        };
+        self.0.groups.values().map(leader_of).collect()
+    }
+
+    /// Writes acknowledged by this node as a leader, since it started.
+    pub fn writes_acknowledged(&self) -> u64 {
+        self.0.writes.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when a group or the storage cannot go on: the node must stop.
+    pub async fn failed(&self) -> Failure {
+        let storage =
+            async { Failure::new(Reason::StorageFailed, self.0.storage.failed().await.to_string()) };
+        let groups = self.0.groups.values().map(|group| group.failed().boxed());
+        select_all(groups.chain([storage.boxed()])).await.0
+    }
+
+    /// Stops the groups of this node. What is under way ends as *unknown*.
+    pub async fn shutdown(&self) {
+        self.0.stop_stewards();
+        for group in self.0.groups.values() {
+            if let Err(error) = group.raft.shutdown().await {
+                tracing::warn!(group = group.id.0, %error, "the group did not stop cleanly");
+            }
+        }
+    }
+
+    // ---- inside
+
+    fn group(&self, id: GroupId) -> Result<&Arc<Group>, Failure> {
+        self.0.groups.get(&id).ok_or_else(|| {
+            Failure::new(Reason::WrongGroup, format!("{} has no {id}", self.0.config.node_id))
+                .with("group", id.0)
+        })
+    }
+
+    fn group_of(&self, namespace: &Namespace) -> Result<&Arc<Group>, Failure> {
+        match namespace.placement {
+            Placement::Strong { group } => self.group(group),
+            Placement::Available { .. } => Err(wrong_mode(namespace, "this operation")),
+        }
+    }
+
+    /// Serves a request here when this node leads, passes it on when it came from a client, and says who leads otherwise.
+    async fn serve<T: Answer>(
+        &self,
+        group: &Group,
+        namespace: NamespaceId,
+        effectless: Effectless,
+        local: impl Future<Output = Result<T, Unserved>>,
+        onward: impl FnOnce() -> Forwarded,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<T, Failure> {
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                Reason::DeadlineExpired,
+                "the deadline passed before anything was begun",
+            ));
+        }
+        let leader = match group.standing() {
+            Standing::Leads => match local.await {
+                Ok(answer) => return Ok(answer),
+                Err(Unserved::Failed(failure)) => return Err(failure),
+                Err(Unserved::Elsewhere(leader)) => leader,
+            },
+            Standing::Follows(leader) => Some(leader),
+            Standing::Lost => None,
+        };
+        match (leader, hop) {
+            (Some(leader), Hop::Client) => {
+                let body = Request::Forward(peer::Forward { request: Some(onward()) });
+                self.forward(group, namespace, leader, effectless, body, deadline).await
+            }
+            (Some(leader), Hop::Forwarded) => Err(self.not_leader(group, leader)),
+            (None, _) => Err(group.no_quorum("it hears no leader")),
+        }
+    }
+
+    async fn forward<T: Answer>(
+        &self,
+        group: &Group,
+        namespace: NamespaceId,
+        leader: NodeId,
+        effectless: Effectless,
+        body: Request,
+        deadline: Instant,
+    ) -> Result<T, Failure> {
+        let about = Address { group: group.id, namespace, epoch: self.0.catalogue.borrow().epoch };
+        let why = match self.0.peers.call(leader, Lane::Raft, about, body, deadline).await {
+            Ok(Response::Forward(peer::ForwardReply { response: Some(response) })) => {
+                let mut answer = T::from_reply(response).ok_or_else(odd_reply)?;
+                if let Some(receipt) = answer.receipt_mut() {
+                    let forwarded = v1::Degradation::from(Degradation::Forwarded).into();
+                    if !receipt.degraded.contains(&forwarded) {
+                        receipt.degraded.push(forwarded);
+                        receipt.degraded.sort_unstable();
+                    }
+                }
+                return Ok(answer);
+            }
+            Ok(_) => return Err(odd_reply()),
+            Err(PeerError::Refused(failure)) => return Err(failure),
+            Err(error) => error,
+        };
+        let what = format!("the leader of {} is {leader}: {why}", group.id);
+        match (why.was_sent(), effectless) {
+            (true, Effectless::No) => Err(Failure::new(Reason::ResultUnknown, what)),
+            _ => Err(group.no_quorum(&what).with("leader", leader)),
+        }
+    }
+
+    fn not_leader(&self, group: &Group, leader: NodeId) -> Failure {
+        let catalogue = self.0.catalogue.borrow().clone();
+        let members = &self.0.config.members;
+        let member =
+            catalogue.members.get(&leader).or_else(|| members.iter().find(|member| member.id == leader));
+        let address = member.map_or("", |member| member.client_address.as_str());
+        Failure::new(
+            Reason::NotLeader,
+            format!("{} is led by {leader}, not by {}", group.id, self.0.config.node_id),
+        )
+        .with("leader", leader)
+        .with("leader_address", address)
+    }
+
+    async fn write<T: Answer>(
+        &self,
+        namespace: &Namespace,
+        key: &Bytes,
+        mutation: Mutation,
+        operation: Operation,
+        onward: impl FnOnce() -> Forwarded,
+        answer: impl FnOnce(&Written, Option<v1::Receipt>) -> Option<T>,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<T, Failure> {
+        let named = |failure: Failure| failure.of_request(mutation.request_id);
+        let group = self.group_of(namespace).map_err(named)?;
+        let key = Key::new(key.clone()).map_err(named)?.as_bytes().clone();
+        let local = async {
+            let command = WriteCommand {
+                proposed_at_ms: group.wall_ms(),
+                mutation,
+                namespace: namespace.id,
+                key,
+                operation,
+            };
+            let response = group.propose(command.encode(), deadline).await?;
+            let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
+            let written = decided?;
+            let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);
+            self.0.writes.fetch_add(1, Ordering::Relaxed);
+            Ok(answer(&written, Some(receipt)).ok_or_else(odd_reply)?)
+        };
+        self.serve(group, namespace.id, Effectless::No, local, onward, deadline, hop).await.map_err(named)
+    }
+
+    fn receipt_of_write(
+        &self,
+        promised: Guarantee,
+        group: &Group,
+        mutation: &Mutation,
+        written: &Written,
+    ) -> v1::Receipt {
+        let evidence = StrongEvidence {
+            group: group.id,
+            term: written.point.term,
+            index: written.point.index,
+            namespace_revision: written.namespace_revision,
+            path: ReadPath::Log,
+            applied_lag: 0,
+        };
+        self.receipt(promised, mutation.attempt, written.deduplicated, evidence)
+    }
+
+    fn receipt_of_read(
+        &self,
+        namespace: &Namespace,
+        group: &Group,
+        view: &View,
+        revision: u64,
+    ) -> v1::Receipt {
+        let evidence = StrongEvidence {
+            group: group.id,
+            term: view.term,
+            index: view.index(),
+            namespace_revision: revision,
+            path: ReadPath::ReadIndex,
+            applied_lag: view.lag,
+        };
+        self.receipt(namespace.guarantee, 1, false, evidence)
+    }
+
+    fn receipt(
+        &self,
+        promised: Guarantee,
+        attempts: u32,
+        deduplicated: bool,
+        proof: StrongEvidence,
+    ) -> v1::Receipt {
+        v1::Receipt::from(&Receipt {
+            promised,
+            epoch: self.0.catalogue.borrow().epoch,
+            served_by: self.0.config.node_id,
+            attempts,
+            deduplicated,
+            degraded: Vec::new(),
+            evidence: Evidence::Strong(proof),
+        })
+    }
+}
+
+/// Whether a request changes nothing, so that its loss on the way is no question of *unknown*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effectless {
+    Yes,
+    No,
+}
+
+/// A response that may come back from the leader.
+trait Answer: Sized {
+    fn from_reply(reply: ForwardedReply) -> Option<Self>;
+    fn receipt_mut(&mut self) -> Option<&mut v1::Receipt>;
+}
+
+macro_rules! answers {
+    ($($message:ty = $variant:ident, $receipt:expr;)*) => {$(
+        impl Answer for $message {
+            fn from_reply(reply: ForwardedReply) -> Option<Self> {
+                match reply {
+                    ForwardedReply::$variant(answer) => Some(answer),
+                    _ => None,
+                }
+            }
+
+            fn receipt_mut(&mut self) -> Option<&mut v1::Receipt> {
+                let receipt: fn(&mut Self) -> Option<&mut v1::Receipt> = $receipt;
+                receipt(self)
+            }
+        }
+    )*};
+}
+
+answers! {
+    v1::GetResponse = Get, |answer| answer.receipt.as_mut();
+    v1::PutResponse = Put, |answer| answer.receipt.as_mut();
+    v1::DeleteResponse = Delete, |answer| answer.receipt.as_mut();
+    v1::CompareAndSetResponse = CompareAndSet, |answer| answer.receipt.as_mut();
+    admin::CreateNamespaceResponse = CreateNamespace, |answer| answer.receipt.as_mut();
+    admin::TransferLeaderResponse = TransferLeader, |_| None;
+}
+
+fn odd_reply() -> Failure {
+    Failure::new(Reason::Internal, "the answer is to another question")
+}
+
+fn wrong_mode(namespace: &Namespace, what: &str) -> Failure {
+    let mode = namespace.mode();
+    Failure::new(
+        Reason::ModeMismatch,
+        format!("namespace `{}` is {mode}, which does not take {what}", namespace.name),
+    )
+    .with("mode", mode)
+}
+
+/// What a request for a namespace asks for, with the defaults filled in.
+fn namespace_spec(request: &admin::CreateNamespaceRequest, members: usize) -> Result<NamespaceSpec, Failure> {
+    /// Replicas per key when the request does not say.
+    const DEFAULT_N: u32 = 3;
+    let name = NamespaceName::new(request.name.clone())?;
+    let mode = match request.mode() {
+        admin::Mode::Unspecified => {
+            let choice = "choose a side of CAP: `strong` is linearizable and refuses in a minority; `available` answers in \
+                          a minority and keeps concurrent writes as siblings";
+            return Err(Failure::new(Reason::ModeMissing, choice));
+        }
+        admin::Mode::Strong => Mode::Strong,
+        admin::Mode::Available => Mode::Available,
+    };
+    let asks_for_replicas = request.n != 0 || request.r != 0 || request.w != 0 || request.strict;
+    let replication = if mode == Mode::Available || asks_for_replicas {
+        let narrow = |number: u32| {
+            let message = format!("{number} is no count of replicas");
+            u8::try_from(number).map_err(|_| Failure::new(Reason::NamespaceInvalid, message))
+        };
+        let fewer = u32::try_from(members).unwrap_or(DEFAULT_N).clamp(1, DEFAULT_N);
+        let n = narrow(if request.n == 0 { fewer } else { request.n })?;
+        let count = |asked: u32| if asked == 0 { Ok(majority(n)) } else { narrow(asked) };
+        Some(Replication { n, r: count(request.r)?, w: count(request.w)?, sloppy: !request.strict })
+    } else {
+        None
+    };
+    let guarantee = match (request.guarantee(), mode) {
+        (v1::Guarantee::Unspecified, Mode::Strong) => Guarantee::Linearizable,
+        (v1::Guarantee::Unspecified, Mode::Available) => Guarantee::Eventual,
+        (asked, _) => asked.try_into()?,
+    };
+    let spec = NamespaceSpec { name, mode, replication, guarantee };
+    spec.check(members)?;
+    Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(mode: admin::Mode) -> admin::CreateNamespaceRequest {
+        admin::CreateNamespaceRequest { name: "bank".into(), mode: mode.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn defaults_are_filled_in_and_a_mode_is_not() {
+        let strong = namespace_spec(&request(admin::Mode::Strong), 3).unwrap();
+        assert_eq!((strong.replication, strong.guarantee), (None, Guarantee::Linearizable));
+        let available = namespace_spec(&request(admin::Mode::Available), 5).unwrap();
+        assert_eq!(available.replication, Some(Replication { n: 3, r: 2, w: 2, sloppy: true }));
+        let small = namespace_spec(&request(admin::Mode::Available), 1).unwrap();
+        assert_eq!(small.replication, Some(Replication { n: 1, r: 1, w: 1, sloppy: true }));
+        let missing = namespace_spec(&request(admin::Mode::Unspecified), 3).unwrap_err();
+        assert_eq!(missing.reason, Reason::ModeMissing);
+        let mixed = admin::CreateNamespaceRequest { r: 2, ..request(admin::Mode::Strong) };
+        assert_eq!(namespace_spec(&mixed, 3).unwrap_err().reason, Reason::NamespaceInvalid);
+    }
+}

@@ -1,0 +1,548 @@
+//! Three nodes in one process, over real loopback connections and real data directories: what a client is promised holds
+//! through elections, restarts, cuts and snapshots. Nothing sleeps in place of a condition; every wait has an end.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use kv_env::Env;
+use kv_peer::{PeerConfig, PeerHandler, PeerRequest, Peers};
+use kv_proto::peer::request_frame::Body as Request;
+use kv_proto::peer::response_frame::Body as Response;
+use kv_proto::{admin, client_id_bytes, peer, v1};
+use kv_raft::{Hop, RaftConfig, Strong};
+use kv_storage::{Storage, StorageOptions};
+use kv_types::catalogue::Member;
+use kv_types::{Applied, ClientId, ClusterId, Failure, GroupId, Namespace, NodeId, Reason};
+use tokio::time::Instant;
+
+const CLUSTER: ClusterId = ClusterId(77);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Routes peers' requests as kv-server does.
+#[derive(Default)]
+struct Router(OnceLock<Strong>);
+
+impl PeerHandler for Router {
+    fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<Response, Failure>> {
+        let Some(strong) = self.0.get().cloned() else {
+            return async { Err(Failure::new(Reason::NotReady, "starting")) }.boxed();
+        };
+        match request.body {
+            Request::Forward(peer::Forward { request: Some(forwarded) }) => {
+                forward(strong, forwarded, request.deadline).boxed()
+            }
+            body => strong.handle(PeerRequest { body, ..request }),
+        }
+    }
+}
+
+async fn forward(
+    strong: Strong,
+    request: peer::forward::Request,
+    deadline: Instant,
+) -> Result<Response, Failure> {
+    use peer::forward::Request as R;
+    use peer::forward_reply::Response as A;
+    let namespace = |name: &str| {
+        let catalogue = strong.catalogue().borrow().clone();
+        catalogue.namespace(name).cloned().ok_or_else(|| Failure::new(Reason::NamespaceUnknown, name))
+    };
+    let hop = Hop::Forwarded;
+    let response = match request {
+        R::Get(r) => A::Get(strong.get(&namespace(&r.namespace)?, r, deadline, hop).await?),
+        R::Put(r) => A::Put(strong.put(&namespace(&r.namespace)?, r, deadline, hop).await?),
+        R::Delete(r) => A::Delete(strong.delete(&namespace(&r.namespace)?, r, deadline, hop).await?),
+        R::CompareAndSet(r) => {
+            A::CompareAndSet(strong.compare_and_set(&namespace(&r.namespace)?, r, deadline, hop).await?)
+        }
+        R::CreateNamespace(r) => A::CreateNamespace(strong.create_namespace(r, deadline, hop).await?),
+        R::TransferLeader(r) => A::TransferLeader(strong.transfer_leader(r, deadline, hop).await?),
+    };
+    Ok(Response::Forward(peer::ForwardReply { response: Some(response) }))
+}
+
+struct Node {
+    strong: Strong,
+    peers: Peers,
+    storage: Storage,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(member: &Member, members: &[Member], dir: &Path, tune: impl Fn(&mut RaftConfig)) -> Self {
+        let env = Env::real();
+        let options =
+            StorageOptions { segment_bytes: 4 << 20, max_record_bytes: 1 << 20, ..StorageOptions::new(dir) };
+        let (storage, _) = tokio::task::spawn_blocking(|| Storage::open_dir(options)).await.unwrap().unwrap();
+        let peers = Peers::new(PeerConfig::new(CLUSTER, member.id), env.clone());
+        let router = Arc::new(Router::default());
+        // The port was free a moment ago, or belonged to this node before it stopped.
+        let listener =
+            within("listen", || async { env.network.listen(&member.peer_address).await.ok() }).await;
+        let service = kv_peer::service(&peers, router.clone());
+        let server = tokio::spawn(async move {
+            kv_peer::server_builder().add_service(service).serve_with_incoming(listener).await.unwrap();
+        });
+        let mut config = RaftConfig::new(CLUSTER, member.id, members.to_vec());
+        tune(&mut config);
+        let strong = Strong::start(config, storage.clone(), peers.clone(), env).await.unwrap();
+        let _ = router.0.set(strong.clone());
+        Self { strong, peers, storage, server }
+    }
+
+    /// As a process that is killed: no goodbye, and what was not synced is gone.
+    async fn kill(self) {
+        self.server.abort();
+        self.peers.shutdown();
+        self.storage.halt();
+        self.strong.shutdown().await;
+    }
+
+    async fn stop(self) {
+        self.strong.shutdown().await;
+        self.peers.shutdown();
+        self.server.abort();
+        self.storage.shutdown().await;
+    }
+}
+
+struct Cluster {
+    members: Vec<Member>,
+    dirs: Vec<PathBuf>,
+    nodes: BTreeMap<u64, Node>,
+    tune: fn(&mut RaftConfig),
+    _root: tempfile::TempDir,
+}
+
+impl Cluster {
+    async fn start(tune: fn(&mut RaftConfig)) -> Self {
+        Self::start_with(3, tune).await
+    }
+
+    async fn start_with(nodes: u64, tune: fn(&mut RaftConfig)) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let members: Vec<Member> = (1..=nodes).map(member).collect();
+        let dirs = (1..=nodes).map(|id| root.path().join(format!("n{id}"))).collect();
+        let mut cluster = Self { members, dirs, nodes: BTreeMap::new(), tune, _root: root };
+        for id in 1..=nodes {
+            cluster.bring_up(id).await;
+        }
+        let catalogued = |node: &Node| !node.strong.catalogue().borrow().members.is_empty();
+        within("a catalogue everywhere", || async { cluster.nodes.values().all(catalogued).then_some(()) })
+            .await;
+        cluster
+    }
+
+    async fn bring_up(&mut self, id: u64) {
+        let at = usize::try_from(id).unwrap() - 1;
+        let node = Node::start(&self.members[at], &self.members, &self.dirs[at], self.tune).await;
+        self.nodes.insert(id, node);
+    }
+
+    async fn kill(&mut self, id: u64) {
+        self.nodes.remove(&id).unwrap().kill().await;
+    }
+
+    fn strong(&self, id: u64) -> &Strong {
+        &self.nodes[&id].strong
+    }
+
+    /// The leader that a quorum agrees on.
+    async fn leader(&self, group: GroupId) -> u64 {
+        within("a leader", || async {
+            let claims = |node: &Node| {
+                let status = node.strong.status().into_iter().find(|status| status.group == group.0).unwrap();
+                (status.role == "leader", status.term, status.leader)
+            };
+            let leads = self.nodes.iter().find(|(_, node)| claims(node).0)?;
+            let (_, term, _) = claims(leads.1);
+            let followers =
+                self.nodes.values().filter(|node| claims(node).1 == term && claims(node).2 == *leads.0);
+            (followers.count() >= 2).then_some(*leads.0)
+        })
+        .await
+    }
+
+    async fn namespace(&self, name: &str, client: &Client) -> Namespace {
+        let request = admin::CreateNamespaceRequest {
+            name: name.into(),
+            mode: admin::Mode::Strong.into(),
+            mutation: Some(client.mutation()),
+            ..Default::default()
+        };
+        let via = *self.nodes.keys().next().unwrap();
+        within("a namespace", || async {
+            self.strong(via).create_namespace(request.clone(), soon(), Hop::Client).await.ok()
+        })
+        .await;
+        within("the namespace everywhere", || async {
+            let known = |node: &Node| node.strong.catalogue().borrow().namespace(name).cloned();
+            self.nodes.values().map(known).collect::<Option<Vec<_>>>()?.pop()
+        })
+        .await
+    }
+
+    async fn stop(self) {
+        for node in self.nodes.into_values() {
+            node.stop().await;
+        }
+    }
+}
+
+fn member(id: u64) -> Member {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    Member {
+        id: NodeId(id),
+        client_address: format!("client-of-n{id}"),
+        peer_address: format!("127.0.0.1:{port}"),
+        zone: String::new(),
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(3)
+}
+
+/// Tries until it is so.
+async fn within<T, F: Future<Output = Option<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        pause.tick().await;
+        if let Some(found) = attempt().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+    }
+}
+
+/// A session.
+struct Client {
+    id: u128,
+    next: AtomicU64,
+}
+
+impl Client {
+    fn new(id: u128) -> Self {
+        Self { id, next: AtomicU64::new(1) }
+    }
+
+    fn mutation(&self) -> v1::Mutation {
+        self.mutation_of(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn mutation_of(&self, seq: u64) -> v1::Mutation {
+        let now = Env::real().clock.wall_ms();
+        v1::Mutation {
+            client_id: client_id_bytes(ClientId(self.id)),
+            seq,
+            issued_at_ms: now,
+            lowest_unacked: seq,
+            attempt: 1,
+        }
+    }
+
+    fn put(&self, key: &str, value: &str) -> v1::PutRequest {
+        v1::PutRequest {
+            namespace: "bank".into(),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            mutation: Some(self.mutation()),
+            ..Default::default()
+        }
+    }
+}
+
+fn get(key: &str) -> v1::GetRequest {
+    v1::GetRequest {
+        namespace: "bank".into(),
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        ..Default::default()
+    }
+}
+
+/// Sends the same request until it is answered, as a client does.
+async fn put(node: &Strong, bank: &Namespace, request: v1::PutRequest) -> v1::PutResponse {
+    within("a put", || async { node.put(bank, request.clone(), soon(), Hop::Client).await.ok() }).await
+}
+
+async fn value(node: &Strong, bank: &Namespace, key: &str) -> (Bytes, u64) {
+    let read = within("a get", || async { node.get(bank, get(key), soon(), Hop::Client).await.ok() }).await;
+    (read.value, read.revision)
+}
+
+fn evidence(receipt: Option<&v1::Receipt>) -> v1::StrongEvidence {
+    match receipt.and_then(|receipt| receipt.evidence.as_ref()) {
+        Some(v1::receipt::Evidence::Strong(strong)) => *strong,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_serves_and_says_how() {
+    let cluster = Cluster::start(|_| {}).await;
+    let client = Client::new(1);
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+
+    let written = put(cluster.strong(leader), &bank, client.put("a", "1")).await;
+    assert_eq!(written.revision, 1);
+    let proof = evidence(written.receipt.as_ref());
+    assert_eq!((proof.group, proof.namespace_revision, proof.path()), (1, 1, v1::ReadPath::Log));
+
+    // A follower passes the request on, once, and says so.
+    let request = client.put("a", "2");
+    let through = put(cluster.strong(follower), &bank, request.clone()).await;
+    let receipt = through.receipt.as_ref().unwrap();
+    assert_eq!((through.revision, receipt.served_by, receipt.deduplicated), (2, leader, false));
+    assert_eq!(receipt.degraded, vec![i32::from(v1::Degradation::Forwarded)]);
+    let refused =
+        cluster.strong(follower).put(&bank, request.clone(), soon(), Hop::Forwarded).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NotLeader, Applied::No));
+    assert_eq!(refused.detail("leader"), Some(format!("n{leader}").as_str()));
+    assert_eq!(refused.detail("leader_address"), Some(format!("client-of-n{leader}").as_str()));
+
+    // Resent, anywhere: the first result.
+    for id in 1..=3 {
+        let again = put(cluster.strong(id), &bank, request.clone()).await;
+        assert!(again.receipt.as_ref().unwrap().deduplicated);
+        assert_eq!(evidence(again.receipt.as_ref()), evidence(through.receipt.as_ref()));
+    }
+    let reused = v1::PutRequest { value: Bytes::from_static(b"3"), ..request };
+    let refused = cluster.strong(follower).put(&bank, reused, soon(), Hop::Client).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::RequestIdReused);
+
+    for id in 1..=3 {
+        let read = cluster.strong(id).get(&bank, get("a"), soon(), Hop::Client).await.unwrap();
+        assert_eq!((read.presence(), &read.value[..], read.revision), (v1::Presence::Found, &b"2"[..], 2));
+        let proof = evidence(read.receipt.as_ref());
+        assert_eq!((proof.path(), proof.namespace_revision), (v1::ReadPath::ReadIndex, 2));
+    }
+    let absent = cluster.strong(leader).get(&bank, get("b"), soon(), Hop::Client).await.unwrap();
+    assert_eq!((absent.presence(), absent.revision), (v1::Presence::Absent, 0));
+
+    let swap = |expected| v1::CompareAndSetRequest {
+        namespace: "bank".into(),
+        key: Bytes::from_static(b"a"),
+        expected_revision: expected,
+        value: Bytes::from_static(b"3"),
+        mutation: Some(client.mutation()),
+        ..Default::default()
+    };
+    let strong = cluster.strong(follower);
+    let mismatch = strong.compare_and_set(&bank, swap(1), soon(), Hop::Client).await.unwrap();
+    assert_eq!((mismatch.swapped, mismatch.revision, &mismatch.found[..]), (false, 2, &b"2"[..]));
+    let swapped = strong.compare_and_set(&bank, swap(2), soon(), Hop::Client).await.unwrap();
+    assert_eq!((swapped.swapped, swapped.revision), (true, 3));
+    let delete = v1::DeleteRequest {
+        namespace: "bank".into(),
+        key: Bytes::from_static(b"a"),
+        mutation: Some(client.mutation()),
+        ..Default::default()
+    };
+    let deleted = strong.delete(&bank, delete, soon(), Hop::Client).await.unwrap();
+    assert_eq!((deleted.existed, deleted.revision), (true, 4));
+
+    let past = Instant::now();
+    let late = strong.get(&bank, get("a"), past, Hop::Client).await.unwrap_err();
+    assert_eq!((late.reason, late.applied), (Reason::DeadlineExpired, Applied::No));
+    let status = cluster.strong(leader).status();
+    assert!(status.iter().all(|group| group.quorum && group.voters == [1, 2, 3]), "{status:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_on_request() {
+    let cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    put(cluster.strong(1), &bank, client.put("a", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let to = leader % 3 + 1;
+    // Asked of the node that is neither.
+    let other = (1..=3).find(|id| *id != leader && *id != to).unwrap();
+    let request = admin::TransferLeaderRequest { group: 1, to };
+    let moved = cluster.strong(other).transfer_leader(request, soon(), Hop::Client).await.unwrap();
+    assert_eq!(moved.leader, to);
+    assert_eq!(cluster.leader(GroupId::FIRST_DATA).await, to);
+    assert_eq!(put(cluster.strong(leader), &bank, client.put("a", "2")).await.revision, 2);
+    let nobody = admin::TransferLeaderRequest { group: 1, to: 9 };
+    let refused = cluster.strong(1).transfer_leader(nobody, soon(), Hop::Client).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::InvalidRequest);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_the_death_of_every_process() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    let requests: Vec<_> = (1..=20).map(|n| client.put(&format!("k{n}"), &n.to_string())).collect();
+    for request in &requests {
+        put(cluster.strong(1), &bank, request.clone()).await;
+    }
+    for id in 1..=3 {
+        cluster.kill(id).await;
+    }
+    for id in 1..=3 {
+        cluster.bring_up(id).await;
+    }
+    for n in 1..=20 {
+        let expected = (Bytes::from(n.to_string()), n);
+        assert_eq!(value(cluster.strong(n % 3 + 1), &bank, &format!("k{n}")).await, expected);
+    }
+    // Sessions too: the last request is still known.
+    let again = put(cluster.strong(2), &bank, requests[19].clone()).await;
+    assert_eq!((again.revision, again.receipt.unwrap().deduplicated), (20, true));
+    assert!(cluster.strong(1).catalogue().borrow().namespace("bank").is_some());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_refuses_soon_and_says_that_nothing_happened() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    put(cluster.strong(1), &bank, client.put("a", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    for other in (1..=3).filter(|id| *id != leader) {
+        cluster.kill(other).await;
+    }
+    let cut = Instant::now();
+    let strong = cluster.strong(leader);
+    // What is proposed before the lease is over may stay open; afterwards refusals are definite and quick.
+    let refused = within("a definite refusal", || async {
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let failure = strong.put(&bank, client.put("a", "2"), deadline, Hop::Client).await.unwrap_err();
+        (failure.applied == Applied::No).then_some(failure)
+    })
+    .await;
+    assert_eq!(refused.reason, Reason::NoQuorum);
+    assert!(cut.elapsed() < Duration::from_secs(2), "{:?}", cut.elapsed());
+    within("both are suspected", || async {
+        let failure = strong.get(&bank, get("a"), soon(), Hop::Client).await.unwrap_err();
+        assert_eq!((failure.reason, failure.applied), (Reason::NoQuorum, Applied::No), "{failure}");
+        (failure.detail("reachable") == Some("1") && failure.detail("required") == Some("2")).then_some(())
+    })
+    .await;
+    for write in [true, false] {
+        let asked = Instant::now();
+        let failure = match write {
+            true => strong.put(&bank, client.put("a", "3"), soon(), Hop::Client).await.unwrap_err(),
+            false => strong.get(&bank, get("a"), soon(), Hop::Client).await.unwrap_err(),
+        };
+        assert_eq!((failure.reason, failure.applied), (Reason::NoQuorum, Applied::No), "{failure}");
+        assert!(asked.elapsed() < Duration::from_millis(100), "{:?}", asked.elapsed());
+    }
+    // With one of them back there is a quorum, and nothing refused is there.
+    let back = leader % 3 + 1;
+    cluster.bring_up(back).await;
+    let (value, _) = value(cluster.strong(back), &bank, "a").await;
+    assert_ne!(&value[..], b"3");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_away_long_gets_a_snapshot() {
+    let mut cluster = Cluster::start(|config| {
+        config.snapshot_every = 40;
+        config.entries_kept = 5;
+    })
+    .await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    put(cluster.strong(1), &bank, client.put("first", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let away = leader % 3 + 1;
+    cluster.kill(away).await;
+    let last = client.put("last", "x");
+    for n in 0..100 {
+        put(cluster.strong(leader), &bank, client.put(&format!("k{n}"), "v")).await;
+    }
+    put(cluster.strong(leader), &bank, v1::PutRequest { mutation: Some(client.mutation()), ..last.clone() })
+        .await;
+    let data =
+        |cluster: &Cluster, id: u64| cluster.strong(id).status().into_iter().find(|s| s.group == 1).unwrap();
+    within("a purged log", || async { (data(&cluster, leader).purged_index > 40).then_some(()) }).await;
+    let purged = data(&cluster, leader).purged_index;
+    cluster.bring_up(away).await;
+    within("the state of the others", || async {
+        let (there, here) = (data(&cluster, leader), data(&cluster, away));
+        (here.applied_index >= there.applied_index && here.snapshot_index >= purged).then_some(())
+    })
+    .await;
+    // It can lead with what it was given, and knows the sessions.
+    let transfer = admin::TransferLeaderRequest { group: 1, to: away };
+    within("its leadership", || async {
+        cluster.strong(away).transfer_leader(transfer, soon(), Hop::Client).await.ok()
+    })
+    .await;
+    assert_eq!(value(cluster.strong(away), &bank, "last").await.1, 102);
+    assert_eq!(value(cluster.strong(away), &bank, "first").await.1, 1);
+    assert_eq!(put(cluster.strong(away), &bank, client.put("more", "x")).await.revision, 103);
+    // And starts again from what it installed, also when it lost its tables: the log below the snapshot is gone.
+    cluster.kill(away).await;
+    std::fs::remove_dir_all(cluster.dirs[usize::try_from(away).unwrap() - 1].join("tier")).unwrap();
+    cluster.bring_up(away).await;
+    within("its state", || async { (data(&cluster, away).applied_index > purged).then_some(()) }).await;
+    assert_eq!(value(cluster.strong(away), &bank, "more").await.1, 103);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_without_its_leader_refuses_at_once() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    put(cluster.strong(1), &bank, client.put("a", "1")).await;
+    let left = cluster.leader(GroupId::FIRST_DATA).await % 3 + 1;
+    for other in (1..=3).filter(|id| *id != left) {
+        cluster.kill(other).await;
+    }
+    let strong = cluster.strong(left);
+    within("a lost leader", || async { (!strong.status()[1].quorum).then_some(()) }).await;
+    tokio::time::timeout(Duration::from_secs(5), async {
+        loop {
+            let asked = Instant::now();
+            let failure = strong.put(&bank, client.put("a", "2"), soon(), Hop::Client).await.unwrap_err();
+            assert_eq!((failure.reason, failure.applied), (Reason::NoQuorum, Applied::No), "{failure}");
+            assert!(failure.retry_after_ms.is_some());
+            if asked.elapsed() < Duration::from_millis(50) {
+                break;
+            }
+        }
+    })
+    .await
+    .unwrap();
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sixth_member_learns() {
+    let cluster = Cluster::start_with(6, |_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    assert_eq!(put(cluster.strong(6), &bank, Client::new(1).put("a", "1")).await.revision, 1);
+    let learner = within("its first entries", || async {
+        let group = cluster.strong(6).status().into_iter().find(|group| group.group == 1)?;
+        (group.role == "learner" && group.applied_index > 0).then_some(group)
+    })
+    .await;
+    assert_eq!(learner.voters, [1, 2, 3, 4, 5]);
+    cluster.stop().await;
+}

@@ -1,0 +1,550 @@
+//! One cluster file for all nodes, read strictly: an unknown key is an error with a suggestion, identity and addresses have
+//! no silent defaults, and settings that cannot work together are refused here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kv_types::catalogue::Member;
+use kv_types::limits::{MAX_DEADLINE, MAX_MEMBERS};
+use kv_types::{ClusterId, NodeId};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use crate::StartError;
+use crate::limits::{CONCURRENT_REQUESTS, CONFIG_BYTES};
+use crate::near::nearest;
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// This node.
+    pub node_id: NodeId,
+    /// All nodes, this one included, by id.
+    pub members: Vec<Member>,
+    /// Where this node keeps its data.
+    pub data_dir: PathBuf,
+    /// Advertised peer address to the address to dial.
+    pub address_map: BTreeMap<String, String>,
+    /// `[raft]`.
+    pub raft: RaftSettings,
+    /// `[storage]`.
+    pub storage: StorageSettings,
+    /// `[dynamo]`.
+    pub dynamo: DynamoSettings,
+    /// `[peer]`.
+    pub peer: PeerSettings,
+    /// `[limits]`.
+    pub limits: LimitSettings,
+}
+
+impl NodeConfig {
+    /// This node's own entry.
+    pub fn member(&self) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == self.node_id)
+    }
+}
+
+/// A file for one cluster. Every section but `cluster` and `node` may be left out.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterFile {
+    cluster: ClusterSection,
+    #[serde(default)]
+    node: Vec<NodeSection>,
+    #[serde(default)]
+    raft: RaftSettings,
+    #[serde(default)]
+    storage: StorageSettings,
+    #[serde(default)]
+    dynamo: DynamoSettings,
+    #[serde(default)]
+    peer: PeerSettings,
+    #[serde(default)]
+    limits: LimitSettings,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterSection {
+    #[serde(deserialize_with = "parsed")]
+    id: ClusterId,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeSection {
+    #[serde(deserialize_with = "parsed")]
+    id: NodeId,
+    client_address: String,
+    peer_address: String,
+    #[serde(default)]
+    zone: String,
+    data_dir: Option<PathBuf>,
+}
+
+/// `[raft]`: timing of the Raft groups and when their logs are cut.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftSettings {
+    /// A leader is heard this often.
+    #[serde(deserialize_with = "duration")]
+    pub heartbeat: Duration,
+    /// The shortest election timeout.
+    #[serde(deserialize_with = "duration")]
+    pub election_min: Duration,
+    /// The longest election timeout, and the lease of a leader.
+    #[serde(deserialize_with = "duration")]
+    pub election_max: Duration,
+    /// A snapshot is taken after so many entries.
+    pub snapshot_every: u64,
+    /// Entries kept below a snapshot, so that a short absence needs no snapshot.
+    pub entries_kept: u64,
+}
+
+impl Default for RaftSettings {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(250),
+            election_max: Duration::from_millis(500),
+            snapshot_every: 100_000,
+            entries_kept: 50_000,
+        }
+    }
+}
+
+/// `[storage]`: the log and what lies below it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageSettings {
+    /// Size of a log segment.
+    #[serde(deserialize_with = "size")]
+    pub segment_size: u64,
+    /// Size of the whole log beyond which writes are refused.
+    #[serde(deserialize_with = "size")]
+    pub max_log_size: u64,
+    /// Size of the memtable beyond which writes are refused.
+    #[serde(deserialize_with = "size")]
+    pub memtable_size: u64,
+    /// Log written since the last checkpoint at which the next one starts.
+    #[serde(deserialize_with = "size")]
+    pub checkpoint_log_size: u64,
+    /// Time since the last checkpoint after which the next one starts.
+    #[serde(deserialize_with = "duration")]
+    pub checkpoint_interval: Duration,
+}
+
+impl Default for StorageSettings {
+    fn default() -> Self {
+        Self {
+            segment_size: 64 << 20,
+            max_log_size: 2 << 30,
+            memtable_size: 64 << 20,
+            checkpoint_log_size: 128 << 20,
+            checkpoint_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `[dynamo]`: available namespaces.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DynamoSettings {
+    /// Hints that this node holds for others at most; at the bound it refuses to be a fallback.
+    #[serde(deserialize_with = "size")]
+    pub max_hints_size: u64,
+}
+
+impl Default for DynamoSettings {
+    fn default() -> Self {
+        Self { max_hints_size: 1 << 30 }
+    }
+}
+
+/// `[peer]`: what this node thinks of the others.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PeerSettings {
+    /// How often each peer is pinged.
+    #[serde(deserialize_with = "duration")]
+    pub ping_every: Duration,
+    /// Without an answer for this long a peer is suspected.
+    #[serde(deserialize_with = "duration")]
+    pub suspect_after: Duration,
+    /// Without an answer for this long a peer is down.
+    #[serde(deserialize_with = "duration")]
+    pub down_after: Duration,
+}
+
+impl Default for PeerSettings {
+    fn default() -> Self {
+        Self {
+            ping_every: Duration::from_millis(100),
+            suspect_after: Duration::from_millis(300),
+            down_after: Duration::from_secs(3),
+        }
+    }
+}
+
+/// `[limits]`: what this node takes on.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitSettings {
+    /// Client requests under way at once; more are refused with `OVERLOADED`.
+    pub concurrent_requests: usize,
+    /// Longest deadline that is honoured; longer ones are capped.
+    #[serde(deserialize_with = "duration")]
+    pub max_deadline: Duration,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self { concurrent_requests: CONCURRENT_REQUESTS, max_deadline: MAX_DEADLINE }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddressMapFile {
+    dial: BTreeMap<String, String>,
+}
+
+/// What the command line and the environment add to the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Instead of the file's `data_dir`, relative to the working directory.
+    pub data_dir: Option<PathBuf>,
+    /// A file with the addresses to dial.
+    pub address_map: Option<PathBuf>,
+}
+
+/// Reads the configuration of one node.
+pub fn load(file: &Path, node: NodeId, overrides: &Overrides) -> Result<NodeConfig, StartError> {
+    let text = read(file)?;
+    let map = match &overrides.address_map {
+        Some(path) => {
+            let map: AddressMapFile = parse(&path.display(), &read(path)?)?;
+            map.dial
+        }
+        None => BTreeMap::new(),
+    };
+    let base = file.parent().unwrap_or(Path::new(""));
+    resolve(&file.display(), &text, base, node, map, overrides.data_dir.clone())
+}
+
+fn resolve(
+    source: &dyn fmt::Display,
+    text: &str,
+    base: &Path,
+    node_id: NodeId,
+    address_map: BTreeMap<String, String>,
+    data_dir: Option<PathBuf>,
+) -> Result<NodeConfig, StartError> {
+    let file: ClusterFile = parse(source, text)?;
+    let refuse = |what: String| StartError::ConfigInvalid(format!("{source}: {what}"));
+    check_nodes(&file.node).map_err(refuse)?;
+    check_settings(&file).map_err(refuse)?;
+    check_address_map(&address_map, &file.node).map_err(refuse)?;
+    let own = file.node.iter().find(|node| node.id == node_id).ok_or_else(|| {
+        let known: Vec<String> = file.node.iter().map(|node| node.id.to_string()).collect();
+        refuse(format!("there is no node {node_id} here, only {}", known.join(", ")))
+    })?;
+    let data_dir = data_dir.or_else(|| own.data_dir.as_ref().map(|dir| base.join(dir))).ok_or_else(|| {
+        refuse(format!("{node_id} has no data_dir: set it in its [[node]] section, or pass --data-dir"))
+    })?;
+    let mut members: Vec<Member> = file
+        .node
+        .iter()
+        .map(|node| Member {
+            id: node.id,
+            client_address: node.client_address.clone(),
+            peer_address: node.peer_address.clone(),
+            zone: node.zone.clone(),
+        })
+        .collect();
+    members.sort_by_key(|member| member.id);
+    Ok(NodeConfig {
+        cluster_id: file.cluster.id,
+        node_id,
+        members,
+        data_dir,
+        address_map,
+        raft: file.raft,
+        storage: file.storage,
+        dynamo: file.dynamo,
+        peer: file.peer,
+        limits: file.limits,
+    })
+}
+
+fn check_nodes(nodes: &[NodeSection]) -> Result<(), String> {
+    if nodes.is_empty() {
+        return Err("there are no [[node]] sections: a cluster has at least one node".into());
+    }
+    if nodes.len() > MAX_MEMBERS {
+        return Err(format!("{} nodes are too many: at most {MAX_MEMBERS}", nodes.len()));
+    }
+    let mut ids = BTreeMap::new();
+    let mut addresses: BTreeMap<&str, NodeId> = BTreeMap::new();
+    let mut folders: BTreeMap<&Path, NodeId> = BTreeMap::new();
+    for node in nodes {
+        if ids.insert(node.id, ()).is_some() {
+            return Err(format!("{} stands here twice; ids are unique and never reused", node.id));
+        }
+        for (key, address) in [("client_address", &node.client_address), ("peer_address", &node.peer_address)] {
+            check_address(address).map_err(|what| format!("{key} of {}: {what}", node.id))?;
+            if let Some(other) = addresses.insert(address, node.id) {
+                return Err(format!("{address} is an address of {other} and of {}: each needs its own", node.id));
+            }
+        }
+        if let Some(dir) = &node.data_dir {
+            if let Some(other) = folders.insert(dir, node.id) {
+                return Err(format!("{other} and {} share the data_dir {}", node.id, dir.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_address(address: &str) -> Result<(), String> {
+    let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    match parts {
+        Some((host, port)) if !host.is_empty() && port > 0 => Ok(()),
+        _ => Err(format!("`{address}` is no host:port such as 127.0.0.1:7101")),
+    }
+}
+
+fn check_settings(file: &ClusterFile) -> Result<(), String> {
+    let show = |duration: Duration| humantime::format_duration(duration).to_string();
+    let RaftSettings { heartbeat, election_min, election_max, snapshot_every, .. } = file.raft;
+    if heartbeat < Duration::from_millis(10) {
+        return Err(format!("raft.heartbeat of {} is too short: at least 10ms", show(heartbeat)));
+    }
+    if election_min * 2 < heartbeat * 5 {
+        return Err(format!(
+            "raft.election_min of {} is less than 2.5 heartbeats of {}: a leader that misses two would be deposed",
+            show(election_min),
+            show(heartbeat)
+        ));
+    }
+    if election_max <= election_min {
+        return Err(format!(
+            "raft.election_max of {} must be above raft.election_min of {}: the difference keeps candidates apart",
+            show(election_max),
+            show(election_min)
+        ));
+    }
+    if snapshot_every == 0 {
+        return Err("raft.snapshot_every must be at least 1".into());
+    }
+    let StorageSettings { segment_size, max_log_size, .. } = file.storage;
+    if !(4 << 20..=1 << 30).contains(&segment_size) || segment_size % 4096 != 0 {
+        return Err("storage.segment_size must be 4MiB to 1GiB and a multiple of 4KiB".into());
+    }
+    if max_log_size < 4 * segment_size {
+        return Err("storage.max_log_size must hold at least four segments".into());
+    }
+    let PeerSettings { ping_every, suspect_after, down_after } = file.peer;
+    if ping_every < Duration::from_millis(10) || suspect_after < ping_every * 2 || down_after <= suspect_after {
+        return Err(format!(
+            "peer: ping_every {} (at least 10ms), suspect_after {} (at least two pings) and down_after {} (longer) do not fit",
+            show(ping_every),
+            show(suspect_after),
+            show(down_after)
+        ));
+    }
+    if file.limits.concurrent_requests == 0 {
+        return Err("limits.concurrent_requests must be at least 1".into());
+    }
+    let longest = file.limits.max_deadline;
+    if longest > MAX_DEADLINE || longest.is_zero() {
+        return Err(format!("limits.max_deadline of {} is not within 1ms to {}", show(longest), show(MAX_DEADLINE)));
+    }
+    Ok(())
+}
+
+fn check_address_map(map: &BTreeMap<String, String>, nodes: &[NodeSection]) -> Result<(), String> {
+    for (advertised, dial) in map {
+        if !nodes.iter().any(|node| node.peer_address == *advertised) {
+            let known = nodes.iter().map(|node| node.peer_address.as_str());
+            let hint = did_you_mean(&nearest(advertised, known, 1));
+            return Err(format!("the address map names {advertised}, which is no peer_address here{hint}"));
+        }
+        check_address(dial).map_err(|what| format!("the address map for {advertised}: {what}"))?;
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String, StartError> {
+    let refuse = |what: String| StartError::ConfigInvalid(format!("{}: {what}", path.display()));
+    let bytes = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?.len();
+    if bytes > CONFIG_BYTES {
+        return Err(refuse(format!("{bytes} bytes are too many for a configuration file")));
+    }
+    std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))
+}
+
+fn parse<'a, T: Deserialize<'a>>(source: &dyn fmt::Display, text: &'a str) -> Result<T, StartError> {
+    toml::from_str(text).map_err(|error| {
+        let hint = suggestion(error.message()).unwrap_or_default();
+        StartError::ConfigInvalid(format!("{source}: {}{hint}", error.to_string().trim_end()))
+    })
+}
+
+/// From serde's "unknown field `x`, expected one of `a`, `b`".
+fn suggestion(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field `")?;
+    let mut quoted = rest.split('`');
+    let unknown = quoted.next()?;
+    let known: Vec<&str> = quoted.skip(1).step_by(2).collect();
+    Some(did_you_mean(&nearest(unknown, known, 1)))
+}
+
+fn did_you_mean(near: &[&str]) -> String {
+    near.first().map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
+}
+
+fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: fmt::Display>>(input: D) -> Result<T, D::Error> {
+    String::deserialize(input)?.parse().map_err(D::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(input)?;
+    humantime::parse_duration(&text).map_err(|_| D::Error::custom(format!("`{text}` is no duration such as 250ms or 5s")))
+}
+
+fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(input)?;
+    parse_size(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is no size such as 64MiB (units: B, KiB, MiB, GiB)")))
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start() {
+        "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODES: &str = r#"
+        [cluster]
+        id = "0123456789abcdef0123456789abcdef"
+        [[node]]
+        id = "n1"
+        client_address = "127.0.0.1:7101"
+        peer_address = "127.0.0.1:7201"
+        data_dir = "data/n1"
+        [[node]]
+        id = "n2"
+        client_address = "127.0.0.1:7102"
+        peer_address = "127.0.0.1:7202"
+    "#;
+
+    fn read(text: &str, node: u64) -> Result<NodeConfig, String> {
+        resolve(&"test.toml", text, Path::new("/etc/quorate"), NodeId(node), BTreeMap::new(), None)
+            .map_err(|error| error.to_string())
+    }
+
+    fn refused(more: &str) -> String {
+        read(&format!("{NODES}\n{more}"), 1).unwrap_err()
+    }
+
+    #[test]
+    fn the_least_file_has_defaults_and_resolves_its_folder() {
+        let config = read(NODES, 1).unwrap();
+        assert_eq!(config.data_dir, Path::new("/etc/quorate/data/n1"));
+        assert_eq!(config.members.len(), 2);
+        assert_eq!(config.raft.election_max, Duration::from_millis(500));
+        assert_eq!(config.member().unwrap().client_address, "127.0.0.1:7101");
+    }
+
+    #[test]
+    fn settings_are_read_with_their_units() {
+        let more = "[raft]\nheartbeat = \"50ms\"\nelection_min=\"1s\"\nelection_max=\"2s\"\n[storage]\nsegment_size = \"16MiB\"";
+        let config = read(&format!("{NODES}\n{more}"), 1).unwrap();
+        assert_eq!(config.raft.heartbeat, Duration::from_millis(50));
+        assert_eq!(config.storage.segment_size, 16 << 20);
+        assert_eq!((parse_size("1GiB"), parse_size("7 B")), (Some(1 << 30), Some(7)));
+        for wrong in ["", "7", "MiB", "7MB", "-7B", "99999999999999GiB"] {
+            assert_eq!(parse_size(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_named_with_what_was_meant() {
+        let message = refused("[raft]\nheartbeta = \"50ms\"");
+        assert!(message.starts_with("CONFIG_INVALID"), "{message}");
+        assert!(message.contains("did you mean `heartbeat`?") && message.contains("line"), "{message}");
+        assert!(refused("[rafd]\n").contains("did you mean `raft`?"));
+        assert!(!refused("[zzz]\n").contains("did you mean"));
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_are_refused() {
+        for (more, words) in [
+            ("[raft]\nheartbeat = \"200ms\"", "2.5 heartbeats"),
+            ("[raft]\nelection_max = \"250ms\"", "must be above"),
+            ("[raft]\nheartbeat = 100", "invalid type"),
+            ("[raft]\nheartbeat = \"fast\"", "no duration"),
+            ("[storage]\nsegment_size = \"64MB\"", "no size"),
+            ("[storage]\nsegment_size = \"1B\"", "segment_size"),
+            ("[peer]\nsuspect_after = \"100ms\"", "do not fit"),
+            ("[limits]\nconcurrent_requests = 0", "at least 1"),
+            ("[limits]\nmax_deadline = \"2h\"", "max_deadline"),
+            ("[[node]]\nid = \"n1\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"", "twice"),
+            ("[[node]]\nid = \"n3\"\nclient_address = \"127.0.0.1:7101\"\npeer_address = \"a:2\"", "each needs its own"),
+            ("[[node]]\nid = \"n3\"\nclient_address = \"a\"\npeer_address = \"a:2\"", "no host:port"),
+            ("[[node]]\nid = \"x\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"", "is not a node"),
+            ("[[node]]\nid = \"n3\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"\ndata_dir=\"data/n1\"", "share"),
+        ] {
+            let message = refused(more);
+            assert!(message.starts_with("CONFIG_INVALID") && message.contains(words), "{more}: {message}");
+        }
+        assert!(read("[cluster]\nid = \"12\"", 1).unwrap_err().contains("32 hexadecimal digits"));
+        assert!(read(NODES, 3).unwrap_err().contains("no node n3 here, only n1, n2"));
+        assert!(read(NODES, 2).unwrap_err().contains("--data-dir"));
+    }
+
+    #[test]
+    fn an_address_map_names_known_peers() {
+        let with = |from: &str, to: &str| {
+            let map = BTreeMap::from([(from.to_owned(), to.to_owned())]);
+            resolve(&"test.toml", NODES, Path::new(""), NodeId(1), map, None).map_err(|error| error.to_string())
+        };
+        assert!(with("127.0.0.1:7202", "127.0.0.1:45111").is_ok());
+        assert!(with("127.0.0.1:7203", "127.0.0.1:45111").unwrap_err().contains("did you mean"));
+        assert!(with("127.0.0.1:7202", "nowhere").unwrap_err().contains("no host:port"));
+    }
+
+    #[test]
+    fn the_reference_file_parses_and_states_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../cluster-configs/five-node.toml");
+        let config = load(&path, NodeId(5), &Overrides::default()).unwrap();
+        assert_eq!(config.members.len(), 5);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let shown = |what: String| assert!(text.contains(&what), "{what} is missing in {}", path.display());
+        // What the file states in its sections is what a node takes when they are left out.
+        let defaults = read(NODES, 1).unwrap();
+        assert_eq!(format!("{:?}", config.raft), format!("{:?}", defaults.raft));
+        assert_eq!(format!("{:?}", config.storage), format!("{:?}", defaults.storage));
+        assert_eq!(format!("{:?}", config.dynamo), format!("{:?}", defaults.dynamo));
+        assert_eq!(format!("{:?}", config.peer), format!("{:?}", defaults.peer));
+        assert_eq!(format!("{:?}", config.limits), format!("{:?}", defaults.limits));
+        for key in ["heartbeat", "segment_size", "max_hints_size", "ping_every", "concurrent_requests"] {
+            shown(format!("\n{key} = "));
+        }
+    }
+}

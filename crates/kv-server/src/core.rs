@@ -1,0 +1,336 @@
+//! Where every request passes, whether a client or a peer brings it: admission, checks, the mode that serves it, and an
+//! answer by the deadline whatever that mode does.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kv_dynamo::Dynamo;
+use kv_peer::{PeerHandler, PeerRequest, Peers};
+use kv_proto::peer::{Forward, ForwardReply, forward, forward_reply, request_frame, response_frame};
+use kv_proto::{admin, v1};
+use kv_raft::Strong;
+use kv_storage::Storage;
+use kv_types::catalogue::Catalogue;
+use kv_types::{Failure, Mode, Namespace, NodeId, Reason, RequestId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::NodeConfig;
+use crate::limits::{NAMESPACE_WAIT, OVERLOAD_RETRY_MS};
+use crate::requests::{self, Deadline};
+
+/// Who brings a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hop {
+    /// A client: it may be forwarded once.
+    Client,
+    /// A peer: it is served here or refused.
+    Forwarded,
+}
+
+impl From<Hop> for kv_raft::Hop {
+    fn from(hop: Hop) -> Self {
+        match hop {
+            Hop::Client => Self::Client,
+            Hop::Forwarded => Self::Forwarded,
+        }
+    }
+}
+
+impl From<Hop> for kv_dynamo::Hop {
+    fn from(hop: Hop) -> Self {
+        match hop {
+            Hop::Client => Self::Client,
+            Hop::Forwarded => Self::Forwarded,
+        }
+    }
+}
+
+/// The parts of a running node, shared by its services.
+pub(crate) struct Core {
+    pub(crate) config: NodeConfig,
+    pub(crate) storage: Storage,
+    pub(crate) peers: Peers,
+    pub(crate) strong: Strong,
+    pub(crate) dynamo: Dynamo,
+    catalogue: watch::Receiver<Arc<Catalogue>>,
+    places: Arc<Semaphore>,
+    stopping: AtomicBool,
+    acknowledged: Arc<AtomicU64>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        config: NodeConfig,
+        storage: Storage,
+        peers: Peers,
+        strong: Strong,
+        dynamo: Dynamo,
+        catalogue: watch::Receiver<Arc<Catalogue>>,
+    ) -> Self {
+        let places = Arc::new(Semaphore::new(config.limits.concurrent_requests.min(Semaphore::MAX_PERMITS)));
+        Self {
+            config,
+            storage,
+            peers,
+            strong,
+            dynamo,
+            catalogue,
+            places,
+            stopping: AtomicBool::new(false),
+            acknowledged: Arc::default(),
+        }
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.config.node_id
+    }
+
+    pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
+        Arc::clone(&self.catalogue.borrow())
+    }
+
+    /// Writes acknowledged by this node as leader or coordinator.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// New requests are refused from here on.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Failure::new(Reason::ShuttingDown, format!("{} is stopping", self.node())));
+        }
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let limit = self.config.limits.concurrent_requests;
+            Failure::new(Reason::Overloaded, format!("{} has {limit} requests under way", self.node()))
+                .with("limit", limit)
+                .retry_after_ms(OVERLOAD_RETRY_MS)
+        })
+    }
+
+    /// The namespace, waiting a moment for one that was created elsewhere just now.
+    pub(crate) async fn namespace(&self, name: &str, deadline: Deadline) -> Result<Namespace, Failure> {
+        let known = requests::namespace(&self.catalogue.borrow(), name).cloned();
+        if known.is_ok() {
+            return known;
+        }
+        let until = deadline.work.min(Instant::now() + NAMESPACE_WAIT);
+        let mut catalogue = self.catalogue.clone();
+        let found = catalogue.wait_for(|catalogue| requests::namespace(catalogue, name).is_ok());
+        let _ = timeout_at(until, found).await;
+        requests::namespace(&self.catalogue.borrow(), name).cloned()
+    }
+
+    /// A read: given up when its caller is gone.
+    async fn read<T>(
+        &self,
+        deadline: Deadline,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let _place = self.admit()?;
+        match timeout_at(deadline.answer, work).await {
+            Ok(result) => result.map_err(Failure::of_read),
+            Err(_) => Err(Failure::new(Reason::DeadlineExpired, format!("{}: no answer by the deadline", self.node()))),
+        }
+    }
+
+    /// A mutation: once begun it is seen through, even if its caller is gone; at the deadline its fate is open.
+    async fn mutate<T: Send + 'static>(
+        &self,
+        request: RequestId,
+        deadline: Deadline,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        receipt: impl FnOnce(&T) -> Option<&v1::Receipt>,
+    ) -> Result<T, Failure> {
+        let place = self.admit()?;
+        let task = tokio::spawn(async move {
+            let result = work.await;
+            drop(place);
+            result
+        });
+        let result = match timeout_at(deadline.answer, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Failure::new(Reason::Internal, format!("{} failed while it served this", self.node()))),
+            Err(_) => Err(Failure::new(
+                Reason::ResultUnknown,
+                format!("{} has no result by the deadline; it may still be applied", self.node()),
+            )),
+        };
+        if let Ok(answer) = &result {
+            if receipt(answer).is_some_and(|receipt| receipt.served_by == self.node().0) {
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        result.map_err(|mut failure| {
+            failure.request_id.get_or_insert(request);
+            failure
+        })
+    }
+
+    pub(crate) async fn get(
+        &self,
+        request: v1::GetRequest,
+        deadline: Deadline,
+        hop: Hop,
+    ) -> Result<v1::GetResponse, Failure> {
+        let namespace = self.namespace(&request.namespace, deadline).await.map_err(Failure::of_read)?;
+        requests::get(&namespace, &request)?;
+        self.read(deadline, async {
+            match namespace.mode() {
+                Mode::Strong => self.strong.get(&namespace, request, deadline.work, hop.into()).await,
+                Mode::Available => self.dynamo.get(&namespace, request, deadline.work, hop.into()).await,
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn put(
+        &self,
+        request: v1::PutRequest,
+        deadline: Deadline,
+        hop: Hop,
+    ) -> Result<v1::PutResponse, Failure> {
+        let namespace = self.namespace(&request.namespace, deadline).await?;
+        let mutation = requests::put(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let (strong, dynamo) = (self.strong.clone(), self.dynamo.clone());
+        let work = async move {
+            match namespace.mode() {
+                Mode::Strong => strong.put(&namespace, request, deadline.work, hop.into()).await,
+                Mode::Available => dynamo.put(&namespace, request, deadline.work, hop.into()).await,
+            }
+        };
+        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+    }
+
+    pub(crate) async fn delete(
+        &self,
+        request: v1::DeleteRequest,
+        deadline: Deadline,
+        hop: Hop,
+    ) -> Result<v1::DeleteResponse, Failure> {
+        let namespace = self.namespace(&request.namespace, deadline).await?;
+        let mutation = requests::delete(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let (strong, dynamo) = (self.strong.clone(), self.dynamo.clone());
+        let work = async move {
+            match namespace.mode() {
+                Mode::Strong => strong.delete(&namespace, request, deadline.work, hop.into()).await,
+                Mode::Available => dynamo.delete(&namespace, request, deadline.work, hop.into()).await,
+            }
+        };
+        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+    }
+
+    pub(crate) async fn compare_and_set(
+        &self,
+        request: v1::CompareAndSetRequest,
+        deadline: Deadline,
+        hop: Hop,
+    ) -> Result<v1::CompareAndSetResponse, Failure> {
+        let namespace = self.namespace(&request.namespace, deadline).await?;
+        let mutation =
+            requests::compare_and_set(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let strong = self.strong.clone();
+        let work = async move { strong.compare_and_set(&namespace, request, deadline.work, hop.into()).await };
+        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+    }
+
+    pub(crate) async fn create_namespace(
+        &self,
+        request: admin::CreateNamespaceRequest,
+        deadline: Deadline,
+        hop: Hop,
+    ) -> Result<admin::CreateNamespaceResponse, Failure> {
+        let mutation = requests::create_namespace(&request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        if self.catalogue.borrow().members.is_empty() {
+            return Err(requests::not_ready().of_request(mutation.request_id));
+        }
+        let strong = self.strong.clone();
+        let work = async move { strong.create_namespace(request, deadline.work, hop.into()).await };
+        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+    }
+
+    pub(crate) async fn transfer_leader(
+        &self,
+        request: admin::TransferLeaderRequest,
+        deadline: Deadline,
+        hop: Hop,
+    ) -> Result<admin::TransferLeaderResponse, Failure> {
+        let _place = self.admit()?;
+        timeout_at(deadline.answer, self.strong.transfer_leader(request, deadline.work, hop.into()))
+            .await
+            .unwrap_or_else(|_| Err(Failure::new(Reason::ResultUnknown, "no new leader was seen by the deadline")))
+    }
+
+    async fn forwarded(&self, message: Forward, left: Duration) -> Result<response_frame::Body, Failure> {
+        use forward::Request;
+        use forward_reply::Response;
+        let (deadline, hop) = (Deadline::after(left), Hop::Forwarded);
+        let request = message
+            .request
+            .ok_or_else(|| Failure::new(Reason::InvalidRequest, "a forwarded request of an unknown kind"))?;
+        let response = match request {
+            Request::Get(request) => Response::Get(self.get(request, deadline, hop).await?),
+            Request::Put(request) => Response::Put(self.put(request, deadline, hop).await?),
+            Request::Delete(request) => Response::Delete(self.delete(request, deadline, hop).await?),
+            Request::CompareAndSet(request) => {
+                Response::CompareAndSet(self.compare_and_set(request, deadline, hop).await?)
+            }
+            Request::CreateNamespace(request) => {
+                Response::CreateNamespace(self.create_namespace(request, deadline, hop).await?)
+            }
+            Request::TransferLeader(request) => {
+                Response::TransferLeader(self.transfer_leader(request, deadline, hop).await?)
+            }
+        };
+        Ok(response_frame::Body::Forward(ForwardReply { response: Some(response) }))
+    }
+
+    fn is_member(&self, node: NodeId) -> bool {
+        self.config.members.iter().any(|member| member.id == node) || self.catalogue.borrow().members.contains_key(&node)
+    }
+}
+
+/// Names the request in a refusal, as far as it can be read.
+fn named(mut failure: Failure, mutation: Option<&v1::Mutation>) -> Failure {
+    if let Ok(mutation) = v1::Mutation::read(mutation) {
+        failure.request_id.get_or_insert(mutation.request_id);
+    }
+    failure
+}
+
+/// Peers reach the modes through the same core.
+pub(crate) struct PeerRouter(pub(crate) Arc<Core>);
+
+impl PeerHandler for PeerRouter {
+    fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
+        use request_frame::Body;
+        let core = Arc::clone(&self.0);
+        if !core.is_member(request.from) {
+            let message = format!("{} is no member of the cluster that {} knows", request.from, core.node());
+            return Box::pin(std::future::ready(Err(Failure::new(Reason::WrongNode, message))));
+        }
+        match request.body {
+            Body::RaftAppend(_) | Body::RaftVote(_) | Body::RaftSnapshot(_) | Body::RaftTransferLeader(_) => {
+                Box::pin(async move { core.strong.handle(request).await })
+            }
+            Body::ReplicaWrite(_) | Body::ReplicaRead(_) | Body::PullPartition(_) => {
+                Box::pin(async move { core.dynamo.handle(request).await })
+            }
+            Body::Forward(message) => {
+                let left = request.deadline.saturating_duration_since(Instant::now());
+                Box::pin(async move { core.forwarded(message, left).await })
+            }
+            Body::Ping(_) => {
+                let failure = Failure::new(Reason::Internal, "pings are answered before they come here");
+                Box::pin(std::future::ready(Err(failure)))
+            }
+        }
+    }
+}

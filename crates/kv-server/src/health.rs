@@ -1,0 +1,47 @@
+//! The standard health service, by mode: in a minority one side of CAP serves and the other does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_types::GroupId;
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::core::Core;
+use crate::limits::HEALTH_EVERY;
+
+/// Serving while this node believes that a quorum of the data group is reachable.
+pub(crate) const STRONG: &str = "quorate.v1.KvService/strong";
+/// Serving as soon as this node can route.
+pub(crate) const AVAILABLE: &str = "quorate.v1.KvService/available";
+
+/// Tells no while the node starts and while it stops.
+pub(crate) async fn announce(reporter: &HealthReporter, strong: bool, available: bool) {
+    let status = |serving| if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    reporter.set_service_status(STRONG, status(strong)).await;
+    reporter.set_service_status(AVAILABLE, status(available)).await;
+}
+
+/// Keeps the announcements true until the node stops.
+pub(crate) async fn follow(core: Arc<Core>, reporter: HealthReporter, mut stop: watch::Receiver<bool>) {
+    let mut announced = None;
+    loop {
+        let strong =
+            core.strong.status().iter().any(|group| group.group != GroupId::CATALOGUE.0 && group.quorum);
+        let available = !core.catalogue().members.is_empty();
+        if announced != Some((strong, available)) {
+            tracing::info!(strong, available, "serving");
+            announce(&reporter, strong, available).await;
+            announced = Some((strong, available));
+        }
+        if stopped_within(&mut stop, HEALTH_EVERY).await {
+            announce(&reporter, false, false).await;
+            return;
+        }
+    }
+}
+
+async fn stopped_within(stop: &mut watch::Receiver<bool>, time: Duration) -> bool {
+    tokio::time::timeout(time, stop.wait_for(|stop| *stop)).await.is_ok()
+}

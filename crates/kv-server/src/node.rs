@@ -1,0 +1,318 @@
+//! The life of a node: start in an order in which nothing is served before it can be, stop in the reverse.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_dynamo::{Dynamo, DynamoConfig};
+use kv_env::{Env, Listener};
+use kv_peer::{PeerConfig, Peers};
+use kv_proto::admin::admin_service_server::AdminServiceServer;
+use kv_proto::v1::kv_service_server::KvServiceServer;
+use kv_raft::{RaftConfig, Strong};
+use kv_storage::disk::Disk;
+use kv_storage::tier::TierSource;
+use kv_storage::{Drive, Identity, Recovery, Storage, StorageError, StorageOptions};
+use kv_types::catalogue::{Catalogue, Member};
+use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::core::{Core, PeerRouter};
+use crate::limits::{
+    CLIENT_KEEP_ALIVE, CLIENT_KEEP_ALIVE_TIMEOUT, CLIENT_STREAMS, CLIENT_WINDOWS, DRAIN, STOP,
+};
+use crate::services::Services;
+use crate::{NodeConfig, StartError, health};
+
+/// What a node may not take for itself.
+#[derive(Clone)]
+pub struct NodeEnv {
+    /// Clock, entropy, network.
+    pub env: Env,
+    /// The file system.
+    pub disk: Arc<dyn Disk>,
+    /// Opens the lower tier of storage.
+    pub tiers: Arc<dyn TierSource>,
+    /// Who runs the background steps of storage.
+    pub drive: Drive,
+}
+
+impl NodeEnv {
+    /// The real world.
+    pub fn real() -> Self {
+        Self {
+            env: Env::real(),
+            disk: Arc::new(kv_storage::disk::RealDisk),
+            tiers: Arc::new(kv_storage::tier::SledTiers),
+            drive: Drive::Threads,
+        }
+    }
+}
+
+impl std::fmt::Debug for NodeEnv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeEnv")
+    }
+}
+
+/// A running node. Stop it with [`Node::shutdown`]; dropping it leaves its tasks to the runtime.
+pub struct Node {
+    core: Arc<Core>,
+    client_address: String,
+    peer_address: String,
+    stop: watch::Sender<bool>,
+    clients: JoinHandle<()>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Node({})", self.core.node())
+    }
+}
+
+impl Node {
+    /// Starts a node and returns when it listens. It serves strong namespaces once a leader is elected.
+    pub async fn start(config: NodeConfig, node_env: NodeEnv) -> Result<Self, StartError> {
+        let own = config
+            .member()
+            .cloned()
+            .ok_or_else(|| StartError::ConfigInvalid(format!("{} is not among the nodes", config.node_id)))?;
+        // Ports first: whoever starts a node twice is told so before storage says that its directory is in use.
+        let clients = listen(&node_env.env, &own.client_address, "client_address", &config).await?;
+        let from_peers = listen(&node_env.env, &own.peer_address, "peer_address", &config).await?;
+        let (client_address, peer_address) = (clients.local_address.clone(), from_peers.local_address.clone());
+
+        let (storage, recovery) = open(&config, &node_env).await?;
+        let peers = Peers::new(peer_config(&config), node_env.env.clone());
+        peers.set_members(config.members.clone());
+        let failed = |what: &str, error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
+        let strong = Strong::start(raft_config(&config), storage.clone(), peers.clone(), node_env.env.clone())
+            .await
+            .map_err(|error| failed("strong namespaces", &error))?;
+        let catalogue = strong.catalogue();
+        let dynamo = Dynamo::start(
+            dynamo_config(&config, recovery.tier_lost),
+            storage.clone(),
+            peers.clone(),
+            node_env.env.clone(),
+            catalogue.clone(),
+        )
+        .await
+        .map_err(|error| failed("available namespaces", &error))?;
+        if recovery.tier_lost {
+            // The available side has recorded that it must rebuild; the strong side rebuilds from its log.
+            storage.acknowledge_tier_lost().await.map_err(|error| failed("storage", &error))?;
+        }
+
+        let core = Arc::new(Core::new(config, storage, peers.clone(), strong, dynamo, catalogue.clone()));
+        let (stop, stopping) = watch::channel(false);
+        let until_stopped = || {
+            let mut stopping = stopping.clone();
+            async move {
+                let _ = stopping.wait_for(|stop| *stop).await;
+            }
+        };
+
+        let peer_service = kv_peer::service(&peers, Arc::new(PeerRouter(Arc::clone(&core))));
+        let serve_peers = kv_peer::server_builder()
+            .add_service(peer_service)
+            .serve_with_incoming_shutdown(from_peers, until_stopped());
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        health::announce(&reporter, false, false).await;
+        let services = Services(Arc::clone(&core));
+        let serve_clients = client_builder()
+            .add_service(
+                KvServiceServer::new(services.clone())
+                    .max_decoding_message_size(MAX_PUBLIC_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),
+            )
+            .add_service(
+                AdminServiceServer::new(services)
+                    .max_decoding_message_size(MAX_PUBLIC_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),
+            )
+            .add_service(health_service)
+            .serve_with_incoming_shutdown(clients, until_stopped());
+
+        let clients = tokio::spawn(served("clients", serve_clients));
+        let others = vec![
+            tokio::spawn(served("peers", serve_peers)),
+            tokio::spawn(health::follow(Arc::clone(&core), reporter, stopping.clone())),
+            tokio::spawn(follow_members(Arc::clone(&core), catalogue, stopping.clone())),
+        ];
+        tracing::info!(node = %core.node(), %client_address, %peer_address, "listening");
+        Ok(Self { core, client_address, peer_address, stop, clients, others })
+    }
+
+    /// Where it listens for clients.
+    pub fn client_address(&self) -> &str {
+        &self.client_address
+    }
+
+    /// Where it listens for peers.
+    pub fn peer_address(&self) -> &str {
+        &self.peer_address
+    }
+
+    /// Resolves when the node has to stop: its log or a Raft group failed, so it can promise nothing any more.
+    pub async fn stopped(&self) -> String {
+        self.core.strong.failed().await.message
+    }
+
+    /// Refuses new requests, lets those under way end, then stops every part, storage last.
+    pub async fn shutdown(self) {
+        let Self { core, stop, clients, others, .. } = self;
+        tracing::info!(node = %core.node(), "stopping");
+        core.stop();
+        stop.send_replace(true);
+        let abort = clients.abort_handle();
+        if timeout(DRAIN, clients).await.is_err() {
+            tracing::warn!("some clients did not end in time");
+            abort.abort();
+        }
+        core.dynamo.shutdown();
+        within(STOP, "strong namespaces", core.strong.shutdown()).await;
+        core.peers.shutdown();
+        for other in others {
+            let abort = other.abort_handle();
+            if timeout(DRAIN, other).await.is_err() {
+                abort.abort();
+            }
+        }
+        within(STOP, "storage", core.storage.shutdown()).await;
+        tracing::info!(node = %core.node(), "stopped");
+    }
+}
+
+async fn within<T>(time: Duration, what: &str, work: impl Future<Output = T>) {
+    if timeout(time, work).await.is_err() {
+        tracing::warn!(what, "did not stop in time");
+    }
+}
+
+async fn served(whom: &str, server: impl Future<Output = Result<(), tonic::transport::Error>>) {
+    if let Err(error) = server.await {
+        tracing::error!(whom, %error, "serving ended");
+    }
+}
+
+async fn listen(env: &Env, address: &str, key: &str, config: &NodeConfig) -> Result<Listener, StartError> {
+    env.network.listen(address).await.map_err(|error| {
+        let node = config.node_id;
+        if error.kind() == io::ErrorKind::AddrInUse {
+            StartError::PortBusy(format!(
+                "{address} ({key} of {node}) is in use; does {node} run already? Otherwise stop what listens there, or \
+                 give {node} another address"
+            ))
+        } else {
+            StartError::ConfigInvalid(format!("cannot listen on {address} ({key} of {node}): {error}"))
+        }
+    })
+}
+
+async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recovery), StartError> {
+    let settings = &config.storage;
+    let dir = config.data_dir.clone();
+    let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    let options = StorageOptions {
+        identity: Some(Identity { cluster: config.cluster_id, node: config.node_id }),
+        drive: node_env.drive,
+        segment_bytes: bytes(settings.segment_size),
+        max_log_bytes: settings.max_log_size,
+        memtable_bytes: bytes(settings.memtable_size),
+        checkpoint_log_bytes: settings.checkpoint_log_size,
+        checkpoint_interval: settings.checkpoint_interval,
+        ..fitted(settings.segment_size, settings.memtable_size, &dir)
+    };
+    let (disk, tiers) = (Arc::clone(&node_env.disk), Arc::clone(&node_env.tiers));
+    let opened = match node_env.drive {
+        // Replaying a log blocks; peers and clients only wait meanwhile.
+        Drive::Threads => tokio::task::spawn_blocking(move || Storage::open(options, disk, tiers))
+            .await
+            .map_err(|error| StartError::Failed(format!("opening storage: {error}")))?,
+        Drive::Manual => Storage::open(options, disk, tiers),
+    };
+    let (storage, recovery) = opened.map_err(|error| match error {
+        StorageError::ForeignDataDir { .. } | StorageError::InUse(_) => {
+            StartError::ForeignDataDir(format!("{}: {error}", dir.display()))
+        }
+        StorageError::Invalid(_) => StartError::ConfigInvalid(error.to_string()),
+        error => StartError::Failed(format!("{}: {error}", dir.display())),
+    })?;
+    tracing::info!(
+        fresh = recovery.fresh,
+        replayed = recovery.replayed,
+        torn_tail_bytes = recovery.torn_tail_bytes,
+        tier_lost = recovery.tier_lost,
+        "storage is open"
+    );
+    Ok((storage, recovery))
+}
+
+/// The defaults that must not exceed what the operator has set.
+fn fitted(segment: u64, memtable: u64, dir: &std::path::Path) -> StorageOptions {
+    let mut options = StorageOptions::new(dir);
+    let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    options.max_record_bytes = options.max_record_bytes.min(bytes(segment / 4));
+    options.bulk_memtable_bytes = options.bulk_memtable_bytes.min(bytes(memtable / 2));
+    options.drain_start_bytes = options.drain_start_bytes.min(bytes(memtable / 4));
+    options
+}
+
+fn peer_config(config: &NodeConfig) -> PeerConfig {
+    PeerConfig {
+        address_map: config.address_map.clone(),
+        ping_every: config.peer.ping_every,
+        suspect_after: config.peer.suspect_after,
+        down_after: config.peer.down_after,
+        ..PeerConfig::new(config.cluster_id, config.node_id)
+    }
+}
+
+fn raft_config(config: &NodeConfig) -> RaftConfig {
+    RaftConfig {
+        heartbeat: config.raft.heartbeat,
+        election_min: config.raft.election_min,
+        election_max: config.raft.election_max,
+        snapshot_every: config.raft.snapshot_every,
+        entries_kept: config.raft.entries_kept,
+        ..RaftConfig::new(config.cluster_id, config.node_id, config.members.clone())
+    }
+}
+
+fn dynamo_config(config: &NodeConfig, tier_lost: bool) -> DynamoConfig {
+    DynamoConfig { hint_bytes: config.dynamo.max_hints_size, ..DynamoConfig::new(config.node_id, tier_lost) }
+}
+
+fn client_builder() -> tonic::transport::Server {
+    let (stream, connection) = CLIENT_WINDOWS;
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(stream)
+        .initial_connection_window_size(connection)
+        .max_concurrent_streams(CLIENT_STREAMS)
+        .http2_keepalive_interval(Some(CLIENT_KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(CLIENT_KEEP_ALIVE_TIMEOUT))
+}
+
+/// Keeps the links in step with the catalogue. Where both know a node, the address of the configuration holds: it is what
+/// the operator changes when a node moves.
+async fn follow_members(
+    core: Arc<Core>,
+    mut catalogue: watch::Receiver<Arc<Catalogue>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let known = Arc::clone(&catalogue.borrow_and_update());
+        let mut members: std::collections::BTreeMap<_, Member> = known.members.clone();
+        members.extend(core.config.members.iter().map(|member| (member.id, member.clone())));
+        core.peers.set_members(members.into_values().collect());
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            changed = catalogue.changed() => if changed.is_err() { return },
+        }
+    }
+}

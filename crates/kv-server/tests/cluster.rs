@@ -1,0 +1,382 @@
+//! Three and five nodes in one process: what each side of CAP answers, and what a node refuses by which name.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test may fail loudly"
+)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Cluster, blind, causal, eventually, failed, observed, reason, within};
+use kv_proto::peer::peer_service_client::PeerServiceClient;
+use kv_proto::peer::{ExchangeRequest, RequestFrame, request_frame, response_frame};
+use kv_proto::{admin, v1};
+use kv_types::limits::{MAX_CONTEXT_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use kv_types::{Applied, Failure, NodeId, Reason, Receipt};
+use tonic::Request;
+
+fn get(namespace: &str, key: &str) -> v1::GetRequest {
+    v1::GetRequest { namespace: namespace.into(), key: key.to_owned().into(), ..Default::default() }
+}
+
+fn put(cluster: &mut Cluster, namespace: &str, key: &str, value: &str) -> v1::PutRequest {
+    v1::PutRequest {
+        namespace: namespace.into(),
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        mutation: cluster.mutation(),
+        ..Default::default()
+    }
+}
+
+fn available_put(cluster: &mut Cluster, key: &str, value: &str, context: Option<v1::WriteContext>) -> v1::PutRequest {
+    v1::PutRequest { context, ..put(cluster, "cart", key, value) }
+}
+
+fn compare(cluster: &mut Cluster, namespace: &str, key: &str, expected: u64, value: &str) -> v1::CompareAndSetRequest {
+    v1::CompareAndSetRequest {
+        namespace: namespace.into(),
+        key: key.to_owned().into(),
+        expected_revision: expected,
+        value: value.to_owned().into(),
+        mutation: cluster.mutation(),
+        ..Default::default()
+    }
+}
+
+fn values(response: &v1::GetResponse) -> Vec<String> {
+    let text = |sibling: &v1::Sibling| String::from_utf8(sibling.value.to_vec()).unwrap();
+    let mut values: Vec<String> = response.siblings.iter().map(text).collect();
+    values.sort();
+    values
+}
+
+async fn three() -> Cluster {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create("bank", admin::Mode::Strong, 0).await;
+    cluster.create("cart", admin::Mode::Available, 0).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_modes_answer_at_every_node_with_receipts() {
+    let mut cluster = three().await;
+    for id in 1..=3 {
+        let key = format!("k{id}");
+        // Strong: written here, read everywhere, swapped once.
+        let request = put(&mut cluster, "bank", &key, "one");
+        let written = cluster.kv(id).put(within(request.clone())).await.unwrap().into_inner();
+        assert!(written.revision > 0);
+        let receipt = Receipt::try_from(written.receipt.as_ref().unwrap()).unwrap();
+        assert_eq!(receipt.delivered(), kv_types::Guarantee::Linearizable);
+        // The same request again is the same write.
+        let again = cluster.kv(id).put(within(request)).await.unwrap().into_inner();
+        assert_eq!((again.revision, again.receipt.unwrap().deduplicated), (written.revision, true));
+        for reader in 1..=3 {
+            let read = cluster.kv(reader).get(within(get("bank", &key))).await.unwrap().into_inner();
+            assert_eq!((read.presence(), read.value.as_ref()), (v1::Presence::Found, b"one".as_ref()));
+            assert_eq!(read.revision, written.revision);
+        }
+        let request = compare(&mut cluster, "bank", &key, written.revision, "two");
+        let swapped = cluster.kv(id).compare_and_set(within(request)).await.unwrap().into_inner();
+        assert!(swapped.swapped && swapped.revision > written.revision);
+        let request = compare(&mut cluster, "bank", &key, written.revision, "three");
+        let missed = cluster.kv(id).compare_and_set(within(request)).await.unwrap().into_inner();
+        assert_eq!((missed.swapped, missed.revision, missed.found.as_ref()), (false, swapped.revision, b"two".as_ref()));
+        let request = v1::DeleteRequest {
+            namespace: "bank".into(),
+            key: key.clone().into(),
+            mutation: cluster.mutation(),
+            ..Default::default()
+        };
+        assert!(cluster.kv(id).delete(within(request)).await.unwrap().into_inner().existed);
+        let read = cluster.kv(id).get(within(get("bank", &key))).await.unwrap().into_inner();
+        assert_eq!((read.presence(), read.revision), (v1::Presence::Absent, 0));
+
+        // Available: a blind write beside another makes siblings; a causal one supersedes what it saw.
+        let request = available_put(&mut cluster, &key, "milk", observed());
+        cluster.kv(id).put(within(request)).await.unwrap();
+        let request = available_put(&mut cluster, &key, "eggs", blind());
+        cluster.kv(id).put(within(request)).await.unwrap();
+        let read = cluster.kv(id).get(within(get("cart", &key))).await.unwrap().into_inner();
+        assert_eq!(values(&read), ["eggs", "milk"]);
+        let receipt = Receipt::try_from(read.receipt.as_ref().unwrap()).unwrap();
+        assert_eq!(receipt.delivered(), kv_types::Guarantee::Eventual);
+        let request = available_put(&mut cluster, &key, "both", causal(read.context));
+        cluster.kv(id).put(within(request)).await.unwrap();
+        let read = cluster.kv(id % 3 + 1).get(within(get("cart", &key))).await.unwrap().into_inner();
+        assert_eq!(values(&read), ["both"]);
+        let request = v1::DeleteRequest {
+            namespace: "cart".into(),
+            key: key.clone().into(),
+            mutation: cluster.mutation(),
+            context: causal(read.context),
+            ..Default::default()
+        };
+        cluster.kv(id).delete(within(request)).await.unwrap();
+        let read = cluster.kv(id).get(within(get("cart", &key))).await.unwrap().into_inner();
+        assert_eq!((read.presence(), values(&read).len()), (v1::Presence::Absent, 0));
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_is_refused_by_name() {
+    let mut cluster = three().await;
+    let kv = || cluster.kv(1);
+    let mut client = kv();
+
+    // Reads.
+    assert_eq!(reason(client.get(Request::new(get("bank", "k"))).await), Reason::DeadlineMissing);
+    let unknown = failed(client.get(within(get("banks", "k"))).await);
+    assert_eq!((unknown.reason, unknown.detail("nearest")), (Reason::NamespaceUnknown, Some("bank")));
+    assert_eq!(reason(client.get(within(get("bank", ""))).await), Reason::EmptyKey);
+    let long = "x".repeat(MAX_KEY_BYTES + 1);
+    assert_eq!(reason(client.get(within(get("bank", &long))).await), Reason::LimitKey);
+    let quorum = Some(v1::ReplicaCount { count: Some(v1::replica_count::Count::Quorum(true)) });
+    let request = v1::GetRequest { read_replicas: quorum, ..get("bank", "k") };
+    assert_eq!(reason(client.get(within(request)).await), Reason::ModeMismatch);
+    let nine = Some(v1::ReplicaCount { count: Some(v1::replica_count::Count::Number(9)) });
+    let request = v1::GetRequest { read_replicas: nine, ..get("cart", "k") };
+    assert_eq!(reason(client.get(within(request)).await), Reason::InvalidRequest);
+
+    // Writes.
+    let large = "x".repeat(MAX_VALUE_BYTES + 1);
+    let request = put(&mut cluster, "bank", "k", &large);
+    let refused = failed(client.put(within(request)).await);
+    assert_eq!((refused.reason, refused.applied), (Reason::LimitValue, Applied::No));
+    assert!(refused.request_id.is_some());
+    let request = put(&mut cluster, "cart", "k", "v");
+    assert_eq!(reason(client.put(within(request)).await), Reason::ContextMissing);
+    let request = v1::PutRequest { context: observed(), ..put(&mut cluster, "bank", "k", "v") };
+    assert_eq!(reason(client.put(within(request)).await), Reason::ModeMismatch);
+    let request = v1::PutRequest { mutation: None, ..put(&mut cluster, "bank", "k", "v") };
+    assert_eq!(reason(client.put(within(request)).await), Reason::RequestIdInvalid);
+    let request = available_put(&mut cluster, "k", "v", causal(&b"\xff\xff\xffno context"[..]));
+    assert_eq!(reason(client.put(within(request)).await), Reason::BadContext);
+    let request = available_put(&mut cluster, "k", "v", causal(vec![0; MAX_CONTEXT_BYTES + 1]));
+    assert_eq!(reason(client.put(within(request)).await), Reason::BadContext);
+    let request = available_put(&mut cluster, "k1", "v", observed());
+    let written = client.put(within(request)).await.unwrap().into_inner();
+    let request = available_put(&mut cluster, "k2", "v", causal(written.context));
+    assert_eq!(reason(client.put(within(request)).await), Reason::ForeignContext);
+    let request = compare(&mut cluster, "cart", "k", 0, "v");
+    let refused = failed(client.compare_and_set(within(request)).await);
+    assert_eq!((refused.reason, refused.detail("offered_by")), (Reason::ModeMismatch, Some("strong")));
+    // The same identity with another body.
+    let request = put(&mut cluster, "bank", "reused", "v");
+    client.put(within(request.clone())).await.unwrap();
+    let other = v1::PutRequest { value: "other".into(), ..request };
+    assert_eq!(reason(client.put(within(other)).await), Reason::RequestIdReused);
+
+    // Namespaces.
+    let mut admin_client = cluster.admin(2);
+    let mut create = |name: &str, change: fn(&mut admin::CreateNamespaceRequest)| {
+        let mut request = admin::CreateNamespaceRequest {
+            name: name.into(),
+            mutation: cluster.mutation(),
+            ..Default::default()
+        };
+        change(&mut request);
+        within(request)
+    };
+    let missing = failed(admin_client.create_namespace(create("new", |_| {})).await);
+    assert_eq!((missing.reason, missing.message.lines().count()), (Reason::ModeMissing, 3));
+    let strong = |r: &mut admin::CreateNamespaceRequest| r.set_mode(admin::Mode::Strong);
+    assert_eq!(reason(admin_client.create_namespace(create("Not a name", strong)).await), Reason::NamespaceInvalid);
+    assert_eq!(reason(admin_client.create_namespace(create("cart", strong)).await), Reason::NamespaceExists);
+    let too_many = |r: &mut admin::CreateNamespaceRequest| {
+        r.set_mode(admin::Mode::Available);
+        r.n = 5;
+    };
+    assert_eq!(reason(admin_client.create_namespace(create("new", too_many)).await), Reason::NamespaceInvalid);
+    let strong_digest = admin::GetDigestRequest { namespace: "bank".into() };
+    assert_eq!(reason(admin_client.get_digest(within(strong_digest)).await), Reason::ModeMismatch);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_with_a_wrong_identity_are_refused_by_name() {
+    let mut cluster = three().await;
+    // A ring of its own, made in a later epoch than the first.
+    cluster.create("pair", admin::Mode::Available, 2).await;
+    let epoch = cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap().into_inner().epoch;
+    let address = format!("http://{}", cluster.member(1).peer_address);
+    let mut peer = PeerServiceClient::connect(address).await.unwrap();
+    let read = || {
+        let read = kv_proto::peer::ReplicaRead { ring: 2, partition: 0, key: "k".into() };
+        Some(request_frame::Body::ReplicaRead(read))
+    };
+    let good = RequestFrame {
+        id: 1,
+        cluster_id: kv_proto::cluster_id_bytes(common::CLUSTER),
+        from_node: 2,
+        to_node: 1,
+        namespace_id: 2,
+        epoch,
+        deadline_ms: 5_000,
+        body: read(),
+        ..RequestFrame::default()
+    };
+    let vote = kv_proto::peer::RaftVote { pre_vote: true, ..Default::default() };
+    let vote = Some(request_frame::Body::RaftVote(vote));
+    let table = [
+        (RequestFrame { cluster_id: vec![9; 16].into(), ..good.clone() }, Reason::WrongCluster),
+        (RequestFrame { to_node: 3, ..good.clone() }, Reason::WrongNode),
+        (RequestFrame { from_node: 77, ..good.clone() }, Reason::WrongNode),
+        (RequestFrame { group: 99, body: vote, ..good.clone() }, Reason::WrongGroup),
+        (RequestFrame { epoch: epoch + 10, ..good.clone() }, Reason::WrongEpoch),
+        (RequestFrame { epoch: 1, ..good.clone() }, Reason::WrongEpoch),
+        (RequestFrame { deadline_ms: 0, ..good.clone() }, Reason::DeadlineExpired),
+        (RequestFrame { body: None, ..good.clone() }, Reason::InvalidRequest),
+    ];
+    for (row, (frame, reason)) in table.into_iter().enumerate() {
+        let outgoing = tokio_stream::StreamExt::chain(
+            tokio_stream::once(ExchangeRequest { frames: vec![frame] }),
+            tokio_stream::pending(),
+        );
+        let mut answers = peer.exchange(outgoing).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap().frames.remove(0);
+        let Some(response_frame::Body::Failure(failure)) = answer.body else { panic!("row {row}: {answer:?}") };
+        assert_eq!(Failure::from(&failure).reason, reason, "row {row}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_administrator_sees_and_moves() {
+    let mut cluster = three().await;
+    let topology = cluster.admin(3).get_topology(within(admin::GetTopologyRequest {})).await.unwrap().into_inner();
+    assert_eq!((topology.answered_by, topology.members.len(), topology.namespaces.len()), (3, 3, 2));
+    assert_eq!(topology.cluster_id, kv_proto::cluster_id_bytes(common::CLUSTER));
+    let old = topology.leaders.iter().find(|leader| leader.group == 1).unwrap().leader;
+    let next = old % 3 + 1;
+    // Asked at a node that leads nothing, so that it has to be passed on.
+    let asked = (1..=3).find(|id| *id != old).unwrap();
+    let request = admin::TransferLeaderRequest { group: 1, to: next };
+    let moved = cluster.admin(asked).transfer_leader(within(request)).await.unwrap().into_inner();
+    assert_eq!(moved.leader, next);
+    eventually("the node asked sees the new leader", async || {
+        let topology = cluster.admin(asked).get_topology(within(admin::GetTopologyRequest {})).await.unwrap();
+        topology.into_inner().leaders.iter().any(|leader| leader.group == 1 && leader.leader == next)
+    })
+    .await;
+
+    for i in 0..5 {
+        let request = available_put(&mut cluster, &format!("k{i}"), "v", observed());
+        cluster.kv(1).put(within(request)).await.unwrap();
+    }
+    let status = cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap().into_inner();
+    assert_eq!((status.node, status.peers.len(), status.groups.len()), (1, 2, 2));
+    assert!(status.peers.iter().all(|peer| peer.state == "up"), "{:?}", status.peers);
+    assert!(status.storage.unwrap().fsyncs > 0 && status.version == kv_server::VERSION);
+    assert!(status.writes_acknowledged >= 5, "{}", status.writes_acknowledged);
+
+    let request = admin::GetRingOwnersRequest { namespace: "cart".into(), key: "k1".into() };
+    let owners = cluster.admin(2).get_ring_owners(within(request)).await.unwrap().into_inner();
+    assert_eq!((owners.primaries.len(), owners.fallbacks.len()), (3, 0));
+    let request = admin::GetRingOwnersRequest { namespace: "bank".into(), key: "k1".into() };
+    let owners = cluster.admin(2).get_ring_owners(within(request)).await.unwrap().into_inner();
+    assert_eq!((owners.ring, owners.primaries), (0, vec![1, 2, 3]));
+
+    eventually("the digests of all nodes agree", async || {
+        let mut digests = Vec::new();
+        for id in 1..=3 {
+            let request = admin::GetDigestRequest { namespace: "cart".into() };
+            digests.push(cluster.admin(id).get_digest(within(request)).await.unwrap().into_inner().partitions);
+        }
+        let keys: u64 = digests[0].iter().map(|partition| partition.keys).sum();
+        keys == 5 + 8 && digests[0] == digests[1] && digests[1] == digests[2]
+    })
+    .await;
+    cluster.stop().await;
+}
+
+async fn serves(cluster: &Cluster, id: u64, service: &str) -> bool {
+    let request = tonic_health::pb::HealthCheckRequest { service: service.into() };
+    let status = cluster.health(id).check(within(request)).await.unwrap().into_inner().status;
+    status == i32::from(tonic_health::pb::health_check_response::ServingStatus::Serving)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minority_refuses_on_one_side_and_answers_on_the_other() {
+    let mut cluster = Cluster::start(5).await;
+    cluster.create("bank", admin::Mode::Strong, 0).await;
+    cluster.create("cart", admin::Mode::Available, 0).await;
+    let request = put(&mut cluster, "bank", "k", "before");
+    cluster.kv(1).put(within(request)).await.unwrap();
+    let request = available_put(&mut cluster, "k", "before", observed());
+    cluster.kv(1).put(within(request)).await.unwrap();
+    for service in ["", "quorate.v1.KvService/strong", "quorate.v1.KvService/available"] {
+        eventually(service, async || serves(&cluster, 1, service).await).await;
+    }
+
+    for id in [3, 4, 5] {
+        cluster.stop_node(id).await;
+    }
+    eventually("health tells that the strong side is gone", async || {
+        !serves(&cluster, 1, "quorate.v1.KvService/strong").await
+    })
+    .await;
+    assert!(serves(&cluster, 1, "").await && serves(&cluster, 1, "quorate.v1.KvService/available").await);
+    let request = put(&mut cluster, "bank", "k", "minority");
+    let refused = failed(cluster.kv(1).put(within(request)).await);
+    assert_eq!(refused.applied, Applied::No, "{refused}");
+    assert_eq!(kv_proto::code_of(refused.reason), tonic::Code::Unavailable, "{refused}");
+    assert_eq!(failed(cluster.kv(2).get(within(get("bank", "k"))).await).applied, Applied::No);
+    // Ring partitions with all kinds of primaries: W=2 is met by the two nodes that are left.
+    for i in 0..10 {
+        let request = available_put(&mut cluster, &format!("k{i}"), "minority", observed());
+        let written = cluster.kv(1 + i % 2).put(within(request)).await.unwrap().into_inner();
+        assert!(Receipt::try_from(written.receipt.as_ref().unwrap()).is_ok());
+        let read = cluster.kv(2 - i % 2).get(within(get("cart", &format!("k{i}")))).await.unwrap().into_inner();
+        assert_eq!(values(&read), ["minority"]);
+    }
+
+    // Back from their disks: what was written in the minority reaches its owners, and nothing acknowledged is lost.
+    for id in [3, 4, 5] {
+        cluster.start_node(NodeId(id)).await;
+    }
+    cluster.serving().await;
+    let read = cluster.kv(4).get(within(get("bank", "k"))).await.unwrap().into_inner();
+    assert_eq!(read.value.as_ref(), b"before");
+    eventually("the hints are delivered", async || {
+        let mut pending = 0;
+        for id in [1, 2] {
+            let status = cluster.admin(id).get_status(within(admin::GetStatusRequest {})).await.unwrap();
+            pending += status.into_inner().hints_pending;
+        }
+        pending == 0
+    })
+    .await;
+    for i in 0..10 {
+        let read = cluster.kv(5).get(within(get("cart", &format!("k{i}")))).await.unwrap().into_inner();
+        assert_eq!(values(&read), ["minority"]);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_always_comes_by_the_deadline() {
+    let mut cluster = three().await;
+    cluster.stop_node(2).await;
+    cluster.stop_node(3).await;
+    for patience in [50, 300, 1_000] {
+        let request = put(&mut cluster, "bank", "k", "v");
+        let mut request = Request::new(request);
+        request.set_timeout(Duration::from_millis(patience));
+        let begun = tokio::time::Instant::now();
+        let failure = failed(cluster.kv(1).put(request).await);
+        // The answer is ours, with a name and an outcome, and not the transport giving up.
+        assert!(failure.request_id.is_some(), "{failure}");
+        assert!(begun.elapsed() < Duration::from_millis(patience + 150), "{:?}", begun.elapsed());
+    }
+    cluster.stop().await;
+}

@@ -1,0 +1,312 @@
+//! Kills the engine in the middle of load, draining and checkpoints, again and again, and checks after each start that
+//! every acknowledged write is there; counts apart what sled made of it.
+//!
+//! `cargo run --release -p kv-storage --example torture -- 200 [dir]` prints one line of JSON and exits 1 after a loss.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    missing_docs,
+    reason = "a tool"
+)]
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use kv_storage::{Batch, RaftEntry, RaftLogId, Storage, StorageOptions, TableId};
+use kv_types::GroupId;
+use tokio::sync::mpsc;
+
+const T: TableId = TableId::new(16);
+const DERIVED: TableId = TableId::new(17);
+const KEYS: u64 = 2_000;
+const WRITERS: u64 = 16;
+
+fn options(dir: &Path) -> StorageOptions {
+    StorageOptions {
+        // Small, so that every run drains, checkpoints, rolls and drops many times.
+        segment_bytes: 1 << 20,
+        max_log_bytes: 64 << 20,
+        max_record_bytes: 256 << 10,
+        drain_start_bytes: 32 << 10,
+        drain_interval: Duration::from_millis(5),
+        drain_batch_bytes: 64 << 10,
+        checkpoint_log_bytes: 512 << 10,
+        checkpoint_interval: Duration::from_millis(50),
+        raft_cache_bytes: 64 << 10,
+        ..StorageOptions::new(dir)
+    }
+}
+
+/// A value that says which write of which key it is, and fills itself in a way that can be checked.
+fn value(key: u64, version: u64, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed ^ key << 32 ^ version);
+    let mut out = version.to_le_bytes().to_vec();
+    let n = random.usize(0..600);
+    out.extend(std::iter::repeat_with(|| random.u8(..)).take(n));
+    out
+}
+
+fn version(value: &[u8]) -> u64 {
+    u64::from_le_bytes(value[..8].try_into().unwrap())
+}
+
+/// The child: writes until it is killed; a line on its output for everything that is durable.
+async fn load(dir: &Path, seed: u64) {
+    let (storage, _) = Storage::open_dir(options(dir)).unwrap();
+    let (send, mut receive) = mpsc::channel::<String>(10_000);
+    std::thread::spawn(move || {
+        let mut out = std::io::stdout().lock();
+        while let Some(line) = receive.blocking_recv() {
+            // One write a line: a killed process never leaves half of one.
+            if out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let (storage, send) = (storage.clone(), send.clone());
+        tasks.spawn(async move {
+            let mut random = fastrand::Rng::new();
+            loop {
+                let key = random.u64(0..KEYS / WRITERS) * WRITERS + writer;
+                let old = storage.get(T, &key.to_be_bytes()).unwrap();
+                let next = old.map_or(1, |row| version(&row.value) + 1);
+                let data = value(key, next, seed);
+                let batch = Batch::new()
+                    .put(T, key.to_be_bytes(), &data)
+                    .small_put([writer as u8], next.to_le_bytes());
+                match storage.commit(batch) {
+                    Ok(position) => {
+                        storage.durable(position).await.unwrap();
+                        send.send(format!("d {key} {next}\n")).await.unwrap();
+                    }
+                    Err(e) if e.is_refusal() => tokio::time::sleep(Duration::from_millis(1)).await,
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        });
+    }
+    // A Raft group with derived rows: the applied mark and its row are in one batch.
+    tasks.spawn(async move {
+        let log = storage.raft(GroupId(1));
+        let mut index = log.bounds().last.map_or(0, |l| l.index + 1);
+        loop {
+            let id = RaftLogId { term: 1, node: 1, index };
+            let payload = Bytes::from(value(u64::MAX, index, seed));
+            let (done, durable) = tokio::sync::oneshot::channel();
+            let entry = RaftEntry { id, payload: payload.clone() };
+            log.append(vec![entry], Box::new(move |r| drop(done.send(r)))).unwrap();
+            durable.await.unwrap().unwrap();
+            send.send(format!("r {index}\n")).await.unwrap();
+            let row = Batch::new().put(DERIVED, (index % 100).to_be_bytes(), &payload);
+            storage.apply(row.put(DERIVED, "applied", index.to_le_bytes())).await.unwrap();
+            if index % 500 == 499 {
+                storage.checkpoint().await.unwrap();
+                log.purge(id).unwrap();
+                send.send(format!("c {index}\n")).await.unwrap();
+            }
+            index += 1;
+        }
+    });
+    // None of them ends but by a panic, which ends the load and fails the run.
+    tasks.join_next().await.unwrap().unwrap();
+}
+
+#[derive(Default)]
+struct Acknowledged {
+    data: BTreeMap<u64, u64>,
+    raft: Option<u64>,
+    checkpointed: Option<u64>,
+}
+
+#[derive(Default)]
+struct Counts {
+    kills: u64,
+    writes: u64,
+    checkpoints: u64,
+    lost: u64,
+    wrong: u64,
+    refused_starts: u64,
+    torn_tails: u64,
+    sled_fine: u64,
+    sled_not_opened: u64,
+    sled_lost_checkpointed: u64,
+    rebuilt_from_log: u64,
+    lost_tier: u64,
+    derived_lost: u64,
+    open_ms_max: u128,
+    loads_that_ended: u64,
+}
+
+fn verify(dir: &Path, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
+    let start = Instant::now();
+    let (storage, recovery) = match Storage::open_dir(options(dir)) {
+        Ok(opened) => opened,
+        Err(e) => {
+            eprintln!("refused to start: {e}");
+            counts.refused_starts += 1;
+            return;
+        }
+    };
+    counts.open_ms_max = counts.open_ms_max.max(start.elapsed().as_millis());
+    counts.torn_tails += u64::from(recovery.torn_tail_bytes > 0);
+    match &recovery.tier_error {
+        None => counts.sled_fine += 1,
+        // The words of `open`: an error or panic of sled, or a tier that opened and was behind its checkpoint.
+        Some(e) if e.contains("was on disk up to") || e.contains("it is empty") => {
+            counts.sled_lost_checkpointed += 1
+        }
+        Some(e) => {
+            eprintln!("sled: {e}");
+            counts.sled_not_opened += 1;
+        }
+    }
+    counts.rebuilt_from_log += u64::from(recovery.tier_rebuilt);
+    let lost_tier = recovery.tier_lost;
+    counts.lost_tier += u64::from(lost_tier);
+    let mut present = BTreeMap::new();
+    let mut from = Vec::new();
+    loop {
+        let rows = storage.scan(T, &from, None, 500).unwrap();
+        let Some((last, _)) = rows.last() else { break };
+        from = [last.as_ref(), &[0]].concat();
+        for (key, row) in rows {
+            let key = u64::from_be_bytes(key.as_ref().try_into().unwrap());
+            let found = version(&row.value);
+            if row.value != value(key, found, seed) {
+                eprintln!("key {key} version {found} is damaged");
+                counts.wrong += 1;
+            }
+            present.insert(key, found);
+        }
+    }
+    if lost_tier {
+        // What a lost tier takes with it is for peers to restore; the counts say how often.
+        known.data = present;
+    } else {
+        for (key, acknowledged) in &mut known.data {
+            let found = present.get(key).copied().unwrap_or(0);
+            if found < *acknowledged {
+                eprintln!("key {key}: version {acknowledged} was acknowledged, {found} is there");
+                counts.lost += 1;
+            }
+            *acknowledged = found;
+        }
+    }
+    let log = storage.raft(GroupId(1));
+    let last = log.bounds().last.map(|l| l.index);
+    if last < known.raft {
+        eprintln!("Raft: {:?} was acknowledged, {last:?} is there", known.raft);
+        counts.lost += 1;
+    }
+    for entry in log.read(.., usize::MAX).unwrap() {
+        counts.wrong += u64::from(entry.payload != value(u64::MAX, entry.id.index, seed));
+    }
+    let applied = storage.get(DERIVED, b"applied").unwrap();
+    let applied = applied.map(|row| u64::from_le_bytes(row.value.as_ref().try_into().unwrap()));
+    if applied < known.checkpointed {
+        // Derived rows below the purge point: a real node would install its snapshot.
+        counts.derived_lost += 1;
+        known.checkpointed = applied;
+    }
+    if let Some(applied) = applied {
+        let row = storage.get(DERIVED, &(applied % 100).to_be_bytes()).unwrap().unwrap();
+        counts.wrong += u64::from(row.value != value(u64::MAX, applied, seed));
+    }
+    known.raft = last;
+    if lost_tier {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(storage.acknowledge_tier_lost()).unwrap();
+    }
+    storage.halt();
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).is_some_and(|a| a == "--load") {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        runtime.block_on(load(Path::new(&args[2]), args[3].parse().unwrap()));
+        return;
+    }
+    let kills: u64 = args.get(1).map_or(200, |n| n.parse().expect("a number of kills"));
+    let parent = args.get(2).map_or_else(std::env::temp_dir, PathBuf::from);
+    let dir = tempfile::tempdir_in(parent).unwrap();
+    let seed = fastrand::u64(..);
+    let data = dir.path().join("data");
+    let (mut known, mut counts) = (Acknowledged::default(), Counts::default());
+    for _ in 0..kills {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--load", data.to_str().unwrap(), &seed.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = child.stdout.take().unwrap();
+        let reader =
+            std::thread::spawn(move || BufReader::new(out).lines().map_while(Result::ok).collect::<Vec<_>>());
+        let life = Duration::from_micros(fastrand::u64(20_000..700_000));
+        std::thread::sleep(life);
+        counts.loads_that_ended += u64::from(child.try_wait().unwrap().is_some());
+        let _ = child.kill(); // SIGKILL
+        child.wait().unwrap();
+        counts.kills += 1;
+        for line in reader.join().unwrap() {
+            let mut words = line.split(' ');
+            let kind = words.next().unwrap();
+            let numbers: Vec<u64> = words.map(|w| w.parse().unwrap()).collect();
+            counts.writes += 1;
+            match (kind, numbers.as_slice()) {
+                ("d", [key, version]) => {
+                    let newest = known.data.entry(*key).or_default();
+                    *newest = (*newest).max(*version);
+                }
+                ("r", [index]) => known.raft = Some(*index),
+                ("c", [index]) => {
+                    known.checkpointed = Some(*index);
+                    counts.checkpoints += 1;
+                }
+                _ => panic!("what is {line:?}"),
+            }
+        }
+        verify(&data, seed, &mut known, &mut counts);
+        if counts.refused_starts > 0 {
+            break;
+        }
+    }
+    let c = &counts;
+    println!(
+        "{{\"kills\":{},\"acknowledged\":{},\"awaited_checkpoints\":{},\"lost\":{},\"wrong\":{},\"refused_starts\":{},\
+         \"torn_tails\":{},\"sled_fine\":{},\"sled_not_opened\":{},\"sled_lost_checkpointed\":{},\"rebuilt_from_log\":{},\
+         \"lost_tier\":{},\"derived_lost\":{},\"loads_that_ended\":{},\"open_ms_max\":{}}}",
+        c.kills,
+        c.writes,
+        c.checkpoints,
+        c.lost,
+        c.wrong,
+        c.refused_starts,
+        c.torn_tails,
+        c.sled_fine,
+        c.sled_not_opened,
+        c.sled_lost_checkpointed,
+        c.rebuilt_from_log,
+        c.lost_tier,
+        c.derived_lost,
+        c.loads_that_ended,
+        c.open_ms_max
+    );
+    let bad = c.lost + c.wrong + c.refused_starts + c.loads_that_ended;
+    if bad > 0 {
+        eprintln!("the data is kept in {}", dir.keep().display());
+        std::process::exit(1);
+    }
+}

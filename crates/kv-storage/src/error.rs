@@ -1,0 +1,134 @@
+//! What can go wrong in storage, by name, each with what to do.
+
+use std::io;
+
+use crate::tier::TierError;
+
+/// An error of the storage engine. Cheap to clone: one failed `fdatasync` answers every waiter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// A bound was reached and nothing happened; try again later.
+    #[error("storage is overloaded ({what} is full); nothing was written, retry later")]
+    Overloaded {
+        /// Which bound.
+        what: &'static str,
+    },
+    /// The log has reached its bound and nothing happened.
+    #[error("the log is full: {bytes} of {max} bytes, held by {pinned_by}; nothing was written")]
+    LogFull {
+        /// Size of the log.
+        bytes: u64,
+        /// Its bound (`max_log_bytes`).
+        max: u64,
+        /// Who keeps its oldest segment.
+        pinned_by: String,
+    },
+    /// A batch, key, chunk or the small state is larger than its bound; nothing happened.
+    #[error("{what} is too large: {bytes} bytes, the bound is {max}")]
+    TooLarge {
+        /// What was measured.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The range is being replaced by a snapshot; its content is neither old nor new.
+    #[error("this range is being replaced by a snapshot; retry when that is finished")]
+    Replacing,
+    /// A cut lived longer than `cut_max` and was closed so that the memtable can drain.
+    #[error("the cut lived longer than its bound and was closed; take a new one")]
+    CutExpired,
+    /// The log is damaged in a place that was durable. The node must not start from it.
+    #[error(
+        "the log is corrupt: segment {segment:016x} at offset {offset}: {what}. Do not delete anything: restore this data \
+         directory from a copy, or remove the node from the cluster and let a new one with a new id take its place"
+    )]
+    CorruptLog {
+        /// Segment id (the file is `wal/<id in hex>.seg`).
+        segment: u64,
+        /// Offset in it.
+        offset: u64,
+        /// What was found.
+        what: String,
+    },
+    /// A file other than the log is damaged.
+    #[error("{file} is corrupt: {what}")]
+    CorruptFile {
+        /// Which file.
+        file: String,
+        /// What was found.
+        what: String,
+    },
+    /// The directory belongs to another node or cluster.
+    #[error("the data directory belongs to {found}, this node is {expected}: point it to its own directory")]
+    ForeignDataDir {
+        /// Who owns it.
+        found: String,
+        /// Who asked.
+        expected: String,
+    },
+    /// Another process (or another handle of this one) has the directory open.
+    #[error("the data directory is in use: {0}")]
+    InUse(String),
+    /// The lower tier failed while running; the node must stop, and the next start decides what is left of it.
+    #[error("the lower tier failed: {0}")]
+    Tier(String),
+    /// An operation of the file system failed. If it was a log write, the log is poisoned.
+    #[error("{op}: {message}")]
+    Io {
+        /// What was attempted.
+        op: &'static str,
+        /// The kind, for matching.
+        kind: io::ErrorKind,
+        /// The system's words.
+        message: String,
+    },
+    /// An option or argument makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// Storage was shut down.
+    #[error("storage is closed")]
+    Closed,
+}
+
+impl StorageError {
+    pub(crate) fn io(op: &'static str) -> impl Fn(io::Error) -> StorageError {
+        move |e| StorageError::Io { op, kind: e.kind(), message: e.to_string() }
+    }
+
+    /// True when nothing was written and the same request may be sent again later.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            StorageError::Overloaded { .. }
+                | StorageError::LogFull { .. }
+                | StorageError::TooLarge { .. }
+                | StorageError::Replacing
+                | StorageError::Invalid(_)
+        )
+    }
+}
+
+impl From<TierError> for StorageError {
+    fn from(e: TierError) -> Self {
+        match e {
+            TierError::InUse(m) => StorageError::InUse(m),
+            other => StorageError::Tier(other.to_string()),
+        }
+    }
+}
+
+impl From<StorageError> for io::Error {
+    fn from(e: StorageError) -> Self {
+        let kind = match &e {
+            StorageError::Io { kind, .. } => *kind,
+            StorageError::LogFull { .. } => io::ErrorKind::StorageFull,
+            StorageError::CorruptLog { .. } | StorageError::CorruptFile { .. } => io::ErrorKind::InvalidData,
+            StorageError::TooLarge { .. } | StorageError::Invalid(_) => io::ErrorKind::InvalidInput,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, e)
+    }
+}

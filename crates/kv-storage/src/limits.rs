@@ -1,0 +1,36 @@
+//! Every bound of this crate, in one place.
+
+use std::time::Duration;
+
+/// First table that callers may use; the ones below belong to storage.
+pub const FIRST_USER_TABLE: u16 = 16;
+/// Longest key of a table or of the small state, bytes.
+pub const MAX_KEY_BYTES: usize = 16 << 10;
+/// All small state together, bytes: every segment repeats it.
+pub const MAX_SMALL_STATE_BYTES: usize = 1 << 20;
+/// Largest share of a segment that small state may take (one in so many).
+pub const SMALL_STATE_SEGMENT_SHARE: usize = 4;
+/// Smallest segment.
+pub const MIN_SEGMENT_BYTES: usize = 16 << 10;
+/// Largest segment; offsets inside a segment are 32 bits in the indexes.
+pub const MAX_SEGMENT_BYTES: usize = 1 << 30;
+/// Segments that the log must be able to hold at least.
+pub const MIN_SEGMENTS: usize = 4;
+/// Largest chunk of a snapshot file.
+pub const MAX_SNAPSHOT_CHUNK: usize = 4 << 20;
+/// Longest header of a snapshot file.
+pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
+/// Live Raft bytes of the oldest segment that are copied forward to let it go.
+pub const MAX_COPY_FORWARD_BYTES: usize = 1 << 20;
+/// How long an idle background thread sleeps before it looks again.
+pub const IDLE_WAIT: Duration = Duration::from_millis(200);
+/// How long the writer waits for the segment being prepared before it makes one itself.
+pub const PREPARE_WAIT: Duration = Duration::from_secs(10);
+/// Rows that a cut or a scan takes from the tier at a time.
+pub const TIER_CHUNK_ROWS: usize = 256;
+/// Zeros written at a time when a segment is prepared.
+pub const ZERO_CHUNK: usize = 1 << 20;
+/// Folders of lost tiers that are kept for a post-mortem; older ones are removed.
+pub const KEEP_LOST_TIERS: usize = 2;
+
+const _: () = assert!(MIN_SEGMENT_BYTES.is_power_of_two() && MAX_SEGMENT_BYTES <= u32::MAX as usize);

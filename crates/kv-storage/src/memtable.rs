@@ -1,0 +1,169 @@
+//! What is not yet in the tier: one ordered map, and the batches it came from in order.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Bound,
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::batch::Op;
+
+/// The newest value of a key that is not in the tier.
+#[derive(Debug, Clone)]
+struct Slot {
+    value: Option<Bytes>,
+    /// Place of its batch in the memtable's order.
+    ord: u64,
+    /// Its data batch in the log; 0 for derived rows.
+    seq: u64,
+}
+
+/// A row of the memtable with what a reader needs: `None` is a tombstone.
+pub(crate) type MemRow = (Bytes, Option<Bytes>, u64);
+
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) ord: u64,
+    /// `None`: derived, needs no log.
+    pub(crate) seq: Option<u64>,
+    pub(crate) ops: Vec<(Bytes, Option<Bytes>)>,
+    pub(crate) bytes: usize,
+    pub(crate) at: Instant,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Mem {
+    map: BTreeMap<Bytes, Slot>,
+    pub(crate) fifo: VecDeque<Pending>,
+    pub(crate) bytes: usize,
+    pub(crate) last_ord: u64,
+    pub(crate) last_seq: u64,
+    pub(crate) drained_ord: u64,
+    pub(crate) drained_seq: u64,
+    pub(crate) small: BTreeMap<Bytes, Bytes>,
+    pub(crate) small_bytes: usize,
+    /// Ranges (of full keys, by prefix) whose content is being replaced, by the replacement's name.
+    pub(crate) replacing: BTreeMap<Bytes, Vec<Bytes>>,
+}
+
+impl Mem {
+    /// An empty memtable above a log and a tier.
+    pub(crate) fn new(small: BTreeMap<Bytes, Bytes>, last_seq: u64, drained_seq: u64) -> Mem {
+        let small_bytes = small.iter().map(|(k, v)| k.len() + v.len()).sum();
+        Mem { small, small_bytes, last_seq, drained_seq, ..Mem::default() }
+    }
+
+    /// Adds a batch; its operations are visible from now on.
+    pub(crate) fn insert(&mut self, ops: Vec<Op>, seq: Option<u64>, bytes: usize) -> u64 {
+        self.last_ord += 1;
+        let ord = self.last_ord;
+        let mut table = Vec::with_capacity(ops.len());
+        for op in ops {
+            match op {
+                Op::Table(key, value) => {
+                    let slot = Slot { value: value.clone(), ord, seq: seq.unwrap_or(0) };
+                    self.map.insert(key.clone(), slot);
+                    table.push((key, value));
+                }
+                Op::Small(key, value) => self.set_small(&key, value.as_deref()),
+            }
+        }
+        self.bytes += bytes;
+        self.fifo.push_back(Pending { ord, seq, ops: table, bytes, at: Instant::now() });
+        ord
+    }
+
+    /// Changes the small state. Copies: it outlives the batch.
+    pub(crate) fn set_small(&mut self, key: &[u8], value: Option<&[u8]>) {
+        if let Some(old) = self.small.remove(key) {
+            self.small_bytes -= key.len() + old.len();
+        }
+        if let Some(value) = value {
+            self.small_bytes += key.len() + value.len();
+            self.small.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        }
+    }
+
+    /// What the small state would grow by.
+    pub(crate) fn small_growth(&self, ops: &[Op]) -> usize {
+        let added = ops.iter().map(|op| match op {
+            Op::Small(key, Some(value)) => {
+                let old = self.small.get(key).map_or(0, |old| key.len() + old.len());
+                (key.len() + value.len()).saturating_sub(old)
+            }
+            _ => 0,
+        });
+        added.sum()
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Option<(Option<Bytes>, u64)> {
+        self.map.get(key).map(|slot| (slot.value.clone(), slot.seq))
+    }
+
+    /// Rows of a range in order, tombstones included, until `limit` live ones.
+    pub(crate) fn range(&self, from: &[u8], to: Option<&[u8]>, limit: usize) -> Vec<MemRow> {
+        if to.is_some_and(|to| to <= from) {
+            return Vec::new();
+        }
+        let upper = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut live = 0;
+        let mut out = Vec::new();
+        for (key, slot) in self.map.range::<[u8], _>((Bound::Included(from), upper)) {
+            if live == limit {
+                break;
+            }
+            live += usize::from(slot.value.is_some());
+            out.push((key.clone(), slot.value.clone(), slot.seq));
+        }
+        out
+    }
+
+    /// True if a range touches one that is being replaced.
+    pub(crate) fn is_replacing(&self, from: &[u8], to: Option<&[u8]>) -> bool {
+        self.replacing.values().flatten().any(|prefix| {
+            let end = crate::batch::prefix_end(prefix);
+            to.is_none_or(|to| prefix.as_ref() < to) && end.is_none_or(|end| from < end.as_slice())
+        })
+    }
+
+    /// Whole batches from the front that may go to the tier, merged: rows in key order, last batch, last logged batch.
+    pub(crate) fn take_drainable(&self, durable: u64, max_bytes: usize) -> Option<Drainable> {
+        let mut rows: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        let (mut ord, mut seq, mut bytes, mut batches) = (0, self.drained_seq, 0, 0);
+        for pending in &self.fifo {
+            let ready = pending.seq.is_none_or(|seq| seq <= durable);
+            if !ready || (batches > 0 && bytes + pending.bytes > max_bytes) {
+                break;
+            }
+            bytes += pending.bytes;
+            batches += 1;
+            ord = pending.ord;
+            seq = pending.seq.unwrap_or(seq);
+            rows.extend(pending.ops.iter().cloned());
+        }
+        (batches > 0).then(|| Drainable { rows: rows.into_iter().collect(), ord, seq })
+    }
+
+    /// The batches up to `ord` are in the tier.
+    pub(crate) fn drained(&mut self, done: &Drainable) {
+        for (key, _) in &done.rows {
+            if self.map.get(key).is_some_and(|slot| slot.ord <= done.ord) {
+                self.map.remove(key);
+            }
+        }
+        while self.fifo.front().is_some_and(|p| p.ord <= done.ord) {
+            self.bytes -= self.fifo.pop_front().map_or(0, |p| p.bytes);
+        }
+        (self.drained_ord, self.drained_seq) = (done.ord, done.seq);
+    }
+}
+
+/// Batches on their way to the tier.
+#[derive(Debug)]
+pub(crate) struct Drainable {
+    pub(crate) rows: Vec<(Bytes, Option<Bytes>)>,
+    pub(crate) ord: u64,
+    pub(crate) seq: u64,
+}

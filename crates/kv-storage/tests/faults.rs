@@ -1,0 +1,480 @@
+//! What happens when the disk is torn, full, slow or broken, and when a queue is full. On the disk in memory, by seed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test"
+)]
+
+mod world;
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use kv_storage::{Batch, Drive, Position, RaftEntry, RaftLog, RaftLogId, Storage, StorageError};
+use kv_types::GroupId;
+use proptest::prelude::*;
+use tokio::{sync::oneshot, time::Instant};
+use world::{Mem, T, World};
+
+fn run<T>(f: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), f).await.expect("in time") })
+}
+
+fn put(key: impl AsRef<[u8]>, bytes: usize) -> Batch {
+    Batch::new().put(T, key, vec![7; bytes])
+}
+
+fn append(log: &RaftLog, index: u64, bytes: usize) -> oneshot::Receiver<io::Result<()>> {
+    let (send, receive) = oneshot::channel();
+    let entry =
+        RaftEntry { id: RaftLogId { term: 1, node: 1, index }, payload: vec![index as u8; bytes].into() };
+    log.append(vec![entry], Box::new(move |r| drop(send.send(r)))).unwrap();
+    receive
+}
+
+/// An engine that does nothing unless pumped.
+fn manual(seed: u64) -> Mem {
+    let mut w = Mem::new(seed);
+    w.options().drive = Drive::Manual;
+    w
+}
+
+#[test]
+fn a_torn_write_is_cut_off_and_a_zero_tail_is_normal() {
+    let mut torn = 0;
+    for seed in 0..40 {
+        let w = manual(seed);
+        let (s, _) = w.open();
+        let mut acknowledged = 0;
+        for n in 0..5 {
+            s.commit(put([n], 3_000)).unwrap();
+            s.pump();
+            assert!(s.is_durable(Position(u64::from(n) + 1)));
+            acknowledged = n + 1;
+        }
+        // The power goes between write and sync: the write is there in parts.
+        s.commit(put([200], 9_000)).unwrap();
+        w.disk.fail_syncs(Some(0));
+        s.pump();
+        assert!(s.check().is_err());
+        w.crash(s);
+        w.disk.fail_syncs(None);
+        let (s, recovery) = w.open();
+        torn += u64::from(recovery.torn_tail_bytes > 0);
+        for n in 0..acknowledged {
+            assert!(s.get(T, &[n]).unwrap().is_some(), "seed {seed}");
+        }
+        // What was cut does not come back, and the log goes on.
+        let survived = s.get(T, &[200]).unwrap().is_some();
+        s.commit(put([201], 10)).unwrap();
+        s.pump();
+        w.crash(s);
+        let (s, recovery) = w.open();
+        assert_eq!(
+            (s.get(T, &[200]).unwrap().is_some(), recovery.torn_tail_bytes),
+            (survived, 0),
+            "seed {seed}"
+        );
+        assert!(s.get(T, &[201]).unwrap().is_some());
+    }
+    assert!(torn >= 5, "the fault happened: {torn}");
+}
+
+#[test]
+fn an_error_of_fsync_poisons_the_log() {
+    run(async {
+        let w = Mem::new(1);
+        let (s, _) = w.open();
+        let log = s.raft(GroupId(1));
+        let p = s.commit(put("a", 10)).unwrap();
+        s.durable(p).await.unwrap();
+        w.disk.fail_syncs(Some(0));
+        let p = s.commit(put("b", 10)).unwrap();
+        let appended = append(&log, 1, 10);
+        assert!(matches!(s.durable(p).await, Err(StorageError::Io { .. })));
+        assert!(appended.await.unwrap().is_err());
+        assert!(matches!(s.failed().await, StorageError::Io { .. }));
+        // The disk is well again, the log is not: what an fsync lost cannot be known.
+        w.disk.fail_syncs(None);
+        assert!(s.commit(put("c", 10)).is_err());
+        assert!(log.save_vote(Bytes::new()).await.is_err());
+        assert!(s.durable(p).await.is_err());
+        assert!(s.checkpoint().await.is_err());
+        w.crash(s);
+        assert!(w.open().0.get(T, b"a").unwrap().is_some());
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers() {
+    run(async {
+        let w = Mem::new(2);
+        let (s, _) = w.open();
+        w.disk.set_capacity(Some(w.disk.used() + (100 << 10)));
+        let mut accepted = 0;
+        let e = loop {
+            match s.commit(put(format!("{accepted}"), 20_000)) {
+                Ok(p) => s.durable(p).await.unwrap(),
+                Err(e) => break e,
+            }
+            accepted += 1;
+        };
+        assert!(
+            matches!(&e, StorageError::LogFull { pinned_by, .. } if pinned_by.contains("no space")),
+            "{e}"
+        );
+        assert!(s.check().is_ok(), "refused, not broken");
+        w.disk.set_capacity(None);
+        let mut tries = 0;
+        while s.commit(put("after", 10)).is_err() {
+            tries += 1;
+            assert!(tries < 500);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        w.crash(s);
+        assert!(w.open().0.get(T, format!("{}", accepted - 1).as_bytes()).unwrap().is_some());
+    });
+}
+
+#[test]
+fn full_queues_refuse_and_nothing_happens() {
+    let w = manual(3);
+    let (s, _) = w.open();
+    let mut last = Position(0);
+    let bulk = loop {
+        match s.commit_bulk(put("bulk", 30_000)) {
+            Ok(p) => last = p,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(bulk, StorageError::Overloaded { what: "the log's bulk queue" });
+    assert!(last.0 >= 8 - 1);
+    let full = loop {
+        match s.commit(put("data", 30_000)) {
+            Ok(p) => last = p,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(full, StorageError::Overloaded { what: "the log's queue" });
+    assert_eq!(s.commit(put("new", 60_000)), Err(full));
+    assert_eq!(s.get(T, b"new").unwrap(), None);
+    s.raft(GroupId(1)).append(vec![], Box::new(|_| ())).unwrap();
+    while s.pump() {}
+    assert!(s.is_durable(last));
+    assert_eq!(s.commit(put("new", 10)).unwrap(), Position(last.0 + 1), "a refusal leaves no gap");
+    assert!(matches!(s.commit(put("huge", 70_000)), Err(StorageError::TooLarge { .. })));
+    assert!(s.stats().refusals >= 3);
+}
+
+#[test]
+fn a_full_memtable_refuses_commits_and_holds_up_apply() {
+    run(async {
+        let mut w = manual(4);
+        w.options().apply_wait = Duration::from_millis(50);
+        w.options().memtable_bytes = 256 << 10;
+        w.options().bulk_memtable_bytes = 128 << 10;
+        let (s, _) = w.open();
+        // A cut keeps the drain from making room.
+        let cut = s.cut(&[(T, b"")]).unwrap();
+        let mut bulk = false;
+        let full = loop {
+            bulk |= s.commit_bulk(put("b", 1_000)) == Err(StorageError::Overloaded { what: "the memtable" });
+            match s.commit(put("k", 20_000)) {
+                Ok(_) => while s.pump() {},
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(full, StorageError::Overloaded { what: "the memtable" });
+        assert!(bulk, "bulk was refused earlier");
+        let start = Instant::now();
+        assert_eq!(s.apply(put("d", 30_000)).await, Err(StorageError::Overloaded { what: "the memtable" }));
+        assert!(start.elapsed() >= Duration::from_millis(50));
+        drop(cut);
+        let waiting = tokio::spawn({
+            let s = s.clone();
+            async move { s.apply(put("d", 30_000)).await }
+        });
+        for _ in 0..200 {
+            while s.pump() {}
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        waiting.await.unwrap().unwrap();
+        s.commit(put("k", 20_000)).unwrap();
+    });
+}
+
+#[test]
+fn raft_does_not_wait_behind_a_flood_of_data() {
+    run(async {
+        let mut w = Mem::new(5);
+        w.options().segment_bytes = 4 << 20;
+        w.options().max_log_bytes = 64 << 20;
+        let (s, _) = w.open();
+        let delay = Duration::from_millis(100);
+        tokio::time::sleep(Duration::from_millis(100)).await; // the next segment is being prepared
+        w.disk.set_sync_delay(delay);
+        let flood = tokio::spawn({
+            let s = s.clone();
+            async move {
+                loop {
+                    while s.commit(put("k", 10_000)).is_ok() {}
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        while s.stats().data_queue_bytes < 900 << 10 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let log = s.raft(GroupId(1));
+        let mut worst = Duration::ZERO;
+        for n in 1..=5 {
+            assert!(s.stats().data_queue_bytes > 500 << 10, "still flooded");
+            let start = Instant::now();
+            append(&log, n, 100).await.unwrap().unwrap();
+            log.save_vote(Bytes::from_static(b"v")).await.unwrap();
+            worst = worst.max(start.elapsed());
+        }
+        flood.abort();
+        // Append and vote: the write under way and their own, each; in order of the queue it would be 15 writes.
+        assert!(worst < delay * 5, "{worst:?}");
+    });
+}
+
+#[test]
+fn callbacks_come_in_the_order_of_the_calls() {
+    let w = manual(6);
+    let (s, _) = w.open();
+    let log = s.raft(GroupId(1));
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    for n in 0..20u64 {
+        let order = order.clone();
+        let entries = if n % 4 == 3 {
+            vec![]
+        } else {
+            let index = log.bounds().last.map_or(0, |l| l.index + 1);
+            vec![RaftEntry { id: RaftLogId { term: 1, node: 1, index }, payload: vec![0; 9_000].into() }]
+        };
+        log.append(entries, Box::new(move |r| order.lock().unwrap().push((n, r.is_ok())))).unwrap();
+    }
+    assert!(order.lock().unwrap().is_empty());
+    while s.pump() {}
+    assert_eq!(*order.lock().unwrap(), (0..20).map(|n| (n, true)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_damaged_tier_stops_the_node_and_is_set_aside_at_the_next_start() {
+    run(async {
+        let w = Mem::new(7);
+        let (s, _) = w.open();
+        let p = s.commit(put("a", 10)).unwrap();
+        s.durable(p).await.unwrap();
+        s.checkpoint().await.unwrap();
+        w.tiers.fail("/data".as_ref(), Some(kv_storage::tier::TierError::Damaged("a flipped bit".into())));
+        assert!(matches!(s.get(T, b"a"), Err(StorageError::Tier(_))));
+        assert!(matches!(s.failed().await, StorageError::Tier(_)));
+        s.halt();
+        w.tiers.fail("/data".as_ref(), None);
+        let (s, recovery) = w.open();
+        assert!(recovery.tier_rebuilt && recovery.tier_error.is_some(), "{recovery:?}");
+        assert!(s.get(T, b"a").unwrap().is_some());
+        // A tier that lost what was checkpointed is not believed either.
+        s.checkpoint().await.unwrap();
+        s.halt();
+        w.tiers.rewind("/data".as_ref(), 0);
+        let (s, recovery) = w.open();
+        assert!(recovery.tier_rebuilt, "{recovery:?}");
+        assert!(s.get(T, b"a").unwrap().is_some());
+        // And one that is only unwell is left alone.
+        s.checkpoint().await.unwrap();
+        s.halt();
+        w.tiers.fail("/data".as_ref(), Some(kv_storage::tier::TierError::Io("no space".into())));
+        assert!(w.try_open().is_err());
+        w.tiers.fail("/data".as_ref(), None);
+        assert_eq!(w.open().1.tier_error, None);
+    });
+}
+
+#[test]
+fn a_tier_ahead_of_the_log_is_refused() {
+    run(async {
+        let w = Mem::new(8);
+        let (s, _) = w.open();
+        let p = s.commit(put("a", 10)).unwrap();
+        s.durable(p).await.unwrap();
+        s.checkpoint().await.unwrap();
+        s.halt();
+        let path = w.files()[0].clone();
+        let bytes = w.disk.contents(&path).unwrap();
+        // As if the log had been put back from an older copy: only the first frames are left.
+        w.disk.overwrite(&path, 200, &vec![0; bytes.len() - 200]).unwrap();
+        let e = w.try_open().unwrap_err();
+        assert!(matches!(e, StorageError::CorruptLog { .. }), "{e}");
+        w.disk.wipe("/data/wal".as_ref());
+        let e = w.try_open().unwrap_err();
+        assert!(e.to_string().contains("the log is missing"), "{e}");
+    });
+}
+
+/// What the model says must be there after a crash.
+#[derive(Default, Clone)]
+struct Model {
+    rows: Vec<u8>,
+    durable_rows: usize,
+    entries: Vec<(u64, u64)>,
+    durable_entries: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Commit(usize),
+    Append(usize),
+    Truncate(u64),
+    Pump,
+    Checkpoint,
+    Crash,
+    CrashInWrite,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..20_000usize).prop_map(Step::Commit),
+        6 => (0..9_000usize).prop_map(Step::Append),
+        2 => (0..6u64).prop_map(Step::Truncate),
+        8 => Just(Step::Pump),
+        1 => Just(Step::Checkpoint),
+        1 => Just(Step::Crash),
+        1 => Just(Step::CrashInWrite),
+    ];
+    proptest::collection::vec(step, 1..120)
+}
+
+/// `PROPTEST_CASES` asks for more than the everyday number.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+    /// Any history with crashes at any place, torn by the seed: what was durable is there, what was not is there as a
+    /// prefix, and no truncated entry comes back.
+    #[test]
+    fn any_history_recovers(seed in any::<u64>(), steps in steps()) {
+        let w = manual(seed);
+        let (mut s, _) = w.open();
+        let mut model = Model::default();
+        let mut term = 1;
+        for step in steps {
+            let log = s.raft(GroupId(1));
+            match step {
+                Step::Commit(bytes) => {
+                    let n = model.rows.len();
+                    let batch = put((n as u32).to_be_bytes(), bytes).small_put("rows", (n as u32 + 1).to_be_bytes());
+                    if s.commit(batch).is_ok() {
+                        model.rows.push(bytes as u8);
+                    }
+                }
+                Step::Append(bytes) => {
+                    let index = model.entries.len() as u64;
+                    let id = RaftLogId { term, node: 1, index };
+                    let payload = Bytes::from(vec![index as u8; bytes]);
+                    if log.append(vec![RaftEntry { id, payload }], Box::new(|_| ())).is_ok() {
+                        model.entries.push((term, index));
+                    }
+                }
+                Step::Truncate(back) => {
+                    let keep = (model.entries.len() as u64).saturating_sub(back);
+                    log.truncate_after(keep.checked_sub(1)).unwrap();
+                    model.entries.truncate(keep as usize);
+                    term += 1;
+                }
+                Step::Pump => {
+                    while s.pump() {}
+                    (model.durable_rows, model.durable_entries) = (model.rows.len(), model.entries.clone());
+                }
+                Step::Checkpoint => {
+                    let done = s.checkpoint();
+                    let mut done = std::pin::pin!(done);
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+                    runtime.block_on(async {
+                        tokio::select! { biased;
+                            r = &mut done => r.unwrap(),
+                            () = async { loop { s.pump(); tokio::task::yield_now().await; } } => {}
+                        }
+                    });
+                    // It speaks of rows only; with nothing new it returns at once.
+                    model.durable_rows = model.rows.len();
+                }
+                Step::Crash | Step::CrashInWrite => {
+                    if matches!(step, Step::CrashInWrite) {
+                        w.disk.fail_syncs(Some(seed % 3));
+                        for _ in 0..3 { s.pump(); }
+                    }
+                    w.crash(s);
+                    w.disk.fail_syncs(None);
+                    s = w.open().0;
+                    verify(&s, &mut model)?;
+                }
+            }
+        }
+        w.crash(s);
+        let s = w.open().0;
+        verify(&s, &mut model)?;
+    }
+}
+
+fn verify(s: &Storage, model: &mut Model) -> Result<(), TestCaseError> {
+    let rows = s.scan(T, b"", None, usize::MAX).unwrap();
+    prop_assert!(rows.len() >= model.durable_rows && rows.len() <= model.rows.len());
+    for (n, (key, row)) in rows.iter().enumerate() {
+        prop_assert_eq!(key.as_ref(), (n as u32).to_be_bytes());
+        prop_assert_eq!(row.value.len() as u8, model.rows[n]);
+    }
+    let counted = s.small_get(b"rows").map_or(0, |v| u32::from_be_bytes(v.as_ref().try_into().unwrap()));
+    prop_assert_eq!(counted as usize, rows.len(), "small state and rows are one batch");
+    let found = s.raft(GroupId(1)).read(.., usize::MAX).unwrap();
+    prop_assert!(found.iter().all(|e| e.payload.iter().all(|b| *b == e.id.index as u8)));
+    let found: Vec<_> = found.iter().map(|e| (e.id.term, e.id.index)).collect();
+    // Between the durable log and the newest, a write under way may have arrived: every entry is of one of the two, and
+    // the common part is whole.
+    let common = model.durable_entries.iter().zip(&model.entries).take_while(|(a, b)| a == b).count();
+    prop_assert!(found.len() >= common, "{:?} {:?}", found, model.durable_entries);
+    prop_assert_eq!(&found[..common], &model.entries[..common]);
+    let index_is_place = found.iter().enumerate().all(|(n, e)| e.1 == n as u64);
+    prop_assert!(index_is_place && found.windows(2).all(|p| p[0].0 <= p[1].0), "{:?}", found);
+    model.rows.truncate(rows.len());
+    (model.durable_rows, model.entries, model.durable_entries) = (rows.len(), found.clone(), found);
+    Ok(())
+}
+
+#[test]
+fn a_driver_task_does_the_work_of_the_threads() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let w = manual(9);
+        let (s, _) = w.open();
+        let driver = tokio::spawn(s.drive());
+        for n in 0..100u32 {
+            let p = s.commit(put(n.to_be_bytes(), 5_000)).unwrap();
+            s.durable(p).await.unwrap();
+        }
+        s.raft(GroupId(1)).save_vote(Bytes::from_static(b"v")).await.unwrap();
+        s.checkpoint().await.unwrap();
+        assert!(s.stats().drains > 0 && s.stats().checkpoints > 0);
+        s.shutdown().await;
+        driver.await.unwrap();
+        drop(s);
+        let (s, _) = w.open();
+        assert_eq!(s.scan(T, b"", None, 1000).unwrap().len(), 100);
+        // The last handle closes the engine, and the driver ends with it.
+        let driver = tokio::spawn(s.drive());
+        tokio::task::yield_now().await;
+        drop(s);
+        tokio::time::timeout(Duration::from_secs(5), driver).await.unwrap().unwrap();
+    });
+}

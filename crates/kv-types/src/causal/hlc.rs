@@ -1,0 +1,79 @@
+//! Hybrid-logical-clock stamps: they show when a value was written and order concurrent values where a namespace asks for
+//! that. Causality never rests on them. How far a stamp may run ahead is enforced where it is minted; a merge takes every
+//! stamp as it is, or replicas could not converge.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::limits::MAX_CLOCK_SKEW;
+
+/// 48 bits of wall milliseconds since 1970 and 16 bits of counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Hlc(pub u64);
+
+/// A stamp that would have to run further ahead of the wall clock than allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the clock stands {} ms behind the stamps that it must follow; at most {} ms are allowed", ahead.as_millis(), MAX_CLOCK_SKEW.as_millis())]
+pub struct ClockSkew {
+    /// How far ahead.
+    pub ahead: Duration,
+}
+
+impl Hlc {
+    const COUNTER_BITS: u32 = 16;
+
+    /// The first stamp of a wall time.
+    pub fn at(wall_ms: u64) -> Self {
+        Self(wall_ms.min(u64::MAX >> Self::COUNTER_BITS) << Self::COUNTER_BITS)
+    }
+
+    /// Wall part, milliseconds since 1970.
+    pub fn wall_ms(self) -> u64 {
+        self.0 >> Self::COUNTER_BITS
+    }
+
+    /// A stamp after `last`, the latest that this node minted or observed, and not before the wall clock.
+    pub fn mint(last: Self, wall_ms: u64) -> Result<Self, ClockSkew> {
+        let stamp = Self(last.0.saturating_add(1)).max(Self::at(wall_ms));
+        let ahead = Duration::from_millis(stamp.wall_ms().saturating_sub(wall_ms));
+        if ahead > MAX_CLOCK_SKEW { Err(ClockSkew { ahead }) } else { Ok(stamp) }
+    }
+
+    /// What the next stamp must follow after another node's stamp was seen. One that is too far ahead is not followed:
+    /// a node with a broken clock must not take the others with it.
+    pub fn observe(last: Self, seen: Self, wall_ms: u64) -> Self {
+        let ahead = Duration::from_millis(seen.wall_ms().saturating_sub(wall_ms));
+        if ahead >= MAX_CLOCK_SKEW { last } else { last.max(seen) }
+    }
+}
+
+impl fmt::Display for Hlc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.wall_ms(), self.0 & ((1 << Self::COUNTER_BITS) - 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_rise_and_stay_near_the_wall_clock() {
+        let mut last = Hlc::default();
+        for wall in [1_000, 1_000, 999, 1_001, 700] {
+            let next = Hlc::mint(last, wall).unwrap();
+            assert!(next > last && next.wall_ms() >= wall);
+            last = next;
+        }
+        assert!(Hlc::mint(last, 500).is_err(), "the clock went back by more than the bound");
+        assert_eq!(Hlc::mint(Hlc::at(1_500), 1_000).map(Hlc::wall_ms), Ok(1_500));
+    }
+
+    #[test]
+    fn a_broken_clock_is_not_followed() {
+        let last = Hlc::at(1_000);
+        assert_eq!(Hlc::observe(last, Hlc::at(1_200), 1_000), Hlc::at(1_200));
+        assert_eq!(Hlc::observe(last, Hlc::at(9_000), 1_000), last);
+        assert!(Hlc::mint(Hlc::observe(last, Hlc::at(u64::MAX), 1_000), 1_000).is_ok());
+    }
+}

@@ -1,0 +1,153 @@
+//! What every command needs: the cluster that is meant, the namespace, and how to speak.
+
+use std::path::PathBuf;
+
+use kv_client::{Client, ClientOptions, NamespaceInfo, Topology};
+use kv_types::{Failure, Reason};
+
+use crate::cli::Global;
+use crate::config::{Config, Context};
+use crate::output::Output;
+use crate::problem::Problem;
+
+/// The node that is asked when nothing names one: the first of a lab on its usual ports.
+const DEFAULT_ENDPOINT: &str = "127.0.0.1:7101";
+
+/// The cluster that is meant, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) endpoints: Vec<String>,
+    /// One node on purpose.
+    pub(crate) pinned: bool,
+    /// Name of the context.
+    pub(crate) context: Option<String>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) lab: Option<PathBuf>,
+}
+
+impl Target {
+    /// Flags and environment before the file (clap has merged the first two).
+    pub(crate) fn resolve(global: &Global, config: &Config) -> Result<Self, Problem> {
+        if !global.endpoints.is_empty() {
+            let pinned = global.endpoints.len() == 1;
+            let endpoints = global.endpoints.clone();
+            return Ok(Self { endpoints, pinned, context: None, namespace: None, lab: None });
+        }
+        let Some(name) = global.context.as_ref().or(config.current.as_ref()) else {
+            let endpoints = vec![DEFAULT_ENDPOINT.to_owned()];
+            return Ok(Self { endpoints, pinned: false, context: None, namespace: None, lab: None });
+        };
+        let Context { endpoints, namespace, lab } = config.context(name)?.clone();
+        Ok(Self { endpoints, pinned: false, context: Some(name.clone()), namespace, lab })
+    }
+}
+
+/// One run of kvctl.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) global: Global,
+    pub(crate) out: Output,
+    pub(crate) config_path: PathBuf,
+}
+
+impl App {
+    pub(crate) fn config(&self) -> Result<Config, Problem> {
+        Config::load(&self.config_path)
+    }
+
+    pub(crate) fn target(&self) -> Result<Target, Problem> {
+        Target::resolve(&self.global, &self.config()?)
+    }
+
+    pub(crate) fn options(&self) -> Result<ClientOptions, Problem> {
+        let target = self.target()?;
+        let mut options = ClientOptions::new(target.endpoints);
+        options.pinned = target.pinned;
+        if let Some(timeout) = self.global.timeout {
+            (options.read_timeout, options.write_timeout) = (timeout, timeout);
+        }
+        Ok(options)
+    }
+
+    pub(crate) fn client(&self) -> Result<Client, Problem> {
+        Ok(Client::connect(self.options()?)?)
+    }
+
+    /// The namespace that is meant.
+    pub(crate) fn namespace(&self) -> Result<String, Problem> {
+        let named = self.global.namespace.clone().or(self.target()?.namespace);
+        named.ok_or_else(|| {
+            Problem::usage("which namespace? say it with -n, or set KVCTL_NAMESPACE")
+                .try_this("kvctl ns list", "")
+        })
+    }
+
+    /// The namespace and its settings: `NAMESPACE_UNKNOWN` with the nearest name when there is none.
+    pub(crate) async fn lookup(&self, client: &Client, name: &str) -> Result<NamespaceInfo, Problem> {
+        find(&client.admin().topology().await?, name)
+    }
+}
+
+fn find(topology: &Topology, name: &str) -> Result<NamespaceInfo, Problem> {
+    if let Some(info) = topology.namespaces.get(name) {
+        return Ok(info.clone());
+    }
+    let nearest = topology.namespaces.keys().map(|known| (distance(known, name), known)).min();
+    let nearest = match nearest {
+        Some((distance, known)) if distance <= 2 => format!("; did you mean `{known}`?"),
+        _ => String::new(),
+    };
+    let message = format!("no namespace `{name}`, as far as {} knows{nearest}", topology.answered_by);
+    Err(Problem::from(Failure::new(Reason::NamespaceUnknown, message)))
+}
+
+/// Edits between two words (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for ((y, diagonal), up) in b.iter().zip(&row).zip(row.iter().skip(1)) {
+            left = (left + 1).min(up + 1).min(diagonal + usize::from(x != *y));
+            next.push(left);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
+
+    fn target(line: &str, config: &Config) -> Result<Target, Problem> {
+        Target::resolve(&Cli::try_parse_from(line.split(' ')).unwrap().global, config)
+    }
+
+    #[test]
+    fn flags_beat_the_selected_context() {
+        let context = |port: u16| Context { endpoints: vec![format!("h:{port}")], ..Context::default() };
+        let config = Config {
+            current: Some("lab".into()),
+            contexts: [("lab".to_owned(), context(1)), ("prod".to_owned(), context(2))].into(),
+        };
+        assert_eq!(target("kvctl version", &config).unwrap().endpoints, ["h:1"]);
+        assert_eq!(target("kvctl -c prod version", &config).unwrap().endpoints, ["h:2"]);
+        let one = target("kvctl -e h:9 version", &config).unwrap();
+        assert!(one.pinned && one.context.is_none() && one.endpoints == ["h:9"]);
+        assert!(!target("kvctl -e h:8 -e h:9 version", &config).unwrap().pinned);
+        assert!(target("kvctl -c nowhere version", &config).is_err());
+        assert_eq!(target("kvctl version", &Config::default()).unwrap().endpoints, [DEFAULT_ENDPOINT]);
+    }
+
+    #[test]
+    fn near_misses_are_near() {
+        assert_eq!(distance("bank", "bank"), 0);
+        assert_eq!(distance("bank", "bnak"), 2);
+        assert_eq!(distance("bank", "tank"), 1);
+        assert_eq!(distance("", "abc"), 3);
+    }
+}

@@ -1,0 +1,124 @@
+//! `check`: verifies a recorded history with kv-check. Which promise applies is told per namespace.
+
+use std::collections::BTreeSet;
+
+use kv_check::history;
+use kv_check::linear::{Options, Verdict};
+use kv_check::{Json, Operation, available, linear, operation, strong};
+use serde_json::json;
+
+use crate::app::App;
+use crate::cli::Check;
+use crate::data::read;
+use crate::exit::Exit;
+use crate::problem::Problem;
+
+/// Largest history that is read, bytes.
+const MAX_HISTORY_BYTES: u64 = 4 << 30;
+
+pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
+    let malformed = |error: history::Malformed| {
+        Problem::usage(format!("{} is no history: {error}", args.history.display()))
+    };
+    let bytes = read(&args.history, MAX_HISTORY_BYTES).await?;
+    let operations =
+        operation::pair(&history::read(bytes.as_slice()).map_err(malformed)?).map_err(malformed)?;
+    let available_names = available_namespaces(&operations, args);
+    let (leaderless, linearizable): (Vec<Operation>, Vec<Operation>) =
+        operations.into_iter().partition(|op| available_names.contains(op.ns.as_str()));
+    // Without a time given nothing is a final read, and only what needs none is judged.
+    let settled = args.settled_ms.map_or(u64::MAX, |ms| ms.saturating_mul(1_000_000));
+
+    let mut worst = Exit::Done;
+    if !linearizable.is_empty() {
+        let verdict = linear::check(&linearizable, &Options::default());
+        let account = strong::account(&linearizable, settled);
+        let (word, exit, detail) = match &verdict {
+            Verdict::Valid if account.kept() => ("valid", Exit::Done, None),
+            Verdict::Valid => {
+                ("invalid", Exit::No, Some(format!("{} acknowledged writes lost", account.lost.len())))
+            }
+            Verdict::Invalid(witness) => ("invalid", Exit::No, Some(witness.to_string())),
+            Verdict::Unknown { key, why } => ("unknown", Exit::Unknown, Some(format!("{key}: {why}"))),
+        };
+        worst = worse(worst, exit);
+        if app.out.is_json() {
+            app.out.json(&json!({
+                "mode": "strong", "property": "linearizable", "verdict": word, "operations": linearizable.len(),
+                "acknowledged": account.acknowledged, "lost": account.lost.len(), "phantoms": account.phantoms.len(),
+                "unknown": account.unknown, "detail": detail,
+            }))?;
+        } else {
+            app.out.line(format!("strong      linearizable: {word}   {} operations", linearizable.len()))?;
+            if let Some(detail) = detail {
+                app.out.line(detail)?;
+            }
+        }
+    }
+    if !leaderless.is_empty() {
+        let account = available::account(&leaderless, settled).map_err(malformed)?;
+        let word = if account.kept() { "valid" } else { "invalid" };
+        worst = worse(worst, if account.kept() { Exit::Done } else { Exit::No });
+        if app.out.is_json() {
+            app.out.json(&json!({
+                "mode": "available", "property": "convergent", "verdict": word, "operations": leaderless.len(),
+                "acknowledged": account.acknowledged, "lost": account.lost.len(),
+                "resurrected": account.resurrected.len(), "diverged": account.diverged.len(),
+                "phantoms": account.phantoms.len(), "false_conflicts": account.false_conflicts.len(),
+                "stale_reads": account.stale.len(), "reads_with_siblings": account.reads_with_siblings,
+                "unread": account.unread.len(), "unknown": account.unknown,
+            }))?;
+        } else {
+            app.out.line(format!(
+                "available   no write lost, none resurrected, siblings cover concurrent writes: {word}   {} operations   \
+                 lost {}  resurrected {}  diverged {}  phantoms {}  false conflicts {}   (stale reads {}, allowed)",
+                leaderless.len(),
+                account.lost.len(),
+                account.resurrected.len(),
+                account.diverged.len(),
+                account.phantoms.len(),
+                account.false_conflicts.len(),
+                account.stale.len()
+            ))?;
+            if args.settled_ms.is_none() {
+                app.out.note(
+                    "note: without --settled-ms no read is a final one: loss and convergence were not judged",
+                );
+            }
+        }
+    }
+    if linearizable.is_empty() && leaderless.is_empty() {
+        return Err(Problem::usage(format!("{} holds no operations", args.history.display())));
+    }
+    Ok(worst)
+}
+
+/// A definite no outweighs not knowing, which outweighs all well.
+fn worse(a: Exit, b: Exit) -> Exit {
+    match (a, b) {
+        (Exit::No, _) | (_, Exit::No) => Exit::No,
+        (Exit::Done, other) | (other, _) => other,
+    }
+}
+
+/// The namespaces whose reads return lists, corrected by what the command line says.
+fn available_namespaces(operations: &[Operation], args: &Check) -> BTreeSet<String> {
+    let lists = operations.iter().filter(|op| op.ok() && matches!(op.output, Json::Array(_)));
+    let mut names: BTreeSet<String> = lists.map(|op| op.ns.clone()).collect();
+    names.extend(args.available.iter().cloned());
+    names.retain(|name| !args.strong.contains(name));
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_no_outweighs_not_knowing() {
+        assert_eq!(worse(Exit::Done, Exit::Unknown), Exit::Unknown);
+        assert_eq!(worse(Exit::Unknown, Exit::No), Exit::No);
+        assert_eq!(worse(Exit::No, Exit::Done), Exit::No);
+        assert_eq!(worse(Exit::Done, Exit::Done), Exit::Done);
+    }
+}

@@ -1,0 +1,459 @@
+//! The command line as types. Help leads with examples.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kv_types::{Mode, NodeId, ReplicaCount};
+
+use crate::output::{Color, Format};
+use crate::units;
+
+/// Talks to a Quorate cluster: data, namespaces, faults, load.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kvctl",
+    version,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    before_help = "\
+Examples:
+  kvctl lab up                                   five nodes on this machine
+  kvctl ns create bank --mode strong             linearizable, refuses in a minority
+  kvctl ns create cart --mode available          answers in a minority, converges
+  kvctl put -n bank alice 100 ; kvctl get -n bank alice
+  kvctl fault partition n1,n2 / n3,n4,n5 --for 20s
+  kvctl cluster status --as-seen-by all",
+    after_help = "More: kvctl help exit-codes | consistency | output"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Context to use instead of the selected one
+    #[arg(short, long, global = true, env = "KVCTL_CONTEXT", hide_env_values = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Node to talk to, host:port (repeat for several). One alone is asked itself and nobody else.
+    #[arg(
+        short,
+        long = "endpoint",
+        global = true,
+        env = "KVCTL_ENDPOINT",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    pub(crate) endpoints: Vec<String>,
+    /// Namespace
+    #[arg(short, long, global = true, env = "KVCTL_NAMESPACE", hide_env_values = true, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// Form of results
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "KVCTL_OUTPUT",
+        hide_env_values = true,
+        value_enum,
+        default_value = "text"
+    )]
+    pub(crate) output: Format,
+    /// Deadline of an operation, all attempts included [default: read 1s, write 2s]
+    #[arg(long, global = true, env = "KVCTL_TIMEOUT", hide_env_values = true, value_parser = units::duration, value_name = "DURATION")]
+    pub(crate) timeout: Option<Duration>,
+    /// Only results and errors
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Show receipts; twice: log every attempt
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Colour of messages
+    #[arg(
+        long,
+        global = true,
+        env = "KVCTL_COLOR",
+        hide_env_values = true,
+        value_enum,
+        default_value = "auto",
+        value_name = "WHEN"
+    )]
+    pub(crate) color: Color,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Read a key
+    Get(Get),
+    /// Write a key
+    Put(Put),
+    /// Delete a key
+    Del(Del),
+    /// Write a key of a strong namespace if it is as expected
+    Cas(Cas),
+    /// Namespaces
+    #[command(subcommand)]
+    Ns(Ns),
+    /// The cluster as its nodes see it
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// Where keys live
+    #[command(subcommand)]
+    Ring(Ring),
+    /// A local cluster of real processes
+    #[command(subcommand)]
+    Lab(Lab),
+    /// Faults in the network of a lab
+    #[command(subcommand)]
+    Fault(Fault),
+    /// Measure
+    Bench(Bench),
+    /// Verify a recorded history
+    Check(Check),
+    /// Contexts: which cluster is meant
+    #[command(subcommand)]
+    Ctx(Ctx),
+    /// Explain a command or a topic: exit-codes, consistency, output
+    Help {
+        /// Command or topic
+        topic: Option<String>,
+    },
+    /// Show the version
+    Version,
+}
+
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// The key
+    pub(crate) key: String,
+    /// Available: write all concurrent values, one after the other, also into a pipe
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Available: replicas that must answer: a number, quorum or all
+    #[arg(short, value_parser = units::replica_count, value_name = "COUNT")]
+    pub(crate) r: Option<ReplicaCount>,
+    /// Available: only primaries count
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+/// What a write to an available namespace supersedes and waits for.
+#[derive(Debug, Args)]
+pub(crate) struct WriteOptions {
+    /// Available: supersede exactly what an earlier `get -o json` saw, read from FILE (- for standard input)
+    #[arg(long, value_name = "FILE", conflicts_with = "blind")]
+    pub(crate) causal: Option<PathBuf>,
+    /// Available: supersede nothing; the value becomes a sibling
+    #[arg(long)]
+    pub(crate) blind: bool,
+    /// Available: replicas that must acknowledge: a number, quorum or all
+    #[arg(short, value_parser = units::replica_count, value_name = "COUNT")]
+    pub(crate) w: Option<ReplicaCount>,
+    /// Available: only primaries count
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+/// Arguments of `put`.
+#[derive(Debug, Args)]
+pub(crate) struct Put {
+    /// The key
+    pub(crate) key: String,
+    /// The value; - reads it from standard input
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) value: String,
+    #[command(flatten)]
+    pub(crate) options: WriteOptions,
+}
+
+/// Arguments of `del`.
+#[derive(Debug, Args)]
+pub(crate) struct Del {
+    /// The key
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) options: WriteOptions,
+}
+
+/// Arguments of `cas`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("condition").required(true))]
+pub(crate) struct Cas {
+    /// The key
+    pub(crate) key: String,
+    /// The new value; - reads it from standard input
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) value: String,
+    /// Write only if the value has this revision
+    #[arg(long, value_name = "REVISION", group = "condition", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) expect_revision: Option<u64>,
+    /// Write only if the key has no value
+    #[arg(long, group = "condition")]
+    pub(crate) expect_absent: bool,
+}
+
+/// The side of CAP on the command line. (Documented values would turn `--help` into pages: a screen is enough.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeArg {
+    // Linearizable; refuses in a minority
+    Strong,
+    // Answers in a minority; converges
+    Available,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Strong => Self::Strong,
+            ModeArg::Available => Self::Available,
+        }
+    }
+}
+
+/// Commands about namespaces.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ns {
+    /// Create a namespace: it chooses its side of CAP here, for good
+    Create(NsCreate),
+    /// List namespaces
+    List,
+    /// Show one namespace
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Arguments of `ns create`.
+#[derive(Debug, Args)]
+pub(crate) struct NsCreate {
+    /// Its name
+    pub(crate) name: String,
+    /// Its side of CAP; there is no default
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<ModeArg>,
+    /// Available: replicas per key [default: 3]
+    #[arg(long, value_name = "N")]
+    pub(crate) n: Option<u8>,
+    /// Available: answers per read [default: a majority of N]
+    #[arg(long, value_name = "R")]
+    pub(crate) r: Option<u8>,
+    /// Available: acknowledgements per write [default: a majority of N]
+    #[arg(long, value_name = "W")]
+    pub(crate) w: Option<u8>,
+    /// Available: only primaries count
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+/// Commands about the cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// What one node, or each, sees
+    Status {
+        /// Whose view: a node, or `all`
+        #[arg(long, value_name = "NODE")]
+        as_seen_by: Option<String>,
+    },
+    /// ok, degraded or down; exits 0 only when ok
+    Health,
+    /// Move the leadership of a Raft group
+    TransferLeader {
+        /// The new leader
+        node: NodeId,
+        /// The group
+        #[arg(long, default_value_t = 1)]
+        group: u32,
+    },
+}
+
+/// Commands about rings.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ring {
+    /// The nodes that keep a key
+    Owners {
+        /// The key
+        key: String,
+    },
+}
+
+/// Commands about the lab.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lab {
+    /// Start nodes, and select them as context `lab`
+    Up(LabUp),
+    /// Stop them
+    Down,
+    /// Which nodes run, and what is broken
+    Status,
+    /// Five nodes, a network partition, and what each mode does in it
+    Demo {
+        /// First port
+        #[arg(long, default_value_t = 7100)]
+        port_base: u16,
+        /// Seed of the load
+        #[arg(long, default_value_t = 42)]
+        seed: u64,
+        /// Where history and receipt go
+        #[arg(long, default_value = "target/demo", value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// The process behind `lab up`
+    #[command(hide = true)]
+    Supervise(LabUp),
+}
+
+/// Arguments of `lab up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LabUp {
+    /// Number of nodes
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=9))]
+    pub(crate) nodes: u64,
+    /// First port: clients of node i at base+i, peers at base+100+i
+    #[arg(long, default_value_t = 7100)]
+    pub(crate) port_base: u16,
+    /// Stay in the foreground
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Keep the data of an earlier lab
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Folder of the lab
+    #[arg(long, env = "KVCTL_LAB_DIR", hide_env_values = true, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// Commands about faults.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Fault {
+    /// Cut the network into groups, as in: n1,n2 / n3,n4,n5
+    Partition {
+        /// Groups of nodes, divided by /
+        #[arg(required = true, num_args = 1..)]
+        groups: Vec<String>,
+        /// Heal by itself after this time
+        #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
+        lasting: Option<Duration>,
+    },
+    /// Cut one node off from all others
+    Isolate {
+        /// The node
+        node: NodeId,
+        /// Heal by itself after this time
+        #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
+        lasting: Option<Duration>,
+    },
+    /// Heal everything
+    Heal,
+    /// List the faults in force
+    List,
+}
+
+/// What a benchmark does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workload {
+    // Writes
+    Put,
+    // Reads
+    Get,
+    // Half of each
+    Mixed,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to do
+    #[arg(long, value_enum, default_value = "mixed")]
+    pub(crate) workload: Workload,
+    /// Operations in flight
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) clients: u32,
+    /// Size of a value
+    #[arg(long, default_value = "100B", value_parser = units::size, value_name = "SIZE")]
+    pub(crate) value_size: usize,
+    /// Number of keys
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) keys: u64,
+    /// How long
+    #[arg(long = "for", default_value = "10s", value_parser = units::duration, value_name = "DURATION")]
+    pub(crate) lasting: Duration,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The history, JSON Lines (- for standard input)
+    pub(crate) history: PathBuf,
+    /// Treat this namespace as available (repeat); otherwise told from its reads
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) available: Vec<String>,
+    /// Treat this namespace as strong (repeat)
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) strong: Vec<String>,
+    /// Reads called from this time on, milliseconds since the beginning, are the final ones
+    #[arg(long, value_name = "MS")]
+    pub(crate) settled_ms: Option<u64>,
+}
+
+/// Commands about contexts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ctx {
+    /// List contexts
+    List,
+    /// Select one
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// Show the one in use, and why
+    Show,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_lines_of_the_documentation_are_read() {
+        for line in [
+            "kvctl ns create cart --mode available --n 3 --r 2 --w 2",
+            "kvctl put -n bank alice 100",
+            "kvctl put -n bank alice -1",
+            "kvctl put -n bank alice -",
+            "kvctl get -n bank alice -o raw",
+            "kvctl cas -n bank alice --expect-revision 118 90",
+            "kvctl cas -n bank alice --expect-absent 90",
+            "kvctl put -n cart user:42 --causal ctx.json v",
+            "kvctl fault partition n1,n2 / n3,n4,n5 --for 20s",
+            "kvctl fault isolate n3",
+            "kvctl bench -n bank --workload put --clients 16 --value-size 100B --for 10s -o json",
+            "kvctl -e 127.0.0.1:7101 -e 127.0.0.1:7102 cluster status --as-seen-by all",
+            "kvctl cluster transfer-leader n3",
+            "kvctl lab up --nodes 5 --port-base 7100",
+            "kvctl help exit-codes",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in
+            ["kvctl cas -n bank alice 90", "kvctl put -n cart k v --causal f --blind", "kvctl bench --for 10"]
+        {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

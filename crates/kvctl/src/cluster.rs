@@ -1,0 +1,549 @@
+//! The cluster as its nodes see it. Every view is labelled with its viewpoint, and a node that cannot be asked stays in
+//! the table.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use kv_client::{Client, GroupStatus, NodeStatus, Topology};
+use kv_env::{Clock, SystemClock};
+use kv_types::{GroupId, NodeId, Placement, Replication};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::cli::{Cluster, Ring};
+use crate::exit::Exit;
+use crate::output::{nodes, object, put_bytes, table, time_of_day};
+use crate::problem::Problem;
+
+pub(crate) async fn run(app: &App, command: &Cluster) -> Result<Exit, Problem> {
+    match command {
+        Cluster::Status { as_seen_by } => status(app, as_seen_by.as_deref()).await,
+        Cluster::Health => health(app).await,
+        Cluster::TransferLeader { node, group } => {
+            let leader = app.client()?.admin().transfer_leader(GroupId(*group), *node).await?;
+            let now = leader.node.map_or("nobody".to_owned(), |node| node.to_string());
+            if app.out.is_json() {
+                app.out.json(&json!({ "group": group, "leader": now, "term": leader.term }))?;
+            } else {
+                app.out.done(format!("{} is now led by {now}, term {}", GroupId(*group), leader.term))?;
+            }
+            Ok(if leader.node == Some(*node) { Exit::Done } else { Exit::No })
+        }
+    }
+}
+
+/// What each member says, `None` for those that cannot be asked.
+pub(crate) type Views = BTreeMap<NodeId, Option<NodeStatus>>;
+
+/// Asks every member at once.
+pub(crate) async fn views(client: &Client, topology: &Topology) -> Views {
+    let asked = topology
+        .members
+        .values()
+        .map(|member| async move { (member.id, client.admin().status(&member.client_address).await.ok()) });
+    join_all(asked).await.into_iter().collect()
+}
+
+async fn status(app: &App, as_seen_by: Option<&str>) -> Result<Exit, Problem> {
+    let client = app.client()?;
+    let topology = client.admin().topology().await?;
+    if as_seen_by == Some("all") {
+        return all_views(app, &topology, &views(&client, &topology).await);
+    }
+    let viewer = match as_seen_by {
+        Some(name) => name.parse().map_err(|error| Problem::usage(format!("{error}, or `all`")))?,
+        None => topology.answered_by,
+    };
+    let address = topology.address(viewer).ok_or_else(|| Problem::usage(format!("{viewer} is no member")))?;
+    let status = client.admin().status(address).await?;
+    let view = View { topology: &topology, status: &status };
+    if app.out.is_json() {
+        app.out.json(&view.json())?;
+    } else {
+        app.out.line(view.text(lab_line(app).await))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// What is broken on purpose, if the context is a lab that can be asked.
+async fn lab_line(app: &App) -> Option<String> {
+    let dir = app.target().ok()?.lab?;
+    let kv_lab::control::Reply::Status(lab) =
+        kv_lab::control::ask(&dir, kv_lab::control::Request::Status).await.ok()?
+    else {
+        return None;
+    };
+    Some(match lab.faults_for_ms {
+        Some(ms) => format!("LAB  {} links cut or slow for {} s", lab.faults.len(), ms / 1_000),
+        None => "LAB  no faults".to_owned(),
+    })
+}
+
+/// A cluster in the eyes of one node.
+struct View<'a> {
+    topology: &'a Topology,
+    status: &'a NodeStatus,
+}
+
+/// What one side of CAP offers at a node.
+struct Serving {
+    mode: &'static str,
+    reads: bool,
+    writes: bool,
+    can_lose: u64,
+    unavailable: Vec<String>,
+    remark: String,
+}
+
+impl View<'_> {
+    /// Nodes that this one can reach, itself included.
+    fn reachable(&self) -> u64 {
+        let up = self.status.peers.iter().filter(|peer| peer.state == "up").count();
+        u64::try_from(up).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    fn strong(&self) -> Serving {
+        let groups = || self.status.groups.iter().filter(|group| group.group != GroupId::CATALOGUE.0);
+        let quorum = |group: &GroupStatus| u64::try_from(group.voters.len()).unwrap_or(0) / 2 + 1;
+        let spare = |group: &GroupStatus| {
+            if group.quorum { u64::from(group.reachable_voters).saturating_sub(quorum(group)) } else { 0 }
+        };
+        let serves = groups().next().is_some() && groups().all(|group| group.quorum && group.leader != 0);
+        let out =
+            |group: u32| groups().any(|known| known.group == group && !(known.quorum && known.leader != 0));
+        let namespaces = self.topology.namespaces.iter();
+        let unavailable = namespaces.filter_map(|(name, info)| match info.namespace.placement {
+            Placement::Strong { group } if out(group.0) => Some(name.clone()),
+            _ => None,
+        });
+        let remark = groups().find(|group| !group.quorum).map_or(String::new(), |group| {
+            format!(
+                "({} of {} voters reachable, {} needed)",
+                group.reachable_voters,
+                group.voters.len(),
+                quorum(group)
+            )
+        });
+        Serving {
+            mode: "strong",
+            reads: serves,
+            writes: serves,
+            can_lose: groups().map(spare).min().unwrap_or(0),
+            unavailable: unavailable.collect(),
+            remark,
+        }
+    }
+
+    fn available(&self) -> Serving {
+        let members = u64::try_from(self.topology.members.len()).unwrap_or(0);
+        let reachable = self.reachable();
+        // In the worst case all that are out of reach are primaries of the same key.
+        let answering = |replication: Replication| {
+            let lost = members.saturating_sub(reachable);
+            if replication.sloppy { reachable } else { u64::from(replication.n).saturating_sub(lost) }
+        };
+        let plans = || {
+            self.topology.namespaces.iter().filter_map(|(name, info)| match info.namespace.placement {
+                Placement::Available { replication, .. } => Some((name, replication)),
+                Placement::Strong { .. } => None,
+            })
+        };
+        let short = |need: fn(&Replication) -> u8| {
+            plans()
+                .filter(move |(_, plan)| answering(*plan) < u64::from(need(plan)))
+                .map(|(name, _)| name.clone())
+        };
+        let spare = |plan: Replication| answering(plan).saturating_sub(u64::from(plan.r.max(plan.w)));
+        let mut unavailable: Vec<String> = short(|plan| plan.r.max(plan.w)).collect();
+        unavailable.dedup();
+        let mut remark = format!(
+            "{} keys with siblings, {} hints pending",
+            self.status.keys_with_siblings, self.status.hints_pending
+        );
+        let targets: Vec<u64> =
+            self.status.peers.iter().filter(|peer| peer.hints_pending > 0).map(|peer| peer.node).collect();
+        if !targets.is_empty() {
+            remark = format!("{remark} for {}", nodes(&targets));
+        }
+        Serving {
+            mode: "available",
+            reads: short(|plan| plan.r).next().is_none(),
+            writes: short(|plan| plan.w).next().is_none(),
+            // Without a namespace there is nothing that could be lost; one node answers.
+            can_lose: plans().map(|(_, plan)| spare(plan)).min().unwrap_or(reachable.saturating_sub(1)),
+            unavailable,
+            remark,
+        }
+    }
+
+    fn data_group(&self) -> Option<&GroupStatus> {
+        self.status.groups.iter().find(|group| group.group == GroupId::FIRST_DATA.0)
+    }
+
+    fn text(&self, lab: Option<String>) -> String {
+        let me = NodeId(self.status.node);
+        let now = time_of_day(SystemClock.wall_ms());
+        let head = format!("Seen by {me}, {now} UTC (others may disagree: --as-seen-by all)");
+        let lab = lab.map_or(String::new(), |line| format!("   {line}"));
+        let yes = |yes| if yes { "yes" } else { "NO" };
+        let serving = [self.strong(), self.available()].map(|side| {
+            let gone = if side.unavailable.is_empty() { "-".to_owned() } else { side.unavailable.join(", ") };
+            vec![
+                side.mode.to_owned(),
+                format!("reads {}  writes {}", yes(side.reads), yes(side.writes)),
+                format!("{} more", side.can_lose),
+                format!("{gone}   {}", side.remark),
+            ]
+        });
+        let rows = self.topology.members.keys().map(|node| self.row(*node));
+        format!(
+            "{head}{lab}\n{}\n\n{}",
+            table(&["mode", "serving here", "can lose", "unavailable from here"], serving),
+            table(&["node", "state", "role", "term", "log", "hints for it", "last heard"], rows)
+        )
+    }
+
+    fn row(&self, node: NodeId) -> Vec<String> {
+        let group = self.data_group();
+        if node.0 == self.status.node {
+            let role = group.map_or("-".to_owned(), |group| group.role.clone());
+            let term = group.map_or("-".to_owned(), |group| group.term.to_string());
+            let log = group.map_or("-".to_owned(), |group| group.last_index.to_string());
+            return vec![node.to_string(), "up".into(), role, term, log, "-".into(), "self".into()];
+        }
+        let peer = self.status.peers.iter().find(|peer| peer.node == node.0);
+        let state = peer.map_or("unknown", |peer| peer.state.as_str()).to_owned();
+        let leads = group.is_some_and(|group| group.leader == node.0);
+        let role = match (leads, state == "up") {
+            (true, true) => "leader",
+            (true, false) => "? (leader when last heard)",
+            (false, _) => "-",
+        };
+        let term =
+            if leads { group.map_or("-".to_owned(), |group| group.term.to_string()) } else { "-".into() };
+        let hints = peer.map_or("-".to_owned(), |peer| peer.hints_pending.to_string());
+        let heard = peer.and_then(|peer| peer.last_heard_ms).map_or("never".to_owned(), ago);
+        vec![node.to_string(), state, role.into(), term, "-".into(), hints, heard]
+    }
+
+    fn json(&self) -> Value {
+        let side = |side: Serving| {
+            json!({
+                "reads": side.reads, "writes": side.writes, "can_lose": side.can_lose, "unavailable": side.unavailable,
+            })
+        };
+        let mut whole = status_json(self.status);
+        whole.extend(object([
+            ("seen_by", json!(NodeId(self.status.node).to_string())),
+            ("at_ms", json!(SystemClock.wall_ms())),
+            ("strong", side(self.strong())),
+            ("available", side(self.available())),
+        ]));
+        Value::Object(whole)
+    }
+}
+
+/// One node's own figures as JSON.
+fn status_json(status: &NodeStatus) -> serde_json::Map<String, Value> {
+    let groups: Vec<Value> = status
+        .groups
+        .iter()
+        .map(|group| {
+            json!({
+                "group": group.group, "role": group.role, "term": group.term,
+                "leader": (group.leader != 0).then(|| NodeId(group.leader).to_string()),
+                "last_index": group.last_index, "applied_index": group.applied_index,
+                "voters": group.voters.iter().map(|node| NodeId(*node).to_string()).collect::<Vec<_>>(),
+                "quorum": group.quorum, "reachable_voters": group.reachable_voters,
+                "purged_index": group.purged_index, "snapshot_index": group.snapshot_index,
+            })
+        })
+        .collect();
+    let peers: Vec<Value> = status
+        .peers
+        .iter()
+        .map(|peer| {
+            json!({
+                "node": NodeId(peer.node).to_string(), "state": peer.state, "last_heard_ms": peer.last_heard_ms,
+                "hints_pending": peer.hints_pending,
+            })
+        })
+        .collect();
+    let storage = status.storage.as_ref().map(|storage| {
+        json!({
+            "fsyncs": storage.fsyncs, "records": storage.records, "bytes": storage.bytes,
+            "checkpoints": storage.checkpoints, "log_bytes": storage.log_bytes, "memtable_bytes": storage.memtable_bytes,
+        })
+    });
+    object([
+        ("node", json!(NodeId(status.node).to_string())),
+        ("reachable", json!(true)),
+        ("epoch", json!(status.epoch)),
+        ("version", json!(status.version)),
+        ("groups", json!(groups)),
+        ("peers", json!(peers)),
+        ("storage", json!(storage)),
+        ("keys_with_siblings", json!(status.keys_with_siblings)),
+        ("hints_pending", json!(status.hints_pending)),
+        ("rebuilding_partitions", json!(status.rebuilding_partitions)),
+        ("writes_acknowledged", json!(status.writes_acknowledged)),
+    ])
+}
+
+fn all_views(app: &App, topology: &Topology, views: &Views) -> Result<Exit, Problem> {
+    if app.out.is_json() {
+        for (node, view) in views {
+            match view {
+                Some(status) => app.out.json(&Value::Object(status_json(status)))?,
+                None => app.out.json(&json!({ "node": node.to_string(), "reachable": false }))?,
+            }
+        }
+        return Ok(Exit::Done);
+    }
+    let rows = views.iter().map(|(node, view)| {
+        let Some(status) = view else {
+            let address = topology.address(*node).unwrap_or("?");
+            return vec![node.to_string(), format!("unreachable from here ({address})")];
+        };
+        let group = status.groups.iter().find(|group| group.group == GroupId::FIRST_DATA.0);
+        let leader =
+            group.filter(|group| group.leader != 0).map_or("none".into(), |g| NodeId(g.leader).to_string());
+        let seen = |state: &str| {
+            let peers: Vec<u64> =
+                status.peers.iter().filter(|peer| peer.state == state).map(|peer| peer.node).collect();
+            if peers.is_empty() { "-".to_owned() } else { nodes(&peers) }
+        };
+        vec![
+            node.to_string(),
+            group.map_or("-".into(), |group| group.role.clone()),
+            group.map_or("-".into(), |group| group.term.to_string()),
+            leader,
+            group.map_or("-".into(), |group| format!("{}/{}", group.applied_index, group.last_index)),
+            status.hints_pending.to_string(),
+            seen("up"),
+            seen("suspected"),
+            seen("down"),
+        ]
+    });
+    let header =
+        ["seen by", "it is", "term", "led by", "applied/log", "hints", "sees up", "suspects", "sees down"];
+    app.out.line(table(&header, rows))?;
+    Ok(Exit::Done)
+}
+
+/// How well a cluster is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Ok,
+    Degraded,
+    Down,
+}
+
+impl Health {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// The verdict and everything that speaks against *ok*.
+fn judge(views: &Views) -> (Health, Vec<String>) {
+    let mut complaints = Vec::new();
+    let mut served = false;
+    for (node, view) in views {
+        let Some(status) = view else {
+            complaints.push(format!("{node} cannot be reached from here"));
+            continue;
+        };
+        let mut quorum = !status.groups.is_empty();
+        for group in &status.groups {
+            if !group.quorum || group.leader == 0 {
+                quorum = false;
+                let why = if group.quorum { "knows no leader" } else { "has no quorum" };
+                complaints.push(format!("{node}: {} {why}", GroupId(group.group)));
+            }
+        }
+        served |= quorum;
+        let lost: Vec<u64> =
+            status.peers.iter().filter(|peer| peer.state != "up").map(|peer| peer.node).collect();
+        if !lost.is_empty() {
+            complaints.push(format!("{node} does not hear {}", nodes(&lost)));
+        }
+        if status.rebuilding_partitions > 0 {
+            complaints.push(format!("{node} rebuilds {} ring partitions", status.rebuilding_partitions));
+        }
+    }
+    let health = match (served, complaints.is_empty()) {
+        (true, true) => Health::Ok,
+        (true, false) => Health::Degraded,
+        (false, _) => Health::Down,
+    };
+    (health, complaints)
+}
+
+async fn health(app: &App) -> Result<Exit, Problem> {
+    let client = app.client()?;
+    let topology = client.admin().topology().await?;
+    let (health, complaints) = judge(&views(&client, &topology).await);
+    if app.out.is_json() {
+        app.out.json(&json!({ "health": health.word(), "complaints": complaints }))?;
+    } else {
+        let what = match health {
+            Health::Ok => "all nodes answer, hear each other and have a quorum",
+            Health::Degraded => "strong namespaces are served, but not everything is well",
+            Health::Down => "no node has a quorum: strong namespaces are not served",
+        };
+        app.out.line(format!("{}   {what}", health.word()))?;
+        for complaint in &complaints {
+            app.out.line(format!("  {complaint}"))?;
+        }
+    }
+    Ok(if health == Health::Ok { Exit::Done } else { Exit::No })
+}
+
+pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
+    let Ring::Owners { key } = command;
+    let namespace = app.namespace()?;
+    let owners = app.client()?.admin().ring_owners(&namespace, key).await?;
+    if app.out.is_json() {
+        let names = |ids: &[u64]| ids.iter().map(|id| NodeId(*id).to_string()).collect::<Vec<_>>();
+        let mut whole = object([
+            ("namespace", json!(namespace)),
+            ("ring", json!(owners.ring)),
+            ("ring_partition", json!(owners.partition)),
+            ("token", json!(format!("{:016x}", owners.token))),
+            ("primaries", json!(names(&owners.primaries))),
+            ("fallbacks", json!(names(&owners.fallbacks))),
+            ("epoch", json!(owners.epoch)),
+        ]);
+        put_bytes(&mut whole, "key", key.as_bytes());
+        app.out.json(&Value::Object(whole))?;
+    } else if owners.ring == 0 {
+        app.out.line(format!("{key} → voters {}   (epoch {})", nodes(&owners.primaries), owners.epoch))?;
+    } else {
+        app.out.line(format!(
+            "{key} → token 0x{:016x}   ring partition {}   primaries {}   fallbacks {}   (epoch {})",
+            owners.token,
+            owners.partition,
+            nodes(&owners.primaries),
+            nodes(&owners.fallbacks),
+            owners.epoch
+        ))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn ago(ms: u64) -> String {
+    if ms < 1_000 { format!("{ms} ms") } else { format!("{}.{} s", ms / 1_000, ms % 1_000 / 100) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_client::PeerStatus;
+
+    fn status(node: u64, quorum: bool, lost: &[u64]) -> NodeStatus {
+        let state = |id: &u64| if lost.contains(id) { "down" } else { "up" };
+        let others = (1..=5).filter(|id| *id != node);
+        let peers = others.map(|id| PeerStatus { node: id, state: state(&id).into(), ..Default::default() });
+        let reachable_voters = 5 - u32::try_from(lost.len()).unwrap();
+        let group = GroupStatus {
+            group: 1,
+            role: "follower".into(),
+            leader: if quorum { 3 } else { 0 },
+            voters: (1..=5).collect(),
+            quorum,
+            reachable_voters,
+            ..Default::default()
+        };
+        NodeStatus { node, peers: peers.collect(), groups: vec![group], ..Default::default() }
+    }
+
+    fn topology(replication: Replication) -> Topology {
+        use kv_client::NamespaceInfo;
+        use kv_types::catalogue::Member;
+        use kv_types::{ClusterId, Epoch, Guarantee, Namespace, NamespaceId, NamespaceName, RingId};
+        let namespace = |name: &str, placement| NamespaceInfo {
+            namespace: Namespace {
+                id: NamespaceId(1),
+                name: NamespaceName::new(name).unwrap(),
+                settings_version: 1,
+                guarantee: Guarantee::Eventual,
+                placement,
+            },
+            voters: 5,
+        };
+        let member = |id| Member {
+            id: NodeId(id),
+            client_address: format!("h:{id}"),
+            peer_address: String::new(),
+            zone: String::new(),
+        };
+        Topology {
+            cluster_id: ClusterId(1),
+            answered_by: NodeId(1),
+            epoch: Epoch(1),
+            members: (1..=5).map(|id| (NodeId(id), member(id))).collect(),
+            namespaces: [
+                ("bank".to_owned(), namespace("bank", Placement::Strong { group: GroupId(1) })),
+                ("cart".to_owned(), namespace("cart", Placement::Available { ring: RingId(1), replication })),
+            ]
+            .into(),
+            leaders: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_minority_serves_one_side_of_cap_only() {
+        let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
+        let minority = status(1, false, &[3, 4, 5]);
+        let view = View { topology: &topology, status: &minority };
+        let (strong, available) = (view.strong(), view.available());
+        assert!(!strong.reads && !strong.writes && strong.can_lose == 0);
+        assert_eq!(strong.unavailable, ["bank"]);
+        assert!(strong.remark.contains("2 of 5 voters reachable, 3 needed"));
+        assert!(available.reads && available.writes);
+        assert_eq!((available.can_lose, available.unavailable.len()), (0, 0));
+        let text = view.text(None);
+        assert!(text.starts_with("Seen by n1, ") && text.contains("reads NO  writes NO"), "{text}");
+    }
+
+    #[test]
+    fn strict_quorums_stop_where_sloppy_ones_go_on() {
+        let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: false });
+        let minority = status(1, false, &[3, 4, 5]);
+        let available = View { topology: &topology, status: &minority }.available();
+        assert!(!available.reads && !available.writes);
+        assert_eq!(available.unavailable, ["cart"]);
+    }
+
+    #[test]
+    fn the_whole_can_lose_a_minority() {
+        let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
+        let whole = status(1, true, &[]);
+        let view = View { topology: &topology, status: &whole };
+        assert_eq!((view.strong().can_lose, view.available().can_lose), (2, 3));
+        let json = view.json();
+        assert_eq!((&json["seen_by"], &json["strong"]["writes"]), (&json!("n1"), &json!(true)));
+    }
+
+    #[test]
+    fn degraded_is_a_state_of_its_own() {
+        let well: Views = (1..=5).map(|id| (NodeId(id), Some(status(id, true, &[])))).collect();
+        assert_eq!(judge(&well), (Health::Ok, Vec::new()));
+        let mut lost = well.clone();
+        lost.insert(NodeId(5), None);
+        assert_eq!(judge(&lost).0, Health::Degraded);
+        let cut: Views = (1..=5).map(|id| (NodeId(id), Some(status(id, false, &[3])))).collect();
+        assert_eq!(judge(&cut).0, Health::Down);
+        assert!(judge(&cut).1.iter().any(|complaint| complaint.contains("does not hear n3")));
+    }
+
+    #[test]
+    fn ages_are_readable() {
+        assert_eq!((ago(40), ago(12_140)), ("40 ms".to_owned(), "12.1 s".to_owned()));
+    }
+}

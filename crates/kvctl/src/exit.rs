@@ -1,0 +1,114 @@
+//! Exit codes: the contract with scripts (`kvctl help exit-codes`).
+
+use std::process::ExitCode;
+
+use kv_types::{Applied, Failure, Reason};
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// Done.
+    Done = 0,
+    /// A definite "no": key absent, mismatch, health not ok, history invalid.
+    No = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// Unavailable, not applied: safe to retry.
+    Unavailable = 3,
+    /// May have been applied.
+    Unknown = 4,
+    /// Refused or internal.
+    Refused = 5,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl Exit {
+    /// The code of a failed operation.
+    pub(crate) fn of(failure: &Failure) -> Self {
+        if failure.applied != Applied::No {
+            return Self::Unknown;
+        }
+        match failure.reason {
+            Reason::NotLeader
+            | Reason::NoQuorum
+            | Reason::QuorumNotMet
+            | Reason::DeadlineExpired
+            | Reason::Overloaded
+            | Reason::LimitHints
+            | Reason::LimitRequests
+            | Reason::WrongEpoch
+            | Reason::NotReady
+            | Reason::ShuttingDown
+            | Reason::Unreachable
+            | Reason::ClientLimit
+            // Of reads, which have no effect whatever went wrong:
+            | Reason::ResultUnknown
+            | Reason::PartialWrite
+            | Reason::ConnectionLost => Self::Unavailable,
+            Reason::ModeMissing => Self::Usage,
+            Reason::DeadlineMissing
+            | Reason::RequestIdReused
+            | Reason::RequestIdInvalid
+            | Reason::ModeMismatch
+            | Reason::LimitStorage
+            | Reason::EmptyKey
+            | Reason::LimitKey
+            | Reason::LimitValue
+            | Reason::LimitSiblings
+            | Reason::LimitNamespaces
+            | Reason::BadContext
+            | Reason::ForeignContext
+            | Reason::ContextMissing
+            | Reason::WrongCluster
+            | Reason::WrongGroup
+            | Reason::WrongNode
+            | Reason::SessionExpired
+            | Reason::RequestExpired
+            | Reason::NamespaceUnknown
+            | Reason::NamespaceExists
+            | Reason::NamespaceInvalid
+            | Reason::InvalidRequest
+            | Reason::StorageFailed
+            | Reason::Internal => Self::Refused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_the_code_that_its_outcome_allows() {
+        for reason in Reason::ALL {
+            let failure = Failure::new(*reason, "x");
+            let exit = Exit::of(&failure);
+            match reason.applied() {
+                Applied::No => {
+                    assert!(matches!(exit, Exit::Unavailable | Exit::Refused | Exit::Usage), "{reason}")
+                }
+                _ => assert_eq!(exit, Exit::Unknown, "{reason}"),
+            }
+            assert_eq!(Exit::of(&failure.clone().after_sending()), Exit::Unknown, "{reason}");
+            assert_ne!(Exit::of(&failure.of_read()), Exit::Unknown, "{reason}: a read has no effect");
+        }
+        assert_eq!(Exit::of(&Failure::new(Reason::NoQuorum, "")), Exit::Unavailable);
+        assert_eq!(Exit::of(&Failure::new(Reason::ModeMismatch, "")), Exit::Refused);
+        assert_eq!(Exit::of(&Failure::new(Reason::RequestExpired, "")), Exit::Unknown);
+    }
+
+    #[test]
+    fn the_numbers_are_fixed() {
+        let all = [Exit::Done, Exit::No, Exit::Usage, Exit::Unavailable, Exit::Unknown, Exit::Refused];
+        assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(Exit::Interrupted as u8, 130);
+    }
+}

@@ -1,0 +1,192 @@
+//! Namespaces. Mode has no default: whoever creates one chooses a side of CAP, and is told what the choice means.
+
+use kv_client::NamespaceInfo;
+use kv_types::{Mode, NamespaceName, NamespaceSpec, Placement, Replication, majority};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::cli::{Ns, NsCreate};
+use crate::exit::Exit;
+use crate::output::table;
+use crate::problem::Problem;
+
+/// Replicas per key unless said otherwise.
+const DEFAULT_N: u8 = 3;
+
+pub(crate) async fn run(app: &App, command: &Ns) -> Result<Exit, Problem> {
+    match command {
+        Ns::Create(args) => create(app, args).await,
+        Ns::List => list(app).await,
+        Ns::Show { name } => {
+            let info = app.lookup(&app.client()?, name).await?;
+            show(app, &info)?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn spec(args: &NsCreate) -> Result<NamespaceSpec, Problem> {
+    let Some(mode) = args.mode else {
+        return Err(Problem::usage(format!(
+            "`{}` needs a mode, and there is no default: when the network is cut, a namespace can have one of two things.\n\
+             strong      one copy as far as anyone can tell (linearizable), compare-and-set;\n\
+             \u{20}           the side of the cut without a majority refuses, and says that nothing was applied\n\
+             available   every side goes on reading and writing; concurrent writes are kept side by side\n\
+             \u{20}           as siblings, and the sides converge when the network heals",
+            args.name
+        ))
+        .try_this(format!("kvctl ns create {} --mode strong", args.name), "balances, locks, configuration")
+        .try_this(format!("kvctl ns create {} --mode available", args.name), "carts, sessions, sensor data")
+        .try_this("kvctl help consistency", "more about the choice"));
+    };
+    // A name that cannot be one is a slip of the command line, found without asking anybody.
+    let name = NamespaceName::new(args.name.clone()).map_err(|failure| Problem::usage(failure.message))?;
+    match Mode::from(mode) {
+        Mode::Strong => {
+            let counts = [("--n", args.n.is_some()), ("--r", args.r.is_some()), ("--w", args.w.is_some())];
+            let given = counts.into_iter().chain([("--strict", args.strict)]).find(|(_, given)| *given);
+            if let Some((option, _)) = given {
+                return Err(Problem::usage(format!(
+                    "{option} belongs to available namespaces; a strong one lives in a Raft group"
+                )));
+            }
+            Ok(NamespaceSpec::strong(name))
+        }
+        Mode::Available => {
+            let n = args.n.unwrap_or(DEFAULT_N);
+            let (r, w) = (args.r.unwrap_or(majority(n)), args.w.unwrap_or(majority(n)));
+            Ok(NamespaceSpec::available(name, Replication { n, r, w, sloppy: !args.strict }))
+        }
+    }
+}
+
+async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
+    let spec = spec(args)?;
+    let answer = app.client()?.admin().create_namespace(spec).await?;
+    let info = &answer.value;
+    if app.out.is_json() {
+        app.out.json(&info_json(info))?;
+    } else {
+        app.out.done(format!("created {}", describe(info)))?;
+    }
+    if let Placement::Available { replication, .. } = info.namespace.placement
+        && replication.sloppy
+        && u16::from(replication.r) + u16::from(replication.w) > u16::from(replication.n)
+    {
+        app.out
+            .note("note: R+W>N, but with a sloppy quorum this is not linearizable (kvctl help consistency)");
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(app: &App) -> Result<Exit, Problem> {
+    let namespaces = app.client()?.admin().list_namespaces().await?;
+    if app.out.is_json() {
+        for info in &namespaces {
+            app.out.json(&info_json(info))?;
+        }
+        return Ok(Exit::Done);
+    }
+    if namespaces.is_empty() {
+        app.out.note("no namespaces yet: kvctl ns create NAME --mode strong|available");
+        return Ok(Exit::Done);
+    }
+    let rows = namespaces.iter().map(|info| {
+        let name = info.namespace.name.to_string();
+        vec![name, info.namespace.mode().to_string(), info.namespace.guarantee.to_string(), plan(info)]
+    });
+    app.out.line(table(&["namespace", "mode", "promises", "by"], rows))?;
+    Ok(Exit::Done)
+}
+
+fn show(app: &App, info: &NamespaceInfo) -> Result<(), Problem> {
+    if app.out.is_json() {
+        return Ok(app.out.json(&info_json(info))?);
+    }
+    let text = format!(
+        "{}\n{}, settings version {}",
+        describe(info),
+        info.namespace.id,
+        info.namespace.settings_version
+    );
+    Ok(app.out.line(text)?)
+}
+
+/// The settings that implement the promise.
+fn plan(info: &NamespaceInfo) -> String {
+    match info.namespace.placement {
+        Placement::Strong { group } => format!("{group}, {} voters", info.voters),
+        Placement::Available { replication: Replication { n, r, w, sloppy }, .. } => {
+            format!("N={n} R={r} W={w} {}", if sloppy { "sloppy" } else { "strict" })
+        }
+    }
+}
+
+fn describe(info: &NamespaceInfo) -> String {
+    let name = &info.namespace.name;
+    match info.namespace.placement {
+        Placement::Strong { .. } => {
+            let tolerates = info.voters.saturating_sub(1) / 2;
+            format!(
+                "{name}   strong   {} voters, tolerates {tolerates} failures   linearizable get/put/cas",
+                info.voters
+            )
+        }
+        Placement::Available { replication, .. } => {
+            let minority =
+                if replication.sloppy { "writes go on in a minority" } else { "writes need W primaries" };
+            format!("{name}   available   {}   siblings kept   reads may be stale; {minority}", plan(info))
+        }
+    }
+}
+
+/// A namespace as JSON.
+pub(crate) fn info_json(info: &NamespaceInfo) -> Value {
+    let namespace = &info.namespace;
+    let mut whole = json!({
+        "namespace": namespace.name.as_str(), "id": namespace.id.0, "mode": namespace.mode().to_string(),
+        "guarantee": namespace.guarantee.to_string(), "settings_version": namespace.settings_version,
+    });
+    let settings = match namespace.placement {
+        Placement::Strong { group } => json!({ "group": group.0, "voters": info.voters }),
+        Placement::Available { ring, replication: Replication { n, r, w, sloppy } } => {
+            json!({ "ring": ring.0, "n": n, "r": r, "w": w, "sloppy": sloppy })
+        }
+    };
+    if let (Some(whole), Value::Object(settings)) = (whole.as_object_mut(), settings) {
+        whole.extend(settings);
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn parse(line: &str) -> Result<NamespaceSpec, Problem> {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Ns(Ns::Create(args)) => spec(&args),
+            _ => panic!("not a creation"),
+        }
+    }
+
+    #[test]
+    fn the_choice_is_explained_not_made() {
+        let refused = parse("kvctl ns create bank").unwrap_err();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(refused.message.contains("strong") && refused.message.contains("available"));
+        assert_eq!(refused.tries.len(), 3);
+    }
+
+    #[test]
+    fn counts_default_to_majorities_and_belong_to_available() {
+        let cart = parse("kvctl ns create cart --mode available").unwrap();
+        assert_eq!(cart.replication, Some(Replication { n: 3, r: 2, w: 2, sloppy: true }));
+        let five = parse("kvctl ns create cart --mode available --n 5 --w 1 --strict").unwrap();
+        assert_eq!(five.replication, Some(Replication { n: 5, r: 3, w: 1, sloppy: false }));
+        assert_eq!(parse("kvctl ns create bank --mode strong --n 3").unwrap_err().exit, Exit::Usage);
+        assert_eq!(parse("kvctl ns create Bank --mode strong").unwrap_err().exit, Exit::Usage);
+    }
+}

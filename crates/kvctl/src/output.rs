@@ -1,0 +1,339 @@
+//! Results go to standard output, messages to standard error. Text may change between versions; JSON only grows.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use kv_types::{Evidence, NodeId, ReadPath, Receipt};
+use serde_json::{Map, Value, json};
+
+use crate::problem::Problem;
+
+/// The form of results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    // For people.
+    Text,
+    // One object, JSON Lines for several.
+    Json,
+    // The bytes of the value and nothing else.
+    Raw,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    // On a terminal, unless NO_COLOR is set.
+    Auto,
+    // Always.
+    Always,
+    // Never.
+    Never,
+}
+
+/// Where and how a command speaks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) format: Format,
+    pub(crate) quiet: bool,
+    pub(crate) verbose: bool,
+    color: bool,
+    pub(crate) terminal: bool,
+}
+
+impl Output {
+    pub(crate) fn new(format: Format, quiet: bool, verbose: bool, color: Color) -> Self {
+        let wanted = match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => {
+                io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            }
+        };
+        Self { format, quiet, verbose, color: wanted, terminal: io::stdout().is_terminal() }
+    }
+
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// A line of a result.
+    pub(crate) fn line(&self, text: impl std::fmt::Display) -> io::Result<()> {
+        writeln!(io::stdout().lock(), "{text}")
+    }
+
+    /// A line about a deed; `-q` silences it.
+    pub(crate) fn done(&self, text: impl std::fmt::Display) -> io::Result<()> {
+        if self.quiet { Ok(()) } else { self.line(text) }
+    }
+
+    /// A JSON object, versioned, on one line.
+    pub(crate) fn json(&self, object: &Value) -> io::Result<()> {
+        self.line(versioned(object))
+    }
+
+    /// Bytes as they are.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    }
+
+    /// A message on standard error; `-q` silences it.
+    pub(crate) fn note(&self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            let _ = writeln!(io::stderr().lock(), "{text}"); // nobody is left to be told that telling failed
+        }
+    }
+
+    /// An error, which nothing silences.
+    pub(crate) fn problem(&self, problem: &Problem) {
+        let text = if self.is_json() {
+            versioned(&problem.json())
+        } else if self.color {
+            format!("\x1b[1;31merror:\x1b[0m {problem}")
+        } else {
+            format!("error: {problem}")
+        };
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+fn versioned(object: &Value) -> String {
+    let text = object.to_string();
+    match text.strip_prefix('{') {
+        Some("}") | None => "{\"v\":1}".to_owned(),
+        Some(rest) => format!("{{\"v\":1,{rest}"),
+    }
+}
+
+/// A JSON object of these fields, those with `null` left out.
+pub(crate) fn object(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Map<String, Value> {
+    fields
+        .into_iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+/// Bytes as a field: `name` when they are text, `name_b64` otherwise.
+pub(crate) fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => object.insert(name.to_owned(), text.into()),
+        Err(_) => object.insert(format!("{name}_b64"), base64(bytes).into()),
+    };
+}
+
+/// Bytes for a person's eyes: text as it is, anything else escaped.
+pub(crate) fn readable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t')) => text.to_owned(),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// A receipt as JSON.
+pub(crate) fn receipt_json(receipt: &Receipt) -> Value {
+    let evidence = match &receipt.evidence {
+        Evidence::Strong(strong) => json!({
+            "group": strong.group.0, "term": strong.term, "index": strong.index,
+            "namespace_revision": strong.namespace_revision, "path": read_path(strong.path),
+            "applied_lag": strong.applied_lag,
+        }),
+        Evidence::Available(available) => {
+            let replies: Vec<Value> = available
+                .replies
+                .iter()
+                .map(|reply| {
+                    json!({
+                        "node": reply.node.to_string(), "fallback": reply.fallback, "answered": reply.answered,
+                        "fsynced": reply.fsynced, "knows": reply.knows,
+                    })
+                })
+                .collect();
+            json!({
+                "n": available.n, "r": available.r, "w": available.w, "strict": available.strict, "replies": replies,
+                "hints": available.hints, "repair": available.repair, "siblings": available.siblings,
+                "staleness_bound_ms": available.staleness_bound_ms,
+            })
+        }
+    };
+    json!({
+        "promised": receipt.promised.to_string(), "delivered": receipt.delivered().to_string(),
+        "epoch": receipt.epoch.0, "served_by": receipt.served_by.to_string(), "attempts": receipt.attempts,
+        "deduplicated": receipt.deduplicated, "degraded": receipt.degraded.iter().map(degradation).collect::<Vec<_>>(),
+        "evidence": evidence,
+    })
+}
+
+/// A receipt in one line, for `-v`.
+pub(crate) fn receipt_line(receipt: &Receipt, latency: std::time::Duration) -> String {
+    let evidence = match &receipt.evidence {
+        Evidence::Strong(strong) => {
+            format!(
+                "{}, term {}, index {} ({})",
+                strong.group,
+                strong.term,
+                strong.index,
+                read_path(strong.path)
+            )
+        }
+        Evidence::Available(available) => {
+            let names = |fallback| {
+                let nodes =
+                    available.replies.iter().filter(|reply| reply.answered && reply.fallback == fallback);
+                nodes.map(|reply| reply.node.to_string()).collect::<Vec<_>>().join(" ")
+            };
+            let fallbacks = names(true);
+            format!(
+                "N={} R={} W={}, primaries {}{}{}",
+                available.n,
+                available.r,
+                available.w,
+                names(false),
+                if fallbacks.is_empty() { String::new() } else { format!(", fallbacks {fallbacks}") },
+                if available.strict { "" } else { ", strict quorum NOT met" },
+            )
+        }
+    };
+    let degraded: Vec<&str> = receipt.degraded.iter().map(degradation).collect();
+    format!(
+        "served by {}   {}   {evidence}{}{}   {} attempt(s)   {:.1} ms",
+        receipt.served_by,
+        receipt.delivered(),
+        if degraded.is_empty() { String::new() } else { format!("   degraded: {}", degraded.join(", ")) },
+        if receipt.deduplicated { "   deduplicated" } else { "" },
+        receipt.attempts.max(1),
+        latency.as_secs_f64() * 1e3,
+    )
+}
+
+fn read_path(path: ReadPath) -> &'static str {
+    match path {
+        ReadPath::ReadIndex => "read_index",
+        ReadPath::Lease => "lease",
+        ReadPath::Stale => "stale",
+        ReadPath::Log => "log",
+    }
+}
+
+fn degradation(reason: &kv_types::Degradation) -> &'static str {
+    use kv_types::Degradation;
+    match reason {
+        Degradation::Fallback => "fallback",
+        Degradation::FallbackCoordinator => "fallback_coordinator",
+        Degradation::PrimarySilent => "primary_silent",
+        Degradation::Divergent => "divergent",
+        Degradation::Forwarded => "forwarded",
+    }
+}
+
+/// `n1 n2 n3`.
+pub(crate) fn nodes(ids: &[u64]) -> String {
+    ids.iter().map(|id| NodeId(*id).to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// A table without lines.
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// `14:02:15` of a wall time.
+pub(crate) fn time_of_day(wall_ms: u64) -> String {
+    let seconds = wall_ms / 1_000 % 86_400;
+    format!("{:02}:{:02}:{:02}", seconds / 3_600, seconds / 60 % 60, seconds % 60)
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// Standard base64 with padding (RFC 4648, section 4).
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let word =
+            chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = usize::try_from(word >> (18 - 6 * place) & 63).unwrap_or(0);
+            let digit = ALPHABET.get(digit).copied().unwrap_or(b'=');
+            text.push(char::from(if place <= chunk.len() { digit } else { b'=' }));
+        }
+    }
+    text
+}
+
+/// The bytes of a base64 text; `None` when it is none.
+pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut word, mut bits) = (0_u32, 0);
+    for digit in digits.bytes() {
+        let value = ALPHABET.iter().position(|known| *known == digit)?;
+        word = word << 6 | u32::try_from(value).ok()?;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push(u8::try_from(word >> bits & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_the_usual_one() {
+        for (bytes, text) in [
+            (&b""[..], ""),
+            (b"f", "Zg=="),
+            (b"fo", "Zm8="),
+            (b"foo", "Zm9v"),
+            (b"foobar", "Zm9vYmFy"),
+            (&[0xff, 0xfc], "//w="),
+        ] {
+            assert_eq!(base64(bytes), text);
+            assert_eq!(from_base64(text).as_deref(), Some(bytes));
+        }
+        for wrong in ["Z", "Zg=", "Z===", "Zm9v!", "=Zm9"] {
+            assert_eq!(from_base64(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn json_begins_with_its_version() {
+        assert_eq!(versioned(&json!({ "key": "a" })), r#"{"v":1,"key":"a"}"#);
+        assert_eq!(versioned(&json!({})), r#"{"v":1}"#);
+    }
+
+    #[test]
+    fn bytes_are_text_or_base64() {
+        let mut fields = Map::new();
+        put_bytes(&mut fields, "key", b"acc/1");
+        put_bytes(&mut fields, "value", &[0xff, 0]);
+        assert_eq!(Value::Object(fields), json!({ "key": "acc/1", "value_b64": "/wA=" }));
+    }
+
+    #[test]
+    fn terminals_never_get_control_characters() {
+        assert_eq!(readable("ü\n".as_bytes()), "ü\n");
+        assert_eq!(readable(b"\x1b[2J"), "\\x1b[2J");
+        assert_eq!(readable(&[0xff]), "\\xff");
+    }
+
+    #[test]
+    fn tables_are_plain_columns() {
+        let text = table(&["node", "state"], [vec!["n1".to_owned(), "up".to_owned()]]);
+        assert_eq!(text.lines().map(str::trim_end).collect::<Vec<_>>(), ["node  state", "n1    up"]);
+    }
+}

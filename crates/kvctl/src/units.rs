@@ -1,0 +1,93 @@
+//! Durations and sizes as people write them: always with a unit.
+
+use std::time::Duration;
+
+use kv_types::ReplicaCount;
+
+/// `5s`, `200ms`, `1m 30s`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration.is_zero() => Err("it must be longer than 0".into()),
+        Ok(duration) => Ok(duration),
+        Err(_) if text.parse::<f64>().is_ok() => {
+            Err(format!("it needs a unit, as in `{text}s` or `{text}ms`"))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// `100B`, `4KiB`, `1MiB`, `1MB`.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: usize =
+        number.parse().map_err(|_| "a size is a number with a unit, as in `100B` or `4KiB`")?;
+    let scale = match unit.trim() {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "" => return Err(format!("it needs a unit, as in `{text}B` or `{text}KiB`")),
+        other => return Err(format!("`{other}` is no unit; use B, KiB or MiB")),
+    };
+    number.checked_mul(scale).ok_or_else(|| "that is too large".into())
+}
+
+/// `1`, `quorum`, `all`.
+pub(crate) fn replica_count(text: &str) -> Result<ReplicaCount, String> {
+    match text {
+        "quorum" => Ok(ReplicaCount::Quorum),
+        "all" => Ok(ReplicaCount::All),
+        number => match number.parse() {
+            Ok(count) if count > 0 => Ok(ReplicaCount::Number(count)),
+            _ => Err("use a number from 1, `quorum` or `all`".into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_units() {
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
+        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        assert!(duration("5").unwrap_err().contains("`5s`"));
+        for wrong in ["", "s", "-1s", "0s", "5 parsecs"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_need_units() {
+        assert_eq!(size("100B"), Ok(100));
+        assert_eq!(size("4KiB"), Ok(4_096));
+        assert_eq!(size("1 MiB"), Ok(1 << 20));
+        assert_eq!(size("2kB"), Ok(2_000));
+        assert!(size("100").unwrap_err().contains("`100B`"));
+        for wrong in ["", "B", "-1B", "1GiBi", "99999999999999999999B", "18446744073709551615MiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn replica_counts_are_numbers_or_names() {
+        assert_eq!(replica_count("2"), Ok(ReplicaCount::Number(2)));
+        assert_eq!(replica_count("quorum"), Ok(ReplicaCount::Quorum));
+        assert_eq!(replica_count("all"), Ok(ReplicaCount::All));
+        for wrong in ["0", "-1", "some", "256"] {
+            assert!(replica_count(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn network_partitions_are_groups_divided_by_a_slash() {
+        use kv_types::NodeId;
+        let groups = kv_lab::parse_groups("n1,n2 / n3,n4,n5").unwrap();
+        assert_eq!(groups, [[1, 2].map(NodeId).to_vec(), [3, 4, 5].map(NodeId).to_vec()]);
+        assert!(kv_lab::parse_groups("n1,x / n2").is_err());
+    }
+}
