@@ -1,7 +1,13 @@
 //! What the minority of a strong namespace says while the network is cut, between real processes: writes that the old
 //! leader had taken are *unknown*, later ones are *not applied* at once, and nothing that was reported *not applied* is
 //! ever read, from any node, during the cut or after it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -97,7 +103,11 @@ async fn a_cut_leader_says_unknown_or_not_applied_and_never_lies() {
     sleep(Duration::from_secs(1)).await; // load before the cut, not a condition
     let cut_begun = Instant::now();
     let installed = lab.partition(&[minority.clone(), majority.clone()]).await.unwrap();
-    assert_eq!((installed.links, installed.as_expected), (12, installed.probes), "the cut is proven: {installed:?}");
+    assert_eq!(
+        (installed.links, installed.as_expected),
+        (12, installed.probes),
+        "the cut is proven: {installed:?}"
+    );
     let cut = Instant::now();
 
     let mut writes = Vec::new();
@@ -135,11 +145,16 @@ async fn a_cut_leader_says_unknown_or_not_applied_and_never_lies() {
     for write in &writes {
         if let Outcome::NotApplied(reason) = write.outcome {
             let read = reads.contains(&(write.key.clone(), write.value.clone()));
-            assert!(!read, "{} was reported not applied ({reason}) by {} and then read", write.value, write.node);
+            assert!(
+                !read,
+                "{} was reported not applied ({reason}) by {} and then read",
+                write.value, write.node
+            );
         }
     }
 
-    let late = |write: &&Write| write.begun > cut + ELECTION_TIMEOUT && write.begun < cut + Duration::from_secs(4);
+    let late =
+        |write: &&Write| write.begun > cut + ELECTION_TIMEOUT && write.begun < cut + Duration::from_secs(4);
     let mut refusals = Vec::new();
     for write in writes.iter().filter(|write| minority.contains(&write.node)).filter(late) {
         assert!(
@@ -151,12 +166,21 @@ async fn a_cut_leader_says_unknown_or_not_applied_and_never_lies() {
     }
     refusals.sort();
     assert!(refusals.len() > 20, "the minority was asked: {}", refusals.len());
-    println!("refused within {:?} (median), {:?} (worst)", refusals[refusals.len() / 2], refusals[refusals.len() - 1]);
-    assert!(refusals[refusals.len() * 9 / 10] < Duration::from_millis(50), "refusals are immediate: {refusals:?}");
+    println!(
+        "refused within {:?} (median), {:?} (worst)",
+        refusals[refusals.len() / 2],
+        refusals[refusals.len() - 1]
+    );
+    assert!(
+        refusals[refusals.len() * 9 / 10] < Duration::from_millis(50),
+        "refusals are immediate: {refusals:?}"
+    );
 
     let first = writes
         .iter()
-        .filter(|write| majority.contains(&write.node) && write.outcome == Outcome::Applied && write.begun > cut)
+        .filter(|write| {
+            majority.contains(&write.node) && write.outcome == Outcome::Applied && write.begun > cut
+        })
         .map(|write| write.begun + write.took - cut_begun)
         .min()
         .expect("the majority writes again");

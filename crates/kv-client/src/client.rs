@@ -27,6 +27,9 @@ pub struct ClientOptions {
     pub attempts: u32,
     /// Operations in flight; one more fails at once with `CLIENT_LIMIT`.
     pub max_in_flight: usize,
+    /// Begin with a random node, so that many clients spread over the cluster. Without it every client begins with the
+    /// first node that answers: for tools whose every run should show the same view.
+    pub spread: bool,
 }
 
 impl ClientOptions {
@@ -39,6 +42,7 @@ impl ClientOptions {
             write_timeout: WRITE_TIMEOUT,
             attempts: ATTEMPTS,
             max_in_flight: MAX_IN_FLIGHT,
+            spread: true,
         }
     }
 

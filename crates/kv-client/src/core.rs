@@ -60,7 +60,8 @@ impl Core {
         if options.pinned && options.endpoints.len() != 1 {
             return Err(invalid("a pinned client has exactly one endpoint"));
         }
-        let start = usize::try_from(env.entropy.next_u64() >> 33).unwrap_or(0);
+        let start =
+            if options.spread { usize::try_from(env.entropy.next_u64() >> 33).unwrap_or(0) } else { 0 };
         Ok(Self {
             pool: Pool::new(&env),
             policy: RetryPolicy::new(options.attempts),

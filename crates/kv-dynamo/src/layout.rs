@@ -81,7 +81,10 @@ impl Slice {
     }
 
     fn read(bytes: &mut &[u8]) -> Option<Self> {
-        Some(Self { ring: RingId(bytes.try_get_u32().ok()?), partition: RingPartition(bytes.try_get_u32().ok()?) })
+        Some(Self {
+            ring: RingId(bytes.try_get_u32().ok()?),
+            partition: RingPartition(bytes.try_get_u32().ok()?),
+        })
     }
 }
 

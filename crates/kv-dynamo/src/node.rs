@@ -15,8 +15,8 @@ use kv_types::catalogue::{Catalogue, Ring, token};
 use kv_types::causal::State;
 use kv_types::limits::MAX_DEADLINE;
 use kv_types::{
-    Epoch, Failure, Key, Namespace, NamespaceId, NodeId, Placement, Reason, ReplicaCount, Replication, RingId,
-    RingPartition,
+    Epoch, Failure, Key, Namespace, NamespaceId, NodeId, Placement, Reason, ReplicaCount, Replication,
+    RingId, RingPartition,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
@@ -83,7 +83,6 @@ pub(crate) struct Node {
     pub(crate) config: DynamoConfig,
     pub(crate) replica: Replica,
     pub(crate) peers: Peers,
-    pub(crate) env: Env,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) standing: Standing,
     pub(crate) room: Arc<Semaphore>,
@@ -120,14 +119,13 @@ impl Dynamo {
         env: Env,
         catalogue: watch::Receiver<Arc<Catalogue>>,
     ) -> Result<Self, Failure> {
-        let replica = Replica::open(storage, env.clone(), config.tier_lost, config.hint_bytes).await?;
+        let replica = Replica::open(storage, env, config.tier_lost, config.hint_bytes).await?;
         let standing = Standing::new(replica.is_whole());
         let node = Arc::new(Node {
             me: config.node_id,
             config,
             replica,
             peers,
-            env,
             catalogue,
             standing,
             room: Arc::new(Semaphore::new(limits::COORDINATED)),
@@ -189,24 +187,34 @@ impl Dynamo {
                 request_frame::Body::ReplicaRead(message) => {
                     dynamo.node.replica_read(request.about, message, deadline).await
                 }
-                request_frame::Body::PullPartition(message) => {
-                    dynamo.node.pull_partition(message, deadline).await.map(response_frame::Body::PullPartition)
-                }
+                request_frame::Body::PullPartition(message) => dynamo
+                    .node
+                    .pull_partition(message, deadline)
+                    .await
+                    .map(response_frame::Body::PullPartition),
                 request_frame::Body::Forward(message) => dynamo.forwarded(message, deadline).await,
-                _ => Err(Failure::new(Reason::InvalidRequest, "this message is not for available namespaces")),
+                _ => {
+                    Err(Failure::new(Reason::InvalidRequest, "this message is not for available namespaces"))
+                }
             }
         })
     }
 
-    async fn forwarded(&self, message: peer::Forward, deadline: Instant) -> Result<response_frame::Body, Failure> {
+    async fn forwarded(
+        &self,
+        message: peer::Forward,
+        deadline: Instant,
+    ) -> Result<response_frame::Body, Failure> {
         use kv_proto::peer::forward::Request;
         use kv_proto::peer::forward_reply::Response;
         let catalogue = self.node.catalogue();
         let named = |name: &str| {
-            catalogue
-                .namespace(name)
-                .cloned()
-                .ok_or_else(|| Failure::new(Reason::NamespaceUnknown, format!("{} knows no namespace `{name}`", self.node.me)))
+            catalogue.namespace(name).cloned().ok_or_else(|| {
+                Failure::new(
+                    Reason::NamespaceUnknown,
+                    format!("{} knows no namespace `{name}`", self.node.me),
+                )
+            })
         };
         let response = match message.request {
             Some(Request::Get(get)) => {
@@ -215,10 +223,15 @@ impl Dynamo {
             Some(Request::Put(put)) => {
                 Response::Put(self.put(&named(&put.namespace)?, put, deadline, Hop::Forwarded).await?)
             }
-            Some(Request::Delete(delete)) => {
-                Response::Delete(self.delete(&named(&delete.namespace)?, delete, deadline, Hop::Forwarded).await?)
+            Some(Request::Delete(delete)) => Response::Delete(
+                self.delete(&named(&delete.namespace)?, delete, deadline, Hop::Forwarded).await?,
+            ),
+            _ => {
+                return Err(Failure::new(
+                    Reason::ModeMismatch,
+                    "available namespaces offer get, put and delete",
+                ));
             }
-            _ => return Err(Failure::new(Reason::ModeMismatch, "available namespaces offer get, put and delete")),
         };
         Ok(response_frame::Body::Forward(peer::ForwardReply { response: Some(response) }))
     }
@@ -229,13 +242,19 @@ impl Dynamo {
         let node = &self.node;
         let catalogue = node.catalogue();
         let (ring, _) = ring_of(&catalogue, namespace)?;
-        let mut response =
-            admin::GetDigestResponse { hints_pending: self.hints_pending().values().sum(), ..Default::default() };
+        let mut response = admin::GetDigestResponse {
+            hints_pending: self.hints_pending().values().sum(),
+            ..Default::default()
+        };
         for slice in node.kept(ring) {
             let digest = node.replica.digest(slice, namespace.id)?;
             response.keys_with_siblings += digest.with_siblings;
             let partition = slice.partition.0;
-            response.partitions.push(admin::PartitionDigest { partition, digest: digest.digest, keys: digest.keys });
+            response.partitions.push(admin::PartitionDigest {
+                partition,
+                digest: digest.digest,
+                keys: digest.keys,
+            });
             // A long namespace must not hold up the others on this worker.
             tokio::task::yield_now().await;
         }
@@ -269,7 +288,9 @@ impl Dynamo {
     pub fn rebuilding_partitions(&self) -> u64 {
         let catalogue = self.node.catalogue();
         let kept = catalogue.rings.values().flat_map(|ring| self.node.kept(ring));
-        kept.filter(|slice| !self.node.standing.serves(*slice)).count() as u64
+        let behind = kept.filter(|slice| !self.node.standing.serves(*slice)).count() as u64;
+        // Before the catalogue arrives nobody can say how many: at least not none.
+        if self.node.standing.is_whole() { 0 } else { behind.max(1) }
     }
 
     /// Ends the background tasks. Requests under way end by their deadlines.
@@ -329,9 +350,10 @@ impl Node {
         node == self.me || self.peers.liveness(node).is_up()
     }
 
-    /// Whether this node keeps the key's ring partition and lacks nothing of it.
-    pub(crate) fn serves(&self, view: &View) -> bool {
-        view.primaries.contains(&self.me) && self.standing.serves(view.place.slice)
+    /// Whether this node keeps the key's ring partition and can tell old requests for it from new ones. A node that still
+    /// pulls cannot: the request may be one that its lost directory took.
+    pub(crate) fn may_coordinate(&self, view: &View) -> bool {
+        view.primaries.contains(&self.me) && self.standing.is_whole()
     }
 
     /// Whom a request may use, as this node sees the others now; `avoid` did not answer lately.
@@ -340,7 +362,12 @@ impl Node {
         Plan {
             me: self.me,
             primaries: view.primaries.iter().map(|node| (*node, worth(*node))).collect(),
-            fallbacks: view.fallbacks.iter().copied().filter(|node| *node != self.me && worth(*node)).collect(),
+            fallbacks: view
+                .fallbacks
+                .iter()
+                .copied()
+                .filter(|node| *node != self.me && worth(*node))
+                .collect(),
             needed: usize::from(needed),
             strict,
             patience: self.config.patience,
@@ -366,7 +393,8 @@ impl Node {
         let catalogue = self.catalogue();
         let slice = Slice { ring: RingId(ring), partition: RingPartition(partition) };
         let wrong_epoch = |known: Epoch| {
-            let message = format!("{} knows the ring of this key by {known}, not by {}", self.me, about.epoch);
+            let message =
+                format!("{} knows the ring of this key by {known}, not by {}", self.me, about.epoch);
             Failure::new(Reason::WrongEpoch, message).with("epoch", known.0)
         };
         let known = catalogue.rings.get(&slice.ring).ok_or_else(|| wrong_epoch(Epoch(0)))?;
@@ -375,7 +403,10 @@ impl Node {
         }
         let key = Key::new(key)?;
         if known.partition_of(token(about.namespace, key.as_bytes())) != slice.partition {
-            return Err(Failure::new(Reason::InvalidRequest, "the key does not belong to that ring partition"));
+            return Err(Failure::new(
+                Reason::InvalidRequest,
+                "the key does not belong to that ring partition",
+            ));
         }
         let place = Place { slice, namespace: about.namespace, key: key.as_bytes().clone() };
         Ok((place, known.primaries(slice.partition).to_vec()))
@@ -388,12 +419,15 @@ impl Node {
         deadline: Instant,
     ) -> Result<response_frame::Body, Failure> {
         let (place, primaries) = self.addressed(about, message.ring, message.partition, message.key)?;
-        let state =
-            State::decode(message.record).map_err(|error| Failure::new(Reason::InvalidRequest, error.to_string()))?;
+        let state = State::decode(message.record)
+            .map_err(|error| Failure::new(Reason::InvalidRequest, error.to_string()))?;
         let bulk = about.epoch == Epoch(0);
         let keeper = if message.hint_for == 0 { self.me } else { NodeId(message.hint_for) };
         if !primaries.contains(&keeper) {
-            return Err(Failure::new(Reason::WrongNode, format!("{keeper} does not keep {}", place.slice.partition)));
+            return Err(Failure::new(
+                Reason::WrongNode,
+                format!("{keeper} does not keep {}", place.slice.partition),
+            ));
         }
         let position = if message.hint_for == 0 || keeper == self.me {
             self.replica.apply(&place, &state, bulk)?
@@ -417,7 +451,8 @@ impl Node {
         } else if self.standing.serves(place.slice) {
             self.replica.read(&place)?
         } else {
-            let message = format!("{} is rebuilding {} and does not know it yet", self.me, place.slice.partition);
+            let message =
+                format!("{} is rebuilding {} and does not know it yet", self.me, place.slice.partition);
             return Err(Failure::new(Reason::NotReady, message));
         };
         self.durable_by(copy.position, deadline).await?;

@@ -131,7 +131,8 @@ impl WriteCoordinator {
     /// sloppy writes.
     pub(crate) fn new(plan: Plan) -> Result<Self, NotMet> {
         plan.check(plan.i_am_primary() || !plan.strict)?;
-        let slots = plan.primaries.iter().map(|(primary, _)| Slot { primary: *primary, settled: false }).collect();
+        let slots =
+            plan.primaries.iter().map(|(primary, _)| Slot { primary: *primary, settled: false }).collect();
         let fallbacks = if plan.strict { VecDeque::new() } else { plan.fallbacks.iter().copied().collect() };
         Ok(Self { slots, asked: Vec::new(), fallbacks, answered: false, plan })
     }
@@ -292,7 +293,11 @@ impl WriteCoordinator {
             return;
         }
         let done = self.acknowledged();
-        let open = self.asked.iter().filter(|asked| !matches!(asked.state, Wait::Over) && self.counts(asked)).count();
+        let open = self
+            .asked
+            .iter()
+            .filter(|asked| !matches!(asked.state, Wait::Over) && self.counts(asked))
+            .count();
         if done >= self.plan.needed {
             self.answered = true;
             actions.push(WriteAction::Done);
@@ -341,7 +346,8 @@ impl ReadCoordinator {
             candidates.rotate_left(local);
         }
         if !plan.strict {
-            let absent = plan.primaries.iter().filter(|(node, up)| !usable(*node, *up)).map(|(node, _)| *node);
+            let absent =
+                plan.primaries.iter().filter(|(node, up)| !usable(*node, *up)).map(|(node, _)| *node);
             let replaced = absent.chain(plan.primaries.iter().map(|(node, _)| *node));
             let me = Some(plan.me).filter(|_| me_counts && !plan.i_am_primary());
             let fallbacks = me.into_iter().chain(plan.fallbacks.iter().copied());

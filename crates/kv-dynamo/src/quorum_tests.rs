@@ -74,7 +74,9 @@ fn write(plan: Plan, fate: impl Fn(NodeId) -> Fate) -> Result<Outcome, NotMet> {
                         Fate::Suspected => actions.extend(quorum.on_suspect(to, now)),
                     }
                 }
-                WriteAction::HintHere { target } => assert!(outcome.hinted_here.insert(target), "one hint is enough"),
+                WriteAction::HintHere { target } => {
+                    assert!(outcome.hinted_here.insert(target), "one hint is enough")
+                }
                 WriteAction::Done => {
                     assert!(!outcome.done && !outcome.impossible);
                     let counted = outcome.acked.iter().filter(|a| !strict || primaries.contains(a)).count();
@@ -143,7 +145,8 @@ fn check_write(n: u64, me: u64, needed: usize, strict: bool, all: &[Fate]) {
         assert!(safe, "{primary} is forgotten: {outcome:?}");
     }
     // If enough nodes would acknowledge, the write is done.
-    let willing = (1..=n).filter(|id| *id == me || matches!(fate(node(*id)), Fate::Acks | Fate::AcksLate)).count();
+    let willing =
+        (1..=n).filter(|id| *id == me || matches!(fate(node(*id)), Fate::Acks | Fate::AcksLate)).count();
     if willing >= needed && i_am_primary {
         assert!(outcome.done, "{all:?}");
     }
@@ -173,11 +176,23 @@ fn every_fate_of_every_node() {
 #[test]
 fn what_cannot_be_met_is_refused_before_anything_is_sent() {
     let alone = |id| id == 1;
-    assert_eq!(WriteCoordinator::new(plan(3, 1, 2, true, alone)).err(), Some(NotMet { needed: 2, reached: 1 }));
-    assert_eq!(WriteCoordinator::new(plan(3, 1, 2, false, alone)).err(), Some(NotMet { needed: 2, reached: 1 }));
+    assert_eq!(
+        WriteCoordinator::new(plan(3, 1, 2, true, alone)).err(),
+        Some(NotMet { needed: 2, reached: 1 })
+    );
+    assert_eq!(
+        WriteCoordinator::new(plan(3, 1, 2, false, alone)).err(),
+        Some(NotMet { needed: 2, reached: 1 })
+    );
     assert!(WriteCoordinator::new(plan(3, 1, 2, false, |id| id == 1 || id == 11)).is_ok());
-    assert!(WriteCoordinator::new(plan(3, 1, 2, true, |id| id == 1 || id == 11)).is_err(), "strict: no fallbacks");
-    assert!(WriteCoordinator::new(plan(3, 11, 1, true, |_| false)).is_err(), "a fallback does not count when strict");
+    assert!(
+        WriteCoordinator::new(plan(3, 1, 2, true, |id| id == 1 || id == 11)).is_err(),
+        "strict: no fallbacks"
+    );
+    assert!(
+        WriteCoordinator::new(plan(3, 11, 1, true, |_| false)).is_err(),
+        "a fallback does not count when strict"
+    );
     assert!(ReadCoordinator::new(plan(3, 1, 1, true, |_| false), false).is_err());
     assert!(ReadCoordinator::new(plan(3, 1, 1, true, |_| false), true).is_ok());
 }
@@ -214,8 +229,10 @@ fn reads_ask_r_and_replace_who_is_silent() {
     for needed in 1..=3usize {
         for all in fates(6) {
             for (me, me_counts) in [(1, true), (1, false), (11, true), (20, false)] {
-                let fate = |node: NodeId| all[(if node.0 > 10 { node.0 - 11 + 3 } else { node.0 - 1 }) as usize];
-                let mut quorum = ReadCoordinator::new(plan(3, me, needed, false, |_| true), me_counts).unwrap();
+                let fate =
+                    |node: NodeId| all[(if node.0 > 10 { node.0 - 11 + 3 } else { node.0 - 1 }) as usize];
+                let mut quorum =
+                    ReadCoordinator::new(plan(3, me, needed, false, |_| true), me_counts).unwrap();
                 let (mut now, mut answers, mut end) = (Duration::ZERO, BTreeSet::new(), None);
                 let mut actions: VecDeque<ReadAction> = quorum.begin(now).into();
                 assert!(actions.len() == needed);

@@ -10,9 +10,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Address, Lane};
 use kv_proto::peer::{request_frame, response_frame};
 use kv_proto::{client_id_bytes, peer, v1};
-use kv_types::causal::{State, encode_context_token};
+use kv_types::causal::{Context, State, encode_context_token};
 use kv_types::{
-    AvailableEvidence, Degradation, Epoch, Evidence, Failure, Key, Namespace, NodeId, Reason, Receipt, ReplicaReply,
+    AvailableEvidence, Degradation, Epoch, Evidence, Failure, Key, Namespace, NodeId, Reason, Receipt,
+    ReplicaReply,
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -40,7 +41,10 @@ impl Node {
         let view = self.view(namespace, Key::new(request.key.clone())?)?;
         let r = count(request.read_replicas.as_ref(), view.replication.r, view.replication.n)?;
         let strict = request.strict || !view.replication.sloppy;
-        let busy = |_| Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may").retry_after_ms(50);
+        let busy = |_| {
+            Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may")
+                .retry_after_ms(50)
+        };
         let _room = self.room.try_acquire().map_err(busy)?;
         let i_count = if view.primaries.contains(&self.me) {
             self.standing.serves(view.place.slice)
@@ -110,7 +114,10 @@ impl Node {
                     }
                     ReadAction::Done => return Ok(heard),
                     ReadAction::Impossible => {
-                        return Err(not_met(NotMet { needed: usize::from(r), reached: quorum.answers() }, false));
+                        return Err(not_met(
+                            NotMet { needed: usize::from(r), reached: quorum.answers() },
+                            false,
+                        ));
                     }
                 }
             }
@@ -137,14 +144,20 @@ impl Node {
         }
     }
 
-    fn ask(self: &Arc<Self>, view: &View, node: NodeId, deadline: Instant) -> BoxFuture<'static, Option<Heard>> {
+    fn ask(
+        self: &Arc<Self>,
+        view: &View,
+        node: NodeId,
+        deadline: Instant,
+    ) -> BoxFuture<'static, Option<Heard>> {
         let me = Arc::clone(self);
         let (place, address, primaries) = (view.place.clone(), view.address(), view.primaries.clone());
         Box::pin(async move {
             if node == me.me {
                 let primary = primaries.contains(&node);
                 let copy =
-                    if primary { me.replica.read(&place) } else { me.replica.read_hints(&place, &primaries) }.ok()?;
+                    if primary { me.replica.read(&place) } else { me.replica.read_hints(&place, &primaries) }
+                        .ok()?;
                 me.durable_by(copy.position, deadline).await.ok()?;
                 return Some(Heard { node, primary, known: copy.known, state: copy.state });
             }
@@ -156,12 +169,24 @@ impl Node {
             let body = request_frame::Body::ReplicaRead(message);
             match me.peers.call(node, Lane::Data, address, body, deadline).await.ok()? {
                 response_frame::Body::ReplicaRead(reply) => {
-                    let state = if reply.knows { State::decode(reply.record).ok()? } else { State::default() };
+                    let state =
+                        if reply.knows { State::decode(reply.record).ok()? } else { State::default() };
                     Some(Heard { node, primary: reply.primary, known: reply.knows, state })
                 }
                 _ => None,
             }
         })
+    }
+
+    /// The present context of a key at a node, if it answers in time.
+    pub(crate) async fn observe(
+        self: &Arc<Self>,
+        node: NodeId,
+        view: &View,
+        deadline: Instant,
+    ) -> Option<Context> {
+        let until = deadline.min(Instant::now() + self.config.patience);
+        Some(self.ask(view, node, until).await?.state.record.context)
     }
 
     /// Gives the primaries that answered what they lacked; false when nobody lacked anything, or too much is repaired

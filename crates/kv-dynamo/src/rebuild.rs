@@ -10,12 +10,13 @@
 //!   from N-W+1 of the other primaries that are whole themselves, so that every set of W is met, or from all of them,
 //!   whole or not: then there is nobody left to ask.
 //!
-//! Until a ring partition is pulled this node neither coordinates for it nor answers reads of it; it takes writes and
-//! hints.
+//! Until a ring partition is pulled this node does not answer reads of it, and until all of them are it coordinates no write:
+//! it could not tell a resent request from a new one. It takes writes and hints.
 //!
 //! The survey travels as a pull of ring 0, which does not exist; its answer stands where the node clock would.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,11 +38,22 @@ use crate::node::{Node, stopped};
 #[derive(Debug)]
 pub(crate) struct Standing {
     inner: Mutex<(bool, BTreeSet<Slice>)>,
+    /// A source had something: this directory may have had it too, once.
+    found: AtomicBool,
 }
 
 impl Standing {
     pub(crate) fn new(whole: bool) -> Self {
-        Self { inner: Mutex::new((whole, BTreeSet::new())) }
+        Self { inner: Mutex::new((whole, BTreeSet::new())), found: AtomicBool::new(false) }
+    }
+
+    /// Whether this node lacks nothing of any ring.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn found_data(&self) -> bool {
+        self.found.load(Ordering::Relaxed)
     }
 
     /// Whether the ring partition lacks nothing here.
@@ -120,7 +132,13 @@ pub(crate) async fn establish(node: Arc<Node>) {
             () = stopped(&mut stop) => return,
             attempted = attempt(&node) => match attempted {
                 Ok(Some(pulled)) => match node.replica.set_whole(pulled).await {
-                    Ok(()) => {
+                    Ok(proves_from) => {
+                        // Until then even a new request looks like one that the lost directory may have taken.
+                        tokio::select! {
+                            biased;
+                            () = stopped(&mut stop) => return,
+                            () = sleep(proves_from) => {}
+                        }
                         node.standing.change(|inner| inner.0 = true);
                         tracing::info!(pulled, "this node lacks nothing and serves what it keeps");
                         return;
@@ -153,7 +171,8 @@ async fn attempt(node: &Arc<Node>) -> Result<Option<bool>, Failure> {
         Verdict::Unknown => Ok(None),
         Verdict::New => Ok(Some(false)),
         Verdict::Pull(epoch) if catalogue.epoch < epoch => Ok(None),
-        Verdict::Pull(_) => Ok(pull_all(node, &catalogue).await?.then_some(true)),
+        // What others never had, this node cannot have lost: a pull that found nothing leaves nothing to doubt.
+        Verdict::Pull(_) => Ok(pull_all(node, &catalogue).await?.then(|| node.standing.found_data())),
     }
 }
 
@@ -203,7 +222,12 @@ fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
 }
 
 /// Pulls a ring partition from everybody who can be reached; whether that was enough.
-async fn pull_slice(node: &Arc<Node>, slice: Slice, others: &[NodeId], needed: usize) -> Result<bool, Failure> {
+async fn pull_slice(
+    node: &Arc<Node>,
+    slice: Slice,
+    others: &[NodeId],
+    needed: usize,
+) -> Result<bool, Failure> {
     let mut answers: BTreeMap<NodeId, bool> = BTreeMap::new();
     for source in others {
         match pull_from(node, slice, *source).await {
@@ -235,7 +259,11 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
             response_frame::Body::PullPartition(page) => page,
             _ => return Err(Failure::new(Reason::Internal, format!("{source} answered something else"))),
         };
-        let invalid = |error: kv_types::causal::CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
+        let invalid =
+            |error: kv_types::causal::CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
+        if !page.records.is_empty() {
+            node.standing.found.store(true, Ordering::Relaxed);
+        }
         for pulled in page.records {
             let state = State::decode(pulled.record).map_err(invalid)?;
             let place = Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key };
@@ -249,6 +277,9 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
             return Ok(false);
         }
         let clock = NodeClock::decode(page.node_clock).map_err(invalid)?;
+        if !clock.is_empty() {
+            node.standing.found.store(true, Ordering::Relaxed);
+        }
         // One log, one order: when the clock is durable, so is every record before it.
         node.replica.durable(node.replica.adopt(slice, &clock)?).await?;
         return Ok(true);
@@ -282,26 +313,39 @@ impl Node {
             return Ok(peer::PullPartitionReply { node_clock, ..Default::default() });
         }
         let slice = Slice { ring: RingId(message.ring), partition: RingPartition(message.partition) };
-        let primaries = catalogue.rings.get(&slice.ring).map_or(&[][..], |ring| ring.primaries(slice.partition));
+        let primaries =
+            catalogue.rings.get(&slice.ring).map_or(&[][..], |ring| ring.primaries(slice.partition));
         if !primaries.contains(&self.me) {
-            return Err(Failure::new(Reason::WrongNode, format!("{} does not keep {}", self.me, slice.partition)));
+            return Err(Failure::new(
+                Reason::WrongNode,
+                format!("{} does not keep {}", self.me, slice.partition),
+            ));
         }
         // The clock of the beginning travels along in the place to resume from.
         let (clock, position, after) = if message.after.is_empty() {
             let (clock, position) = self.replica.clock(slice)?;
-            (if self.standing.serves(slice) { clock.encode() } else { Bytes::new() }, Some(position), Bytes::new())
+            (
+                if self.standing.serves(slice) { clock.encode() } else { Bytes::new() },
+                Some(position),
+                Bytes::new(),
+            )
         } else {
             let (clock, after) = read_resume(message.after)
                 .filter(|(_, after)| after.starts_with(&slice.prefix()))
                 .ok_or_else(|| Failure::new(Reason::InvalidRequest, "this is no place to resume from"))?;
             (clock, None, after)
         };
-        let page = self.replica.page(slice, &after, message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize)?;
+        let page =
+            self.replica.page(slice, &after, message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize)?;
         self.durable_by(position.unwrap_or_default().max(page.position), deadline).await?;
         let records = page.records.into_iter();
         let mut reply = peer::PullPartitionReply {
             records: records
-                .map(|(place, record)| peer::PulledRecord { namespace_id: place.namespace.0, key: place.key, record })
+                .map(|(place, record)| peer::PulledRecord {
+                    namespace_id: place.namespace.0,
+                    key: place.key,
+                    record,
+                })
                 .collect(),
             ..Default::default()
         };

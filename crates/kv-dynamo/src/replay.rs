@@ -144,12 +144,14 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
     let (namespace, body) = replica_write(&due.place, state.encode(), None);
     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
     match node.peers.call(target, Lane::Bulk, about, body, deadline).await {
-        Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => match node.replica.forget(target, due) {
-            Ok(true) => Fate::Delivered,
-            // It grew meanwhile, or could not be removed now: the next round sends it again.
-            Ok(false) => Fate::Delivered,
-            Err(_) => Fate::Refused,
-        },
+        Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => {
+            match node.replica.forget(target, due) {
+                Ok(true) => Fate::Delivered,
+                // It grew meanwhile, or could not be removed now: the next round sends it again.
+                Ok(false) => Fate::Delivered,
+                Err(_) => Fate::Refused,
+            }
+        }
         Ok(_) | Err(PeerError::Refused(_)) => Fate::Refused,
         Err(_) => Fate::Unreachable,
     }

@@ -10,19 +10,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_env::Env;
 use kv_storage::{Batch, Position, Storage, StorageError};
 use kv_types::catalogue::token;
 use kv_types::causal::{Context, Dot, Hlc, Minter, NodeClock, RECENT_WRITES, Sibling, State, Write};
-use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
+use kv_types::limits::{MAX_CLOCK_SKEW, MAX_SIBLINGS, REQUEST_WINDOW};
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::Notify;
 
 use crate::layout::{
-    CLOCKS, CONFLICTS, HINTS, Hint, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE,
-    of_request_time_key, prefix_end,
+    CLOCKS, CONFLICTS, HINTS, Hint, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken,
+    WHOLE, of_request_time_key, prefix_end,
 };
 use crate::limits;
 
@@ -153,13 +154,19 @@ fn corrupt(what: &str) -> Failure {
 impl Replica {
     /// Opens what the directory holds. A fresh or damaged directory gets a new incarnation: a dot must never be minted
     /// twice, and what was lost must not be taken for what never was.
-    pub(crate) async fn open(storage: Storage, env: Env, tier_lost: bool, hint_bytes_max: u64) -> Result<Self, Failure> {
+    pub(crate) async fn open(
+        storage: Storage,
+        env: Env,
+        tier_lost: bool,
+        hint_bytes_max: u64,
+    ) -> Result<Self, Failure> {
         let known = storage.small_get(INCARNATION).filter(|_| !tier_lost);
         let incarnation = match known.and_then(|bytes| <[u8; 8]>::try_from(bytes.as_ref()).ok()) {
             Some(bytes) => Incarnation(u64::from_be_bytes(bytes)),
             None => {
                 let incarnation = Incarnation(env.entropy.next_u64().max(1));
-                let mut batch = Batch::new().small_put(INCARNATION, incarnation.0.to_be_bytes()).small_delete(WHOLE);
+                let mut batch =
+                    Batch::new().small_put(INCARNATION, incarnation.0.to_be_bytes()).small_delete(WHOLE);
                 for (key, _) in storage.small_scan(b"dynamo/dot/") {
                     batch.push_small_delete(key);
                 }
@@ -188,14 +195,17 @@ impl Replica {
         };
         let mut from = Bytes::new();
         loop {
-            let rows = replica.storage.scan(HINTS, &from, None, limits::SCAN_ROWS).map_err(storage_failure)?;
+            let rows =
+                replica.storage.scan(HINTS, &from, None, limits::SCAN_ROWS).map_err(storage_failure)?;
             for (key, row) in &rows {
                 if let Some((target, _, _)) = Place::of_hint_key(key) {
                     replica.account(target, 1, (key.len() + row.value.len()) as i64);
                 }
             }
             match rows.last() {
-                Some((last, _)) if rows.len() == limits::SCAN_ROWS => from = [last.as_ref(), &[0]].concat().into(),
+                Some((last, _)) if rows.len() == limits::SCAN_ROWS => {
+                    from = [last.as_ref(), &[0]].concat().into()
+                }
                 _ => break,
             }
         }
@@ -217,17 +227,18 @@ impl Replica {
         self.whole_since().is_some()
     }
 
-    /// Writes down that this incarnation lacks nothing. `pulled`: others had to give it what it lacked.
-    pub(crate) async fn set_whole(&self, pulled: bool) -> Result<(), Failure> {
-        let skew = kv_types::limits::MAX_CLOCK_SKEW.as_millis() as u64;
-        let since = if pulled { self.env.clock.wall_ms().saturating_add(skew) } else { 0 };
+    /// Writes down that this incarnation lacks nothing. `pulled`: others had to give it what it lacked. Returns how long
+    /// requests that are issued now cannot yet be told from those that were taken before the loss.
+    pub(crate) async fn set_whole(&self, pulled: bool) -> Result<Duration, Failure> {
+        let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
+        let since = if pulled { self.env.clock.wall_ms().saturating_add(skew.as_millis() as u64) } else { 0 };
         let mut mark = BytesMut::new();
         mark.put_u64(self.incarnation.0);
         mark.put_u64(since);
         let position = self.storage.commit(Batch::new().small_put(WHOLE, mark)).map_err(storage_failure)?;
         self.durable(position).await?;
         *lock(&self.proves_since_ms) = since;
-        Ok(())
+        Ok(skew)
     }
 
     /// Waits until everything up to there is fsynced.
@@ -266,8 +277,10 @@ impl Replica {
 
     fn taken(&self, slice: Slice, request: RequestId) -> Result<Option<(Taken, Position)>, Failure> {
         let row = self.storage.get(REQUESTS, &slice.request_key(request)).map_err(storage_failure)?;
-        row.map(|row| Taken::decode(row.value).map(|taken| (taken, row.position)).ok_or_else(|| corrupt("the requests")))
-            .transpose()
+        row.map(|row| {
+            Taken::decode(row.value).map(|taken| (taken, row.position)).ok_or_else(|| corrupt("the requests"))
+        })
+        .transpose()
     }
 
     /// The stored copy of a key, of a node that keeps the ring partition.
@@ -324,7 +337,10 @@ impl Replica {
         self.admit(&partition, role, order)?;
         let supersedes = match &order.supersedes {
             Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
-                return Err(Failure::new(Reason::BadContext, "the causal context names writes that were never made"));
+                return Err(Failure::new(
+                    Reason::BadContext,
+                    "the causal context names writes that were never made",
+                ));
             }
             Supersedes::Seen(context) => context.clone(),
             Supersedes::Observed => before.state.record.context.clone(),
@@ -412,7 +428,8 @@ impl Replica {
         let window = REQUEST_WINDOW.as_millis() as u64;
         let issued = order.mutation.issued_at_ms;
         if issued.saturating_add(window) < now {
-            let message = "the request was issued too long ago to tell whether it was taken: read, then decide";
+            let message =
+                "the request was issued too long ago to tell whether it was taken: read, then decide";
             return Err(Failure::new(Reason::RequestExpired, message).with("window_ms", window));
         }
         if issued > now.saturating_add(window) {
@@ -420,7 +437,11 @@ impl Replica {
             return Err(Failure::new(Reason::RequestIdInvalid, message).with("window_ms", window));
         }
         if let Role::Fallback(targets) = role {
-            return if targets.is_empty() { Err(Failure::new(Reason::Internal, "nobody to stand in for")) } else { Ok(()) };
+            return if targets.is_empty() {
+                Err(Failure::new(Reason::Internal, "nobody to stand in for"))
+            } else {
+                Ok(())
+            };
         }
         if issued < *lock(&self.proves_since_ms) {
             let message = "this replica lost its disk after the request was issued and cannot tell whether it was taken";
@@ -436,13 +457,17 @@ impl Replica {
     fn check_size(&self, state: &State, order: &Order) -> Result<(), Failure> {
         let siblings = state.record.siblings.len();
         if order.value.is_some() && siblings > MAX_SIBLINGS {
-            let message = format!("the key would have {siblings} concurrent values: read it and write with its context");
+            let message = format!(
+                "the key would have {siblings} concurrent values: read it and write with its context"
+            );
             return Err(Failure::new(Reason::LimitSiblings, message).with("limit", MAX_SIBLINGS));
         }
         let bytes: usize = state.record.siblings.values().map(|sibling| sibling.value.len()).sum();
         if order.value.is_some() && siblings > 1 && bytes > limits::RECORD_BYTES {
             let message = format!("the concurrent values of the key would have {bytes} bytes together");
-            return Err(Failure::new(Reason::LimitSiblings, message).with("limit_bytes", limits::RECORD_BYTES));
+            return Err(
+                Failure::new(Reason::LimitSiblings, message).with("limit_bytes", limits::RECORD_BYTES)
+            );
         }
         Ok(())
     }
@@ -476,7 +501,11 @@ impl Replica {
         if before.known && new.is_empty() && state == before.state {
             return Ok(before.position);
         }
-        let mine = new.iter().filter(|(dot, _)| dot.incarnation == self.incarnation).map(|(dot, _)| dot.counter).max();
+        let mine = new
+            .iter()
+            .filter(|(dot, _)| dot.incarnation == self.incarnation)
+            .map(|(dot, _)| dot.counter)
+            .max();
         if let Some(counter) = mine.filter(|counter| *counter > partition.counter) {
             // Somebody has a write of mine that I do not remember: the directory was put back to an older state. Going on
             // after it is the least that must be done.
@@ -605,7 +634,13 @@ impl Replica {
         Ok(position)
     }
 
-    fn stage_hints(&self, place: &Place, targets: &[NodeId], hint: &Hint, batch: &mut Batch) -> Result<(), Failure> {
+    fn stage_hints(
+        &self,
+        place: &Place,
+        targets: &[NodeId],
+        hint: &Hint,
+        batch: &mut Batch,
+    ) -> Result<(), Failure> {
         let held: u64 = lock(&self.held).values().map(|held| held.bytes).sum();
         if held >= self.hint_bytes_max {
             let message = format!("this node holds {held} bytes of hints and takes no more");
@@ -613,8 +648,14 @@ impl Replica {
         }
         for target in targets {
             let rows = self.hint_rows(place, *target)?;
-            let number = rows.last().and_then(|(key, _, _)| Place::of_hint_key(key)).map_or(0, |(_, _, number)| number);
-            let open = rows.into_iter().next_back().filter(|(_, row, _)| row.state.writes.len() < limits::HINT_ROW_WRITES);
+            let number = rows
+                .last()
+                .and_then(|(key, _, _)| Place::of_hint_key(key))
+                .map_or(0, |(_, _, number)| number);
+            let open = rows
+                .into_iter()
+                .next_back()
+                .filter(|(_, row, _)| row.state.writes.len() < limits::HINT_ROW_WRITES);
             let (key, row, before) = match open {
                 Some((key, mut row, _)) => {
                     let before = key.len() + row.encode().len();
@@ -647,10 +688,18 @@ impl Replica {
     }
 
     /// The next hints for a target, after a row.
-    pub(crate) fn due(&self, target: NodeId, after: Option<&Bytes>, limit: usize) -> Result<Vec<Due>, Failure> {
+    pub(crate) fn due(
+        &self,
+        target: NodeId,
+        after: Option<&Bytes>,
+        limit: usize,
+    ) -> Result<Vec<Due>, Failure> {
         let prefix = target.0.to_be_bytes();
         let from = after.map_or_else(|| prefix.to_vec(), |row| [row.as_ref(), &[0]].concat());
-        let rows = self.storage.scan(HINTS, &from, prefix_end(&prefix).as_deref(), limit).map_err(storage_failure)?;
+        let rows = self
+            .storage
+            .scan(HINTS, &from, prefix_end(&prefix).as_deref(), limit)
+            .map_err(storage_failure)?;
         let due = rows.into_iter().filter_map(|(key, row)| {
             let (_, place, _) = Place::of_hint_key(&key)?;
             Some(Due { row: key, place, value: row.value })
@@ -691,7 +740,8 @@ impl Replica {
         let mut partition = lock(&partition);
         let (from, mut to) = (slice.prefix(), slice.prefix());
         to.put_u64(old);
-        let rows = self.storage.scan(REQUEST_TIMES, &from, Some(&to), limits::SWEEP.1).map_err(storage_failure)?;
+        let rows =
+            self.storage.scan(REQUEST_TIMES, &from, Some(&to), limits::SWEEP.1).map_err(storage_failure)?;
         if rows.is_empty() {
             return Ok(0);
         }
@@ -721,7 +771,8 @@ impl Replica {
         let from = if after.is_empty() { prefix.to_vec() } else { [after, &[0]].concat() };
         let to = prefix_end(&prefix);
         let mut page = Page { records: Vec::new(), position: Position::DURABLE, next: None };
-        let rows = self.storage.scan(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS).map_err(storage_failure)?;
+        let rows =
+            self.storage.scan(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS).map_err(storage_failure)?;
         let full = rows.len() == limits::SCAN_ROWS;
         let (mut bytes, mut last, mut cut) = (0, None, false);
         for (key, row) in rows {
@@ -767,7 +818,10 @@ impl Replica {
         let mut digest = SliceDigest::default();
         let mut from = prefix.to_vec();
         loop {
-            let rows = self.storage.scan(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS).map_err(storage_failure)?;
+            let rows = self
+                .storage
+                .scan(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS)
+                .map_err(storage_failure)?;
             for (key, row) in &rows {
                 let place = Place::of_record_key(key).ok_or_else(|| corrupt("the records"))?;
                 let state = State::decode(row.value.clone()).map_err(|error| corrupt(&error.to_string()))?;
@@ -785,7 +839,10 @@ impl Replica {
 
     /// How many keys have more than one value here.
     pub(crate) fn keys_with_siblings(&self) -> Result<u64, Failure> {
-        self.storage.scan(CONFLICTS, &[], None, usize::MAX).map(|rows| rows.len() as u64).map_err(storage_failure)
+        self.storage
+            .scan(CONFLICTS, &[], None, usize::MAX)
+            .map(|rows| rows.len() as u64)
+            .map_err(storage_failure)
     }
 }
 

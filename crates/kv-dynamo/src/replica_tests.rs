@@ -32,7 +32,7 @@ impl World {
     }
 
     async fn open(&self, tier_lost: bool, hint_bytes: u64) -> (Storage, Replica) {
-        let options = StorageOptions::memory("/data");
+        let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") };
         let (storage, _) =
             Storage::open(options, Arc::new(self.disk.clone()), Arc::new(self.tiers.clone())).unwrap();
         let env = Env { clock: self.clock.clone(), ..Env::real() };
@@ -74,7 +74,7 @@ fn reason<T: std::fmt::Debug>(result: Result<T, Failure>) -> Reason {
 async fn acknowledged_writes_survive_and_no_dot_is_used_twice() {
     let world = World::new(1);
     let mut dots = std::collections::BTreeSet::new();
-    let mut acknowledged = Vec::new();
+    let mut acknowledged: Vec<String> = Vec::new();
     for life in 0..6u64 {
         let (storage, replica) = world.open(false, 1 << 20).await;
         for key in &acknowledged {
@@ -83,7 +83,11 @@ async fn acknowledged_writes_survive_and_no_dot_is_used_twice() {
         for n in 0..20u64 {
             let key = format!("{life}-{n}");
             let minted = replica
-                .mint(&place(&key), Role::Primary, &order(life * 100 + n, &format!("v{key}"), Supersedes::Observed))
+                .mint(
+                    &place(&key),
+                    Role::Primary,
+                    &order(life * 100 + n, &format!("v{key}"), Supersedes::Observed),
+                )
                 .unwrap();
             // Half of them are acknowledged; a dot that left the node must never come again.
             if n % 2 == 0 {
@@ -105,7 +109,9 @@ async fn a_resend_is_recognized_and_another_body_refused() {
     let again = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
     assert!(!first.deduplicated && again.deduplicated);
     assert_eq!(again.position, first.position, "the proof must be durable before it is shown");
-    let other = |key: &str, value| reason(replica.mint(&place(key), Role::Primary, &order(1, value, Supersedes::Observed)));
+    let other = |key: &str, value| {
+        reason(replica.mint(&place(key), Role::Primary, &order(1, value, Supersedes::Observed)))
+    };
     assert_eq!(other("k", "b"), Reason::RequestIdReused);
     assert_eq!(other("l", "a"), Reason::RequestIdReused);
 
@@ -119,10 +125,12 @@ async fn a_resend_is_recognized_and_another_body_refused() {
     assert_eq!(values(&other.read(&place("k")).unwrap()), vec!["b"]);
 
     // Also after a power cut.
-    replica.durable(Position(u64::MAX >> 1).min(replica.read(&place("k")).unwrap().position)).await.unwrap();
+    replica.durable(replica.read(&place("k")).unwrap().position).await.unwrap();
     world.cut(&storage);
     let (_, replica) = world.open(false, 1 << 20).await;
-    assert!(replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap().deduplicated);
+    assert!(
+        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap().deduplicated
+    );
 }
 
 #[tokio::test]
@@ -135,22 +143,32 @@ async fn old_requests_are_refused_then_forgotten() {
     at(window);
     replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Observed)).unwrap();
     at(window + 1);
-    assert_eq!(reason(replica.mint(&place("k"), Role::Primary, &order(3, "c", Supersedes::Observed))), Reason::RequestExpired);
-    assert!(replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap().deduplicated);
+    assert_eq!(
+        reason(replica.mint(&place("k"), Role::Primary, &order(3, "c", Supersedes::Observed))),
+        Reason::RequestExpired
+    );
+    assert!(
+        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap().deduplicated
+    );
     let mut future = order(4, "d", Supersedes::Observed);
     future.mutation.issued_at_ms = NOW + 3 * window;
     assert_eq!(reason(replica.mint(&place("k"), Role::Primary, &future)), Reason::RequestIdInvalid);
     assert_eq!(replica.sweep(place("k").slice).unwrap(), 0);
     at(2 * window + 1);
     assert_eq!(replica.sweep(place("k").slice).unwrap(), 2);
-    assert_eq!(reason(replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed))), Reason::RequestExpired);
+    assert_eq!(
+        reason(replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed))),
+        Reason::RequestExpired
+    );
 }
 
 #[tokio::test]
 async fn what_a_write_supersedes_is_what_it_says() {
     let world = World::new(5);
     let (_, replica) = world.open(false, 1 << 20).await;
-    let put = |seq, value, supersedes| replica.mint(&place("k"), Role::Primary, &order(seq, value, supersedes)).unwrap();
+    let put = |seq, value, supersedes| {
+        replica.mint(&place("k"), Role::Primary, &order(seq, value, supersedes)).unwrap()
+    };
     put(1, "a", Supersedes::Observed);
     let seen = replica.read(&place("k")).unwrap().state.record.context;
     put(2, "b", Supersedes::Nothing);
@@ -166,7 +184,10 @@ async fn what_a_write_supersedes_is_what_it_says() {
     assert_eq!(replica.keys_with_siblings().unwrap(), 0);
     let mut forged = Context::new();
     forged.claim_through(Dot { incarnation: replica.incarnation, counter: 1_000 });
-    assert_eq!(reason(replica.mint(&place("k"), Role::Primary, &order(6, "f", Supersedes::Seen(forged)))), Reason::BadContext);
+    assert_eq!(
+        reason(replica.mint(&place("k"), Role::Primary, &order(6, "f", Supersedes::Seen(forged)))),
+        Reason::BadContext
+    );
 }
 
 #[tokio::test]
@@ -192,15 +213,20 @@ async fn hints_stay_until_they_are_delivered_unchanged() {
     let (storage, fallback) = world.open(false, 1 << 20).await;
     let (_, primary) = target.open(false, 1 << 20).await;
     let targets = [NodeId(1), NodeId(2)];
-    let minted = fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap();
+    let minted =
+        fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap();
     fallback.durable(minted.position).await.unwrap();
     world.cut(&storage);
 
     let (_, fallback) = world.open(false, 1 << 20).await;
-    assert_eq!(fallback.hints_pending().into_iter().collect::<Vec<_>>(), vec![(NodeId(1), 1), (NodeId(2), 1)]);
+    assert_eq!(
+        fallback.hints_pending().into_iter().collect::<Vec<_>>(),
+        vec![(NodeId(1), 1), (NodeId(2), 1)]
+    );
     assert_eq!(values(&fallback.read_hints(&place("k"), &targets).unwrap()), vec!["a"]);
     assert!(!fallback.read_hints(&place("other"), &targets).unwrap().known);
-    let again = fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap();
+    let again =
+        fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap();
     assert!(again.deduplicated);
 
     let due = fallback.due(NodeId(1), None, 10).unwrap().remove(0);
@@ -222,7 +248,10 @@ async fn a_full_node_refuses_to_be_a_fallback() {
     let world = World::new(10);
     let (_, fallback) = world.open(false, 1).await;
     fallback.store_hint(&place("k"), NodeId(1), State::default(), true).unwrap();
-    assert_eq!(reason(fallback.store_hint(&place("l"), NodeId(1), State::default(), true)), Reason::LimitHints);
+    assert_eq!(
+        reason(fallback.store_hint(&place("l"), NodeId(1), State::default(), true)),
+        Reason::LimitHints
+    );
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use kv_proto::peer::{forward, forward_reply, request_frame, response_frame};
 use kv_proto::{peer, v1};
 use kv_types::causal::{Context, decode_context_token, encode_context_token};
 use kv_types::{
-    Applied, AvailableEvidence, Degradation, Evidence, Failure, Key, Mutation, Namespace, NodeId, Reason, Receipt,
-    ReplicaReply, Value,
+    Applied, AvailableEvidence, Degradation, Evidence, Failure, Key, Mutation, Namespace, NodeId, Reason,
+    Receipt, ReplicaReply, Value,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -83,20 +83,31 @@ impl Request {
             let message = "say what the write supersedes: the context of a read, what the replica observes, or nothing (blind)";
             Failure::new(Reason::ContextMissing, message)
         };
-        let (kind, supersedes) = match context.as_ref().and_then(|context| context.context.as_ref()).ok_or_else(missing)? {
-            v1::write_context::Context::Causal(token) => {
-                (0, Supersedes::Seen(decode_context_token(namespace.id, key, token)?))
-            }
-            v1::write_context::Context::Observed(true) => (1, Supersedes::Observed),
-            v1::write_context::Context::Blind(true) => (2, Supersedes::Nothing),
-            _ => return Err(missing()),
-        };
-        let mut body = crc32c::crc32c(&[kind, u8::from(value.is_some())]);
+        let supersedes =
+            match context.as_ref().and_then(|context| context.context.as_ref()).ok_or_else(missing)? {
+                v1::write_context::Context::Causal(token) => {
+                    Supersedes::Seen(decode_context_token(namespace.id, key, token)?)
+                }
+                v1::write_context::Context::Observed(true) => Supersedes::Observed,
+                v1::write_context::Context::Blind(true) => Supersedes::Nothing,
+                _ => return Err(missing()),
+            };
+        // Without the context: what is observed is settled on the way.
+        let mut body = crc32c::crc32c(&[u8::from(value.is_some())]);
         body = crc32c::crc32c_append(body, key);
         body = crc32c::crc32c_append(body, value.as_deref().unwrap_or_default());
         let w = count(replicas.as_ref(), view.replication.w, view.replication.n)?;
         let strict = strict || !view.replication.sloppy;
         Ok(Wanted { view, order: Order { mutation, body, value, supersedes }, w, strict })
+    }
+
+    /// States what the write supersedes.
+    fn supersede(&mut self, token: Bytes) {
+        let context = v1::WriteContext { context: Some(v1::write_context::Context::Causal(token)) };
+        match self {
+            Self::Put(put) => put.context = Some(context),
+            Self::Delete(delete) => delete.context = Some(context),
+        }
     }
 
     fn forward(&self) -> request_frame::Body {
@@ -132,12 +143,12 @@ impl Node {
         self: &Arc<Self>,
         namespace: &Namespace,
         request: &Request,
-        wanted: Wanted,
+        mut wanted: Wanted,
         deadline: Instant,
         hop: Hop,
     ) -> Result<Written, Failure> {
         let view = &wanted.view;
-        if self.serves(view) {
+        if self.may_coordinate(view) {
             return self.coordinate(namespace, wanted, &[], deadline).await;
         }
         let may_stand_in = !wanted.strict && view.fallbacks.contains(&self.me);
@@ -149,13 +160,18 @@ impl Node {
             return Err(Failure::new(Reason::NotReady, message));
         }
         let (mut tried, mut open) = (Vec::new(), false);
+        let mut request = request.clone();
         for primary in &view.primaries {
-            if *primary != self.me && self.is_up(*primary) {
-                match self.forward(*primary, view, request, deadline).await {
-                    Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
-                    Forwarded::Next { open: maybe } => open |= maybe,
-                }
-                tried.push(*primary);
+            if *primary == self.me || !self.is_up(*primary) {
+                continue;
+            }
+            tried.push(*primary);
+            if !self.settle(*primary, view, &mut wanted.order, &mut request, deadline).await {
+                continue;
+            }
+            match self.forward(*primary, view, &request, deadline).await {
+                Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
+                Forwarded::Next { open: maybe } => open |= maybe,
             }
         }
         if may_stand_in {
@@ -163,14 +179,35 @@ impl Node {
             return answer.map_err(|failure| open_if(open, failure));
         }
         for fallback in view.fallbacks.iter().filter(|_| !wanted.strict) {
-            if self.is_up(*fallback) {
-                match self.forward(*fallback, view, request, deadline).await {
+            if self.is_up(*fallback)
+                && self.settle(*fallback, view, &mut wanted.order, &mut request, deadline).await
+            {
+                match self.forward(*fallback, view, &request, deadline).await {
                     Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
                     Forwarded::Next { open: maybe } => open |= maybe,
                 }
             }
         }
         Err(not_met(NotMet { needed: usize::from(wanted.w), reached: 0 }, open))
+    }
+
+    /// A forward that is given up may still arrive, seconds later. What it supersedes is therefore settled before anything
+    /// is sent: both twins are the same write, and the late one drops nothing that came between. False if the node that
+    /// was asked did not answer.
+    async fn settle(
+        self: &Arc<Self>,
+        at: NodeId,
+        view: &View,
+        order: &mut Order,
+        request: &mut Request,
+        deadline: Instant,
+    ) -> bool {
+        if matches!(order.supersedes, Supersedes::Observed) {
+            let Some(seen) = self.observe(at, view, deadline).await else { return false };
+            request.supersede(encode_context_token(view.place.namespace, &view.place.key, &seen));
+            order.supersedes = Supersedes::Seen(seen);
+        }
+        true
     }
 
     /// Passes a request on to a node that can coordinate it.
@@ -195,8 +232,13 @@ impl Node {
                 Some(forward_reply::Response::Delete(delete)) => written(delete.context, delete.receipt),
                 _ => Err(Failure::new(Reason::Internal, format!("{to} answered something else"))),
             }),
-            Ok(_) => Forwarded::Answer(Err(Failure::new(Reason::Internal, format!("{to} answered something else")))),
-            Err(PeerError::Refused(failure)) if failure.applied == Applied::No && is_of_the_node(failure.reason) => {
+            Ok(_) => Forwarded::Answer(Err(Failure::new(
+                Reason::Internal,
+                format!("{to} answered something else"),
+            ))),
+            Err(PeerError::Refused(failure))
+                if failure.applied == Applied::No && is_of_the_node(failure.reason) =>
+            {
                 Forwarded::Next { open: false }
             }
             Err(PeerError::Refused(failure)) => Forwarded::Answer(Err(failure)),
@@ -212,10 +254,16 @@ impl Node {
         avoid: &[NodeId],
         deadline: Instant,
     ) -> Result<Written, Failure> {
-        let busy = |_| Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may").retry_after_ms(50);
+        let busy = |_| {
+            Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may")
+                .retry_after_ms(50)
+        };
         let room = Arc::clone(&self.room).try_acquire_owned().map_err(busy)?;
         if Instant::now() >= deadline {
-            return Err(Failure::new(Reason::DeadlineExpired, "the deadline passed before the write was begun"));
+            return Err(Failure::new(
+                Reason::DeadlineExpired,
+                "the deadline passed before the write was begun",
+            ));
         }
         let plan = self.plan(&wanted.view, wanted.w, wanted.strict, avoid);
         let quorum = WriteCoordinator::new(plan).map_err(|missing| not_met(missing, false))?;
@@ -274,7 +322,10 @@ fn written(context: Bytes, receipt: Option<v1::Receipt>) -> Result<Written, Fail
 pub(crate) fn not_met(missing: NotMet, sent: bool) -> Failure {
     let reason = if sent { Reason::PartialWrite } else { Reason::QuorumNotMet };
     let message = format!("{} nodes can be reached; {} are needed", missing.reached, missing.needed);
-    Failure::new(reason, message).with("reachable", missing.reached).with("required", missing.needed).retry_after_ms(100)
+    Failure::new(reason, message)
+        .with("reachable", missing.reached)
+        .with("required", missing.needed)
+        .retry_after_ms(100)
 }
 
 /// A write on its way to W nodes, and then to those who are left.
@@ -322,7 +373,8 @@ impl Spread {
                 match action {
                     WriteAction::Send { to, hint_for } => {
                         let (_, body) = replica_write(&self.wanted.view.place, record.clone(), hint_for);
-                        let (peers, about, deadline) = (self.node.peers.clone(), self.wanted.view.address(), self.deadline);
+                        let (peers, about, deadline) =
+                            (self.node.peers.clone(), self.wanted.view.address(), self.deadline);
                         calls.push(async move {
                             let reply = match peers.call(to, Lane::Data, about, body, deadline).await {
                                 Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Reply::Ok,
@@ -338,7 +390,10 @@ impl Spread {
                     }
                     WriteAction::Impossible => {
                         let reached = self.quorum.acknowledged();
-                        self.reply(Err(not_met(NotMet { needed: usize::from(self.wanted.w), reached }, true)));
+                        self.reply(Err(not_met(
+                            NotMet { needed: usize::from(self.wanted.w), reached },
+                            true,
+                        )));
                     }
                 }
             }
@@ -377,7 +432,9 @@ impl Spread {
         match self.node.replica.note_missing(place, target, minted.state.writes.clone()) {
             Ok(_) => self.notes += 1,
             // It did not count; the target is left to read repair and anti-entropy.
-            Err(failure) => tracing::warn!(%target, %failure, "a primary that missed a write could not be noted"),
+            Err(failure) => {
+                tracing::warn!(%target, %failure, "a primary that missed a write could not be noted")
+            }
         }
     }
 

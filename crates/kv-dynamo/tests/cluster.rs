@@ -21,11 +21,13 @@ use kv_env::{Connection, Env, Listener, Network, TcpNetwork};
 use kv_peer::{PeerConfig, PeerHandler, PeerRequest, Peers};
 use kv_proto::peer::response_frame;
 use kv_proto::{client_id_bytes, v1};
-use kv_storage::Storage;
+use kv_storage::disk::MemDisk;
+use kv_storage::tier::MemTiers;
+use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::{Catalogue, Member, Ring};
 use kv_types::{
-    Applied, ClientId, ClusterId, Epoch, Failure, Namespace, NamespaceId, NamespaceName, NamespaceSpec, NodeId,
-    Placement, Reason, Replication, RingId,
+    Applied, ClientId, ClusterId, Epoch, Failure, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
+    NodeId, Placement, Reason, Replication, RingId,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -64,7 +66,9 @@ impl Network for CutNetwork {
             tokio::spawn(async move {
                 let mut buffer = vec![0; 16 << 10];
                 while let Ok(n @ 1..) = far_read.read(&mut buffer).await {
-                    if up.wait_for(|sides| open(sides, me, to)).await.is_err() || write.write_all(&buffer[..n]).await.is_err() {
+                    if up.wait_for(|sides| open(sides, me, to)).await.is_err()
+                        || write.write_all(&buffer[..n]).await.is_err()
+                    {
                         break;
                     }
                 }
@@ -127,7 +131,8 @@ impl Cluster {
         let assignment = Ring::assign(3, 16, &members);
         let ring = Ring { id: RingId(1), n: 3, assignment, epoch: Epoch(1) };
         let rings = BTreeMap::from([(RingId(1), ring)]);
-        let catalogue = Catalogue { cluster_id: CLUSTER, epoch: Epoch(1), members, rings, ..Catalogue::default() };
+        let catalogue =
+            Catalogue { cluster_id: CLUSTER, epoch: Epoch(1), members, rings, ..Catalogue::default() };
         let replication = Replication { n: 3, r: 2, w: 2, sloppy: true };
         let spec = NamespaceSpec::available(NamespaceName::new("cart").unwrap(), replication);
         let namespace = Namespace {
@@ -148,26 +153,36 @@ impl Cluster {
         for (id, listener) in (1..).map(NodeId).zip(listeners) {
             cluster.start_node(id, listener).await;
         }
-        cluster.until("a new cluster serves without a pull", |c| c.nodes.values().all(|n| n.dynamo.rebuilding_partitions() == 0)).await;
+        cluster
+            .until("a new cluster serves without a pull", |c| {
+                c.nodes.values().all(|n| n.dynamo.rebuilding_partitions() == 0)
+            })
+            .await;
         cluster.catalogue.send_modify(|catalogue| {
             let mut next = Catalogue::clone(catalogue);
             next.epoch = Epoch(2);
             next.namespaces.insert(cluster.namespace.id, cluster.namespace.clone());
             *catalogue = Arc::new(next);
         });
-        cluster.until("everybody is up", |c| {
-            c.nodes.values().all(|n| n.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up()))
-        }).await;
+        cluster
+            .until("everybody is up", |c| {
+                c.nodes.values().all(|n| n.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up()))
+            })
+            .await;
         cluster
     }
 
     async fn start_node(&mut self, id: NodeId, listener: Listener) {
-        let network = CutNetwork { me: id, peers: Arc::clone(&self.addresses), sides: self.sides.subscribe() };
+        let network =
+            CutNetwork { me: id, peers: Arc::clone(&self.addresses), sides: self.sides.subscribe() };
         let env = Env { network: Arc::new(network), ..Env::real() };
         let peers = Peers::new(PeerConfig::new(CLUSTER, id), env.clone());
-        let (storage, recovery) = Storage::open_memory(id.0).unwrap();
+        let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") };
+        let disk = Arc::new(MemDisk::new(id.0));
+        let (storage, recovery) = Storage::open(options, disk, Arc::new(MemTiers::new())).unwrap();
         let config = DynamoConfig::new(id, recovery.tier_lost);
-        let dynamo = Dynamo::start(config, storage, peers.clone(), env, self.catalogue.subscribe()).await.unwrap();
+        let dynamo =
+            Dynamo::start(config, storage, peers.clone(), env, self.catalogue.subscribe()).await.unwrap();
         let service = kv_peer::service(&peers, Arc::new(Handler(dynamo.clone())));
         let server = tokio::spawn(async move {
             let _ = kv_peer::server_builder().add_service(service).serve_with_incoming(listener).await;
@@ -386,7 +401,9 @@ async fn a_wiped_node_pulls_before_it_serves() {
     let refused = cluster.get(2, mine.unwrap(), 1).await.unwrap_err();
     assert_eq!(refused.applied, Applied::No, "{refused}");
     cluster.cut(&[]);
-    cluster.until("the wiped node is whole", |c| c.nodes[&NodeId(2)].dynamo.rebuilding_partitions() == 0).await;
+    cluster
+        .until("the wiped node is whole", |c| c.nodes[&NodeId(2)].dynamo.rebuilding_partitions() == 0)
+        .await;
     cluster.converge().await;
     for key in &keys {
         assert_eq!(shown(&cluster.get(2, key, 1).await.unwrap()), vec!["kept"]);

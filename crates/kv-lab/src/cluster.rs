@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
-use kv_client::{Client, ClientOptions};
+use kv_client::{Client, ClientOptions, Topology};
 use kv_types::{GroupId, NodeId};
 use serde::Deserialize;
 use tokio::process::{Child, Command};
@@ -248,6 +248,26 @@ impl Lab {
                         what: format!("{node}: a leader for every group"),
                         seconds: SERVES_WITHIN.as_secs(),
                         hint: format!("; see {}", self.log_file(*node).display()),
+                    });
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a condition holds in the view of every node.
+    pub async fn every_node(&self, what: &str, holds: impl Fn(&Topology) -> bool) -> Result<(), LabError> {
+        let deadline = Instant::now() + SERVES_WITHIN;
+        for node in self.nodes() {
+            let client = Client::connect(ClientOptions::pinned(self.client_address(node)));
+            let client = client.map_err(LabError::store("cannot make a client"))?;
+            while !client.admin().topology().await.is_ok_and(|topology| holds(&topology)) {
+                if Instant::now() > deadline {
+                    return Err(LabError::TooSlow {
+                        what: format!("{node}: {what}"),
+                        seconds: SERVES_WITHIN.as_secs(),
+                        hint: format!("; see {}", self.log_file(node).display()),
                     });
                 }
                 tokio::time::sleep(POLL).await;

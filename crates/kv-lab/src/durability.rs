@@ -33,6 +33,8 @@ pub struct Ledger {
     client: Client,
     written: AtomicU64,
     acknowledged: Mutex<BTreeMap<(&'static str, String), String>>,
+    /// Writes without an acknowledgement, by namespace and reason.
+    refused: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
 }
 
 /// An acknowledged write that is not there any more.
@@ -62,7 +64,17 @@ impl Ledger {
         for spec in specs {
             client.admin().create_namespace(spec).await.map_err(&store)?;
         }
-        Ok(Self { client, written: AtomicU64::new(0), acknowledged: Mutex::default() })
+        lab.every_node("both namespaces of the ledger everywhere", |topology| {
+            [STRONG, AVAILABLE].iter().all(|name| topology.namespaces.contains_key(*name))
+        })
+        .await?;
+        lab.serving().await?;
+        Ok(Self {
+            client,
+            written: AtomicU64::new(0),
+            acknowledged: Mutex::default(),
+            refused: Mutex::default(),
+        })
     }
 
     /// Writes `count` unique values under unique keys to each namespace; notes those that are acknowledged, forgives the
@@ -98,6 +110,11 @@ impl Ledger {
         lock(&self.acknowledged).len()
     }
 
+    /// Why writes were not acknowledged, how often, by namespace.
+    pub fn refused(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        lock(&self.refused).clone()
+    }
+
     /// Reads everything that was acknowledged, the available ones from all replicas; returns what is missing.
     pub async fn missing(&self) -> Vec<Missing> {
         let acknowledged = lock(&self.acknowledged).clone();
@@ -111,14 +128,24 @@ impl Ledger {
     async fn write_one(&self, namespace: &'static str) -> bool {
         let number = self.written.fetch_add(1, Ordering::Relaxed);
         let (key, value) = (format!("key-{number}"), format!("value-{number}"));
-        let acknowledged = match namespace {
-            STRONG => self.client.strong(namespace).put(&key, value.clone()).await.is_ok(),
-            _ => self.client.available(namespace).put(&key, value.clone(), WriteContext::Blind).await.is_ok(),
+        let written = match namespace {
+            STRONG => self.client.strong(namespace).put(&key, value.clone()).await.map(|_| ()),
+            _ => self
+                .client
+                .available(namespace)
+                .put(&key, value.clone(), WriteContext::Blind)
+                .await
+                .map(|_| ()),
         };
-        if acknowledged {
-            lock(&self.acknowledged).insert((namespace, key), value);
+        match &written {
+            Ok(()) => {
+                lock(&self.acknowledged).insert((namespace, key), value);
+            }
+            Err(error) => {
+                *lock(&self.refused).entry((namespace, error.reason().code_name())).or_default() += 1
+            }
         }
-        acknowledged
+        written.is_ok()
     }
 
     /// Reads until the value is there. Absence from a strong namespace is final; an available one may still be waiting

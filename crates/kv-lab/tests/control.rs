@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use kv_lab::control::{Reply, Request, Status, ask, launch, supervise};
-use kv_lab::{LabError, LabOptions, NodeName, server};
+use kv_lab::{LabError, LabOptions, NodeName};
 
 /// Names the lab's folder to the process that supervises it.
 const DIR: &str = "KV_LAB_TEST_DIR";
@@ -25,9 +25,8 @@ fn options(dir: &Path) -> LabOptions {
     LabOptions { nodes: 3, port_base: PORT_BASE, ..LabOptions::new(dir) }
 }
 
-/// Not a test: the supervisor's process, this executable started again by the tests below.
+/// Not a test: the supervisor's process, this executable started again by the tests below, with the folder in its environment.
 #[test]
-#[ignore = "started by the other test of this file"]
 fn a_supervisor() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -35,11 +34,8 @@ fn a_supervisor() {
 }
 
 async fn up(dir: &Path) -> Status {
-    if let Err(missing @ LabError::NoServer { .. }) = server::find(None) {
-        panic!("{missing}");
-    }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "a_supervisor", "--ignored", "--nocapture"]).env(DIR, dir);
+    command.args(["--exact", "a_supervisor", "--nocapture"]).env(DIR, dir);
     launch(&options(dir), command).await.unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -12,20 +12,15 @@
 use std::path::Path;
 
 use kv_lab::durability::{Ledger, kill_all, lose_tier, restart_all};
-use kv_lab::{Lab, LabError, LabOptions, server};
+use kv_lab::{Lab, LabOptions};
 use kv_types::NodeId;
 
 /// Values written to each mode before every kill.
 const COUNT: u64 = 100;
 
-/// Five nodes whose small segments and frequent checkpoints make rare paths common.
+/// Five nodes, or words that say what is missing.
 async fn lab(dir: &Path, port_base: u16) -> Lab {
-    let kvd = match server::find(None) {
-        Ok(kvd) => kvd,
-        Err(missing @ LabError::NoServer { .. }) => panic!("{missing}"),
-        Err(other) => panic!("{other}"),
-    };
-    let options = LabOptions { port_base, kvd: Some(kvd), ..LabOptions::new(dir) };
+    let options = LabOptions { port_base, ..LabOptions::new(dir) };
     Lab::start(options).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -45,7 +40,7 @@ async fn each_node_in_turn_is_killed_under_load() {
     let dir = tempfile::tempdir().unwrap();
     let lab = lab(dir.path(), 17_100).await;
     let ledger = Ledger::open(&lab).await.unwrap();
-    assert_eq!(ledger.write(COUNT).await, 2 * COUNT, "nothing is broken yet");
+    assert_eq!(ledger.write(COUNT).await, 2 * COUNT, "nothing is broken yet: {:?}", ledger.refused());
     for node in lab.nodes() {
         let before = ledger.acknowledged();
         ledger.write_during(lab.kill(node)).await.unwrap();
@@ -64,7 +59,7 @@ async fn all_nodes_are_killed_at_once_and_one_loses_its_tier() {
     let dir = tempfile::tempdir().unwrap();
     let lab = lab(dir.path(), 18_100).await;
     let ledger = Ledger::open(&lab).await.unwrap();
-    assert_eq!(ledger.write(COUNT).await, 2 * COUNT, "nothing is broken yet");
+    assert_eq!(ledger.write(COUNT).await, 2 * COUNT, "nothing is broken yet: {:?}", ledger.refused());
 
     ledger.write_during(kill_all(&lab)).await.unwrap();
     restart_all(&lab).await.unwrap();

@@ -138,11 +138,16 @@ impl PeerError {
     /// or what the peer said.
     pub fn into_failure(self, to: NodeId) -> Failure {
         match self {
-            Self::NotSent { why } => Failure::new(Reason::Unreachable, format!("{to} was not reached: {why}")),
-            Self::Lost { why } => {
-                Failure::new(Reason::ResultUnknown, format!("the connection to {to} broke before it answered: {why}"))
+            Self::NotSent { why } => {
+                Failure::new(Reason::Unreachable, format!("{to} was not reached: {why}"))
             }
-            Self::TimedOut => Failure::new(Reason::ResultUnknown, format!("{to} did not answer by the deadline")),
+            Self::Lost { why } => Failure::new(
+                Reason::ResultUnknown,
+                format!("the connection to {to} broke before it answered: {why}"),
+            ),
+            Self::TimedOut => {
+                Failure::new(Reason::ResultUnknown, format!("{to} did not answer by the deadline"))
+            }
             Self::Refused(failure) => failure,
         }
     }

@@ -13,7 +13,9 @@ use futures_util::Stream;
 use hyper_util::rt::TokioIo;
 use kv_env::Env;
 use kv_proto::peer::peer_service_client::PeerServiceClient;
-use kv_proto::peer::{ExchangeRequest, ExchangeResponse, RequestFrame, ResponseFrame, request_frame, response_frame};
+use kv_proto::peer::{
+    ExchangeRequest, ExchangeResponse, RequestFrame, ResponseFrame, request_frame, response_frame,
+};
 use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
 use kv_types::{Failure, NodeId, Reason};
 use tokio::sync::oneshot;
@@ -57,7 +59,9 @@ enum Phase {
     First,
     Open,
     /// No connection: calls fail at once.
-    Closed { why: String },
+    Closed {
+        why: String,
+    },
 }
 
 struct Queued {
@@ -147,7 +151,8 @@ impl Link {
         if body_bytes > limits::MAX_BODY_BYTES {
             return Err(PeerError::not_sent(format!("{body_bytes} bytes are too many for one message")));
         }
-        let (waiting, answer) = self.enqueue(about, body, body_bytes + limits::FRAME_OVERHEAD_BYTES, deadline)?;
+        let (waiting, answer) =
+            self.enqueue(about, body, body_bytes + limits::FRAME_OVERHEAD_BYTES, deadline)?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             // The link dropped the call without a word; it never does.
@@ -247,7 +252,11 @@ impl Link {
             .max_decoding_message_size(MAX_PEER_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_PEER_MESSAGE_BYTES);
         let outgoing = Outgoing { link: Arc::clone(self), connection };
-        let answers = client.exchange(outgoing).await.map_err(|status| format!("{}: {status}", self.dial))?.into_inner();
+        let answers = client
+            .exchange(outgoing)
+            .await
+            .map_err(|status| format!("{}: {status}", self.dial))?
+            .into_inner();
         let mut state = self.state();
         state.phase = Phase::Open;
         state.wake_sender();
@@ -276,9 +285,13 @@ impl Link {
                 }
                 let Some((call, _)) = state.remove(frame.id) else { continue };
                 let answer = match frame.body {
-                    Some(response_frame::Body::Failure(failure)) => Err(PeerError::Refused(Failure::from(&failure))),
+                    Some(response_frame::Body::Failure(failure)) => {
+                        Err(PeerError::Refused(Failure::from(&failure)))
+                    }
                     Some(body) => Ok(body),
-                    None => Err(PeerError::Lost { why: format!("{} answered in a way unknown here", self.to) }),
+                    None => {
+                        Err(PeerError::Lost { why: format!("{} answered in a way unknown here", self.to) })
+                    }
                 };
                 let _ = call.answer.send(answer);
             }
@@ -331,9 +344,12 @@ impl Link {
                 }
                 let (id, queued) = next.remove_entry();
                 let left = queued.deadline.saturating_duration_since(now).as_millis();
-                let Some(deadline_ms) = u32::try_from(left).ok().or(Some(u32::MAX)).filter(|ms| *ms > 0) else {
+                let Some(deadline_ms) = u32::try_from(left).ok().or(Some(u32::MAX)).filter(|ms| *ms > 0)
+                else {
                     if let Some((call, _)) = state.remove(id) {
-                        let _ = call.answer.send(Err(PeerError::not_sent("the deadline passed while it was queued")));
+                        let _ = call
+                            .answer
+                            .send(Err(PeerError::not_sent("the deadline passed while it was queued")));
                     }
                     continue;
                 };

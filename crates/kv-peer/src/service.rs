@@ -135,11 +135,14 @@ impl Exchange {
         }
         if frame.to_node != node.0 {
             let wanted = NodeId(frame.to_node);
-            return Err(Failure::new(Reason::WrongNode, format!("this is {node}, the message was for {wanted}")));
+            return Err(Failure::new(
+                Reason::WrongNode,
+                format!("this is {node}, the message was for {wanted}"),
+            ));
         }
-        let body = frame
-            .body
-            .ok_or_else(|| Failure::new(Reason::InvalidRequest, "the frame asks for something unknown here"))?;
+        let body = frame.body.ok_or_else(|| {
+            Failure::new(Reason::InvalidRequest, "the frame asks for something unknown here")
+        })?;
         if matches!(body, request_frame::Body::Ping(_)) {
             return Ok(Some(response_frame::Body::Pong(Pong {})));
         }
@@ -170,7 +173,8 @@ impl Exchange {
             };
             let body = result.and_then(within_bounds).unwrap_or_else(|failure| refusal(&failure));
             // There is room for every place; when the stream is gone nobody waits for the answer.
-            let _ = out.try_send(Answer { frame: ResponseFrame { id, body: Some(body) }, _place: Some(place) });
+            let _ =
+                out.try_send(Answer { frame: ResponseFrame { id, body: Some(body) }, _place: Some(place) });
         });
         Ok(None)
     }

@@ -64,7 +64,11 @@ impl PeerHandler for Handler {
             if read.key != "free" {
                 echo.permits.acquire().await.unwrap().forget();
             }
-            Ok(response_frame::Body::ReplicaRead(ReplicaReadReply { primary: true, knows: true, record: read.key }))
+            Ok(response_frame::Body::ReplicaRead(ReplicaReadReply {
+                primary: true,
+                knows: true,
+                record: read.key,
+            }))
         })
     }
 }
@@ -187,10 +191,13 @@ async fn calls_are_answered_on_every_lane_and_many_at_once() {
         let deadline = Instant::now() + Duration::from_secs(5);
         assert!(peers.call(N2, lane, Address::default(), read("x"), deadline).await.is_ok(), "{lane:?}");
     }
-    let calls = (0..2_000).map(|i| {
-        let peers = peers.clone();
-        async move { assert_eq!(call(&peers, &i.to_string(), Duration::from_secs(10)).await, Ok(i.to_string())) }
-    });
+    let calls =
+        (0..2_000).map(|i| {
+            let peers = peers.clone();
+            async move {
+                assert_eq!(call(&peers, &i.to_string(), Duration::from_secs(10)).await, Ok(i.to_string()))
+            }
+        });
     futures_util::future::join_all(calls).await;
     assert_eq!(echo.begun(), 2_004);
 }
@@ -321,7 +328,8 @@ async fn a_call_given_up_in_the_queue_is_never_sent() {
         eventually(Duration::from_secs(5), "the first call is begun", async || echo.begun() == 1).await;
         let late = call(&peers, "late", Duration::from_millis(50)).await;
         assert!(matches!(late, Err(PeerError::NotSent { .. })), "{late:?}");
-        let dropped = timeout(Duration::from_millis(50), call(&peers, "dropped", Duration::from_secs(10))).await;
+        let dropped =
+            timeout(Duration::from_millis(50), call(&peers, "dropped", Duration::from_secs(10))).await;
         assert!(dropped.is_err());
         echo.permits.add_permits(1);
     };

@@ -155,7 +155,9 @@ mod tests {
             let code: String = format!("{:?}", code_of(*reason))
                 .chars()
                 .enumerate()
-                .flat_map(|(i, c)| (i > 0 && c.is_uppercase()).then_some('_').into_iter().chain(c.to_uppercase()))
+                .flat_map(|(i, c)| {
+                    (i > 0 && c.is_uppercase()).then_some('_').into_iter().chain(c.to_uppercase())
+                })
                 .collect();
             let row = format!("| `{}` | {code} | {} |", reason.code_name(), reason.applied());
             let rows: Vec<_> = page.lines().filter(|line| line.starts_with(&row)).collect();

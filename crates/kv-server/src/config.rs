@@ -295,16 +295,20 @@ fn check_nodes(nodes: &[NodeSection]) -> Result<(), String> {
         if ids.insert(node.id, ()).is_some() {
             return Err(format!("{} stands here twice; ids are unique and never reused", node.id));
         }
-        for (key, address) in [("client_address", &node.client_address), ("peer_address", &node.peer_address)] {
+        for (key, address) in [("client_address", &node.client_address), ("peer_address", &node.peer_address)]
+        {
             check_address(address).map_err(|what| format!("{key} of {}: {what}", node.id))?;
             if let Some(other) = addresses.insert(address, node.id) {
-                return Err(format!("{address} is an address of {other} and of {}: each needs its own", node.id));
+                return Err(format!(
+                    "{address} is an address of {other} and of {}: each needs its own",
+                    node.id
+                ));
             }
         }
-        if let Some(dir) = &node.data_dir {
-            if let Some(other) = folders.insert(dir, node.id) {
-                return Err(format!("{other} and {} share the data_dir {}", node.id, dir.display()));
-            }
+        if let Some(dir) = &node.data_dir
+            && let Some(other) = folders.insert(dir, node.id)
+        {
+            return Err(format!("{other} and {} share the data_dir {}", node.id, dir.display()));
         }
     }
     Ok(())
@@ -349,7 +353,8 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
         return Err("storage.max_log_size must hold at least four segments".into());
     }
     let PeerSettings { ping_every, suspect_after, down_after } = file.peer;
-    if ping_every < Duration::from_millis(10) || suspect_after < ping_every * 2 || down_after <= suspect_after {
+    if ping_every < Duration::from_millis(10) || suspect_after < ping_every * 2 || down_after <= suspect_after
+    {
         return Err(format!(
             "peer: ping_every {} (at least 10ms), suspect_after {} (at least two pings) and down_after {} (longer) do not fit",
             show(ping_every),
@@ -362,7 +367,11 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
     }
     let longest = file.limits.max_deadline;
     if longest > MAX_DEADLINE || longest.is_zero() {
-        return Err(format!("limits.max_deadline of {} is not within 1ms to {}", show(longest), show(MAX_DEADLINE)));
+        return Err(format!(
+            "limits.max_deadline of {} is not within 1ms to {}",
+            show(longest),
+            show(MAX_DEADLINE)
+        ));
     }
     Ok(())
 }
@@ -408,18 +417,23 @@ fn did_you_mean(near: &[&str]) -> String {
     near.first().map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
 }
 
-fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: fmt::Display>>(input: D) -> Result<T, D::Error> {
+fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: fmt::Display>>(
+    input: D,
+) -> Result<T, D::Error> {
     String::deserialize(input)?.parse().map_err(D::Error::custom)
 }
 
 fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(input)?;
-    humantime::parse_duration(&text).map_err(|_| D::Error::custom(format!("`{text}` is no duration such as 250ms or 5s")))
+    humantime::parse_duration(&text)
+        .map_err(|_| D::Error::custom(format!("`{text}` is no duration such as 250ms or 5s")))
 }
 
 fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     let text = String::deserialize(input)?;
-    parse_size(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is no size such as 64MiB (units: B, KiB, MiB, GiB)")))
+    parse_size(&text).ok_or_else(|| {
+        D::Error::custom(format!("`{text}` is no size such as 64MiB (units: B, KiB, MiB, GiB)"))
+    })
 }
 
 fn parse_size(text: &str) -> Option<u64> {
@@ -505,10 +519,16 @@ mod tests {
             ("[limits]\nconcurrent_requests = 0", "at least 1"),
             ("[limits]\nmax_deadline = \"2h\"", "max_deadline"),
             ("[[node]]\nid = \"n1\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"", "twice"),
-            ("[[node]]\nid = \"n3\"\nclient_address = \"127.0.0.1:7101\"\npeer_address = \"a:2\"", "each needs its own"),
+            (
+                "[[node]]\nid = \"n3\"\nclient_address = \"127.0.0.1:7101\"\npeer_address = \"a:2\"",
+                "each needs its own",
+            ),
             ("[[node]]\nid = \"n3\"\nclient_address = \"a\"\npeer_address = \"a:2\"", "no host:port"),
             ("[[node]]\nid = \"x\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"", "is not a node"),
-            ("[[node]]\nid = \"n3\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"\ndata_dir=\"data/n1\"", "share"),
+            (
+                "[[node]]\nid = \"n3\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"\ndata_dir=\"data/n1\"",
+                "share",
+            ),
         ] {
             let message = refused(more);
             assert!(message.starts_with("CONFIG_INVALID") && message.contains(words), "{more}: {message}");
@@ -522,7 +542,8 @@ mod tests {
     fn an_address_map_names_known_peers() {
         let with = |from: &str, to: &str| {
             let map = BTreeMap::from([(from.to_owned(), to.to_owned())]);
-            resolve(&"test.toml", NODES, Path::new(""), NodeId(1), map, None).map_err(|error| error.to_string())
+            resolve(&"test.toml", NODES, Path::new(""), NodeId(1), map, None)
+                .map_err(|error| error.to_string())
         };
         assert!(with("127.0.0.1:7202", "127.0.0.1:45111").is_ok());
         assert!(with("127.0.0.1:7203", "127.0.0.1:45111").unwrap_err().contains("did you mean"));

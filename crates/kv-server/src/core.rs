@@ -137,7 +137,10 @@ impl Core {
         let _place = self.admit()?;
         match timeout_at(deadline.answer, work).await {
             Ok(result) => result.map_err(Failure::of_read),
-            Err(_) => Err(Failure::new(Reason::DeadlineExpired, format!("{}: no answer by the deadline", self.node()))),
+            Err(_) => Err(Failure::new(
+                Reason::DeadlineExpired,
+                format!("{}: no answer by the deadline", self.node()),
+            )),
         }
     }
 
@@ -157,16 +160,16 @@ impl Core {
         });
         let result = match timeout_at(deadline.answer, task).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Failure::new(Reason::Internal, format!("{} failed while it served this", self.node()))),
+            Ok(Err(_)) => {
+                Err(Failure::new(Reason::Internal, format!("{} failed while it served this", self.node())))
+            }
             Err(_) => Err(Failure::new(
                 Reason::ResultUnknown,
                 format!("{} has no result by the deadline; it may still be applied", self.node()),
             )),
         };
-        if let Ok(answer) = &result {
-            if receipt(answer).is_some_and(|receipt| receipt.served_by == self.node().0) {
-                self.acknowledged.fetch_add(1, Ordering::Relaxed);
-            }
+        if result.as_ref().ok().and_then(receipt).is_some_and(|receipt| receipt.served_by == self.node().0) {
+            self.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
         result.map_err(|mut failure| {
             failure.request_id.get_or_insert(request);
@@ -198,7 +201,8 @@ impl Core {
         hop: Hop,
     ) -> Result<v1::PutResponse, Failure> {
         let namespace = self.namespace(&request.namespace, deadline).await?;
-        let mutation = requests::put(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let mutation =
+            requests::put(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
         let (strong, dynamo) = (self.strong.clone(), self.dynamo.clone());
         let work = async move {
             match namespace.mode() {
@@ -216,7 +220,8 @@ impl Core {
         hop: Hop,
     ) -> Result<v1::DeleteResponse, Failure> {
         let namespace = self.namespace(&request.namespace, deadline).await?;
-        let mutation = requests::delete(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let mutation =
+            requests::delete(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
         let (strong, dynamo) = (self.strong.clone(), self.dynamo.clone());
         let work = async move {
             match namespace.mode() {
@@ -234,10 +239,11 @@ impl Core {
         hop: Hop,
     ) -> Result<v1::CompareAndSetResponse, Failure> {
         let namespace = self.namespace(&request.namespace, deadline).await?;
-        let mutation =
-            requests::compare_and_set(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let mutation = requests::compare_and_set(&namespace, &request)
+            .map_err(|f| named(f, request.mutation.as_ref()))?;
         let strong = self.strong.clone();
-        let work = async move { strong.compare_and_set(&namespace, request, deadline.work, hop.into()).await };
+        let work =
+            async move { strong.compare_and_set(&namespace, request, deadline.work, hop.into()).await };
         self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
     }
 
@@ -247,7 +253,8 @@ impl Core {
         deadline: Deadline,
         hop: Hop,
     ) -> Result<admin::CreateNamespaceResponse, Failure> {
-        let mutation = requests::create_namespace(&request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let mutation =
+            requests::create_namespace(&request).map_err(|f| named(f, request.mutation.as_ref()))?;
         if self.catalogue.borrow().members.is_empty() {
             return Err(requests::not_ready().of_request(mutation.request_id));
         }
@@ -265,7 +272,9 @@ impl Core {
         let _place = self.admit()?;
         timeout_at(deadline.answer, self.strong.transfer_leader(request, deadline.work, hop.into()))
             .await
-            .unwrap_or_else(|_| Err(Failure::new(Reason::ResultUnknown, "no new leader was seen by the deadline")))
+            .unwrap_or_else(|_| {
+                Err(Failure::new(Reason::ResultUnknown, "no new leader was seen by the deadline"))
+            })
     }
 
     async fn forwarded(&self, message: Forward, left: Duration) -> Result<response_frame::Body, Failure> {
@@ -293,7 +302,8 @@ impl Core {
     }
 
     fn is_member(&self, node: NodeId) -> bool {
-        self.config.members.iter().any(|member| member.id == node) || self.catalogue.borrow().members.contains_key(&node)
+        self.config.members.iter().any(|member| member.id == node)
+            || self.catalogue.borrow().members.contains_key(&node)
     }
 }
 

@@ -27,9 +27,11 @@ pub(crate) async fn announce(reporter: &HealthReporter, strong: bool, available:
 pub(crate) async fn follow(core: Arc<Core>, reporter: HealthReporter, mut stop: watch::Receiver<bool>) {
     let mut announced = None;
     loop {
-        let strong =
-            core.strong.status().iter().any(|group| group.group != GroupId::CATALOGUE.0 && group.quorum);
         let available = !core.catalogue().members.is_empty();
+        let quorum =
+            core.strong.status().iter().any(|group| group.group != GroupId::CATALOGUE.0 && group.quorum);
+        // Without the catalogue no request finds its namespace, whatever the groups say.
+        let strong = available && quorum;
         if announced != Some((strong, available)) {
             tracing::info!(strong, available, "serving");
             announce(&reporter, strong, available).await;

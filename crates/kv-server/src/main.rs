@@ -147,7 +147,9 @@ fn start_logging(format: LogFormat) -> Result<(), StartError> {
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => registry.with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init(),
+        LogFormat::Text => {
+            registry.with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init()
+        }
         LogFormat::Json => registry.with(lines.json()).init(),
     }
     Ok(())

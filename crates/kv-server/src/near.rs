@@ -1,7 +1,11 @@
 //! Near misses: what somebody probably meant. Small edit distances only, so that a suggestion is worth reading.
 
 /// Candidates whose spelling is near, nearest first, at most `count`.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+    count: usize,
+) -> Vec<&'a str> {
     let bound = (word.chars().count() / 3).clamp(1, 3);
     let mut near: Vec<(usize, &str)> = candidates
         .into_iter()

@@ -83,15 +83,18 @@ impl Node {
         // Ports first: whoever starts a node twice is told so before storage says that its directory is in use.
         let clients = listen(&node_env.env, &own.client_address, "client_address", &config).await?;
         let from_peers = listen(&node_env.env, &own.peer_address, "peer_address", &config).await?;
-        let (client_address, peer_address) = (clients.local_address.clone(), from_peers.local_address.clone());
+        let (client_address, peer_address) =
+            (clients.local_address.clone(), from_peers.local_address.clone());
 
         let (storage, recovery) = open(&config, &node_env).await?;
         let peers = Peers::new(peer_config(&config), node_env.env.clone());
         peers.set_members(config.members.clone());
-        let failed = |what: &str, error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
-        let strong = Strong::start(raft_config(&config), storage.clone(), peers.clone(), node_env.env.clone())
-            .await
-            .map_err(|error| failed("strong namespaces", &error))?;
+        let failed =
+            |what: &str, error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
+        let strong =
+            Strong::start(raft_config(&config), storage.clone(), peers.clone(), node_env.env.clone())
+                .await
+                .map_err(|error| failed("strong namespaces", &error))?;
         let catalogue = strong.catalogue();
         let dynamo = Dynamo::start(
             dynamo_config(&config, recovery.tier_lost),

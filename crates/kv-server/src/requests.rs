@@ -32,14 +32,20 @@ impl Deadline {
 }
 
 /// The time that a caller grants: `DEADLINE_MISSING` without one, `DEADLINE_EXPIRED` when there is none left.
-pub(crate) fn time_granted(metadata: &tonic::metadata::MetadataMap, longest: Duration) -> Result<Duration, Failure> {
+pub(crate) fn time_granted(
+    metadata: &tonic::metadata::MetadataMap,
+    longest: Duration,
+) -> Result<Duration, Failure> {
     let header = metadata.get("grpc-timeout");
     let granted = header.and_then(|value| value.to_str().ok()).and_then(parse_timeout).ok_or_else(|| {
         let message = "every call needs a deadline (the grpc-timeout header); this one has none";
         Failure::new(Reason::DeadlineMissing, message)
     })?;
     if granted.is_zero() {
-        return Err(Failure::new(Reason::DeadlineExpired, "the deadline had passed when the request arrived"));
+        return Err(Failure::new(
+            Reason::DeadlineExpired,
+            "the deadline had passed when the request arrived",
+        ));
     }
     Ok(granted.min(longest))
 }
@@ -93,7 +99,8 @@ fn mismatch(namespace: &Namespace, what: &str) -> Failure {
         Mode::Strong => (Mode::Strong, Mode::Available),
         Mode::Available => (Mode::Available, Mode::Strong),
     };
-    let message = format!("`{}` is {mode}, which has no {what}; a namespace of mode {other} has", namespace.name);
+    let message =
+        format!("`{}` is {mode}, which has no {what}; a namespace of mode {other} has", namespace.name);
     Failure::new(Reason::ModeMismatch, message).with("mode", mode).with("offered_by", other)
 }
 
@@ -121,11 +128,18 @@ fn context(namespace: &Namespace, context: Option<&v1::WriteContext>) -> Result<
     match (namespace.mode(), context) {
         (Mode::Strong, None) => Ok(()),
         (Mode::Strong, Some(_)) => Err(mismatch(namespace, "write contexts")),
-        (Mode::Available, Some(Context::Causal(bytes))) if bytes.len() > MAX_CONTEXT_BYTES => Err(Failure::new(
-            Reason::BadContext,
-            format!("the context has {} bytes; at most {MAX_CONTEXT_BYTES} are ever handed out", bytes.len()),
-        )),
-        (Mode::Available, Some(Context::Causal(_) | Context::Observed(true) | Context::Blind(true))) => Ok(()),
+        (Mode::Available, Some(Context::Causal(bytes))) if bytes.len() > MAX_CONTEXT_BYTES => {
+            Err(Failure::new(
+                Reason::BadContext,
+                format!(
+                    "the context has {} bytes; at most {MAX_CONTEXT_BYTES} are ever handed out",
+                    bytes.len()
+                ),
+            ))
+        }
+        (Mode::Available, Some(Context::Causal(_) | Context::Observed(true) | Context::Blind(true))) => {
+            Ok(())
+        }
         (Mode::Available, _) => Err(Failure::new(
             Reason::ContextMissing,
             format!(
@@ -159,7 +173,10 @@ pub(crate) fn delete(namespace: &Namespace, request: &v1::DeleteRequest) -> Resu
     Ok(mutation)
 }
 
-pub(crate) fn compare_and_set(namespace: &Namespace, request: &v1::CompareAndSetRequest) -> Result<Mutation, Failure> {
+pub(crate) fn compare_and_set(
+    namespace: &Namespace,
+    request: &v1::CompareAndSetRequest,
+) -> Result<Mutation, Failure> {
     let mutation = v1::Mutation::read(request.mutation.as_ref())?;
     Key::new(request.key.clone())?;
     Value::new(request.value.clone())?;
@@ -280,7 +297,11 @@ mod tests {
             (|r| r.key = vec![0; MAX_KEY_BYTES + 1].into(), cart(), Some(Reason::LimitKey)),
             (|r| r.value = vec![0; MAX_VALUE_BYTES + 1].into(), cart(), Some(Reason::LimitValue)),
             (|r| r.mutation = None, cart(), Some(Reason::RequestIdInvalid)),
-            (|r| r.write_replicas = Some(ReplicaCount::Number(4).into()), cart(), Some(Reason::InvalidRequest)),
+            (
+                |r| r.write_replicas = Some(ReplicaCount::Number(4).into()),
+                cart(),
+                Some(Reason::InvalidRequest),
+            ),
             (
                 |r| {
                     r.context = None;
@@ -307,17 +328,26 @@ mod tests {
             ),
         ];
         for (row, (change, namespace, reason)) in table.into_iter().enumerate() {
-            assert_eq!(put(&namespace, &request(change)).err().map(|failure| failure.reason), reason, "row {row}");
+            assert_eq!(
+                put(&namespace, &request(change)).err().map(|failure| failure.reason),
+                reason,
+                "row {row}"
+            );
         }
     }
 
     #[test]
     fn a_mismatch_names_the_mode_that_offers_it() {
-        let request = v1::CompareAndSetRequest { key: "k".into(), mutation: mutation(), ..Default::default() };
+        let request =
+            v1::CompareAndSetRequest { key: "k".into(), mutation: mutation(), ..Default::default() };
         assert!(compare_and_set(&bank(), &request).is_ok());
         let refused = compare_and_set(&cart(), &request).unwrap_err();
         assert_eq!((refused.reason, refused.detail("offered_by")), (Reason::ModeMismatch, Some("strong")));
-        let read = v1::GetRequest { key: "k".into(), read_replicas: Some(ReplicaCount::All.into()), ..Default::default() };
+        let read = v1::GetRequest {
+            key: "k".into(),
+            read_replicas: Some(ReplicaCount::All.into()),
+            ..Default::default()
+        };
         assert!(get(&cart(), &read).is_ok());
         let refused = get(&bank(), &read).unwrap_err();
         assert_eq!((refused.reason, refused.detail("offered_by")), (Reason::ModeMismatch, Some("available")));

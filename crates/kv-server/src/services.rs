@@ -23,7 +23,8 @@ impl Services {
     /// The request and the time that its caller grants.
     fn open<T>(&self, request: Request<T>) -> Result<(T, Deadline), Status> {
         let longest = self.0.config.limits.max_deadline;
-        let time = requests::time_granted(request.metadata(), longest).map_err(|f| status_from_failure(&f))?;
+        let time =
+            requests::time_granted(request.metadata(), longest).map_err(|f| status_from_failure(&f))?;
         Ok((request.into_inner(), Deadline::after(time)))
     }
 }
@@ -49,7 +50,10 @@ impl KvService for Services {
         answer(self.0.delete(request, deadline, Hop::Client).await)
     }
 
-    async fn compare_and_set(&self, request: Request<v1::CompareAndSetRequest>) -> Answer<v1::CompareAndSetResponse> {
+    async fn compare_and_set(
+        &self,
+        request: Request<v1::CompareAndSetRequest>,
+    ) -> Answer<v1::CompareAndSetResponse> {
         let (request, deadline) = self.open(request)?;
         answer(self.0.compare_and_set(request, deadline, Hop::Client).await)
     }
@@ -71,10 +75,16 @@ impl AdminService for Services {
     ) -> Answer<admin::ListNamespacesResponse> {
         self.open(request)?;
         let catalogue = self.0.catalogue();
-        answer(Ok(admin::ListNamespacesResponse { namespaces: namespaces(&catalogue), epoch: catalogue.epoch.0 }))
+        answer(Ok(admin::ListNamespacesResponse {
+            namespaces: namespaces(&catalogue),
+            epoch: catalogue.epoch.0,
+        }))
     }
 
-    async fn get_topology(&self, request: Request<admin::GetTopologyRequest>) -> Answer<admin::GetTopologyResponse> {
+    async fn get_topology(
+        &self,
+        request: Request<admin::GetTopologyRequest>,
+    ) -> Answer<admin::GetTopologyResponse> {
         self.open(request)?;
         let core = &self.0;
         let catalogue = core.catalogue();
@@ -98,7 +108,10 @@ impl AdminService for Services {
         }))
     }
 
-    async fn get_status(&self, request: Request<admin::GetStatusRequest>) -> Answer<admin::GetStatusResponse> {
+    async fn get_status(
+        &self,
+        request: Request<admin::GetStatusRequest>,
+    ) -> Answer<admin::GetStatusResponse> {
         self.open(request)?;
         let core = &self.0;
         let hints: BTreeMap<_, _> = core.dynamo.hints_pending();
@@ -147,7 +160,10 @@ impl AdminService for Services {
         answer(owners(&self.0, &request, deadline).await.map_err(Failure::of_read))
     }
 
-    async fn get_digest(&self, request: Request<admin::GetDigestRequest>) -> Answer<admin::GetDigestResponse> {
+    async fn get_digest(
+        &self,
+        request: Request<admin::GetDigestRequest>,
+    ) -> Answer<admin::GetDigestResponse> {
         let (request, deadline) = self.open(request)?;
         answer(digest(&self.0, &request, deadline).await.map_err(Failure::of_read))
     }
@@ -180,7 +196,8 @@ async fn owners(
         Placement::Available { .. } => core.dynamo.owners(&namespace, key.as_bytes()),
         Placement::Strong { group } => {
             let catalogue = core.catalogue();
-            let voters = catalogue.groups.get(&group).map(|group| group.voters.as_slice()).unwrap_or_default();
+            let voters =
+                catalogue.groups.get(&group).map(|group| group.voters.as_slice()).unwrap_or_default();
             Ok(admin::GetRingOwnersResponse {
                 ring: 0,
                 partition: 0,
@@ -200,7 +217,8 @@ async fn digest(
 ) -> Result<admin::GetDigestResponse, Failure> {
     let namespace = core.namespace(&request.namespace, deadline).await?;
     if namespace.mode() == Mode::Strong {
-        let message = format!("`{}` is strong and has no ring to digest; available namespaces have", namespace.name);
+        let message =
+            format!("`{}` is strong and has no ring to digest; available namespaces have", namespace.name);
         return Err(Failure::new(Reason::ModeMismatch, message).with("offered_by", Mode::Available));
     }
     core.dynamo.digest(&namespace).await

@@ -36,11 +36,22 @@ fn put(cluster: &mut Cluster, namespace: &str, key: &str, value: &str) -> v1::Pu
     }
 }
 
-fn available_put(cluster: &mut Cluster, key: &str, value: &str, context: Option<v1::WriteContext>) -> v1::PutRequest {
+fn available_put(
+    cluster: &mut Cluster,
+    key: &str,
+    value: &str,
+    context: Option<v1::WriteContext>,
+) -> v1::PutRequest {
     v1::PutRequest { context, ..put(cluster, "cart", key, value) }
 }
 
-fn compare(cluster: &mut Cluster, namespace: &str, key: &str, expected: u64, value: &str) -> v1::CompareAndSetRequest {
+fn compare(
+    cluster: &mut Cluster,
+    namespace: &str,
+    key: &str,
+    expected: u64,
+    value: &str,
+) -> v1::CompareAndSetRequest {
     v1::CompareAndSetRequest {
         namespace: namespace.into(),
         key: key.to_owned().into(),
@@ -89,7 +100,10 @@ async fn both_modes_answer_at_every_node_with_receipts() {
         assert!(swapped.swapped && swapped.revision > written.revision);
         let request = compare(&mut cluster, "bank", &key, written.revision, "three");
         let missed = cluster.kv(id).compare_and_set(within(request)).await.unwrap().into_inner();
-        assert_eq!((missed.swapped, missed.revision, missed.found.as_ref()), (false, swapped.revision, b"two".as_ref()));
+        assert_eq!(
+            (missed.swapped, missed.revision, missed.found.as_ref()),
+            (false, swapped.revision, b"two".as_ref())
+        );
         let request = v1::DeleteRequest {
             namespace: "bank".into(),
             key: key.clone().into(),
@@ -190,13 +204,19 @@ async fn bad_input_is_refused_by_name() {
     let missing = failed(admin_client.create_namespace(create("new", |_| {})).await);
     assert_eq!((missing.reason, missing.message.lines().count()), (Reason::ModeMissing, 3));
     let strong = |r: &mut admin::CreateNamespaceRequest| r.set_mode(admin::Mode::Strong);
-    assert_eq!(reason(admin_client.create_namespace(create("Not a name", strong)).await), Reason::NamespaceInvalid);
+    assert_eq!(
+        reason(admin_client.create_namespace(create("Not a name", strong)).await),
+        Reason::NamespaceInvalid
+    );
     assert_eq!(reason(admin_client.create_namespace(create("cart", strong)).await), Reason::NamespaceExists);
     let too_many = |r: &mut admin::CreateNamespaceRequest| {
         r.set_mode(admin::Mode::Available);
         r.n = 5;
     };
-    assert_eq!(reason(admin_client.create_namespace(create("new", too_many)).await), Reason::NamespaceInvalid);
+    assert_eq!(
+        reason(admin_client.create_namespace(create("new", too_many)).await),
+        Reason::NamespaceInvalid
+    );
     let strong_digest = admin::GetDigestRequest { namespace: "bank".into() };
     assert_eq!(reason(admin_client.get_digest(within(strong_digest)).await), Reason::ModeMismatch);
     cluster.stop().await;
@@ -207,7 +227,8 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
     let mut cluster = three().await;
     // A ring of its own, made in a later epoch than the first.
     cluster.create("pair", admin::Mode::Available, 2).await;
-    let epoch = cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap().into_inner().epoch;
+    let epoch =
+        cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap().into_inner().epoch;
     let address = format!("http://{}", cluster.member(1).peer_address);
     let mut peer = PeerServiceClient::connect(address).await.unwrap();
     let read = || {
@@ -244,7 +265,9 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
         );
         let mut answers = peer.exchange(outgoing).await.unwrap().into_inner();
         let answer = answers.message().await.unwrap().unwrap().frames.remove(0);
-        let Some(response_frame::Body::Failure(failure)) = answer.body else { panic!("row {row}: {answer:?}") };
+        let Some(response_frame::Body::Failure(failure)) = answer.body else {
+            panic!("row {row}: {answer:?}")
+        };
         assert_eq!(Failure::from(&failure).reason, reason, "row {row}");
     }
     cluster.stop().await;
@@ -253,7 +276,8 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_administrator_sees_and_moves() {
     let mut cluster = three().await;
-    let topology = cluster.admin(3).get_topology(within(admin::GetTopologyRequest {})).await.unwrap().into_inner();
+    let topology =
+        cluster.admin(3).get_topology(within(admin::GetTopologyRequest {})).await.unwrap().into_inner();
     assert_eq!((topology.answered_by, topology.members.len(), topology.namespaces.len()), (3, 3, 2));
     assert_eq!(topology.cluster_id, kv_proto::cluster_id_bytes(common::CLUSTER));
     let old = topology.leaders.iter().find(|leader| leader.group == 1).unwrap().leader;
@@ -290,10 +314,11 @@ async fn the_administrator_sees_and_moves() {
         let mut digests = Vec::new();
         for id in 1..=3 {
             let request = admin::GetDigestRequest { namespace: "cart".into() };
-            digests.push(cluster.admin(id).get_digest(within(request)).await.unwrap().into_inner().partitions);
+            digests
+                .push(cluster.admin(id).get_digest(within(request)).await.unwrap().into_inner().partitions);
         }
         let keys: u64 = digests[0].iter().map(|partition| partition.keys).sum();
-        keys == 5 + 8 && digests[0] == digests[1] && digests[1] == digests[2]
+        keys == 5 + common::WARM_UP_KEYS && digests[0] == digests[1] && digests[1] == digests[2]
     })
     .await;
     cluster.stop().await;
@@ -336,7 +361,8 @@ async fn a_minority_refuses_on_one_side_and_answers_on_the_other() {
         let request = available_put(&mut cluster, &format!("k{i}"), "minority", observed());
         let written = cluster.kv(1 + i % 2).put(within(request)).await.unwrap().into_inner();
         assert!(Receipt::try_from(written.receipt.as_ref().unwrap()).is_ok());
-        let read = cluster.kv(2 - i % 2).get(within(get("cart", &format!("k{i}")))).await.unwrap().into_inner();
+        let read =
+            cluster.kv(2 - i % 2).get(within(get("cart", &format!("k{i}")))).await.unwrap().into_inner();
         assert_eq!(values(&read), ["minority"]);
     }
 

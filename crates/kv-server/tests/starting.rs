@@ -131,7 +131,8 @@ async fn a_node_says_when_it_is_ready_and_stops_when_asked() {
 async fn the_folder_of_another_node_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let members = members(2);
-    let first = Node::start(config(NodeId(1), members.clone(), folder.path()), NodeEnv::real()).await.unwrap();
+    let first =
+        Node::start(config(NodeId(1), members.clone(), folder.path()), NodeEnv::real()).await.unwrap();
     // In use, by another node at that.
     let other = || config(NodeId(2), members.clone(), folder.path());
     assert!(matches!(Node::start(other(), NodeEnv::real()).await, Err(StartError::ForeignDataDir(_))));

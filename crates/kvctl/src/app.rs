@@ -63,6 +63,8 @@ impl App {
         let target = self.target()?;
         let mut options = ClientOptions::new(target.endpoints);
         options.pinned = target.pinned;
+        // Two runs see the cluster through the same node while that is there.
+        options.spread = false;
         if let Some(timeout) = self.global.timeout {
             (options.read_timeout, options.write_timeout) = (timeout, timeout);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use hdrhistogram::Histogram;
-use kv_client::{Available, Client, ClientOptions, Error, Strong, WriteContext};
+use kv_client::{Available, Client, ClientOptions, Error, GroupStatus, Strong, WriteContext};
 use kv_types::{Mode, NodeId, Placement};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -16,7 +16,9 @@ use tokio::time::{Instant, interval_at, timeout_at};
 
 use crate::app::App;
 use crate::cli::{Bench, Workload};
+use crate::cluster::views;
 use crate::exit::Exit;
+use crate::output::round;
 use crate::problem::Problem;
 
 /// Workers that share one connection per node.
@@ -97,7 +99,8 @@ impl Tally {
 pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
     let namespace = app.namespace()?;
     let workers = usize::try_from(args.clients).unwrap_or(usize::MAX);
-    let options = ClientOptions { max_in_flight: workers.min(WORKERS_PER_CLIENT), ..app.options()? };
+    let options =
+        ClientOptions { max_in_flight: workers.min(WORKERS_PER_CLIENT), spread: true, ..app.options()? };
     let mut clients = Vec::new();
     for _ in 0..workers.div_ceil(WORKERS_PER_CLIENT) {
         clients.push(Client::connect(options.clone())?);
@@ -176,11 +179,6 @@ fn workload(workload: Workload) -> &'static str {
         Workload::Get => "get",
         Workload::Mixed => "mixed",
     }
-}
-
-fn round(number: f64, digits: i32) -> f64 {
-    let scale = 10_f64.powi(digits);
-    (number * scale).round() / scale
 }
 
 /// Every key gets a value, so that reads find something.
@@ -266,8 +264,21 @@ impl Counters {
             return Self { addresses: Vec::new(), nodes: Vec::new(), whose: "unknown".into() };
         };
         let nodes: Vec<NodeId> = topology.members.keys().copied().collect();
+        // A leader that was cut off still calls itself one: the newest that has a quorum is the right one.
         let leader = match placement {
-            Placement::Strong { group } => topology.leaders.get(&group).and_then(|leader| leader.node),
+            Placement::Strong { group } => {
+                let views = views(client, &topology).await;
+                let leads = views.values().flatten().flat_map(|status| {
+                    let own =
+                        move |known: &&GroupStatus| known.group == group.0 && known.leader == status.node;
+                    status
+                        .groups
+                        .iter()
+                        .filter(own)
+                        .map(|known| (known.quorum, known.term, NodeId(status.node)))
+                });
+                leads.max().map(|(_, _, node)| node)
+            }
             Placement::Available { .. } => None,
         };
         let (addresses, whose) = match leader {

@@ -58,10 +58,15 @@ pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     if !leaderless.is_empty() {
         let account = available::account(&leaderless, settled).map_err(malformed)?;
         let word = if account.kept() { "valid" } else { "invalid" };
+        // Never claim what was not looked at.
+        let (property, promise) = match args.settled_ms {
+            Some(_) => ("convergent", "no write lost, none resurrected, replicas equal, siblings right"),
+            None => ("siblings", "no value from nowhere, no false conflict"),
+        };
         worst = worse(worst, if account.kept() { Exit::Done } else { Exit::No });
         if app.out.is_json() {
             app.out.json(&json!({
-                "mode": "available", "property": "convergent", "verdict": word, "operations": leaderless.len(),
+                "mode": "available", "property": property, "verdict": word, "operations": leaderless.len(),
                 "acknowledged": account.acknowledged, "lost": account.lost.len(),
                 "resurrected": account.resurrected.len(), "diverged": account.diverged.len(),
                 "phantoms": account.phantoms.len(), "false_conflicts": account.false_conflicts.len(),
@@ -70,7 +75,7 @@ pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
             }))?;
         } else {
             app.out.line(format!(
-                "available   no write lost, none resurrected, siblings cover concurrent writes: {word}   {} operations   \
+                "available   {promise}: {word}   {} operations   \
                  lost {}  resurrected {}  diverged {}  phantoms {}  false conflicts {}   (stale reads {}, allowed)",
                 leaderless.len(),
                 account.lost.len(),

@@ -77,7 +77,7 @@ impl Place {
         put_bytes(&mut whole, "key", key.as_bytes());
         whole.extend(object(fields));
         whole.insert("receipt".into(), receipt_json(&answer.receipt));
-        whole.insert("latency_ms".into(), json!(answer.latency.as_secs_f64() * 1e3));
+        whole.insert("latency_ms".into(), json!(output::round(answer.latency.as_secs_f64() * 1e3, 3)));
         Value::Object(whole)
     }
 }

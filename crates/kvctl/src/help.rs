@@ -17,7 +17,8 @@ Exit codes
     5   refused or internal: trying the same again changes nothing
   130   interrupted by Ctrl-C; a write that was under way is as after 4
 
-A script that may repeat its write:    kvctl put -n bank alice 1 || [ $? -eq 3 ] && ...again
+A script that repeats a write only where that is safe:
+    until kvctl put -n bank alice 1; do [ $? -eq 3 ] || exit 1; sleep 1; done
 Under 4, `cas` is the safe way on: it changes nothing if the first try did succeed.";
 
 const CONSISTENCY: &str = "\

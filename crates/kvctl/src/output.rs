@@ -245,6 +245,12 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// A number for JSON without digits that nobody measured.
+pub(crate) fn round(number: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (number * scale).round() / scale
+}
+
 /// `14:02:15` of a wall time.
 pub(crate) fn time_of_day(wall_ms: u64) -> String {
     let seconds = wall_ms / 1_000 % 86_400;

@@ -71,9 +71,10 @@ impl fmt::Display for Problem {
         let width = self.tries.iter().map(|(line, _)| line.chars().count()).max().unwrap_or(0);
         for (i, (line, why)) in self.tries.iter().enumerate() {
             let label = if i == 0 { "  try: " } else { "       " };
-            write!(f, "\n{label}{line:width$}")?;
-            if !why.is_empty() {
-                write!(f, "   ({why})")?;
+            if why.is_empty() {
+                write!(f, "\n{label}{line}")?;
+            } else {
+                write!(f, "\n{label}{line:width$}   ({why})")?;
             }
         }
         Ok(())

@@ -36,11 +36,19 @@ pub(crate) fn test(with_demo: bool) -> Result<ExitCode, String> {
         let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
         passes(&mut cargo(&clippy), "clippy objects: `cargo xtask fix` mends what can be mended")
     };
+    // Tests start the programs as processes, so these exist before any test does.
+    let programs = || passes(&mut programs(), "the build failed");
     let tests = || count_tests(&mut cargo(&["test", "--workspace", "--no-fail-fast"]));
     let demo = || checked_demo(&workspace);
-    let steps: [Step<'_>; 5] =
-        [("format", &format), ("tidy", &rules), ("lints", &lints), ("tests", &tests), ("demo", &demo)];
-    let steps = if with_demo { steps.as_slice() } else { &steps[..4] };
+    let steps: [Step<'_>; 6] = [
+        ("format", &format),
+        ("tidy", &rules),
+        ("lints", &lints),
+        ("programs", &programs),
+        ("tests", &tests),
+        ("demo", &demo),
+    ];
+    let steps = if with_demo { steps.as_slice() } else { &steps[..5] };
     Ok(if run(steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -51,7 +59,7 @@ fn run(steps: &[Step<'_>]) -> bool {
     let mut failed = None;
     for (name, step) in steps {
         if failed.is_some() {
-            summary.push(format!("  {name:<8} not run"));
+            summary.push(format!("  {name:<9} not run"));
             continue;
         }
         println!("== {name}");
@@ -64,7 +72,7 @@ fn run(steps: &[Step<'_>]) -> bool {
         let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
         println!("== {name}: {verdict} in {seconds:.1} s\n");
         summary.push(format!(
-            "  {name:<8} {verdict:<6} {:>5} passed {:>5} failed {seconds:>8.1} s",
+            "  {name:<9} {verdict:<6} {:>5} passed {:>5} failed {seconds:>8.1} s",
             count.passed, count.failed
         ));
         failed = failed.or((count.failed > 0).then_some(*name));
@@ -126,9 +134,14 @@ fn test_result(line: &str) -> Option<Count> {
     Some(Count { passed: numbers.next()?, failed: numbers.next()? })
 }
 
+/// Builds all programs: of the whole workspace, so that dependencies get the same features as in the tests.
+fn programs() -> Command {
+    cargo(&["build", "--workspace", "--bins"])
+}
+
 /// Builds what the demo needs, with cargo's progress, and gives the call that runs it.
 fn build_demo(workspace: &Workspace) -> Result<Command, String> {
-    passes(&mut cargo(&["build", "-p", "kv-server", "-p", "kvctl"]), "the build failed")?;
+    passes(&mut programs(), "the build failed")?;
     let kvctl = workspace.target.join("debug").join(format!("kvctl{}", std::env::consts::EXE_SUFFIX));
     let mut command = Command::new(kvctl);
     command.args(["lab", "demo", "--out"]).arg(demo_output(workspace)).current_dir(&workspace.root);

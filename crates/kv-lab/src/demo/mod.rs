@@ -49,7 +49,7 @@ const STEP_NOTE: usize = 48;
 /// How often convergence is looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// How long anything may take that has no bound of its own.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(25);
 /// A row of the table is shown when its operations are over: their second, and their deadline.
 const ROW_AFTER: Duration = Duration::from_millis(2_100);
 
@@ -156,10 +156,12 @@ impl Stage {
                 .await
                 .map_err(LabError::store("cannot create a namespace"))?;
         }
-        self.every_node("both namespaces everywhere", |topology| {
-            [BANK, CART].iter().all(|name| topology.namespaces.contains_key(*name))
-        })
-        .await?;
+        self.lab
+            .every_node("both namespaces everywhere", |topology| {
+                [BANK, CART].iter().all(|name| topology.namespaces.contains_key(*name))
+            })
+            .await?;
+        self.lab.serving().await?; // a node that rebuilds takes part in the ring only now
         let line = "kvctl ns create bank --mode strong; kvctl ns create cart --mode available";
         self.narrator.step(2, "bank is strong, cart is available (3 copies)", line);
         Ok(())
@@ -234,10 +236,11 @@ impl Stage {
             match leader {
                 Some(leader) if minority.contains(&leader) => {
                     let same = |known: Option<NodeId>| known.is_some_and(|known| minority.contains(&known));
-                    self.every_node("one leader known everywhere", |topology| {
-                        same(topology.leaders.get(&GroupId::FIRST_DATA).and_then(|leader| leader.node))
-                    })
-                    .await?;
+                    self.lab
+                        .every_node("one leader known everywhere", |topology| {
+                            same(topology.leaders.get(&GroupId::FIRST_DATA).and_then(|leader| leader.node))
+                        })
+                        .await?;
                     let moved = match first {
                         Some(first) if first != leader => {
                             format!("bank's leader moves from {first} to {leader}")
@@ -279,10 +282,10 @@ impl Stage {
             "cut {} directed links; {} of {} probes blocked",
             installed.links, installed.as_expected, installed.probes
         ));
-        self.narrator.table_head(NodeId(1), NodeId(3));
+        self.narrator.table_head(&groups);
         let mut pending = Vec::new();
         let seconds = self.options.cut.as_secs();
-        for second in 0..seconds {
+        for second in 0..seconds.saturating_sub(1) {
             let row_at = (begun + Duration::from_secs(second) + ROW_AFTER).min(begun + self.options.cut);
             self.narrator
                 .waiting(&format!("the network is cut ... {}/{seconds} s", begun.elapsed().as_secs()));
@@ -415,23 +418,6 @@ impl Stage {
         self.narrator.step(6, "receipt", "kvctl check target/demo/history.jsonl");
         self.narrator.receipt(&judged.receipt, &judged.broken, checked_in, out);
         Ok(Outcome { receipt: judged.receipt, broken: judged.broken })
-    }
-
-    /// Waits for a condition on every node's own view.
-    async fn every_node(
-        &self,
-        what: &str,
-        holds: impl Fn(&kv_client::Topology) -> bool,
-    ) -> Result<(), LabError> {
-        let deadline = Instant::now() + PATIENCE;
-        for endpoint in self.lab.endpoints() {
-            let client = Client::connect(ClientOptions::pinned(&endpoint))
-                .map_err(LabError::store("cannot make a client"))?;
-            while !client.admin().topology().await.is_ok_and(|topology| holds(&topology)) {
-                self.patient(deadline, what).await?;
-            }
-        }
-        Ok(())
     }
 
     async fn until(&self, what: &str, holds: impl Fn() -> bool) -> Result<(), LabError> {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use kv_check::Outcome;
 use kv_types::NodeId;
 
-use super::judge::{BANK, CART, Receipt};
+use super::judge::{BANK, CART, MAJORITY, MINORITY, Receipt};
 use crate::workload::Sample;
 
 /// Steps of the story.
 const STEPS: usize = 6;
-/// Width of a cell of the table of the cut.
-const CELL: usize = 31;
+/// Widths of the columns of the table of the cut: both sides of the strong namespace, then of the available one.
+const COLUMNS: [usize; 4] = [29, 38, 24, 24];
 /// Width of the words of a step, before its command.
 const STEP_WORDS: usize = 50;
 /// Width of the words of a line of the receipt.
@@ -59,29 +59,32 @@ impl Narrator {
         self.line(&format!("        {words}"));
     }
 
-    /// The head of the table of the cut.
-    pub(crate) fn table_head(&self, minority: NodeId, majority: NodeId) {
-        let head = |ns: &str, node, side| format!("{:<CELL$}", format!("{ns} @{node}.. ({side})"));
-        self.line(&format!(
-            "        {:<6}{}{}{}{}",
+    /// The head of the table of the cut: the four columns, by the first node of each side.
+    pub(crate) fn table_head(&self, groups: &[Vec<NodeId>; 2]) {
+        self.row(
             "t",
-            head(BANK, minority, "minority"),
-            head(BANK, majority, "majority"),
-            head(CART, minority, "minority"),
-            head(CART, majority, "majority"),
-        ));
+            columns(groups).map(|(ns, side, nodes)| {
+                let first = nodes.first().copied().unwrap_or_default();
+                format!("{ns} @{first}.. ({side})")
+            }),
+            "",
+        );
     }
 
     /// A row: what each namespace answered on each side in one second.
     pub(crate) fn table_row(&self, second: u64, samples: &[Sample], groups: &[Vec<NodeId>; 2], remark: &str) {
-        let cell = |ns: &str, side: &[NodeId]| {
-            let of = samples.iter().filter(|sample| sample.ns == ns && side.contains(&sample.node));
-            format!("{:<CELL$}", summary(of))
-        };
-        let [minority, majority] = groups;
-        let cells = [(BANK, minority), (BANK, majority), (CART, minority), (CART, majority)];
-        let cells: String = cells.iter().map(|(ns, side)| cell(ns, side)).collect();
-        self.line(&format!("        {:<6}{cells}{remark}", format!("+{second}s")));
+        let cells = columns(groups).map(|(ns, _, nodes)| {
+            summary(samples.iter().filter(|sample| sample.ns == ns && nodes.contains(&sample.node)))
+        });
+        self.row(&format!("+{second}s"), cells, remark);
+    }
+
+    fn row(&self, first: &str, cells: [String; 4], remark: &str) {
+        let mut row = format!("        {first:<6}");
+        for (cell, width) in cells.iter().zip(COLUMNS) {
+            row += &format!("{cell:<width$} ");
+        }
+        self.line(&(row + remark));
     }
 
     /// The receipt as a table, and where to go on.
@@ -167,6 +170,17 @@ impl Narrator {
         }
         self.line("      Try next  kvctl lab up     kvctl fault partition n1,n2 / n3,n4,n5     kvctl fault heal     kvctl lab down");
     }
+}
+
+/// The four columns: namespace, side, and the side's nodes.
+fn columns(groups: &[Vec<NodeId>; 2]) -> [(&'static str, &'static str, &[NodeId]); 4] {
+    let [minority, majority] = groups;
+    [
+        (BANK, MINORITY, minority.as_slice()),
+        (BANK, MAJORITY, majority.as_slice()),
+        (CART, MINORITY, minority.as_slice()),
+        (CART, MAJORITY, majority.as_slice()),
+    ]
 }
 
 /// `ok 14  UNKNOWN 2  NO_QUORUM 9`, or `ok 20 (fallback 12)`.

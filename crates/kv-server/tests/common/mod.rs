@@ -19,6 +19,9 @@ pub const CLUSTER: ClusterId = ClusterId(0x5155_304f);
 /// Generous, for a machine with two busy cores; nothing waits that long when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Keys written before a test begins: enough that every node coordinates some.
+pub const WARM_UP_KEYS: u64 = 24;
+
 pub struct Cluster {
     folder: TempDir,
     members: Vec<Member>,
@@ -154,7 +157,8 @@ impl Cluster {
         self.admin(id).create_namespace(within(request)).await.unwrap();
         for id in self.nodes.keys() {
             eventually("the namespace is known", async || {
-                let all = self.admin(id.0).list_namespaces(within(admin::ListNamespacesRequest {})).await.unwrap();
+                let all =
+                    self.admin(id.0).list_namespaces(within(admin::ListNamespacesRequest {})).await.unwrap();
                 all.into_inner().namespaces.iter().any(|namespace| namespace.name == name)
             })
             .await;
@@ -162,8 +166,15 @@ impl Cluster {
         if mode != admin::Mode::Available {
             return;
         }
+        for id in self.nodes.keys() {
+            eventually("nothing is left to pull", async || {
+                let status = self.admin(id.0).get_status(within(admin::GetStatusRequest {})).await.unwrap();
+                status.into_inner().rebuilding_partitions == 0
+            })
+            .await;
+        }
         for id in self.nodes.keys().map(|id| id.0).collect::<Vec<_>>() {
-            for key in 0..8 {
+            for key in 0..WARM_UP_KEYS {
                 let begun = Instant::now();
                 loop {
                     let request = v1::PutRequest {
@@ -175,7 +186,9 @@ impl Cluster {
                     };
                     match self.kv(id).put(within(request)).await {
                         Ok(_) => break,
-                        Err(status) if begun.elapsed() > PATIENCE => panic!("n{id} takes no writes: {status}"),
+                        Err(status) if begun.elapsed() > PATIENCE => {
+                            panic!("n{id} takes no writes: {status}")
+                        }
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                     }
                 }

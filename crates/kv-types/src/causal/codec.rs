@@ -105,7 +105,9 @@ impl NodeClock {
             let first = read.varint()?;
             let last = first.checked_add(read.varint()?);
             let last = last.ok_or(CodecError { what: read.what, why: "a range has no end" })?;
-            let apart = previous.is_none_or(|(i, l): (Incarnation, u64)| i < incarnation || (i == incarnation && l < first - first.min(1)));
+            let apart = previous.is_none_or(|(i, l): (Incarnation, u64)| {
+                i < incarnation || (i == incarnation && l < first - first.min(1))
+            });
             read.check(first > 0 && apart, "ranges out of order")?;
             clock.add_range(incarnation, first, last);
             previous = Some((incarnation, last));
@@ -130,14 +132,18 @@ pub fn encode_context_token(namespace: NamespaceId, key: &[u8], context: &Contex
 /// to another key.
 pub fn decode_context_token(namespace: NamespaceId, key: &[u8], bytes: &Bytes) -> Result<Context, Failure> {
     if bytes.len() > MAX_CONTEXT_BYTES {
-        let message = format!("the causal context has {} bytes; at most {MAX_CONTEXT_BYTES} are allowed", bytes.len());
+        let message =
+            format!("the causal context has {} bytes; at most {MAX_CONTEXT_BYTES} are allowed", bytes.len());
         return Err(Failure::new(Reason::BadContext, message).with("limit_bytes", MAX_CONTEXT_BYTES));
     }
     let (of_namespace, of_key, context) =
         read_token(bytes).map_err(|error| Failure::new(Reason::BadContext, error.to_string()))?;
     if of_namespace != namespace || of_key != token(namespace, key) {
         let other = if of_namespace == namespace { "key" } else { "namespace" };
-        return Err(Failure::new(Reason::ForeignContext, format!("the causal context belongs to another {other}")));
+        return Err(Failure::new(
+            Reason::ForeignContext,
+            format!("the causal context belongs to another {other}"),
+        ));
     }
     Ok(context)
 }
@@ -211,7 +217,8 @@ impl Reader {
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
         let taken = self.take(N)?;
-        <[u8; N]>::try_from(taken.as_ref()).map_err(|_| CodecError { what: self.what, why: "it is cut short" })
+        <[u8; N]>::try_from(taken.as_ref())
+            .map_err(|_| CodecError { what: self.what, why: "it is cut short" })
     }
 
     fn version(&mut self, known: u8) -> Result<(), CodecError> {
@@ -276,7 +283,9 @@ impl Reader {
                 let step = self.varint()?;
                 // The first must leave a gap to the vector, or it would belong to it.
                 self.check(step > u64::from(at == 0), "a cloud that is not one")?;
-                last = last.checked_add(step).ok_or(CodecError { what: self.what, why: "a number is too large" })?;
+                last = last
+                    .checked_add(step)
+                    .ok_or(CodecError { what: self.what, why: "a number is too large" })?;
                 context.insert(Dot { incarnation, counter: last });
             }
         }
@@ -359,7 +368,8 @@ mod tests {
 
     #[test]
     fn long_tokens_are_refused_at_the_bound() {
-        let reason = |length: usize| decode_context_token(NS, b"k", &vec![0; length].into()).map_err(|f| f.message);
+        let reason =
+            |length: usize| decode_context_token(NS, b"k", &vec![0; length].into()).map_err(|f| f.message);
         assert!(reason(MAX_CONTEXT_BYTES).unwrap_err().contains("checksum"));
         assert!(reason(MAX_CONTEXT_BYTES + 1).unwrap_err().contains("at most"));
     }

@@ -182,7 +182,9 @@ impl NodeClock {
         }
         let ranges = self.seen.entry(incarnation).or_default();
         // Every range that overlaps or touches becomes one with the new one.
-        while let Some((from, to)) = ranges.range(..=last.saturating_add(1)).next_back().map(|(f, t)| (*f, *t)) {
+        while let Some((from, to)) =
+            ranges.range(..=last.saturating_add(1)).next_back().map(|(f, t)| (*f, *t))
+        {
             if to.saturating_add(1) < first {
                 break;
             }
