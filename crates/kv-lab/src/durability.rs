@@ -22,6 +22,8 @@ pub const AVAILABLE: &str = "ledger-available";
 pub const TIER_FOLDER: &str = "tier";
 /// Writes in flight.
 const CONCURRENCY: usize = 16;
+/// Values are long enough that small segments of the log fill and go while a test runs.
+const FILLER_BYTES: usize = 8 << 10;
 /// How long an acknowledged write may take to be read again: elections, and replicas that rebuild.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 /// Between two tries of a read.
@@ -127,7 +129,7 @@ impl Ledger {
 
     async fn write_one(&self, namespace: &'static str) -> bool {
         let number = self.written.fetch_add(1, Ordering::Relaxed);
-        let (key, value) = (format!("key-{number}"), format!("value-{number}"));
+        let (key, value) = (format!("key-{number}"), format!("value-{number}-{:0>1$}", "", FILLER_BYTES));
         let written = match namespace {
             STRONG => self.client.strong(namespace).put(&key, value.clone()).await.map(|_| ()),
             _ => self
@@ -172,7 +174,7 @@ impl Ledger {
                 return Ok(());
             }
             if is_final || Instant::now() > deadline {
-                return Err(found.map_or_else(|error| error, |values| format!("{values:?}")));
+                return Err(found.map_or_else(|error| error, |values| format!("{} other values", values.len())));
             }
             tokio::time::sleep(AGAIN).await;
         }

@@ -69,6 +69,8 @@ async fn all_nodes_are_killed_at_once_and_one_loses_its_tier() {
     ledger.write_during(kill_all(&lab)).await.unwrap();
     assert!(lose_tier(&lab, NodeId(2)).unwrap(), "the tier's folder is not where this test looks for it");
     restart_all(&lab).await.unwrap();
+    let log = std::fs::read_to_string(lab.log_file(NodeId(2))).unwrap();
+    assert!(log.contains("tier_lost=true"), "the log still reached back to the beginning: nothing was tested");
     nothing_is_missing(&ledger).await;
     assert!(ledger.write(COUNT).await > 0, "and it goes on");
     lab.stop().await;

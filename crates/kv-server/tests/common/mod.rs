@@ -19,9 +19,6 @@ pub const CLUSTER: ClusterId = ClusterId(0x5155_304f);
 /// Generous, for a machine with two busy cores; nothing waits that long when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Keys written before a test begins: enough that every node coordinates some.
-pub const WARM_UP_KEYS: u64 = 24;
-
 pub struct Cluster {
     folder: TempDir,
     members: Vec<Member>,
@@ -143,8 +140,7 @@ impl Cluster {
         })
     }
 
-    /// Creates a namespace and waits until every node knows it, and takes writes if it is available: a node that pulled
-    /// what a fresh directory may lack cannot prove anything of requests that were issued before.
+    /// Creates a namespace and waits until every node knows it, and has pulled what a fresh directory may lack.
     pub async fn create(&mut self, name: &str, mode: admin::Mode, n: u32) {
         let request = admin::CreateNamespaceRequest {
             name: name.into(),
@@ -172,27 +168,6 @@ impl Cluster {
                 status.into_inner().rebuilding_partitions == 0
             })
             .await;
-        }
-        for id in self.nodes.keys().map(|id| id.0).collect::<Vec<_>>() {
-            for key in 0..WARM_UP_KEYS {
-                let begun = Instant::now();
-                loop {
-                    let request = v1::PutRequest {
-                        namespace: name.into(),
-                        key: format!("warm-up {key}").into(),
-                        mutation: self.mutation(),
-                        context: observed(),
-                        ..Default::default()
-                    };
-                    match self.kv(id).put(within(request)).await {
-                        Ok(_) => break,
-                        Err(status) if begun.elapsed() > PATIENCE => {
-                            panic!("n{id} takes no writes: {status}")
-                        }
-                        Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    }
-                }
-            }
         }
     }
 }
