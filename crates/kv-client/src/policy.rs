@@ -125,8 +125,10 @@ impl Verdict {
     }
 }
 
+/// Refusals that every node gives at any time, so that no earlier attempt can have been taken. A request id is not among
+/// them: one that claims to come from the future is refused by the clock of whoever was asked.
 fn refused_by_its_bytes(reason: Reason) -> bool {
-    matches!(reason, Reason::EmptyKey | Reason::LimitKey | Reason::LimitValue | Reason::RequestIdInvalid)
+    matches!(reason, Reason::EmptyKey | Reason::LimitKey | Reason::LimitValue)
 }
 
 /// A token bucket for retries (AWS SDK, retry 2.1): when most first tries fail, retries stop, and a struggling cluster is
