@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kv_types::limits::REQUEST_WINDOW;
+use kv_types::limits::{MAX_KEY_BYTES, MAX_REPLICAS, MAX_VALUE_BYTES, REQUEST_WINDOW};
 
 /// How long a replica may be silent before another stands in for it: several round trips and a slow fsync.
 pub const PATIENCE: Duration = Duration::from_millis(120);
@@ -33,8 +33,16 @@ pub const REQUESTS: u64 = 1 << 17;
 pub const REQUEST_KEPT: Duration = Duration::from_secs(2 * REQUEST_WINDOW.as_secs());
 /// How often expired entries are looked for, and how many go at a time.
 pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
-/// Bytes of one record (a key with all its siblings) that a client write may make; a merge may exceed it.
-pub const RECORD_BYTES: usize = 8 << 20;
+/// Bytes of the concurrent values of one key that a client write may make. A merge may exceed it, by as much as every
+/// replica could take on its own: that must fit into [`BATCH_BYTES`], or replicas could never become equal again. A
+/// fallback that coordinates writes as much in one batch: a copy for each replica.
+pub const RECORD_BYTES: usize = 2 << 20;
+/// Bytes that kv-storage has to take in one batch (`StorageOptions::max_record_bytes`).
+pub const BATCH_BYTES: usize = 16 << 20;
+/// Room in a batch for what stands beside the values of one copy: keys, contexts, writes, request table, node clock.
+const BESIDE_VALUES: usize = 256 << 10;
+const _: () = assert!(MAX_REPLICAS as usize * (RECORD_BYTES + BESIDE_VALUES) <= BATCH_BYTES);
+const _: () = assert!(MAX_VALUE_BYTES + MAX_KEY_BYTES <= RECORD_BYTES);
 /// Bytes of a page when a ring partition is pulled.
 pub const PULL_PAGE_BYTES: u32 = 1 << 20;
 /// Ring partitions pulled at once.

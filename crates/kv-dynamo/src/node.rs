@@ -288,9 +288,9 @@ impl Dynamo {
     pub fn rebuilding_partitions(&self) -> u64 {
         let catalogue = self.node.catalogue();
         let kept = catalogue.rings.values().flat_map(|ring| self.node.kept(ring));
-        let behind = kept.filter(|slice| !self.node.standing.serves(*slice)).count() as u64;
+        let behind = kept.filter(|slice| !self.node.serves(*slice)).count() as u64;
         // Before the catalogue arrives nobody can say how many: at least not none.
-        if self.node.standing.is_whole() { 0 } else { behind.max(1) }
+        if self.node.is_whole() { 0 } else { behind.max(1) }
     }
 
     /// Ends the background tasks. Requests under way end by their deadlines.
@@ -353,7 +353,17 @@ impl Node {
     /// Whether this node keeps the key's ring partition and can tell old requests for it from new ones. A node that still
     /// pulls cannot: the request may be one that its lost directory took.
     pub(crate) fn may_coordinate(&self, view: &View) -> bool {
-        view.primaries.contains(&self.me) && self.standing.is_whole()
+        view.primaries.contains(&self.me) && self.is_whole()
+    }
+
+    /// Whether this node lacks nothing of any ring.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.standing.is_whole() && !self.replica.is_put_back()
+    }
+
+    /// Whether the ring partition lacks nothing here.
+    pub(crate) fn serves(&self, slice: Slice) -> bool {
+        self.standing.serves(slice) && !self.replica.is_put_back()
     }
 
     /// Whom a request may use, as this node sees the others now; `avoid` did not answer lately.
@@ -448,7 +458,7 @@ impl Node {
         let primary = primaries.contains(&self.me);
         let copy = if !primary {
             self.replica.read_hints(&place, &primaries)?
-        } else if self.standing.serves(place.slice) {
+        } else if self.serves(place.slice) {
             self.replica.read(&place)?
         } else {
             let message =

@@ -47,7 +47,7 @@ impl Node {
         };
         let _room = self.room.try_acquire().map_err(busy)?;
         let i_count = if view.primaries.contains(&self.me) {
-            self.standing.serves(view.place.slice)
+            self.serves(view.place.slice)
         } else {
             view.fallbacks.contains(&self.me)
         };
@@ -239,7 +239,8 @@ impl Node {
                 fallback: asked.stands_in_for.is_some(),
                 answered: asked.answered,
                 fsynced: asked.answered,
-                knows: heard.iter().any(|heard| heard.node == asked.node && heard.known),
+                // A primary without a copy knows that there is none.
+                knows: heard.iter().any(|h| h.node == asked.node && (h.primary || h.known)),
             })
             .collect();
         let primaries = heard.iter().filter(|heard| heard.primary).count();

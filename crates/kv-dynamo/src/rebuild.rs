@@ -4,8 +4,10 @@
 //! acknowledged since it began, and before it began there was nothing, or it has pulled that. One durable mark says so;
 //! rings and ring partitions that appear later need none of their own. Without the mark the node surveys the members:
 //!
-//! - A majority (this node included) knows of no available namespace: the cluster is new and nothing was ever promised.
-//!   A catalogue change needs a majority too, so a namespace with data is known to somebody who is asked.
+//! - So many others know of no available namespace that nobody can know of one: the cluster is new and nothing was ever
+//!   promised. This node proves nothing itself, for it may have known and lost it. A catalogue change has a majority of
+//!   the voters, hence half of them (rounded down) without this node; as soon as fewer than that are left unasked, one of
+//!   those who answered would have known. A new cluster of three therefore needs all three at its first start.
 //! - Somebody knows one: this directory is fresh or damaged in a cluster with data. Each of its ring partitions is pulled
 //!   from N-W+1 of the other primaries that are whole themselves, so that every set of W is met, or from all of them,
 //!   whole or not: then there is nobody left to ask.
@@ -27,6 +29,7 @@ use kv_peer::{Address, Lane};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::catalogue::{Catalogue, Ring};
 use kv_types::causal::{NodeClock, State};
+use kv_types::limits::MAX_VOTERS;
 use kv_types::{Epoch, Failure, NamespaceId, NodeId, Placement, Reason, RingId, RingPartition};
 use tokio::time::{Instant, sleep};
 
@@ -111,7 +114,13 @@ fn judge(mine: Survey, others: &[Option<Survey>]) -> Verdict {
     if mine.namespaces || answers.clone().any(|survey| survey.namespaces) {
         return Verdict::Pull(answers.map(|survey| survey.epoch).max().unwrap_or(mine.epoch));
     }
-    if answers.count() + 1 > others.len().div_ceil(2) { Verdict::New } else { Verdict::Unknown }
+    // A majority less this node: m - 1 with m = voters / 2 + 1. Who votes is not in the catalogue; no more than that do.
+    let knowers = (others.len() + 1).min(MAX_VOTERS) / 2;
+    if others.is_empty() || answers.count() + knowers > others.len() {
+        Verdict::New
+    } else {
+        Verdict::Unknown
+    }
 }
 
 /// How many whole sources meet every set of W that does not need this node; never more than there are.
@@ -324,11 +333,7 @@ impl Node {
         // The clock of the beginning travels along in the place to resume from.
         let (clock, position, after) = if message.after.is_empty() {
             let (clock, position) = self.replica.clock(slice)?;
-            (
-                if self.standing.serves(slice) { clock.encode() } else { Bytes::new() },
-                Some(position),
-                Bytes::new(),
-            )
+            (if self.serves(slice) { clock.encode() } else { Bytes::new() }, Some(position), Bytes::new())
         } else {
             let (clock, after) = read_resume(message.after)
                 .filter(|(_, after)| after.starts_with(&slice.prefix()))
@@ -383,14 +388,33 @@ mod tests {
     }
 
     #[test]
-    fn a_new_cluster_needs_no_pull_once_a_majority_says_so() {
+    fn a_new_cluster_needs_no_pull_once_nobody_can_know_better() {
         let new = says(false, 1);
-        assert_eq!(judge(new, &[]), Verdict::New, "a cluster of one");
-        assert_eq!(judge(new, &[None, None]), Verdict::Unknown);
-        assert_eq!(judge(new, &[Some(new), None]), Verdict::New, "two of three");
-        assert_eq!(judge(new, &[Some(new), None, None, None]), Verdict::Unknown, "two of five");
-        assert_eq!(judge(new, &[Some(new), Some(new), None, None]), Verdict::New, "three of five");
-        assert_eq!(judge(new, &[Some(new), None, None]), Verdict::Unknown, "two of four are no majority");
+        let judged = |answered: usize, others: usize| {
+            let answers: Vec<_> = (0..others).map(|n| (n < answered).then_some(new)).collect();
+            judge(new, &answers)
+        };
+        assert_eq!(judged(0, 0), Verdict::New, "a cluster of one");
+        // Others of a cluster of 2, 3, 4, ..., and how many of them must answer.
+        for (others, needed) in [(1, 1), (2, 2), (3, 2), (4, 3), (5, 4), (9, 8)] {
+            for answered in 0..=others {
+                let expected = if answered >= needed { Verdict::New } else { Verdict::Unknown };
+                assert_eq!(judged(answered, others), expected, "{answered} of {others}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wiped_node_always_asks_somebody_who_knows() {
+        // The namespace was committed by a bare majority with the node that lost its disk.
+        for nodes in 2..=MAX_VOTERS {
+            let (others, knowers) = (nodes - 1, nodes / 2);
+            for mask in 0u32..1 << others {
+                let answers: Vec<_> =
+                    (0..others).map(|n| (mask >> n & 1 == 1).then(|| says(n < knowers, 1))).collect();
+                assert_ne!(judge(says(false, 1), &answers), Verdict::New, "{answers:?}");
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use kv_peer::{Address, Lane, PeerError};
 use kv_proto::peer::response_frame;
+use kv_types::limits::REQUEST_WINDOW;
 use kv_types::{Epoch, NodeId};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -157,9 +158,29 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
     }
 }
 
-/// Forgets old requests while every member is up and no hint is pending: until then a hint somewhere may carry the twin of
-/// a request that only the table can recognize.
+/// Since when every member has been up and no hint pending here.
+#[derive(Debug, Default)]
+struct Calm {
+    since: Option<Duration>,
+}
+
+impl Calm {
+    /// Whether it is calm, and has been for longer than any request can be resent: hints of other nodes have found their
+    /// targets by then too, for they go home as soon as those are up.
+    fn lasts(&mut self, calm: bool, now: Duration) -> bool {
+        if !calm {
+            self.since = None;
+            return false;
+        }
+        now.saturating_sub(*self.since.get_or_insert(now)) > REQUEST_WINDOW
+    }
+}
+
+/// Forgets old requests once every member has been up for long and no hint is pending: until then a hint somewhere may
+/// carry the twin of a request that only the table can recognize.
 pub(crate) async fn sweep(node: Arc<Node>) {
+    let begun = Instant::now();
+    let mut calm = Calm::default();
     let mut stop = node.stop.subscribe();
     loop {
         tokio::select! {
@@ -167,8 +188,8 @@ pub(crate) async fn sweep(node: Arc<Node>) {
             () = stopped(&mut stop) => return,
             () = sleep(limits::SWEEP.0) => {}
         }
-        let calm = node.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
-        if !calm || !node.replica.hints_pending().is_empty() {
+        let all_up = node.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
+        if !calm.lasts(all_up && node.replica.hints_pending().is_empty(), begun.elapsed()) {
             continue;
         }
         for slice in node.replica.slices() {
@@ -207,6 +228,17 @@ mod tests {
         }
         rounds.end(T, true, ms(200));
         assert_eq!(rounds.begin([T], |_| true, ms(200)), vec![T], "after success at once");
+    }
+
+    #[test]
+    fn only_a_long_calm_counts() {
+        let mut calm = Calm::default();
+        let (start, tick) = (Duration::from_secs(5), Duration::from_millis(1));
+        assert!(!calm.lasts(true, start));
+        assert!(!calm.lasts(true, start + REQUEST_WINDOW));
+        assert!(calm.lasts(true, start + REQUEST_WINDOW + tick));
+        assert!(!calm.lasts(false, start + REQUEST_WINDOW + tick * 2));
+        assert!(!calm.lasts(true, start + REQUEST_WINDOW + tick * 3), "it begins again");
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! durable before anything about it leaves the node; the callers see to that.
 //!
 //! Invariants: a dot is minted in the batch that writes its value; its counter never goes back; a node clock never claims
-//! a dot whose write is not in the same or an earlier batch; hints that counted are removed by delivery alone.
+//! a dot whose write is not in the same or an earlier batch; hints that counted are removed by delivery alone; what is
+//! counted of hints is what was committed, under the lock of their ring partition.
 //!
 //! Node clocks are kept on disk from the first day, but contexts are not yet filled from them, nor stripped by them: a
 //! deleted key keeps a record without values. Both belong into `load` and `stage`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +49,13 @@ pub(crate) struct Order {
     /// None deletes.
     pub(crate) value: Option<Bytes>,
     pub(crate) supersedes: Supersedes,
+}
+
+impl Order {
+    /// Whether the client sent it before: it may have been taken, without a trace here.
+    pub(crate) fn is_resent(&self) -> bool {
+        self.mutation.attempt > 1
+    }
 }
 
 /// As what a node mints.
@@ -111,6 +120,9 @@ struct Partition {
     requests: u64,
 }
 
+/// By how much the hints for a target grow with a batch: rows and bytes.
+type Growth = (NodeId, i64, i64);
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Held {
     rows: u64,
@@ -128,6 +140,9 @@ pub(crate) struct Replica {
     held: Mutex<BTreeMap<NodeId, Held>>,
     /// Requests issued before this cannot be told from new ones: their traces may have been lost.
     proves_since_ms: Mutex<u64>,
+    /// Another node returned a write of this incarnation that the directory does not know: it was put back to an older
+    /// state, and any dot that it mints may be used already.
+    put_back: AtomicBool,
     /// A hint was added.
     pub(crate) hinted: Notify,
 }
@@ -170,11 +185,10 @@ impl Replica {
                 for (key, _) in storage.small_scan(b"dynamo/dot/") {
                     batch.push_small_delete(key);
                 }
-                // What is left of the node clocks may claim writes that are gone.
-                for table in [CLOCKS, CONFLICTS] {
-                    for (key, _) in storage.scan(table, &[], None, usize::MAX).map_err(storage_failure)? {
-                        batch.push_delete(table, key);
-                    }
+                // What is left of the node clocks may claim writes that are gone. The other tables stay: what is left of
+                // them is true, and merging what is pulled completes them.
+                for (key, _) in storage.scan(CLOCKS, &[], None, usize::MAX).map_err(storage_failure)? {
+                    batch.push_delete(CLOCKS, key);
                 }
                 let position = storage.commit(batch).map_err(storage_failure)?;
                 storage.durable(position).await.map_err(storage_failure)?;
@@ -189,6 +203,7 @@ impl Replica {
             stamp: Mutex::default(),
             held: Mutex::default(),
             proves_since_ms: Mutex::new(u64::MAX),
+            put_back: AtomicBool::new(false),
             hinted: Notify::new(),
             storage,
             env,
@@ -230,6 +245,7 @@ impl Replica {
     /// Writes down that this incarnation lacks nothing. `pulled`: others had to give it what it lacked. Returns how long
     /// requests that are issued now cannot yet be told from those that were taken before the loss.
     pub(crate) async fn set_whole(&self, pulled: bool) -> Result<Duration, Failure> {
+        self.refuse_put_back()?;
         let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
         let since = if pulled { self.env.clock.wall_ms().saturating_add(skew.as_millis() as u64) } else { 0 };
         let mut mark = BytesMut::new();
@@ -239,6 +255,43 @@ impl Replica {
         self.durable(position).await?;
         *lock(&self.proves_since_ms) = since;
         Ok(skew)
+    }
+
+    /// Whether this directory turned out to have been put back to an older state. Nothing is minted then, and nothing
+    /// spoken for, until the next start, which begins a new incarnation and pulls.
+    pub(crate) fn is_put_back(&self) -> bool {
+        self.put_back.load(Ordering::Acquire)
+    }
+
+    fn refuse_put_back(&self) -> Result<(), Failure> {
+        if !self.is_put_back() {
+            return Ok(());
+        }
+        // Not STORAGE_FAILED: that leaves the fate of the request open, and it is not.
+        let message = "the data directory was put back to an older state: restart this node, it then begins anew and pulls";
+        Err(Failure::new(Reason::NotReady, message))
+    }
+
+    /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is known elsewhere
+    /// that it does not know itself.
+    fn stage_put_back(&self, slice: Slice, mine: u64, next: &mut Partition, batch: &mut Batch) -> bool {
+        if mine <= next.counter {
+            return false;
+        }
+        next.counter = mine;
+        batch.push_small_put(slice.counter_key(), self.counter_mark(mine));
+        batch.push_small_delete(WHOLE);
+        batch.push_small_delete(INCARNATION);
+        // At once, even should the batch be refused: then the same write comes again.
+        if !self.put_back.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                ?slice,
+                counter = mine,
+                "another node returned a write that this directory has lost: it was put back to an older state; this node \
+                 mints and serves nothing more until it is restarted and has pulled"
+            );
+        }
+        true
     }
 
     /// Waits until everything up to there is fsynced.
@@ -327,13 +380,20 @@ impl Replica {
         let partition = self.partition(place.slice)?;
         let mut partition = lock(&partition);
         let request = order.mutation.request_id;
-        let mut before = match role {
+        let before = match role {
             Role::Primary => self.load(place)?,
             Role::Fallback(targets) => self.raw(place, targets)?,
         };
-        if let Some(minted) = self.taken_before(place, role, order, &before)? {
+        if let Some(mut minted) = self.taken_before(place, role, order, &before)? {
+            if let Role::Fallback(targets) = role {
+                // The request is here already: a refusal now cannot promise that it will not be applied.
+                let position =
+                    self.complete_hints(place, targets, request, &minted).map_err(Failure::after_sending)?;
+                minted.position = minted.position.max(position);
+            }
             return Ok(minted);
         }
+        self.refuse_put_back()?;
         self.admit(&partition, role, order)?;
         let supersedes = match &order.supersedes {
             Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
@@ -343,6 +403,9 @@ impl Replica {
                 ));
             }
             Supersedes::Seen(context) => context.clone(),
+            // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is observed now
+            // is not what the client meant, and may be what superseded it.
+            Supersedes::Observed if order.is_resent() => Context::new(),
             Supersedes::Observed => before.state.record.context.clone(),
             Supersedes::Nothing => Context::new(),
         };
@@ -350,26 +413,27 @@ impl Replica {
         let stamp = self.stamp(&before.state)?;
         let sibling = order.value.clone().map(|value| Sibling { stamp, request, value });
         let minter = if matches!(role, Role::Primary) { Minter::Primary } else { Minter::Fallback };
-        let previous = std::mem::take(&mut before.state);
-        let mut state = previous.clone();
+        let mut state = before.state;
         state.record.update(&supersedes, dot, sibling, minter);
         let write = Write { request, issued_at_ms: order.mutation.issued_at_ms, body: order.body };
         state.writes.insert(dot, write);
         self.check_size(&state, order)?;
         let mut next = Partition { counter: dot.counter, ..partition.clone() };
         let mut batch = Batch::new();
+        let mut growth = Vec::new();
         match role {
             Role::Primary => {
-                self.stage(place, &previous, &mut state, &[(dot, write)], &mut next, &mut batch)?;
+                self.stage(place, &mut state, &[(dot, write)], &mut next, &mut batch)?;
             }
             Role::Fallback(targets) => {
                 state.trim_writes(RECENT_WRITES);
                 let hint = Hint { counted: true, note: false, state: state.clone() };
-                self.stage_hints(place, targets, &hint, &mut batch)?;
+                growth = self.stage_hints(place, targets, &hint, &mut batch)?;
             }
         }
         batch.push_small_put(place.slice.counter_key(), self.counter_mark(dot.counter));
         let position = self.commit(batch, false)?;
+        self.account_all(&growth);
         *partition = next;
         drop(partition);
         if matches!(role, Role::Fallback(_)) {
@@ -497,8 +561,8 @@ impl Replica {
             .collect();
         let mut next = partition.clone();
         let mut batch = Batch::new();
-        self.stage(place, &before.state, &mut state, &new, &mut next, &mut batch)?;
-        if before.known && new.is_empty() && state == before.state {
+        let listed = self.stage(place, &mut state, &new, &mut next, &mut batch)?;
+        if before.known && new.is_empty() && state == before.state && !listed {
             return Ok(before.position);
         }
         let mine = new
@@ -506,29 +570,22 @@ impl Replica {
             .filter(|(dot, _)| dot.incarnation == self.incarnation)
             .map(|(dot, _)| dot.counter)
             .max();
-        if let Some(counter) = mine.filter(|counter| *counter > partition.counter) {
-            // Somebody has a write of mine that I do not remember: the directory was put back to an older state. Going on
-            // after it is the least that must be done.
-            tracing::error!(slice = ?place.slice, counter, "another node returned a write that this directory has lost");
-            next.counter = counter;
-            batch.push_small_put(place.slice.counter_key(), self.counter_mark(counter));
-        }
-        let position = self.commit(batch, bulk)?;
+        let put_back = self.stage_put_back(place.slice, mine.unwrap_or(0), &mut next, &mut batch);
+        let position = self.commit(batch, bulk && !put_back)?;
         *partition = next;
         Ok(position)
     }
 
     /// Prepares the batch by which a record replaces the one before it: twins buried, requests remembered, the clock
-    /// moved on.
+    /// moved on. Says whether the list of keys with siblings changes.
     fn stage(
         &self,
         place: &Place,
-        before: &State,
         state: &mut State,
         new: &[(Dot, Write)],
         next: &mut Partition,
         batch: &mut Batch,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let mut failed = None;
         state.bury_twins(|request| match self.taken(place.slice, request) {
             Ok(taken) => taken.map(|(taken, _)| taken.dots).unwrap_or_default(),
@@ -542,8 +599,9 @@ impl Replica {
         }
         state.trim_writes(RECENT_WRITES);
         batch.push_put(RECORDS, place.record_key(), state.encode());
-        let conflict = |state: &State| state.record.siblings.len() > 1 && state.record.values().len() > 1;
-        match (conflict(before), conflict(state)) {
+        let conflict = state.record.siblings.len() > 1 && state.record.values().len() > 1;
+        let listed = self.storage.get(CONFLICTS, &place.record_key()).map_err(storage_failure)?.is_some();
+        match (listed, conflict) {
             (false, true) => batch.push_put(CONFLICTS, place.record_key(), []),
             (true, false) => batch.push_delete(CONFLICTS, place.record_key()),
             _ => {}
@@ -586,7 +644,7 @@ impl Replica {
         if !new.is_empty() {
             self.stage_clock(place.slice, next, batch);
         }
-        Ok(())
+        Ok(listed != conflict)
     }
 
     fn stage_clock(&self, slice: Slice, next: &Partition, batch: &mut Batch) {
@@ -627,25 +685,56 @@ impl Replica {
         let partition = self.partition(place.slice)?;
         let order = lock(&partition);
         let mut batch = Batch::new();
-        self.stage_hints(place, &[target], hint, &mut batch)?;
+        let growth = self.stage_hints(place, &[target], hint, &mut batch)?;
         let position = self.commit(batch, false)?;
+        self.account_all(&growth);
         drop(order);
         self.hinted.notify_one();
         Ok(position)
     }
 
+    /// A request that was taken here as a hint for some of the primaries becomes one for all of them: the coordinator
+    /// takes whatever it minted for settled everywhere.
+    fn complete_hints(
+        &self,
+        place: &Place,
+        targets: &[NodeId],
+        request: RequestId,
+        minted: &Minted,
+    ) -> Result<Position, Failure> {
+        let hint = Hint { counted: true, note: false, state: minted.state.clone() };
+        let mut position = Position::DURABLE;
+        for target in targets {
+            let rows = self.hint_rows(place, *target)?;
+            let of_request = minted.state.writes.iter().filter(|(_, write)| write.request == request);
+            let has = |dot: &Dot| rows.iter().any(|(_, hint, _)| hint.state.writes.contains_key(dot));
+            if of_request.map(|(dot, _)| dot).all(has) {
+                continue;
+            }
+            // One batch each: what was merged here may be larger than what a client may write.
+            let mut batch = Batch::new();
+            let growth = self.stage_hints(place, &[*target], &hint, &mut batch)?;
+            position = position.max(self.commit(batch, false)?);
+            self.account_all(&growth);
+            self.hinted.notify_one();
+        }
+        Ok(position)
+    }
+
+    /// Prepares the hints, and says what to account once they are committed.
     fn stage_hints(
         &self,
         place: &Place,
         targets: &[NodeId],
         hint: &Hint,
         batch: &mut Batch,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<Growth>, Failure> {
         let held: u64 = lock(&self.held).values().map(|held| held.bytes).sum();
         if held >= self.hint_bytes_max {
             let message = format!("this node holds {held} bytes of hints and takes no more");
             return Err(Failure::new(Reason::LimitHints, message).with("limit_bytes", self.hint_bytes_max));
         }
+        let mut growth = Vec::with_capacity(targets.len());
         for target in targets {
             let rows = self.hint_rows(place, *target)?;
             let number = rows
@@ -665,11 +754,16 @@ impl Replica {
                 None => (place.hint_key(*target, number.saturating_add(1)), hint.clone(), 0),
             };
             let value = row.encode();
-            // Accounted before the commit: an overestimate after a refused batch lasts until the next start.
-            self.account(*target, i64::from(before == 0), (key.len() + value.len()) as i64 - before as i64);
+            growth.push((*target, i64::from(before == 0), (key.len() + value.len()) as i64 - before as i64));
             batch.push_put(HINTS, key, value);
         }
-        Ok(())
+        Ok(growth)
+    }
+
+    fn account_all(&self, growth: &[Growth]) {
+        for (target, rows, bytes) in growth {
+            self.account(*target, *rows, *bytes);
+        }
     }
 
     fn account(&self, target: NodeId, rows: i64, bytes: i64) {
@@ -806,7 +900,9 @@ impl Replica {
         next.clock.adopt(clock);
         let mut batch = Batch::new();
         self.stage_clock(slice, &next, &mut batch);
-        let position = self.commit(batch, true)?;
+        let mine = clock.highest(self.incarnation);
+        let put_back = self.stage_put_back(slice, mine, &mut next, &mut batch);
+        let position = self.commit(batch, !put_back)?;
         *partition = next;
         Ok(position)
     }

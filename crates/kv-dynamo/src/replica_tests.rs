@@ -25,6 +25,10 @@ struct World {
     clock: Arc<TestClock>,
 }
 
+fn options() -> StorageOptions {
+    StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") }
+}
+
 impl World {
     fn new(seed: u64) -> Self {
         let clock = Arc::new(TestClock(NOW.into()));
@@ -32,14 +36,23 @@ impl World {
     }
 
     async fn open(&self, tier_lost: bool, hint_bytes: u64) -> (Storage, Replica) {
-        let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") };
+        let (storage, replica) = self.open_with(options(), tier_lost, hint_bytes).await;
+        if !replica.is_whole() && !tier_lost {
+            replica.set_whole(false).await.unwrap();
+        }
+        (storage, replica)
+    }
+
+    async fn open_with(
+        &self,
+        options: StorageOptions,
+        tier_lost: bool,
+        hint_bytes: u64,
+    ) -> (Storage, Replica) {
         let (storage, _) =
             Storage::open(options, Arc::new(self.disk.clone()), Arc::new(self.tiers.clone())).unwrap();
         let env = Env { clock: self.clock.clone(), ..Env::real() };
         let replica = Replica::open(storage.clone(), env, tier_lost, hint_bytes).await.unwrap();
-        if !replica.is_whole() && !tier_lost {
-            replica.set_whole(false).await.unwrap();
-        }
         (storage, replica)
     }
 
@@ -268,4 +281,207 @@ async fn a_lost_tier_begins_a_new_incarnation_that_must_pull() {
     replica.set_whole(true).await.unwrap();
     let late = replica.mint(&place("l"), Role::Primary, &order(2, "b", Supersedes::Observed));
     assert_eq!(reason(late), Reason::RequestExpired, "it may have been taken before the loss");
+}
+
+#[tokio::test]
+async fn a_refused_batch_leaves_no_hint_in_the_accounts() {
+    let world = World::new(12);
+    // A memtable that nobody empties.
+    let options = StorageOptions {
+        max_record_bytes: 16 << 10,
+        memtable_bytes: 16 << 10,
+        bulk_memtable_bytes: 8 << 10,
+        drain_start_bytes: 1 << 30,
+        drain_interval: Duration::from_secs(3_600),
+        ..StorageOptions::memory("/data")
+    };
+    let (_, fallback) = world.open_with(options, false, 1 << 20).await;
+    let targets = [NodeId(1), NodeId(2)];
+    let mint = |key: &str, seq, bytes: usize| {
+        fallback.mint(
+            &place(key),
+            Role::Fallback(&targets),
+            &order(seq, &"v".repeat(bytes), Supersedes::Nothing),
+        )
+    };
+    assert_eq!(reason(mint("k", 1, 10 << 10)), Reason::LimitStorage, "both copies are one batch");
+    assert!(fallback.hints_pending().is_empty());
+    fallback.storage.commit(Batch::new().put(RECORDS, b"full", vec![0; 10 << 10])).unwrap();
+    assert_eq!(reason(mint("k", 2, 5 << 10)), Reason::Overloaded);
+    assert!(fallback.hints_pending().is_empty());
+    let state = world_state(9, 1, "v".repeat(10 << 10).as_str());
+    assert_eq!(reason(fallback.store_hint(&place("k"), NodeId(1), state, true)), Reason::Overloaded);
+    assert!(fallback.hints_pending().is_empty());
+    mint("k", 3, 10).unwrap();
+    assert_eq!(fallback.hints_pending().into_values().collect::<Vec<_>>(), vec![1, 1]);
+}
+
+/// A state with one value, as the incarnation of another node minted it for request `seq`.
+fn world_state(incarnation: u64, seq: u64, value: &str) -> State {
+    let of = order(seq, value, Supersedes::Nothing);
+    let dot = Dot { incarnation: Incarnation(incarnation), counter: seq };
+    let request = of.mutation.request_id;
+    let mut state = State::default();
+    let sibling =
+        Sibling { stamp: Hlc::mint(Hlc::default(), NOW).unwrap(), request, value: of.value.unwrap() };
+    state.record.update(&Context::new(), dot, Some(sibling), Minter::Fallback);
+    state.writes.insert(dot, Write { request, issued_at_ms: NOW, body: of.body });
+    state
+}
+
+#[tokio::test]
+async fn a_resend_without_a_trace_supersedes_nothing() {
+    let world = World::new(13);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    // Request 1 became a write elsewhere, request 2 superseded it; only the latter, without a trace of the former, is here.
+    replica.apply(&place("k"), &world_state(9, 2, "w2"), false).unwrap();
+    let mut resent = order(1, "r", Supersedes::Observed);
+    resent.mutation.attempt = 2;
+    replica.mint(&place("k"), Role::Primary, &resent).unwrap();
+    let mut shown = values(&replica.read(&place("k")).unwrap());
+    shown.sort();
+    assert_eq!(shown, vec!["r", "w2"], "an acknowledged value was destroyed");
+    // The trace arrives: the twin goes, and nothing else.
+    let mut trace = State::default();
+    let dot = Dot { incarnation: Incarnation(9), counter: 1 };
+    trace.record.context.insert(dot);
+    trace
+        .writes
+        .insert(dot, Write { request: resent.mutation.request_id, issued_at_ms: NOW, body: resent.body });
+    replica.apply(&place("k"), &trace, false).unwrap();
+    assert_eq!(values(&replica.read(&place("k")).unwrap()), vec!["w2"]);
+}
+
+#[tokio::test]
+async fn a_directory_that_was_put_back_mints_no_more_and_begins_anew() {
+    let world = World::new(14);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let first = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    let life = replica.incarnation;
+    assert!(!replica.is_put_back());
+    // Another node returns the 40th write of this incarnation.
+    let position = replica.apply(&place("l"), &world_state(life.0, 40, "lost"), true).unwrap();
+    assert!(replica.is_put_back() && !replica.is_whole());
+    for role in [Role::Primary, Role::Fallback(&[NodeId(1)])] {
+        let refused = replica.mint(&place("m"), role, &order(2, "b", Supersedes::Nothing)).unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::NotReady, kv_types::Applied::No));
+    }
+    assert!(replica.set_whole(true).await.is_err());
+    let again = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    assert!(again.deduplicated && first.covered == again.covered, "what is proven is still said");
+    replica.durable(position).await.unwrap();
+    world.cut(&storage);
+
+    let (_, replica) = world.open_with(options(), false, 1 << 20).await;
+    assert!(replica.incarnation != life && !replica.is_whole() && !replica.is_put_back());
+    assert_eq!(values(&replica.read(&place("l")).unwrap()), vec!["lost"], "what it has, it keeps");
+
+    // The clock of a source tells as much as a write.
+    let world = World::new(15);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    let mut clock = NodeClock::new();
+    clock.add(Dot { incarnation: replica.incarnation, counter: 3 });
+    replica.adopt(place("k").slice, &clock).unwrap();
+    assert!(replica.is_put_back());
+}
+
+#[tokio::test]
+async fn concurrent_values_are_bounded_so_that_every_merge_of_them_can_be_stored() {
+    assert!(StorageOptions::new("/data").max_record_bytes >= limits::BATCH_BYTES);
+    let (max, nodes) = (limits::RECORD_BYTES, usize::from(kv_types::limits::MAX_REPLICAS));
+    let worlds: Vec<World> = (0..nodes as u64).map(|n| World::new(20 + n)).collect();
+    let mut replicas = Vec::new();
+    for world in &worlds {
+        let options = StorageOptions {
+            max_record_bytes: limits::BATCH_BYTES,
+            segment_bytes: 36 << 20,
+            ..StorageOptions::new("/data")
+        };
+        let replica = world.open_with(options, false, 1 << 30).await.1;
+        replica.set_whole(false).await.unwrap();
+        replicas.push(replica);
+    }
+    // As much on every replica as it takes.
+    let half = "v".repeat(max / 2);
+    for (n, replica) in replicas.iter().enumerate() {
+        let seq = 10 * n as u64;
+        let put = |seq, value: &str| {
+            replica.mint(&place("k"), Role::Primary, &order(seq, value, Supersedes::Nothing))
+        };
+        put(seq, &half).unwrap();
+        put(seq + 1, &half).unwrap();
+        let more = put(seq + 2, "v").unwrap_err();
+        assert_eq!((more.reason, more.applied), (Reason::LimitSiblings, kv_types::Applied::No));
+        assert_eq!(replica.read(&place("k")).unwrap().state.record.siblings.len(), 2);
+    }
+    let mut merged = State::default();
+    for replica in &replicas {
+        merged.merge(&replica.read(&place("k")).unwrap().state);
+    }
+    replicas[0].apply(&place("k"), &merged, true).unwrap();
+    assert_eq!(replicas[0].read(&place("k")).unwrap().state.record.siblings.len(), 2 * nodes);
+
+    // A fallback that coordinates keeps a copy for each replica, in one batch.
+    let targets: Vec<NodeId> = (1..=nodes as u64).map(NodeId).collect();
+    for seq in 0..2 {
+        let role = Role::Fallback(&targets);
+        replicas[1].mint(&place("l"), role, &order(1_000 + seq, &half, Supersedes::Nothing)).unwrap();
+        replicas[1].durable(replicas[1].read_hints(&place("l"), &targets).unwrap().position).await.unwrap();
+    }
+    let more =
+        replicas[1].mint(&place("l"), Role::Fallback(&targets), &order(1_002, "v", Supersedes::Nothing));
+    assert_eq!(reason(more), Reason::LimitSiblings);
+}
+
+#[tokio::test]
+async fn a_request_known_for_one_target_is_hinted_for_all_before_it_is_called_taken() {
+    let world = World::new(40);
+    let (_, fallback) = world.open(false, 1 << 20).await;
+    let targets = [NodeId(1), NodeId(2), NodeId(3)];
+    // Another coordinator stored request 1 here, in place of node 2.
+    let stored = fallback.store_hint(&place("k"), NodeId(2), world_state(9, 1, "a"), true).unwrap();
+    let taken = || {
+        fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap()
+    };
+    let minted = taken();
+    assert!(minted.deduplicated && minted.position > stored);
+    let pending: Vec<_> = fallback.hints_pending().into_iter().collect();
+    assert_eq!(pending, vec![(NodeId(1), 1), (NodeId(2), 1), (NodeId(3), 1)]);
+    for target in targets {
+        let due = fallback.due(target, None, 10).unwrap().remove(0);
+        assert_eq!(fallback.message_of(&due).unwrap().0.record.siblings.len(), 1);
+    }
+    assert_eq!(taken().position, minted.position, "once is enough");
+
+    // Without room the fate is open: the write is here.
+    let world = World::new(41);
+    let (_, full) = world.open(false, 1).await;
+    full.store_hint(&place("k"), NodeId(2), world_state(9, 1, "a"), true).unwrap();
+    let refused =
+        full.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::LimitHints, kv_types::Applied::Unknown));
+}
+
+#[tokio::test]
+async fn the_list_of_conflicts_outlives_a_lost_tier_and_is_completed() {
+    let world = World::new(42);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Nothing)).unwrap();
+    let second = replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Nothing)).unwrap();
+    replica.durable(second.position).await.unwrap();
+    world.cut(&storage);
+    let (storage, replica) = world.open(true, 1 << 20).await;
+    assert_eq!(replica.keys_with_siblings().unwrap(), 1);
+
+    // A row that is missing comes back with any merge, also of what is known.
+    let state = replica.read(&place("k")).unwrap().state;
+    replica.apply(&place("k"), &state, true).unwrap();
+    storage.commit(Batch::new().delete(CONFLICTS, place("k").record_key())).unwrap();
+    assert_eq!(replica.keys_with_siblings().unwrap(), 0);
+    replica.apply(&place("k"), &state, true).unwrap();
+    assert_eq!(replica.keys_with_siblings().unwrap(), 1);
+    // One that is left over goes.
+    storage.commit(Batch::new().put(CONFLICTS, place("l").record_key(), [])).unwrap();
+    replica.apply(&place("l"), &world_state(9, 3, "c"), true).unwrap();
+    assert_eq!(replica.keys_with_siblings().unwrap(), 1);
 }

@@ -102,8 +102,8 @@ impl Request {
     }
 
     /// States what the write supersedes.
-    fn supersede(&mut self, token: Bytes) {
-        let context = v1::WriteContext { context: Some(v1::write_context::Context::Causal(token)) };
+    fn supersede(&mut self, context: v1::write_context::Context) {
+        let context = v1::WriteContext { context: Some(context) };
         match self {
             Self::Put(put) => put.context = Some(context),
             Self::Delete(delete) => delete.context = Some(context),
@@ -202,9 +202,15 @@ impl Node {
         request: &mut Request,
         deadline: Instant,
     ) -> bool {
+        if matches!(order.supersedes, Supersedes::Observed) && order.is_resent() {
+            // As the one who mints it would: a resend is never told from a late twin by what is observed now.
+            request.supersede(v1::write_context::Context::Blind(true));
+            order.supersedes = Supersedes::Nothing;
+        }
         if matches!(order.supersedes, Supersedes::Observed) {
             let Some(seen) = self.observe(at, view, deadline).await else { return false };
-            request.supersede(encode_context_token(view.place.namespace, &view.place.key, &seen));
+            let token = encode_context_token(view.place.namespace, &view.place.key, &seen);
+            request.supersede(v1::write_context::Context::Causal(token));
             order.supersedes = Supersedes::Seen(seen);
         }
         true

@@ -18,13 +18,14 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use kv_dynamo::{Dynamo, DynamoConfig, Hop};
 use kv_env::{Connection, Env, Listener, Network, TcpNetwork};
-use kv_peer::{PeerConfig, PeerHandler, PeerRequest, Peers};
-use kv_proto::peer::response_frame;
-use kv_proto::{client_id_bytes, v1};
+use kv_peer::{Address, PeerConfig, PeerHandler, PeerRequest, Peers};
+use kv_proto::peer::{request_frame, response_frame};
+use kv_proto::{client_id_bytes, peer, v1};
 use kv_storage::disk::MemDisk;
 use kv_storage::tier::MemTiers;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::{Catalogue, Member, Ring};
+use kv_types::causal::State;
 use kv_types::{
     Applied, ClientId, ClusterId, Epoch, Failure, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
     NodeId, Placement, Reason, Replication, RingId,
@@ -100,6 +101,7 @@ impl PeerHandler for Handler {
 
 struct Node {
     dynamo: Dynamo,
+    disk: MemDisk,
     peers: Peers,
     server: tokio::task::JoinHandle<()>,
 }
@@ -178,8 +180,9 @@ impl Cluster {
         let env = Env { network: Arc::new(network), ..Env::real() };
         let peers = Peers::new(PeerConfig::new(CLUSTER, id), env.clone());
         let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") };
-        let disk = Arc::new(MemDisk::new(id.0));
-        let (storage, recovery) = Storage::open(options, disk, Arc::new(MemTiers::new())).unwrap();
+        let disk = MemDisk::new(id.0);
+        let (storage, recovery) =
+            Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
         let config = DynamoConfig::new(id, recovery.tier_lost);
         let dynamo =
             Dynamo::start(config, storage, peers.clone(), env, self.catalogue.subscribe()).await.unwrap();
@@ -188,7 +191,7 @@ impl Cluster {
             let _ = kv_peer::server_builder().add_service(service).serve_with_incoming(listener).await;
         });
         peers.set_members(self.catalogue.borrow().members.values().cloned().collect());
-        self.nodes.insert(id, Node { dynamo, peers, server });
+        self.nodes.insert(id, Node { dynamo, disk, peers, server });
     }
 
     /// The node comes back with an empty disk.
@@ -268,6 +271,14 @@ impl Cluster {
             .expect("every wait ends by the deadline")
     }
 
+    async fn until_shown(&self, key: &str, value: &str) {
+        let begun = Instant::now();
+        while !self.get(1, key, 3).await.is_ok_and(|response| shown(&response) == [value]) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{key} never became {value}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Until all replicas of every ring partition have the same digest and no hint is left.
     async fn converge(&self) -> Duration {
         let begun = Instant::now();
@@ -289,6 +300,13 @@ impl Cluster {
             assert!(took < Duration::from_secs(20), "not converged: {hints} hints, {digests:?}");
             sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+fn available(receipt: Option<&v1::Receipt>) -> v1::AvailableEvidence {
+    match receipt.and_then(|receipt| receipt.evidence.clone()) {
+        Some(v1::receipt::Evidence::Available(evidence)) => evidence,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -338,7 +356,15 @@ async fn both_sides_of_a_silent_cut_go_on_and_converge_after_it() {
     });
     let unknown = unknown.unwrap();
     assert_eq!(cluster.get(4, &unknown, 1).await.unwrap().presence(), v1::Presence::NoKnowledge);
-    assert_eq!(cluster.get(1, &unknown, 2).await.unwrap().presence(), v1::Presence::Absent);
+    let absent = cluster.get(1, &unknown, 2).await.unwrap();
+    assert_eq!(absent.presence(), v1::Presence::Absent);
+    let evidence = available(absent.receipt.as_ref());
+    assert!(
+        evidence.replies.iter().filter(|r| r.answered).all(|r| r.knows),
+        "a primary knows that there is none"
+    );
+    let evidence = available(cluster.get(4, &unknown, 1).await.unwrap().receipt.as_ref());
+    assert!(evidence.replies.iter().all(|r| !r.knows), "a fallback without a hint knows nothing");
 
     // A strict write that cannot be met is refused before anything is written.
     let mut strict = cluster.request(&unknown, "x", v1::write_context::Context::Observed(true));
@@ -408,4 +434,80 @@ async fn a_wiped_node_pulls_before_it_serves() {
     for key in &keys {
         assert_eq!(shown(&cluster.get(2, key, 1).await.unwrap()), vec!["kept"]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resend_that_left_no_trace_is_a_sibling_wherever_it_arrives() {
+    let cluster = Cluster::start().await;
+    for node in 1..=NODES {
+        let key = format!("key-{node}");
+        cluster.put(1, &key, "acknowledged").await.unwrap();
+        // Its first attempt was taken by a node that is not here, and superseded; nobody here can tell.
+        let mut resent = cluster.request(&key, "resent", v1::write_context::Context::Observed(true));
+        resent.mutation.as_mut().unwrap().attempt = 2;
+        cluster.send(node, resent).await.unwrap();
+        assert_eq!(
+            shown(&cluster.get(node, &key, 3).await.unwrap()),
+            vec!["acknowledged", "resent"],
+            "at n{node}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_refuses_what_counts_for_another_epoch_of_its_ring() {
+    let cluster = Cluster::start().await;
+    let owners = cluster.nodes[&NodeId(1)].dynamo.owners(&cluster.namespace, b"k").unwrap();
+    let primary = &cluster.nodes[&NodeId(owners.primaries[0])].dynamo;
+    let ask = |epoch: u64, body: request_frame::Body| {
+        primary.handle(PeerRequest {
+            from: NodeId(owners.primaries[1]),
+            about: Address { namespace: cluster.namespace.id, epoch: Epoch(epoch), ..Address::default() },
+            deadline: Instant::now() + Duration::from_secs(1),
+            body,
+        })
+    };
+    let (ring, partition, key) = (owners.ring, owners.partition, Bytes::from_static(b"k"));
+    let write = || {
+        request_frame::Body::ReplicaWrite(peer::ReplicaWrite {
+            ring,
+            partition,
+            key: key.clone(),
+            record: State::default().encode(),
+            hint_for: 0,
+            counted: false,
+        })
+    };
+    let read = || request_frame::Body::ReplicaRead(peer::ReplicaRead { ring, partition, key: key.clone() });
+    // The ring is of epoch 1, the catalogue of epoch 2; 0 is merge traffic.
+    for (epoch, taken) in [(1, true), (2, false), (7, false), (0, true)] {
+        for body in [write(), read()] {
+            match ask(epoch, body).await {
+                Ok(_) => assert!(taken, "epoch {epoch} was taken"),
+                Err(failure) => assert!(
+                    !taken && (failure.reason, failure.applied) == (Reason::WrongEpoch, Applied::No),
+                    "epoch {epoch}: {failure}"
+                ),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_disk_leaves_the_fate_open_by_the_deadline() {
+    let cluster = Cluster::start().await;
+    cluster.put(1, "k", "before").await.unwrap();
+    for node in cluster.nodes.values() {
+        node.disk.set_sync_delay(Duration::from_secs(3));
+    }
+    let begun = Instant::now();
+    let failure = cluster.put(1, "k", "slow").await.unwrap_err();
+    assert_eq!(failure.applied, Applied::Unknown, "{failure}");
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(200)..Duration::from_millis(1_100)).contains(&took), "{took:?}");
+    for node in cluster.nodes.values() {
+        node.disk.set_sync_delay(Duration::ZERO);
+    }
+    // It was in the log: it is there once the disk is done with it.
+    cluster.until_shown("k", "slow").await;
 }

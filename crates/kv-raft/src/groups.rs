@@ -327,7 +327,8 @@ impl Group {
                 Ok(Response::RaftAppend(self.append_reply(reply)))
             }
             Request::RaftVote(ask) => {
-                if Instant::now() < self.votes_from {
+                // A leader that hands over has stopped serving by itself, so no lease is broken.
+                if !ask.leadership_transfer && Instant::now() < self.votes_from {
                     let why = "this node has just started and may have promised its vote; it gives none for one lease";
                     return Err(Failure::new(Reason::NotReady, why));
                 }

@@ -29,6 +29,16 @@ impl LogStore {
     }
 }
 
+/// What may be applied again after a restart. The committed mark travels ahead of the entries it speaks of, without an
+/// fsync of its own, so the log may hold less than it says, or a tail of an older leader at the same indices. Only an
+/// entry that is itself the marked one, or one of the same leader before it, is proven; nothing is a safe answer.
+fn proven_committed(committed: LogId, at_its_index: Option<LogId>, last: Option<LogId>) -> Option<LogId> {
+    if at_its_index == Some(committed) {
+        return Some(committed);
+    }
+    last.filter(|last| last.leader_id == committed.leader_id && last.index < committed.index)
+}
+
 impl RaftLogReader<TypeConfig> for LogStore {
     async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
     where
@@ -71,9 +81,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        let committed = self.0.committed().map(codec::decode_log_id).transpose()?;
-        // It is written without an fsync of its own: never say more than the log holds.
-        Ok(committed.min(self.0.bounds().last.map(codec::from_storage_id)))
+        let Some(committed) = self.0.committed().map(codec::decode_log_id).transpose()? else { return Ok(None) };
+        let in_log = |index| self.0.id_of(index).map(codec::from_storage_id);
+        let last = self.0.bounds().last.map(codec::from_storage_id);
+        Ok(proven_committed(committed, in_log(committed.index), last))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
@@ -91,5 +102,28 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
         self.0.purge(codec::to_storage_id(&upto))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::vote::RaftLeaderId;
+
+    use super::*;
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId { leader_id: RaftLeaderId::new(term, 1), index }
+    }
+
+    #[test]
+    fn a_stale_tail_is_never_called_committed() {
+        let committed = id(3, 95);
+        // The log ends in entries of an older leader: at the same index, or beyond it.
+        assert_eq!(proven_committed(committed, Some(id(2, 95)), Some(id(2, 120))), None);
+        assert_eq!(proven_committed(committed, None, Some(id(2, 90))), None);
+        // It is there, or a part of what the same leader wrote is.
+        assert_eq!(proven_committed(committed, Some(committed), Some(id(3, 97))), Some(committed));
+        assert_eq!(proven_committed(committed, None, Some(id(3, 93))), Some(id(3, 93)));
+        assert_eq!(proven_committed(committed, None, None), None);
     }
 }

@@ -277,6 +277,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+        // The log lets go of what contradicts the snapshot first: after a crash it must not end in entries of an older leader.
+        self.storage.raft(self.group).barrier().await?;
         let (files, mark) = (self.files.clone(), meta.clone());
         // Durable first: from here on a crash finds the file, and what it replaces may be lost.
         let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
@@ -308,14 +310,33 @@ pub(crate) struct Builder {
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotData;
 
+    /// A snapshot that cannot be taken now (the disk is full, the cut grew too old) is no reason to stop a voter: the newest
+    /// one stands, nothing is purged, and the steward asks again.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        match self.build().await {
+            Ok(snapshot) => Ok(snapshot),
+            Err(error) => {
+                tracing::warn!(group = self.group.0, %error, "no snapshot was taken; the log is kept until one is");
+                let files = self.files.clone();
+                let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+                let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
+                Ok(Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id } })
+            }
+        }
+    }
+}
+
+impl Builder {
+    async fn build(&self) -> Result<Snapshot, MachineError> {
         let (mark, cut) = {
             let _applied = self.applied.read().await;
             let prefix = keys::of_group(self.group);
             let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
             let mark = stored_mark(&self.storage, self.group)?;
-            (mark, self.storage.cut(&ranges).map_err(io::Error::from)?)
+            (mark, self.storage.cut(&ranges)?)
         };
+        // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead of the log.
+        self.storage.raft(self.group).barrier().await?;
         let (files, meta) = (self.files.clone(), mark.clone());
         let id = NodeRuntime::blocking(move || snapshot::write(&files, &meta, cut)).await??;
         tracing::info!(group = self.group.0, last = ?mark.last_log_id, "snapshot taken");

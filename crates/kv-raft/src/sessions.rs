@@ -143,6 +143,11 @@ impl Sessions {
                 );
                 return refuse(Reason::RequestExpired, message);
             }
+            if mutation.issued_at_ms > self.now.saturating_add(idle_ms()) {
+                // Once forgotten, such a session could not be told from a new one.
+                let why = "the request claims to have been issued in the future: set the client's clock";
+                return refuse(Reason::RequestIdInvalid, why.into());
+            }
             return Ok(Admission::New);
         };
         if session.kept.contains_key(&seq) {

@@ -339,12 +339,8 @@ impl Strong {
             if group.standing() != Standing::Leads {
                 return Err(Unserved::Elsewhere(group.leader_and_term().0));
             }
-            if to != self.0.config.node_id {
-                if !self.0.peers.liveness(to).is_up() {
-                    return Err(Failure::new(Reason::Unreachable, format!("{to} does not answer")).into());
-                }
-                let stopped = |fatal| Failure::new(Reason::ResultUnknown, format!("{fatal}"));
-                group.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
+            if to != self.0.config.node_id && !self.0.peers.liveness(to).is_up() {
+                return Err(Failure::new(Reason::Unreachable, format!("{to} does not answer")).into());
             }
             let mut metrics = group.raft.server_metrics();
             let moved = async {
@@ -353,7 +349,13 @@ impl Strong {
                     if leader == Some(to) {
                         return Ok(admin::TransferLeaderResponse { leader: to.0, term });
                     }
-                    if metrics.changed().await.is_err() {
+                    // openraft sends the order once and serves nothing until it is obeyed: a lost one would cost an election.
+                    if leader == Some(self.0.config.node_id) {
+                        let stopped = |fatal| Failure::new(Reason::ResultUnknown, format!("{fatal}"));
+                        group.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
+                    }
+                    let again = Instant::now() + self.0.config.heartbeat;
+                    if matches!(timeout_at(again, metrics.changed()).await, Ok(Err(_))) {
                         return Err(
                             Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending()
                         );

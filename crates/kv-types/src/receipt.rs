@@ -59,7 +59,7 @@ pub struct ReplicaReply {
     pub answered: bool,
     /// It had fsynced what it acknowledged.
     pub fsynced: bool,
-    /// It had a copy.
+    /// It had a copy, or it is a primary that knows that there is none.
     pub knows: bool,
 }
 
