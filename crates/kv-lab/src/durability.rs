@@ -1,5 +1,5 @@
-//! Kill, and look whether anything acknowledged is gone. The ledger writes unique values to both modes and keeps only what
-//! was acknowledged; whatever is done to the nodes in between, all of it must be there afterwards.
+//! Kill, and look whether anything acknowledged is gone. The ledger writes unique values to both modes, overwrites some of
+//! them, and keeps only what was acknowledged; whatever is done to the nodes in between, all of it must be there afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use kv_client::{Client, ClientOptions, WriteContext};
+use kv_client::{Client, ClientOptions, Error, Expect, Swap, WriteContext};
 use kv_types::{NamespaceName, NamespaceSpec, NodeId, ReplicaCount, Replication};
 use tokio::time::Instant;
 
@@ -29,14 +29,35 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 /// Between two tries of a read.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// Every so many keys one is overwritten: a store that loses the last of several writes must not pass.
+const OVERWRITTEN: u64 = 4;
+
 /// Everything that was acknowledged, by namespace and key.
 #[derive(Debug)]
 pub struct Ledger {
     client: Client,
     written: AtomicU64,
-    acknowledged: Mutex<BTreeMap<(&'static str, String), String>>,
+    kept: Mutex<BTreeMap<(&'static str, String), Kept>>,
+    /// Swaps that were refused although their revision had been acknowledged and nobody else writes the key.
+    refuted: Mutex<Vec<Missing>>,
     /// Writes without an acknowledgement, by namespace and reason.
     refused: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+}
+
+/// What must be there under one key.
+#[derive(Debug, Clone, Default)]
+struct Kept {
+    /// Acknowledged, and not superseded by anything acknowledged.
+    acknowledged: Vec<String>,
+    /// A later write of unknown outcome, which may have superseded them.
+    possible: Option<String>,
+}
+
+impl Kept {
+    fn is_among(&self, values: &[impl AsRef<[u8]>]) -> bool {
+        let there = |value: &String| values.iter().any(|found| found.as_ref() == value.as_bytes());
+        self.acknowledged.iter().all(there) || self.possible.iter().any(there)
+    }
 }
 
 /// An acknowledged write that is not there any more.
@@ -74,13 +95,14 @@ impl Ledger {
         Ok(Self {
             client,
             written: AtomicU64::new(0),
-            acknowledged: Mutex::default(),
+            kept: Mutex::default(),
+            refuted: Mutex::default(),
             refused: Mutex::default(),
         })
     }
 
-    /// Writes `count` unique values under unique keys to each namespace; notes those that are acknowledged, forgives the
-    /// others. Returns how many of the `2 * count` were acknowledged.
+    /// Writes `count` unique keys of each namespace, some of them several times; notes what is acknowledged, forgives the
+    /// rest. Returns for how many of the `2 * count` keys everything was acknowledged.
     pub async fn write(&self, count: u64) -> u64 {
         let writes = (0..count).flat_map(|_| [STRONG, AVAILABLE]).map(|namespace| self.write_one(namespace));
         stream::iter(writes)
@@ -107,9 +129,9 @@ impl Ledger {
         futures_util::future::join(event, writing).await.0
     }
 
-    /// How many writes were acknowledged so far.
+    /// Of how many keys a write was acknowledged so far.
     pub fn acknowledged(&self) -> usize {
-        lock(&self.acknowledged).len()
+        lock(&self.kept).len()
     }
 
     /// Why writes were not acknowledged, how often, by namespace.
@@ -117,42 +139,101 @@ impl Ledger {
         lock(&self.refused).clone()
     }
 
-    /// Reads everything that was acknowledged, the available ones from all replicas; returns what is missing.
+    /// Reads everything that was acknowledged, the available ones from all replicas; returns what is missing, and what
+    /// was found missing while writing.
     pub async fn missing(&self) -> Vec<Missing> {
-        let acknowledged = lock(&self.acknowledged).clone();
-        let reads = acknowledged.into_iter().map(|((namespace, key), written)| async move {
-            let found = self.read(namespace, &key, &written).await;
+        let kept = lock(&self.kept).clone();
+        let reads = kept.into_iter().map(|((namespace, key), kept)| async move {
+            let found = self.read(namespace, &key, &kept).await;
+            let written = kept.acknowledged.iter().map(|value| label(value)).collect::<Vec<_>>().join(", ");
             found.err().map(|found| Missing { namespace, key, written, found })
         });
-        stream::iter(reads).buffer_unordered(CONCURRENCY).filter_map(std::future::ready).collect().await
+        let mut missing: Vec<_> =
+            stream::iter(reads).buffer_unordered(CONCURRENCY).filter_map(std::future::ready).collect().await;
+        missing.extend(lock(&self.refuted).iter().cloned());
+        missing
     }
 
     async fn write_one(&self, namespace: &'static str) -> bool {
         let number = self.written.fetch_add(1, Ordering::Relaxed);
-        let (key, value) = (format!("key-{number}"), format!("value-{number}-{:0>1$}", "", FILLER_BYTES));
+        let key = format!("key-{number}");
+        // Numbers alternate between the namespaces, so the pairs are counted.
+        let overwrite = (number / 2).is_multiple_of(OVERWRITTEN);
         let written = match namespace {
-            STRONG => self.client.strong(namespace).put(&key, value.clone()).await.map(|_| ()),
-            _ => self
-                .client
-                .available(namespace)
-                .put(&key, value.clone(), WriteContext::Blind)
-                .await
-                .map(|_| ()),
+            STRONG => self.write_strong(&key, number, overwrite).await,
+            _ => self.write_available(&key, number, overwrite).await,
         };
-        match &written {
-            Ok(()) => {
-                lock(&self.acknowledged).insert((namespace, key), value);
-            }
-            Err(error) => {
-                *lock(&self.refused).entry((namespace, error.reason().code_name())).or_default() += 1
-            }
+        if let Err(error) = &written {
+            *lock(&self.refused).entry((namespace, error.reason().code_name())).or_default() += 1;
         }
         written.is_ok()
     }
 
+    /// Puts; to overwrite, puts again and swaps.
+    async fn write_strong(&self, key: &str, number: u64, overwrite: bool) -> Result<(), Error> {
+        let handle = self.client.strong(STRONG);
+        let [first, second, third] = ["first", "second", "third"].map(|which| value(number, which));
+        let put = handle.put(key, first.clone()).await;
+        self.note(STRONG, key, vec![first], put.as_ref().err());
+        put?;
+        if !overwrite {
+            return Ok(());
+        }
+        let put = handle.put(key, second.clone()).await;
+        let written = format!("{} of a put", label(&second));
+        self.note(STRONG, key, vec![second], put.as_ref().err());
+        let revision = put?.value;
+        let swap = handle.compare_and_set(key, Expect::Revision(revision), third.clone()).await;
+        if let Ok(Swap::Mismatch(found)) = swap.as_ref().map(|answer| &answer.value) {
+            let found =
+                found.as_ref().map_or("nothing".into(), |found| format!("revision {}", found.revision.0));
+            let written = format!("{written}, revision {}", revision.0);
+            lock(&self.refuted).push(Missing { namespace: STRONG, key: key.to_owned(), written, found });
+            return Ok(());
+        }
+        self.note(STRONG, key, vec![third], swap.as_ref().err());
+        swap.map(|_| ())
+    }
+
+    /// Puts; to overwrite, reads and puts with the context of what was read. A first value that was not read stays.
+    async fn write_available(&self, key: &str, number: u64, overwrite: bool) -> Result<(), Error> {
+        let handle = self.client.available(AVAILABLE);
+        let [first, second] = ["first", "second"].map(|which| value(number, which));
+        let put = handle.put(key, first.clone(), WriteContext::Blind).await;
+        self.note(AVAILABLE, key, vec![first.clone()], put.as_ref().err());
+        put?;
+        if !overwrite {
+            return Ok(());
+        }
+        let read = handle.get(key).await?.value;
+        let was_read = read.values.iter().any(|sibling| sibling.value == first.as_bytes());
+        let put = handle.put(key, second.clone(), WriteContext::Causal(read.context)).await;
+        let left = if was_read { vec![second] } else { vec![first, second] };
+        self.note(AVAILABLE, key, left, put.as_ref().err());
+        put.map(|_| ())
+    }
+
+    /// Notes what a write leaves under its key, its own value last, and what became of it.
+    fn note(&self, namespace: &'static str, key: &str, mut left: Vec<String>, error: Option<&Error>) {
+        let mut kept = lock(&self.kept);
+        let place = (namespace, key.to_owned());
+        match error {
+            None => {
+                kept.insert(place, Kept { acknowledged: left, possible: None });
+            }
+            // A first write of unknown outcome promises nothing.
+            Some(error) if error.is_unknown() => {
+                if let Some(kept) = kept.get_mut(&place) {
+                    kept.possible = left.pop();
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
     /// Reads until the value is there. Absence from a strong namespace is final; an available one may still be waiting
     /// for hints, and a node that rebuilds refuses.
-    async fn read(&self, namespace: &str, key: &str, written: &str) -> Result<(), String> {
+    async fn read(&self, namespace: &str, key: &str, kept: &Kept) -> Result<(), String> {
         let deadline = Instant::now() + READ_WITHIN;
         loop {
             let (is_final, found) = match namespace {
@@ -170,15 +251,31 @@ impl Ledger {
                     Err(error) => (false, Err(error.to_string())),
                 },
             };
-            if found.as_ref().is_ok_and(|values| values.iter().any(|value| value == written)) {
+            if found.as_ref().is_ok_and(|values| kept.is_among(values)) {
                 return Ok(());
             }
             if is_final || Instant::now() > deadline {
-                return Err(found.map_or_else(|error| error, |values| format!("{} other values", values.len())));
+                return Err(found.map_or_else(|error| error, |values| labels(&values)));
             }
             tokio::time::sleep(AGAIN).await;
         }
     }
+}
+
+/// A value that no other write has.
+fn value(number: u64, which: &str) -> String {
+    format!("value-{number}-{which}-{:0>1$}", "", FILLER_BYTES)
+}
+
+/// A value without its filler.
+fn label(value: &str) -> String {
+    value.trim_end_matches('0').to_owned()
+}
+
+/// What is under a key, without the fillers.
+fn labels(values: &[impl AsRef<[u8]>]) -> String {
+    let labels: Vec<_> = values.iter().map(|value| label(&String::from_utf8_lossy(value.as_ref()))).collect();
+    format!("{} values: {}", values.len(), labels.join(", "))
 }
 
 /// Kills every node at the same moment, as far as one process can.
@@ -207,4 +304,24 @@ pub fn lose_tier(lab: &Lab, node: NodeId) -> Result<bool, LabError> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_acknowledged_last_must_be_there_unless_an_unknown_write_is() {
+        let kept = |acknowledged: &[&str], possible: Option<&str>| Kept {
+            acknowledged: acknowledged.iter().map(|value| (*value).to_owned()).collect(),
+            possible: possible.map(str::to_owned),
+        };
+        assert!(kept(&["b"], None).is_among(&["b"]));
+        assert!(!kept(&["b"], None).is_among(&["a"]), "the overwrite is lost");
+        assert!(!kept(&["a", "b"], None).is_among(&["b"]), "a sibling is lost");
+        assert!(kept(&["b"], Some("c")).is_among(&["c"]));
+        assert!(!kept(&["b"], Some("c")).is_among(&["a"]));
+        assert!(!kept(&["b"], Some("c")).is_among(&[] as &[&str]));
+        assert_eq!(label(&value(10, "first")), "value-10-first-");
+    }
 }

@@ -34,8 +34,6 @@ pub const MAX_OPEN: usize = 128;
 pub enum Phase {
     /// Read and write.
     ReadWrite,
-    /// Only read.
-    ReadOnly,
     /// Nothing more.
     Stop,
 }
@@ -489,25 +487,23 @@ impl Ending {
 pub async fn open_loop<F>(
     every: Duration,
     offset: Duration,
-    phase: watch::Receiver<Phase>,
-    mut operate: impl FnMut(Instant, Phase) -> F,
+    mut phase: watch::Receiver<Phase>,
+    mut operate: impl FnMut(Instant) -> F,
 ) -> u64
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut stopping = phase.clone();
     let mut open = JoinSet::new();
     let mut next = Instant::now() + offset;
     let mut shed = 0;
     loop {
         tokio::select! {
             biased;
-            _ = stopping.wait_for(|phase| *phase == Phase::Stop) => break,
+            _ = phase.wait_for(|phase| *phase == Phase::Stop) => break,
             Some(_) = open.join_next() => {}
             () = tokio::time::sleep_until(next) => {
-                let now = *phase.borrow();
                 if open.len() < MAX_OPEN {
-                    open.spawn(operate(next, now));
+                    open.spawn(operate(next));
                 } else {
                     shed += 1;
                 }
@@ -572,7 +568,7 @@ mod tests {
         let (stop, phase) = watch::channel(Phase::ReadWrite);
         let begun = Arc::new(AtomicUsize::new(0));
         let count = begun.clone();
-        let load = tokio::spawn(open_loop(Duration::from_millis(50), Duration::ZERO, phase, move |_, _| {
+        let load = tokio::spawn(open_loop(Duration::from_millis(50), Duration::ZERO, phase, move |_| {
             count.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_secs(1))
         }));
@@ -585,7 +581,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_open_loop_is_bounded() {
         let (stop, phase) = watch::channel(Phase::ReadWrite);
-        let load = tokio::spawn(open_loop(Duration::from_millis(1), Duration::ZERO, phase, |_, _| {
+        let load = tokio::spawn(open_loop(Duration::from_millis(1), Duration::ZERO, phase, |_| {
             tokio::time::sleep(Duration::from_secs(60))
         }));
         tokio::time::sleep(Duration::from_micros(999_500)).await;

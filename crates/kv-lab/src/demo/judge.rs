@@ -15,8 +15,12 @@ use crate::workload::NO_KNOWLEDGE;
 const ENOUGH_WRITES: u64 = 200;
 /// Shortest cut that counts.
 const ENOUGH_SECONDS: f64 = 10.0;
-/// Part of the minority's operations that the available namespace must answer.
+/// Operations that each side must have begun on the strong namespace during the cut: a ratio of nothing shows nothing.
+const ENOUGH_ASKED: u64 = 50;
+/// Part of the operations of either side that the available namespace must answer.
 const AVAILABLE_RATIO: f64 = 0.99;
+/// Part of the majority's operations that the strong namespace must answer: all but those of the election.
+const STRONG_MAJORITY_RATIO: f64 = 0.7;
 /// Longest time to converge.
 const CONVERGED_WITHIN_MS: u64 = 5_000;
 /// Longest time until the majority writes again.
@@ -59,6 +63,8 @@ pub struct Receipt {
     pub links_cut: usize,
     /// Of so many, probes that found the link silent, just after the cut and again just before the healing.
     pub links_seen_cut: usize,
+    /// Operations that were to begin and did not, because too many were open. They are in no ratio, so there must be none.
+    pub shed: u64,
     /// The strong namespace.
     pub strong: StrongReceipt,
     /// The available namespace.
@@ -76,6 +82,10 @@ pub struct StrongReceipt {
     pub unknown: u64,
     /// Of those, writes whose value was read: they had been applied.
     pub unknown_applied: u64,
+    /// Operations begun by clients of the minority while the cut was confirmed.
+    pub minority_asked: u64,
+    /// The same of the majority.
+    pub majority_asked: u64,
     /// Operations answered, of those begun by clients of the minority while the cut was confirmed.
     pub minority_success_ratio: f64,
     /// The same of the majority.
@@ -131,6 +141,19 @@ pub struct AvailableReceipt {
     pub replicas_agree: bool,
 }
 
+/// What a run knows that its history does not show.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    /// The seed of the load.
+    pub(crate) seed: u64,
+    /// See [`Receipt::links_cut`].
+    pub(crate) links_cut: usize,
+    /// See [`Receipt::links_seen_cut`].
+    pub(crate) links_seen_cut: usize,
+    /// See [`Receipt::shed`].
+    pub(crate) shed: u64,
+}
+
 /// The receipt, and what stands behind it.
 #[derive(Debug)]
 pub(crate) struct Judgement {
@@ -144,8 +167,7 @@ pub(crate) fn judge(
     history: &[Event],
     marks: &Marks,
     groups: &[Vec<NodeId>; 2],
-    links: (usize, usize),
-    seed: u64,
+    run: Run,
 ) -> Result<Judgement, kv_check::history::Malformed> {
     let operations = operation::pair(history)?;
     let of = |ns: &str| operations.iter().filter(|op| op.ns == ns).cloned().collect::<Vec<_>>();
@@ -154,10 +176,11 @@ pub(crate) fn judge(
     let mut broken = Vec::new();
     let receipt = Receipt {
         nodes: groups.iter().map(Vec::len).sum(),
-        seed,
+        seed: run.seed,
         partition_seconds: seconds(marks.decided - marks.cut),
-        links_cut: links.0,
-        links_seen_cut: links.1,
+        links_cut: run.links_cut,
+        links_seen_cut: run.links_seen_cut,
+        shed: run.shed,
         strong: judge_strong(&bank, marks, &window, &mut broken),
         available: judge_available(&cart, marks, &window, &mut broken)?,
     };
@@ -166,6 +189,9 @@ pub(crate) fn judge(
     }
     if receipt.links_seen_cut < receipt.links_cut {
         broken.push(format!("only {} of {} links were seen cut", receipt.links_seen_cut, receipt.links_cut));
+    }
+    if receipt.shed > 0 {
+        broken.push(format!("{} operations were not begun, and are in no ratio", receipt.shed));
     }
     Ok(Judgement { receipt, broken })
 }
@@ -205,6 +231,8 @@ fn judge_strong(
         lost: account.lost.len() as u64,
         unknown: account.unknown as u64,
         unknown_applied: account.unknown_applied as u64,
+        minority_asked: asked(&served, MINORITY),
+        majority_asked: asked(&served, MAJORITY),
         minority_success_ratio: ratio(&served, MINORITY),
         majority_success_ratio: ratio(&served, MAJORITY),
         longest_gap_ms: gap(&served, MINORITY, window).max(gap(&served, MAJORITY, window)),
@@ -238,8 +266,15 @@ fn judge_strong(
         receipt.minority_success_ratio == 0.0,
         format!("the minority answered {:.1} %", receipt.minority_success_ratio * 100.0),
     );
-    promise(receipt.acknowledged > 0 && !served.is_empty(), "nothing was asked, so nothing was shown".into());
-    let recovered = receipt.recovery_ms.is_some_and(|ms| ms < RECOVERED_WITHIN_MS);
+    promise(
+        receipt.majority_success_ratio >= STRONG_MAJORITY_RATIO,
+        format!("the majority answered only {:.1} %", receipt.majority_success_ratio * 100.0),
+    );
+    for (side, count) in [(MINORITY, receipt.minority_asked), (MAJORITY, receipt.majority_asked)] {
+        promise(count >= ENOUGH_ASKED, format!("the {side} was asked only {count} times during the cut"));
+    }
+    promise(receipt.acknowledged > 0, "nothing was acknowledged, so nothing was shown".into());
+    let recovered = receipt.recovery_ms.is_some_and(|ms| ms <= RECOVERED_WITHIN_MS);
     promise(
         recovered,
         format!("the majority did not write again within {RECOVERED_WITHIN_MS} ms of the cut"),
@@ -306,10 +341,11 @@ fn judge_available(
         receipt.replicas_agree,
         format!("replicas differ after healing on {} keys", account.diverged.len()),
     );
-    promise(
-        receipt.minority_success_ratio >= AVAILABLE_RATIO,
-        format!("the minority answered only {:.1} %", receipt.minority_success_ratio * 100.0),
-    );
+    for (side, ratio) in
+        [(MINORITY, receipt.minority_success_ratio), (MAJORITY, receipt.majority_success_ratio)]
+    {
+        promise(ratio >= AVAILABLE_RATIO, format!("the {side} answered only {:.1} %", ratio * 100.0));
+    }
     for (side, count) in
         [(MINORITY, receipt.minority_acknowledged), (MAJORITY, receipt.majority_acknowledged)]
     {
@@ -354,10 +390,14 @@ fn acknowledged_before<'a>(
 }
 
 fn ratio(served: &[Served], side: &str) -> f64 {
-    let rows = || served.iter().filter(|row| row.side == side);
-    let answered: u64 = rows().map(|row| row.answered).sum();
-    let asked: u64 = rows().map(|row| row.answered + row.refused + row.unknown).sum();
+    let answered: u64 = served.iter().filter(|row| row.side == side).map(|row| row.answered).sum();
+    let asked = asked(served, side);
     if asked == 0 { 0.0 } else { answered as f64 / asked as f64 }
+}
+
+fn asked(served: &[Served], side: &str) -> u64 {
+    let rows = served.iter().filter(|row| row.side == side);
+    rows.map(|row| row.answered + row.refused + row.unknown).sum()
 }
 
 fn writes(served: &[Served], side: &str) -> u64 {
@@ -387,12 +427,12 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     /// A history in which both modes do exactly what they promise, as far as needed here.
-    struct Run {
+    struct Story {
         events: Vec<Event>,
         process: u64,
     }
 
-    impl Run {
+    impl Story {
         fn op(
             &mut self,
             ns: &str,
@@ -415,6 +455,15 @@ mod tests {
         }
     }
 
+    impl Story {
+        /// Without what clients of this node did.
+        fn forget(&mut self, ns: &str, node: &str, f: Function) {
+            self.events.retain(|event| {
+                event.ns.as_deref() != Some(ns) || event.node.as_deref() != Some(node) || event.f != f
+            });
+        }
+    }
+
     fn marks() -> Marks {
         let ms = |ms: u64| ms * MS;
         Marks {
@@ -430,14 +479,19 @@ mod tests {
         [[1, 2].map(NodeId).to_vec(), [3, 4, 5].map(NodeId).to_vec()]
     }
 
-    fn good() -> Run {
-        let mut run = Run { events: Vec::new(), process: 0 };
+    fn good() -> Story {
+        let mut run = Story { events: Vec::new(), process: 0 };
         run.op(BANK, 1, 10, Function::Write, EventType::Ok, json!("a")).revision = Some(1);
         run.op(BANK, 1, 1_010, Function::Write, EventType::Info, json!("b")).err =
             Some("RESULT_UNKNOWN".into());
         run.op(BANK, 2, 2_000, Function::Write, EventType::Fail, json!("c")).err = Some("NO_QUORUM".into());
         run.op(BANK, 4, 1_900, Function::Write, EventType::Ok, json!("d")).revision = Some(2);
         run.op(BANK, 1, 14_100, Function::Read, EventType::Ok, json!("d")).revision = Some(2);
+        for number in 0..60 {
+            let at = 2_100 + number * 100;
+            run.op(BANK, 2, at, Function::Read, EventType::Fail, Json::Null).err = Some("NO_QUORUM".into());
+            run.op(BANK, 5, at, Function::Read, EventType::Ok, json!("d")).revision = Some(2);
+        }
         let (mut minority, mut majority) = (json!([]), json!([]));
         for number in 0..220 {
             for (node, seen) in [(1, &mut minority), (4, &mut majority)] {
@@ -456,8 +510,14 @@ mod tests {
         run
     }
 
-    fn judged(run: Run) -> Judgement {
-        judge(&kv_check::history::arrange(run.events), &marks(), &groups(), (12, 12), 42).unwrap()
+    fn judged(run: Story) -> Judgement {
+        judged_with(run, marks(), UNHARMED)
+    }
+
+    const UNHARMED: Run = Run { seed: 42, links_cut: 12, links_seen_cut: 12, shed: 0 };
+
+    fn judged_with(story: Story, marks: Marks, run: Run) -> Judgement {
+        judge(&kv_check::history::arrange(story.events), &marks, &groups(), run).unwrap()
     }
 
     #[test]
@@ -468,13 +528,14 @@ mod tests {
         assert_eq!(partition_seconds, 11.0);
         assert_eq!((strong.unknown, strong.minority_success_ratio, strong.recovery_ms), (1, 0.0, Some(902)));
         assert_eq!((strong.longest_gap_ms, strong.linearizable), (11_000, json!(true)));
+        assert_eq!((strong.minority_asked, strong.majority_asked), (62, 61));
         assert_eq!((available.keys_with_siblings, available.convergence_ms), (1, Some(600)));
         assert_eq!((available.minority_acknowledged, available.majority_acknowledged), (220, 220));
     }
 
     #[test]
     fn each_broken_promise_is_named() {
-        let broken_by = |name: &str, harm: fn(&mut Run)| {
+        let broken_by = |name: &str, harm: fn(&mut Story)| {
             let mut run = good();
             harm(&mut run);
             let broken = judged(run).broken;
@@ -506,6 +567,82 @@ mod tests {
                 run.op(CART, 2, 3_000 + number, Function::Read, EventType::Fail, Json::Null);
             }
         });
+        broken_by("cart: the majority answered only", |run| {
+            for number in 0..20 {
+                run.op(CART, 4, 3_000 + number, Function::Read, EventType::Fail, Json::Null);
+            }
+        });
+        broken_by("bank: the majority answered only", |run| {
+            for number in 0..30 {
+                run.op(BANK, 4, 3_000 + number, Function::Read, EventType::Fail, Json::Null);
+            }
+        });
+        broken_by("bank: the minority was asked only 2 times", |run| run.forget(BANK, "n2", Function::Read));
+        broken_by("bank: the majority was asked only 1 times", |run| run.forget(BANK, "n5", Function::Read));
+        broken_by("bank: 1 acknowledged writes are lost", |run| {
+            run.op(BANK, 5, 14_200, Function::Read, EventType::Ok, json!("a")).revision = Some(1);
+        });
+        broken_by("bank: 2 acknowledged writes were not read again", |run| {
+            run.events.retain(|event| event.ns.as_deref() != Some(BANK) || event.time < 14_000 * MS);
+        });
+        broken_by("cart: 440 acknowledged writes were not read again", |run| {
+            run.events.retain(|event| event.ns.as_deref() != Some(CART) || event.time < 14_000 * MS);
+        });
+        broken_by("bank: the majority did not write again", |run| {
+            run.forget(BANK, "n4", Function::Write);
+            run.op(BANK, 4, 3_000, Function::Write, EventType::Ok, json!("d")).revision = Some(2);
+        });
+        broken_by("bank: the majority did not write again", |run| run.forget(BANK, "n4", Function::Write));
+        broken_by("cart: 1 deleted values came back", |run| {
+            let value = json!("deleted");
+            run.op(CART, 3, 100, Function::Write, EventType::Ok, value.clone());
+            run.op(CART, 3, 200, Function::Delete, EventType::Ok, Json::Null);
+            let begun = run.events.len() - 2;
+            run.events[begun].observed = Some(vec![value.clone()]);
+            for node in 1..=5 {
+                run.op(CART, node, 14_300, Function::Read, EventType::Ok, json!([value, "n1.219", "n4.219"]));
+            }
+        });
+        broken_by("cart: no key has siblings", |run| {
+            let both = vec![json!("n1.219"), json!("n4.219")];
+            run.events.retain(|event| event.ns.as_deref() != Some(CART) || event.time < 14_000 * MS);
+            run.op(CART, 1, 11_990, Function::Write, EventType::Ok, json!("merged"));
+            let begun = run.events.len() - 2;
+            run.events[begun].observed = Some(both);
+            for node in 1..=5 {
+                run.op(CART, node, 14_100, Function::Read, EventType::Ok, json!(["merged"]));
+            }
+        });
+        for side in ["minority", "majority"] {
+            let mut run = good();
+            let node = if side == "minority" { "n1" } else { "n4" };
+            let mut writes = 0;
+            run.events.retain(|event| {
+                let write = event.node.as_deref() == Some(node)
+                    && event.ns.as_deref() == Some(CART)
+                    && event.f == Function::Write;
+                writes += usize::from(write);
+                !write || writes > 2 * 21
+            });
+            let broken = judged(run).broken;
+            let name = format!("cart: the {side} acknowledged only 199 writes");
+            assert!(broken.contains(&format!("{name} during the cut")), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_history_does_not_show_is_promised_too() {
+        let broken_by = |name: &str, harm: fn(&mut Marks, &mut Run)| {
+            let (mut marks, mut run) = (marks(), UNHARMED);
+            harm(&mut marks, &mut run);
+            let broken = judged_with(good(), marks, run).broken;
+            assert!(broken.iter().any(|words| words.contains(name)), "{name}: {broken:?}");
+        };
+        broken_by("cart: replicas took 5000 ms to converge", |marks, _| marks.converged = Some(17_300 * MS));
+        broken_by("cart: replicas did not converge", |marks, _| marks.converged = None);
+        broken_by("only 11 of 12 links were seen cut", |_, run| run.links_seen_cut = 11);
+        broken_by("the cut lasted 9.9 s only", |marks, _| marks.decided = 10_900 * MS);
+        broken_by("3 operations were not begun", |_, run| run.shed = 3);
     }
 
     #[test]

@@ -442,6 +442,8 @@ mod tests {
             lost: 0,
             unknown: 5,
             unknown_applied: 0,
+            minority_asked: 264,
+            majority_asked: 396,
             minority_success_ratio: 0.0,
             majority_success_ratio: 0.93,
             longest_gap_ms: 11_000,
@@ -475,6 +477,7 @@ mod tests {
             partition_seconds: 11.0,
             links_cut: 12,
             links_seen_cut: 12,
+            shed: 0,
             strong,
             available,
         };
