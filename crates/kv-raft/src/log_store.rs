@@ -81,7 +81,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        let Some(committed) = self.0.committed().map(codec::decode_log_id).transpose()? else { return Ok(None) };
+        let Some(committed) = self.0.committed().map(codec::decode_log_id).transpose()? else {
+            return Ok(None);
+        };
         let in_log = |index| self.0.id_of(index).map(codec::from_storage_id);
         let last = self.0.bounds().last.map(codec::from_storage_id);
         Ok(proven_committed(committed, in_log(committed.index), last))

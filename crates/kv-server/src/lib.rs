@@ -18,7 +18,7 @@ pub use node::{Node, NodeEnv};
 /// Version of the server.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Why a node did not start. The first three are the operator's to change; each names what.
+/// Why a node did not start. All but the last are the operator's to change; each names what.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     /// The configuration does not hold together.
@@ -30,6 +30,9 @@ pub enum StartError {
     /// Somebody else listens on an address of this node.
     #[error("PORT_BUSY: {0}")]
     PortBusy(String),
+    /// The log is damaged in a place that was durable; nothing was changed.
+    #[error("LOG_CORRUPT: {0}")]
+    LogCorrupt(String),
     /// Storage or a mode did not start.
     #[error("START_FAILED: {0}")]
     Failed(String),
@@ -39,7 +42,7 @@ impl StartError {
     /// The exit code of `kvd`: 2 for what the operator has to change, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::ConfigInvalid(_) | Self::ForeignDataDir(_) | Self::PortBusy(_) => 2,
+            Self::ConfigInvalid(_) | Self::ForeignDataDir(_) | Self::PortBusy(_) | Self::LogCorrupt(_) => 2,
             Self::Failed(_) => 1,
         }
     }

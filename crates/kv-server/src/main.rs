@@ -22,7 +22,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 ///
 /// Every flag can be given in the environment (KVD_CONFIG, KVD_NODE, ...); KVD_LOG sets the log level (error, warn, info,
 /// debug). Exit codes: 0 stopped as asked; 1 failed; 2 something to change first (CONFIG_INVALID, FOREIGN_DATA_DIR,
-/// PORT_BUSY).
+/// PORT_BUSY, LOG_CORRUPT).
 #[derive(Debug, Parser)]
 #[command(name = "kvd", version, verbatim_doc_comment)]
 struct Arguments {

@@ -242,6 +242,7 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         StorageError::ForeignDataDir { .. } | StorageError::InUse(_) => {
             StartError::ForeignDataDir(format!("{}: {error}", dir.display()))
         }
+        StorageError::CorruptLog { .. } => StartError::LogCorrupt(format!("{}: {error}", dir.display())),
         StorageError::Invalid(_) => StartError::ConfigInvalid(error.to_string()),
         error => StartError::Failed(format!("{}: {error}", dir.display())),
     })?;

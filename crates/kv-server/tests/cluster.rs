@@ -144,8 +144,7 @@ async fn both_modes_answer_at_every_node_with_receipts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_is_refused_by_name() {
     let mut cluster = three().await;
-    let kv = || cluster.kv(1);
-    let mut client = kv();
+    let mut client = cluster.kv(1);
 
     // Reads.
     assert_eq!(reason(client.get(Request::new(get("bank", "k"))).await), Reason::DeadlineMissing);
@@ -163,6 +162,20 @@ async fn bad_input_is_refused_by_name() {
 
     // Writes.
     let large = "x".repeat(MAX_VALUE_BYTES + 1);
+    for namespace in ["bank", "cart"] {
+        let context = if namespace == "cart" { observed() } else { None };
+        let bad = [
+            ("", "v", Reason::EmptyKey),
+            (long.as_str(), "v", Reason::LimitKey),
+            ("k", large.as_str(), Reason::LimitValue),
+        ];
+        for (key, value, reason) in bad {
+            let request =
+                v1::PutRequest { context: context.clone(), ..put(&mut cluster, namespace, key, value) };
+            let refused = failed(client.put(within(request)).await);
+            assert_eq!((refused.reason, refused.applied), (reason, Applied::No), "{namespace}: {refused}");
+        }
+    }
     let request = put(&mut cluster, "bank", "k", &large);
     let refused = failed(client.put(within(request)).await);
     assert_eq!((refused.reason, refused.applied), (Reason::LimitValue, Applied::No));
@@ -181,6 +194,15 @@ async fn bad_input_is_refused_by_name() {
     let written = client.put(within(request)).await.unwrap().into_inner();
     let request = available_put(&mut cluster, "k2", "v", causal(written.context));
     assert_eq!(reason(client.put(within(request)).await), Reason::ForeignContext);
+    // Of the same key in another namespace.
+    cluster.create("wish", admin::Mode::Available, 0).await;
+    let request = v1::PutRequest { context: observed(), ..put(&mut cluster, "wish", "k1", "v") };
+    let wished = client.put(within(request)).await.unwrap().into_inner();
+    let request = available_put(&mut cluster, "k1", "v", causal(wished.context.clone()));
+    let refused = failed(client.put(within(request)).await);
+    assert_eq!((refused.reason, refused.applied), (Reason::ForeignContext, Applied::No), "{refused}");
+    let request = v1::PutRequest { context: causal(wished.context), ..put(&mut cluster, "wish", "k1", "w") };
+    client.put(within(request)).await.unwrap();
     let request = compare(&mut cluster, "cart", "k", 0, "v");
     let refused = failed(client.compare_and_set(within(request)).await);
     assert_eq!((refused.reason, refused.detail("offered_by")), (Reason::ModeMismatch, Some("strong")));
@@ -403,6 +425,50 @@ async fn an_answer_always_comes_by_the_deadline() {
         // The answer is ours, with a name and an outcome, and not the transport giving up.
         assert!(failure.request_id.is_some(), "{failure}");
         assert!(begun.elapsed() < Duration::from_millis(patience + 150), "{:?}", begun.elapsed());
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_outlives_its_deadline_without_a_majority() {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let mut cluster = three().await;
+    let request = available_put(&mut cluster, "k", "before", observed());
+    cluster.kv(1).put(within(request)).await.unwrap();
+    cluster.stop_node(2).await;
+    cluster.stop_node(3).await;
+    let all = Some(v1::ReplicaCount { count: Some(v1::replica_count::Count::All(true)) });
+    fn short<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(PATIENCE);
+        request
+    }
+    // More than once: first while the node still believes in its peers, then when it knows better.
+    for round in 0..3 {
+        let mut client = cluster.kv(1);
+        let strong_get = short(get("bank", "k"));
+        let available_get = short(v1::GetRequest { read_replicas: all, ..get("cart", "k") });
+        let strict = available_put(&mut cluster, "k", "strict", observed());
+        let strict = short(v1::PutRequest { strict: true, write_replicas: all, ..strict });
+        let plain = short(available_put(&mut cluster, "k", "plain", observed()));
+        let mut took = Vec::new();
+        let mut begun = tokio::time::Instant::now();
+        let mut lap = |what: &'static str, failure: Failure| {
+            took.push((what, begun.elapsed(), failure));
+            begun = tokio::time::Instant::now();
+        };
+        lap("strong get", failed(client.get(strong_get).await));
+        lap("available get of all", failed(client.get(available_get).await));
+        lap("available put to all", failed(client.put(strict).await));
+        lap("available put", failed(client.put(plain).await));
+        for (what, time, failure) in took {
+            // The answer is the node's, with a name, and not the transport giving up.
+            assert!(failure.request_id.is_some(), "round {round}, {what}: {failure}");
+            assert!(
+                time < PATIENCE + Duration::from_millis(200),
+                "round {round}, {what}: {time:?}, {failure}"
+            );
+        }
     }
     cluster.stop().await;
 }

@@ -1,6 +1,15 @@
 //! Bulk traffic must not cause elections: while every fsync takes 100 ms and clients flood the available namespace, the
 //! leaders of both groups stay, and a strong write still gets through.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test"
+)]
 
 mod common;
 

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{PATIENCE, config, eventually, members};
+use common::{Cluster, PATIENCE, config, eventually, members, observed, within};
+use kv_proto::{admin, v1};
 use kv_server::{Node, NodeEnv, StartError};
 use kv_types::catalogue::Member;
 use kv_types::{ClusterId, NodeId};
@@ -152,4 +153,126 @@ async fn the_folder_of_another_node_is_refused() {
         Node::start(config(NodeId(1), members.clone(), folder.path()), NodeEnv::real()),
     );
     again.await.unwrap().unwrap().shutdown().await;
+}
+
+/// A cluster of one whose data tell whether anything was lost.
+async fn with_data() -> Cluster {
+    let mut cluster = Cluster::start(1).await;
+    cluster.create("bank", admin::Mode::Strong, 0).await;
+    cluster.create("cart", admin::Mode::Available, 1).await;
+    for i in 0..10 {
+        for (namespace, context) in [("bank", None), ("cart", observed())] {
+            let request = v1::PutRequest {
+                namespace: namespace.into(),
+                key: format!("k{i}").into(),
+                value: format!("{namespace} {i}").into(),
+                mutation: cluster.mutation(),
+                context,
+                ..Default::default()
+            };
+            cluster.kv(1).put(within(request)).await.unwrap();
+        }
+    }
+    cluster
+}
+
+/// Starts the only node again and reads everything.
+async fn nothing_is_lost(cluster: &mut Cluster) {
+    cluster.start_node(NodeId(1)).await;
+    cluster.serving().await;
+    for i in 0..10 {
+        for namespace in ["bank", "cart"] {
+            let request = v1::GetRequest {
+                namespace: namespace.into(),
+                key: format!("k{i}").into(),
+                ..Default::default()
+            };
+            let read = cluster.kv(1).get(within(request)).await.unwrap().into_inner();
+            let siblings = read.siblings.iter().map(|sibling| sibling.value.clone());
+            let found: Vec<_> = if namespace == "bank" { vec![read.value] } else { siblings.collect() };
+            assert_eq!(found, [format!("{namespace} {i}")], "{namespace} {i}");
+        }
+    }
+}
+
+/// Every file of a folder with its content.
+fn contents(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+fn flip(path: &Path, offset: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[offset] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// `kvd` for the node of a cluster, on its data.
+fn kvd_of(cluster: &Cluster, folder: &Path, more: &str) -> Command {
+    let file = cluster_file(folder, cluster.members(), more);
+    let mut command = kvd(&file, "n1");
+    command.arg("--data-dir").arg(cluster.data_dir(1));
+    command
+}
+
+/// Settings of the nodes that the tests start in their own process.
+const STORAGE: &str = "[storage]\nsegment_size = \"16MiB\"\nmax_log_size = \"256MiB\"\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_is_named_and_left_alone() {
+    let mut cluster = with_data().await;
+    cluster.stop_node(1).await;
+    let segment = cluster.data_dir(1).join("wal/0000000000000001.seg");
+    let bytes = std::fs::read(&segment).unwrap();
+    // In the middle of what is written; not a zero, which may be padding that nothing depends on.
+    let half = bytes.iter().rposition(|byte| *byte != 0).unwrap() / 2;
+    let middle = half + bytes[half..].iter().position(|byte| *byte != 0).unwrap();
+    flip(&segment, middle);
+    let before = contents(&cluster.data_dir(1));
+
+    let folder = tempfile::tempdir().unwrap();
+    let (code, words) = refused(kvd_of(&cluster, folder.path(), STORAGE)).await;
+    assert_eq!(code, Some(2), "{words}");
+    for part in ["LOG_CORRUPT", "segment 0000000000000001 at offset ", "Do not delete anything", "restore"] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    let offset = words.split("at offset ").nth(1).unwrap().split(':').next().unwrap();
+    assert!(offset.parse::<usize>().unwrap() <= middle, "{words}");
+    let own = config(NodeId(1), cluster.members().to_vec(), &cluster.data_dir(1));
+    let error = Node::start(own, NodeEnv::real()).await.unwrap_err();
+    assert!(matches!(error, StartError::LogCorrupt(_)) && error.exit_code() == 2, "{error}");
+    let after = contents(&cluster.data_dir(1));
+    assert!(before.keys().eq(after.keys()), "{:?} {:?}", before.keys(), after.keys());
+    for (path, content) in &before {
+        assert!(after[path] == *content, "{} was changed", path.display());
+    }
+
+    flip(&segment, middle);
+    nothing_is_lost(&mut cluster).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_start_loses_nothing() {
+    let mut cluster = with_data().await;
+    cluster.stop_node(1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let before = contents(&cluster.data_dir(1));
+    let (code, words) = refused(kvd_of(&cluster, folder.path(), "[raft]\nheartbeta = \"1s\"\n")).await;
+    assert!(code == Some(2) && words.contains("CONFIG_INVALID"), "{words}");
+    let mut foreign = config(NodeId(1), cluster.members().to_vec(), &cluster.data_dir(1));
+    foreign.cluster_id = ClusterId(99);
+    let error = Node::start(foreign, NodeEnv::real()).await.unwrap_err();
+    assert!(matches!(error, StartError::ForeignDataDir(_)), "{error}");
+    assert!(before == contents(&cluster.data_dir(1)), "a refused start changed the data");
+    nothing_is_lost(&mut cluster).await;
+    cluster.stop().await;
 }

@@ -10,8 +10,9 @@ use crate::{
     engine::{Inner, lock, read, write},
     error::StorageError,
     limits,
+    raft_log::RaftEntry,
     tier::TierMark,
-    wal::{Item, frame::EntryHead, segment_path, small_key},
+    wal::{Item, Run, segment_path, small_key},
 };
 
 const TIER_VERSION: u8 = 1;
@@ -76,12 +77,13 @@ impl Inner {
             return false;
         }
         (own.last, own.last_log_bytes) = (Instant::now(), log_bytes);
-        // The mark and the order belong together: taken between two drains.
-        let (mark, ord) = {
-            let mark = lock(&self.drain_mark);
-            (*mark, read(&self.mem).drained_ord)
-        };
+        // The mark and the order belong together: taken between two drains. And no drain runs while the tier is flushed: sled
+        // holds a process-wide lock meanwhile, a waiting batch would make every reader wait behind it, also those on the
+        // workers that answer heartbeats.
+        let drain = lock(&self.drain_mark);
+        let (mark, ord) = (*drain, read(&self.mem).drained_ord);
         let flushed = self.tier().and_then(|tier| Ok(tier.checkpoint()?));
+        drop(drain);
         if let Err(e) = flushed {
             self.tier_failed(e);
             return false;
@@ -199,17 +201,8 @@ impl Inner {
                         }
                     },
                 };
-                let head =
-                    EntryHead { group, term: id.term, node: id.node, index: id.index }.encode(&payload);
-                items.push(Item::Entry {
-                    group,
-                    append_id,
-                    index: id.index,
-                    copied: true,
-                    head,
-                    payload,
-                    done: None,
-                });
+                items
+                    .push(Item::Run(Run::new(group, append_id, true, vec![RaftEntry { id, payload }]), None));
             }
             self.push_raft(items);
         }

@@ -37,7 +37,9 @@ impl Inner {
         }
         let mut drained = lock(&self.drain_mark);
         let durable = self.durable_seq.load(Ordering::Acquire);
-        let Some(batch) = read(&self.mem).take_drainable(durable, self.options.drain_batch_bytes) else {
+        let raft_written = self.raft_written.load(Ordering::Acquire);
+        let drainable = read(&self.mem).take_drainable(durable, raft_written, self.options.drain_batch_bytes);
+        let Some(batch) = drainable else {
             return Ok(false);
         };
         let tier = self.tier()?;

@@ -114,6 +114,8 @@ pub(crate) struct Inner {
     pub(crate) prepared: Mutex<Prepared>,
     pub(crate) prepared_changed: Condvar,
     pub(crate) prepare_failed: AtomicBool,
+    /// The writer waits for the segment being prepared.
+    pub(crate) segment_wanted: AtomicBool,
     pub(crate) groups: RwLock<BTreeMap<u32, Arc<Mutex<Group>>>>,
     pub(crate) tier: RwLock<Option<Arc<dyn Tier>>>,
     pub(crate) drain_mark: Mutex<TierMark>,
@@ -122,6 +124,10 @@ pub(crate) struct Inner {
     pub(crate) checkpointer: Mutex<Checkpointer>,
     pub(crate) removable: AtomicU64,
     pub(crate) durable_seq: AtomicU64,
+    /// Raft records handed to the log, and how many of them are in it: derived rows stay out of the tier until the log
+    /// holds what they derive from.
+    pub(crate) raft_pushed: AtomicU64,
+    pub(crate) raft_written: AtomicU64,
     pub(crate) waiters: Mutex<Waiters>,
     pub(crate) checkpointed_seq: AtomicU64,
     pub(crate) checkpointed: watch::Sender<u64>,
@@ -302,7 +308,7 @@ impl Inner {
             q.data.push_back(item);
         }
         mem.last_seq = seq;
-        mem.insert(ops, Some(seq), n);
+        mem.insert(ops, Some(seq), 0, n);
         drop(mem);
         self.wake_writer();
         Ok(Position(seq))
@@ -323,6 +329,7 @@ impl Inner {
             refuse(items, &self.failure().unwrap_or(StorageError::Closed));
             return;
         }
+        self.raft_pushed.fetch_add(items.len() as u64, Ordering::AcqRel);
         for item in items {
             q.raft_bytes += item.bytes();
             q.raft.push_back(item);
@@ -395,7 +402,7 @@ impl Inner {
             {
                 let mut mem = write(&self.mem);
                 if mem.bytes == 0 || mem.bytes + encoded.len() <= o.memtable_bytes {
-                    mem.insert(ops, None, encoded.len());
+                    mem.insert(ops, None, self.raft_pushed.load(Ordering::Acquire), encoded.len());
                     drop(mem);
                     if o.drive == Drive::Manual {
                         self.work.notify_one();

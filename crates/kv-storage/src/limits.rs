@@ -24,12 +24,17 @@ pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
 pub const MAX_COPY_FORWARD_BYTES: usize = 1 << 20;
 /// How long an idle background thread sleeps before it looks again.
 pub const IDLE_WAIT: Duration = Duration::from_millis(200);
-/// How long the writer waits for the segment being prepared before it makes one itself.
-pub const PREPARE_WAIT: Duration = Duration::from_secs(10);
+/// How long the writer waits for the segment being prepared: a disk that cannot take a segment of zeros in this time is as
+/// good as failed, and the node stops instead of hanging.
+pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
 /// Rows that a cut or a scan takes from the tier at a time.
 pub const TIER_CHUNK_ROWS: usize = 256;
 /// Zeros written at a time when a segment is prepared.
 pub const ZERO_CHUNK: usize = 1 << 20;
+/// How far the zeros of the next segment keep ahead of the writer in its own: done when three quarters are written.
+pub const ZERO_LEAD: (u64, u64) = (4, 3);
+/// How long zeros wait for the writer to rest before they look again.
+pub const ZERO_PAUSE: Duration = Duration::from_millis(2);
 /// Folders of lost tiers that are kept for a post-mortem; older ones are removed.
 pub const KEEP_LOST_TIERS: usize = 2;
 

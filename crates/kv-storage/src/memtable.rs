@@ -26,8 +26,11 @@ pub(crate) type MemRow = (Bytes, Option<Bytes>, u64);
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) ord: u64,
-    /// `None`: derived, needs no log.
+    /// `None`: derived, not in the log itself.
     pub(crate) seq: Option<u64>,
+    /// Derived: how many Raft records had been handed to the log when this was applied. The tier must not get ahead of
+    /// the log that would have to explain it after a crash.
+    pub(crate) after_raft: u64,
     pub(crate) ops: Vec<(Bytes, Option<Bytes>)>,
     pub(crate) bytes: usize,
     pub(crate) at: Instant,
@@ -56,7 +59,7 @@ impl Mem {
     }
 
     /// Adds a batch; its operations are visible from now on.
-    pub(crate) fn insert(&mut self, ops: Vec<Op>, seq: Option<u64>, bytes: usize) -> u64 {
+    pub(crate) fn insert(&mut self, ops: Vec<Op>, seq: Option<u64>, after_raft: u64, bytes: usize) -> u64 {
         self.last_ord += 1;
         let ord = self.last_ord;
         let mut table = Vec::with_capacity(ops.len());
@@ -71,7 +74,7 @@ impl Mem {
             }
         }
         self.bytes += bytes;
-        self.fifo.push_back(Pending { ord, seq, ops: table, bytes, at: Instant::now() });
+        self.fifo.push_back(Pending { ord, seq, after_raft, ops: table, bytes, at: Instant::now() });
         ord
     }
 
@@ -129,11 +132,16 @@ impl Mem {
     }
 
     /// Whole batches from the front that may go to the tier, merged: rows in key order, last batch, last logged batch.
-    pub(crate) fn take_drainable(&self, durable: u64, max_bytes: usize) -> Option<Drainable> {
+    pub(crate) fn take_drainable(
+        &self,
+        durable: u64,
+        raft_written: u64,
+        max_bytes: usize,
+    ) -> Option<Drainable> {
         let mut rows: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         let (mut ord, mut seq, mut bytes, mut batches) = (0, self.drained_seq, 0, 0);
         for pending in &self.fifo {
-            let ready = pending.seq.is_none_or(|seq| seq <= durable);
+            let ready = pending.seq.map_or(pending.after_raft <= raft_written, |seq| seq <= durable);
             if !ready || (batches > 0 && bytes + pending.bytes > max_bytes) {
                 break;
             }

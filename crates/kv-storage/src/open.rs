@@ -186,7 +186,8 @@ impl Storage {
         if known.is_none_or(|known| known.id != opened.mark.id) {
             let mut marks = vec![(Bytes::from_static(small_key::TIER), Some(encode_mark(opened.mark)))];
             if recovery.tier_lost {
-                marks.push((Bytes::from_static(small_key::TIER_LOST), Some(Bytes::from_static(b"1"))));
+                // First: a crash between the two must not make an empty tier look like one that never lost anything.
+                marks.insert(0, (Bytes::from_static(small_key::TIER_LOST), Some(Bytes::from_static(b"1"))));
             }
             for (key, value) in marks {
                 let (done, mut durable) = when_durable();
@@ -261,7 +262,7 @@ impl Storage {
             Some((id, last)) => (*id, last.file.clone(), last.end, false),
             None => {
                 let bytes = options.segment_bytes;
-                let file = segments::create(&*disk, &wal_dir, FIRST_SEGMENT, bytes, true, &|| false)?;
+                let file = segments::create(&*disk, &wal_dir, FIRST_SEGMENT, bytes, true, &|_| true)?;
                 (FIRST_SEGMENT, file, 0, true)
             }
         };
@@ -278,6 +279,7 @@ impl Storage {
             last_seq: log.last_seq,
             segments,
             buf: Vec::new(),
+            runs_at: Vec::new(),
         };
         let groups = log.groups.into_iter().map(|(id, g)| (id, Arc::new(Mutex::new(g)))).collect();
         let inner = Arc::new(Inner {
@@ -294,8 +296,11 @@ impl Storage {
             prepared: Mutex::new(Prepared::default()),
             prepared_changed: Condvar::new(),
             prepare_failed: AtomicBool::new(false),
+            segment_wanted: AtomicBool::new(false),
             groups: RwLock::new(groups),
             tier: RwLock::new(Some(opened.tier.clone())),
+            raft_pushed: Default::default(),
+            raft_written: Default::default(),
             drain_mark: Mutex::new(opened.mark),
             gate: RwLock::new(()),
             cuts: Mutex::default(),
@@ -347,7 +352,7 @@ impl Inner {
             let ops = ops.into_iter().filter(|op| matches!(op, batch::Op::Table(..))).collect();
             let full = {
                 let mut mem = write(&self.mem);
-                mem.insert(ops, Some(seq), body.len());
+                mem.insert(ops, Some(seq), 0, body.len());
                 mem.bytes > self.options.memtable_bytes / 2
             };
             replayed += 1;

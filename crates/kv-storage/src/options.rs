@@ -77,7 +77,8 @@ impl StorageOptions {
             raft_queue_bytes: 32 << 20,
             memtable_bytes: 64 << 20,
             bulk_memtable_bytes: 32 << 20,
-            apply_wait: Duration::from_secs(10),
+            // Longer than a cut may stay open: a snapshot slows the appliers down, it never stops a node.
+            apply_wait: Duration::from_secs(90),
             drain_start_bytes: 8 << 20,
             drain_interval: Duration::from_millis(500),
             drain_batch_bytes: 256 << 10,

@@ -16,8 +16,8 @@ use crate::{
     engine::{Storage, lock},
     error::StorageError,
     wal::{
-        Item,
-        frame::{ENTRY_HEAD, EntryHead},
+        Item, Run,
+        frame::{ENTRY_HEAD, RECORD_HEAD},
         small_key,
     },
 };
@@ -188,13 +188,16 @@ impl Group {
         }
     }
 
-    /// The writer wrote an entry.
-    pub(crate) fn located(&mut self, index: u64, append_id: u64, location: Location) {
-        if let Some(place) = self.place(index)
-            && let Some(meta) = self.entries.get_mut(place)
-            && meta.append_id == append_id
-        {
-            meta.location = Some(location);
+    /// The writer wrote a run; its first entry has its head at `offset`.
+    pub(crate) fn located(&mut self, run: &Run, segment: u64, offset: u32) {
+        for (entry, append_id, offset) in run.placed(offset) {
+            // Removed, or removed and appended again meanwhile: the place is nobody's, or another's.
+            if let Some(place) = self.place(entry.id.index)
+                && let Some(meta) = self.entries.get_mut(place)
+                && meta.append_id == append_id
+            {
+                meta.location = Some(Location { segment, offset, bytes: entry.payload.len() as u32 });
+            }
         }
     }
 
@@ -244,12 +247,13 @@ impl RaftLog {
     pub fn append(&self, entries: Vec<RaftEntry>, done: Done) -> io::Result<()> {
         self.storage.inner().check()?;
         let options = &self.storage.inner().options;
-        let total: usize = entries.iter().map(|e| e.payload.len() + ENTRY_HEAD).sum();
+        let mut total = 0;
         for entry in &entries {
-            if entry.payload.len() > options.max_record_bytes {
-                let (bytes, max) = (entry.payload.len(), options.max_record_bytes);
+            let (bytes, max) = (entry.payload.len(), options.max_record_bytes);
+            if bytes > max {
                 return Err(StorageError::TooLarge { what: "a Raft entry", bytes, max }.into());
             }
+            total += bytes + ENTRY_HEAD;
         }
         self.storage.inner().admit_raft(total)?;
         let mut g = lock(&self.state);
@@ -263,30 +267,52 @@ impl RaftLog {
             }
             expected = Some(index + 1);
         }
-        let mut items = Vec::with_capacity(entries.len() + 1);
-        let mut done = Some(done);
-        let count = entries.len();
-        for (n, RaftEntry { id, payload }) in entries.into_iter().enumerate() {
-            let head = EntryHead { group: self.group, term: id.term, node: id.node, index: id.index };
-            g.next_append_id += 1;
-            let append_id = g.next_append_id;
-            g.cached_bytes += payload.len();
-            g.entries.push_back(Meta { id, append_id, location: None, payload: Some(payload.clone()) });
-            items.push(Item::Entry {
-                group: self.group,
-                append_id,
-                index: id.index,
-                copied: false,
-                head: head.encode(&payload),
-                payload,
-                done: if n + 1 == count { done.take() } else { None },
-            });
-        }
-        items.extend(done.map(|done| Item::Barrier { done }));
-        g.shrink_cache(options.raft_cache_bytes);
-        // Under the group's lock, so that the log has this group's records in the order of the calls.
+        let first_append_id = g.next_append_id + 1;
+        g.next_append_id += entries.len() as u64;
+        g.cached_bytes += total - entries.len() * ENTRY_HEAD;
+        g.entries.extend(entries.iter().zip(first_append_id..).map(|(entry, append_id)| Meta {
+            id: entry.id,
+            append_id,
+            location: None,
+            payload: Some(entry.payload.clone()),
+        }));
+        let items = if entries.is_empty() {
+            vec![Item::Barrier { done: Some(done) }]
+        } else {
+            // A run goes into one frame, as a single entry does, so it may not be larger than that may be.
+            let most = options.raft_bytes_per_write.min(options.max_record_bytes);
+            self.runs(entries, first_append_id, most, done)
+        };
+        // Under the group's lock, so that the log has this group's records in the order of the calls. The cache shrinks
+        // when the writer has written them: before that they cannot leave it.
         self.storage.inner().push_raft(items);
         Ok(())
+    }
+
+    /// Entries of one append as runs of at most `most` bytes, or of a single entry.
+    fn runs(&self, entries: Vec<RaftEntry>, mut append_id: u64, most: usize, done: Done) -> Vec<Item> {
+        let run = |entries: Vec<RaftEntry>, append_id, done| {
+            Item::Run(Run::new(self.group, append_id, false, entries), done)
+        };
+        let bytes = |e: &RaftEntry| RECORD_HEAD + ENTRY_HEAD + e.payload.len();
+        if entries.iter().map(bytes).sum::<usize>() <= most {
+            return vec![run(entries, append_id, Some(done))];
+        }
+        let (mut items, mut next, mut sum) = (Vec::new(), Vec::new(), 0);
+        for entry in entries {
+            let n = bytes(&entry);
+            if sum + n > most && !next.is_empty() {
+                let full = std::mem::take(&mut next);
+                let count = full.len() as u64;
+                items.push(run(full, append_id, None));
+                append_id += count;
+                sum = 0;
+            }
+            sum += n;
+            next.push(entry);
+        }
+        items.push(run(next, append_id, Some(done)));
+        items
     }
 
     /// Entries of a range, as many as fit in `max_bytes` of payload, but at least one if there are any.
@@ -365,6 +391,17 @@ impl RaftLog {
             self.storage.inner().check()?;
             let _order = lock(&self.state);
             self.storage.inner().put_own(small_key::vote(self.group), Some(vote), Some(done));
+        }
+        wait(durable).await
+    }
+
+    /// Returns when everything that this group handed to the log before is durable.
+    pub async fn barrier(&self) -> io::Result<()> {
+        let (done, durable) = when_durable();
+        {
+            self.storage.inner().check()?;
+            let _order = lock(&self.state);
+            self.storage.inner().push_raft(vec![Item::Barrier { done: Some(done) }]);
         }
         wait(durable).await
     }

@@ -76,6 +76,7 @@ impl Inner {
     pub(crate) fn write_lazy(&self) {
         let lazy = std::mem::take(&mut lock(&self.queues).lazy);
         let mut q = lock(&self.queues);
+        self.raft_pushed.fetch_add(lazy.len() as u64, Ordering::AcqRel);
         for (key, value) in lazy {
             let item = Item::Small { key, value: Some(value), done: None };
             q.raft_bytes += item.bytes();
@@ -130,13 +131,8 @@ impl Inner {
 }
 
 pub(crate) fn refuse(items: impl IntoIterator<Item = Item>, e: &StorageError) {
-    for item in items {
-        let done = match item {
-            Item::Entry { done, .. } | Item::Small { done, .. } => done,
-            Item::Barrier { done } => Some(done),
-            Item::Truncate { .. } => None,
-        };
-        if let Some(done) = done {
+    for mut item in items {
+        if let Some(done) = item.done() {
             done(Err(e.clone().into()));
         }
     }

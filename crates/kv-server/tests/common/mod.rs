@@ -68,7 +68,7 @@ impl Cluster {
     /// Starts nodes and waits until each serves strong namespaces.
     pub async fn start(count: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut cluster = Self { folder, members: members(count), nodes: BTreeMap::new(), next_client: 1 };
+        let mut cluster = Self::new(folder, members(count));
         for id in 1..=count {
             cluster.start_node(NodeId(id)).await;
         }
@@ -76,10 +76,23 @@ impl Cluster {
         cluster
     }
 
+    /// As many nodes as there are members, which do not run yet.
+    pub fn new(folder: TempDir, members: Vec<Member>) -> Self {
+        Self { folder, members, nodes: BTreeMap::new(), next_client: 1 }
+    }
+
     pub async fn start_node(&mut self, id: NodeId) {
         let data_dir = self.folder.path().join(id.to_string());
         let node = Node::start(config(id, self.members.clone(), &data_dir), NodeEnv::real()).await.unwrap();
         self.nodes.insert(id, node);
+    }
+
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    pub fn data_dir(&self, id: u64) -> std::path::PathBuf {
+        self.folder.path().join(NodeId(id).to_string())
     }
 
     pub async fn stop_node(&mut self, id: u64) {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::raft_log::Done;
+use crate::raft_log::{Done, RaftEntry};
 
 /// The first segment of a data directory.
 pub(crate) const FIRST_SEGMENT: u64 = 1;
@@ -76,17 +76,37 @@ pub(crate) mod small_key {
     pub(crate) const REPLACE: &[u8] = &[OWN, b'R'];
 }
 
+/// Raft entries of one group with successive indexes, which the writer writes next to each other.
+pub(crate) struct Run {
+    pub(crate) group: u32,
+    /// Of the first; the others follow it.
+    append_id: u64,
+    /// Moved from an older segment.
+    pub(crate) copied: bool,
+    pub(crate) entries: Vec<RaftEntry>,
+    bytes: usize,
+}
+
+impl Run {
+    pub(crate) fn new(group: u32, append_id: u64, copied: bool, entries: Vec<RaftEntry>) -> Run {
+        let bytes = entries.iter().map(|e| frame::RECORD_HEAD + frame::ENTRY_HEAD + e.payload.len()).sum();
+        Run { group, append_id, copied, entries, bytes }
+    }
+
+    /// Each entry with its append id and the offset of its head, given the first's.
+    pub(crate) fn placed(&self, first: u32) -> impl Iterator<Item = (&RaftEntry, u64, u32)> {
+        let mut next = first;
+        self.entries.iter().zip(self.append_id..).map(move |(entry, append_id)| {
+            let offset = next;
+            next += (frame::RECORD_HEAD + frame::ENTRY_HEAD + entry.payload.len()) as u32;
+            (entry, append_id, offset)
+        })
+    }
+}
+
 /// Something for the writer, in the order in which it must become durable.
 pub(crate) enum Item {
-    Entry {
-        group: u32,
-        append_id: u64,
-        index: u64,
-        copied: bool,
-        head: [u8; frame::ENTRY_HEAD],
-        payload: Bytes,
-        done: Option<Done>,
-    },
+    Run(Run, Option<Done>),
     Truncate {
         group: u32,
         after: Option<u64>,
@@ -98,15 +118,31 @@ pub(crate) enum Item {
     },
     /// Nothing to write: `done` when everything before it is durable.
     Barrier {
-        done: Done,
+        done: Option<Done>,
     },
 }
 
 impl Item {
+    /// Whom to tell.
+    pub(crate) fn done(&mut self) -> Option<Done> {
+        match self {
+            Item::Run(_, done) | Item::Small { done, .. } | Item::Barrier { done } => done.take(),
+            Item::Truncate { .. } => None,
+        }
+    }
+
+    pub(crate) fn records(&self) -> usize {
+        match self {
+            Item::Run(run, _) => run.entries.len(),
+            Item::Truncate { .. } | Item::Small { .. } => 1,
+            Item::Barrier { .. } => 0,
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         frame::RECORD_HEAD
             + match self {
-                Item::Entry { payload, .. } => frame::ENTRY_HEAD + payload.len(),
+                Item::Run(run, _) => return run.bytes,
                 Item::Truncate { .. } => 13,
                 Item::Small { key, value, .. } => 4 + key.len() + value.as_ref().map_or(0, Bytes::len),
                 Item::Barrier { .. } => 0,

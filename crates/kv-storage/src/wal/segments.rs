@@ -50,24 +50,25 @@ impl Segments {
         self.groups.insert(group, Live { first, segments });
     }
 
-    pub(crate) fn entry(&mut self, group: u32, index: u64, segment: u64, copied: bool) {
-        if !copied {
-            self.truncate(group, index.checked_sub(1));
-        }
+    /// `count` entries from `index` on were appended.
+    pub(crate) fn appended(&mut self, group: u32, index: u64, count: usize, segment: u64) {
+        self.truncate(group, index.checked_sub(1));
         let live = self.groups.entry(group).or_default();
-        let place = index.checked_sub(live.first).and_then(|n| usize::try_from(n).ok());
-        if copied {
-            // Truncated or purged before the copy was written: nothing lives here any more.
-            let Some(old) = place.and_then(|p| live.segments.get_mut(p)) else { return };
-            let old = std::mem::replace(old, segment);
-            self.count(old, -1);
-            self.count(segment, 1);
-            return;
-        }
         if live.segments.is_empty() {
             live.first = index;
         }
-        live.segments.push_back(segment);
+        live.segments.extend(std::iter::repeat_n(segment, count));
+        self.count(segment, count as i64);
+    }
+
+    /// An entry was copied forward.
+    pub(crate) fn copied(&mut self, group: u32, index: u64, segment: u64) {
+        let live = self.groups.entry(group).or_default();
+        let place = index.checked_sub(live.first).and_then(|n| usize::try_from(n).ok());
+        // Truncated or purged before the copy was written: nothing lives here any more.
+        let Some(old) = place.and_then(|p| live.segments.get_mut(p)) else { return };
+        let old = std::mem::replace(old, segment);
+        self.count(old, -1);
         self.count(segment, 1);
     }
 
@@ -136,14 +137,15 @@ pub(crate) enum Prepared {
     Failed(StorageError),
 }
 
-/// Makes a segment file. With `zeros` its blocks are written, so that later syncs need no metadata.
+/// Makes a segment file. With `zeros` its blocks are written, so that later syncs need no metadata; `go_on` is asked before
+/// each piece, given what is done, and may take its time to answer.
 pub(crate) fn create(
     disk: &dyn Disk,
     dir: &Path,
     id: u64,
     bytes: usize,
     zeros: bool,
-    stop: &dyn Fn() -> bool,
+    go_on: &dyn Fn(usize) -> bool,
 ) -> Result<Arc<dyn DiskFile>, StorageError> {
     let fail = StorageError::io("prepare a log segment");
     let file = disk.open(&segment_path(dir, id), true).map_err(&fail)?;
@@ -151,7 +153,7 @@ pub(crate) fn create(
         let chunk = vec![0; limits::ZERO_CHUNK.min(bytes)];
         let mut at = 0;
         while at < bytes {
-            if stop() {
+            if !go_on(at) {
                 return Err(StorageError::Closed);
             }
             let n = chunk.len().min(bytes - at);

@@ -3,18 +3,22 @@
 use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
-    Item, Taken, frame, lazy_bytes,
+    Item, Taken,
+    frame::{self, EntryHead},
+    lazy_bytes,
     segments::{self, Prepared, Segments},
     small_key,
 };
 use crate::{
     disk::DiskFile,
-    engine::{Inner, lock, write},
+    engine::{Inner, RUNNING, lock, write},
     error::StorageError,
+    limits,
     options::Drive,
-    raft_log::{Location, RaftLogId},
+    raft_log::{RaftEntry, RaftLogId},
 };
 
 /// What only the writer (and whoever removes segments) touches.
@@ -29,14 +33,8 @@ pub(crate) struct Writer {
     pub(crate) last_seq: u64,
     pub(crate) segments: Segments,
     pub(crate) buf: Vec<u8>,
-}
-
-struct Written {
-    group: u32,
-    index: u64,
-    append_id: u64,
-    copied: bool,
-    location: Location,
+    /// Where the runs of the frame being written have the head of their first entry.
+    pub(crate) runs_at: Vec<u32>,
 }
 
 impl Inner {
@@ -61,27 +59,45 @@ impl Inner {
         true
     }
 
-    /// Callbacks in the order of the log.
-    fn complete(&self, taken: Taken, result: Result<(), StorageError>) {
-        for item in taken.raft {
-            let done = match item {
-                Item::Entry { done, .. } | Item::Small { done, .. } => done,
-                Item::Barrier { done } => Some(done),
-                Item::Truncate { .. } => None,
-            };
-            if let Some(done) = done {
+    /// Entries that are on disk now leave memory beyond the cache's bound.
+    fn shrink_caches(&self, raft: &[Item]) {
+        let groups = raft.iter().filter_map(|item| match item {
+            Item::Run(run, _) => Some(run.group),
+            _ => None,
+        });
+        let mut last = None;
+        for group in groups {
+            if last.replace(group) != Some(group)
+                && let Some(group) = self.group_if_known(group)
+            {
+                lock(&group).shrink_cache(self.options.raft_cache_bytes);
+            }
+        }
+    }
+
+    /// Callbacks in the order of the log. What costs time and nobody waits for comes after them.
+    fn complete(&self, mut taken: Taken, result: Result<(), StorageError>) {
+        for item in &mut taken.raft {
+            if let Some(done) = item.done() {
                 done(result.clone().map_err(Into::into));
             }
+        }
+        if result.is_ok() {
+            self.raft_written.fetch_add(taken.raft.len() as u64, Ordering::AcqRel);
         }
         if let (Some(last), Ok(())) = (taken.data.last(), &result) {
             self.advance_durable(last.seq);
         }
+        self.shrink_caches(&taken.raft);
     }
 
     fn write_frame(&self, w: &mut Writer, taken: &Taken) -> Result<(), StorageError> {
         let only_barriers = taken.raft.iter().all(|i| matches!(i, Item::Barrier { .. }));
         if only_barriers && taken.data.is_empty() {
-            lock(&self.queues).lazy.extend(taken.lazy.clone());
+            let mut queues = lock(&self.queues);
+            for (key, value) in &taken.lazy {
+                queues.lazy.entry(key.clone()).or_insert_with(|| value.clone());
+            }
             return Ok(());
         }
         let payload = taken.raft_bytes + taken.data_bytes + lazy_bytes(&taken.lazy);
@@ -90,24 +106,20 @@ impl Inner {
         }
         let mut buf = std::mem::take(&mut w.buf);
         frame::begin(&mut buf);
-        let mut written = Vec::new();
+        buf.reserve(payload + frame::HEADER);
+        w.runs_at.clear();
         for (key, value) in &taken.lazy {
             frame::put_small(&mut buf, key, Some(value));
         }
         for item in &taken.raft {
             match item {
-                Item::Entry { group, append_id, index, copied, head, payload, .. } => {
-                    let offset = w.offset as usize + buf.len() + frame::RECORD_HEAD;
-                    let location =
-                        Location { segment: w.segment, offset: offset as u32, bytes: payload.len() as u32 };
-                    written.push(Written {
-                        group: *group,
-                        index: *index,
-                        append_id: *append_id,
-                        copied: *copied,
-                        location,
-                    });
-                    frame::put_entry(&mut buf, *copied, head, payload);
+                Item::Run(run, _) => {
+                    w.runs_at.push((w.offset as usize + buf.len() + frame::RECORD_HEAD) as u32);
+                    for RaftEntry { id, payload } in &run.entries {
+                        let head =
+                            EntryHead { group: run.group, term: id.term, node: id.node, index: id.index };
+                        frame::put_entry(&mut buf, run.copied, head, payload);
+                    }
                 }
                 Item::Truncate { group, after } => frame::put_truncate(&mut buf, *group, *after),
                 Item::Small { key, value, .. } => frame::put_small(&mut buf, key, value.as_deref()),
@@ -123,7 +135,7 @@ impl Inner {
         w.file.sync_data().map_err(StorageError::io("sync the log"))?;
         w.offset += buf.len() as u64;
         self.counters.fsyncs.fetch_add(1, Ordering::Relaxed);
-        let records = taken.raft.len() + taken.data.len();
+        let records = taken.raft.iter().map(Item::records).sum::<usize>() + taken.data.len();
         self.counters.records.fetch_add(records as u64, Ordering::Relaxed);
         self.counters.bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
         self.active_bytes.store(w.offset, Ordering::Relaxed);
@@ -131,28 +143,31 @@ impl Inner {
             buf = Vec::new();
         }
         w.buf = buf;
-        self.account(w, taken, &written);
-        // One lock for each run of entries of a group.
-        for run in written.chunk_by(|a, b| a.group == b.group) {
-            let Some(group) = run.first().and_then(|item| self.group_if_known(item.group)) else { continue };
-            let mut group = lock(&group);
-            for item in run {
-                group.located(item.index, item.append_id, item.location);
+        self.account(w, taken);
+        let runs = taken.raft.iter().filter_map(|item| match item {
+            Item::Run(run, _) => Some(run),
+            _ => None,
+        });
+        for (run, at) in runs.zip(&w.runs_at) {
+            if let Some(group) = self.group_if_known(run.group) {
+                lock(&group).located(run, w.segment, *at);
             }
-            group.shrink_cache(self.options.raft_cache_bytes);
         }
         Ok(())
     }
 
     /// Brings the writer's own account up to the frame just written, in the order of its records.
-    fn account(&self, w: &mut Writer, taken: &Taken, written: &[Written]) {
+    fn account(&self, w: &mut Writer, taken: &Taken) {
         w.small.extend(taken.lazy.clone());
-        let mut written = written.iter();
+        let segment = w.segment;
         for item in &taken.raft {
             match item {
-                Item::Entry { .. } => {
-                    if let Some(e) = written.next() {
-                        w.segments.entry(e.group, e.index, e.location.segment, e.copied);
+                Item::Run(run, _) if run.copied => {
+                    run.entries.iter().for_each(|e| w.segments.copied(run.group, e.id.index, segment));
+                }
+                Item::Run(run, _) => {
+                    if let Some(first) = run.entries.first() {
+                        w.segments.appended(run.group, first.id.index, run.entries.len(), segment);
                     }
                 }
                 Item::Truncate { group, after } => w.segments.truncate(*group, *after),
@@ -167,7 +182,6 @@ impl Inner {
                 Item::Barrier { .. } => {}
             }
         }
-        let segment = w.segment;
         for data in &taken.data {
             let ops = data.has_small.then(|| crate::batch::decode(&data.encoded)).flatten();
             for op in ops.map(|(_, ops)| ops).unwrap_or_default() {
@@ -218,27 +232,58 @@ impl Inner {
 
     fn next_segment(&self, id: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
         let mut prepared = lock(&self.prepared);
+        let give_up = Instant::now() + limits::PREPARE_WAIT;
         loop {
             match std::mem::take(&mut *prepared) {
                 Prepared::Ready(ready, file) if ready == id => return Ok(file),
                 Prepared::InProgress if self.options.drive == Drive::Threads => {
                     *prepared = Prepared::InProgress;
-                    let waited = self.prepared_changed.wait_timeout(prepared, crate::limits::IDLE_WAIT);
+                    self.segment_wanted.store(true, Ordering::Release);
+                    let waited = self.prepared_changed.wait_timeout(prepared, limits::IDLE_WAIT);
                     prepared = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
                     if self.halted() {
                         return Err(StorageError::Closed);
+                    }
+                    if let Some(failure) = self.failure() {
+                        return Err(failure);
+                    }
+                    if Instant::now() > give_up {
+                        let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                        return Err(StorageError::io("prepare the next segment of the log")(late));
                     }
                 }
                 // Nobody makes it: without zeros, slower to sync but at once.
                 _ => {
                     let o = &self.options;
                     let file =
-                        segments::create(&*self.disk, &self.wal_dir, id, o.segment_bytes, false, &|| false)?;
+                        segments::create(&*self.disk, &self.wal_dir, id, o.segment_bytes, false, &|_| true)?;
                     *prepared = Prepared::Missing;
                     return Ok(file);
                 }
             }
         }
+    }
+
+    /// Waits until the next piece of the next segment may be written; false to give up. While the log is being written,
+    /// zeros keep just so far ahead of it that they are done in time; they take the disk for themselves while it rests.
+    fn pace_zeros(&self, done: usize) -> bool {
+        let (to, of) = limits::ZERO_LEAD;
+        while self.options.drive == Drive::Threads && self.state.load(Ordering::Acquire) == RUNNING {
+            let active = self.active_bytes.load(Ordering::Relaxed);
+            let behind = (done as u64) * of < active * to;
+            if behind || self.segment_wanted.load(Ordering::Acquire) || self.failure().is_some() {
+                break;
+            }
+            std::thread::sleep(limits::ZERO_PAUSE);
+            let waiting = {
+                let q = lock(&self.queues);
+                q.raft_bytes + q.data_bytes > 0
+            };
+            if !waiting && active == self.active_bytes.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        !self.halted()
     }
 
     /// Makes the next segment ahead, if it is wanted.
@@ -254,7 +299,8 @@ impl Inner {
             w.segment + 1
         };
         let bytes = self.options.segment_bytes;
-        let made = segments::create(&*self.disk, &self.wal_dir, id, bytes, true, &|| self.halted());
+        let made =
+            segments::create(&*self.disk, &self.wal_dir, id, bytes, true, &|done| self.pace_zeros(done));
         let mut prepared = lock(&self.prepared);
         let ok = made.is_ok();
         if let Err(e) = &made
@@ -266,6 +312,7 @@ impl Inner {
             Ok(file) => Prepared::Ready(id, file),
             Err(e) => Prepared::Failed(e),
         };
+        self.segment_wanted.store(false, Ordering::Release);
         self.prepare_failed.store(!ok, Ordering::Relaxed);
         self.prepared_changed.notify_all();
         ok
