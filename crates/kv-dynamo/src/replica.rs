@@ -24,10 +24,15 @@ use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, Requ
 use tokio::sync::Notify;
 
 use crate::layout::{
-    CLOCKS, CONFLICTS, HINTS, Hint, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken,
-    WHOLE, of_request_time_key, prefix_end,
+    CLOCKS, CONFLICTS, Hint, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE,
+    of_request_time_key, prefix_end,
 };
 use crate::limits;
+
+mod hints;
+
+pub(crate) use hints::Due;
+use hints::Held;
 
 /// What a write supersedes.
 #[derive(Debug, Clone)]
@@ -87,14 +92,6 @@ pub(crate) struct Copy {
     pub(crate) position: Position,
 }
 
-/// A hint to deliver.
-#[derive(Debug, Clone)]
-pub(crate) struct Due {
-    pub(crate) row: Bytes,
-    pub(crate) place: Place,
-    value: Bytes,
-}
-
 /// A page of a ring partition.
 pub(crate) struct Page {
     pub(crate) records: Vec<(Place, Bytes)>,
@@ -118,15 +115,6 @@ struct Partition {
     counter: u64,
     /// Rows of the request table.
     requests: u64,
-}
-
-/// By how much the hints for a target grow with a batch: rows and bytes.
-type Growth = (NodeId, i64, i64);
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Held {
-    rows: u64,
-    bytes: u64,
 }
 
 /// One node's share of all rings.
@@ -208,22 +196,7 @@ impl Replica {
             storage,
             env,
         };
-        let mut from = Bytes::new();
-        loop {
-            let rows =
-                replica.storage.scan(HINTS, &from, None, limits::SCAN_ROWS).map_err(storage_failure)?;
-            for (key, row) in &rows {
-                if let Some((target, _, _)) = Place::of_hint_key(key) {
-                    replica.account(target, 1, (key.len() + row.value.len()) as i64);
-                }
-            }
-            match rows.last() {
-                Some((last, _)) if rows.len() == limits::SCAN_ROWS => {
-                    from = [last.as_ref(), &[0]].concat().into()
-                }
-                _ => break,
-            }
-        }
+        replica.count_hints()?;
         if let Some(since) = replica.whole_since() {
             *lock(&replica.proves_since_ms) = since;
         }
@@ -341,38 +314,6 @@ impl Replica {
         let partition = self.partition(place.slice)?;
         let _order = lock(&partition);
         self.load(place)
-    }
-
-    /// What the hints here say of a key: raw, and perhaps nothing.
-    pub(crate) fn read_hints(&self, place: &Place, primaries: &[NodeId]) -> Result<Copy, Failure> {
-        let partition = self.partition(place.slice)?;
-        let _order = lock(&partition);
-        self.raw(place, primaries)
-    }
-
-    fn raw(&self, place: &Place, primaries: &[NodeId]) -> Result<Copy, Failure> {
-        let mut copy = Copy::default();
-        for target in primaries {
-            for (_, hint, position) in self.hint_rows(place, *target)? {
-                copy.known = true;
-                copy.state.merge(&hint.state);
-                copy.position = copy.position.max(position);
-            }
-        }
-        copy.state.bury_twins(|_| Vec::new());
-        Ok(copy)
-    }
-
-    fn hint_rows(&self, place: &Place, target: NodeId) -> Result<Vec<(Bytes, Hint, Position)>, Failure> {
-        let prefix = place.hint_prefix(target);
-        let rows = self.storage.scan(HINTS, &prefix, prefix_end(&prefix).as_deref(), usize::MAX);
-        let rows = rows.map_err(storage_failure)?.into_iter();
-        // A longer key cannot have this prefix: its length is part of it.
-        rows.map(|(key, row)| {
-            let hint = Hint::decode(row.value).ok_or_else(|| corrupt("the hints"))?;
-            Ok((key, hint, row.position))
-        })
-        .collect()
     }
 
     /// Takes a client's write: mints its dot and logs it, or finds that it was taken before.
@@ -657,174 +598,6 @@ impl Replica {
     fn commit(&self, batch: Batch, bulk: bool) -> Result<Position, Failure> {
         let committed = if bulk { self.storage.commit_bulk(batch) } else { self.storage.commit(batch) };
         committed.map_err(storage_failure)
-    }
-
-    /// Keeps a state for a node that could not be reached. `counted`: this node acknowledges it in the target's place.
-    pub(crate) fn store_hint(
-        &self,
-        place: &Place,
-        target: NodeId,
-        state: State,
-        counted: bool,
-    ) -> Result<Position, Failure> {
-        self.keep_hint(place, target, &Hint { counted, note: false, state })
-    }
-
-    /// A primary notes which writes another primary lacks.
-    pub(crate) fn note_missing(
-        &self,
-        place: &Place,
-        target: NodeId,
-        writes: BTreeMap<Dot, Write>,
-    ) -> Result<Position, Failure> {
-        let state = State { writes, ..State::default() };
-        self.keep_hint(place, target, &Hint { counted: false, note: true, state })
-    }
-
-    fn keep_hint(&self, place: &Place, target: NodeId, hint: &Hint) -> Result<Position, Failure> {
-        let partition = self.partition(place.slice)?;
-        let order = lock(&partition);
-        let mut batch = Batch::new();
-        let growth = self.stage_hints(place, &[target], hint, &mut batch)?;
-        let position = self.commit(batch, false)?;
-        self.account_all(&growth);
-        drop(order);
-        self.hinted.notify_one();
-        Ok(position)
-    }
-
-    /// A request that was taken here as a hint for some of the primaries becomes one for all of them: the coordinator
-    /// takes whatever it minted for settled everywhere.
-    fn complete_hints(
-        &self,
-        place: &Place,
-        targets: &[NodeId],
-        request: RequestId,
-        minted: &Minted,
-    ) -> Result<Position, Failure> {
-        let hint = Hint { counted: true, note: false, state: minted.state.clone() };
-        let mut position = Position::DURABLE;
-        for target in targets {
-            let rows = self.hint_rows(place, *target)?;
-            let of_request = minted.state.writes.iter().filter(|(_, write)| write.request == request);
-            let has = |dot: &Dot| rows.iter().any(|(_, hint, _)| hint.state.writes.contains_key(dot));
-            if of_request.map(|(dot, _)| dot).all(has) {
-                continue;
-            }
-            // One batch each: what was merged here may be larger than what a client may write.
-            let mut batch = Batch::new();
-            let growth = self.stage_hints(place, &[*target], &hint, &mut batch)?;
-            position = position.max(self.commit(batch, false)?);
-            self.account_all(&growth);
-            self.hinted.notify_one();
-        }
-        Ok(position)
-    }
-
-    /// Prepares the hints, and says what to account once they are committed.
-    fn stage_hints(
-        &self,
-        place: &Place,
-        targets: &[NodeId],
-        hint: &Hint,
-        batch: &mut Batch,
-    ) -> Result<Vec<Growth>, Failure> {
-        let held: u64 = lock(&self.held).values().map(|held| held.bytes).sum();
-        if held >= self.hint_bytes_max {
-            let message = format!("this node holds {held} bytes of hints and takes no more");
-            return Err(Failure::new(Reason::LimitHints, message).with("limit_bytes", self.hint_bytes_max));
-        }
-        let mut growth = Vec::with_capacity(targets.len());
-        for target in targets {
-            let rows = self.hint_rows(place, *target)?;
-            let number = rows
-                .last()
-                .and_then(|(key, _, _)| Place::of_hint_key(key))
-                .map_or(0, |(_, _, number)| number);
-            let open = rows
-                .into_iter()
-                .next_back()
-                .filter(|(_, row, _)| row.state.writes.len() < limits::HINT_ROW_WRITES);
-            let (key, row, before) = match open {
-                Some((key, mut row, _)) => {
-                    let before = key.len() + row.encode().len();
-                    row.merge(hint);
-                    (BytesMut::from(key.as_ref()), row, before)
-                }
-                None => (place.hint_key(*target, number.saturating_add(1)), hint.clone(), 0),
-            };
-            let value = row.encode();
-            growth.push((*target, i64::from(before == 0), (key.len() + value.len()) as i64 - before as i64));
-            batch.push_put(HINTS, key, value);
-        }
-        Ok(growth)
-    }
-
-    fn account_all(&self, growth: &[Growth]) {
-        for (target, rows, bytes) in growth {
-            self.account(*target, *rows, *bytes);
-        }
-    }
-
-    fn account(&self, target: NodeId, rows: i64, bytes: i64) {
-        let mut held = lock(&self.held);
-        let entry = held.entry(target).or_default();
-        entry.rows = entry.rows.saturating_add_signed(rows);
-        entry.bytes = entry.bytes.saturating_add_signed(bytes);
-        if entry.rows == 0 {
-            held.remove(&target);
-        }
-    }
-
-    /// How many hints are held for whom.
-    pub(crate) fn hints_pending(&self) -> BTreeMap<NodeId, u64> {
-        lock(&self.held).iter().map(|(target, held)| (*target, held.rows)).collect()
-    }
-
-    /// The next hints for a target, after a row.
-    pub(crate) fn due(
-        &self,
-        target: NodeId,
-        after: Option<&Bytes>,
-        limit: usize,
-    ) -> Result<Vec<Due>, Failure> {
-        let prefix = target.0.to_be_bytes();
-        let from = after.map_or_else(|| prefix.to_vec(), |row| [row.as_ref(), &[0]].concat());
-        let rows = self
-            .storage
-            .scan(HINTS, &from, prefix_end(&prefix).as_deref(), limit)
-            .map_err(storage_failure)?;
-        let due = rows.into_iter().filter_map(|(key, row)| {
-            let (_, place, _) = Place::of_hint_key(&key)?;
-            Some(Due { row: key, place, value: row.value })
-        });
-        Ok(due.collect())
-    }
-
-    /// What a hint has to say now, with what must be durable first: a note sends the record as it is at this moment.
-    pub(crate) fn message_of(&self, due: &Due) -> Result<(State, Position), Failure> {
-        let hint = Hint::decode(due.value.clone()).ok_or_else(|| corrupt("the hints"))?;
-        let row = self.storage.get(HINTS, &due.row).map_err(storage_failure)?;
-        let position = row.map_or(Position::DURABLE, |row| row.position);
-        if !hint.note {
-            return Ok((hint.state, position));
-        }
-        let mut copy = self.read(&due.place)?;
-        copy.state.merge(&hint.state);
-        Ok((copy.state, copy.position.max(position)))
-    }
-
-    /// Forgets a hint that its target has fsynced, unless it has grown since it was sent.
-    pub(crate) fn forget(&self, target: NodeId, due: &Due) -> Result<bool, Failure> {
-        let partition = self.partition(due.place.slice)?;
-        let _order = lock(&partition);
-        let row = self.storage.get(HINTS, &due.row).map_err(storage_failure)?;
-        if row.is_none_or(|row| row.value != due.value) {
-            return Ok(false);
-        }
-        self.commit(Batch::new().delete(HINTS, &due.row), true)?;
-        self.account(target, -1, -((due.row.len() + due.value.len()) as i64));
-        Ok(true)
     }
 
     /// Forgets requests that are older than they can matter: a few of one ring partition.

@@ -345,12 +345,30 @@ impl RaftLog {
     }
 
     fn load(&self, meta: Meta) -> io::Result<RaftEntry> {
-        let payload = match (meta.payload, meta.location) {
-            (Some(payload), _) => payload,
-            (None, Some(location)) => self.storage.inner().read_entry(self.group, meta.id, location)?,
-            (None, None) => return Err(io::Error::other("an entry is neither in memory nor on disk")),
+        if let Some(payload) = meta.payload {
+            return Ok(RaftEntry { id: meta.id, payload });
+        }
+        let Some(mut location) = meta.location else {
+            return Err(io::Error::other("an entry is neither in memory nor on disk"));
         };
-        Ok(RaftEntry { id: meta.id, payload })
+        loop {
+            let error = match self.storage.inner().read_entry(self.group, meta.id, location) {
+                Ok(payload) => return Ok(RaftEntry { id: meta.id, payload }),
+                Err(error) => error,
+            };
+            // Between the look-up and this read the entry may have been copied forward and its old segment removed. Each
+            // round sees it at another place, and an entry moves only when a whole log's worth has been written.
+            match self.location_of(&meta) {
+                Some(now) if now != location => location = now,
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Where that very entry is now.
+    fn location_of(&self, meta: &Meta) -> Option<Location> {
+        let g = lock(&self.state);
+        g.entries.get(g.place(meta.id.index)?).filter(|now| now.id == meta.id)?.location
     }
 
     /// The name of an entry; also of the last purged one.
@@ -447,4 +465,31 @@ pub(crate) fn when_durable() -> (Done, oneshot::Receiver<io::Result<()>>) {
 
 pub(crate) async fn wait(durable: oneshot::Receiver<io::Result<()>>) -> io::Result<()> {
     durable.await.unwrap_or_else(|_| Err(StorageError::Closed.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemDisk;
+    use crate::tier::MemTiers;
+    use crate::{Drive, StorageOptions};
+
+    #[test]
+    fn an_entry_that_moved_between_look_up_and_read_is_found() {
+        let options = StorageOptions { drive: Drive::Manual, ..StorageOptions::new("/data") };
+        let (storage, _) =
+            Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(MemTiers::default())).unwrap();
+        let log = storage.raft(GroupId(1));
+        let id = RaftLogId { term: 1, node: 1, index: 1 };
+        log.append(vec![RaftEntry { id, payload: Bytes::from_static(b"x") }], Box::new(drop)).unwrap();
+        while storage.pump() {}
+        lock(&log.state).shrink_cache(0);
+        let present = lock(&log.state).entries[0].clone();
+        assert!(present.payload.is_none());
+        let moved = |segment| Location { segment, ..present.location.unwrap() };
+        let before = Meta { location: Some(moved(999)), ..present.clone() };
+        assert_eq!(log.load(before.clone()).unwrap().payload, Bytes::from_static(b"x"));
+        lock(&log.state).entries[0].location = Some(moved(999));
+        assert_eq!(log.load(before).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
 }
