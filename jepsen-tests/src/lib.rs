@@ -1,1 +1,70 @@
-//! Scenarios that cut the network of a real cluster and judge the recorded history.
+//! Scenarios against real nodes: cut anything, record everything, believe nothing unproven.
+//!
+//! [`scenario`] reads what is to happen, [`plan`] decides purely when and to whom, [`nemesis`] does it and keeps the proof,
+//! [`run`] plays the phases, [`coverage`] and [`verdict`] say what it means, [`files`] write it down. [`soak`] runs many.
+
+pub mod check;
+pub mod cli;
+pub mod coverage;
+pub mod files;
+pub mod mutants;
+pub mod nemesis;
+pub mod observe;
+pub mod plan;
+pub mod run;
+pub mod scenario;
+pub mod soak;
+pub mod verdict;
+
+use std::path::Path;
+
+use kv_lab::LabError;
+use scenario::Mistake;
+
+/// Why the harness could not do its work. It says nothing about the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Broke {
+    /// A scenario or a recorded run that makes no sense.
+    #[error("{0}")]
+    Mistake(#[from] Mistake),
+    /// The lab.
+    #[error("{0}")]
+    Lab(#[from] LabError),
+    /// A file.
+    #[error("cannot write or read {file}: {source}")]
+    File {
+        /// Which.
+        file: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The cluster did not do what the harness itself needed.
+    #[error("the cluster does not serve the harness: {0}")]
+    Store(Box<kv_client::Error>),
+    /// The history that was recorded makes no sense: an error of the recorder.
+    #[error("the recorded history cannot be judged: {0}")]
+    History(kv_check::history::Malformed),
+}
+
+impl Broke {
+    /// The exit code that goes with it: 254 for what was asked wrongly, 255 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Mistake(_) | Self::Lab(LabError::Usage(_)) => 254,
+            _ => 255,
+        }
+    }
+
+    pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let file = path.display().to_string();
+        move |source| Self::File { file, source }
+    }
+
+    pub(crate) fn store(error: kv_client::Error) -> Self {
+        Self::Store(Box::new(error))
+    }
+
+    pub(crate) fn history(malformed: kv_check::history::Malformed) -> Self {
+        Self::History(malformed)
+    }
+}

@@ -66,12 +66,17 @@ pub struct Account {
     pub diverged: Vec<(String, String)>,
     /// Reads (by index) of a value nobody wrote, or whose write was reported as not applied. The promise is: none.
     pub phantoms: Vec<u64>,
+    /// Those of them whose write was reported as not applied.
+    pub refused: Vec<u64>,
     /// Reads (by index) that showed a value beside one that supersedes it: a false conflict. The promise is: none.
     pub false_conflicts: Vec<u64>,
     /// Successful reads.
     pub reads: usize,
     /// Reads that missed a mutation acknowledged before they were called. This is the price of answering always.
     pub stale: Vec<StaleRead>,
+    /// Of reads of a key that had been mutated: how long before the call the last mutation had been acknowledged,
+    /// and whether the read was fresh. Sorted.
+    pub ages: Vec<(u64, bool)>,
     /// Reads that showed more than one value.
     pub reads_with_siblings: usize,
     /// The most values one read showed.
@@ -113,6 +118,7 @@ pub fn account(operations: &[Operation], settled: u64) -> Result<Account, Malfor
             account.diverged.push((ns.to_owned(), key.to_owned()));
         }
     }
+    account.ages.sort_unstable();
     Ok(account)
 }
 
@@ -242,6 +248,10 @@ impl<'a> KeyHistory<'a> {
                 }
             }
         }
+        let deletes = self.deletes.iter().map(|(delete, _)| delete);
+        let mut acknowledgements: Vec<u64> =
+            self.writes.iter().chain(deletes).filter(|op| op.ok()).filter_map(|op| op.ret).collect();
+        acknowledgements.sort_unstable();
         for read in &self.reads {
             let shown = self.shown(read);
             let superseded = self.superseded(shown.iter().copied());
@@ -252,6 +262,9 @@ impl<'a> KeyHistory<'a> {
             let unwritten = |value: &Json| self.ids.get(&value.to_string()).is_none_or(refused);
             if read.values_read().iter().any(unwritten) {
                 account.phantoms.push(read.index);
+            }
+            if shown.iter().any(refused) {
+                account.refused.push(read.index);
             }
             if !superseded.is_disjoint(&shown) {
                 account.false_conflicts.push(read.index);
@@ -269,6 +282,10 @@ impl<'a> KeyHistory<'a> {
                 .filter_map(|(_, write)| write.ret)
                 .chain(missed_deletes.filter(|ret| *ret < read.call))
                 .collect();
+            let before = acknowledgements.partition_point(|ret| *ret < read.call);
+            if let Some(last) = before.checked_sub(1).and_then(|at| acknowledgements.get(at)) {
+                account.ages.push((read.call - last, missed.is_empty()));
+            }
             if let Some(first) = missed.iter().min() {
                 account.stale.push(StaleRead {
                     index: read.index,

@@ -31,6 +31,7 @@ pub struct Event {
     pub key: Option<String>,
     /// Read: `null` when invoked, then what was read (`null`: absent; in an available namespace the list of siblings).
     /// Write: the value. Cas: `[old, new]`, or with [`Event::expect_revision`] only the new value. Delete: `null`.
+    /// Add and append: the element or number. Read of a set or list: the list of its elements; of a counter: the sum.
     #[serde(default)]
     pub value: Json,
     /// The node that was asked.
@@ -113,6 +114,10 @@ pub enum Function {
     Cas,
     /// Remove one key.
     Delete,
+    /// Add an element to a set, or a number to a counter.
+    Add,
+    /// Append an element to a list.
+    Append,
     /// Anything else, above all what the nemesis does; the checkers pass over it.
     Other(String),
 }
@@ -125,13 +130,15 @@ impl Function {
             Function::Write => "write",
             Function::Cas => "cas",
             Function::Delete => "delete",
+            Function::Add => "add",
+            Function::Append => "append",
             Function::Other(name) => name,
         }
     }
 
     /// Whether it may change what the store holds.
     pub fn mutates(&self) -> bool {
-        matches!(self, Function::Write | Function::Cas | Function::Delete)
+        !matches!(self, Function::Read | Function::Other(_))
     }
 }
 
@@ -142,6 +149,8 @@ impl From<&str> for Function {
             "write" => Function::Write,
             "cas" => Function::Cas,
             "delete" => Function::Delete,
+            "add" => Function::Add,
+            "append" => Function::Append,
             other => Function::Other(other.to_owned()),
         }
     }

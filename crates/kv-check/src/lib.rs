@@ -13,16 +13,26 @@
 //!
 //! A checker that cannot decide says so ([`Verdict::Unknown`]); it never guesses.
 
+#[cfg(test)]
+extern crate self as kv_check; // what tests share names the crate as they do
+
 pub mod available;
+pub mod counters;
+pub mod format;
 pub mod history;
+pub mod judge;
 pub mod linear;
+pub mod lists;
 pub mod operation;
+pub mod receipts;
 pub mod service;
+pub mod sets;
 pub mod strong;
 #[cfg(test)]
 mod test_history;
 
 pub use history::{Event, EventType, Function, Process};
+pub use judge::{Judgement, Plan, Ruling, Workload, judge};
 pub use linear::{Options, Verdict, Witness};
 pub use operation::{Operation, Outcome};
 

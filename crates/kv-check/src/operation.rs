@@ -74,7 +74,7 @@ pub struct Operation {
     pub ret: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
-    /// What was written: the new value of a write or cas, `null` for a delete or read.
+    /// What was written: the new value of a write or cas, what was added or appended; `null` for a delete or read.
     pub input: Json,
     /// What was read; `null` for everything else.
     pub output: Json,
@@ -86,6 +86,8 @@ pub struct Operation {
     pub observed: Option<Vec<Json>>,
     /// Why it failed.
     pub err: Option<String>,
+    /// The receipt of the answer; see [`Event::receipt`].
+    pub receipt: Option<Json>,
 }
 
 /// The condition of a cas.
@@ -183,7 +185,7 @@ fn invoked(process: u64, event: &Event) -> Result<Operation, String> {
         (Function::Cas, None, _) => {
             return Err("a cas without expect_revision has the value [old, new]".into());
         }
-        (Function::Write, ..) => (event.value.clone(), None),
+        (Function::Write | Function::Add | Function::Append, ..) => (event.value.clone(), None),
         _ => (Json::Null, None),
     };
     Ok(Operation {
@@ -202,6 +204,7 @@ fn invoked(process: u64, event: &Event) -> Result<Operation, String> {
         revision: None,
         observed: event.observed.clone(),
         err: None,
+        receipt: None,
     })
 }
 
@@ -230,6 +233,7 @@ fn complete(operation: &mut Operation, event: &Event) -> Result<(), String> {
         operation.observed = event.observed.clone();
     }
     operation.err = event.err.clone();
+    operation.receipt = event.receipt.clone();
     Ok(())
 }
 

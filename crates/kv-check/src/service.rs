@@ -91,7 +91,7 @@ pub fn served(operations: &[Operation], windows: &[Window]) -> Vec<Served> {
 }
 
 /// The moments of answers, in order.
-fn answers<'a>(operations: impl Iterator<Item = &'a Operation>) -> Vec<u64> {
+pub(crate) fn answers<'a>(operations: impl Iterator<Item = &'a Operation>) -> Vec<u64> {
     let mut moments: Vec<u64> = operations.filter(|op| op.answered()).filter_map(|op| op.ret).collect();
     moments.sort_unstable();
     moments

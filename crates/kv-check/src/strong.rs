@@ -6,7 +6,8 @@
 
 use crate::available::Named;
 use crate::linear::by_key;
-use crate::{Function, Json, Operation, Outcome};
+use crate::{Function, Operation, Outcome};
+use std::collections::BTreeSet;
 
 /// The account of all strong namespaces of a history.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +21,8 @@ pub struct Account {
     pub unread: Vec<Named>,
     /// Reads (by index) of a value nobody wrote, or that only refused mutations wrote. The promise is: none.
     pub phantoms: Vec<u64>,
+    /// Those of them that only refused mutations wrote: what was reported as not applied was applied.
+    pub refused: Vec<u64>,
     /// Successful reads.
     pub reads: usize,
     /// Mutations of unknown outcome.
@@ -46,19 +49,27 @@ pub fn account(operations: &[Operation], settled: u64) -> Account {
 
 fn account_for_key(operations: &[&Operation], settled: u64, account: &mut Account) {
     let mutations = || operations.iter().filter(|op| op.f.mutates() && op.outcome != Outcome::Fail);
-    let writers =
-        |value: &Json| mutations().filter(|op| op.writes_value() && op.input == *value).collect::<Vec<_>>();
+    let values = |failed: bool| -> BTreeSet<String> {
+        let writes = operations.iter().filter(|op| op.writes_value());
+        writes.filter(|op| (op.outcome == Outcome::Fail) == failed).map(|op| op.input.to_string()).collect()
+    };
+    let (written, refused) = (values(false), values(true));
     let reads: Vec<_> = operations.iter().filter(|op| op.f == Function::Read && op.ok()).collect();
     let finals: Vec<_> = reads.iter().filter(|read| read.call >= settled).collect();
 
     account.reads += reads.len();
-    let phantom = |read: &&&&Operation| !read.output.is_null() && writers(&read.output).is_empty();
-    account.phantoms.extend(reads.iter().filter(phantom).map(|read| read.index));
+    let seen: BTreeSet<String> = reads.iter().map(|read| read.output.to_string()).collect();
+    for read in reads.iter().filter(|read| !read.output.is_null()) {
+        let value = read.output.to_string();
+        if !written.contains(&value) {
+            account.phantoms.push(read.index);
+            account.refused.extend(refused.contains(&value).then_some(read.index));
+        }
+    }
     for op in mutations() {
         if op.outcome == Outcome::Info {
             account.unknown += 1;
-            let seen = op.writes_value() && reads.iter().any(|read| read.output == op.input);
-            account.unknown_applied += usize::from(seen);
+            account.unknown_applied += usize::from(op.writes_value() && seen.contains(&op.input.to_string()));
         } else if op.writes_value() {
             account.acknowledged += 1;
             if finals.is_empty() {
@@ -81,7 +92,7 @@ fn misses(read: &Operation, write: &Operation, operations: &[&Operation]) -> boo
     let explains = |op: &&&Operation| match op.f {
         Function::Write | Function::Cas => op.input == read.output,
         Function::Delete => read.output.is_null(),
-        Function::Read | Function::Other(_) => false,
+        _ => false,
     };
     !operations.iter().filter(explains).any(|op| op.outcome != Outcome::Fail && !op.ended_before(write.call))
 }
@@ -144,7 +155,7 @@ mod tests {
                 .read(7..8, value("maybe"))
                 .read(9..10, absent()),
         );
-        assert_eq!(account.phantoms.len(), 1);
+        assert_eq!((account.phantoms.len(), account.refused.len()), (1, 1));
         assert_eq!((account.unknown, account.unknown_applied), (2, 1));
     }
 }

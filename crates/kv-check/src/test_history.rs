@@ -51,6 +51,7 @@ impl History {
             revision: None,
             observed: Some(observed.iter().map(|value| Json::from(*value)).collect()),
             err: None,
+            receipt: None,
         });
         self
     }
@@ -73,6 +74,42 @@ impl History {
 
     pub(crate) fn unknown_delete(self, call: u64, observed: &[&str]) -> History {
         self.push(Function::Delete, call..call, Outcome::Info, Json::Null, observed)
+    }
+
+    pub(crate) fn add(self, at: Range<u64>, element: &str) -> History {
+        self.push(Function::Add, at, Outcome::Ok, element.into(), &[])
+    }
+
+    pub(crate) fn failed_add(self, at: Range<u64>, element: &str) -> History {
+        self.push(Function::Add, at, Outcome::Fail, element.into(), &[])
+    }
+
+    pub(crate) fn unknown_add(self, call: u64, element: &str) -> History {
+        self.push(Function::Add, call..call, Outcome::Info, element.into(), &[])
+    }
+
+    pub(crate) fn add_number(self, at: Range<u64>, delta: i64) -> History {
+        self.push(Function::Add, at, Outcome::Ok, delta.into(), &[])
+    }
+
+    pub(crate) fn failed_add_number(self, at: Range<u64>, delta: i64) -> History {
+        self.push(Function::Add, at, Outcome::Fail, delta.into(), &[])
+    }
+
+    pub(crate) fn unknown_add_number(self, call: u64, delta: i64) -> History {
+        self.push(Function::Add, call..call, Outcome::Info, delta.into(), &[])
+    }
+
+    pub(crate) fn append(self, at: Range<u64>, element: &str) -> History {
+        self.push(Function::Append, at, Outcome::Ok, element.into(), &[])
+    }
+
+    pub(crate) fn failed_append(self, at: Range<u64>, element: &str) -> History {
+        self.push(Function::Append, at, Outcome::Fail, element.into(), &[])
+    }
+
+    pub(crate) fn unknown_append(self, call: u64, element: &str) -> History {
+        self.push(Function::Append, call..call, Outcome::Info, element.into(), &[])
     }
 
     pub(crate) fn read(self, at: Range<u64>, output: Json) -> History {

@@ -1,159 +1,17 @@
-//! The checker against brute force on tens of thousands of small random histories, properties that every verdict
-//! must obey, and histories of the size a run produces. Seeds are fixed: a failure is reproduced by running again.
+//! The checkers against brute force on tens of thousands of small random histories, properties that every verdict must
+//! obey, and histories of the size a run produces. Seeds are fixed: a failure is reproduced by running again.
+//!
+//! `cargo run --release -p kv-check --example fuzz -- --histories 2000000 --seed 1` does the same for as many as wanted.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "a test")]
 
+mod random;
+
 use fastrand::Rng;
 use kv_check::linear::{Options, Verdict, check};
-use kv_check::operation::{Expected, MISMATCH};
-use kv_check::{Function, Json, Operation, Outcome};
-
-fn operation(f: Function, outcome: Outcome, call: u64, ret: u64) -> Operation {
-    Operation {
-        index: 0,
-        process: 0,
-        f,
-        ns: String::new(),
-        key: String::new(),
-        node: String::new(),
-        call,
-        ret: Some(ret),
-        outcome,
-        input: Json::Null,
-        output: Json::Null,
-        expected: None,
-        revision: None,
-        observed: None,
-        err: None,
-    }
-}
-
-/// Any history at all: most are not linearizable.
-fn arbitrary(rng: &mut Rng, revisions: bool) -> Vec<Operation> {
-    let values = rng.i64(2..5);
-    let pick = |rng: &mut Rng| Json::from(rng.i64(1..values));
-    let pick_or_absent =
-        |rng: &mut Rng| if rng.u8(0..4) == 0 { Json::Null } else { Json::from(rng.i64(1..values)) };
-    (0..rng.usize(1..8))
-        .map(|_| {
-            let call = rng.u64(0..12);
-            let f = [Function::Read, Function::Write, Function::Write, Function::Cas, Function::Delete];
-            let f = f[rng.usize(0..f.len())].clone();
-            let outcome = match rng.u8(0..10) {
-                0 | 1 if f.mutates() => Outcome::Info,
-                2 | 3 if f == Function::Cas => Outcome::Fail,
-                _ => Outcome::Ok,
-            };
-            let mut op = operation(f.clone(), outcome, call, call + rng.u64(0..6));
-            match f {
-                Function::Read => op.output = pick_or_absent(rng),
-                Function::Write => op.input = pick(rng),
-                Function::Cas => {
-                    op.input = pick(rng);
-                    op.expected = Some(if revisions && rng.bool() {
-                        Expected::Revision(rng.u64(0..4))
-                    } else {
-                        Expected::Value(pick_or_absent(rng))
-                    });
-                }
-                _ => {}
-            }
-            if outcome == Outcome::Fail {
-                op.err = Some(MISMATCH.into());
-                op.observed = rng
-                    .bool()
-                    .then(|| Some(pick_or_absent(rng)).filter(|v| !v.is_null()).into_iter().collect());
-            }
-            if revisions && outcome != Outcome::Info && rng.bool() {
-                op.revision = Some(rng.u64(1..6));
-            }
-            op
-        })
-        .collect()
-}
-
-/// A register that remembers, beside its value, what is known of its revision: exactly it, or only what it exceeds.
-#[derive(Clone, Debug, PartialEq)]
-struct Register {
-    value: Json,
-    exactly: Option<u64>,
-    above: u64,
-}
-
-impl Register {
-    fn knows(&self, revision: u64) -> bool {
-        self.exactly.map_or(revision > self.above, |exactly| exactly == revision)
-    }
-
-    fn learn(&mut self, revision: u64) -> bool {
-        let possible = self.knows(revision);
-        (self.exactly, self.above) = (Some(revision), revision);
-        possible
-    }
-
-    /// Acts; false if the recorded answer is impossible.
-    fn act(&mut self, op: &Operation) -> bool {
-        let present = !self.value.is_null();
-        match (&op.f, op.outcome) {
-            (Function::Read, _) => {
-                self.value == op.output && op.revision.filter(|_| present).is_none_or(|seen| self.learn(seen))
-            }
-            (Function::Cas, Outcome::Fail) => {
-                let found = op.observed.as_ref().map(|found| found.first().cloned().unwrap_or(Json::Null));
-                if found.is_some_and(|found| found != self.value) {
-                    return false;
-                }
-                if let Some(seen) = op.revision.filter(|_| present)
-                    && !self.learn(seen)
-                {
-                    return false;
-                }
-                match op.expected.as_ref().unwrap() {
-                    Expected::Value(value) => self.value != *value,
-                    Expected::Revision(0) => present,
-                    Expected::Revision(revision) => !present || self.exactly != Some(*revision),
-                }
-            }
-            _ => {
-                let holds = match &op.expected {
-                    None => true,
-                    Some(Expected::Value(value)) => self.value == *value,
-                    Some(Expected::Revision(0)) => !present,
-                    Some(Expected::Revision(revision)) => present && self.learn(*revision),
-                };
-                self.value = op.input.clone();
-                let grows = op.revision.is_none_or(|got| got > self.above);
-                self.exactly = op.revision;
-                self.above = self.above.max(op.revision.unwrap_or(0));
-                holds && grows
-            }
-        }
-    }
-}
-
-/// Every order of every subset that holds all completed operations, by the definition.
-fn brute_force(left: &mut Vec<&Operation>, register: &Register) -> bool {
-    if left.iter().all(|op| op.outcome == Outcome::Info) {
-        return true;
-    }
-    for at in 0..left.len() {
-        let op = left[at];
-        // Nothing that returned before this call may come after it.
-        if left.iter().any(|other| other.outcome != Outcome::Info && other.ret.unwrap() < op.call) {
-            continue;
-        }
-        let mut after = register.clone();
-        if after.act(op) {
-            left.remove(at);
-            let found = brute_force(left, &after);
-            left.insert(at, op);
-            if found {
-                return true;
-            }
-        }
-    }
-    false
-}
+use kv_check::operation::Expected;
+use kv_check::{Function, Json, Operation};
+use random::{KINDS, arbitrary, correct, differential};
 
 fn valid(operations: &[Operation]) -> bool {
     match check(operations, &Options::default()) {
@@ -165,66 +23,16 @@ fn valid(operations: &[Operation]) -> bool {
 
 #[test]
 fn agrees_with_brute_force() {
-    let mut agreed = [0; 2];
-    for seed in 0..60_000 {
-        let mut rng = Rng::with_seed(seed);
-        let operations = arbitrary(&mut rng, seed % 2 == 0);
-        let start = Register { value: Json::Null, exactly: Some(0), above: 0 };
-        let expected = brute_force(&mut operations.iter().collect(), &start);
-        assert_eq!(valid(&operations), expected, "seed {seed}: {operations:#?}");
-        agreed[usize::from(expected)] += 1;
-    }
-    assert!(agreed.iter().all(|count| *count > 5_000), "one-sided: {agreed:?}");
-}
-
-/// What a correct store shows: each operation acts at a random moment of its interval. Of the answers to mutations
-/// this part is lost, and of all answers this part tells the revision.
-fn correct(rng: &mut Rng, operations: usize, processes: usize, lost: f64, told: f64) -> Vec<Operation> {
-    let mut free_at = vec![0u64; processes];
-    let mut planned: Vec<(u64, Operation)> = (0..operations)
-        .map(|n| {
-            let process = (0..processes).min_by_key(|process| free_at[*process]).unwrap();
-            let call = free_at[process] + rng.u64(1..30);
-            let ret = call + rng.u64(2..200);
-            free_at[process] = ret;
-            let f = [Function::Read, Function::Read, Function::Write, Function::Cas, Function::Delete];
-            let weighted = [0, 0, 1, 1, 2, 2, 3, 3, 3, 4][rng.usize(0..10)];
-            let mut op = operation(f[weighted].clone(), Outcome::Ok, call, ret);
-            op.index = n as u64;
-            op.input = Json::from(n + 1);
-            (rng.u64(call..=ret), op)
-        })
-        .collect();
-    planned.sort_by_key(|(moment, op)| (*moment, op.index));
-    let (mut value, mut revision) = (Json::Null, 0);
-    for (_, op) in &mut planned {
-        match op.f {
-            Function::Read => op.output = value.clone(),
-            Function::Cas => {
-                let matches = rng.u8(0..4) != 0;
-                op.expected = Some(Expected::Value(if matches { value.clone() } else { Json::from("no") }));
-                if matches {
-                    value = op.input.clone();
-                } else {
-                    op.outcome = Outcome::Fail;
-                    op.err = Some(MISMATCH.into());
-                }
-            }
-            Function::Delete => (op.input, value) = (Json::Null, Json::Null),
-            _ => value = op.input.clone(),
+    let mut counts = [[0u32; 2]; KINDS.len()];
+    for seed in 0..40_000 {
+        match differential(seed) {
+            Ok((kind, linearizable)) => counts[kind][usize::from(linearizable)] += 1,
+            Err(disagreement) => panic!("{disagreement}"),
         }
-        if op.f.mutates() && op.ok() {
-            revision += 1;
-            if rng.f64() < lost {
-                op.outcome = Outcome::Info;
-                continue;
-            }
-        }
-        op.revision = (rng.f64() < told).then_some(revision);
     }
-    let mut operations: Vec<Operation> = planned.into_iter().map(|(_, op)| op).collect();
-    operations.sort_by_key(|op| op.index);
-    operations
+    for (name, counts) in KINDS.iter().zip(counts) {
+        assert!(counts.iter().all(|count| *count > 80), "one-sided: {name}: {counts:?}");
+    }
 }
 
 #[test]

@@ -121,6 +121,9 @@ impl Verdict {
             }
             _ => last,
         };
+        if kv_types::mutant!(UnknownAsNotApplied) {
+            return Failure { applied: Applied::No, ..failure };
+        }
         if attempts > 1 { failure.with("attempts", attempts) } else { failure }
     }
 }

@@ -62,7 +62,7 @@ impl Node {
         let values = merged.record.values();
         let presence = if !values.is_empty() {
             v1::Presence::Found
-        } else if heard.iter().any(|heard| heard.primary) {
+        } else if heard.iter().any(|heard| heard.primary) || kv_types::mutant!(AbsenceFromNoKnowledge) {
             v1::Presence::Absent
         } else {
             v1::Presence::NoKnowledge
@@ -201,7 +201,10 @@ impl Node {
             return false;
         }
         let Ok(room) = Arc::clone(&self.repairs).try_acquire_owned() else { return false };
-        let (me, place, state) = (Arc::clone(self), view.place.clone(), merged.clone());
+        let (me, place, mut state) = (Arc::clone(self), view.place.clone(), merged.clone());
+        if kv_types::mutant!(ReadRepairDrops) {
+            state.record.siblings.clear();
+        }
         tokio::spawn(async move {
             let _room = room;
             let deadline = Instant::now() + limits::BACKGROUND_CALL;

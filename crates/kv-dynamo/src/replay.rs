@@ -144,6 +144,9 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
     };
     let (namespace, body) = replica_write(&due.place, state.encode(), None);
     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
+    if kv_types::mutant!(ForgetHint) {
+        return node.replica.forget(target, due).map_or(Fate::Refused, |_| Fate::Delivered);
+    }
     match node.peers.call(target, Lane::Bulk, about, body, deadline).await {
         Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => {
             match node.replica.forget(target, due) {

@@ -196,6 +196,9 @@ impl Replica {
             storage,
             env,
         };
+        if kv_types::mutant!(HintsInMemoryOnly) {
+            replica.lose_hints()?;
+        }
         replica.count_hints()?;
         if let Some(since) = replica.whole_since() {
             *lock(&replica.proves_since_ms) = since;
@@ -288,6 +291,9 @@ impl Replica {
             bytes.try_get_u64().ok().filter(|_| incarnation == self.incarnation)
         });
         loaded.counter = minted.unwrap_or(0).max(loaded.clock.highest(self.incarnation));
+        if kv_types::mutant!(IncarnationReused) {
+            loaded.counter = 0;
+        }
         let partition = Arc::new(Mutex::new(loaded));
         partitions.insert(slice, Arc::clone(&partition));
         Ok(partition)
@@ -346,7 +352,9 @@ impl Replica {
             Supersedes::Seen(context) => context.clone(),
             // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is observed now
             // is not what the client meant, and may be what superseded it.
-            Supersedes::Observed if order.is_resent() => Context::new(),
+            Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
+                Context::new()
+            }
             Supersedes::Observed => before.state.record.context.clone(),
             Supersedes::Nothing => Context::new(),
         };

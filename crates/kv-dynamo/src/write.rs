@@ -202,7 +202,10 @@ impl Node {
         request: &mut Request,
         deadline: Instant,
     ) -> bool {
-        if matches!(order.supersedes, Supersedes::Observed) && order.is_resent() {
+        if matches!(order.supersedes, Supersedes::Observed)
+            && order.is_resent()
+            && !kv_types::mutant!(ObservedResendSupersedes)
+        {
             // As the one who mints it would: a resend is never told from a late twin by what is observed now.
             request.supersede(v1::write_context::Context::Blind(true));
             order.supersedes = Supersedes::Nothing;
@@ -384,6 +387,7 @@ impl Spread {
                         calls.push(async move {
                             let reply = match peers.call(to, Lane::Data, about, body, deadline).await {
                                 Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Reply::Ok,
+                                _ if kv_types::mutant!(SilenceAsAck) => Reply::Ok,
                                 _ => Reply::Failed,
                             };
                             (to, reply)

@@ -2,24 +2,30 @@
 //! them behind the proxies of the fabric, kills and restarts them, and holds a pipe to each as a lifeline, so that they
 //! end when this process does, however it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::{join_all, try_join_all};
 use kv_client::{Client, ClientOptions, Topology};
 use kv_types::{GroupId, NodeId};
 use serde::Deserialize;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::Child;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::fabric::{Fabric, Installed};
-use crate::matrix::{Faults, Flow};
+use crate::LabError;
+use crate::fabric::Fabric;
+use crate::matrix::{Faults, Flow, NodeName};
+use crate::netns::{Counters, Netns};
+use crate::plane::{Installed, Network, Plane};
 use crate::ports::{self, PEER_OFFSET};
-use crate::{LabError, server};
+use crate::process::{self, Process, Proof};
+use crate::server::{self, Program};
 
 /// Nodes of one lab at most: all data groups have at most five voters, and a laptop is a laptop.
 pub const MAX_NODES: u64 = 9;
@@ -31,6 +37,16 @@ const SERVES_WITHIN: Duration = Duration::from_secs(30);
 const STOPS_WITHIN: Duration = Duration::from_secs(5);
 /// How often a condition that has no event is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// How long a node may take to say who leads.
+const TOPOLOGY_WITHIN: Duration = Duration::from_secs(1);
+/// How long a server with faults may take to answer on its control socket: a disk may be slow on purpose.
+const CONTROL_WITHIN: Duration = Duration::from_secs(10);
+/// Longest answer there, bytes.
+const MAX_CONTROL_BYTES: u64 = 64 << 10;
+/// Longest path of a Unix socket that everybody can bind, bytes.
+const MAX_SOCKET_PATH: usize = 99;
+/// The port base where nothing else can listen on the same addresses.
+const OWN_PORT_BASE: u16 = 7100;
 /// How much of a log is shown when its node ended.
 const TAIL_LINES: usize = 12;
 
@@ -39,12 +55,19 @@ const TAIL_LINES: usize = 12;
 pub struct LabOptions {
     /// How many nodes, n1 and up.
     pub nodes: u64,
-    /// Node *i* serves clients on `port_base + i` and peers on `port_base + 100 + i`.
+    /// Node *i* serves clients on `port_base + i` and peers on `port_base + 100 + i`. Zero: a free range is found and kept
+    /// from other labs; [`Lab::options`] says which.
     pub port_base: u16,
     /// The lab's folder.
     pub dir: PathBuf,
-    /// The server program; otherwise it is looked for ([`crate::server::find`]).
+    /// The file of the server program; otherwise it is looked for ([`crate::server::find`]).
     pub kvd: Option<PathBuf>,
+    /// Which server it is.
+    pub program: Program,
+    /// Arguments for the server of each node, beside the lab's own.
+    pub arguments: BTreeMap<NodeId, Vec<String>>,
+    /// Where faults of the network are made.
+    pub plane: Plane,
     /// Go on with the data of an earlier lab in the same folder.
     pub keep: bool,
     /// TOML tables for every node's configuration, such as `[storage]`.
@@ -54,7 +77,25 @@ pub struct LabOptions {
 impl LabOptions {
     /// Five nodes from port 7100, with fresh data.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { nodes: 5, port_base: 7100, dir: dir.into(), kvd: None, keep: false, settings: String::new() }
+        Self {
+            nodes: 5,
+            port_base: 7100,
+            dir: dir.into(),
+            kvd: None,
+            program: Program::default(),
+            arguments: BTreeMap::new(),
+            plane: Plane::default(),
+            keep: false,
+            settings: String::new(),
+        }
+    }
+
+    /// The same arguments for every node, beside those that it has.
+    pub fn with_arguments(mut self, arguments: &[String]) -> Self {
+        for node in (1..=self.nodes).map(NodeId) {
+            self.arguments.entry(node).or_default().extend_from_slice(arguments);
+        }
+        self
     }
 }
 
@@ -63,11 +104,25 @@ impl LabOptions {
 pub struct Lab {
     options: LabOptions,
     server: PathBuf,
-    fabric: Fabric,
+    // The nodes go before the network that they are on.
     /// What runs. A node that was killed is not in it.
-    processes: Mutex<BTreeMap<NodeId, Child>>,
+    processes: Mutex<BTreeMap<NodeId, Process>>,
+    network: Network,
     /// Changes of faults are one after the other; the value is since when there are any.
     faulty_since: Mutex<Option<Instant>>,
+    sockets: Option<SocketDir>,
+    _ports: Option<ports::Claim>,
+}
+
+/// Who leads a group, as far as anybody who was asked knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Led {
+    /// The leader of the highest term: one that was cut off goes on calling itself leader, but of an earlier term.
+    pub node: NodeId,
+    /// Its term.
+    pub term: u64,
+    /// How many nodes say so.
+    pub said_by: usize,
 }
 
 /// What a node says when it listens.
@@ -89,18 +144,45 @@ impl Lab {
         if !(1..=MAX_NODES).contains(&options.nodes) {
             return Err(LabError::Usage(format!("a lab has 1 to {MAX_NODES} nodes, not {}", options.nodes)));
         }
-        let server = server::find(options.kvd.as_deref())?;
-        ports::check(options.port_base, options.nodes)?;
-        let options = LabOptions { dir: absolute(&options.dir)?, ..options };
+        let server = server::find(options.program, options.kvd.as_deref())?;
         let ids = (1..=options.nodes).map(NodeId);
-        let peers = ids.map(|node| (node, peer_address(options.port_base, node))).collect();
-        let fabric = Fabric::weave(&peers).await.map_err(LabError::system("cannot listen for the links"))?;
+        if let Some(node) = options.arguments.keys().find(|node| !ids.clone().any(|id| id == **node)) {
+            return Err(LabError::UnknownNode { node: *node, nodes: options.nodes });
+        }
+        let mut options = LabOptions { dir: absolute(&options.dir)?, ..options };
+        let mut claim = None;
+        match (options.plane, options.port_base) {
+            (Plane::Netns, 0) => options.port_base = OWN_PORT_BASE,
+            (Plane::Netns, _) => {} // every node has its addresses for itself
+            (Plane::Proxies, 0) => {
+                let claimed = ports::claim(options.nodes)?;
+                options.port_base = claimed.base;
+                claim = Some(claimed);
+            }
+            (Plane::Proxies, base) => ports::check(base, options.nodes)?,
+        }
+        let peer_ports = ids.map(|node| (node, peer_port(options.port_base, node)));
+        let network = match options.plane {
+            Plane::Netns => Network::Netns(Netns::build(&peer_ports.collect()).await?),
+            Plane::Proxies => {
+                let addresses =
+                    peer_ports.map(|(node, port)| (node, SocketAddr::from(([127, 0, 0, 1], port)))).collect();
+                let fabric = Fabric::weave(&addresses).await;
+                Network::Proxies(fabric.map_err(LabError::system("cannot listen for the links"))?)
+            }
+        };
+        let sockets = match options.program {
+            Program::Kvd => None,
+            Program::Faulty => Some(SocketDir::make(&options.dir)?),
+        };
         let lab = Self {
             options,
             server,
-            fabric,
             processes: Mutex::new(BTreeMap::new()),
+            network,
             faulty_since: Mutex::new(None),
+            sockets,
+            _ports: claim,
         };
         lab.write_files()?;
         try_join_all(lab.nodes().into_iter().map(|node| lab.start_node(node))).await?;
@@ -119,12 +201,12 @@ impl Lab {
 
     /// Where clients reach a node.
     pub fn client_address(&self, node: NodeId) -> String {
-        client_address(self.options.port_base, node).to_string()
+        SocketAddr::from((self.network.hosts(node).0, client_port(self.options.port_base, node))).to_string()
     }
 
     /// Where peers would reach a node if there were no proxies: its advertised address.
     pub fn peer_address(&self, node: NodeId) -> String {
-        peer_address(self.options.port_base, node).to_string()
+        SocketAddr::from((self.network.hosts(node).1, peer_port(self.options.port_base, node))).to_string()
     }
 
     /// Where clients reach each node.
@@ -145,7 +227,7 @@ impl Lab {
     /// The faults in force, and since when there have been any.
     pub async fn faults(&self) -> (Faults, Option<Instant>) {
         let since = self.faulty_since.lock().await;
-        (self.fabric.faults(), *since)
+        (self.network.faults(), *since)
     }
 
     /// Replaces all faults by these.
@@ -179,68 +261,232 @@ impl Lab {
         self.change(|faults| faults.with(from, to, Flow::Delay { ms, jitter_ms })).await
     }
 
-    /// Ends all faults.
+    /// Lets this happen to what one node sends to another, beside the faults in force.
+    pub async fn flow(&self, from: NodeId, to: NodeId, flow: Flow) -> Result<Installed, LabError> {
+        self.change(|faults| faults.with(from, to, flow)).await
+    }
+
+    /// Makes one node lose packets at random on the way to another, beside the faults in force. On the plane
+    /// [`Plane::Netns`] alone.
+    pub async fn loss(&self, from: NodeId, to: NodeId, percent: u8) -> Result<Installed, LabError> {
+        self.change(|faults| faults.with(from, to, Flow::Loss { percent })).await
+    }
+
+    /// Pulls a node's cable to the switch, beside the faults in force. On the plane [`Plane::Netns`] alone.
+    pub async fn unplug(&self, node: NodeId) -> Result<Installed, LabError> {
+        self.change(|faults| faults.with_unplugged(node)).await
+    }
+
+    /// Packets dropped since the lab started; none on a plane that knows no packets.
+    pub async fn counters(&self) -> Result<Option<Counters>, LabError> {
+        self.network.counters().await
+    }
+
+    /// Ends all faults of the network.
     pub async fn heal(&self) -> Result<Installed, LabError> {
         self.install(Faults::none()).await
     }
 
     /// Probes every link with a fault on it: whether the cut still holds.
-    pub async fn verify(&self) -> Installed {
+    pub async fn verify(&self) -> Result<Installed, LabError> {
         let _unchanging = self.faulty_since.lock().await;
-        self.fabric.verify().await
+        self.network.verify(&self.awake().await).await
     }
 
     async fn change(&self, to: impl FnOnce(Faults) -> Faults) -> Result<Installed, LabError> {
         let mut since = self.faulty_since.lock().await;
-        let faults = to(self.fabric.faults());
+        let faults = to(self.network.faults());
         faults.check(&self.nodes())?;
-        let installed = self.fabric.install(&faults).await;
-        *since = if faults == Faults::none() { None } else { since.or(installed.since) };
+        let installed = self.network.install(&faults, &self.awake().await).await?;
+        *since = if faults.is_none() { None } else { since.or(installed.since) };
         Ok(installed)
     }
 
     /// Kills a node as a power failure would, as far as a process can.
-    pub async fn kill(&self, node: NodeId) -> Result<(), LabError> {
+    pub async fn kill(&self, node: NodeId) -> Result<Proof, LabError> {
         self.known(node)?;
-        if let Some(mut child) = self.processes.lock().await.remove(&node) {
-            child.kill().await.map_err(LabError::system(format!("cannot kill {node}")))?;
-        }
-        Ok(())
+        let process = self.processes.lock().await.remove(&node);
+        let Some(process) = process else {
+            let status = "it did not run".to_owned();
+            return Ok(Proof::Killed { node: NodeName(node), pid: None, status, by_signal: false });
+        };
+        let proof = process.kill(node).await.map_err(LabError::system(format!("cannot kill {node}")))?;
+        self.mark(node, "was killed")?;
+        Ok(proof)
+    }
+
+    /// Asks a node to stop, and waits until it has.
+    pub async fn stop_node(&self, node: NodeId) -> Result<Proof, LabError> {
+        self.known(node)?;
+        let process = self.processes.lock().await.remove(&node);
+        let Some(process) = process else {
+            let status = "it did not run".to_owned();
+            return Ok(Proof::Stopped { node: NodeName(node), pid: None, status });
+        };
+        let stopped = process.stop(node, STOPS_WITHIN).await;
+        let proof = stopped.map_err(LabError::system(format!("cannot stop {node}")))?;
+        self.mark(node, "was stopped")?;
+        Ok(proof)
     }
 
     /// Starts a node again, killing it first if it runs; returns when it listens.
-    pub async fn restart(&self, node: NodeId) -> Result<(), LabError> {
+    pub async fn restart(&self, node: NodeId) -> Result<Proof, LabError> {
         self.kill(node).await?;
         self.start_node(node).await
     }
 
-    /// The process of each node that runs.
+    /// Starts a node again on an empty disk, killing it first if it runs: what was done, and that it listens.
+    pub async fn restart_empty(&self, node: NodeId) -> Result<[Proof; 2], LabError> {
+        self.kill(node).await?;
+        let data = self.data_dir(node);
+        let (files, bytes) =
+            process::weigh(&data).map_err(LabError::system(format!("cannot read {}", data.display())))?;
+        remove_folder(&data)?;
+        self.mark(node, "gets an empty disk")?;
+        let emptied = Proof::Emptied { node: NodeName(node), files, bytes };
+        Ok([emptied, self.start_node(node).await?])
+    }
+
+    /// Stops and starts one node after the other, the next one when the cluster serves again.
+    pub async fn rolling_restart(&self) -> Result<Vec<Proof>, LabError> {
+        let mut proofs = Vec::new();
+        for node in self.nodes() {
+            proofs.push(self.stop_node(node).await?);
+            proofs.push(self.start_node(node).await?);
+            self.serving().await?;
+        }
+        Ok(proofs)
+    }
+
+    /// Stops every thread of a node, which notices nothing; its connections stay open and its ports accept.
+    pub async fn pause(&self, node: NodeId) -> Result<Proof, LabError> {
+        self.known(node)?;
+        let proof = match self.processes.lock().await.get_mut(&node) {
+            Some(process) => process.pause(node).await?,
+            None => return Err(LabError::NotProven { node, what: "it does not run".into() }),
+        };
+        self.mark(node, "was paused")?;
+        Ok(proof)
+    }
+
+    /// Lets a node that was paused go on.
+    pub async fn resume(&self, node: NodeId) -> Result<Proof, LabError> {
+        self.known(node)?;
+        self.mark(node, "goes on")?;
+        match self.processes.lock().await.get_mut(&node) {
+            Some(process) => process.resume(node).await,
+            None => Err(LabError::NotProven { node, what: "it does not run".into() }),
+        }
+    }
+
+    /// Nodes that were paused and not resumed.
+    pub async fn paused(&self) -> BTreeSet<NodeId> {
+        let processes = self.processes.lock().await;
+        processes.iter().filter(|(_, process)| process.paused).map(|(node, _)| *node).collect()
+    }
+
+    /// Says one line to the control socket of a node that runs [`Program::Faulty`]; its answer.
+    pub async fn control(&self, node: NodeId, line: &str) -> Result<String, LabError> {
+        self.known(node)?;
+        let Some(sockets) = &self.sockets else {
+            return Err(LabError::Usage(
+                "only kvd-faulty has a control socket: choose Program::Faulty".into(),
+            ));
+        };
+        let path = sockets.path(node);
+        let talk = async {
+            let mut stream = UnixStream::connect(&path).await?;
+            stream.write_all(format!("{}\n", line.trim_end()).as_bytes()).await?;
+            let mut answer = String::new();
+            BufReader::new(stream).take(MAX_CONTROL_BYTES).read_line(&mut answer).await?;
+            match answer.ends_with('\n') {
+                true => Ok(answer.trim_end().to_owned()),
+                false => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            }
+        };
+        match tokio::time::timeout(CONTROL_WITHIN, talk).await {
+            Ok(answer) => {
+                answer.map_err(LabError::system(format!("{node} does not answer on {}", path.display())))
+            }
+            Err(_) => Err(LabError::TooSlow {
+                what: format!("{node}: its answer on {}", path.display()),
+                seconds: CONTROL_WITHIN.as_secs(),
+                hint: String::new(),
+            }),
+        }
+    }
+
+    /// Flips one bit of a file of a node that does not run. The file is one of [`crate::process::Kept::files`].
+    pub async fn flip_bit(&self, node: NodeId, file: &Path, offset: u64, bit: u8) -> Result<Proof, LabError> {
+        let below = self.at_rest(node, file).await?;
+        let flipped = process::flip(file, offset, bit);
+        let (was, is) = flipped.map_err(LabError::system(format!("cannot change {}", file.display())))?;
+        self.mark(node, &format!("has a flipped bit in byte {offset} of {}", below.display()))?;
+        Ok(Proof::Flipped { node: NodeName(node), file: below, offset, was, is })
+    }
+
+    /// Cuts a file of a node that does not run to this length.
+    pub async fn truncate(&self, node: NodeId, file: &Path, length: u64) -> Result<Proof, LabError> {
+        let below = self.at_rest(node, file).await?;
+        let cut = process::truncate(file, length);
+        let (was, is) = cut.map_err(LabError::system(format!("cannot change {}", file.display())))?;
+        self.mark(node, &format!("has {is} of {was} bytes left of {}", below.display()))?;
+        Ok(Proof::Truncated { node: NodeName(node), file: below, was, is })
+    }
+
+    /// The path of a file below the data directory of a node that does not run.
+    async fn at_rest(&self, node: NodeId, file: &Path) -> Result<PathBuf, LabError> {
+        self.known(node)?;
+        if self.processes.lock().await.contains_key(&node) {
+            return Err(LabError::Usage(format!("{node} runs: files are damaged at rest")));
+        }
+        let below = file.strip_prefix(self.data_dir(node)).map(Path::to_path_buf);
+        below.map_err(|_| LabError::Usage(format!("{} is no file of {node}", file.display())))
+    }
+
+    /// Who leads a group: the leader of the highest term that any node knows, within a second.
+    pub async fn leader(&self, group: GroupId) -> Option<Led> {
+        let awake = self.awake().await;
+        let asked = awake.into_iter().map(|node| async move {
+            let client = Client::connect(ClientOptions::pinned(self.client_address(node))).ok()?;
+            let admin = client.admin();
+            let topology = tokio::time::timeout(TOPOLOGY_WITHIN, admin.topology()).await.ok()?.ok()?;
+            let leader = topology.leaders.get(&group)?;
+            Some((leader.term, leader.node?))
+        });
+        let said: Vec<(u64, NodeId)> = join_all(asked).await.into_iter().flatten().collect();
+        let (term, node) = said.iter().max().copied()?;
+        Some(Led { node, term, said_by: said.iter().filter(|said| **said == (term, node)).count() })
+    }
+
+    /// The process of each node that runs, paused or not.
     pub async fn running(&self) -> BTreeMap<NodeId, u32> {
         let mut processes = self.processes.lock().await;
         let alive = |child: &mut Child| matches!(child.try_wait(), Ok(None));
-        let running = processes
-            .iter_mut()
-            .filter_map(|(node, child)| Some((*node, child.id().filter(|_| alive(child))?)));
+        let running = processes.iter_mut().filter_map(|(node, process)| {
+            Some((*node, process.child.id().filter(|_| alive(&mut process.child))?))
+        });
         running.collect()
+    }
+
+    /// Nodes that run and are not paused.
+    async fn awake(&self) -> BTreeSet<NodeId> {
+        let paused = self.paused().await;
+        self.running().await.into_keys().filter(|node| !paused.contains(node)).collect()
     }
 
     /// Stops every node, letting each finish what it does; the data stay.
     pub async fn stop(&self) {
         let processes = std::mem::take(&mut *self.processes.lock().await);
-        join_all(processes.into_values().map(|mut child| async move {
-            // `wait` closes the lifeline, which asks the node to stop.
-            if tokio::time::timeout(STOPS_WITHIN, child.wait()).await.is_err() {
-                let _ = child.kill().await;
-            }
-        }))
-        .await;
+        join_all(processes.into_iter().map(|(node, process)| process.stop(node, STOPS_WITHIN))).await;
     }
 
-    /// Waits until every node that runs knows a leader of every group, sees every other that runs, and rebuilds nothing.
+    /// Waits until every node that runs and is not paused knows a leader of every group, sees every other such node, and
+    /// rebuilds nothing.
     pub async fn serving(&self) -> Result<(), LabError> {
-        let running = self.running().await;
+        let running = self.awake().await;
         let deadline = Instant::now() + SERVES_WITHIN;
-        for node in running.keys() {
+        for node in &running {
             while !serves(&self.client_address(*node), &running).await {
                 self.check_alive(*node).await?;
                 if Instant::now() > deadline {
@@ -311,7 +557,7 @@ impl Lab {
             );
             let mut map =
                 String::from("# Written by the lab: every link to a peer goes through a proxy.\n[dial]\n");
-            for (to, proxy) in self.fabric.dialled_by(node) {
+            for (to, proxy) in self.network.dialled_by(node) {
                 map += &format!("\"{}\" = \"{proxy}\"\n", self.peer_address(to));
             }
             write(&self.address_map(node), &map)?;
@@ -323,7 +569,14 @@ impl Lab {
         self.options.dir.join("address-maps").join(format!("{node}.toml"))
     }
 
-    async fn start_node(&self, node: NodeId) -> Result<(), LabError> {
+    /// Starts a node that does not run; returns when it listens.
+    pub async fn start_node(&self, node: NodeId) -> Result<Proof, LabError> {
+        self.known(node)?;
+        if self.processes.lock().await.contains_key(&node) {
+            return Err(LabError::Usage(format!("{node} runs already")));
+        }
+        let begun = Instant::now();
+        self.mark(node, "starts")?;
         let ready = self.options.dir.join("ready").join(format!("{node}.json"));
         match std::fs::remove_file(&ready) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -336,7 +589,8 @@ impl Lab {
         let (stdout, stderr) = open_log()
             .and_then(|out| open_log().map(|err| (out, err)))
             .map_err(LabError::system(format!("cannot open {}", log.display())))?;
-        let child = Command::new(&self.server)
+        let mut command = self.network.command(node, &self.server);
+        command
             .arg("--config")
             .arg(self.options.dir.join("cluster.toml"))
             .args(["--node", &node.to_string()])
@@ -347,21 +601,30 @@ impl Lab {
             .arg("--ready-file")
             .arg(&ready)
             .arg("--until-stdin-closes")
+            .args(self.options.arguments.get(&node).into_iter().flatten())
             .stdin(Stdio::piped())
             .stdout(stdout)
             .stderr(stderr)
             .process_group(0) // Ctrl-C is for the supervisor, which stops its nodes in order
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(LabError::system(format!("cannot start {}", self.server.display())))?;
+            .kill_on_drop(true);
+        if let Some(sockets) = &self.sockets {
+            let path = sockets.path(node);
+            let _ = std::fs::remove_file(&path); // of a process that was killed
+            command.arg("--control").arg(path);
+        }
+        let child =
+            command.spawn().map_err(LabError::system(format!("cannot start {}", self.server.display())))?;
         let pid = child.id();
-        self.processes.lock().await.insert(node, child);
+        self.processes.lock().await.insert(node, Process { child, paused: false });
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             let said = std::fs::read_to_string(&ready).ok();
             let said = said.and_then(|text| serde_json::from_str::<Ready>(&text).ok());
-            if said.is_some_and(|said| pid.is_none_or(|pid| pid == said.pid)) {
-                return Ok(());
+            if let Some(said) = said
+                && pid.is_none_or(|pid| pid == said.pid)
+            {
+                let after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Ok(Proof::Started { node: NodeName(node), pid: said.pid, after_ms });
             }
             self.check_alive(node).await?;
             if Instant::now() > deadline {
@@ -375,10 +638,23 @@ impl Lab {
         }
     }
 
+    /// Notes in a node's log what was done to the node: its incarnations follow each other there.
+    fn mark(&self, node: NodeId, what: &str) -> Result<(), LabError> {
+        let log = self.log_file(node);
+        #[allow(clippy::disallowed_methods, reason = "the nodes' logs are in the system's time")]
+        let now = SystemTime::now();
+        let line = process::marker(&format!("{node} {what}"), now);
+        let append = || {
+            let mut file = std::fs::File::options().create(true).append(true).open(&log)?;
+            std::io::Write::write_all(&mut file, line.as_bytes())
+        };
+        append().map_err(LabError::system(format!("cannot write {}", log.display())))
+    }
+
     /// An error with the end of its log if the node ended by itself.
     async fn check_alive(&self, node: NodeId) -> Result<(), LabError> {
         let mut processes = self.processes.lock().await;
-        match processes.get_mut(&node).map(Child::try_wait) {
+        match processes.get_mut(&node).map(|process| process.child.try_wait()) {
             Some(Ok(Some(status))) => {
                 processes.remove(&node);
                 let log = self.log_file(node);
@@ -390,7 +666,7 @@ impl Lab {
 }
 
 /// Whether this node knows a leader of every group, sees all the others that run, and has what it is to keep.
-async fn serves(address: &str, running: &BTreeMap<NodeId, u32>) -> bool {
+async fn serves(address: &str, running: &BTreeSet<NodeId>) -> bool {
     let Ok(client) = Client::connect(ClientOptions::pinned(address)) else { return false };
     let admin = client.admin();
     let (Ok(topology), Ok(status)) = (admin.topology().await, admin.status(address).await) else {
@@ -398,19 +674,59 @@ async fn serves(address: &str, running: &BTreeMap<NodeId, u32>) -> bool {
     };
     let led = |group: &GroupId| {
         let leader = topology.leaders.get(group).and_then(|leader| leader.node);
-        leader.is_some_and(|leader| running.contains_key(&leader))
+        leader.is_some_and(|leader| running.contains(&leader))
     };
     let whole = status.rebuilding_partitions == 0;
-    let mut peers = status.peers.iter().filter(|peer| running.contains_key(&NodeId(peer.node)));
+    let mut peers = status.peers.iter().filter(|peer| running.contains(&NodeId(peer.node)));
     [GroupId::CATALOGUE, GroupId::FIRST_DATA].iter().all(led) && whole && peers.all(|peer| peer.state == "up")
 }
 
-fn client_address(base: u16, node: NodeId) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], base.saturating_add(node.0 as u16)))
+fn client_port(base: u16, node: NodeId) -> u16 {
+    base.saturating_add(u16::try_from(node.0).unwrap_or(u16::MAX))
 }
 
-fn peer_address(base: u16, node: NodeId) -> SocketAddr {
-    client_address(base.saturating_add(PEER_OFFSET), node)
+fn peer_port(base: u16, node: NodeId) -> u16 {
+    client_port(base.saturating_add(PEER_OFFSET), node)
+}
+
+/// Where the control sockets of the nodes are: the path of a socket must be short, and that of a lab may be long.
+#[derive(Debug)]
+struct SocketDir {
+    path: PathBuf,
+    /// Made for them alone.
+    temporary: bool,
+}
+
+impl SocketDir {
+    fn make(lab: &Path) -> Result<Self, LabError> {
+        let within = lab.join("control");
+        let temporary = within.join("n0.sock").as_os_str().len() > MAX_SOCKET_PATH;
+        let path = match temporary {
+            true => std::env::temp_dir().join(format!("quorate-{:016x}", fastrand::u64(..))),
+            false => within,
+        };
+        if path.join("n0.sock").as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(LabError::Usage(format!(
+                "{} is too long for Unix sockets: set TMPDIR",
+                path.display()
+            )));
+        }
+        std::fs::create_dir_all(&path)
+            .map_err(LabError::system(format!("cannot create {}", path.display())))?;
+        Ok(Self { path, temporary })
+    }
+
+    fn path(&self, node: NodeId) -> PathBuf {
+        self.path.join(format!("{node}.sock"))
+    }
+}
+
+impl Drop for SocketDir {
+    fn drop(&mut self) {
+        if self.temporary {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf, LabError> {
@@ -452,20 +768,12 @@ fn tail(log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU16, Ordering};
 
     /// A stand-in for `kvd`: says that it is ready, notes that it stopped when its lifeline closes.
     const FAKE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-kvd");
 
-    /// Port bases of tests that run at the same time, away from those that people use.
-    fn port_base() -> u16 {
-        static NEXT: AtomicU16 = AtomicU16::new(0);
-        let spread = (std::process::id() % 100) as u16 * 200;
-        21_000 + spread + NEXT.fetch_add(20, Ordering::Relaxed) % 80
-    }
-
     fn options(dir: &Path) -> LabOptions {
-        LabOptions { nodes: 3, port_base: port_base(), kvd: Some(FAKE.into()), ..LabOptions::new(dir) }
+        LabOptions { nodes: 3, port_base: 0, kvd: Some(FAKE.into()), ..LabOptions::new(dir) }
     }
 
     fn gone(pid: u32) -> bool {
@@ -520,7 +828,7 @@ mod tests {
         assert_eq!(cluster_id(&cluster).unwrap(), id);
         assert!(again.data_dir(NodeId(1)).exists());
         drop(again);
-        let fresh = Lab::spawn(LabOptions { keep: false, port_base: port_base(), ..kept }).await.unwrap();
+        let fresh = Lab::spawn(LabOptions { keep: false, port_base: 0, ..kept }).await.unwrap();
         let cluster = std::fs::read_to_string(dir.path().join("cluster.toml")).unwrap();
         assert_ne!(cluster_id(&cluster).unwrap(), id);
         assert!(!fresh.data_dir(NodeId(1)).exists());
@@ -538,8 +846,9 @@ mod tests {
     #[tokio::test]
     async fn a_busy_port_and_a_missing_server_are_said_before_anything_starts() {
         let dir = tempfile::tempdir().unwrap();
-        let options = options(dir.path());
-        let _holder = std::net::TcpListener::bind(("127.0.0.1", options.port_base + 2)).unwrap();
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port_base = holder.local_addr().unwrap().port() - 2;
+        let options = LabOptions { port_base, ..options(dir.path()) };
         assert!(matches!(Lab::spawn(options.clone()).await, Err(LabError::PortBusy { .. })));
         let nowhere = LabOptions { kvd: Some(dir.path().join("kvd")), ..options };
         assert!(matches!(Lab::spawn(nowhere).await, Err(LabError::NoServer { .. })));

@@ -17,8 +17,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::cluster::{Lab, LabOptions};
-use crate::fabric::Installed;
-use crate::matrix::{Fault, NodeName};
+use crate::matrix::{Fault, Flow, NodeName};
+use crate::plane::Installed;
+use crate::process::Proof;
 use crate::{LabError, interrupted};
 
 /// Longest request or reply, bytes.
@@ -78,6 +79,17 @@ pub enum Request {
         /// Heal by itself after so long.
         for_ms: Option<u64>,
     },
+    /// Adds a flow of any kind on one direction.
+    Flow {
+        /// From here
+        from: NodeName,
+        /// to there.
+        to: NodeName,
+        /// What happens to the bytes.
+        flow: Flow,
+        /// Heal by itself after so long.
+        for_ms: Option<u64>,
+    },
     /// Ends all faults.
     Heal,
     /// The faults in force.
@@ -89,6 +101,16 @@ pub enum Request {
     },
     /// Starts a node again.
     Restart {
+        /// The node.
+        node: NodeName,
+    },
+    /// Makes a node stand still.
+    Pause {
+        /// The node.
+        node: NodeName,
+    },
+    /// Lets it go on.
+    Resume {
         /// The node.
         node: NodeName,
     },
@@ -104,6 +126,8 @@ pub enum Reply {
     Status(Status),
     /// A change of faults, in force and probed.
     Installed(Installed),
+    /// What was done to a process, and what shows it.
+    Process(Proof),
     /// The faults in force.
     Faults {
         /// All of them.
@@ -303,8 +327,10 @@ impl Supervisor {
         let (installed, for_ms) = match request {
             Request::Status => return Ok(Reply::Status(self.status().await)),
             Request::List => return Ok(Reply::Faults { faults: lab.faults().await.0.list() }),
-            Request::Kill { node } => return lab.kill(node.0).await.map(|()| Reply::Done),
-            Request::Restart { node } => return lab.restart(node.0).await.map(|()| Reply::Done),
+            Request::Kill { node } => return lab.kill(node.0).await.map(|_| Reply::Done),
+            Request::Restart { node } => return lab.restart(node.0).await.map(|_| Reply::Done),
+            Request::Pause { node } => return lab.pause(node.0).await.map(Reply::Process),
+            Request::Resume { node } => return lab.resume(node.0).await.map(Reply::Process),
             Request::Down => {
                 let (farewell, stopped) = oneshot::channel();
                 let _ = self.down.send(farewell).await;
@@ -322,6 +348,7 @@ impl Supervisor {
             }
             Request::Isolate { node, for_ms } => (lab.isolate(node.0).await?, for_ms),
             Request::Cut { from, to, for_ms } => (lab.one_way(from.0, to.0).await?, for_ms),
+            Request::Flow { from, to, flow, for_ms } => (lab.flow(from.0, to.0, flow).await?, for_ms),
             Request::Delay { from, to, ms, jitter_ms, for_ms } => {
                 (lab.delay(from.0, to.0, ms, jitter_ms).await?, for_ms)
             }
@@ -435,7 +462,8 @@ mod tests {
         let text = String::from_utf8(line(&request).unwrap()).unwrap();
         assert_eq!(text, "{\"request\":\"partition\",\"groups\":[[\"n1\"],[\"n2\"]],\"for_ms\":5}\n");
         assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
-        let reply = Reply::Installed(Installed { links: 12, probes: 12, as_expected: 11, since: None });
+        let reply =
+            Reply::Installed(Installed { links: 12, probes: 12, as_expected: 11, ..Installed::default() });
         assert_eq!(serde_json::from_slice::<Reply>(&line(&reply).unwrap()).unwrap(), reply);
     }
 

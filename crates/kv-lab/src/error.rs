@@ -9,9 +9,15 @@ use kv_types::NodeId;
 pub enum LabError {
     /// The server program is nowhere.
     #[error(
-        "kvd was not found beside {beside} or through KVD_BIN\n  try: cargo build -p kv-server   (or set KVD_BIN)"
+        "{program} was not found beside {beside} or through {variable}\n  try: cargo build -p {package}   (or set {variable})"
     )]
     NoServer {
+        /// Which.
+        program: &'static str,
+        /// The variable that may name it.
+        variable: &'static str,
+        /// The crate that it is built from.
+        package: &'static str,
         /// Where it was looked for.
         beside: PathBuf,
     },
@@ -69,6 +75,30 @@ pub enum LabError {
         /// How many there are.
         nodes: u64,
     },
+    /// A fault that is made on another plane.
+    #[error(
+        "{what} cannot be made on the plane `{plane}`\n  delay, slow links and resets need proxies; loss and carriers need netns"
+    )]
+    WrongPlane {
+        /// The fault.
+        what: String,
+        /// The plane of this lab.
+        plane: crate::Plane,
+    },
+    /// The plane of network namespaces cannot be had here.
+    #[error("network namespaces are not available: {why}")]
+    NoNetns {
+        /// Why not.
+        why: String,
+    },
+    /// A fault of a process did not show.
+    #[error("{node}: {what}")]
+    NotProven {
+        /// The node.
+        node: NodeId,
+        /// What was to be seen.
+        what: String,
+    },
     /// A request that makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -109,11 +139,17 @@ impl LabError {
             | Self::PortBusy { .. }
             | Self::AlreadyRunning { .. }
             | Self::UnknownNode { .. }
+            | Self::WrongPlane { .. }
+            | Self::NoNetns { .. }
             | Self::Usage(_) => 2,
             Self::NotRunning { .. } => 3,
             Self::Interrupted => 130,
             Self::Refused { exit_code, .. } => *exit_code,
-            Self::NodeEnded { .. } | Self::TooSlow { .. } | Self::System { .. } | Self::Store { .. } => 5,
+            Self::NotProven { .. }
+            | Self::NodeEnded { .. }
+            | Self::TooSlow { .. }
+            | Self::System { .. }
+            | Self::Store { .. } => 5,
         }
     }
 

@@ -1,38 +1,18 @@
 //! The network between the nodes of a lab: a proxy for every directed link, a valve for every direction, and the
 //! certainty that a fault is in force before anybody counts on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use kv_types::NodeId;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::link::{Proxy, Valve};
-use crate::matrix::{Direction, Faults, Flow};
+use crate::matrix::{Direction, Faults};
+use crate::plane::{Expected, Installed};
 use crate::probe;
-
-/// How long a cut link must stay silent to count as seen cut.
-const BLOCKED_AFTER: Duration = Duration::from_millis(300);
-/// How long an open link may take to answer; it returns with the answer.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
-
-/// What became of a change of faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Installed {
-    /// Directions whose flow changed. Each is in force, by construction of the proxies.
-    pub links: usize,
-    /// Links that were probed: those whose flow changed in either direction.
-    pub probes: usize,
-    /// Probes that ended as they should: silent on a cut link, answered on an open one.
-    pub as_expected: usize,
-    /// When the last direction was in force, before the probes; for those in the same process.
-    #[serde(skip)]
-    pub since: Option<Instant>,
-}
 
 /// All links between some nodes.
 #[derive(Debug)]
@@ -74,7 +54,7 @@ impl Fabric {
     }
 
     /// Replaces the faults in force by these. They are in force at [`Installed::since`]; the return waits for probes.
-    pub(crate) async fn install(&self, faults: &Faults) -> Installed {
+    pub(crate) async fn install(&self, faults: &Faults, serving: &BTreeSet<NodeId>) -> Installed {
         let changed: Vec<Direction> = self
             .valves
             .iter()
@@ -82,48 +62,39 @@ impl Fabric {
             .map(|(way, _)| *way)
             .collect();
         let since = Instant::now();
-        let (probes, as_expected) = self.probe(&changed, faults).await;
-        Installed { links: changed.len(), probes, as_expected, since: Some(since) }
+        Installed { since: Some(since), ..self.probe(&changed, faults, serving).await }
     }
 
     /// Probes every link with a fault on it, changing nothing: whether the cut still holds.
-    pub(crate) async fn verify(&self) -> Installed {
+    pub(crate) async fn verify(&self, serving: &BTreeSet<NodeId>) -> Installed {
         let faults = self.faults();
         let faulty: Vec<Direction> =
             faults.list().iter().map(|fault| Direction::new(fault.from.0, fault.to.0)).collect();
-        let (probes, as_expected) = self.probe(&faulty, &faults).await;
-        Installed { links: faulty.len(), probes, as_expected, since: None }
+        self.probe(&faulty, &faults, serving).await
     }
 
-    /// Probes the links that these directions belong to: how many, and how many behave as the faults say.
-    async fn probe(&self, ways: &[Direction], faults: &Faults) -> (usize, usize) {
-        let probed =
-            self.proxies.iter().filter(|(way, _)| ways.contains(way) || ways.contains(&way.reversed()));
-        let outcomes = join_all(probed.map(|(way, proxy)| {
-            let (there, back) = (faults.flow(*way), faults.flow(way.reversed()));
-            let cut = there.swallows() || back.swallows();
-            let patience =
-                if cut { BLOCKED_AFTER } else { ANSWERED_WITHIN + lateness(there) + lateness(back) };
-            async move { probe::answered(proxy.address(), patience).await != cut }
-        }))
-        .await;
-        (outcomes.len(), outcomes.into_iter().filter(|as_expected| *as_expected).count())
-    }
-}
-
-/// The most a flow adds to a way; a probe needs two ways, or four with its handshake.
-fn lateness(flow: Flow) -> Duration {
-    match flow {
-        Flow::Delay { ms, jitter_ms } => {
-            Duration::from_millis(ms.saturating_add(jitter_ms)).saturating_mul(2)
+    /// Probes the links that these directions belong to.
+    async fn probe(&self, ways: &[Direction], faults: &Faults, serving: &BTreeSet<NodeId>) -> Installed {
+        let probes =
+            self.proxies
+                .iter()
+                .filter(|(way, _)| ways.contains(way) || ways.contains(&way.reversed()))
+                .filter_map(|(way, proxy)| Some((Expected::on(*way, faults, serving)?, proxy.address())))
+                .map(|(expected, address)| async move {
+                    (expected, probe::ask(address, expected.patience()).await)
+                });
+        let mut installed = Installed { links: ways.len(), ..Installed::default() };
+        for (expected, seen) in join_all(probes).await {
+            installed.add(expected, seen);
         }
-        Flow::Pass | Flow::Swallow => Duration::ZERO,
+        installed
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::matrix::Flow;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -150,22 +121,33 @@ mod tests {
         for id in 1..=5 {
             nodes.insert(NodeId(id), pingable().await);
         }
+        let all = nodes.keys().copied().collect();
         let fabric = Fabric::weave(&nodes).await.unwrap();
         assert_eq!(fabric.dialled_by(NodeId(2)).map(|(to, _)| to.0).collect::<Vec<_>>(), [1, 3, 4, 5]);
 
         let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
         let cut = Faults::partition(&[ids(&[1, 2]), ids(&[3, 4, 5])]);
-        let installed = fabric.install(&cut).await;
+        let installed = fabric.install(&cut, &all).await;
         assert_eq!((installed.links, installed.probes, installed.as_expected), (12, 12, 12));
         assert_eq!(fabric.faults(), cut);
-        assert_eq!(fabric.install(&cut).await.links, 0, "installing twice changes nothing");
+        assert_eq!(fabric.install(&cut, &all).await.links, 0, "installing twice changes nothing");
 
-        let healed = fabric.install(&Faults::none()).await;
+        let healed = fabric.install(&Faults::none(), &all).await;
         assert_eq!((healed.links, healed.probes, healed.as_expected), (12, 12, 12));
 
         let one_way = Faults::none().with(NodeId(1), NodeId(3), Flow::Swallow);
-        let installed = fabric.install(&one_way).await;
+        let installed = fabric.install(&one_way, &all).await;
         assert_eq!((installed.links, installed.probes, installed.as_expected), (1, 2, 2));
         assert_eq!(fabric.faults().list().len(), 1);
+
+        let reset = Faults::none().with(NodeId(1), NodeId(3), Flow::Reset);
+        let installed = fabric.install(&reset, &all).await;
+        assert_eq!((installed.as_expected, installed.resets), (2, 2));
+        let late = Faults::none().with(NodeId(1), NodeId(3), Flow::Delay { ms: 50, jitter_ms: 10 });
+        let installed = fabric.install(&late, &all).await;
+        assert!(installed.is_proven() && installed.round_trip_ms >= Some(40), "{installed:?}");
+        let others = BTreeSet::from([NodeId(1), NodeId(2)]);
+        let healed = fabric.install(&Faults::none(), &others).await;
+        assert_eq!((healed.links, healed.probes), (1, 1), "a node that does not run is not asked");
     }
 }

@@ -7,6 +7,9 @@
 //! resets stay where they are, in bounded buffers, and arrive after the healing as TCP's retransmissions would. A new
 //! connection is accepted (the kernel does that) and stays silent; if its opener gives up meanwhile, it never happened.
 //!
+//! **Reset is the opposite: everybody is told, nobody what arrived.** A connection of a link that is reset in either direction
+//! ends with a TCP reset on both sides, whatever it still held is gone, and so ends every new one.
+//!
 //! **A flow that is set is in force.** Every byte that moves, moves inside [`Gate::pass`], which holds the flow while
 //! a non-blocking call lasts; setting a flow waits for those. When `set` returns, no byte of the old flow can follow.
 
@@ -28,6 +31,8 @@ use crate::matrix::Flow;
 const CHUNK_BYTES: usize = 16 << 10;
 /// Chunks on their way in one direction of one connection: what a delayed link holds.
 const CHUNKS_IN_FLIGHT: usize = 256;
+/// A slow link is paced in steps of this length, by their number in a second.
+const SLOW_CHUNKS_PER_SECOND: u64 = 20;
 /// Connections of one link; further ones wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 128;
 /// What a connection that is not made yet may have sent.
@@ -47,6 +52,9 @@ impl Valve {
 
     /// Sets the flow; it is in force when this returns. Says whether it changed.
     pub(crate) fn set(&self, flow: Flow) -> bool {
+        if kv_types::mutant!(CutNotInstalled) && flow.blocks() {
+            return true;
+        }
         self.0.send_replace(flow) != flow
     }
 
@@ -68,15 +76,43 @@ pub(crate) struct Gate(watch::Receiver<Flow>);
 impl Gate {
     /// Waits until bytes may pass.
     async fn opened(&mut self) {
-        if self.0.wait_for(|flow| !flow.swallows()).await.is_err() {
+        self.becomes(|flow| !flow.blocks()).await;
+    }
+
+    /// Waits until connections are to be reset.
+    async fn resets(&mut self) {
+        self.becomes(Flow::resets).await;
+    }
+
+    async fn becomes(&mut self, what: impl Fn(Flow) -> bool) {
+        if self.0.wait_for(|flow| what(*flow)).await.is_err() {
             std::future::pending().await // the lab is gone, and this task with it
+        }
+    }
+
+    /// How many bytes may be read at once: on a slow link few, so that healing it frees all but these.
+    fn chunk(&self) -> usize {
+        match *self.0.borrow() {
+            Flow::Slow { bytes_per_second } => usize::try_from(bytes_per_second / SLOW_CHUNKS_PER_SECOND)
+                .unwrap_or(CHUNK_BYTES)
+                .clamp(1, CHUNK_BYTES),
+            _ => CHUNK_BYTES,
+        }
+    }
+
+    /// Waits as long as a slow link needs for so many bytes, or until it is not slow any more.
+    async fn carried(&mut self, bytes: usize) {
+        let slow = *self.0.borrow_and_update();
+        if let Flow::Slow { bytes_per_second } = slow {
+            let takes = time_for(bytes, bytes_per_second);
+            let _ = tokio::time::timeout(takes, self.0.wait_for(|flow| *flow != slow)).await;
         }
     }
 
     /// Makes one non-blocking call under the flow, or none if nothing may pass.
     fn pass<T>(&self, call: impl FnOnce() -> io::Result<T>) -> Option<io::Result<T>> {
         let flow = self.0.borrow();
-        (!flow.swallows()).then(call)
+        (!flow.blocks()).then(call)
     }
 
     /// How much later than now something read now shall arrive.
@@ -86,7 +122,9 @@ impl Gate {
                 let around = fastrand::u64(0..=jitter_ms.saturating_mul(2));
                 Duration::from_millis(ms.saturating_add(around).saturating_sub(jitter_ms))
             }
-            Flow::Pass | Flow::Swallow => Duration::ZERO,
+            Flow::Pass | Flow::Swallow | Flow::Slow { .. } | Flow::Reset | Flow::Loss { .. } => {
+                Duration::ZERO
+            }
         }
     }
 
@@ -118,6 +156,11 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// How long a link of this rate needs for so many bytes; a rate of nothing is one byte a second.
+pub(crate) fn time_for(bytes: usize, bytes_per_second: u64) -> Duration {
+    Duration::from_secs(bytes as u64) / u32::try_from(bytes_per_second).unwrap_or(u32::MAX).max(1)
 }
 
 /// A listener that one node dials in place of another's address. It keeps its socket as long as it lives.
@@ -167,34 +210,82 @@ async fn accept(listener: TcpListener, target: SocketAddr, there: Gate, back: Ga
 
 /// One connection, from its opening to its end on both sides.
 async fn carry(client: TcpStream, target: SocketAddr, mut there: Gate, mut back: Gate) {
-    let Some((mut client, early)) = until_it_can_be_made(client, &mut there, &mut back).await else { return };
-    let mut server = tokio::time::timeout(DIAL_PATIENCE, TcpStream::connect(target)).await;
-    let orderly = match &mut server {
-        Ok(Ok(server)) => {
-            let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let reset = {
+        let (mut there, mut back) = (there.clone(), back.clone());
+        async move {
+            tokio::select! {
+                biased;
+                () = there.resets() => {}
+                () = back.resets() => {}
+            }
+        }
+    };
+    tokio::pin!(reset);
+    let mut client = client;
+    let early = tokio::select! {
+        biased;
+        () = &mut reset => return tear(&client),
+        early = until_it_can_be_made(&mut client, &mut there, &mut back) => early,
+    };
+    let Some(early) = early else { return };
+    let dialled = tokio::select! {
+        biased;
+        () = &mut reset => return tear(&client),
+        dialled = tokio::time::timeout(DIAL_PATIENCE, TcpStream::connect(target)) => dialled,
+    };
+    if let Ok(Ok(mut server)) = dialled {
+        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+        let pumps = async {
             let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
             tokio::try_join!(
                 pump(there.clone(), early, from_client, to_server),
                 pump(back.clone(), Bytes::new(), from_server, to_client),
             )
-            .is_ok()
+        };
+        let ended = tokio::select! {
+            biased;
+            () = &mut reset => None,
+            ended = pumps => Some(ended),
+        };
+        match ended {
+            None => {
+                tear(&server);
+                tear(&client);
+            }
+            Some(Ok(_)) => {}
+            // Both sockets stay open meanwhile, so that neither side learns of it too early.
+            Some(Err(_)) => after_the_cut(&client, &mut there, &mut back, &mut reset).await,
         }
-        Ok(Err(_)) | Err(_) => false,
-    };
-    if !orderly {
-        // Refusals and resets travel like everything else: neither side learns of one across a cut.
-        there.opened().await;
-        back.opened().await;
+    } else {
+        after_the_cut(&client, &mut there, &mut back, &mut reset).await;
     }
+}
+
+/// Refusals and resets travel like everything else: neither side learns of one across a cut.
+async fn after_the_cut(
+    client: &TcpStream,
+    there: &mut Gate,
+    back: &mut Gate,
+    reset: impl Future<Output = ()>,
+) {
+    tokio::select! {
+        biased;
+        () = reset => tear(client),
+        () = async {
+            there.opened().await;
+            back.opened().await;
+        } => {}
+    }
+}
+
+/// Makes the end of this socket a reset.
+fn tear(socket: &TcpStream) {
+    let _ = socket.set_zero_linger();
 }
 
 /// Making a connection takes an exchange, so both directions must be open. Until then what the opener sends waits;
 /// none if it gave up.
-async fn until_it_can_be_made(
-    mut client: TcpStream,
-    there: &mut Gate,
-    back: &mut Gate,
-) -> Option<(TcpStream, Bytes)> {
+async fn until_it_can_be_made(client: &mut TcpStream, there: &mut Gate, back: &mut Gate) -> Option<Bytes> {
     let mut early = Vec::new();
     loop {
         let both_open = async {
@@ -203,7 +294,7 @@ async fn until_it_can_be_made(
         };
         tokio::select! {
             biased;
-            () = both_open => return Some((client, early.into())),
+            () = both_open => return Some(early.into()),
             count = client.read_buf(&mut early), if early.len() < MAX_EARLY_BYTES => {
                 if !matches!(count, Ok(1..)) {
                     return None;
@@ -223,12 +314,14 @@ async fn pump(mut gate: Gate, early: Bytes, source: ReadHalf<'_>, mut sink: Writ
         let mut bytes = early;
         loop {
             if !bytes.is_empty() {
+                entrance.carried(bytes.len()).await;
                 due = due.max(Instant::now() + entrance.lateness());
                 if sent.send((due, bytes)).await.is_err() {
                     return Ok(());
                 }
             }
-            bytes = entrance.read(&source, &mut buffer).await?;
+            let chunk = entrance.chunk();
+            bytes = entrance.read(&source, buffer.get_mut(..chunk).unwrap_or_default()).await?;
             if bytes.is_empty() {
                 return Ok(());
             }
@@ -361,6 +454,47 @@ mod tests {
         bench.back.set(Flow::Pass);
         ended(&mut server).await;
         ended(&mut other).await;
+    }
+
+    async fn is_reset(stream: &mut TcpStream) {
+        let read = tokio::time::timeout(SOON, stream.read(&mut [0])).await.unwrap();
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn reset_ends_old_and_new_connections_on_both_sides_and_healing_ends_that() {
+        let bench = Bench::new().await;
+        let (mut client, mut server) = bench.pair().await;
+        let (mut waiting, mut held) = bench.pair().await;
+        bench.back.set(Flow::Swallow);
+        held.write_all(b"held back").await.unwrap();
+        silent(&mut waiting).await;
+        bench.there.set(Flow::Reset);
+        for stream in [&mut client, &mut server, &mut waiting, &mut held] {
+            is_reset(stream).await;
+        }
+        is_reset(&mut bench.dial().await).await;
+        assert!(tokio::time::timeout(SILENCE, bench.server.accept()).await.is_err());
+        bench.there.set(Flow::Pass);
+        bench.back.set(Flow::Pass);
+        let (mut client, mut server) = bench.pair().await;
+        client.write_all(b"again").await.unwrap();
+        arrives(&mut server, b"again").await;
+    }
+
+    #[tokio::test]
+    async fn a_slow_link_keeps_its_rate_and_healing_frees_what_waits() {
+        let bench = Bench::new().await;
+        let (mut client, mut server) = bench.pair().await;
+        bench.there.set(Flow::Slow { bytes_per_second: 2000 });
+        let begun = Instant::now();
+        client.write_all(&[5; 100_000]).await.unwrap();
+        arrives(&mut server, &[5; 400]).await;
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(200) && took < SOON, "{took:?}");
+        bench.there.set(Flow::Pass);
+        arrives(&mut server, &[5; 100_000 - 400]).await;
+        assert!(begun.elapsed() < SOON, "at that rate it takes 50 s");
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 //! Which bytes may pass between which nodes. Partitions, isolation and one-way cuts are all the same thing, a flow for
-//! every *direction* between two nodes, so the proxies know one word (their flow) and every fault is data.
+//! every *direction* between two nodes, so the planes know one word (their flow) and every fault is data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -86,12 +86,35 @@ pub enum Flow {
         /// give or take up to so many.
         jitter_ms: u64,
     },
+    /// They arrive at this rate; what the sender has to say beyond it waits.
+    Slow {
+        /// The rate.
+        bytes_per_second: u64,
+    },
+    /// Connections that carry them are reset, and so is every new one at once: whoever dials learns that it failed, but
+    /// not whether what was sent before arrived. A connection carries both directions, so this ends the way back too.
+    Reset,
+    /// Packets are lost at random; TCP sends them again. Only where there are packets (see [`crate::Plane`]).
+    Loss {
+        /// How many of a hundred.
+        percent: u8,
+    },
 }
 
 impl Flow {
-    /// Whether nothing arrives.
+    /// Whether nothing arrives and nobody is told.
     pub fn swallows(self) -> bool {
         self == Self::Swallow
+    }
+
+    /// Whether connections are reset.
+    pub fn resets(self) -> bool {
+        self == Self::Reset
+    }
+
+    /// Whether nothing arrives.
+    pub fn blocks(self) -> bool {
+        self.swallows() || self.resets()
     }
 }
 
@@ -101,6 +124,9 @@ impl fmt::Display for Flow {
             Self::Pass => f.write_str("open"),
             Self::Swallow => f.write_str("cut"),
             Self::Delay { ms, jitter_ms } => write!(f, "delay {ms}ms±{jitter_ms}ms"),
+            Self::Slow { bytes_per_second } => write!(f, "{bytes_per_second} bytes per second"),
+            Self::Reset => f.write_str("reset"),
+            Self::Loss { percent } => write!(f, "loss of {percent}%"),
         }
     }
 }
@@ -116,9 +142,22 @@ pub struct Fault {
     pub flow: Flow,
 }
 
-/// The fault state of a network: the flow of every direction that does not simply pass.
+/// Which side of a cut a node shall be on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The smaller one.
+    Minority,
+    /// The larger one.
+    Majority,
+}
+
+/// The fault state of a network: the flow of every direction that does not simply pass, and the nodes without a carrier.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Faults(BTreeMap<Direction, Flow>);
+pub struct Faults {
+    flows: BTreeMap<Direction, Flow>,
+    unplugged: BTreeSet<NodeId>,
+}
 
 impl Faults {
     /// A whole network.
@@ -141,23 +180,83 @@ impl Faults {
 
     /// One node against all the others.
     pub fn isolate(node: NodeId, nodes: &[NodeId]) -> Self {
-        let others = nodes.iter().copied().filter(|other| *other != node).collect();
-        Self::partition(&[vec![node], others])
+        Self::partition(&[vec![node], without(nodes, &[node])])
+    }
+
+    /// Nothing that any of these sends reaches any of those; what those send still arrives.
+    pub fn one_way(from: &[NodeId], to: &[NodeId]) -> Self {
+        Self::none().with_all(from, to, Flow::Swallow)
+    }
+
+    /// Every node against every other.
+    pub fn shatter(nodes: &[NodeId]) -> Self {
+        Self::none().with_all(nodes, nodes, Flow::Swallow)
+    }
+
+    /// Two halves that see nothing of each other, and one node in between that both see.
+    pub fn bridge(node: NodeId, halves: &[Vec<NodeId>; 2]) -> Self {
+        Self::partition(&halves.each_ref().map(|half| without(half, &[node])))
+    }
+
+    /// Every node sees a majority, and no two see the same: in the order given, each sees its neighbours on a ring. With
+    /// fewer than four nodes the neighbours are everybody, and nothing is cut.
+    pub fn majorities_ring(nodes: &[NodeId]) -> Self {
+        let count = nodes.len();
+        let reach = (count / 2).div_ceil(2);
+        let mut faults = Self::none();
+        for (i, a) in nodes.iter().enumerate() {
+            for (j, b) in nodes.iter().enumerate() {
+                let apart = i.abs_diff(j);
+                if apart.min(count - apart) > reach {
+                    faults = faults.with(*a, *b, Flow::Swallow);
+                }
+            }
+        }
+        faults
+    }
+
+    /// The same, and this flow from each of these to each of those.
+    pub fn with_all(self, from: &[NodeId], to: &[NodeId], flow: Flow) -> Self {
+        let ways = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+        ways.filter(|(from, to)| from != to).fold(self, |faults, (from, to)| faults.with(from, to, flow))
+    }
+
+    /// The same faults with another flow wherever nothing arrives: a partition by resets in place of silence, say.
+    pub fn instead_of_silence(mut self, flow: Flow) -> Self {
+        self.flows.values_mut().filter(|found| found.swallows()).for_each(|found| *found = flow);
+        self.flows.retain(|_, flow| *flow != Flow::Pass);
+        self
+    }
+
+    /// The same, and this node without a carrier: its cable to the switch is out.
+    pub fn with_unplugged(mut self, node: NodeId) -> Self {
+        self.unplugged.insert(node);
+        self
+    }
+
+    /// Nodes without a carrier.
+    pub fn unplugged(&self) -> &BTreeSet<NodeId> {
+        &self.unplugged
+    }
+
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        *self == Self::none()
     }
 
     /// The same, and this flow from one node to another.
     pub fn with(mut self, from: NodeId, to: NodeId, flow: Flow) -> Self {
         let direction = Direction::new(from, to);
         match flow {
-            Flow::Pass => self.0.remove(&direction),
-            _ => self.0.insert(direction, flow),
+            Flow::Pass => self.flows.remove(&direction),
+            _ => self.flows.insert(direction, flow),
         };
         self
     }
 
     /// The flow of a direction.
     pub fn flow(&self, direction: Direction) -> Flow {
-        self.0.get(&direction).copied().unwrap_or_default()
+        self.flows.get(&direction).copied().unwrap_or_default()
     }
 
     /// Every fault, in order.
@@ -167,25 +266,50 @@ impl Faults {
             to: NodeName(way.to),
             flow: *flow,
         };
-        self.0.iter().map(fault).collect()
+        self.flows.iter().map(fault).collect()
     }
 
     /// Directions on which nothing passes.
     pub fn swallowed(&self) -> usize {
-        self.0.values().filter(|flow| flow.swallows()).count()
+        self.flows.values().filter(|flow| flow.swallows()).count()
     }
 
     /// Refuses names of nodes that are not there.
     pub fn check(&self, nodes: &[NodeId]) -> Result<(), LabError> {
-        let ends = self.0.keys().flat_map(|way| [way.from, way.to]);
+        let ends = self.flows.keys().flat_map(|way| [way.from, way.to]).chain(self.unplugged.iter().copied());
         match ends.into_iter().find(|node| !nodes.contains(node)) {
             Some(node) => Err(LabError::UnknownNode { node, nodes: nodes.len() as u64 }),
-            None => match self.0.keys().find(|way| way.from == way.to) {
+            None => match self.flows.keys().find(|way| way.from == way.to) {
                 Some(way) => Err(LabError::Usage(format!("{} has no link to itself", way.from))),
                 None => Ok(()),
             },
         }
     }
+}
+
+/// Two halves, shuffled by the seed: the smaller first, and with an even number of nodes the halves are equal. If a node is
+/// named, it is on that side: with the leader once on either side a cut tests the election and once the rest.
+pub fn halves(nodes: &[NodeId], placed: Option<(NodeId, Side)>, seed: u64) -> [Vec<NodeId>; 2] {
+    let mut shuffled = nodes.to_vec();
+    fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
+    if let Some((node, side)) = placed {
+        shuffled.sort_by_key(|other| (*other == node) == (side == Side::Majority)); // stable: the rest stays shuffled
+    }
+    let larger = shuffled.split_off(shuffled.len() / 2);
+    [shuffled, larger]
+}
+
+/// Some of the nodes, chosen by the seed, in the seed's order.
+pub fn choose(nodes: &[NodeId], count: usize, seed: u64) -> Vec<NodeId> {
+    let mut shuffled = nodes.to_vec();
+    fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
+    shuffled.truncate(count);
+    shuffled
+}
+
+/// The nodes that are not among those.
+pub fn without(nodes: &[NodeId], those: &[NodeId]) -> Vec<NodeId> {
+    nodes.iter().copied().filter(|node| !those.contains(node)).collect()
 }
 
 /// Reads groups of nodes as they are typed: `n1,n2 / n3,n4,n5`.
@@ -242,6 +366,68 @@ mod tests {
         assert_eq!(faults.with(NodeId(1), NodeId(3), Flow::Pass), Faults::none());
     }
 
+    /// Whom a node sees, itself included.
+    fn sees(faults: &Faults, node: u64, all: &[NodeId]) -> Vec<u64> {
+        let open = |other: &&NodeId| faults.flow(Direction::new(NodeId(node), **other)) == Flow::Pass;
+        all.iter().filter(open).map(|other| other.0).collect()
+    }
+
+    #[test]
+    fn on_a_ring_everybody_sees_another_majority() {
+        for count in 4..=9 {
+            let all: Vec<_> = (1..=count).map(NodeId).collect();
+            let faults = Faults::majorities_ring(&all);
+            let seen: BTreeSet<_> = (1..=count).map(|node| sees(&faults, node, &all)).collect();
+            assert_eq!(seen.len() as u64, count, "{seen:?}");
+            assert!(seen.iter().all(|seen| seen.len() as u64 > count / 2), "{seen:?}");
+            assert!(
+                faults.list().iter().all(|cut| faults.flow(Direction::new(cut.to.0, cut.from.0)).swallows())
+            );
+        }
+        assert_eq!(
+            sees(&Faults::majorities_ring(&nodes(&[3, 1, 4, 2, 5])), 3, &nodes(&[1, 2, 3, 4, 5])),
+            [1, 3, 5]
+        );
+        assert!(Faults::majorities_ring(&nodes(&[1, 2, 3])).is_none());
+    }
+
+    #[test]
+    fn a_bridge_is_seen_by_both_halves() {
+        let all = nodes(&[1, 2, 3, 4, 5]);
+        let faults = Faults::bridge(NodeId(3), &[nodes(&[1, 2]), nodes(&[3, 4, 5])]);
+        assert_eq!(sees(&faults, 1, &all), [1, 2, 3]);
+        assert_eq!(sees(&faults, 3, &all), [1, 2, 3, 4, 5]);
+        assert_eq!(sees(&faults, 5, &all), [3, 4, 5]);
+    }
+
+    #[test]
+    fn halves_put_a_node_on_the_side_that_was_asked_for() {
+        let all = nodes(&[1, 2, 3, 4, 5]);
+        let mut others = BTreeSet::new();
+        for seed in 0..50 {
+            for (side, place) in [(Side::Minority, 0), (Side::Majority, 1)] {
+                let halves = halves(&all, Some((NodeId(4), side)), seed);
+                assert_eq!(halves.each_ref().map(Vec::len), [2, 3]);
+                assert!(halves[place].contains(&NodeId(4)), "{halves:?}");
+                others.insert(halves[0].clone());
+            }
+        }
+        assert!(others.len() > 10, "{others:?}");
+        assert_eq!(halves(&all, None, 7), halves(&all, None, 7));
+        assert_eq!(halves(&nodes(&[1, 2]), None, 1).map(|half| half.len()), [1, 1]);
+        assert_eq!(choose(&all, 2, 3).len(), 2);
+    }
+
+    #[test]
+    fn silence_can_be_replaced_and_sets_cut_one_way() {
+        let one_way = Faults::one_way(&nodes(&[1]), &nodes(&[1, 2, 3]));
+        assert_eq!(one_way.swallowed(), 2);
+        let reset = one_way.instead_of_silence(Flow::Reset);
+        assert_eq!((reset.swallowed(), reset.flow(Direction::new(NodeId(1), NodeId(3)))), (0, Flow::Reset));
+        assert!(reset.instead_of_silence(Flow::Pass).flow(Direction::new(NodeId(1), NodeId(3))).resets());
+        assert_eq!(Faults::shatter(&nodes(&[1, 2, 3])).swallowed(), 6);
+    }
+
     #[test]
     fn groups_are_read_as_typed() {
         let expected = vec![nodes(&[1, 2]), nodes(&[3, 4, 5])];
@@ -257,6 +443,7 @@ mod tests {
         let all = nodes(&[1, 2]);
         assert!(Faults::partition(&[nodes(&[1]), nodes(&[7])]).check(&all).is_err());
         assert!(Faults::none().with(NodeId(1), NodeId(1), Flow::Swallow).check(&all).is_err());
+        assert!(Faults::none().with_unplugged(NodeId(3)).check(&all).is_err());
         assert!(Faults::isolate(NodeId(1), &all).check(&all).is_ok());
     }
 

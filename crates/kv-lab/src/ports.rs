@@ -23,6 +23,31 @@ pub(crate) fn check(base: u16, nodes: u64) -> Result<(), LabError> {
     Err(LabError::PortBusy { port, holder: holder(port), instead })
 }
 
+/// Port bases that are chosen by themselves: below the ports that systems give out, above those that people know.
+const CHOSEN: std::ops::Range<u16> = 12_000..25_000;
+/// Their distance: room for clients and peers.
+const CHOSEN_STEP: u16 = 200;
+
+/// A port base that is this process's, among all that choose theirs this way, as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) base: u16,
+    /// No node listens on the base itself: whoever does, owns the range.
+    _owned: TcpListener,
+}
+
+/// Finds a range of free ports that nobody else has claimed.
+pub(crate) fn claim(nodes: u64) -> Result<Claim, LabError> {
+    let count = (CHOSEN.end - CHOSEN.start) / CHOSEN_STEP;
+    let first = fastrand::u16(0..count);
+    let bases = (0..count).map(|step| CHOSEN.start + (first + step) % count * CHOSEN_STEP);
+    let mut claims = bases.filter_map(|base| {
+        let _owned = TcpListener::bind((Ipv4Addr::LOCALHOST, base)).ok()?;
+        first_busy(base, nodes).is_none().then_some(Claim { base, _owned })
+    });
+    claims.next().ok_or(LabError::PortBusy { port: CHOSEN.start, holder: None, instead: CHOSEN.end })
+}
+
 fn first_busy(base: u16, nodes: u64) -> Option<u16> {
     let nodes = u16::try_from(nodes).unwrap_or(PEER_OFFSET);
     let port = |offset: u16| base.saturating_add(offset);
@@ -77,6 +102,14 @@ mod tests {
              1: 0100007F:1BBD 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0\n";
         assert_eq!(listening_inode(table, 7101), Some(4242));
         assert_eq!(listening_inode(table, 7102), None);
+    }
+
+    #[test]
+    fn claimed_ranges_are_free_and_each_has_one_owner() {
+        let claims: Vec<_> = (0..20).map(|_| claim(9).unwrap()).collect();
+        let bases: std::collections::BTreeSet<_> = claims.iter().map(|claim| claim.base).collect();
+        assert_eq!(bases.len(), claims.len());
+        assert!(bases.iter().all(|base| first_busy(*base, 9).is_none() && CHOSEN.contains(base)));
     }
 
     #[test]

@@ -35,8 +35,8 @@ checkpoint_interval = "500ms"
 const CUT_WITHIN: Duration = Duration::from_secs(60);
 
 /// Five nodes, or words that say what is missing.
-async fn lab(dir: &Path, port_base: u16) -> Lab {
-    let options = LabOptions { port_base, settings: TINY.into(), ..LabOptions::new(dir) };
+async fn lab(dir: &Path) -> Lab {
+    let options = LabOptions { port_base: 0, settings: TINY.into(), ..LabOptions::new(dir) };
     Lab::start(options).await.unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -66,7 +66,7 @@ async fn write_until_the_log_is_cut(lab: &Lab, ledger: &Ledger, node: NodeId) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_node_in_turn_is_killed_under_load() {
     let dir = tempfile::tempdir().unwrap();
-    let lab = lab(dir.path(), 17_100).await;
+    let lab = lab(dir.path()).await;
     let ledger = Ledger::open(&lab).await.unwrap();
     assert_eq!(ledger.write(COUNT).await, 2 * COUNT, "nothing is broken yet: {:?}", ledger.refused());
     for node in lab.nodes() {
@@ -85,7 +85,7 @@ async fn each_node_in_turn_is_killed_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_nodes_are_killed_at_once_and_one_loses_its_tier() {
     let dir = tempfile::tempdir().unwrap();
-    let lab = lab(dir.path(), 18_100).await;
+    let lab = lab(dir.path()).await;
     let ledger = Ledger::open(&lab).await.unwrap();
     let first = lab.data_dir(NodeId(2)).join("wal").join(format!("{:016x}.seg", 1));
     assert!(first.exists(), "the first segment is not where this test looks for it");

@@ -306,8 +306,11 @@ pub(crate) fn from_storage_entry(entry: RaftEntry) -> Result<Entry, CodecError> 
     decode_entry(from_storage_id(entry.id), entry.payload)
 }
 
+/// Bytes of a vote.
+pub(crate) const VOTE_BYTES: usize = 18;
+
 pub(crate) fn encode_vote(vote: &Vote) -> Bytes {
-    let mut out = versioned(VERSION, 17);
+    let mut out = versioned(VERSION, VOTE_BYTES - 1);
     out.put_u64(vote.leader_id.term);
     out.put_u64(vote.leader_id.node_id);
     out.put_flag(vote.committed);

@@ -63,6 +63,8 @@ pub(crate) mod limits {
     pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
     /// Deadline of what a steward proposes or asks.
     pub(crate) const STEWARD_DEADLINE: Duration = Duration::from_secs(2);
+    /// Deadline of one question of a node with a fresh directory; it asks again.
+    pub(crate) const SURVEY_DEADLINE: Duration = Duration::from_millis(500);
     /// How long a read may wait for a quorum when the last one is older than the lease.
     pub(crate) const DOUBTFUL_READ_WAIT: Duration = Duration::from_millis(25);
     /// When a refused request may come back: about what is left of an election.
@@ -130,6 +132,8 @@ impl RaftConfig {
             enable_pre_vote: Some(true),
             // A restarted leader must be elected: its applied state is not fsynced, so its read index could be stale.
             enable_leader_restore: Some(false),
+            // A node that lost its disk comes back with an empty log, under the conditions of `fresh`.
+            allow_log_reversion: Some(true),
             ..openraft::Config::default()
         };
         settings.validate()
@@ -151,5 +155,6 @@ mod tests {
         assert_eq!(settings.enable_pre_vote, Some(true));
         assert_eq!(settings.quorum_loss_probe_interval, Some(1_000));
         assert_eq!(settings.snapshot_policy, SnapshotPolicy::Never);
+        assert_eq!(settings.allow_log_reversion, Some(true));
     }
 }

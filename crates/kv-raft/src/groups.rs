@@ -2,14 +2,15 @@
 //! snapshots, lets go of the log and brings a new cluster into being.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::join_all;
 use kv_env::Env;
-use kv_peer::{PeerRequest, Peers};
+use kv_peer::{Address, Lane, PeerRequest, Peers};
 use kv_proto::peer;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
-use kv_storage::{RaftLog, Storage};
+use kv_storage::{Batch, RaftLog, Storage, StorageError};
 use kv_types::catalogue::Catalogue;
 use kv_types::limits::MAX_VOTERS;
 use kv_types::{Failure, GroupId, NodeId, Reason};
@@ -28,11 +29,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
-    DOUBTFUL_READ_WAIT, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK,
+    DOUBTFUL_READ_WAIT, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE,
 };
 use crate::config::{LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
+use crate::fresh::{self, Joining, Stance, Testimony, Verdict};
 use crate::log_store::LogStore;
-use crate::machine::{Applied, Domain, Machine, SnapshotData};
+use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
 use crate::proposal::{Proposal, Reply};
 use crate::strong::StartError;
@@ -58,6 +60,8 @@ pub(crate) struct Group {
     votes_from: Instant,
     /// When a leader that this node follows was last heard.
     leader_heard: Mutex<Option<Instant>>,
+    /// What this node may take part in, when its directory is or was fresh.
+    stance: Mutex<Stance>,
 }
 
 /// Where this node stands in a group.
@@ -116,8 +120,20 @@ impl View {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the newest vote of the others for its own, durably: no older leader is followed.
+async fn promise(raft: &Raft, joining: &Joining) -> Result<(), Fatal<TypeConfig>> {
+    let request =
+        VoteRequest { vote: joining.vote(), last_log_id: joining.beyond, leadership_transfer: false };
+    raft.vote(request).await.map(drop).map_err(RaftError::unwrap_fatal)
+}
+
 impl Group {
-    /// Recovers the group and runs it; a group that never existed is formed by the members that the cluster starts with.
+    /// Recovers the group and runs it. With a fresh directory it takes part in nothing before its steward has asked the
+    /// other voters.
     pub(crate) async fn start(
         id: GroupId,
         around: Surroundings,
@@ -133,22 +149,15 @@ impl Group {
         let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
         let me = around.config.node_id.0;
         let raft = Raft::new(me, settings, network, LogStore::new(log), machine).await.map_err(fatal)?;
-        let voters: BTreeMap<u64, EmptyNode> = around
-            .config
-            .members
-            .iter()
-            .map(|m| m.id.0)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .take(MAX_VOTERS)
-            .map(|id| (id, EmptyNode {}))
-            .collect();
-        if voters.contains_key(&me) && !raft.is_initialized().await.map_err(fatal)? {
-            match raft.initialize(voters).await {
-                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
-                Err(error) => return Err(StartError::Raft { group: id, why: error.to_string() }),
-            }
+        let stance = match around.storage.small_get(&fresh::note_key(id)) {
+            Some(note) => Stance::Joining(Joining::decode(note).map_err(MachineError::from)?),
+            None if newborn && !raft.is_initialized().await.map_err(fatal)? => Stance::Asking,
+            None => Stance::Settled,
+        };
+        if let Stance::Joining(joining) = &stance {
+            promise(&raft, joining).await.map_err(fatal)?;
         }
+        raft.runtime_config().elect(stance == Stance::Settled);
         let gate = if newborn { std::time::Duration::ZERO } else { around.config.election_max };
         Ok(Arc::new(Self {
             id,
@@ -156,6 +165,7 @@ impl Group {
             applied,
             votes_from: Instant::now() + gate,
             leader_heard: Mutex::new(None),
+            stance: Mutex::new(stance),
             around,
         }))
     }
@@ -168,7 +178,7 @@ impl Group {
             let metrics = metrics.borrow_watched();
             (metrics.state == ServerState::Leader, metrics.current_leader)
         };
-        let heard = *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = *lock(&self.leader_heard);
         match leader {
             _ if leads => Standing::Leads,
             Some(leader) if heard.is_some_and(|at| at.elapsed() < self.around.config.election_max) => {
@@ -256,6 +266,9 @@ impl Group {
         let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
         match timeout_at(deadline, self.raft.client_write(proposal)).await {
             Ok(Ok(response)) => Ok(response),
+            Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
+                Err(self.no_quorum("nothing was decided").into())
+            }
             Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
                 Err(self.forwarded(forward))
@@ -278,6 +291,16 @@ impl Group {
         // Cut off from the quorum: do not let every read find that out by itself for a whole lease.
         let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
+        if kv_types::mutant!(SkipReadIndex) && self.standing() == Standing::Leads {
+            let applied =
+                timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
+            return Ok(View {
+                applied,
+                storage: self.around.storage.clone(),
+                term: self.leader_and_term().1,
+                lag: 0,
+            });
+        }
         let confirmed =
             timeout_at(deadline, self.raft.get_read_linearizer(option)).await.map_err(|_| late())?;
         let linearizer = confirmed.map_err(|error| match error {
@@ -307,7 +330,19 @@ impl Group {
         timeout_at(request.deadline, self.serve(request.body)).await.map_err(|_| late())?
     }
 
+    /// Refuses what a node with a fresh directory must not take part in.
+    fn admit(&self, body: &Request) -> Result<(), Failure> {
+        let why = match (&*lock(&self.stance), body) {
+            (Stance::Settled, _) | (_, Request::RaftSurvey(_)) => return Ok(()),
+            (Stance::Joining(_), Request::RaftAppend(_) | Request::RaftSnapshot(_)) => return Ok(()),
+            (Stance::Joining(_), _) => "its directory was fresh; it gives no vote before it has caught up",
+            (Stance::Asking, _) => "its directory is fresh, and it has not heard yet from enough members",
+        };
+        Err(Failure::new(Reason::NotReady, format!("{}: {why}", self.around.config.node_id)))
+    }
+
     async fn serve(&self, body: Request) -> Result<Response, Failure> {
+        self.admit(&body)?;
         let bad = |error: CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
         let fatal = |error: RaftError<TypeConfig>| self.fatal(&error.unwrap_fatal());
         match body {
@@ -371,6 +406,16 @@ impl Group {
                     Err(refused) => Err(Failure::new(Reason::NotReady, refused.to_string())),
                 }
             }
+            Request::RaftSurvey(_) => {
+                // From the log itself: what counts is what this node has promised durably.
+                let log = self.around.storage.raft(self.id);
+                let vote = log.vote().map(codec::decode_vote).transpose().map_err(bad)?;
+                let vote = vote.as_ref().map(codec::to_wire_vote);
+                let last_log_id =
+                    log.bounds().last.map(codec::from_storage_id).as_ref().map(codec::to_wire_id);
+                let settled = *lock(&self.stance) == Stance::Settled;
+                Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled }))
+            }
             _ => Err(Failure::new(Reason::InvalidRequest, "not a message of Raft")),
         }
     }
@@ -391,7 +436,7 @@ impl Group {
     }
 
     fn heard_leader(&self) {
-        *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.leader_heard) = Some(Instant::now());
     }
 
     // ---- failure
@@ -420,6 +465,7 @@ impl Group {
         loop {
             tick.tick().await;
             let done = async {
+                self.settle().await?;
                 self.trim(&mut asked).await?;
                 if self.standing() == Standing::Leads {
                     self.enroll().await?;
@@ -431,6 +477,92 @@ impl Group {
                 return;
             }
         }
+    }
+
+    /// One step of a node with a fresh directory towards taking part.
+    async fn settle(&self) -> Result<(), Fatal<TypeConfig>> {
+        let stance = lock(&self.stance).clone();
+        let me = self.around.config.node_id.0;
+        match stance {
+            Stance::Settled => {}
+            Stance::Asking => {
+                let voters = self.first_voters();
+                match fresh::judge(voters.len(), &self.survey(&voters).await) {
+                    Verdict::Form if voters.contains_key(&me) => {
+                        tracing::info!(group = %self.id, "the group is new");
+                        match self.raft.initialize(voters).await {
+                            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+                                self.settled()
+                            }
+                            Err(RaftError::APIError(error)) => {
+                                tracing::error!(group = %self.id, %error, "the group was not formed");
+                            }
+                            Err(RaftError::Fatal(fatal)) => return Err(fatal),
+                        }
+                    }
+                    Verdict::Join(joining) => {
+                        tracing::warn!(
+                            group = %self.id, newest = ?joining,
+                            "the group exists and this directory is fresh: no votes before it has caught up"
+                        );
+                        if self.note(Some(&joining)).await.is_ok() {
+                            promise(&self.raft, &joining).await?;
+                            *lock(&self.stance) = Stance::Joining(joining);
+                        }
+                    }
+                    Verdict::Form | Verdict::Ask => {}
+                }
+            }
+            Stance::Joining(joining) => {
+                let committed = self.raft.data_metrics().borrow_watched().local_committed;
+                if joining.is_over(committed) && self.note(None).await.is_ok() {
+                    tracing::info!(group = %self.id, "caught up: it votes again");
+                    self.settled();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn settled(&self) {
+        *lock(&self.stance) = Stance::Settled;
+        self.raft.runtime_config().elect(true);
+    }
+
+    /// Durable when this returns. A failure of the log stops the node by itself.
+    async fn note(&self, joining: Option<&Joining>) -> Result<(), StorageError> {
+        let key = fresh::note_key(self.id);
+        let batch = match joining {
+            Some(joining) => Batch::new().small_put(key, joining.encode()),
+            None => Batch::new().small_delete(key),
+        };
+        let position = self.around.storage.commit(batch)?;
+        self.around.storage.durable(position).await
+    }
+
+    /// The voters that the cluster starts with.
+    fn first_voters(&self) -> BTreeMap<u64, EmptyNode> {
+        let members = self.around.config.members.iter().map(|member| member.id.0).collect::<BTreeSet<_>>();
+        members.into_iter().take(MAX_VOTERS).map(|id| (id, EmptyNode {})).collect()
+    }
+
+    async fn survey(&self, voters: &BTreeMap<u64, EmptyNode>) -> Vec<Testimony> {
+        let others = voters.keys().map(|id| NodeId(*id)).filter(|id| *id != self.around.config.node_id);
+        let answers = others.map(|other| async move {
+            let about = Address { group: self.id, ..Address::default() };
+            let body = Request::RaftSurvey(peer::RaftSurvey {});
+            let deadline = Instant::now() + SURVEY_DEADLINE;
+            match self.around.peers.call(other, Lane::Control, about, body, deadline).await {
+                Ok(Response::RaftSurvey(reply)) => {
+                    let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
+                    let last = reply.last_log_id.map(codec::from_wire_id);
+                    let leader = vote.map(|vote| vote.leader_id);
+                    Some(Testimony { settled: reply.settled, leader, last })
+                }
+                _ => None,
+            }
+        });
+        join_all(answers).await.into_iter().flatten().collect()
     }
 
     /// Takes a snapshot when the last one is old enough, and lets go of the log when there is too much of it.

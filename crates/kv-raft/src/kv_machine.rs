@@ -152,7 +152,10 @@ impl KvMachine {
                 Effect::Deleted { existed: found.is_some() }
             }
             Operation::CompareAndSet { expected, value } => {
-                if found.as_ref().map_or(0, |(revision, _)| *revision) == *expected {
+                let present = found.as_ref().map_or(0, |(revision, _)| *revision);
+                if present == *expected
+                    || (kv_types::mutant!(StaleCas) && *expected > 0 && present > *expected)
+                {
                     stage.put(Table::Data, place(), encode_value(next, value));
                     Effect::Swapped
                 } else {
@@ -161,7 +164,7 @@ impl KvMachine {
             }
         };
         let effective = !matches!(effect, Effect::Deleted { existed: false } | Effect::Mismatch { .. });
-        if effective {
+        if effective && !(kv_types::mutant!(RevisionReused) && effect == Effect::Swapped) {
             let mut row = codec::versioned(codec::VERSION, 8);
             row.put_u64(next);
             stage.put(Table::Meta, counter(), row);

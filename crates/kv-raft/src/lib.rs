@@ -15,6 +15,7 @@
 mod catalogue_machine;
 mod codec;
 mod config;
+mod fresh;
 mod groups;
 mod kv_machine;
 mod log_store;

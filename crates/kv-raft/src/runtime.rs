@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
@@ -14,6 +15,9 @@ use rand::rngs::SmallRng;
 tokio::task_local! {
     static SEED: Cell<u64>;
 }
+
+/// Draws that had no seed to follow.
+static UNSCOPED: AtomicU64 = AtomicU64::new(0);
 
 /// Separates the seeds of spawned tasks from the draws of their parent.
 const BRANCH: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -40,7 +44,16 @@ impl NodeRuntime {
 
     /// The next seed of this scope; none outside a scope.
     pub(crate) fn draw() -> Option<u64> {
-        SEED.try_with(|seed| seed.replace(mix(seed.get(), STEP))).ok()
+        let seed = SEED.try_with(|seed| seed.replace(mix(seed.get(), STEP))).ok();
+        if seed.is_none() {
+            UNSCOPED.fetch_add(1, Ordering::Relaxed);
+        }
+        seed
+    }
+
+    /// How often this process drew or spawned outside every scope. A simulation ends with 0 here, or it would not repeat.
+    pub fn unscoped() -> u64 {
+        UNSCOPED.load(Ordering::Relaxed)
     }
 
     /// Runs blocking work: on a thread of its own in production, inline where threads would break the repetition.

@@ -150,7 +150,7 @@ impl Sessions {
             }
             return Ok(Admission::New);
         };
-        if session.kept.contains_key(&seq) {
+        if session.kept.contains_key(&seq) && !kv_types::mutant!(ResendAppliedAgain) {
             let row = stage.get(Table::Sessions, keys::result(stage.group(), client.0, seq))?;
             let record = Record::decode(row.ok_or(MachineError::Lost { what: "a session's result" })?)?;
             if record.body != body {
@@ -159,7 +159,7 @@ impl Sessions {
             }
             return Ok(Admission::Known(Written { deduplicated: true, ..record.written }));
         }
-        if seq < session.floor {
+        if seq < session.floor && !kv_types::mutant!(ResendAppliedAgain) {
             let message = format!("seq {seq} is too old: results are kept from seq {} on", session.floor);
             return refuse(Reason::RequestExpired, message);
         }

@@ -458,6 +458,52 @@ async fn a_minority_refuses_soon_and_says_that_nothing_happened() {
     cluster.stop().await;
 }
 
+/// The write is acknowledged by two of three; one of the two loses its disk, the other is away. Whoever is left must not
+/// make a leader out of a node that forgot and a node that never knew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_lost_its_disk_does_not_help_to_forget() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let client = Client::new(1);
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    put(cluster.strong(1), &bank, client.put("a", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let mut others = (1..=3).filter(|id| *id != leader);
+    let (wiped, away) = (others.next().unwrap(), others.next().unwrap());
+    cluster.kill(away).await;
+    put(cluster.strong(leader), &bank, client.put("a", "2")).await;
+    cluster.kill(leader).await;
+    cluster.kill(wiped).await;
+    std::fs::remove_dir_all(&cluster.dirs[usize::try_from(wiped).unwrap() - 1]).unwrap();
+
+    cluster.bring_up(wiped).await;
+    cluster.bring_up(away).await;
+    let together = Instant::now();
+    while together.elapsed() < Duration::from_secs(3) {
+        // Whatever is answered meanwhile is the truth.
+        let deadline = Instant::now() + Duration::from_millis(300);
+        if let Ok(read) = cluster.strong(away).get(&bank, get("a"), deadline, Hop::Client).await {
+            panic!("answered by a node that forgot and one that never knew: {read:?}");
+        }
+    }
+    cluster.bring_up(leader).await;
+    assert_eq!(value(cluster.strong(wiped), &bank, "a").await.0, Bytes::from_static(b"2"));
+
+    // Once it has caught up it counts again: with it and without the leader there is a majority that knows.
+    within("the wiped voter votes", || async {
+        let note = |group: u32| [&b"raft/joining/"[..], &group.to_be_bytes()].concat();
+        let storage = &cluster.nodes[&wiped].storage;
+        let settled = (0..=1).all(|group| storage.small_get(&note(group)).is_none());
+        let caught_up = cluster.strong(wiped).status().iter().all(|group| group.applied_index > 0);
+        (settled && caught_up).then_some(())
+    })
+    .await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    cluster.kill(if leader == wiped { away } else { leader }).await;
+    assert_eq!(value(cluster.strong(wiped), &bank, "a").await.0, Bytes::from_static(b"2"));
+    put(cluster.strong(wiped), &bank, client.put("a", "3")).await;
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_away_long_gets_a_snapshot() {
     let mut cluster = Cluster::start(|config| {

@@ -327,9 +327,11 @@ impl PeerHandler for PeerRouter {
             return Box::pin(std::future::ready(Err(Failure::new(Reason::WrongNode, message))));
         }
         match request.body {
-            Body::RaftAppend(_) | Body::RaftVote(_) | Body::RaftSnapshot(_) | Body::RaftTransferLeader(_) => {
-                Box::pin(async move { core.strong.handle(request).await })
-            }
+            Body::RaftAppend(_)
+            | Body::RaftVote(_)
+            | Body::RaftSnapshot(_)
+            | Body::RaftTransferLeader(_)
+            | Body::RaftSurvey(_) => Box::pin(async move { core.strong.handle(request).await }),
             Body::ReplicaWrite(_) | Body::ReplicaRead(_) | Body::PullPartition(_) => {
                 Box::pin(async move { core.dynamo.handle(request).await })
             }

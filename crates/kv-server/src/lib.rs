@@ -7,6 +7,7 @@ mod health;
 mod limits;
 mod near;
 mod node;
+pub mod program;
 mod requests;
 mod services;
 

@@ -1,18 +1,10 @@
-//! `kvd`, the server of one node: command line, environment, logging, signals. The node itself is `kv_server::Node`.
+//! `kvd`, the server of one node. The node is `kv_server::Node`, the program around it `kv_server::program`.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
-use kv_server::{Node, NodeEnv, Overrides, StartError, VERSION, load};
-use kv_types::NodeId;
-use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use clap::Parser;
+use kv_server::NodeEnv;
+use kv_server::program::{self, Arguments};
 
 /// One node of a Quorate cluster.
 ///
@@ -25,173 +17,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// PORT_BUSY, LOG_CORRUPT).
 #[derive(Debug, Parser)]
 #[command(name = "kvd", version, verbatim_doc_comment)]
-struct Arguments {
-    /// The cluster file, the same for every node.
-    #[arg(long, env = "KVD_CONFIG", value_name = "FILE")]
-    config: PathBuf,
-    /// Which of its nodes this is, such as n1.
-    #[arg(long, env = "KVD_NODE")]
-    node: NodeId,
-    /// Where this node keeps its data, instead of the file's data_dir.
-    #[arg(long, env = "KVD_DATA_DIR", value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// A TOML file whose [dial] table maps advertised peer addresses to the addresses to dial.
-    #[arg(long, env = "KVD_ADDRESS_MAP", value_name = "FILE")]
-    address_map: Option<PathBuf>,
-    /// Written as JSON once the node listens.
-    #[arg(long, env = "KVD_READY_FILE", value_name = "FILE")]
-    ready_file: Option<PathBuf>,
-    /// Stop when standard input closes: a node then never outlives whoever started it.
-    #[arg(long, env = "KVD_UNTIL_STDIN_CLOSES")]
-    until_stdin_closes: bool,
-    /// How to log, to standard error.
-    #[arg(long, env = "KVD_LOG_FORMAT", value_enum, default_value = "text")]
-    log: LogFormat,
-    /// Threads that serve. One is measured to be best while cores are few; storage has its own.
-    #[arg(long, env = "KVD_WORKER_THREADS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    worker_threads: u16,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
+struct Kvd {
+    #[command(flatten)]
+    arguments: Arguments,
 }
 
 fn main() -> ExitCode {
-    abort_on_panic();
-    let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "kvd: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    }
-}
-
-fn run(arguments: &Arguments) -> Result<(), StartError> {
-    start_logging(arguments.log)?;
-    let overrides =
-        Overrides { data_dir: arguments.data_dir.clone(), address_map: arguments.address_map.clone() };
-    let config = load(&arguments.config, arguments.node, &overrides)?;
-    let mut builder = match arguments.worker_threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        threads => {
-            let mut builder = tokio::runtime::Builder::new_multi_thread();
-            builder.worker_threads(threads.into());
-            builder
-        }
-    };
-    let runtime = builder
-        .enable_all()
-        .build()
-        .map_err(|error| StartError::Failed(format!("starting the runtime: {error}")))?;
-    let result = runtime.block_on(async {
-        let node = Node::start(config, NodeEnv::real()).await?;
-        if let Some(path) = &arguments.ready_file {
-            write_ready_file(path, arguments.node, &node).map_err(|error| {
-                StartError::ConfigInvalid(format!("cannot write the ready file {}: {error}", path.display()))
-            })?;
-        }
-        let why = tokio::select! {
-            biased;
-            failure = node.stopped() => Some(failure),
-            () = asked_to_stop(arguments.until_stdin_closes) => None,
-        };
-        node.shutdown().await;
-        match why {
-            Some(failure) => Err(StartError::Failed(format!(
-                "the node stopped, because it cannot go on: {failure}. What it acknowledged is safe; see to the disk, \
-                 then start it again"
-            ))),
-            None => Ok(()),
-        }
-    });
-    // A thread that still reads standard input must not hold up the exit.
-    runtime.shutdown_background();
-    result
-}
-
-/// A defect must not leave half a node behind: the process ends at once, and what was acknowledged is on disk.
-fn abort_on_panic() {
-    std::panic::set_hook(Box::new(|info| {
-        let _ = writeln!(
-            std::io::stderr(),
-            "kvd {VERSION}: {info}\nThis is a defect. What was acknowledged is on disk and the node can be started again. \
-             Please report the lines above with the version.\n{}",
-            std::backtrace::Backtrace::capture()
-        );
-        std::process::abort();
-    }));
-}
-
-fn start_logging(format: LogFormat) -> Result<(), StartError> {
-    let level = match std::env::var("KVD_LOG").as_deref() {
-        Ok("error") => LevelFilter::ERROR,
-        Ok("warn") => LevelFilter::WARN,
-        Ok("info") | Err(_) => LevelFilter::INFO,
-        Ok("debug") => LevelFilter::DEBUG,
-        Ok(other) => {
-            let message = format!("KVD_LOG is `{other}`; it is one of error, warn, info, debug");
-            return Err(StartError::ConfigInvalid(message));
-        }
-    };
-    // Our own crates speak at that level, libraries only of what is wrong. openraft warns of every unreachable peer, which
-    // kv-peer says once.
-    let others = level.min(LevelFilter::WARN);
-    let filter = Targets::new()
-        .with_default(others)
-        .with_target("kv", level)
-        .with_target("openraft", LevelFilter::ERROR.min(level));
-    let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => {
-            registry.with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).init()
-        }
-        LogFormat::Json => registry.with(lines.json()).init(),
-    }
-    Ok(())
-}
-
-/// Written beside and renamed, so that whoever waits for it never reads half of it.
-fn write_ready_file(path: &Path, id: NodeId, node: &Node) -> std::io::Result<()> {
-    let text = serde_json::json!({
-        "node": id.to_string(),
-        "client_address": node.client_address(),
-        "peer_address": node.peer_address(),
-        "pid": std::process::id(),
-    });
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    std::fs::write(&beside, format!("{text}\n"))?;
-    std::fs::rename(&beside, path)
-}
-
-async fn asked_to_stop(until_stdin_closes: bool) {
-    let interrupted = signalled(SignalKind::interrupt());
-    let terminated = signalled(SignalKind::terminate());
-    tokio::select! {
-        biased;
-        () = interrupted => {}
-        () = terminated => {}
-        () = stdin_closed(), if until_stdin_closes => {}
-    }
-}
-
-async fn signalled(kind: SignalKind) {
-    match signal(kind) {
-        Ok(mut signals) => {
-            signals.recv().await;
-        }
-        // Without a handler the signal ends the process by itself.
-        Err(_) => std::future::pending().await,
-    }
-}
-
-async fn stdin_closed() {
-    let mut stdin = tokio::io::stdin();
-    let mut ignored = [0; 256];
-    while !matches!(stdin.read(&mut ignored).await, Ok(0) | Err(_)) {}
+    let Kvd { arguments } = Kvd::parse();
+    program::run("kvd", &arguments, NodeEnv::real())
 }

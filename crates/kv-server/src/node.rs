@@ -246,6 +246,10 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         StorageError::Invalid(_) => StartError::ConfigInvalid(error.to_string()),
         error => StartError::Failed(format!("{}: {error}", dir.display())),
     })?;
+    if node_env.drive == Drive::Manual {
+        // Instead of threads; it ends with the engine.
+        tokio::spawn(storage.drive());
+    }
     tracing::info!(
         fresh = recovery.fresh,
         replayed = recovery.replayed,

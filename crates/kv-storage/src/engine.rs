@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -713,6 +714,11 @@ impl Storage {
             let idle = limits::IDLE_WAIT.min(inner.options.drain_interval);
             loop {
                 let open = inner.check().is_ok();
+                let waiting = !lock(&inner.queues).is_empty();
+                let latency = if open && waiting { inner.disk.latency() } else { Duration::ZERO };
+                if !latency.is_zero() {
+                    tokio::time::sleep(latency).await;
+                }
                 while inner.pump() {}
                 if !open {
                     inner.refuse_rest();

@@ -36,7 +36,7 @@ macro_rules! suite {
 suite! {
     rows_and_scans, batches_are_atomic_and_survive, unawaited_commits_vanish_only_as_a_suffix, small_state,
     derived_rows, drain_checkpoint_and_segment_drop, tier_deleted_with_the_whole_log, tier_deleted_with_a_cut_log,
-    raft_log, raft_truncate_append_crash, raft_purge_beyond_the_end, laggards_are_copied_forward, log_full_names_who,
+    raft_log, a_vote_is_durable_when_it_is_saved, raft_truncate_append_crash, raft_purge_beyond_the_end, laggards_are_copied_forward, log_full_names_who,
     foreign_directory, cuts_are_of_one_moment, replaced_ranges, snapshot_files, damage_in_the_middle_is_refused,
     a_missing_segment_is_refused,
 }
@@ -288,6 +288,18 @@ async fn append_durably(log: &RaftLog, entries: Vec<RaftEntry>) {
 
 fn ids(log: &RaftLog) -> Vec<(u64, u64)> {
     log.read(.., usize::MAX).unwrap().iter().map(|e| (e.id.term, e.id.index)).collect()
+}
+
+fn a_vote_is_durable_when_it_is_saved(w: &mut dyn World) {
+    run(async {
+        let (s, _) = w.open();
+        s.raft(GroupId(1)).save_vote(Bytes::from_static(b"vote 1")).await.unwrap();
+        // Nothing after it: no later write may be what carried it to the disk.
+        w.crash(s);
+        let (s, _) = w.open();
+        assert_eq!(s.raft(GroupId(1)).vote().unwrap(), "vote 1");
+        s.shutdown().await;
+    });
 }
 
 fn raft_log(w: &mut dyn World) {

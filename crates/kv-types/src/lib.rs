@@ -7,6 +7,8 @@ mod failure;
 mod ids;
 mod key;
 pub mod limits;
+#[cfg(quorate_mutants)]
+pub mod mutants;
 mod namespace;
 mod receipt;
 
@@ -22,3 +24,21 @@ pub use namespace::{
 pub use receipt::{
     AvailableEvidence, Degradation, Evidence, ReadPath, Receipt, ReplicaReply, StrongEvidence,
 };
+
+/// Whether a seeded bug is on: the constant `false`, unless the build has them.
+#[cfg(not(quorate_mutants))]
+#[macro_export]
+macro_rules! mutant {
+    ($mutant:ident) => {
+        false
+    };
+}
+
+/// Whether a seeded bug is on.
+#[cfg(quorate_mutants)]
+#[macro_export]
+macro_rules! mutant {
+    ($mutant:ident) => {
+        $crate::mutants::on($crate::mutants::Mutant::$mutant)
+    };
+}

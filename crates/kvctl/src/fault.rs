@@ -54,7 +54,7 @@ pub(crate) async fn run(app: &App, command: &Fault) -> Result<Exit, Problem> {
             }
             Ok(Exit::Done)
         }
-        Reply::Status(_) | Reply::Done | Reply::Error { .. } => Ok(Exit::Done),
+        Reply::Status(_) | Reply::Process(_) | Reply::Done | Reply::Error { .. } => Ok(Exit::Done),
     }
 }
 

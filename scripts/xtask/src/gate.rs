@@ -19,12 +19,21 @@ impl Count {
     fn one(passed: bool) -> Count {
         Count { passed: u64::from(passed), failed: u64::from(!passed) }
     }
+
+    fn and(self, other: Count) -> Count {
+        Count { passed: self.passed + other.passed, failed: self.failed + other.failed }
+    }
 }
+
+/// Seeds of the simulation that every change must pass.
+const SEEDS: &str = "0..40";
+/// Seeds that are run twice, and must leave the same trace byte for byte.
+const REPEATED_SEEDS: &str = "0..2";
 
 type Step<'a> = (&'static str, &'a dyn Fn() -> Result<Count, String>);
 
 /// The whole gate. Prints a heading and the time of each step, then one line per step, and the sum as the last line.
-pub(crate) fn test(with_demo: bool) -> Result<ExitCode, String> {
+pub(crate) fn test(whole: bool) -> Result<ExitCode, String> {
     let workspace = Workspace::load()?;
     let format = || {
         component("fmt", "rustfmt")?;
@@ -40,15 +49,24 @@ pub(crate) fn test(with_demo: bool) -> Result<ExitCode, String> {
     let programs = || passes(&mut programs(), "the build failed");
     let tests = || count_tests(&mut cargo(&["test", "--workspace", "--no-fail-fast"]));
     let demo = || checked_demo(&workspace);
-    let steps: [Step<'_>; 6] = [
+    let simulation = || {
+        let seeds = ["sim", "--seeds", SEEDS];
+        let repeated = ["sim", "--seeds", REPEATED_SEEDS, "--repeat"];
+        Ok(passes(harness(&workspace).args(repeated), "a seed did not repeat, or was not valid")?
+            .and(passes(harness(&workspace).args(seeds), "a seed was not valid")?))
+    };
+    let smoke = || passes(harness(&workspace).arg("smoke"), "the smoke matrix is not valid");
+    let steps: [Step<'_>; 8] = [
         ("format", &format),
         ("tidy", &rules),
         ("lints", &lints),
         ("programs", &programs),
         ("tests", &tests),
         ("demo", &demo),
+        ("sim", &simulation),
+        ("smoke", &smoke),
     ];
-    let steps = if with_demo { steps.as_slice() } else { &steps[..5] };
+    let steps = if whole { steps.as_slice() } else { &steps[..5] };
     Ok(if run(steps) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -68,7 +86,7 @@ fn run(steps: &[Step<'_>]) -> bool {
             eprintln!("{error}");
             Count::one(false)
         });
-        sum = Count { passed: sum.passed + count.passed, failed: sum.failed + count.failed };
+        sum = sum.and(count);
         let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
         println!("== {name}: {verdict} in {seconds:.1} s\n");
         summary.push(format!(
@@ -116,7 +134,7 @@ fn count_tests(command: &mut Command) -> Result<Count, String> {
             let line = line.map_err(|error| format!("cannot read what the tests print: {error}"))?;
             let line = String::from_utf8_lossy(&line);
             let result = test_result(&line).unwrap_or_default();
-            count = Count { passed: count.passed + result.passed, failed: count.failed + result.failed };
+            count = count.and(result);
             writeln!(std::io::stdout(), "{line}").map_err(|error| format!("cannot print: {error}"))?;
         }
     }
@@ -142,10 +160,20 @@ fn programs() -> Command {
 /// Builds what the demo needs, with cargo's progress, and gives the call that runs it.
 fn build_demo(workspace: &Workspace) -> Result<Command, String> {
     passes(&mut programs(), "the build failed")?;
-    let kvctl = workspace.target.join("debug").join(format!("kvctl{}", std::env::consts::EXE_SUFFIX));
-    let mut command = Command::new(kvctl);
+    let mut command = Command::new(program(workspace, "kvctl"));
     command.args(["lab", "demo", "--out"]).arg(demo_output(workspace)).current_dir(&workspace.root);
     Ok(command)
+}
+
+/// The harness that the step "programs" built.
+fn harness(workspace: &Workspace) -> Command {
+    let mut command = Command::new(program(workspace, "jepsen-tests"));
+    command.current_dir(&workspace.root);
+    command
+}
+
+fn program(workspace: &Workspace, name: &str) -> PathBuf {
+    workspace.target.join("debug").join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 
 fn demo_output(workspace: &Workspace) -> PathBuf {

@@ -4,23 +4,33 @@
 
 mod cargo;
 mod gate;
+mod mutants;
 mod tidy;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 cargo xtask demo [-- ARGS]   builds, then cuts a real cluster in two and prints a receipt (`-- --help` for ARGS)
-cargo xtask test [--no-demo] the whole gate, read-only: format, tidy, lints, tests, demo
+cargo xtask test             the whole gate, read-only: format, tidy, lints, tests, demo, simulation, scenarios
+cargo xtask test --quick     the gate up to the tests
+cargo xtask mutants          builds with the seeded bugs, and says where the programs are
 cargo xtask tidy             the rules of the workspace that no compiler checks
 cargo xtask fix              formats, and applies what clippy can apply";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let Some(compiled) = mutants::compiler(&args) {
+        return compiled.unwrap_or_else(|error| {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        });
+    }
     let done = match args.as_slice() {
         ["demo", "--", rest @ ..] | ["demo", rest @ ..] => gate::demo(rest),
         ["test"] => gate::test(true),
-        ["test", "--no-demo"] => gate::test(false),
+        ["test", "--quick"] => gate::test(false),
+        ["mutants"] => mutants::build(),
         ["tidy"] => gate::tidy(),
         ["fix"] => gate::fix(),
         ["help" | "--help" | "-h"] => {

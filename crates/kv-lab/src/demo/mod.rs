@@ -307,7 +307,7 @@ impl Stage {
         }
         tokio::time::sleep_until(begun + self.options.cut).await;
         let decided = self.recorder.now();
-        let held = self.lab.verify().await;
+        let held = self.lab.verify().await?;
         Ok((cut, decided, (installed.links, installed.as_expected.min(held.as_expected))))
     }
 
@@ -422,7 +422,9 @@ impl Stage {
         let receipt = serde_json::to_string_pretty(&judged.receipt).unwrap_or_default() + "\n";
         write(&out.join("receipt.json"), &receipt)?;
         let (samples, _) = self.recorder.samples_since(0);
-        write(&out.join("report.html"), &report::html(&judged, &samples, marks, &groups))?;
+        let report = report::report(&judged, &history, &samples, marks, &groups)
+            .map_err(|malformed| LabError::Usage(format!("the history cannot be judged: {malformed}")))?;
+        crate::report::write(&report, out)?;
         let history = out.join("history.jsonl");
         let check = format!("kvctl check {} --settled-ms {}", history.display(), marks.settled / MILLISECOND);
         self.narrator.step(6, "receipt", &check);

@@ -3,7 +3,7 @@
 mod mem;
 mod real;
 
-use std::{fmt::Debug, io, path::Path, path::PathBuf, sync::Arc};
+use std::{fmt::Debug, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 pub use mem::MemDisk;
 pub use real::RealDisk;
@@ -24,6 +24,11 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// True if the file exists.
     fn exists(&self, path: &Path) -> bool;
+    /// How long the next write of the log takes, where nothing may block: [`crate::Storage::drive`] sleeps as long before it.
+    /// A simulation lives in that gap between asked and written; real disks take their time inside the calls.
+    fn latency(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// An open file.

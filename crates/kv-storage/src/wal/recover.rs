@@ -246,7 +246,7 @@ impl Replay {
             match record.decode(f).ok_or_else(unknown)? {
                 Record::Entry { copied, entry, payload_at, payload } => {
                     let entries = self.entries.entry(entry.group).or_default();
-                    if !copied {
+                    if !copied && !kv_types::mutant!(TailNotTruncated) {
                         // An append says what the tail is, whether or not a truncation was written before it.
                         entries.split_off(&entry.index);
                     }
@@ -258,6 +258,7 @@ impl Replay {
                 Record::Truncate { group, after } => {
                     let entries = self.entries.entry(group).or_default();
                     match after {
+                        _ if kv_types::mutant!(TailNotTruncated) => {}
                         Some(after) => drop(entries.split_off(&after.saturating_add(1))),
                         None => entries.clear(),
                     }

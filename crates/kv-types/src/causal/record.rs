@@ -42,6 +42,10 @@ pub enum Minter {
 impl Record {
     /// Takes over what the other knows. Commutative, associative, idempotent.
     pub fn merge(&mut self, other: &Self) {
+        if crate::mutant!(MergeByArrival) && !other.siblings.is_empty() {
+            self.siblings.clear();
+            self.context = Context::new();
+        }
         self.siblings.retain(|dot, _| other.siblings.contains_key(dot) || !other.context.covers(*dot));
         for (dot, sibling) in &other.siblings {
             if !self.context.covers(*dot) {
@@ -49,6 +53,12 @@ impl Record {
             }
         }
         self.context.merge(&other.context);
+        if crate::mutant!(DropSibling)
+            && let Some((youngest, _)) = self.siblings.iter().max_by_key(|(_, sibling)| sibling.stamp)
+        {
+            let youngest = *youngest;
+            self.siblings.retain(|dot, _| *dot == youngest);
+        }
     }
 
     /// Drops every value that the context covers and remembers that it is superseded.
@@ -60,6 +70,9 @@ impl Record {
     /// A write: supersedes what its context covers and adds one value, or none (a delete).
     pub fn update(&mut self, supersedes: &Context, dot: Dot, sibling: Option<Sibling>, minter: Minter) {
         self.discard(supersedes);
+        if crate::mutant!(IgnoreContext) {
+            self.siblings.clear();
+        }
         match minter {
             Minter::Primary => self.context.claim_through(dot),
             Minter::Fallback => self.context.insert(dot),

@@ -1,0 +1,97 @@
+//! The promises of available namespaces.
+
+use super::common::{Case, Contradiction, indices_of_final_reads};
+use super::strong::{not_applied, set};
+use super::{Ruling, Workload};
+use crate::available::{self, Named};
+use crate::history::Malformed;
+
+const CHECKER: &str = "causal accounting";
+
+pub(super) fn judge(case: &mut Case<'_>) -> Result<(), Malformed> {
+    match case.namespace.workload {
+        Workload::Siblings | Workload::Register => siblings(case)?,
+        Workload::Set => set(case),
+        Workload::Counter | Workload::Append => {
+            let detail = "nothing can judge this workload in an available namespace".into();
+            case.add("judged", "none", 0, Ruling::Unknown, detail, None);
+        }
+    }
+    staleness(case);
+    Ok(())
+}
+
+fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
+    let settled = case.plan.settled.unwrap_or(u64::MAX);
+    let account = available::account(case.operations, settled)?;
+    case.quantities.siblings(&account);
+    let named = |writes: &[Named], what: &str| -> Vec<Contradiction> {
+        let contradiction = |write: &Named| {
+            let mut indices = vec![write.index];
+            indices.extend(indices_of_final_reads(case.operations, &write.key, settled));
+            (write.key.clone(), indices, format!("{:?}: {} {what}", write.key, write.value))
+        };
+        writes.iter().map(contradiction).collect()
+    };
+    let reads = |indices: &[u64], what: &str| -> Vec<Contradiction> {
+        indices.iter().map(|index| case.by_index(*index, what)).collect()
+    };
+    let lost = named(&account.lost, "was acknowledged; no final read shows it, and nothing supersedes it");
+    let resurrected = named(&account.resurrected, "had been deleted, and is there again");
+    let diverged: Vec<Contradiction> = account
+        .diverged
+        .iter()
+        .map(|(_, key)| {
+            let indices = indices_of_final_reads(case.operations, key, settled);
+            (key.clone(), indices, format!("{key:?}: final reads differ from each other"))
+        })
+        .collect();
+    let nowhere: Vec<u64> =
+        account.phantoms.iter().filter(|read| !account.refused.contains(read)).copied().collect();
+    let nowhere = reads(&nowhere, "a value that nobody wrote");
+    let refused = reads(&account.refused, "a value that was reported as not applied");
+    let conflicts = reads(&account.false_conflicts, "a value beside one that supersedes it");
+
+    let name = "no acknowledged write lost";
+    case.none_lost(name, CHECKER, account.acknowledged, account.unread.len(), &lost);
+    let finals =
+        case.operations.iter().filter(|op| op.ok() && op.call >= settled && op.f == crate::Function::Read);
+    let finals = finals.count();
+    for (name, broken) in [("deleted values stay deleted", &resurrected), ("final reads agree", &diverged)] {
+        if finals == 0 {
+            case.add(name, CHECKER, 0, Ruling::Unknown, "there are no final reads".into(), None);
+        } else {
+            case.none(name, CHECKER, finals, broken, "");
+        }
+    }
+    case.none("no value from nowhere", CHECKER, account.reads, &nowhere, "");
+    not_applied(case, CHECKER, &refused);
+    case.none("no false conflict", CHECKER, account.reads, &conflicts, "");
+    case.stale = account.stale.iter().map(|read| read.index).collect();
+    Ok(())
+}
+
+/// Staleness is allowed, unless the configuration rules it out; where it must show, its absence proves nothing.
+fn staleness(case: &mut Case<'_>) {
+    let count = case.quantities.stale_reads;
+    let reads = case.quantities.reads as usize;
+    match case.namespace.expect.stale {
+        None => {}
+        Some(false) => {
+            let stale: Vec<_> = case
+                .stale
+                .iter()
+                .map(|read| case.by_index(*read, "misses what was acknowledged before"))
+                .collect();
+            case.none("no stale read", "staleness", reads, &stale, "");
+        }
+        Some(true) if count == 0 => {
+            let detail = "not one read was stale: the meter was not tried".into();
+            case.add("staleness is seen", "staleness", reads, Ruling::Unknown, detail, None);
+        }
+        Some(true) => {
+            let detail = format!("{count} of {reads} reads were stale, as this configuration allows");
+            case.add("staleness is seen", "staleness", reads, Ruling::Valid, detail, None);
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The clients: one host of the simulation from which every node can always be reached, because what is cut are the links
+//! between nodes. It makes the namespaces, drives the loads, and after the faults demands what a healed cluster owes:
+//! convergence, service at every node, and final reads of everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kv_check::judge::{Expectation, NamespacePlan, Workload};
+use kv_client::{Admin, Client, ClientOptions, NodeStatus, WriteContext};
+use kv_env::{Entropy, Env};
+use kv_lab::workload::{Driving, Kind, Load, Phase, Recorder, drive};
+use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::clock::SimClock;
+use super::cluster::{client_address, nodes};
+use super::mix;
+use super::nemesis::Roles;
+use super::network::SimNetwork;
+use super::trace::{self, Trace};
+
+/// How long a new cluster may take until it serves.
+const START: Duration = Duration::from_secs(30);
+/// How long after the faults every replica may take to be like the others.
+const CONVERGE: Duration = Duration::from_secs(60);
+/// How long every node may take to acknowledge a write of each mode then.
+const SERVE: Duration = Duration::from_secs(10);
+/// How long the final reads may take.
+const READ: Duration = Duration::from_secs(30);
+/// How often the observer looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often convergence is looked for.
+const POLL: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// A namespace and its load.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Its settings.
+    pub spec: NamespaceSpec,
+    /// What its clients do.
+    pub load: Load,
+    /// How it is judged.
+    pub plan: NamespacePlan,
+}
+
+/// The namespaces of a seed: always a register and siblings, and one or two more kinds.
+pub fn parts(dice: &mut fastrand::Rng) -> Result<Vec<Part>, kv_types::Failure> {
+    let strong_more = *dice.choice(&[Kind::Set, Kind::Counter, Kind::Append]).unwrap_or(&Kind::Set);
+    let replication = |n, r, w, sloppy| Replication { n, r, w, sloppy };
+    let usual = replication(3, 2, 2, true);
+    let other = [replication(3, 1, 2, true), replication(5, 3, 3, true), replication(3, 2, 2, false), usual];
+    let mut parts = vec![
+        part("bank", None, Kind::CasRegister, dice)?,
+        part("more", None, strong_more, dice)?,
+        part("cart", Some(usual), Kind::Siblings, dice)?,
+    ];
+    if dice.bool() {
+        let (replication, kind) =
+            (*dice.choice(&other).unwrap_or(&usual), if dice.bool() { Kind::Blind } else { Kind::Siblings });
+        parts.push(part("free", Some(replication), kind, dice)?);
+    }
+    Ok(parts)
+}
+
+fn part(
+    name: &str,
+    replication: Option<Replication>,
+    kind: Kind,
+    dice: &mut fastrand::Rng,
+) -> Result<Part, kv_types::Failure> {
+    let ns = NamespaceName::new(name)?;
+    let spec = match replication {
+        None => NamespaceSpec::strong(ns),
+        Some(replication) => NamespaceSpec::available(ns, replication),
+    };
+    let workload = match kind {
+        Kind::CasRegister | Kind::Register => Workload::Register,
+        Kind::Set => Workload::Set,
+        Kind::Counter => Workload::Counter,
+        Kind::Append => Workload::Append,
+        Kind::Siblings | Kind::Blind => Workload::Siblings,
+    };
+    let load = Load {
+        rate: dice.u32(1..4),
+        closed: 1,
+        think: Duration::from_millis(dice.u64(250..700)),
+        keys: dice.usize(1..4),
+        attempts: if dice.u8(0..3) == 0 { 3 } else { 1 },
+        ..Load::new(name, kind, dice.u64(..))
+    };
+    let plan = NamespacePlan { strong: replication.is_none(), workload, expect: Expectation::default() };
+    Ok(Part { spec, load, plan })
+}
+
+/// How far the clients are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// The namespaces are being made.
+    Starting,
+    /// The loads run.
+    Loading,
+    /// The replicas become alike.
+    Converging,
+    /// Everything was demanded.
+    Done,
+}
+
+/// What the clients tell the world outside the simulation.
+#[derive(Debug)]
+pub struct Report {
+    /// How far they are.
+    pub progress: Progress,
+    /// Who does what, as last seen.
+    pub roles: Roles,
+    /// Leaders seen, by group and term.
+    pub leaders: BTreeMap<(u32, u64), BTreeSet<NodeId>>,
+    /// What a healed cluster owed and did not do, in words.
+    pub broken: Vec<String>,
+    /// When final reads began, nanoseconds of the history.
+    pub settled: Option<u64>,
+    /// From the end of the loads until all replicas were alike.
+    pub converged_after: Option<Duration>,
+    /// Operations that were not begun because too many were open.
+    pub shed: u64,
+    /// The history.
+    pub recorder: Option<Arc<Recorder>>,
+}
+
+/// The clients, seen from both sides. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    report: Arc<Mutex<Report>>,
+    phase: watch::Sender<Phase>,
+    parts: Vec<Part>,
+    seed: u64,
+    trace: Trace,
+}
+
+impl Clients {
+    /// Clients for these namespaces.
+    pub fn new(parts: Vec<Part>, seed: u64, trace: Trace) -> Self {
+        let report = Report {
+            progress: Progress::Starting,
+            roles: Roles::default(),
+            leaders: BTreeMap::new(),
+            broken: Vec::new(),
+            settled: None,
+            converged_after: None,
+            shed: 0,
+            recorder: None,
+        };
+        let phase = watch::Sender::new(Phase::ReadWrite);
+        Self { report: Arc::new(Mutex::new(report)), phase, parts, seed, trace }
+    }
+
+    /// What they have to say.
+    pub fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loads end.
+    pub fn stop(&self) {
+        self.phase.send_replace(Phase::Stop);
+    }
+
+    fn reached(&self, progress: Progress) {
+        self.trace.line("clients", format_args!("{progress:?}"));
+        self.report().progress = progress;
+    }
+
+    fn broken(&self, what: String) {
+        self.trace.line("clients", format_args!("BROKEN {what}"));
+        self.report().broken.push(what);
+    }
+
+    /// What the host of the clients runs.
+    pub async fn live(self) -> turmoil::Result {
+        let recorder = Arc::new(Recorder::default());
+        self.report().recorder = Some(Arc::clone(&recorder));
+        let env = |part: u64| Env {
+            clock: Arc::new(SimClock::default()),
+            entropy: Entropy::seeded(mix(self.seed, 0x00c1_1e47 + part)),
+            network: Arc::new(SimNetwork),
+        };
+        let addresses: BTreeMap<NodeId, String> = nodes().map(|node| (node, client_address(node))).collect();
+        let options = |address: &String| ClientOptions {
+            attempts: 1,
+            read_timeout: PATIENCE,
+            write_timeout: PATIENCE,
+            ..ClientOptions::pinned(address)
+        };
+        let mut handles = BTreeMap::new();
+        for (node, address) in &addresses {
+            handles.insert(*node, Client::connect_in(options(address), env(node.0))?);
+        }
+        if let Err(why) = self.make_namespaces(&handles).await {
+            self.broken(why);
+            self.reached(Progress::Done);
+            return Ok(());
+        }
+        let observer = tokio::spawn(self.clone().observe(handles.clone()));
+        let phase = self.phase.subscribe();
+        let mut driven = Vec::new();
+        for (part, number) in self.parts.iter().zip(100..) {
+            driven.push(drive(&part.load, &addresses, &recorder, &env(number), &phase)?);
+        }
+        self.reached(Progress::Loading);
+        let mut shed = 0;
+        for driving in &mut driven {
+            shed += driving.finished().await;
+        }
+        self.report().shed = shed;
+        self.reached(Progress::Converging);
+        self.converge(&handles).await;
+        self.serve(&handles).await;
+        self.report().settled = Some(recorder.now());
+        self.read_everything(&driven).await?;
+        observer.abort();
+        self.reached(Progress::Done);
+        Ok(())
+    }
+
+    /// Every namespace, known at every node.
+    async fn make_namespaces(&self, handles: &BTreeMap<NodeId, Client>) -> Result<(), String> {
+        let give_up = Instant::now() + START;
+        for part in &self.parts {
+            let mut asked = handles.iter().cycle();
+            loop {
+                let Some((_, client)) = asked.next() else { return Err("there are no nodes".into()) };
+                match client.admin().create_namespace(part.spec.clone()).await {
+                    Ok(_) => break,
+                    Err(error) if Instant::now() > give_up => {
+                        return Err(format!(
+                            "namespace {} was not made within {START:?}: {error}",
+                            part.spec.name
+                        ));
+                    }
+                    Err(_) => sleep(POLL).await,
+                }
+            }
+        }
+        for (node, client) in handles {
+            let knows = async || {
+                let known = client.admin().list_namespaces().await.unwrap_or_default();
+                let known: BTreeSet<_> = known.into_iter().map(|info| info.namespace.name).collect();
+                self.parts.iter().all(|part| known.contains(&part.spec.name))
+            };
+            while !knows().await {
+                if Instant::now() > give_up {
+                    return Err(format!("{node} did not learn the namespaces within {START:?}"));
+                }
+                sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at every node again and again: who leads what, who holds hints.
+    async fn observe(self, handles: BTreeMap<NodeId, Client>) {
+        loop {
+            let mut most = (0, None);
+            for (node, client) in &handles {
+                let Some(status) = status(*node, &client.admin()).await else { continue };
+                if status.hints_pending > most.0 {
+                    most = (status.hints_pending, Some(*node));
+                }
+                self.saw(*node, &status);
+            }
+            self.report().roles.hint_holder = most.1;
+            sleep(LOOK).await;
+        }
+    }
+
+    fn saw(&self, node: NodeId, status: &NodeStatus) {
+        let mut report = self.report();
+        for group in status.groups.iter().filter(|group| group.role == "leader") {
+            let leaders = report.leaders.entry((group.group, group.term)).or_default();
+            if leaders.insert(node) {
+                self.trace.line(node, format_args!("leads group {} in term {}", group.group, group.term));
+            }
+            let newest =
+                report.leaders.keys().filter(|(id, _)| *id == group.group).map(|(_, term)| *term).max();
+            if group.group == 1 && newest == Some(group.term) {
+                report.roles.leader = Some(node);
+            }
+        }
+    }
+
+    /// Waits until all replicas are alike and nothing is left to be delivered.
+    async fn converge(&self, handles: &BTreeMap<NodeId, Client>) {
+        let began = Instant::now();
+        loop {
+            let differs = self.difference(handles).await;
+            match differs {
+                None => {
+                    self.report().converged_after = Some(began.elapsed());
+                    self.trace.line("clients", format_args!("converged after {:?}", began.elapsed()));
+                    return;
+                }
+                Some(why) if began.elapsed() > CONVERGE => {
+                    return self.broken(format!("no convergence within {CONVERGE:?}: {why}"));
+                }
+                Some(_) => sleep(POLL).await,
+            }
+        }
+    }
+
+    async fn difference(&self, handles: &BTreeMap<NodeId, Client>) -> Option<String> {
+        let mut applied: BTreeMap<u32, (NodeId, u64)> = BTreeMap::new();
+        for (node, client) in handles {
+            let Some(status) = status(*node, &client.admin()).await else {
+                return Some(format!("{node} does not tell its status"));
+            };
+            if status.hints_pending > 0 {
+                return Some(format!("{node} holds {} hints", status.hints_pending));
+            }
+            if status.rebuilding_partitions > 0 {
+                return Some(format!("{node} rebuilds {} ring partitions", status.rebuilding_partitions));
+            }
+            for group in &status.groups {
+                let (first, index) = *applied.entry(group.group).or_insert((*node, group.applied_index));
+                if index != group.applied_index {
+                    let (id, here) = (group.group, group.applied_index);
+                    return Some(format!("group {id}: {first} applied {index}, {node} {here}"));
+                }
+            }
+        }
+        for part in self.parts.iter().filter(|part| !part.plan.strong) {
+            let mut digests: BTreeMap<u32, (NodeId, u64)> = BTreeMap::new();
+            for (node, client) in handles {
+                let asked = client.admin().digest(&client_address(*node), part.spec.name.as_str()).await;
+                let Ok(digest) = asked else { return Some(format!("{node} does not tell its digests")) };
+                for partition in digest.partitions {
+                    let place = digests.entry(partition.partition).or_insert((*node, partition.digest));
+                    if place.1 != partition.digest {
+                        let (first, ring) = (place.0, partition.partition);
+                        return Some(format!(
+                            "{first} and {node} differ in ring partition {ring} of {}",
+                            part.spec.name
+                        ));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Every node acknowledges a write of each mode, and reads it back.
+    async fn serve(&self, handles: &BTreeMap<NodeId, Client>) {
+        let give_up = Instant::now() + SERVE;
+        for (node, client) in handles {
+            for part in &self.parts {
+                let name = part.spec.name.as_str();
+                let key = format!("served.{node}");
+                loop {
+                    let served = if part.plan.strong {
+                        let handle = client.strong(name);
+                        let written = handle.put(&key, "1").await.map(|_| ());
+                        match written {
+                            Ok(()) => handle.get(&key).await.map(|_| ()),
+                            failed => failed,
+                        }
+                    } else {
+                        let handle = client.available(name);
+                        let written = handle.put(&key, "1", WriteContext::Blind).await.map(|_| ());
+                        match written {
+                            Ok(()) => handle.get(&key).await.map(|_| ()),
+                            failed => failed,
+                        }
+                    };
+                    match served {
+                        Ok(()) => break,
+                        Err(error) if Instant::now() > give_up => {
+                            self.broken(format!("{node} does not serve {name} within {SERVE:?}: {error}"));
+                            break;
+                        }
+                        Err(_) => sleep(POLL).await,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read_everything(&self, driven: &[Driving]) -> turmoil::Result {
+        let give_up = Instant::now() + READ;
+        for driving in driven {
+            for unread in driving.read_everything(give_up).await? {
+                self.broken(format!("not read in the end: {unread}"));
+            }
+        }
+        self.trace.line("clients", format_args!("read everything at {:.3}", trace::now().as_secs_f64()));
+        Ok(())
+    }
+}
+
+async fn status(node: NodeId, admin: &Admin) -> Option<NodeStatus> {
+    admin.status(&client_address(node)).await.ok()
+}

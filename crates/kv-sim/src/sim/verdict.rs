@@ -1,0 +1,215 @@
+//! The judgement of a run: what `kv-check` says of its history, what the healed cluster owed, and invariants that only a view
+//! from outside of all nodes can check. Also *sometimes* assertions: states that some seed has to reach, or nothing was shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use kv_check::judge::{Judgement, Plan, Ruling};
+use kv_check::service::Window;
+use kv_check::{Event, EventType, Json, Process};
+use serde::{Deserialize, Serialize};
+
+use super::cluster::Cluster;
+use super::load::{Part, Report};
+
+/// Fewer answered operations than this in a namespace prove nothing.
+const ENOUGH: u64 = 20;
+
+/// What the judgement rests on beside the history.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The seed.
+    pub seed: u64,
+    /// The namespaces.
+    pub parts: &'a [Part],
+    /// What the clients report.
+    pub report: &'a Report,
+    /// The machines.
+    pub cluster: &'a Cluster,
+    /// Faults by kind.
+    pub installed: &'a BTreeMap<&'static str, u64>,
+    /// When the faults ended.
+    pub healed: Option<Duration>,
+    /// How long it all took, in the simulation.
+    pub simulated: Duration,
+    /// What was owed and not done.
+    pub broken: Vec<String>,
+}
+
+/// The result of a run, as it stands in `summary.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Summary {
+    /// The seed.
+    pub seed: u64,
+    /// The judgement.
+    pub ruling: Ruling,
+    /// What was broken, in words.
+    pub broken: Vec<String>,
+    /// What `kv-check` says; none if the history could not be judged.
+    pub judgement: Option<Judgement>,
+    /// Faults that were installed, by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// States that were reached, by name.
+    pub sometimes: BTreeMap<String, bool>,
+    /// Operations that succeeded.
+    pub ok: u64,
+    /// Operations that were refused.
+    pub fail: u64,
+    /// Operations of unknown outcome.
+    pub info: u64,
+    /// Terms in which the strong namespaces had a leader.
+    pub elections: u64,
+    /// Simulated seconds.
+    pub simulated_seconds: f64,
+    /// Simulated milliseconds from the end of the loads until all replicas were alike.
+    pub converged_ms: Option<u64>,
+    /// Draws that followed no seed. Anything but 0 means that this run does not repeat.
+    pub unscoped_draws: u64,
+    /// A hash of the trace.
+    pub fingerprint: String,
+}
+
+/// Judges a run.
+pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
+    let mut broken = facts.broken.clone();
+    let nanos = |moment: Duration| u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX);
+    let began = history.iter().find(|event| event.f.name() == "faults-begin").map(|event| event.time);
+    let healed = facts.healed.map(nanos);
+    let windows =
+        began.zip(healed).map(|(from, to)| Window { name: "faults".into(), from, to, ..Window::default() });
+    let plan = Plan {
+        namespaces: facts.parts.iter().map(|part| (part.load.ns.clone(), part.plan)).collect(),
+        windows: windows.into_iter().collect(),
+        healed,
+        settled: facts.report.settled,
+        enough: ENOUGH,
+        ..Plan::default()
+    };
+    let judgement = kv_check::judge(history, &plan);
+    let judgement =
+        judgement.inspect_err(|error| broken.push(format!("the history is malformed: {error}"))).ok();
+    broken.extend(elections(history, facts.report));
+    broken.extend(points(history));
+    let unscoped = kv_raft::NodeRuntime::unscoped();
+    if unscoped > 0 {
+        broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
+    }
+    let judged = judgement.as_ref().map_or(Ruling::Unknown, |judgement| judgement.ruling);
+    let count = |kind: EventType| {
+        let of_client = |event: &&Event| matches!(event.process, Process::Client(_)) && event.kind == kind;
+        history.iter().filter(of_client).count() as u64
+    };
+    let leaders = facts.report.leaders.keys().filter(|(group, _)| *group == 1).count() as u64;
+    Summary {
+        seed: facts.seed,
+        ruling: if broken.is_empty() { judged } else { Ruling::Invalid },
+        broken,
+        judgement,
+        faults: facts.installed.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+        sometimes: sometimes(history, facts, leaders),
+        ok: count(EventType::Ok),
+        fail: count(EventType::Fail),
+        info: count(EventType::Info),
+        elections: leaders,
+        simulated_seconds: facts.simulated.as_secs_f64(),
+        converged_ms: facts
+            .report
+            .converged_after
+            .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+        unscoped_draws: unscoped,
+        fingerprint: String::new(),
+    }
+}
+
+/// The serialization point of a strong answer: term, index, revision of the namespace, and who served it.
+fn point(event: &Event) -> Option<(u64, u64, u64, &str)> {
+    let receipt = event.receipt.as_ref()?;
+    let strong = receipt.get("strong")?;
+    let of = |name: &str| strong.get(name).and_then(Json::as_u64);
+    Some((of("term")?, of("index")?, of("revision")?, receipt.get("by")?.as_str()?))
+}
+
+/// At most one leader a term, by what nodes say of themselves and by who signs strong answers.
+fn elections(history: &[Event], report: &Report) -> Vec<String> {
+    let mut broken = Vec::new();
+    for ((group, term), leaders) in &report.leaders {
+        if leaders.len() > 1 {
+            broken.push(format!("two leaders of group {group} in term {term}: {leaders:?}"));
+        }
+    }
+    let mut signed: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
+    let answers = history.iter().filter(|event| event.kind == EventType::Ok);
+    for (term, _, _, by) in answers.filter_map(fresh).filter_map(point) {
+        signed.entry(term).or_default().insert(by);
+    }
+    for (term, by) in signed.into_iter().filter(|(_, by)| by.len() > 1) {
+        broken.push(format!("strong answers of term {term} are signed by {by:?}"));
+    }
+    broken
+}
+
+/// An answer that was decided when it was given, not one that is told again: that is signed by whoever tells it.
+fn fresh(event: &Event) -> Option<&Event> {
+    let again = |receipt: &Json| receipt.get("deduplicated").is_some();
+    (!event.receipt.as_ref().is_some_and(again)).then_some(event)
+}
+
+/// Every acknowledged strong write has a place in the log and a revision of its own, and both grow together.
+fn points(history: &[Event]) -> Vec<String> {
+    let mut broken = Vec::new();
+    let mut by_ns: BTreeMap<&str, BTreeMap<u64, u64>> = BTreeMap::new();
+    let mut indices: BTreeMap<u64, u64> = BTreeMap::new();
+    let wrote =
+        |event: &&Event| event.kind == EventType::Ok && event.f.name() != "read" && event.revision.is_some();
+    for event in history.iter().filter(wrote) {
+        let Some((_, index, revision, _)) = point(event) else { continue };
+        if let Some(other) = indices.insert(index, event.index) {
+            broken.push(format!(
+                "two acknowledged writes at index {index}: events {other} and {}",
+                event.index
+            ));
+        }
+        let ns = event.ns.as_deref().unwrap_or_default();
+        if by_ns.entry(ns).or_default().insert(index, revision).is_some() {
+            broken.push(format!("revision {revision} of {ns} twice"));
+        }
+    }
+    for (ns, points) in by_ns {
+        let mut last = 0;
+        for (index, revision) in points {
+            if revision <= last {
+                broken.push(format!("{ns}: revision {revision} at index {index} follows revision {last}"));
+            }
+            last = last.max(revision);
+        }
+    }
+    broken
+}
+
+fn sometimes(history: &[Event], facts: &Facts<'_>, leaders: u64) -> BTreeMap<String, bool> {
+    let any = |what: &dyn Fn(&Event) -> bool| history.iter().any(what);
+    let receipt = |event: &Event, name: &str| event.receipt.as_ref().is_some_and(|r| r.get(name).is_some());
+    let error = |name: &'static str| any(&move |event: &Event| event.err.as_deref() == Some(name));
+    let siblings = |event: &Event| {
+        event.f.name() == "read" && event.value.as_array().is_some_and(|values| values.len() > 1)
+    };
+    let hinted = |event: &Event| {
+        let hints = event.receipt.as_ref().and_then(|receipt| receipt.pointer("/available/hints"));
+        hints.and_then(Json::as_u64).is_some_and(|hints| hints > 0)
+    };
+    let torn = facts.cluster.machines().any(|machine| machine.lives() > 1);
+    let states = [
+        ("a leader was replaced", leaders > 1),
+        ("a node began another life", torn),
+        (
+            "a write had an unknown outcome",
+            any(&|event| event.kind == EventType::Info && matches!(event.process, Process::Client(_))),
+        ),
+        ("a minority refused", error("NO_QUORUM")),
+        ("a compare-and-set mismatched", error(kv_check::operation::MISMATCH)),
+        ("a resent write was recognised", any(&|event| receipt(event, "deduplicated"))),
+        ("a read showed siblings", any(&siblings)),
+        ("a hint was stored", any(&hinted)),
+    ];
+    states.into_iter().map(|(name, hit)| (name.to_owned(), hit)).collect()
+}

@@ -1,0 +1,154 @@
+//! Seeded bugs, to see whether the alarms ring. They exist only in a build with `--cfg quorate_mutants` (`cargo xtask
+//! mutants`); one of them at most is on in a process, chosen by name at its start. At its site each is a line or three under
+//! that cfg; an ordinary build has nothing of them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Names the seeded bug of a process that has no flag for it, such as a test.
+pub const VARIABLE: &str = "QUORATE_MUTANT";
+
+/// Nobody has chosen yet: the environment decides at the first question.
+const OPEN: usize = usize::MAX;
+/// None is on.
+const NONE: usize = usize::MAX - 1;
+
+static CHOSEN: AtomicUsize = AtomicUsize::new(OPEN);
+
+/// In which process the bug lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// In the node: `kvd-faulty --mutant`, or the simulation's nodes.
+    Node,
+    /// In the client library, hence in whoever drives the workload.
+    Client,
+    /// In the harness that injects the faults.
+    Harness,
+}
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $side:ident, $property:literal;)*) => {
+        /// A seeded bug.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mutant { $($(#[$doc])* $variant,)* }
+
+        impl Mutant {
+            /// Every one.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Its name on the command line.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Where it lives.
+            pub fn side(self) -> Side {
+                match self { $(Self::$variant => Side::$side,)* }
+            }
+
+            /// What the judge should find.
+            pub fn property(self) -> &'static str {
+                match self { $(Self::$variant => $property,)* }
+            }
+        }
+    };
+}
+
+mutants! {
+    /// kv-storage: of sixteen log frames one is synced, all are acknowledged. A power cut of a quorum loses what was
+    /// acknowledged.
+    AckBeforeFsync = "ack-before-fsync", Node, "acknowledged writes survive";
+    /// kv-storage: a vote waits for the next write of the log instead of being synced. After a power cut the node votes twice in
+    /// a term, and two leaders commit different things.
+    VoteNotSynced = "vote-not-synced", Node, "a vote survives a crash";
+    /// kv-storage: recovery overwrites single Raft entries and keeps what was behind them, though it was truncated.
+    TailNotTruncated = "tail-not-truncated", Node, "a truncated tail stays away";
+    /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers with the past.
+    SkipReadIndex = "skip-read-index", Node, "linearizable";
+    /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what others apply.
+    DedupLostInSnapshot = "dedup-lost-in-snapshot", Node, "linearizable";
+    /// kv-raft: a known request is applied again when it is resent.
+    ResendAppliedAgain = "resend-applied-again", Node, "linearizable";
+    /// kv-raft: compare-and-set also accepts the revision before the present one.
+    StaleCas = "stale-cas", Node, "linearizable";
+    /// kv-raft: a swap takes a revision without using it up, so the next write has the same.
+    RevisionReused = "revision-reused", Node, "linearizable";
+    /// kv-raft: a proposal that is not decided by its deadline is called refused, though it may be applied later.
+    TimeoutAsRefusal = "timeout-as-refusal", Node, "linearizable";
+    /// kv-dynamo: hints are forgotten instead of delivered.
+    ForgetHint = "forget-hint", Node, "acknowledged writes survive";
+    /// kv-dynamo: hints do not outlive the process that holds them.
+    HintsInMemoryOnly = "hints-in-memory-only", Node, "acknowledged writes survive";
+    /// kv-types: a merge keeps the youngest of several concurrent values: last writer wins.
+    DropSibling = "drop-sibling", Node, "no acknowledged write is lost without being superseded";
+    /// kv-types: a write supersedes all that its replica has, whatever its context says.
+    IgnoreContext = "ignore-context", Node, "no acknowledged write is lost without being superseded";
+    /// kv-types: the record that arrives replaces the one that is there.
+    MergeByArrival = "merge-by-arrival", Node, "no acknowledged write is lost without being superseded";
+    /// kv-dynamo: a resent write supersedes what is observed now, though its first attempt may have been acknowledged and
+    /// superseded since.
+    ObservedResendSupersedes = "observed-resend-supersedes", Node, "no acknowledged write is lost without being superseded";
+    /// kv-dynamo: after a restart dots are counted from one again, so new writes look like old ones.
+    IncarnationReused = "incarnation-reused", Node, "no acknowledged write is lost without being superseded";
+    /// kv-dynamo: a read that met only fallbacks without knowledge says that the key is absent.
+    AbsenceFromNoKnowledge = "absence-from-no-knowledge", Node, "no false absence";
+    /// kv-dynamo: read repair hands over the context without the values that it covers.
+    ReadRepairDrops = "read-repair-drops", Node, "no acknowledged write is lost without being superseded";
+    /// kv-dynamo: a replica that did not answer counts as one that did.
+    SilenceAsAck = "silence-as-ack", Node, "no stale read where R + W > N";
+    /// kv-dynamo: a node that lost its disk speaks for what it does not know.
+    EmptyDiskSpeaks = "empty-disk-speaks", Node, "no false absence";
+    /// kv-client: an operation whose fate is open is reported as not applied.
+    UnknownAsNotApplied = "unknown-as-not-applied", Client, "linearizable";
+    /// kv-lab: a cut is reported and not made.
+    CutNotInstalled = "cut-not-installed", Harness, "every fault is proven installed";
+}
+
+impl Mutant {
+    /// The one of that name.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|mutant| mutant.name() == name)
+    }
+}
+
+/// Gives this process a bug; the empty name takes it away.
+pub fn choose(name: &str) -> Result<(), String> {
+    let number = match Mutant::ALL.iter().position(|mutant| mutant.name() == name) {
+        Some(number) => number,
+        None if name.is_empty() => NONE,
+        None => {
+            let names: Vec<&str> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
+            return Err(format!("no seeded bug is called `{name}`; there are {}", names.join(", ")));
+        }
+    };
+    CHOSEN.store(number, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The bug of this process.
+pub fn chosen() -> Option<Mutant> {
+    let mut number = CHOSEN.load(Ordering::Relaxed);
+    if number == OPEN {
+        let wanted = std::env::var(VARIABLE).unwrap_or_default();
+        number = Mutant::ALL.iter().position(|mutant| mutant.name() == wanted).unwrap_or(NONE);
+        CHOSEN.store(number, Ordering::Relaxed);
+    }
+    Mutant::ALL.get(number).copied()
+}
+
+/// Whether this process has that bug.
+pub fn on(mutant: Mutant) -> bool {
+    chosen() == Some(mutant)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_are_found_by_name() {
+        for mutant in Mutant::ALL {
+            assert_eq!(Mutant::of(mutant.name()), Some(*mutant));
+        }
+        assert!(choose("no-such-bug").unwrap_err().contains("forget-hint"));
+    }
+}

@@ -1,0 +1,5 @@
+//! The program `jepsen-tests`; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    jepsen_tests::cli::main()
+}

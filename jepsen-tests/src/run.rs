@@ -1,0 +1,482 @@
+//! One run: warm-up, faults, heal all, converge, every node serves, final reads from every node, stop. Load continues through
+//! all of it, except that available namespaces rest while their replicas become equal: reads repair what they find and writes
+//! make new differences, so under load convergence could not be told from luck.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_check::judge::Ruling;
+use kv_check::{Event, operation};
+use kv_client::{Client, ClientOptions};
+use kv_env::Env;
+use kv_lab::workload::{Driving, Load, Phase, Recorder, Sample, drive};
+use kv_lab::{Lab, LabError, LabOptions, Program};
+use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::nemesis::{Done, LogLine, Nemesis, State};
+use crate::observe::{Observer, Seen};
+use crate::plan::{Roles, Schedule};
+use crate::scenario::{Mistake, Mode, Plane, Scenario, Server};
+use crate::verdict::{self, Verdict};
+use crate::{Broke, files};
+
+/// How long the making of a namespace may take.
+const CREATED_WITHIN: Duration = Duration::from_secs(15);
+/// How long clients may take until every one of them was answered once.
+const FIRST_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+/// How long replicas may take to become equal before it is given up: longer than any scenario allows.
+const CONVERGES_WITHIN: Duration = Duration::from_secs(30);
+/// How often digests and hints are looked at.
+const POLL: Duration = Duration::from_millis(50);
+/// How long the final reads may take.
+const FINAL_READS_WITHIN: Duration = Duration::from_secs(30);
+/// In nanoseconds.
+const MILLISECOND: u64 = 1_000_000;
+
+/// How to run a scenario.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// All choices of the harness come from it.
+    pub seed: u64,
+    /// Where everything is written.
+    pub out: PathBuf,
+    /// First port; 0 finds a free range.
+    pub port_base: u16,
+    /// The server program; otherwise it is looked for.
+    pub server: Option<PathBuf>,
+    /// Further arguments for the server, such as a mutant's name.
+    pub server_arguments: Vec<String>,
+    /// Keep the nodes' data.
+    pub keep_data: bool,
+    /// Say nothing on the way.
+    pub quiet: bool,
+    /// A schedule of an earlier run, with what was known then.
+    pub replay: Option<(Schedule, BTreeMap<u64, Roles>)>,
+}
+
+impl RunOptions {
+    /// With this seed into this folder.
+    pub fn new(seed: u64, out: impl Into<PathBuf>) -> Self {
+        Self {
+            seed,
+            out: out.into(),
+            port_base: 0,
+            server: None,
+            server_arguments: Vec::new(),
+            keep_data: false,
+            quiet: false,
+            replay: None,
+        }
+    }
+}
+
+/// Everything that a run leaves in memory.
+#[derive(Debug)]
+pub struct Recorded {
+    /// The history.
+    pub history: Vec<Event>,
+    /// One row per operation, with its intended beginning.
+    pub samples: Vec<Sample>,
+    /// The faults.
+    pub faults: Vec<Done>,
+    /// How many were planned.
+    pub planned: usize,
+    /// States of network and nodes.
+    pub states: Vec<State>,
+    /// What the nodes said of themselves.
+    pub seen: Seen,
+    /// The moments.
+    pub marks: Marks,
+    /// What the store did that it may not do, beside what the history shows.
+    pub broken: Vec<String>,
+    /// Keys that the final reads did not get.
+    pub unread: Vec<String>,
+    /// Operations that were not begun because too many were open.
+    pub shed: u64,
+    /// The wall clock when the history's stood at 0, milliseconds since 1970.
+    pub begun_wall_ms: u64,
+    /// The nodes.
+    pub nodes: Vec<NodeId>,
+    /// The logs of the nodes.
+    pub logs: BTreeMap<NodeId, PathBuf>,
+}
+
+/// The moments of a run, nanoseconds since the history's beginning.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct Marks {
+    /// The faults begin.
+    pub faults: u64,
+    /// Everything is healed.
+    pub healed: u64,
+    /// Replicas were equal, by available namespace; none if that never came.
+    pub converged: BTreeMap<String, Option<u64>>,
+    /// Why replicas were not equal when they were looked at last, by available namespace.
+    #[serde(default)]
+    pub unequal: BTreeMap<String, String>,
+    /// Available namespaces are used again.
+    pub resumed: u64,
+    /// The final reads begin.
+    pub settled: u64,
+    /// The end.
+    pub ended: u64,
+}
+
+/// Runs a scenario and judges it. Whatever happens, no process is left; dropping the future ends the run too.
+pub async fn run(scenario: &Scenario, options: &RunOptions) -> Result<Verdict, Broke> {
+    files::prepare(scenario, options)?;
+    let begun = Instant::now();
+    let recorded = play(scenario, options).await?;
+    files::write_history(&options.out, &recorded.history)?;
+    let verdict = verdict::judge(scenario, options, recorded, begun.elapsed())?;
+    files::finish(&options.out, &verdict)?;
+    Ok(verdict)
+}
+
+/// Runs a recorded schedule again.
+pub async fn replay(dir: &Path, options: RunOptions) -> Result<Verdict, Broke> {
+    let (scenario, options) = recorded(dir, options)?;
+    run(&scenario, &options).await
+}
+
+/// What a run's folder says of it: its scenario, its seed, its schedule.
+pub fn recorded(dir: &Path, mut options: RunOptions) -> Result<(Scenario, RunOptions), Broke> {
+    let scenario = Scenario::load(&dir.join("config.toml"))?;
+    let file = dir.join("faults.jsonl");
+    let text = std::fs::read_to_string(&file).map_err(Broke::file(&file))?;
+    let mut roles = BTreeMap::new();
+    let mut planned = None;
+    for (at, line) in text.lines().enumerate() {
+        let read: LogLine = serde_json::from_str(line).map_err(|error| Mistake {
+            file: file.display().to_string(),
+            line: at + 1,
+            message: error.to_string(),
+        })?;
+        match read {
+            LogLine::Plan { seed, schedule, .. } => planned = Some((seed, schedule)),
+            LogLine::Step { fault, begins: true, roles: known, .. } => {
+                roles.insert(fault, known);
+            }
+            LogLine::Step { .. } => {}
+        }
+    }
+    let (seed, schedule) = planned.ok_or_else(|| Mistake {
+        file: file.display().to_string(),
+        line: 1,
+        message: "the plan of the run is missing".into(),
+    })?;
+    options.seed = seed;
+    options.replay = Some((schedule, roles));
+    Ok((scenario, options))
+}
+
+/// What is said on the way, on stderr.
+fn narrator(options: &RunOptions) -> impl Fn(&str) + use<> {
+    let (quiet, begun) = (options.quiet, Instant::now());
+    move |words| {
+        if !quiet {
+            eprintln!("  {:5.1} s  {words}", begun.elapsed().as_secs_f64());
+        }
+    }
+}
+
+async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Broke> {
+    let say = narrator(options);
+    let lab = Lab::start(lab_options(scenario, options)?).await?;
+    say(&format!("{} nodes serve", lab.nodes().len()));
+    create_namespaces(scenario, &lab).await?;
+    let recorder: Arc<Recorder> = Arc::default();
+    let begun_wall_ms = Env::real().clock.wall_ms().saturating_sub(recorder.now() / MILLISECOND);
+    let addresses: BTreeMap<NodeId, String> =
+        lab.nodes().into_iter().map(|node| (node, lab.client_address(node))).collect();
+    let observer = Observer::start(&addresses, &recorder, &options.out);
+    let mut loads = Loads::start(scenario, options.seed, &addresses, &recorder)?;
+    loads.answered(&addresses, &recorder).await?;
+    say("clients are answered at every node");
+    tokio::time::sleep(scenario.warm_up).await;
+
+    let (schedule, roles) = match &options.replay {
+        Some((schedule, roles)) => (schedule.clone(), roles.clone()),
+        None => (Schedule::of(scenario, options.seed), BTreeMap::new()),
+    };
+    let planned = schedule.faults.len();
+    let mut marks = Marks { faults: recorder.now(), ..Marks::default() };
+    let hot = loads.hot();
+    let log = options.out.join("faults.jsonl");
+    let named = (scenario.name.as_str(), options.seed);
+    let mut nemesis = Nemesis::new(&lab, &recorder, &observer, named, schedule, roles, hot, &log)
+        .map_err(Broke::file(&log))?;
+    marks.healed = nemesis.play(&say).await?;
+    loads.available.send_replace(Phase::Pause); // until the replicas are equal
+    (marks.converged, marks.unequal) = converge(scenario, &lab, &recorder).await;
+    match marks.converged.values().all(Option::is_some) {
+        true => say("replicas are equal"),
+        false => say("replicas did not become equal"),
+    }
+    marks.resumed = recorder.now();
+    loads.available.send_replace(Phase::ReadWrite);
+    tokio::time::sleep(scenario.after).await;
+    nemesis.look_for_the_dead().await;
+    let shed = loads.stop().await;
+    let seen = observer.seen();
+    let (faults, states, broken) = (
+        std::mem::take(&mut nemesis.done),
+        std::mem::take(&mut nemesis.states),
+        std::mem::take(&mut nemesis.broken),
+    );
+    drop(nemesis);
+
+    marks.settled = recorder.now();
+    recorder.nemesis(kv_check::judge::SETTLED, serde_json::Value::Null);
+    // Calls at the same nanosecond would be both before and after.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let unread = loads.read_everything().await?;
+    say("everything was read at every node");
+    lab.stop().await;
+    marks.ended = recorder.now();
+    let logs = lab.nodes().into_iter().map(|node| (node, lab.log_file(node))).collect();
+    let (samples, _) = recorder.samples_since(0);
+    let nodes = lab.nodes();
+    let _ = std::fs::remove_file(options.out.join(".machine"));
+    if !options.keep_data {
+        let _ = std::fs::remove_dir_all(options.out.join("lab/data")); // only logs are worth keeping
+    }
+    Ok(Recorded {
+        history: recorder.history(),
+        samples,
+        faults,
+        planned,
+        states,
+        seen,
+        marks,
+        broken,
+        unread,
+        shed,
+        begun_wall_ms,
+        nodes,
+        logs,
+    })
+}
+
+fn lab_options(scenario: &Scenario, options: &RunOptions) -> Result<LabOptions, Broke> {
+    let cluster = &scenario.cluster;
+    let settings = toml::to_string(&cluster.settings).map_err(|error| Mistake {
+        file: scenario.name.clone(),
+        line: 1,
+        message: format!("[cluster.settings]: {error}"),
+    })?;
+    let mut arguments = options.server_arguments.clone();
+    let program = match cluster.server {
+        Server::Kvd => Program::Kvd,
+        Server::KvdFaulty => {
+            arguments.extend(["--seed".into(), options.seed.to_string()]);
+            Program::Faulty
+        }
+    };
+    let plane = match cluster.plane {
+        Plane::Proxy => kv_lab::Plane::Proxies,
+        Plane::Netns => kv_lab::Plane::Netns,
+    };
+    let lab = LabOptions {
+        nodes: cluster.nodes,
+        port_base: options.port_base,
+        kvd: options.server.clone(),
+        program,
+        plane,
+        settings,
+        ..LabOptions::new(options.out.join("lab"))
+    };
+    Ok(lab.with_arguments(&arguments))
+}
+
+async fn create_namespaces(scenario: &Scenario, lab: &Lab) -> Result<(), Broke> {
+    let client = Client::connect(ClientOptions::new(lab.endpoints())).map_err(Broke::store)?;
+    for namespace in &scenario.namespaces {
+        let name = NamespaceName::new(&namespace.name).map_err(|failure| Broke::store(failure.into()))?;
+        let replication =
+            Replication { n: namespace.n, r: namespace.r, w: namespace.w, sloppy: namespace.sloppy };
+        let spec = match namespace.mode {
+            Mode::Strong => NamespaceSpec::strong(name),
+            Mode::Available => NamespaceSpec::available(name, replication),
+        };
+        // The same settings again are answered as if just made, so an election in between costs nothing.
+        let give_up = Instant::now() + CREATED_WITHIN;
+        while let Err(error) = client.admin().create_namespace(spec.clone()).await {
+            if Instant::now() > give_up {
+                return Err(Broke::store(error));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    lab.every_node("all namespaces everywhere", |topology| {
+        scenario.namespaces.iter().all(|namespace| topology.namespaces.contains_key(&namespace.name))
+    })
+    .await?;
+    lab.serving().await?; // a node that rebuilds takes part in the ring only now
+    Ok(())
+}
+
+/// The loads of a run, told apart by mode.
+struct Loads {
+    running: Vec<Driving>,
+    strong: watch::Sender<Phase>,
+    available: watch::Sender<Phase>,
+}
+
+impl Loads {
+    fn start(
+        scenario: &Scenario,
+        seed: u64,
+        nodes: &BTreeMap<NodeId, String>,
+        recorder: &Arc<Recorder>,
+    ) -> Result<Self, LabError> {
+        let (strong, available) =
+            (watch::Sender::new(Phase::ReadWrite), watch::Sender::new(Phase::ReadWrite));
+        let mut running = Vec::new();
+        for (at, workload) in (0_u64..).zip(&scenario.workloads) {
+            let load = Load {
+                rate: workload.rate,
+                closed: workload.clients,
+                keys: workload.keys,
+                deadline: workload.deadline,
+                attempts: workload.attempts,
+                prefix: format!("{}{at}.", workload.kind_initial()),
+                ..Load::new(
+                    &workload.namespace,
+                    workload.kind,
+                    seed.wrapping_add(at.wrapping_mul(0x9e37_79b9)),
+                )
+            };
+            let phase = if workload.kind.strong() { strong.subscribe() } else { available.subscribe() };
+            running.push(drive(&load, nodes, recorder, &Env::real(), &phase)?);
+        }
+        Ok(Self { running, strong, available })
+    }
+
+    /// Waits until every namespace answered at every node.
+    async fn answered(&self, nodes: &BTreeMap<NodeId, String>, recorder: &Recorder) -> Result<(), LabError> {
+        let namespaces: std::collections::BTreeSet<_> =
+            self.running.iter().map(|load| &load.load().ns).collect();
+        let give_up = Instant::now() + FIRST_ANSWERS_WITHIN;
+        loop {
+            let (samples, _) = recorder.samples_since(0);
+            let answered =
+                samples.iter().filter(|sample| sample.answered()).map(|sample| (&sample.ns, sample.node));
+            if answered.collect::<std::collections::BTreeSet<_>>().len() == namespaces.len() * nodes.len() {
+                return Ok(());
+            }
+            if Instant::now() > give_up {
+                return Err(LabError::TooSlow {
+                    what: "the first answer of every namespace at every node".into(),
+                    seconds: FIRST_ANSWERS_WITHIN.as_secs(),
+                    hint: "; the nodes' logs are in lab/logs".into(),
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// A hot key of the first available namespace: (namespace, key).
+    fn hot(&self) -> impl Fn() -> Option<(String, String)> + Send + Sync + use<> {
+        let available = self.running.iter().find(|load| !load.load().kind.strong());
+        let found = available.map(|load| (load.load().ns.clone(), load.shared_keys()));
+        move || found.as_ref().and_then(|(ns, keys)| Some((ns.clone(), keys.hot()?)))
+    }
+
+    async fn stop(&mut self) -> u64 {
+        self.strong.send_replace(Phase::Stop);
+        self.available.send_replace(Phase::Stop);
+        let mut shed = 0;
+        for load in &mut self.running {
+            shed += load.finished().await;
+        }
+        shed
+    }
+
+    async fn read_everything(&self) -> Result<Vec<String>, LabError> {
+        let give_up = Instant::now() + FINAL_READS_WITHIN;
+        let mut unread = Vec::new();
+        for load in &self.running {
+            unread.extend(load.read_everything(give_up).await?);
+        }
+        Ok(unread)
+    }
+}
+
+/// For each available namespace the moment when all replicas of every ring partition had equal digests and nobody held hints;
+/// and for those that never came to it, what was in the way last.
+async fn converge(
+    scenario: &Scenario,
+    lab: &Lab,
+    recorder: &Recorder,
+) -> (BTreeMap<String, Option<u64>>, BTreeMap<String, String>) {
+    let available = scenario.namespaces.iter().filter(|namespace| namespace.mode == Mode::Available);
+    let mut moments: BTreeMap<String, Option<u64>> =
+        available.clone().map(|namespace| (namespace.name.clone(), None)).collect();
+    let mut unequal = BTreeMap::new();
+    let Ok(client) = Client::connect(ClientOptions::new(lab.endpoints())) else { return (moments, unequal) };
+    let give_up = Instant::now() + CONVERGES_WITHIN;
+    while moments.values().any(Option::is_none) && Instant::now() < give_up {
+        for namespace in available.clone() {
+            if moments.get(&namespace.name) != Some(&None) {
+                continue;
+            }
+            match difference(&client, lab, &namespace.name, namespace.n).await {
+                None => {
+                    unequal.remove(&namespace.name);
+                    moments.insert(namespace.name.clone(), Some(recorder.now()));
+                }
+                Some(why) => {
+                    unequal.insert(namespace.name.clone(), why);
+                }
+            }
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    (moments, unequal)
+}
+
+/// What keeps the replicas of a namespace from being equal, in words; none when they are.
+async fn difference(client: &Client, lab: &Lab, ns: &str, copies: u8) -> Option<String> {
+    let mut replicas: BTreeMap<u32, BTreeMap<NodeId, u64>> = BTreeMap::new();
+    for node in lab.nodes() {
+        let digest = match client.admin().digest(&lab.client_address(node), ns).await {
+            Ok(digest) => digest,
+            Err(error) => return Some(format!("{node} does not say: {error}")),
+        };
+        if digest.hints_pending > 0 {
+            return Some(format!("{node} holds {} hints", digest.hints_pending));
+        }
+        for partition in digest.partitions {
+            replicas.entry(partition.partition).or_default().insert(node, partition.digest);
+        }
+    }
+    let equal = |digests: &BTreeMap<NodeId, u64>| {
+        let first = digests.values().next();
+        digests.len() == usize::from(copies) && digests.values().all(|digest| Some(digest) == first)
+    };
+    let different: Vec<_> = replicas.iter().filter(|(_, digests)| !equal(digests)).collect();
+    match different.first() {
+        None if replicas.is_empty() => Some("nobody keeps anything".into()),
+        None => None,
+        Some((partition, digests)) => {
+            let said: Vec<String> =
+                digests.iter().map(|(node, digest)| format!("{node} {digest:016x}")).collect();
+            Some(format!(
+                "{} ring partitions differ, such as {partition}: {}",
+                different.len(),
+                said.join(", ")
+            ))
+        }
+    }
+}
+
+/// Judges a recorded history again; for tests that doctor one.
+pub fn ruling_of(history: &[Event], scenario: &Scenario, marks: &Marks) -> Result<Ruling, Broke> {
+    operation::pair(history).map_err(Broke::history)?;
+    let plan = verdict::plan(scenario, marks, &[]);
+    Ok(kv_check::judge::judge(history, &plan).map_err(Broke::history)?.ruling)
+}

@@ -1,0 +1,957 @@
+//! Scenarios: what a run does, as data that people read and write. A file is read strictly: an unknown key, a wrong word or a
+//! setting that its fault does not take is an error that names the line and what was probably meant.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kv_lab::workload::Kind;
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+/// Words that are this alike are probably meant.
+const ALIKE: f64 = 0.75;
+/// Faults of one scenario at most, each repetition counted.
+const MAX_REPEATS: u32 = 100;
+
+/// The scenarios that come with the program: name and text.
+pub const BUILT_IN: [(&str, &str); 21] = [
+    ("majority-cut", include_str!("../scenarios/majority-cut.toml")),
+    ("leader-in-minority", include_str!("../scenarios/leader-in-minority.toml")),
+    ("ring", include_str!("../scenarios/ring.toml")),
+    ("bridge", include_str!("../scenarios/bridge.toml")),
+    ("one-way", include_str!("../scenarios/one-way.toml")),
+    ("isolate-each", include_str!("../scenarios/isolate-each.toml")),
+    ("flapping", include_str!("../scenarios/flapping.toml")),
+    ("slow-links", include_str!("../scenarios/slow-links.toml")),
+    ("resets", include_str!("../scenarios/resets.toml")),
+    ("kill-leader", include_str!("../scenarios/kill-leader.toml")),
+    ("kill-all", include_str!("../scenarios/kill-all.toml")),
+    ("pause-leader", include_str!("../scenarios/pause-leader.toml")),
+    ("rolling-restart", include_str!("../scenarios/rolling-restart.toml")),
+    ("lossy-disks", include_str!("../scenarios/lossy-disks.toml")),
+    ("clocks", include_str!("../scenarios/clocks.toml")),
+    ("full-disk", include_str!("../scenarios/full-disk.toml")),
+    ("empty-disk", include_str!("../scenarios/empty-disk.toml")),
+    ("bit-rot", include_str!("../scenarios/bit-rot.toml")),
+    ("netns-halves", include_str!("../scenarios/netns-halves.toml")),
+    ("netns-loss", include_str!("../scenarios/netns-loss.toml")),
+    ("consistency-table", include_str!("../scenarios/consistency-table.toml")),
+];
+
+/// A scenario.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Its name: that of its file.
+    pub name: String,
+    /// Its text, as it was read.
+    pub text: String,
+    /// What it is about, in a sentence.
+    pub about: String,
+    /// Load before the first fault.
+    pub warm_up: Duration,
+    /// Load after everything was healed.
+    pub after: Duration,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The namespaces.
+    pub namespaces: Vec<Namespace>,
+    /// What clients do.
+    pub workloads: Vec<Workload>,
+    /// What breaks.
+    pub faults: Vec<Fault>,
+    /// What must have happened, and what must come out.
+    pub expect: Expect,
+}
+
+/// A scenario file that cannot be used: where, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The file.
+    pub file: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong, and what was probably meant.
+    pub message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file, self.line, self.message)
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+/// A length of time with its unit: `8s`, `500ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Span(Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        humantime::parse_duration(&text)
+            .map(Self)
+            .map_err(|why| format!("{text:?} is no time: {why}; write it like \"8s\" or \"500ms\""))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    about: String,
+    warm_up: Option<Span>,
+    after: Option<Span>,
+    #[serde(default)]
+    cluster: Cluster,
+    #[serde(default)]
+    namespace: Vec<Spanned<Namespace>>,
+    #[serde(default)]
+    workload: Vec<Spanned<WorkloadEntry>>,
+    #[serde(default)]
+    fault: Vec<Spanned<FaultEntry>>,
+    #[serde(default)]
+    expect: Expect,
+}
+
+/// `[cluster]`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// How many nodes.
+    pub nodes: u64,
+    /// Which server.
+    pub server: Server,
+    /// Where faults of the network are made.
+    pub plane: Plane,
+    /// Tables of the nodes' configuration: small limits make rare paths common.
+    pub settings: toml::Table,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { nodes: 5, server: Server::Kvd, plane: Plane::Proxy, settings: toml::Table::new() }
+    }
+}
+
+/// Which server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Server {
+    /// As it is shipped.
+    Kvd,
+    /// On a disk and a clock that can be broken.
+    KvdFaulty,
+}
+
+/// Where faults of the network are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Plane {
+    /// Proxies; no root needed.
+    Proxy,
+    /// Network namespaces and a packet filter; needs root.
+    Netns,
+}
+
+/// `[[namespace]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its mode.
+    pub mode: Mode,
+    /// Available: replicas.
+    #[serde(default = "three")]
+    pub n: u8,
+    /// Available: replicas that a read waits for.
+    #[serde(default = "two")]
+    pub r: u8,
+    /// Available: replicas that a write waits for.
+    #[serde(default = "two")]
+    pub w: u8,
+    /// Available: whether fallbacks count.
+    #[serde(default = "yes")]
+    pub sloppy: bool,
+    /// Stale reads.
+    #[serde(default)]
+    pub stale: Stale,
+    /// Whether acknowledged writes may be lost: with W=1, when a disk goes.
+    #[serde(default)]
+    pub may_lose: bool,
+}
+
+fn three() -> u8 {
+    3
+}
+
+fn two() -> u8 {
+    2
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A side of CAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Linearizable; refuses in a minority.
+    Strong,
+    /// Answers everywhere; keeps conflicts.
+    Available,
+}
+
+/// What is expected of the reads of an available namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stale {
+    /// They may be stale.
+    #[default]
+    Allowed,
+    /// None may be.
+    Forbidden,
+    /// At least one must be: this proves the meter.
+    Required,
+}
+
+impl Stale {
+    /// As the judge wants it.
+    pub fn expectation(self) -> Option<bool> {
+        match self {
+            Self::Allowed => None,
+            Self::Forbidden => Some(false),
+            Self::Required => Some(true),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WorkloadEntry {
+    namespace: String,
+    kind: Kind,
+    rate: Option<u32>,
+    clients: Option<u32>,
+    keys: Option<usize>,
+    attempts: Option<u32>,
+    deadline: Option<Span>,
+}
+
+/// `[[workload]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workload {
+    /// The namespace.
+    pub namespace: String,
+    /// What clients do.
+    pub kind: Kind,
+    /// Operations a second at every node, in an open loop.
+    pub rate: u32,
+    /// Closed-loop clients at every node.
+    pub clients: u32,
+    /// Hot keys.
+    pub keys: usize,
+    /// Attempts of the client library in one operation.
+    pub attempts: u32,
+    /// Deadline of one operation.
+    pub deadline: Duration,
+}
+
+impl Workload {
+    /// What the keys of its kind begin with.
+    pub fn kind_initial(&self) -> &'static str {
+        Kind::ALL
+            .iter()
+            .find(|(kind, _)| *kind == self.kind)
+            .and_then(|(_, name)| name.get(..1))
+            .unwrap_or("k")
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FaultEntry {
+    kind: Spanned<Word>,
+    at: Option<Span>,
+    #[serde(rename = "for")]
+    lasts: Option<Span>,
+    every: Option<Span>,
+    repeat: Option<u32>,
+    target: Option<Role>,
+    shape: Option<Shape>,
+    ms: Option<u64>,
+    jitter_ms: Option<u64>,
+    bytes: Option<u64>,
+    percent: Option<u8>,
+    by: Option<String>,
+    rate: Option<f64>,
+}
+
+/// A kind of fault as files name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Word {
+    Partition,
+    Flapping,
+    Delay,
+    Slow,
+    Reset,
+    Loss,
+    Kill,
+    KillAll,
+    Pause,
+    RollingRestart,
+    RestartEmpty,
+    LossyKill,
+    FailSync,
+    DiskFull,
+    ClockJump,
+    ClockDrift,
+    BitFlip,
+}
+
+/// `[[fault]]`: what breaks, when, and whom it hits. One that repeats stands here once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// What breaks.
+    pub kind: FaultKind,
+    /// When, from the end of the warm-up.
+    pub at: Duration,
+    /// For how long.
+    pub lasts: Duration,
+    /// How often; at least once.
+    pub repeat: u32,
+    /// From one beginning to the next.
+    pub every: Duration,
+    /// Whom.
+    pub target: Role,
+    /// On and off within it; for a partition that flaps.
+    pub flap: Option<Duration>,
+    /// One node after the other, each for a part of the time; for a rolling restart.
+    pub rolling: bool,
+}
+
+/// What breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// The network, in two or more parts.
+    Partition {
+        /// Which.
+        shape: Shape,
+    },
+    /// Links of the target are late.
+    Delay {
+        /// By so many milliseconds,
+        ms: u64,
+        /// give or take.
+        jitter_ms: u64,
+    },
+    /// Links of the target are narrow.
+    Slow {
+        /// So many bytes a second.
+        bytes: u64,
+    },
+    /// Connections of the target are reset.
+    Reset,
+    /// Packets of the target are lost.
+    Loss {
+        /// So many of a hundred.
+        percent: u8,
+    },
+    /// `SIGKILL`, and a restart at the end.
+    Kill,
+    /// `SIGSTOP`, and `SIGCONT` at the end.
+    Pause,
+    /// Killed; at the end it starts with an empty disk.
+    RestartEmpty,
+    /// Killed like a power failure: what was not synced is gone.
+    LossyKill,
+    /// Its disk fails to sync; the node must stop, and is started at the end.
+    FailSync,
+    /// Its disk takes so many bytes more, until the end.
+    DiskFull {
+        /// So many.
+        bytes: u64,
+    },
+    /// Its wall clock jumps, and back at the end.
+    ClockJump {
+        /// So many milliseconds, forwards or backwards.
+        by_ms: i64,
+    },
+    /// Its wall clock runs at another rate, until the end.
+    ClockDrift {
+        /// 1 is right.
+        rate: f64,
+    },
+    /// Killed; a bit of its log is flipped; started at the end, with an empty disk if it refuses the damaged one.
+    BitFlip,
+}
+
+impl FaultKind {
+    /// Its name in files and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Partition { .. } => "partition",
+            Self::Delay { .. } => "delay",
+            Self::Slow { .. } => "slow",
+            Self::Reset => "reset",
+            Self::Loss { .. } => "loss",
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::RestartEmpty => "restart-empty",
+            Self::LossyKill => "lossy-kill",
+            Self::FailSync => "fail-sync",
+            Self::DiskFull { .. } => "disk-full",
+            Self::ClockJump { .. } => "clock-jump",
+            Self::ClockDrift { .. } => "clock-drift",
+            Self::BitFlip => "bit-flip",
+        }
+    }
+
+    /// Whether it is a state of links.
+    pub fn of_links(self) -> bool {
+        matches!(
+            self,
+            Self::Partition { .. } | Self::Delay { .. } | Self::Slow { .. } | Self::Reset | Self::Loss { .. }
+        )
+    }
+
+    /// Whether it needs the server whose disk and clock can be broken.
+    pub fn needs_faulty(self) -> bool {
+        matches!(
+            self,
+            Self::LossyKill
+                | Self::FailSync
+                | Self::DiskFull { .. }
+                | Self::ClockJump { .. }
+                | Self::ClockDrift { .. }
+        )
+    }
+}
+
+/// How a network is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// Two halves at random.
+    Halves,
+    /// The leader in the smaller half.
+    LeaderInMinority,
+    /// The leader in the larger half.
+    LeaderInMajority,
+    /// Everybody sees a majority, and no two the same.
+    MajoritiesRing,
+    /// Two halves, and one node that both see: the target.
+    Bridge,
+    /// Nothing that the target sends arrives.
+    OneWay,
+    /// The target alone.
+    Isolate,
+    /// Everybody alone.
+    Shatter,
+}
+
+/// Whom a fault hits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Role {
+    /// The leader of the strong namespaces.
+    Leader,
+    /// Somebody else.
+    Follower,
+    /// The first primary of a hot key of an available namespace.
+    Coordinator,
+    /// Whoever holds the most hints.
+    HintHolder,
+    /// Anybody.
+    Random,
+    /// Everybody.
+    All,
+    /// A majority, with the leader.
+    MajorityWithLeader,
+    /// A minority, with the leader.
+    MinorityWithLeader,
+    /// This node.
+    Node(u64),
+}
+
+const ROLES: [(Role, &str); 8] = [
+    (Role::Leader, "leader"),
+    (Role::Follower, "follower"),
+    (Role::Coordinator, "coordinator"),
+    (Role::HintHolder, "hint-holder"),
+    (Role::Random, "random"),
+    (Role::All, "all"),
+    (Role::MajorityWithLeader, "majority-with-leader"),
+    (Role::MinorityWithLeader, "minority-with-leader"),
+];
+
+impl TryFrom<String> for Role {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if let Some((role, _)) = ROLES.iter().find(|(_, name)| *name == text) {
+            return Ok(*role);
+        }
+        let node = text.strip_prefix('n').and_then(|number| number.parse().ok());
+        node.map(Self::Node).ok_or_else(|| {
+            let names: Vec<_> = ROLES.iter().map(|(_, name)| format!("`{name}`")).collect();
+            format!("unknown target `{text}`, expected a node such as `n1` or one of {}", names.join(", "))
+        })
+    }
+}
+
+impl From<Role> for String {
+    fn from(role: Role) -> Self {
+        role.to_string()
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "n{node}"),
+            role => f.write_str(ROLES.iter().find(|(other, _)| other == role).map_or("", |(_, name)| name)),
+        }
+    }
+}
+
+/// `[expect]`: what must have happened for the run to count, and what must come out.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Expect {
+    /// Seconds during which some node that ran had no majority in sight.
+    pub minority_s: f64,
+    /// Seconds during which no majority was anywhere.
+    pub no_quorum_s: f64,
+    /// Elections after the first.
+    pub elections: u64,
+    /// Operations of unknown outcome.
+    pub unknown: u64,
+    /// Keys with mutations that overlap in time.
+    pub concurrent_keys: u64,
+    /// Faults that were proven; all of the scenario's when left out.
+    pub faults: Option<u64>,
+    /// Operations of every namespace that were answered.
+    pub answered: u64,
+    /// From healing until every node serves again.
+    pub recovery_ms_max: u64,
+    /// From healing until all replicas are equal.
+    pub convergence_ms_max: u64,
+    /// Part of the operations that available namespaces must answer during partitions, from 0 to 1.
+    pub availability_min: Option<f64>,
+    /// Nodes that may end by themselves, as a fault makes them: a disk that fails.
+    pub ends: bool,
+}
+
+impl Default for Expect {
+    fn default() -> Self {
+        Self {
+            minority_s: 0.0,
+            no_quorum_s: 0.0,
+            elections: 0,
+            unknown: 0,
+            concurrent_keys: 1,
+            faults: None,
+            answered: 100,
+            recovery_ms_max: 3_000,
+            convergence_ms_max: 10_000,
+            availability_min: None,
+            ends: false,
+        }
+    }
+}
+
+impl Scenario {
+    /// Finds a scenario: a file, or the name of one that comes with the program.
+    pub fn find(what: &str) -> Result<Self, Mistake> {
+        let path = Path::new(what);
+        if path.extension().is_some() || path.components().count() > 1 {
+            return Self::load(path);
+        }
+        match BUILT_IN.iter().find(|(name, _)| *name == what) {
+            Some((name, text)) => Self::parse(name, &format!("{name}.toml"), text),
+            None => {
+                let names = BUILT_IN.map(|(name, _)| name);
+                let hint =
+                    alike(what, &names).map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+                let message = format!(
+                    "there is no such scenario{hint} `jepsen-tests list` shows them; a file ends in .toml"
+                );
+                Err(Mistake { file: what.to_owned(), line: 1, message })
+            }
+        }
+    }
+
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Self, Mistake> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| Mistake {
+            file: file.clone(),
+            line: 1,
+            message: format!("cannot be read: {error}"),
+        })?;
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        // The copy in a run's folder is called config.toml and says on its first line whose it is.
+        let named = text.lines().next().and_then(|line| line.strip_prefix("# scenario: ")).map(str::to_owned);
+        Self::parse(&named.or(stem).unwrap_or_default(), &file, &text)
+    }
+
+    /// Reads a text. `file` is what errors call it.
+    pub fn parse(name: &str, file: &str, text: &str) -> Result<Self, Mistake> {
+        let line = |at: usize| text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+        let mistake = |at: usize, message: String| Mistake { file: file.to_owned(), line: line(at), message };
+        let parsed: File = toml::from_str(text).map_err(|error| {
+            mistake(error.span().map_or(0, |span| span.start), with_suggestion(error.message()))
+        })?;
+        if !(1..=9).contains(&parsed.cluster.nodes) {
+            return Err(mistake(0, format!("a cluster has 1 to 9 nodes, not {}", parsed.cluster.nodes)));
+        }
+        let mut names = BTreeSet::new();
+        for namespace in &parsed.namespace {
+            let (at, namespace) = (namespace.span().start, namespace.get_ref());
+            if !names.insert(namespace.name.clone()) {
+                return Err(mistake(at, format!("there are two namespaces {:?}", namespace.name)));
+            }
+            let (n, nodes) = (namespace.n, parsed.cluster.nodes);
+            if namespace.mode == Mode::Available
+                && (u64::from(n) > nodes || namespace.r > n || namespace.w > n)
+            {
+                let message =
+                    format!("{:?}: R and W are at most N, and N at most {nodes} nodes", namespace.name);
+                return Err(mistake(at, message));
+            }
+        }
+        let namespaces: Vec<Namespace> = parsed.namespace.into_iter().map(Spanned::into_inner).collect();
+        let mut workloads = Vec::new();
+        for entry in parsed.workload {
+            let at = entry.span().start;
+            workloads
+                .push(workload(entry.into_inner(), &namespaces).map_err(|message| mistake(at, message))?);
+        }
+        for namespace in &namespaces {
+            let mine = workloads.iter().filter(|load: &&Workload| load.namespace == namespace.name);
+            let kinds: Vec<_> = mine.map(|load| judged(load.kind)).collect();
+            if kinds.is_empty() || kinds.windows(2).any(|pair| pair.first() != pair.last()) {
+                let message = format!("{:?} needs workloads, all judged alike", namespace.name);
+                return Err(mistake(0, message));
+            }
+        }
+        if workloads.is_empty() {
+            return Err(mistake(0, "a scenario without a [[workload]] shows nothing".into()));
+        }
+        let mut faults = Vec::new();
+        for entry in parsed.fault {
+            let at = entry.span().start;
+            faults.push(fault(entry.into_inner(), &parsed.cluster).map_err(|message| mistake(at, message))?);
+        }
+        let after = |span: Option<Span>, default| span.map_or(default, |span| span.0);
+        Ok(Self {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            about: parsed.about,
+            warm_up: after(parsed.warm_up, Duration::from_secs(2)),
+            after: after(parsed.after, Duration::from_secs(4)),
+            cluster: parsed.cluster,
+            namespaces,
+            workloads,
+            faults,
+            expect: parsed.expect,
+        })
+    }
+
+    /// Where its runs go when nothing else is said.
+    pub fn default_out(&self, seed: u64) -> PathBuf {
+        PathBuf::from("target/jepsen").join(&self.name).join(seed.to_string())
+    }
+}
+
+/// What judges a kind of workload.
+pub fn judged(kind: Kind) -> kv_check::judge::Workload {
+    use kv_check::judge::Workload;
+    match kind {
+        Kind::CasRegister | Kind::Register => Workload::Register,
+        Kind::Set => Workload::Set,
+        Kind::Counter => Workload::Counter,
+        Kind::Append => Workload::Append,
+        Kind::Siblings | Kind::Blind => Workload::Siblings,
+    }
+}
+
+fn workload(entry: WorkloadEntry, namespaces: &[Namespace]) -> Result<Workload, String> {
+    let Some(namespace) = namespaces.iter().find(|namespace| namespace.name == entry.namespace) else {
+        let names: Vec<&str> = namespaces.iter().map(|namespace| namespace.name.as_str()).collect();
+        let hint = alike(&entry.namespace, &names)
+            .map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+        return Err(format!("there is no namespace {:?}{hint}", entry.namespace));
+    };
+    let strong = namespace.mode == Mode::Strong;
+    if entry.kind.strong() != strong {
+        let fits: Vec<_> =
+            Kind::ALL.iter().filter(|(kind, _)| kind.strong() == strong).map(|(_, name)| *name).collect();
+        let mode = if strong { "strong" } else { "available" };
+        return Err(format!("{:?} is {mode}, whose kinds are {}", namespace.name, fits.join(", ")));
+    }
+    let clients = entry.clients.unwrap_or(0);
+    let rate = entry.rate.unwrap_or(if clients > 0 { 0 } else { 10 });
+    if rate == 0 && clients == 0 {
+        return Err("neither a rate nor clients: nobody does anything".into());
+    }
+    if !(1..=5).contains(&entry.attempts.unwrap_or(1)) {
+        return Err("attempts are 1 to 5".into());
+    }
+    Ok(Workload {
+        namespace: entry.namespace,
+        kind: entry.kind,
+        rate,
+        clients,
+        keys: entry.keys.unwrap_or(3).clamp(1, 100),
+        attempts: entry.attempts.unwrap_or(1),
+        deadline: entry.deadline.map_or(Duration::from_secs(1), |span| span.0),
+    })
+}
+
+fn fault(entry: FaultEntry, cluster: &Cluster) -> Result<Fault, String> {
+    let word = *entry.kind.get_ref();
+    let name = format!("{word:?}");
+    let mut given: Vec<&str> = Vec::new();
+    let mut note = |is: bool, key| is.then(|| given.push(key));
+    note(entry.shape.is_some(), "shape");
+    note(entry.ms.is_some(), "ms");
+    note(entry.jitter_ms.is_some(), "jitter_ms");
+    note(entry.bytes.is_some(), "bytes");
+    note(entry.percent.is_some(), "percent");
+    note(entry.by.is_some(), "by");
+    note(entry.rate.is_some(), "rate");
+    let takes: &[&str] = match word {
+        Word::Partition | Word::Flapping => &["shape"],
+        Word::Delay => &["ms", "jitter_ms"],
+        Word::Slow | Word::DiskFull => &["bytes"],
+        Word::Loss => &["percent"],
+        Word::ClockJump => &["by"],
+        Word::ClockDrift => &["rate"],
+        _ => &[],
+    };
+    if let Some(key) = given.iter().find(|key| !takes.contains(key)) {
+        let takes = if takes.is_empty() { "nothing of its own".into() } else { takes.join(", ") };
+        return Err(format!("{name} does not take `{key}`: it takes {takes}"));
+    }
+    let shape = entry.shape.unwrap_or(Shape::Halves);
+    let kind = match word {
+        Word::Partition | Word::Flapping => FaultKind::Partition { shape },
+        Word::Delay => {
+            FaultKind::Delay { ms: entry.ms.unwrap_or(100), jitter_ms: entry.jitter_ms.unwrap_or(50) }
+        }
+        Word::Slow => FaultKind::Slow { bytes: entry.bytes.unwrap_or(50_000).max(1) },
+        Word::Reset => FaultKind::Reset,
+        Word::Loss => FaultKind::Loss { percent: entry.percent.unwrap_or(20) },
+        Word::Kill | Word::KillAll | Word::RollingRestart => FaultKind::Kill,
+        Word::Pause => FaultKind::Pause,
+        Word::RestartEmpty => FaultKind::RestartEmpty,
+        Word::LossyKill => FaultKind::LossyKill,
+        Word::FailSync => FaultKind::FailSync,
+        Word::DiskFull => FaultKind::DiskFull { bytes: entry.bytes.unwrap_or(0) },
+        Word::ClockJump => FaultKind::ClockJump { by_ms: signed_ms(entry.by.as_deref().unwrap_or("1h"))? },
+        Word::ClockDrift => {
+            let rate = entry.rate.unwrap_or(1.5);
+            if !(0.1..=10.0).contains(&rate) {
+                return Err("a clock runs at a rate of 0.1 to 10".into());
+            }
+            FaultKind::ClockDrift { rate }
+        }
+        Word::BitFlip => FaultKind::BitFlip,
+    };
+    if kind.needs_faulty() && cluster.server != Server::KvdFaulty {
+        return Err(format!("{name} needs server = \"kvd-faulty\" in [cluster]"));
+    }
+    let packets = matches!(kind, FaultKind::Loss { .. });
+    let connections = matches!(kind, FaultKind::Delay { .. } | FaultKind::Slow { .. } | FaultKind::Reset);
+    if packets && cluster.plane != Plane::Netns || connections && cluster.plane == Plane::Netns {
+        let plane = if packets { "netns" } else { "proxy" };
+        return Err(format!("{name} needs plane = \"{plane}\" in [cluster]"));
+    }
+    if let Some(Role::Node(node)) = entry.target
+        && !(1..=cluster.nodes).contains(&node)
+    {
+        return Err(format!("there is no node n{node}, only n1 to n{}", cluster.nodes));
+    }
+    let target = match word {
+        Word::KillAll | Word::RollingRestart => Role::All,
+        Word::Delay | Word::Slow | Word::Loss => entry.target.unwrap_or(Role::All),
+        _ => entry.target.unwrap_or(Role::Random),
+    };
+    let repeat = entry.repeat.unwrap_or(1);
+    if !(1..=MAX_REPEATS).contains(&repeat) {
+        return Err(format!("a fault happens 1 to {MAX_REPEATS} times, not {repeat}"));
+    }
+    let lasts = entry.lasts.map_or(Duration::from_secs(3), |span| span.0);
+    if lasts.is_zero() {
+        return Err("a fault that lasts no time proves nothing".into());
+    }
+    let flap = match word {
+        Word::Flapping => Some(entry.every.map_or(Duration::from_secs(1), |span| span.0)),
+        _ => None,
+    };
+    let every = match flap {
+        Some(_) => lasts + Duration::from_secs(1),
+        None => entry.every.map_or(lasts * 2, |span| span.0),
+    };
+    if repeat > 1 && every < lasts {
+        return Err("the next one begins before this one ends: `every` is shorter than `for`".into());
+    }
+    if every.is_zero() || flap.is_some_and(|flap| flap < Duration::from_millis(500)) {
+        return Err("`every` is too short: a cut takes a moment to be proven".into());
+    }
+    let at = entry.at.map_or(Duration::ZERO, |span| span.0);
+    Ok(Fault { kind, at, lasts, repeat, every, target, flap, rolling: word == Word::RollingRestart })
+}
+
+/// A length of time with a sign: `1h`, `-30s`.
+fn signed_ms(text: &str) -> Result<i64, String> {
+    let (sign, length) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
+    let span = Span::try_from(length.to_owned())?;
+    Ok(sign * i64::try_from(span.0.as_millis()).map_err(|_| format!("{text:?} is too long"))?)
+}
+
+/// Adds what was probably meant to an error about an unknown word, which lists the known ones.
+fn with_suggestion(message: &str) -> String {
+    let mut words = message.split('`').skip(1).step_by(2);
+    let Some(wrong) = words.next().filter(|_| message.contains("unknown")) else { return message.to_owned() };
+    let known: Vec<&str> = words.collect();
+    match alike(wrong, &known) {
+        Some(near) => format!("{message}; did you mean `{near}`?"),
+        None => message.to_owned(),
+    }
+}
+
+/// The word that is most like this one, if it is like it at all.
+pub fn alike<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let scored = known.iter().map(|other| (strsim::jaro_winkler(word, other), *other));
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 >= ALIKE).then_some(best.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"about = "small"
+[[namespace]]
+name = "bank"
+mode = "strong"
+[[workload]]
+namespace = "bank"
+kind = "cas-register"
+[[fault]]
+at = "1s"
+for = "2s"
+kind = "partition"
+shape = "leader-in-minority"
+"#;
+
+    fn parse(text: &str) -> Result<Scenario, Mistake> {
+        Scenario::parse("small", "small.toml", text)
+    }
+
+    fn refused(from: &str, to: &str) -> Mistake {
+        assert!(SMALL.contains(from), "{from}");
+        parse(&SMALL.replacen(from, to, 1)).unwrap_err()
+    }
+
+    #[test]
+    fn a_short_file_is_a_whole_scenario() {
+        let scenario = parse(SMALL).unwrap();
+        assert_eq!((scenario.cluster.nodes, scenario.expect.recovery_ms_max), (5, 3000));
+        let [fault] = scenario.faults.as_slice() else { panic!("{scenario:?}") };
+        assert_eq!(fault.kind, FaultKind::Partition { shape: Shape::LeaderInMinority });
+        assert_eq!(
+            (fault.at, fault.lasts, fault.repeat),
+            (Duration::from_secs(1), Duration::from_secs(2), 1)
+        );
+        assert_eq!(scenario.workloads[0].rate, 10);
+    }
+
+    #[test]
+    fn mistakes_name_their_line_and_what_was_meant() {
+        for (from, to, line, words) in [
+            ("kind = \"partition\"", "knd = \"partition\"", 11, "did you mean `kind`"),
+            ("\"partition\"", "\"partitoin\"", 11, "did you mean `partition`"),
+            ("\"leader-in-minority\"", "\"leader-in-minorty\"", 12, "did you mean `leader-in-minority`"),
+            ("shape = \"leader-in-minority\"", "target = \"leadr\"", 12, "leader"),
+            ("[[workload]]", "[[wrkload]]", 5, "did you mean `workload`"),
+            ("namespace = \"bank\"", "namespace = \"bnak\"", 5, "did you mean \"bank\""),
+            ("\"cas-register\"", "\"siblings\"", 5, "strong, whose kinds are cas-register"),
+            ("for = \"2s\"", "for = \"2\"", 10, "500ms"),
+            ("for = \"2s\"", "for = \"0s\"", 8, "proves nothing"),
+            ("kind = \"partition\"", "kind = \"kill\"", 8, "does not take `shape`"),
+            ("mode = \"strong\"", "mode = \"strong\"\nr = 300", 5, "300"),
+            ("shape = \"leader-in-minority\"", "target = \"n9\"", 8, "only n1 to n5"),
+        ] {
+            let mistake = refused(from, to);
+            assert_eq!(mistake.line, line, "{to}: {mistake}");
+            assert!(mistake.to_string().contains(words), "{to}: {mistake}");
+            assert!(mistake.to_string().starts_with("small.toml:"), "{mistake}");
+        }
+    }
+
+    #[test]
+    fn faults_are_refused_where_they_cannot_be_made() {
+        let only = |fault: &str| SMALL.split("[[fault]]").next().unwrap().to_owned() + "[[fault]]\n" + fault;
+        for (fault, words) in [
+            ("kind = \"lossy-kill\"", "kvd-faulty"),
+            ("kind = \"loss\"", "netns"),
+            ("kind = \"clock-drift\"\nrate = 50.0", "rate of"),
+            ("kind = \"kill\"\nrepeat = 3\nfor = \"3s\"\nevery = \"1s\"", "shorter"),
+            ("kind = \"kill\"\nrepeat = 0", "1 to 100"),
+        ] {
+            let error = parse(&only(fault)).unwrap_err();
+            assert!(error.message.contains(words), "{fault}: {error}");
+        }
+        assert!(parse(&only("kind = \"pause\"\ntarget = \"leader\"")).is_ok());
+    }
+
+    #[test]
+    fn nothing_to_do_is_refused() {
+        assert!(parse("about = \"x\"").unwrap_err().message.contains("workload"));
+        let idle = SMALL.replace("kind = \"cas-register\"", "kind = \"cas-register\"\nrate = 0");
+        assert!(parse(&idle).unwrap_err().message.contains("nobody does anything"));
+        let lonely =
+            SMALL.replace("[[workload]]", "[[namespace]]\nname = \"x\"\nmode = \"strong\"\n[[workload]]");
+        assert!(parse(&lonely).unwrap_err().message.contains("needs workloads"));
+    }
+
+    #[test]
+    fn the_scenarios_that_come_along_are_those_in_the_folder_and_all_are_good() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut files: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+            .collect();
+        files.sort();
+        let mut names = BUILT_IN.map(|(name, _)| name.to_owned()).to_vec();
+        names.sort();
+        assert_eq!(files, names);
+        for (name, text) in BUILT_IN {
+            let scenario = Scenario::find(name).unwrap_or_else(|mistake| panic!("{mistake}"));
+            assert!(!scenario.faults.is_empty() && !scenario.about.is_empty(), "{name}");
+            assert!(text.lines().count() < 100, "{name} is to stay readable");
+        }
+        assert!(Scenario::find("majorty-cut").unwrap_err().message.contains("majority-cut"));
+    }
+
+    #[test]
+    fn roles_survive_their_names() {
+        for (role, name) in ROLES {
+            assert_eq!(Role::try_from(name.to_owned()).unwrap(), role);
+            assert_eq!(role.to_string(), name);
+        }
+        assert_eq!(Role::try_from("n3".to_owned()).unwrap(), Role::Node(3));
+        assert_eq!((signed_ms("-30s").unwrap(), signed_ms("1h").unwrap()), (-30_000, 3_600_000));
+    }
+}

@@ -1,0 +1,565 @@
+//! What a run means: the judgement of its history, the promises that no history shows (recovery, convergence, nodes that stay
+//! up), the coverage that makes it count, and the report that says all of it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
+
+use kv_check::judge::{self, Expectation, Judgement, NamespacePlan, Plan, Property, Quantities, Ruling};
+use kv_check::service::{self, Window};
+use kv_check::{Operation, operation};
+use kv_lab::report::{self, Coverage, Report};
+use kv_lab::workload::{CONTENDED, NO_KNOWLEDGE};
+use kv_types::NodeId;
+use serde::{Deserialize, Serialize};
+
+use crate::Broke;
+use crate::coverage::Covered;
+use crate::nemesis::{Done, State};
+use crate::run::{Marks, Recorded, RunOptions};
+use crate::scenario::{Mode, Namespace, Scenario, judged};
+
+/// Answers in a row that mean *serves again*.
+const STREAK: usize = 5;
+/// Answered operations below which nothing was shown about a namespace.
+const ENOUGH: u64 = 20;
+/// Log lines of each node beside a failing part.
+const LOG_LINES: usize = 12;
+/// How far around a failing part log lines are taken.
+const LOG_AROUND: Duration = Duration::from_millis(500);
+/// Part of all operations that may not have been begun because too many were open.
+const SHED: f64 = 0.01;
+/// A machine that took so many milliseconds to sync a page, or to run a task that was due, explains silence of its nodes.
+const STOOD_STILL_MS: f64 = 250.0;
+/// What a node writes when it breaks its own rules.
+const PANIC: &str = "panicked at";
+
+/// A run, judged.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    /// The figures: `summary.json`.
+    pub summary: Summary,
+    /// The page.
+    pub report: Report,
+    /// The logs of the nodes.
+    pub logs: BTreeMap<NodeId, std::path::PathBuf>,
+}
+
+/// `summary.json`: a run in figures.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Summary {
+    /// The name of the scenario.
+    pub scenario: String,
+    /// The seed.
+    pub seed: u64,
+    /// The verdict.
+    pub ruling: Ruling,
+    /// Why it is not *valid*.
+    pub reasons: Vec<String>,
+    /// The one command that runs the same again.
+    pub replay: String,
+    /// The commit that was tested.
+    pub commit: String,
+    /// Seconds that the run took.
+    pub seconds: f64,
+    /// Seconds that judging took.
+    pub judged_in_seconds: f64,
+    /// Events in the history.
+    pub events: u64,
+    /// What happened.
+    pub covered: Covered,
+    /// Compared with what the scenario demands.
+    pub coverage: Vec<Coverage>,
+    /// What was judged.
+    pub properties: Vec<Property>,
+    /// What was measured, by namespace.
+    pub quantities: BTreeMap<String, Quantities>,
+    /// The faults.
+    pub faults: Vec<Done>,
+    /// The moments.
+    pub marks: Marks,
+}
+
+/// What the judge is to know of a run.
+pub fn plan(scenario: &Scenario, marks: &Marks, faults: &[Done]) -> Plan {
+    let namespaces = scenario.namespaces.iter().filter_map(|namespace| {
+        let load = scenario.workloads.iter().find(|load| load.namespace == namespace.name)?;
+        let strong = namespace.mode == Mode::Strong;
+        let expect = Expectation { lost: namespace.may_lose, stale: namespace.stale.expectation() };
+        Some((namespace.name.clone(), NamespacePlan { strong, workload: judged(load.kind), expect }))
+    });
+    Plan {
+        namespaces: namespaces.collect(),
+        windows: windows(faults),
+        healed: Some(marks.healed),
+        settled: Some(marks.settled),
+        enough: ENOUGH,
+        ..Plan::default()
+    }
+}
+
+/// The network partitions of a run, with their sides. Cuts of the same sides, as a flapping one makes, share a name.
+fn windows(faults: &[Done]) -> Vec<Window> {
+    let cuts = faults.iter().filter(|fault| !fault.sides.is_empty() && fault.proven);
+    cuts.map(|fault| Window {
+        name: fault.words.clone(),
+        from: fault.from,
+        to: fault.to,
+        sides: fault.sides.clone(),
+    })
+    .collect()
+}
+
+/// Judges a run.
+pub fn judge(
+    scenario: &Scenario,
+    options: &RunOptions,
+    recorded: Recorded,
+    took: Duration,
+) -> Result<Verdict, Broke> {
+    let begun = tokio::time::Instant::now();
+    let operations = operation::pair(&recorded.history).map_err(Broke::history)?;
+    let plan = plan(scenario, &recorded.marks, &recorded.faults);
+    let mut judgement = judge::judge(&recorded.history, &plan).map_err(Broke::history)?;
+    for namespace in &scenario.namespaces {
+        measure(namespace, scenario, &recorded, &operations, &mut judgement);
+    }
+    judgement.properties.extend(of_nodes(scenario, &recorded));
+    let covered = Covered::count(
+        &recorded.nodes,
+        &recorded.states,
+        recorded.marks.healed,
+        &recorded.faults,
+        recorded.planned,
+        recorded.seen.elections(),
+        &operations,
+    );
+    let names: Vec<&str> = scenario.namespaces.iter().map(|namespace| namespace.name.as_str()).collect();
+    let mut coverage = covered.rows(&scenario.expect, &names);
+    let most = (operations.len() as f64 * SHED) as u64;
+    coverage.push(Coverage {
+        name: "operations not begun, too many being open".into(),
+        wanted: format!("at most {most}"),
+        got: recorded.shed.to_string(),
+        enough: recorded.shed <= most,
+    });
+    let ruling = ruling(&judgement.properties, &coverage);
+    let summary = Summary {
+        scenario: scenario.name.clone(),
+        seed: options.seed,
+        ruling,
+        reasons: reasons(&judgement.properties, &coverage),
+        replay: format!("jepsen-tests replay {}", options.out.display()),
+        commit: commit(),
+        seconds: took.as_secs_f64(),
+        judged_in_seconds: begun.elapsed().as_secs_f64(),
+        events: recorded.history.len() as u64,
+        covered,
+        coverage,
+        properties: judgement.properties,
+        quantities: judgement.quantities,
+        faults: recorded.faults.clone(),
+        marks: recorded.marks.clone(),
+    };
+    let report = page(scenario, &summary, &recorded, &operations)?;
+    Ok(Verdict { summary, report, logs: recorded.logs })
+}
+
+/// The verdict: the worst of what was judged, and *unknown* at best when too little happened.
+pub fn ruling(properties: &[Property], coverage: &[Coverage]) -> Ruling {
+    let judged = properties.iter().map(|property| property.ruling).max().unwrap_or(Ruling::Unknown);
+    let enough = coverage.iter().all(|row| row.enough);
+    if enough { judged } else { judged.max(Ruling::Unknown) }
+}
+
+fn reasons(properties: &[Property], coverage: &[Coverage]) -> Vec<String> {
+    let mut reasons: Vec<String> = properties
+        .iter()
+        .filter(|property| property.ruling != Ruling::Valid)
+        .map(|property| {
+            format!("{} {}: {} ({})", property.ns, property.name, property.ruling, property.detail)
+        })
+        .map(|reason| reason.trim_start().to_owned())
+        .collect();
+    let missing = coverage.iter().filter(|row| !row.enough);
+    reasons.extend(missing.map(|row| format!("{}: wanted {}, got {}", row.name, row.wanted, row.got)));
+    reasons
+}
+
+/// Adds what needs the run's moments: recovery, convergence, availability while the network was cut.
+fn measure(
+    namespace: &Namespace,
+    scenario: &Scenario,
+    recorded: &Recorded,
+    operations: &[Operation],
+    judgement: &mut Judgement,
+) {
+    let (ns, expect, marks) = (namespace.name.as_str(), &scenario.expect, &recorded.marks);
+    let strong = namespace.mode == Mode::Strong;
+    let Some(quantities) = judgement.quantities.get_mut(ns) else { return };
+    let property = |name: &str, checker: &str, examined: usize, ruling, detail| Property {
+        name: name.to_owned(),
+        ns: ns.to_owned(),
+        checker: checker.to_owned(),
+        examined: examined as u64,
+        ruling,
+        detail,
+        evidence: None,
+    };
+    // What a promise about time is worth when it was not kept: nothing is known if the machine itself stood still.
+    let too_late = |from, to| {
+        let slowest = recorded.seen.slowest(from, to);
+        match slowest > STOOD_STILL_MS {
+            true => (Ruling::Unknown, format!("; the machine itself stood still for {slowest:.0} ms")),
+            false => (Ruling::Invalid, String::new()),
+        }
+    };
+    let within = |ms: Option<u64>, most: u64| match ms.is_some_and(|ms| ms <= most) {
+        true => (Ruling::Valid, String::new()),
+        false => too_late(marks.healed, marks.settled),
+    };
+
+    // An available namespace rests until its replicas are equal, so it is measured from where it is used again.
+    let from = if strong { marks.healed } else { marks.resumed };
+    let recovered = recovery(operations, ns, &recorded.nodes, from);
+    let asked = operations.iter().filter(|op| op.ns == ns && op.call >= from).count();
+    quantities.recovery_ns = recovered;
+    let ms = recovered.map(milliseconds);
+    let (ruling, why) = match asked < STREAK * recorded.nodes.len() {
+        true => (Ruling::Unknown, String::new()),
+        false => within(ms, expect.recovery_ms_max),
+    };
+    let detail = match ms {
+        Some(ms) => {
+            format!("every node serves {ms} ms after healing; at most {} ms{why}", expect.recovery_ms_max)
+        }
+        None => format!("some node never gave {STREAK} answers in a row{why}"),
+    };
+    judgement.properties.push(property("every node serves again", "answers in a row", asked, ruling, detail));
+    if strong {
+        return;
+    }
+
+    let converged =
+        marks.converged.get(ns).copied().flatten().map(|moment| moment.saturating_sub(marks.healed));
+    quantities.convergence_ns = converged;
+    let ms = converged.map(milliseconds);
+    let (ruling, why) = match ms {
+        Some(_) => within(ms, expect.convergence_ms_max),
+        None => (Ruling::Invalid, String::new()), // thirty seconds are enough for any machine
+    };
+    let detail = match ms {
+        Some(ms) => format!(
+            "all replicas equal, no hints left, {ms} ms after healing; at most {} ms{why}",
+            expect.convergence_ms_max
+        ),
+        None => {
+            format!("it never came: {}", marks.unequal.get(ns).map_or("nobody knows why", String::as_str))
+        }
+    };
+    judgement.properties.push(property(
+        "replicas converge",
+        "digests",
+        usize::from(namespace.n),
+        ruling,
+        detail,
+    ));
+
+    if let Some(least) = expect.availability_min {
+        let (answered, asked) = quantities.served.iter().fold((0, 0), |(answered, asked), row| {
+            (answered + row.answered, asked + row.answered + row.refused + row.unknown)
+        });
+        let share = if asked == 0 { 0.0 } else { answered as f64 / asked as f64 };
+        let (ruling, why) = match asked {
+            0..ENOUGH => (Ruling::Unknown, String::new()),
+            _ if share >= least => (Ruling::Valid, String::new()),
+            _ => too_late(marks.faults, marks.healed),
+        };
+        let least = least * 100.0;
+        let detail =
+            format!("{answered} of {asked} answered while the network was cut; at least {least:.1} %{why}");
+        judgement.properties.push(property(
+            "available in every part",
+            "answers",
+            asked as usize,
+            ruling,
+            detail,
+        ));
+    }
+}
+
+/// From a moment to the first of some answers in a row, at the node where that took longest; none if it never came somewhere.
+fn recovery(operations: &[Operation], ns: &str, nodes: &[NodeId], from: u64) -> Option<u64> {
+    // Who lost a race, or was told truthfully that a node keeps no copy, was served.
+    let fair = |op: &&Operation| !matches!(op.err.as_deref(), Some(CONTENDED | NO_KNOWLEDGE));
+    let at = |node: &NodeId| {
+        let name = node.to_string();
+        let mine = operations.iter().filter(fair).filter(move |op| op.ns == ns && op.node == name);
+        service::recovery(mine, from, STREAK)
+    };
+    nodes.iter().map(at).try_fold(0, |most: u64, one| Some(most.max(one?)))
+}
+
+/// Promises about the nodes themselves.
+fn of_nodes(scenario: &Scenario, recorded: &Recorded) -> Vec<Property> {
+    let property = |name: &str, checker: &str, found: &[String], fine: String| Property {
+        name: name.to_owned(),
+        ns: String::new(),
+        checker: checker.to_owned(),
+        examined: recorded.nodes.len() as u64,
+        ruling: if found.is_empty() { Ruling::Valid } else { Ruling::Invalid },
+        detail: if found.is_empty() { fine } else { found.join("; ") },
+        evidence: None,
+    };
+    let panics: Vec<String> = recorded
+        .logs
+        .iter()
+        .filter_map(|(node, log)| {
+            let text = std::fs::read_to_string(log).ok()?;
+            let line = text.lines().find(|line| line.contains(PANIC))?;
+            Some(format!("{node}: {}", line.trim()))
+        })
+        .collect();
+    let (excused, unexcused): (Vec<_>, Vec<_>) = recorded
+        .broken
+        .iter()
+        .cloned()
+        .partition(|what| scenario.expect.ends && what.contains("ended by itself"));
+    let fine = match excused.len() {
+        0 => "all ran whenever no fault held them down".to_owned(),
+        count => format!("{count} ended, as this scenario lets them"),
+    };
+    let unread: Vec<String> = match recorded.unread.as_slice() {
+        [] => Vec::new(),
+        [first, ..] => vec![format!("{} final reads had no answer, such as {first}", recorded.unread.len())],
+    };
+    vec![
+        property("nodes stay up and start again", "processes", &unexcused, fine),
+        property("no panic", "logs", &panics, "no node panicked".into()),
+        property(
+            "everything can be read in the end",
+            "final reads",
+            &unread,
+            "every key at every node".into(),
+        ),
+    ]
+}
+
+fn milliseconds(ns: u64) -> u64 {
+    ns / 1_000_000
+}
+
+/// The commit of the working tree, with a mark when it was changed; empty where that is not known.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else { return String::new() };
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
+    if changed { format!("{commit} with changes") } else { commit }
+}
+
+fn page(
+    scenario: &Scenario,
+    summary: &Summary,
+    recorded: &Recorded,
+    operations: &[Operation],
+) -> Result<Report, Broke> {
+    let marks = &recorded.marks;
+    let mut page = Report {
+        title: scenario.about.trim_end_matches('.').to_owned(),
+        lead: lead(scenario),
+        scenario: summary.scenario.clone(),
+        seed: summary.seed,
+        commit: summary.commit.clone(),
+        versions: vec![
+            ("jepsen-tests".into(), env!("CARGO_PKG_VERSION").into()),
+            ("server".into(), format!("{:?}", scenario.cluster.server).to_lowercase()),
+        ],
+        replay: summary.replay.clone(),
+        ruling: summary.ruling,
+        reasons: summary.reasons.clone(),
+        claims: claims(scenario),
+        non_claims: NON_CLAIMS.map(str::to_owned).to_vec(),
+        coverage: summary.coverage.clone(),
+        properties: summary.properties.clone(),
+        quantities: summary.quantities.clone(),
+        nodes: recorded.nodes.iter().map(NodeId::to_string).collect(),
+        namespaces: scenario.namespaces.iter().map(namespace_in_words).collect(),
+        from: 0,
+        to: marks.settled,
+        points: recorded.samples.iter().map(report::Point::from).collect(),
+        topology: topology(&recorded.states, marks.settled),
+        leaders: leaders(recorded),
+        faults: recorded.faults.iter().map(fault).collect(),
+        marks: moments(marks),
+        series: vec![report::Series {
+            name: "hints that wait".into(),
+            ns: String::new(),
+            words: "States of keys that some node keeps for another one that it could not reach.".into(),
+            values: recorded.seen.hints.clone(),
+        }, report::Series {
+            name: "the machine".into(),
+            ns: String::new(),
+            words: "Milliseconds that this machine took to sync a page of the harness's own: what it takes, nodes wait for too.".into(),
+            values: recorded.seen.machine.clone(),
+        }],
+        ..Report::default()
+    };
+    page.notes.push(
+        "Definitions of all quantities: the documentation of kv_check::judge and jepsen-tests/README.md."
+            .into(),
+    );
+    page.observe(operations, marks.settled).map_err(Broke::history)?;
+    page.show_failures(operations);
+    let begun = UNIX_EPOCH + Duration::from_millis(recorded.begun_wall_ms);
+    for failure in &mut page.failures {
+        for (node, log) in &recorded.logs {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            failure.add_log(&node.to_string(), &text, begun, LOG_AROUND, LOG_LINES);
+        }
+    }
+    Ok(page)
+}
+
+fn lead(scenario: &Scenario) -> String {
+    let kinds: std::collections::BTreeSet<&str> =
+        scenario.faults.iter().map(|fault| fault.kind.name()).collect();
+    let kinds: Vec<&str> = kinds.into_iter().collect();
+    format!(
+        "{} real nodes, clients pinned to each of them, and faults: {}. Every operation was recorded with its outcome - \
+         answered, not applied, unknown - and the history judged afterwards.",
+        scenario.cluster.nodes,
+        kinds.join(", "),
+    )
+}
+
+fn claims(scenario: &Scenario) -> Vec<String> {
+    let mut claims = Vec::new();
+    let has = |mode| scenario.namespaces.iter().any(|namespace| namespace.mode == mode);
+    if has(Mode::Strong) {
+        claims.push("Strong namespaces: every key is linearizable, no acknowledged write is lost, and what was reported as not applied is never seen.".into());
+    }
+    if has(Mode::Available) {
+        claims.push("Available namespaces: after healing no acknowledged write is lost, siblings show all concurrent writes, and all replicas become equal.".into());
+        if scenario.namespaces.iter().any(|namespace| namespace.may_lose) {
+            claims.push(
+                "Where a setting may lose acknowledged writes, the loss is counted, not denied.".into(),
+            );
+        }
+    }
+    claims.push(format!(
+        "After healing every node serves again within {} ms.",
+        scenario.expect.recovery_ms_max
+    ));
+    claims
+}
+
+const NON_CLAIMS: [&str; 3] = [
+    "Other faults, other loads, other moments: one run with one seed is a sample, not a proof.",
+    "Orders across keys: keys are judged one by one.",
+    "Speed: the nodes share one machine with their clients.",
+];
+
+fn namespace_in_words(namespace: &Namespace) -> report::Namespace {
+    let strong = namespace.mode == Mode::Strong;
+    let setting = match strong {
+        true => "one Raft group".to_owned(),
+        false => {
+            let quorum = if namespace.sloppy { "sloppy" } else { "strict" };
+            format!("N={} R={} W={}, {quorum}", namespace.n, namespace.r, namespace.w)
+        }
+    };
+    report::Namespace { name: namespace.name.clone(), strong, setting }
+}
+
+fn topology(states: &[State], end: u64) -> Vec<report::Topology> {
+    let span = |(at, state): (usize, &State)| {
+        let to = states.get(at + 1).map_or(end, |next| next.at);
+        let cut = state.links.list().into_iter().filter(|fault| fault.flow.blocks());
+        report::Topology {
+            from: state.at,
+            to,
+            cut: cut.map(|fault| (fault.from.to_string(), fault.to.to_string())).collect(),
+            down: state.down.iter().map(NodeId::to_string).collect(),
+        }
+    };
+    states.iter().enumerate().map(span).filter(|span| span.from < span.to).collect()
+}
+
+fn leaders(recorded: &Recorded) -> Vec<report::Leader> {
+    let seen = &recorded.seen.leaders;
+    let span = |(at, (from, node, _)): (usize, &(u64, NodeId, u64))| report::Leader {
+        ns: String::new(),
+        node: node.to_string(),
+        from: *from,
+        to: seen.get(at + 1).map_or(recorded.marks.settled, |(next, _, _)| *next),
+    };
+    seen.iter().enumerate().map(span).collect()
+}
+
+fn fault(done: &Done) -> report::Fault {
+    let kind = match done.fault.kind.name() {
+        "partition" => "network partition",
+        other => other,
+    };
+    report::Fault {
+        from: done.from,
+        to: done.to,
+        kind: kind.to_owned(),
+        what: done.words.clone(),
+        sides: done.sides.clone(),
+    }
+}
+
+fn moments(marks: &Marks) -> Vec<report::Mark> {
+    let mark = |at, what: &str, ns: &str| report::Mark { at, what: what.to_owned(), ns: ns.to_owned() };
+    let mut moments = vec![mark(marks.healed, "healed", "")];
+    for (ns, converged) in &marks.converged {
+        moments.extend(converged.map(|at| mark(at, "replicas equal", ns)));
+    }
+    moments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn property(ruling: Ruling) -> Property {
+        Property {
+            name: "linearizable".into(),
+            ns: "bank".into(),
+            checker: "wgl".into(),
+            examined: 1,
+            ruling,
+            detail: "why".into(),
+            evidence: None,
+        }
+    }
+
+    fn row(enough: bool) -> Coverage {
+        Coverage { name: "elections".into(), wanted: "1".into(), got: "0".into(), enough }
+    }
+
+    #[test]
+    fn too_little_coverage_is_unknown_and_never_hides_a_violation() {
+        use Ruling::*;
+        for (judged, enough, expected) in [
+            (Valid, true, Valid),
+            (Valid, false, Unknown),
+            (Unknown, true, Unknown),
+            (Invalid, true, Invalid),
+            (Invalid, false, Invalid),
+        ] {
+            assert_eq!(ruling(&[property(Valid), property(judged)], &[row(true), row(enough)]), expected);
+        }
+        assert_eq!(ruling(&[], &[]), Unknown, "nothing judged is nothing shown");
+    }
+
+    #[test]
+    fn reasons_name_what_is_not_valid_and_what_is_missing() {
+        let found = reasons(&[property(Ruling::Valid), property(Ruling::Invalid)], &[row(true), row(false)]);
+        assert_eq!(found, ["bank linearizable: invalid (why)", "elections: wanted 1, got 0"]);
+    }
+}

@@ -1,0 +1,116 @@
+//! The build with the seeded bugs. We are our own wrapper of the compiler: cargo calls it for members of the workspace only
+//! and gives what it makes other names, so that every dependency is shared with the ordinary build. Programs do get the same
+//! names, so these are copied away and the ordinary ones put back.
+
+use crate::cargo::{Workspace, cargo};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+/// Set for a process of ours that stands before the compiler.
+const WRAPPER: &str = "QUORATE_RUSTC_WRAPPER";
+/// What the seeded bugs are compiled under.
+const CFG: &str = "quorate_mutants";
+/// Programs that have the bugs, or choose them.
+const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
+/// Tests that catch bugs which no scenario of a few seconds does: package and name.
+const TESTS: [(&str, &str); 1] = [("kv-storage", "conformance")];
+
+/// As a wrapper: calls the compiler with the cfg. None if this process is not one.
+pub(crate) fn compiler(args: &[&str]) -> Option<Result<ExitCode, String>> {
+    std::env::var_os(WRAPPER)?;
+    let (compiler, args) = args.split_first()?;
+    let mut command = Command::new(compiler);
+    command.args(args).args(["--cfg", CFG]);
+    Some(match command.status() {
+        Ok(status) if status.success() => Ok(ExitCode::SUCCESS),
+        Ok(_) => Ok(ExitCode::FAILURE),
+        Err(error) => Err(format!("cannot run {compiler}: {error}")),
+    })
+}
+
+/// Builds everything with the bugs and says where it is.
+pub(crate) fn build() -> Result<ExitCode, String> {
+    let workspace = Workspace::load()?;
+    let folder = build_into(&workspace)?;
+    println!("{}", folder.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The folder of the programs that have the bugs.
+pub(crate) fn folder(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("mutants")
+}
+
+pub(crate) fn build_into(workspace: &Workspace) -> Result<PathBuf, String> {
+    let folder = folder(workspace);
+    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let programs = ["build", "--workspace", "--bins"];
+    run(&mut wrapped(&programs)?, "the build with seeded bugs failed")?;
+    for name in PROGRAMS {
+        let name = format!("{name}{}", std::env::consts::EXE_SUFFIX);
+        copy(&workspace.target.join("debug").join(&name), &folder.join(&name))?;
+    }
+    for (package, name) in TESTS {
+        let from = test_program(package, name)?;
+        copy(&from, &folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))?;
+    }
+    run(&mut cargo(&programs), "the ordinary programs could not be put back")?;
+    Ok(folder)
+}
+
+/// A call of cargo in which this program stands before the compiler.
+fn wrapped(args: &[&str]) -> Result<Command, String> {
+    let me = std::env::current_exe().map_err(|error| format!("cannot find this executable: {error}"))?;
+    let mut command = cargo(args);
+    command.env("RUSTC_WORKSPACE_WRAPPER", me).env(WRAPPER, "1");
+    Ok(command)
+}
+
+fn run(command: &mut Command, otherwise: &str) -> Result<(), String> {
+    let status = command.status().map_err(|error| format!("cannot run cargo: {error}"))?;
+    if status.success() { Ok(()) } else { Err(otherwise.to_owned()) }
+}
+
+/// Builds a test with the bugs; where cargo put it.
+fn test_program(package: &str, name: &str) -> Result<PathBuf, String> {
+    let mut command =
+        wrapped(&["test", "--no-run", "--package", package, "--test", name, "--message-format", "json"])?;
+    let output =
+        command.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot run cargo: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("the test {name} of {package} does not build with seeded bugs"));
+    }
+    executable(&String::from_utf8_lossy(&output.stdout), name)
+        .ok_or_else(|| format!("cargo does not say where the test {name} of {package} is"))
+}
+
+/// The executable of a target in cargo's messages.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|message| message.pointer("/target/name").and_then(serde_json::Value::as_str) == Some(name))
+        .and_then(|message| message.get("executable")?.as_str().map(PathBuf::from))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), String> {
+    // Removed first: what is there may be running, or be another name of the file that cargo writes next.
+    let _ = std::fs::remove_file(to);
+    std::fs::copy(from, to).map(drop).map_err(|error| format!("{}: {error}", from.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_executable_is_found_among_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"kv_storage"},"executable":null}"#,
+            "\n not json \n",
+            r#"{"reason":"compiler-artifact","target":{"name":"conformance"},"executable":"/t/conformance-1"}"#
+        );
+        assert_eq!(executable(messages, "conformance"), Some(PathBuf::from("/t/conformance-1")));
+        assert_eq!(executable(messages, "other"), None);
+    }
+}
