@@ -73,6 +73,9 @@ struct MutantsArgs {
     /// Where the table and the runs are written
     #[arg(long, default_value = "target/jepsen", value_name = "DIR")]
     out: PathBuf,
+    /// Processes at once
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
 }
 
 /// What all runs take.
@@ -203,11 +206,16 @@ pub fn main() -> ExitCode {
 }
 
 async fn mutants(args: MutantsArgs) -> ExitCode {
-    let MutantsArgs { only, programs, out } = args;
-    let say = |row: &mutants::Row| println!("{}", mutants::line(row));
-    match mutants::run(&mutants::Options { programs, out, only }, say).await {
-        Ok(rows) if rows.iter().all(mutants::Row::works) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+    let MutantsArgs { only, programs, out, jobs } = args;
+    let say = |row: &mutants::Row| eprintln!("{}", mutants::line(row));
+    match mutants::run(&mutants::Options { programs, out, only, jobs }, say).await {
+        Ok(rows) => {
+            print!("{}", mutants::markdown(&rows));
+            match rows.iter().all(mutants::Row::works) {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            }
+        }
         Err(broken) => failed(&broken),
     }
 }

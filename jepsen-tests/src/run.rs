@@ -13,7 +13,7 @@ use kv_client::{Client, ClientOptions};
 use kv_env::Env;
 use kv_lab::workload::{Driving, Load, Phase, Recorder, Sample, drive};
 use kv_lab::{Lab, LabError, LabOptions, Program};
-use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
+use kv_types::{NamespaceName, NamespaceSpec, NodeId, ReplicaCount, Replication};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -30,6 +30,9 @@ const CREATED_WITHIN: Duration = Duration::from_secs(15);
 const FIRST_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 /// How long replicas may take to become equal before it is given up: longer than any scenario allows.
 const CONVERGES_WITHIN: Duration = Duration::from_secs(30);
+/// How long only digests must have differed before hints are said to be at their end: longer than a write goes on after its
+/// client has gone, for whoever coordinates it may note a hint until then.
+const HINTS_END: Duration = Duration::from_secs(5);
 /// How often digests and hints are looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// How long the final reads may take.
@@ -117,6 +120,10 @@ pub struct Marks {
     /// Why replicas were not equal when they were looked at last, by available namespace.
     #[serde(default)]
     pub unequal: BTreeMap<String, String>,
+    /// Where hints left ring partitions that differ, after a run in which a node died: when every key was read once, and how
+    /// many ring partitions needed it; by available namespace.
+    #[serde(default)]
+    pub reads: BTreeMap<String, (u64, u64)>,
     /// Available namespaces are used again.
     pub resumed: u64,
     /// The final reads begin.
@@ -211,7 +218,8 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
         .map_err(Broke::file(&log))?;
     marks.healed = nemesis.play(&say).await?;
     loads.available.send_replace(Phase::Pause); // until the replicas are equal
-    (marks.converged, marks.unequal) = converge(scenario, &lab, &recorder).await;
+    let died = !nemesis.broken.is_empty() || nemesis.done.iter().any(|done| done.fault.kind.kills());
+    converge(scenario, &lab, &recorder, &loads, died, &mut marks).await;
     match marks.converged.values().all(Option::is_some) {
         true => say("replicas are equal"),
         false => say("replicas did not become equal"),
@@ -396,6 +404,23 @@ impl Loads {
         shed
     }
 
+    /// Every key of an available namespace, read once from all its replicas; one that could not be read.
+    async fn read_once(&self, client: &Client, ns: &str) -> Option<String> {
+        let give_up = Instant::now() + FINAL_READS_WITHIN;
+        let handle = client.available(ns).reading(ReplicaCount::All);
+        for load in self.running.iter().filter(|load| load.load().ns == ns) {
+            for key in load.shared_keys().used() {
+                while handle.get(&key).await.is_err() {
+                    if Instant::now() > give_up {
+                        return Some(key);
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        }
+        None
+    }
+
     async fn read_everything(&self) -> Result<Vec<String>, LabError> {
         let give_up = Instant::now() + FINAL_READS_WITHIN;
         let mut unread = Vec::new();
@@ -406,70 +431,99 @@ impl Loads {
     }
 }
 
-/// For each available namespace the moment when all replicas of every ring partition had equal digests and nobody held hints;
-/// and for those that never came to it, what was in the way last.
+/// Marks for each available namespace the moment when all replicas of every ring partition had equal digests and nobody held
+/// hints; and for those that never came to it, what was in the way last. Hints alone owe that, unless a node died: what it
+/// did not come to note nobody notes, and until there is anti-entropy only a read finds it. Then every key is read once.
 async fn converge(
     scenario: &Scenario,
     lab: &Lab,
     recorder: &Recorder,
-) -> (BTreeMap<String, Option<u64>>, BTreeMap<String, String>) {
+    loads: &Loads,
+    died: bool,
+    marks: &mut Marks,
+) {
     let available = scenario.namespaces.iter().filter(|namespace| namespace.mode == Mode::Available);
-    let mut moments: BTreeMap<String, Option<u64>> =
-        available.clone().map(|namespace| (namespace.name.clone(), None)).collect();
-    let mut unequal = BTreeMap::new();
-    let Ok(client) = Client::connect(ClientOptions::new(lab.endpoints())) else { return (moments, unequal) };
-    let give_up = Instant::now() + CONVERGES_WITHIN;
-    while moments.values().any(Option::is_none) && Instant::now() < give_up {
+    marks.converged = available.clone().map(|namespace| (namespace.name.clone(), None)).collect();
+    let Ok(client) = Client::connect(ClientOptions::new(lab.endpoints())) else { return };
+    let mut give_up = Instant::now() + CONVERGES_WITHIN;
+    let mut only_digests_since: BTreeMap<&str, Instant> = BTreeMap::new();
+    while marks.converged.values().any(Option::is_none) && Instant::now() < give_up {
         for namespace in available.clone() {
-            if moments.get(&namespace.name) != Some(&None) {
+            let name = namespace.name.as_str();
+            if marks.converged.get(name) != Some(&None) {
                 continue;
             }
-            match difference(&client, lab, &namespace.name, namespace.n).await {
-                None => {
-                    unequal.remove(&namespace.name);
-                    moments.insert(namespace.name.clone(), Some(recorder.now()));
+            let why = match difference(&client, lab, name, namespace.n).await {
+                Difference::None => {
+                    marks.unequal.remove(name);
+                    marks.converged.insert(name.to_owned(), Some(recorder.now()));
+                    continue;
                 }
-                Some(why) => {
-                    unequal.insert(namespace.name.clone(), why);
+                Difference::Digests(partitions, why) => {
+                    let since = *only_digests_since.entry(name).or_insert_with(Instant::now);
+                    if died && since.elapsed() > HINTS_END && !marks.reads.contains_key(name) {
+                        marks.reads.insert(name.to_owned(), (recorder.now(), partitions));
+                        let unread = loads.read_once(&client, name).await;
+                        give_up = Instant::now() + CONVERGES_WITHIN;
+                        unread.map_or(why, |key| format!("{key} cannot be read from all its replicas"))
+                    } else {
+                        why
+                    }
                 }
-            }
+                Difference::Waiting(why) => {
+                    only_digests_since.remove(name);
+                    why
+                }
+            };
+            marks.unequal.insert(name.to_owned(), why);
         }
         tokio::time::sleep(POLL).await;
     }
-    (moments, unequal)
 }
 
-/// What keeps the replicas of a namespace from being equal, in words; none when they are.
-async fn difference(client: &Client, lab: &Lab, ns: &str, copies: u8) -> Option<String> {
+/// What keeps the replicas of a namespace from being equal, in words.
+enum Difference {
+    None,
+    /// Something is under way.
+    Waiting(String),
+    /// Nothing is, and still so many ring partitions differ.
+    Digests(u64, String),
+}
+
+async fn difference(client: &Client, lab: &Lab, ns: &str, copies: u8) -> Difference {
     let mut replicas: BTreeMap<u32, BTreeMap<NodeId, u64>> = BTreeMap::new();
     for node in lab.nodes() {
         let digest = match client.admin().digest(&lab.client_address(node), ns).await {
             Ok(digest) => digest,
-            Err(error) => return Some(format!("{node} does not say: {error}")),
+            Err(error) => return Difference::Waiting(format!("{node} does not say: {error}")),
         };
         if digest.hints_pending > 0 {
-            return Some(format!("{node} holds {} hints", digest.hints_pending));
+            return Difference::Waiting(format!("{node} holds {} hints", digest.hints_pending));
         }
         for partition in digest.partitions {
             replicas.entry(partition.partition).or_default().insert(node, partition.digest);
         }
     }
+    if replicas.values().any(|digests| digests.len() != usize::from(copies)) {
+        return Difference::Waiting("not all replicas say what they keep".into());
+    }
     let equal = |digests: &BTreeMap<NodeId, u64>| {
         let first = digests.values().next();
-        digests.len() == usize::from(copies) && digests.values().all(|digest| Some(digest) == first)
+        digests.values().all(|digest| Some(digest) == first)
     };
     let different: Vec<_> = replicas.iter().filter(|(_, digests)| !equal(digests)).collect();
     match different.first() {
-        None if replicas.is_empty() => Some("nobody keeps anything".into()),
-        None => None,
+        None if replicas.is_empty() => Difference::Waiting("nobody keeps anything".into()),
+        None => Difference::None,
         Some((partition, digests)) => {
             let said: Vec<String> =
                 digests.iter().map(|(node, digest)| format!("{node} {digest:016x}")).collect();
-            Some(format!(
+            let why = format!(
                 "{} ring partitions differ, such as {partition}: {}",
                 different.len(),
                 said.join(", ")
-            ))
+            );
+            Difference::Digests(different.len() as u64, why)
         }
     }
 }

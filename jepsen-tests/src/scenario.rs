@@ -422,6 +422,19 @@ impl FaultKind {
         )
     }
 
+    /// Whether a node dies of it, or loses what it had.
+    pub fn kills(self) -> bool {
+        matches!(
+            self,
+            Self::Kill
+                | Self::RestartEmpty
+                | Self::LossyKill
+                | Self::FailSync
+                | Self::DiskFull { .. }
+                | Self::BitFlip
+        )
+    }
+
     /// Whether it needs the server whose disk and clock can be broken.
     pub fn needs_faulty(self) -> bool {
         matches!(

@@ -2,6 +2,8 @@
 //! ring and ring partition (hints: with their target), so that a ring partition moves or goes as one range. Numbers and
 //! layouts are on disk for ever.
 
+use std::fmt;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_storage::TableId;
 use kv_types::causal::{Dot, State};
@@ -85,6 +87,13 @@ impl Slice {
             ring: RingId(bytes.try_get_u32().ok()?),
             partition: RingPartition(bytes.try_get_u32().ok()?),
         })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { slice, namespace, key } = self;
+        write!(f, "{}/{}/{namespace}/{}", slice.ring, slice.partition.0, key.escape_ascii())
     }
 }
 

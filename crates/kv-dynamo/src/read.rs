@@ -57,7 +57,9 @@ impl Node {
 
         let mut merged = State::default();
         heard.iter().for_each(|heard| merged.merge(&heard.state));
-        merged.bury_twins(|_| Vec::new());
+        if merged.record.siblings.len() > 1 {
+            self.replica.bury_known(&view.place, &mut merged);
+        }
         let repair = self.repair(&view, &heard, &merged);
         let values = merged.record.values();
         let presence = if !values.is_empty() {

@@ -156,8 +156,15 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
                 Err(_) => Fate::Refused,
             }
         }
-        Ok(_) | Err(PeerError::Refused(_)) => Fate::Refused,
-        Err(_) => Fate::Unreachable,
+        Ok(_) => Fate::Refused,
+        Err(PeerError::Refused(failure)) => {
+            tracing::debug!(%target, place = %due.place, %failure, "a hint was refused");
+            Fate::Refused
+        }
+        Err(error) => {
+            tracing::debug!(%target, place = %due.place, %error, "a hint did not arrive");
+            Fate::Unreachable
+        }
     }
 }
 

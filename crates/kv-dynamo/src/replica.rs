@@ -315,6 +315,15 @@ impl Replica {
         .transpose()
     }
 
+    /// The rule of twins for what a read merged, with the requests that this node knows: records carry the last few only.
+    pub(crate) fn bury_known(&self, place: &Place, merged: &mut State) {
+        merged.bury_twins(|request| match self.taken(place.slice, request) {
+            Ok(Some((taken, _))) => taken.dots,
+            // What cannot be known shows both; nothing is lost by it.
+            Ok(None) | Err(_) => Vec::new(),
+        });
+    }
+
     /// The stored copy of a key, of a node that keeps the ring partition.
     pub(crate) fn read(&self, place: &Place) -> Result<Copy, Failure> {
         let partition = self.partition(place.slice)?;
@@ -385,6 +394,7 @@ impl Replica {
         self.account_all(&growth);
         *partition = next;
         drop(partition);
+        tracing::debug!(%place, %dot, %request, ?role, "minted");
         if matches!(role, Role::Fallback(_)) {
             self.hinted.notify_one();
         }
@@ -431,7 +441,13 @@ impl Replica {
             let message = format!("request {request} was used before for something else");
             return Err(Failure::new(Reason::RequestIdReused, message));
         }
-        let covered = dots.into_iter().collect();
+        // As the first answer said it. What the client states that it has seen is superseded by this write wherever it was
+        // minted; what a replica observed then is not known any more.
+        let mut covered = match &order.supersedes {
+            Supersedes::Seen(context) => context.clone(),
+            _ => Context::new(),
+        };
+        dots.into_iter().for_each(|dot| covered.insert(dot));
         Ok(Some(Minted { state: before.state.clone(), covered, position, deduplicated: true }))
     }
 
@@ -522,6 +538,9 @@ impl Replica {
         let put_back = self.stage_put_back(place.slice, mine.unwrap_or(0), &mut next, &mut batch);
         let position = self.commit(batch, bulk && !put_back)?;
         *partition = next;
+        for (dot, write) in &new {
+            tracing::debug!(%place, %dot, request = %write.request, "merged");
+        }
         Ok(position)
     }
 

@@ -147,6 +147,78 @@ async fn a_resend_is_recognized_and_another_body_refused() {
 }
 
 #[tokio::test]
+async fn a_resend_is_told_what_its_write_supersedes() {
+    let (world_a, world_b) = (World::new(41), World::new(42));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let targets = [NodeId(1), NodeId(2)];
+    for role in [Role::Primary, Role::Fallback(&targets)] {
+        let key = format!("{role:?}");
+        let seq = if matches!(role, Role::Primary) { 10 } else { 20 };
+        a.mint(&place(&key), Role::Primary, &order(seq, "old", Supersedes::Observed)).unwrap();
+        let old = a.read(&place(&key)).unwrap().state;
+        let seen = old.record.context.clone();
+        let write = order(seq + 1, "new", Supersedes::Seen(seen));
+        let first = b.mint(&place(&key), role, &write).unwrap();
+        let again = b.mint(&place(&key), role, &write).unwrap();
+        assert!(again.deduplicated && first.covered == again.covered);
+
+        // The next write of this client, taken by one who knows neither, supersedes the old value all the same.
+        let world_c = World::new(43);
+        let (_, c) = world_c.open(false, 1 << 20).await;
+        let next = order(seq + 2, "next", Supersedes::Seen(again.covered));
+        let mut merged = c.mint(&place(&key), Role::Primary, &next).unwrap().state;
+        merged.merge(&old);
+        assert_eq!(values(&Copy { state: merged, ..Copy::default() }), vec!["next"]);
+    }
+}
+
+#[tokio::test]
+async fn a_read_knows_twins_that_records_no_longer_tell_of() {
+    let (world_a, world_b) = (World::new(44), World::new(45));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let mint = |replica: &Replica, order: &Order| replica.mint(&place("k"), Role::Primary, order).unwrap();
+    // One request, two dots; then one of them is superseded again and again, until its record forgets whose it was.
+    mint(&a, &order(1, "twice", Supersedes::Nothing));
+    mint(&b, &order(1, "twice", Supersedes::Nothing));
+    for seq in 2..RECENT_WRITES as u64 + 4 {
+        mint(&b, &order(seq, &seq.to_string(), Supersedes::Observed));
+    }
+    let mut merged = a.read(&place("k")).unwrap().state;
+    merged.merge(&b.read(&place("k")).unwrap().state);
+    merged.bury_twins(|_| Vec::new());
+    assert_eq!(merged.record.values().len(), 2, "the records alone cannot tell");
+    b.bury_known(&place("k"), &mut merged);
+    assert_eq!(merged.record.values().len(), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_silences_its_node_for_as_long_as_it_minted_ahead() {
+    let world = World::new(46);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    let at = |ms: u64| world.clock.0.store(NOW + ms, std::sync::atomic::Ordering::Relaxed);
+    let mint = |seq, issued: u64| {
+        let mut order = order(seq, &seq.to_string(), Supersedes::Observed);
+        order.mutation.issued_at_ms = NOW + issued;
+        replica.mint(&place("k"), Role::Primary, &order).map(|_| ())
+    };
+    // Beyond the window every request looks old: nothing is minted, hence nothing has to be waited for.
+    let window = REQUEST_WINDOW.as_millis() as u64;
+    at(window + 1);
+    assert_eq!(reason(mint(1, 0)), Reason::RequestExpired);
+    at(0);
+    mint(2, 0).unwrap();
+    // Within it stamps are minted, and the clock has to come within the bound of them again.
+    at(4_000);
+    mint(3, 0).unwrap();
+    at(0);
+    assert_eq!(reason(mint(4, 0)), Reason::NotReady);
+    at(4_000 - MAX_CLOCK_SKEW.as_millis() as u64);
+    mint(4, 0).unwrap();
+}
+
+#[tokio::test]
 async fn old_requests_are_refused_then_forgotten() {
     let world = World::new(4);
     let (_, replica) = world.open(false, 1 << 20).await;

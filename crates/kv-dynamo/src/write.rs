@@ -360,6 +360,12 @@ impl Spread {
             Err(failure) => return self.reply(Err(failure)),
         };
         if let Err(failure) = self.node.durable_by(minted.position, self.deadline).await {
+            // It is in the log and will be durable yet: the others get it then. A fallback's copy is a hint already.
+            let (me, mut lacking) = (self.node.me, if primary { view.primaries.clone() } else { Vec::new() });
+            lacking.retain(|target| *target != me);
+            for target in lacking {
+                self.note(&minted, target);
+            }
             return self.reply(Err(Failure { reason: Reason::PartialWrite, ..failure }.after_sending()));
         }
         self.spread(minted).await;

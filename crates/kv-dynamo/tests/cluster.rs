@@ -153,7 +153,7 @@ impl Cluster {
             seq: 0.into(),
         };
         for (id, listener) in (1..).map(NodeId).zip(listeners) {
-            cluster.start_node(id, listener).await;
+            cluster.start_node(id, listener, MemDisk::new(id.0)).await;
         }
         cluster
             .until("a new cluster serves without a pull", |c| {
@@ -174,13 +174,12 @@ impl Cluster {
         cluster
     }
 
-    async fn start_node(&mut self, id: NodeId, listener: Listener) {
+    async fn start_node(&mut self, id: NodeId, listener: Listener, disk: MemDisk) {
         let network =
             CutNetwork { me: id, peers: Arc::clone(&self.addresses), sides: self.sides.subscribe() };
         let env = Env { network: Arc::new(network), ..Env::real() };
         let peers = Peers::new(PeerConfig::new(CLUSTER, id), env.clone());
         let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") };
-        let disk = MemDisk::new(id.0);
         let (storage, recovery) =
             Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
         let config = DynamoConfig::new(id, recovery.tier_lost);
@@ -196,6 +195,11 @@ impl Cluster {
 
     /// The node comes back with an empty disk.
     async fn wipe(&mut self, id: NodeId) {
+        self.restart(id, MemDisk::new(id.0)).await;
+    }
+
+    /// The node's process ends, and another one begins on this disk.
+    async fn restart(&mut self, id: NodeId, disk: MemDisk) {
         let node = self.nodes.remove(&id).unwrap();
         node.dynamo.shutdown();
         node.peers.shutdown();
@@ -207,7 +211,7 @@ impl Cluster {
             sleep(Duration::from_millis(20)).await;
             listener = TcpNetwork.listen(&address).await;
         }
-        self.start_node(id, listener.unwrap()).await;
+        self.start_node(id, listener.unwrap(), disk).await;
     }
 
     fn cut(&self, minority: &[u64]) {
@@ -437,6 +441,25 @@ async fn a_wiped_node_pulls_before_it_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hints_outlive_the_process_that_holds_them() {
+    let mut cluster = Cluster::start().await;
+    let keys: Vec<String> = (0..30).map(|n| format!("key-{n}")).collect();
+    cluster.cut(&[4, 5]);
+    for answer in join_all(keys.iter().map(|key| cluster.put(4, key, "kept"))).await {
+        answer.unwrap();
+    }
+    let held = |cluster: &Cluster| cluster.nodes[&NodeId(4)].dynamo.hints_pending();
+    let before = held(&cluster);
+    assert!(before.values().sum::<u64>() > 0);
+    let disk = cluster.nodes[&NodeId(4)].disk.clone();
+    disk.kill();
+    cluster.restart(NodeId(4), disk).await;
+    assert_eq!(held(&cluster), before);
+    cluster.cut(&[]);
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_resend_that_left_no_trace_is_a_sibling_wherever_it_arrives() {
     let cluster = Cluster::start().await;
     for node in 1..=NODES {
@@ -501,13 +524,17 @@ async fn a_slow_disk_leaves_the_fate_open_by_the_deadline() {
         node.disk.set_sync_delay(Duration::from_secs(3));
     }
     let begun = Instant::now();
-    let failure = cluster.put(1, "k", "slow").await.unwrap_err();
+    let (failure, unread) = tokio::join!(cluster.put(1, "k", "slow"), cluster.put(1, "l", "slow"));
+    let failure = failure.unwrap_err();
     assert_eq!(failure.applied, Applied::Unknown, "{failure}");
+    assert_eq!(unread.unwrap_err().applied, Applied::Unknown);
     let took = begun.elapsed();
     assert!((Duration::from_millis(200)..Duration::from_millis(1_100)).contains(&took), "{took:?}");
     for node in cluster.nodes.values() {
         node.disk.set_sync_delay(Duration::ZERO);
     }
-    // It was in the log: it is there once the disk is done with it.
+    // It was in the log: it is there once the disk is done with it, and finds its way without being read.
+    cluster.converge().await;
     cluster.until_shown("k", "slow").await;
+    cluster.until_shown("l", "slow").await;
 }

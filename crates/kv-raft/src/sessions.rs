@@ -7,6 +7,7 @@
 //! applied twice.
 //!
 //! Everything here is a function of the log: time is the leader's wall clock as proposed with each command, made monotone.
+//! It decides when a session is idle, nothing else.
 //! The rows of results are the whole persistent state; the index in memory is read from them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,14 +42,15 @@ pub(crate) struct Sessions {
     by_use: BTreeSet<(u64, ClientId)>,
     /// Log time: never goes back.
     now: u64,
-    /// Sessions whose last use, or first issue, was at or before this time may have been forgotten.
+    /// Sessions whose opening was issued at or before this time may have been forgotten. By the clients' clocks alone: a
+    /// leader whose clock was far ahead for a while must not shut out everybody until time has caught up.
     horizon: u64,
 }
 
 #[derive(Debug, Default)]
 struct Session {
     last_used: u64,
-    /// The latest issue time of its writes, as far as it is believed.
+    /// When its opening was issued, which a resend repeats.
     issued: u64,
     /// Results below this seq are not kept.
     floor: u64,
@@ -110,7 +112,7 @@ impl Sessions {
     fn forget(&mut self, stage: &mut Stage<'_>, client: ClientId) {
         let Some(session) = self.by_client.remove(&client) else { return };
         self.by_use.remove(&(session.last_used, client));
-        self.horizon = self.horizon.max(session.last_used).max(session.issued);
+        self.horizon = self.horizon.max(session.issued);
         for seq in session.kept.into_keys() {
             stage.delete(Table::Sessions, keys::result(stage.group(), client.0, seq));
         }
@@ -176,11 +178,11 @@ impl Sessions {
             self.forget(stage, longest_unused);
         }
         let group = stage.group();
-        let session = self.by_client.entry(client).or_default();
+        // How far ahead an opening may be issued, `admit` bounds: the horizon moves for everybody.
+        let opened = || Session { issued: mutation.issued_at_ms, ..Session::default() };
+        let session = self.by_client.entry(client).or_insert_with(opened);
         self.by_use.remove(&(session.last_used, client));
         session.last_used = self.now;
-        // A client whose clock is far ahead must not move the horizon for everybody.
-        session.issued = session.issued.max(mutation.issued_at_ms.min(self.now.saturating_add(idle_ms())));
         let highest = session.kept.last_key_value().map_or(seq, |(highest, _)| seq.max(*highest));
         let window = highest.saturating_sub(SESSION_WINDOW - 1);
         session.floor = session.floor.max(mutation.lowest_unacked).max(window);

@@ -12,8 +12,8 @@ const WRAPPER: &str = "QUORATE_RUSTC_WRAPPER";
 const CFG: &str = "quorate_mutants";
 /// Programs that have the bugs, or choose them.
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
-/// Tests that catch bugs which no scenario of a few seconds does: package and name.
-const TESTS: [(&str, &str); 1] = [("kv-storage", "conformance")];
+/// Tests that catch bugs which no run of a few seconds does: package and name. Copied as `package-name`.
+const TESTS: [(&str, &str); 2] = [("kv-dynamo", "cluster"), ("kv-storage", "conformance")];
 
 /// As a wrapper: calls the compiler with the cfg. None if this process is not one.
 pub(crate) fn compiler(args: &[&str]) -> Option<Result<ExitCode, String>> {
@@ -44,15 +44,19 @@ pub(crate) fn folder(workspace: &Workspace) -> PathBuf {
 pub(crate) fn build_into(workspace: &Workspace) -> Result<PathBuf, String> {
     let folder = folder(workspace);
     std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let programs = ["build", "--workspace", "--bins"];
+    // Not ourselves: cargo would replace the file that it calls as the wrapper.
+    let mut programs = vec!["build", "--workspace"];
+    programs.extend(PROGRAMS.iter().flat_map(|name| ["--bin", name]));
     run(&mut wrapped(&programs)?, "the build with seeded bugs failed")?;
     for name in PROGRAMS {
         let name = format!("{name}{}", std::env::consts::EXE_SUFFIX);
         copy(&workspace.target.join("debug").join(&name), &folder.join(&name))?;
     }
+    let messages = test_programs()?;
     for (package, name) in TESTS {
-        let from = test_program(package, name)?;
-        copy(&from, &folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))?;
+        let from = executable(&messages, name)
+            .ok_or_else(|| format!("cargo does not say where the test {name} of {package} is"))?;
+        copy(&from, &folder.join(format!("{package}-{name}{}", std::env::consts::EXE_SUFFIX)))?;
     }
     run(&mut cargo(&programs), "the ordinary programs could not be put back")?;
     Ok(folder)
@@ -71,17 +75,21 @@ fn run(command: &mut Command, otherwise: &str) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(otherwise.to_owned()) }
 }
 
-/// Builds a test with the bugs; where cargo put it.
-fn test_program(package: &str, name: &str) -> Result<PathBuf, String> {
-    let mut command =
-        wrapped(&["test", "--no-run", "--package", package, "--test", name, "--message-format", "json"])?;
+/// Builds the tests with the bugs; what cargo says of them.
+fn test_programs() -> Result<String, String> {
+    // Of the whole workspace, whose members agree on the features of what they share: a test asked for by its package would
+    // have half the tree compiled again. Left out are packages that call another test by one of these names.
+    let mut words = vec!["test", "--no-run", "--message-format", "json", "--workspace"];
+    words.extend(["xtask", "kv-raft", "kv-server"].iter().flat_map(|other| ["--exclude", other]));
+    words.extend(TESTS.iter().flat_map(|(_, name)| ["--test", name]));
+    let mut command = wrapped(&words)?;
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot run cargo: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("the test {name} of {package} does not build with seeded bugs"));
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err("the tests do not build with seeded bugs".to_owned())
     }
-    executable(&String::from_utf8_lossy(&output.stdout), name)
-        .ok_or_else(|| format!("cargo does not say where the test {name} of {package} is"))
 }
 
 /// The executable of a target in cargo's messages.

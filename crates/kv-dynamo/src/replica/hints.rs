@@ -124,6 +124,10 @@ impl Replica {
         let position = self.commit(batch, false)?;
         self.account_all(&growth);
         drop(order);
+        for (dot, write) in &hint.state.writes {
+            let (note, request) = (hint.note, write.request);
+            tracing::debug!(%place, %target, %dot, %request, note, "hint kept");
+        }
         self.hinted.notify_one();
         Ok(position)
     }
@@ -259,6 +263,7 @@ impl Replica {
         }
         self.commit(Batch::new().delete(HINTS, &due.row), true)?;
         self.account(target, -1, -((due.row.len() + due.value.len()) as i64));
+        tracing::debug!(place = %due.place, %target, "hint forgotten");
         Ok(true)
     }
 }

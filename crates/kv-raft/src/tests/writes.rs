@@ -199,6 +199,26 @@ async fn log_time_never_goes_back() {
 }
 
 #[tokio::test]
+async fn a_leader_whose_clock_was_ahead_shuts_out_nobody() {
+    let mut bench = Bench::new();
+    let ahead = |command: WriteCommand, by: u64| WriteCommand {
+        proposed_at_ms: command.proposed_at_ms + by,
+        ..command
+    };
+    // Opened and used while the leader's clock is six idle times ahead, forgotten when it is eight.
+    let opening = ahead(bench.command(1, 1, "a", put("1")), 6 * IDLE);
+    bench.apply(&opening).await.unwrap();
+    bench.now += 1;
+    bench.apply(&ahead(bench.command(2, 1, "a", put("2")), 8 * IDLE)).await.unwrap();
+    assert_eq!(refusal(bench.apply(&opening).await).0, Reason::RequestExpired);
+    bench.reload();
+    // The clock is right again: new sessions are opened, and late openings still refused.
+    bench.now += 1;
+    assert_eq!(revision(bench.write(3, 1, "a", put("3")).await), 3);
+    assert_eq!(refusal(bench.apply(&opening).await).0, Reason::RequestExpired);
+}
+
+#[tokio::test]
 async fn a_session_keeps_a_bounded_number_of_bytes() {
     let mut bench = Bench::new();
     let big = Operation::Put(Bytes::from(vec![7; 1 << 20]));

@@ -18,9 +18,13 @@ pub(super) fn line(summary: &Summary, took: Duration) -> String {
     let faults: u64 = summary.faults.values().sum();
     let converged =
         summary.converged_ms.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1e3));
+    let by = match (summary.converged_by.as_deref(), summary.needed_reads) {
+        (Some("reads"), partitions) => format!(" by reads of {partitions} ring partitions"),
+        _ => String::new(),
+    };
     format!(
         "seed {seed}: {}  {simulated_seconds:.1} s in {:.1} s  ok {ok} fail {fail} info {info}  faults {faults}  \
-         leaders {elections}  converged {converged}  trace {}",
+         leaders {elections}  converged {converged}{by}  trace {}",
         summary.ruling,
         took.as_secs_f64(),
         summary.fingerprint,

@@ -70,7 +70,7 @@ pub struct Settings {
 impl Settings {
     /// Of a seed.
     pub fn draw(dice: &mut fastrand::Rng) -> Self {
-        let snapshot_every = [50, 100, 200, 1_000];
+        let snapshot_every = [30, 60, 150, 1_000];
         let raft = RaftSettings {
             snapshot_every: *dice.choice(&snapshot_every).unwrap_or(&100),
             // On some seeds a short absence needs a snapshot, on others it tests the cutting of tails.

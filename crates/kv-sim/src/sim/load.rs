@@ -10,7 +10,7 @@ use kv_check::judge::{Expectation, NamespacePlan, Workload};
 use kv_client::{Admin, Client, ClientOptions, NodeStatus, WriteContext};
 use kv_env::{Entropy, Env};
 use kv_lab::workload::{Driving, Kind, Load, Phase, Recorder, drive};
-use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
+use kv_types::{NamespaceName, NamespaceSpec, NodeId, ReplicaCount, Replication};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -25,6 +25,9 @@ use super::trace::{self, Trace};
 const START: Duration = Duration::from_secs(30);
 /// How long after the faults every replica may take to be like the others.
 const CONVERGE: Duration = Duration::from_secs(60);
+/// How long only digests must have differed before hints are said to be at their end: longer than a write goes on after its
+/// client has gone, for whoever coordinates it may note a hint until then.
+const HINTS_END: Duration = Duration::from_secs(5);
 /// How long every node may take to acknowledge a write of each mode then.
 const SERVE: Duration = Duration::from_secs(10);
 /// How long the final reads may take.
@@ -46,18 +49,19 @@ pub struct Part {
     pub plan: NamespacePlan,
 }
 
-/// The namespaces of a seed: always a register and siblings, and one or two more kinds.
+/// The namespaces of a seed: always a register and siblings, and one or two more kinds, often one whose quorums must meet.
 pub fn parts(dice: &mut fastrand::Rng) -> Result<Vec<Part>, kv_types::Failure> {
     let strong_more = *dice.choice(&[Kind::Set, Kind::Counter, Kind::Append]).unwrap_or(&Kind::Set);
     let replication = |n, r, w, sloppy| Replication { n, r, w, sloppy };
     let usual = replication(3, 2, 2, true);
-    let other = [replication(3, 1, 2, true), replication(5, 3, 3, true), replication(3, 2, 2, false), usual];
+    let strict = replication(3, 2, 2, false);
+    let other = [replication(3, 1, 2, true), replication(5, 3, 3, true), strict, strict, usual];
     let mut parts = vec![
         part("bank", None, Kind::CasRegister, dice)?,
         part("more", None, strong_more, dice)?,
         part("cart", Some(usual), Kind::Siblings, dice)?,
     ];
-    if dice.bool() {
+    if dice.u8(0..4) > 0 {
         let (replication, kind) =
             (*dice.choice(&other).unwrap_or(&usual), if dice.bool() { Kind::Blind } else { Kind::Siblings });
         parts.push(part("free", Some(replication), kind, dice)?);
@@ -88,10 +92,14 @@ fn part(
         closed: 1,
         think: Duration::from_millis(dice.u64(250..700)),
         keys: dice.usize(1..4),
-        attempts: if dice.u8(0..3) == 0 { 3 } else { 1 },
+        attempts: if dice.bool() { 3 } else { 1 },
         ..Load::new(name, kind, dice.u64(..))
     };
-    let plan = NamespacePlan { strong: replication.is_none(), workload, expect: Expectation::default() };
+    // Where every quorum of readers meets every quorum of writers, and nobody stands in, no read may miss what was written.
+    let meets = replication
+        .is_some_and(|replication| !replication.sloppy && replication.r + replication.w > replication.n);
+    let expect = Expectation { stale: meets.then_some(false), ..Expectation::default() };
+    let plan = NamespacePlan { strong: replication.is_none(), workload, expect };
     Ok(Part { spec, load, plan })
 }
 
@@ -121,8 +129,13 @@ pub struct Report {
     pub broken: Vec<String>,
     /// When final reads began, nanoseconds of the history.
     pub settled: Option<u64>,
-    /// From the end of the loads until all replicas were alike.
+    /// From the end of the loads until all replicas were alike; if reads were needed, from those.
     pub converged_after: Option<Duration>,
+    /// A node died, or lost its disk, while it may have coordinated a write: what it did not come to note nobody notes, and
+    /// until there is anti-entropy only a read finds it.
+    pub a_node_died: bool,
+    /// Every key was read once, for hints had left ring partitions that differ: how many.
+    pub needed_reads: Option<u64>,
     /// Operations that were not begun because too many were open.
     pub shed: u64,
     /// The history.
@@ -149,6 +162,8 @@ impl Clients {
             broken: Vec::new(),
             settled: None,
             converged_after: None,
+            a_node_died: false,
+            needed_reads: None,
             shed: 0,
             recorder: None,
         };
@@ -214,7 +229,7 @@ impl Clients {
         }
         self.report().shed = shed;
         self.reached(Progress::Converging);
-        self.converge(&handles).await;
+        self.converge(&handles, &driven).await;
         self.serve(&handles).await;
         self.report().settled = Some(recorder.now());
         self.read_everything(&driven).await?;
@@ -289,63 +304,105 @@ impl Clients {
         }
     }
 
-    /// Waits until all replicas are alike and nothing is left to be delivered.
-    async fn converge(&self, handles: &BTreeMap<NodeId, Client>) {
-        let began = Instant::now();
+    /// Waits until all replicas are alike and nothing is left to be delivered. Hints alone owe that, unless a node died: then
+    /// every key is read once, and that owes it.
+    async fn converge(&self, handles: &BTreeMap<NodeId, Client>, driven: &[Driving]) {
+        let mut began = Instant::now();
+        let mut only_digests_since = None;
         loop {
-            let differs = self.difference(handles).await;
-            match differs {
-                None => {
+            let may_read = self.report().a_node_died && self.report().needed_reads.is_none();
+            let why = match self.difference(handles).await {
+                Difference::None => {
                     self.report().converged_after = Some(began.elapsed());
                     self.trace.line("clients", format_args!("converged after {:?}", began.elapsed()));
                     return;
                 }
-                Some(why) if began.elapsed() > CONVERGE => {
-                    return self.broken(format!("no convergence within {CONVERGE:?}: {why}"));
+                Difference::Digests(partitions, why) => {
+                    let since = *only_digests_since.get_or_insert_with(Instant::now);
+                    if may_read && since.elapsed() > HINTS_END {
+                        let reading = format_args!("{partitions} ring partitions need reads: {why}");
+                        self.trace.line("clients", reading);
+                        self.report().needed_reads = Some(partitions);
+                        self.read_once(handles, driven).await;
+                        began = Instant::now();
+                    }
+                    why
                 }
-                Some(_) => sleep(POLL).await,
+                Difference::Waiting(why) => {
+                    only_digests_since = None;
+                    why
+                }
+            };
+            if began.elapsed() > CONVERGE {
+                return self.broken(format!("no convergence within {CONVERGE:?}: {why}"));
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Every key of the available namespaces, read once from all its replicas, by whichever node answers.
+    async fn read_once(&self, handles: &BTreeMap<NodeId, Client>, driven: &[Driving]) {
+        let give_up = Instant::now() + READ;
+        for driving in driven.iter().filter(|driving| !driving.load().kind.strong()) {
+            let ns = driving.load().ns.as_str();
+            for key in driving.shared_keys().used() {
+                let mut asked = handles.values().cycle();
+                while let Some(client) = asked.next() {
+                    if client.available(ns).reading(ReplicaCount::All).get(&key).await.is_ok() {
+                        break;
+                    }
+                    if Instant::now() > give_up {
+                        self.broken(format!(
+                            "{ns} {key} cannot be read from all its replicas within {READ:?}"
+                        ));
+                        break;
+                    }
+                    sleep(POLL).await;
+                }
             }
         }
     }
 
-    async fn difference(&self, handles: &BTreeMap<NodeId, Client>) -> Option<String> {
+    async fn difference(&self, handles: &BTreeMap<NodeId, Client>) -> Difference {
+        use Difference::Waiting;
         let mut applied: BTreeMap<u32, (NodeId, u64)> = BTreeMap::new();
         for (node, client) in handles {
             let Some(status) = status(*node, &client.admin()).await else {
-                return Some(format!("{node} does not tell its status"));
+                return Waiting(format!("{node} does not tell its status"));
             };
             if status.hints_pending > 0 {
-                return Some(format!("{node} holds {} hints", status.hints_pending));
+                return Waiting(format!("{node} holds {} hints", status.hints_pending));
             }
             if status.rebuilding_partitions > 0 {
-                return Some(format!("{node} rebuilds {} ring partitions", status.rebuilding_partitions));
+                return Waiting(format!("{node} rebuilds {} ring partitions", status.rebuilding_partitions));
             }
             for group in &status.groups {
                 let (first, index) = *applied.entry(group.group).or_insert((*node, group.applied_index));
                 if index != group.applied_index {
                     let (id, here) = (group.group, group.applied_index);
-                    return Some(format!("group {id}: {first} applied {index}, {node} {here}"));
+                    return Waiting(format!("group {id}: {first} applied {index}, {node} {here}"));
                 }
             }
         }
+        let mut differing = BTreeMap::new();
         for part in self.parts.iter().filter(|part| !part.plan.strong) {
             let mut digests: BTreeMap<u32, (NodeId, u64)> = BTreeMap::new();
             for (node, client) in handles {
                 let asked = client.admin().digest(&client_address(*node), part.spec.name.as_str()).await;
-                let Ok(digest) = asked else { return Some(format!("{node} does not tell its digests")) };
+                let Ok(digest) = asked else { return Waiting(format!("{node} does not tell its digests")) };
                 for partition in digest.partitions {
-                    let place = digests.entry(partition.partition).or_insert((*node, partition.digest));
-                    if place.1 != partition.digest {
-                        let (first, ring) = (place.0, partition.partition);
-                        return Some(format!(
-                            "{first} and {node} differ in ring partition {ring} of {}",
-                            part.spec.name
-                        ));
+                    let (first, seen) =
+                        *digests.entry(partition.partition).or_insert((*node, partition.digest));
+                    if seen != partition.digest {
+                        let (ring, name) = (partition.partition, part.spec.name.to_string());
+                        let why = format!("{first} and {node} differ in ring partition {ring} of {name}");
+                        differing.entry((name, ring)).or_insert(why);
                     }
                 }
             }
         }
-        None
+        let count = differing.len() as u64;
+        differing.into_values().next().map_or(Difference::None, |why| Difference::Digests(count, why))
     }
 
     /// Every node acknowledges a write of each mode, and reads it back.
@@ -394,6 +451,15 @@ impl Clients {
         self.trace.line("clients", format_args!("read everything at {:.3}", trace::now().as_secs_f64()));
         Ok(())
     }
+}
+
+/// What keeps the replicas from being alike.
+enum Difference {
+    None,
+    /// Something is under way.
+    Waiting(String),
+    /// Nothing is, and still so many ring partitions differ, such as this one.
+    Digests(u64, String),
 }
 
 async fn status(node: NodeId, admin: &Admin) -> Option<NodeStatus> {

@@ -96,6 +96,8 @@ pub fn run(seed: u64, options: Options) -> Run {
                 healed = Some(now);
             }
             if !stopped && healed.is_some_and(|healed| now >= healed + AFTER) {
+                let died = cluster.machines().any(|machine| machine.lives() > 1);
+                clients.report().a_node_died = died;
                 clients.stop();
                 stopped = true;
             }

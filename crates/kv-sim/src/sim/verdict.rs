@@ -61,8 +61,15 @@ pub struct Summary {
     pub elections: u64,
     /// Simulated seconds.
     pub simulated_seconds: f64,
-    /// Simulated milliseconds from the end of the loads until all replicas were alike.
+    /// Simulated milliseconds from the end of the loads until all replicas were alike; if hints did not make them so, from the
+    /// one read of every key that was made then.
     pub converged_ms: Option<u64>,
+    /// What made them alike: `hints`, or `reads` (only after a node died).
+    #[serde(default)]
+    pub converged_by: Option<String>,
+    /// How many ring partitions needed those reads.
+    #[serde(default)]
+    pub needed_reads: u64,
     /// Draws that followed no seed. Anything but 0 means that this run does not repeat.
     pub unscoped_draws: u64,
     /// A hash of the trace.
@@ -90,6 +97,7 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         judgement.inspect_err(|error| broken.push(format!("the history is malformed: {error}"))).ok();
     broken.extend(elections(history, facts.report));
     broken.extend(points(history));
+    broken.extend(absences(history));
     let unscoped = kv_raft::NodeRuntime::unscoped();
     if unscoped > 0 {
         broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
@@ -116,6 +124,11 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
             .report
             .converged_after
             .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+        converged_by: facts
+            .report
+            .converged_after
+            .map(|_| if facts.report.needed_reads.is_some() { "reads" } else { "hints" }.to_owned()),
+        needed_reads: facts.report.needed_reads.unwrap_or_default(),
         unscoped_draws: unscoped,
         fingerprint: String::new(),
     }
@@ -181,6 +194,30 @@ fn points(history: &[Event]) -> Vec<String> {
                 broken.push(format!("{ns}: revision {revision} at index {index} follows revision {last}"));
             }
             last = last.max(revision);
+        }
+    }
+    broken
+}
+
+/// Only a replica that keeps a key can know that it is absent: an answer that says so names one that was heard.
+fn absences(history: &[Event]) -> Vec<String> {
+    let empty = |event: &&Event| {
+        event.kind == EventType::Ok
+            && event.f.name() == "read"
+            && event.value.as_array().is_some_and(|values| values.is_empty())
+    };
+    let mut broken = Vec::new();
+    for event in history.iter().filter(empty) {
+        let replies =
+            event.receipt.as_ref().and_then(|receipt| receipt.pointer("/available/replies")?.as_array());
+        let Some(replies) = replies else { continue };
+        // A fallback is marked with `*`, one that was silent with `!`.
+        let keeps = |reply: &Json| reply.as_str().is_some_and(|name| !name.ends_with(['*', '!']));
+        if !replies.iter().any(keeps) {
+            broken.push(format!(
+                "false absence: read {} of {:?} says absent, and only fallbacks answered: {replies:?}",
+                event.index, event.key
+            ));
         }
     }
     broken
