@@ -346,8 +346,7 @@ impl Clients {
         for driving in driven.iter().filter(|driving| !driving.load().kind.strong()) {
             let ns = driving.load().ns.as_str();
             for key in driving.shared_keys().used() {
-                let mut asked = handles.values().cycle();
-                while let Some(client) = asked.next() {
+                for client in handles.values().cycle() {
                     if client.available(ns).reading(ReplicaCount::All).get(&key).await.is_ok() {
                         break;
                     }
