@@ -50,7 +50,7 @@ pub(crate) fn test(whole: bool) -> Result<ExitCode, String> {
     let tests = || count_tests(&mut cargo(&["test", "--workspace", "--no-fail-fast"]));
     let demo = || checked_demo(&workspace);
     let simulation = || {
-        let seeds = ["sim", "--seeds", SEEDS];
+        let seeds = ["sim", "--seeds", SEEDS, "--jobs", "2"];
         let repeated = ["sim", "--seeds", REPEATED_SEEDS, "--repeat"];
         Ok(passes(harness(&workspace).args(repeated), "a seed did not repeat, or was not valid")?
             .and(passes(harness(&workspace).args(seeds), "a seed was not valid")?))
