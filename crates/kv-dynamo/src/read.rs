@@ -57,9 +57,8 @@ impl Node {
 
         let mut merged = State::default();
         heard.iter().for_each(|heard| merged.merge(&heard.state));
-        if merged.record.siblings.len() > 1 {
-            self.replica.bury_known(&view.place, &mut merged);
-        }
+        // A single value too: it may be the late twin of one that was deleted.
+        self.replica.bury_known(&view.place, &mut merged);
         let repair = self.repair(&view, &heard, &merged);
         let values = merged.record.values();
         let presence = if !values.is_empty() {

@@ -194,6 +194,23 @@ async fn a_read_knows_twins_that_records_no_longer_tell_of() {
 }
 
 #[tokio::test]
+async fn a_late_twin_does_not_bring_back_what_was_deleted() {
+    let (world_a, world_b) = (World::new(47), World::new(48));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let mint = |replica: &Replica, order: &Order| replica.mint(&place("k"), Role::Primary, order).unwrap();
+    mint(&a, &order(1, "twice", Supersedes::Nothing));
+    let twin = mint(&b, &order(1, "twice", Supersedes::Nothing)).state;
+    mint(&a, &Order { value: None, ..order(2, "", Supersedes::Observed) });
+    let mut merged = a.read(&place("k")).unwrap().state;
+    assert!(merged.record.values().is_empty());
+    merged.merge(&twin);
+    assert_eq!(merged.record.values().len(), 1, "nothing covers its dot");
+    a.bury_known(&place("k"), &mut merged);
+    assert!(merged.record.values().is_empty());
+}
+
+#[tokio::test]
 async fn a_clock_that_was_ahead_silences_its_node_for_as_long_as_it_minted_ahead() {
     let world = World::new(46);
     let (_, replica) = world.open(false, 1 << 20).await;

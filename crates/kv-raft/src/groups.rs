@@ -144,20 +144,22 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let applied = machine.applied();
         let network = Network { group: id, peers: around.peers.clone(), catalogue: around.catalogue.clone() };
-        let settings =
-            Arc::new(around.config.openraft().map_err(|error| StartError::Settings(error.to_string()))?);
         let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
         let me = around.config.node_id.0;
-        let raft = Raft::new(me, settings, network, LogStore::new(log), machine).await.map_err(fatal)?;
         let stance = match around.storage.small_get(&fresh::note_key(id)) {
             Some(note) => Stance::Joining(Joining::decode(note).map_err(MachineError::from)?),
-            None if newborn && !raft.is_initialized().await.map_err(fatal)? => Stance::Asking,
+            None if newborn && log.bounds().last.is_none() => Stance::Asking,
             None => Stance::Settled,
         };
+        let mut settings =
+            around.config.openraft().map_err(|error| StartError::Settings(error.to_string()))?;
+        // From its first tick on: whoever forgot something must not campaign.
+        settings.enable_elect = stance == Stance::Settled;
+        let raft =
+            Raft::new(me, Arc::new(settings), network, LogStore::new(log), machine).await.map_err(fatal)?;
         if let Stance::Joining(joining) = &stance {
             promise(&raft, joining).await.map_err(fatal)?;
         }
-        raft.runtime_config().elect(stance == Stance::Settled);
         let gate = if newborn { std::time::Duration::ZERO } else { around.config.election_max };
         Ok(Arc::new(Self {
             id,
@@ -407,13 +409,14 @@ impl Group {
                 }
             }
             Request::RaftSurvey(_) => {
+                // The stance first: bounds from before it settled must not pass for those of a settled member.
+                let settled = *lock(&self.stance) == Stance::Settled;
                 // From the log itself: what counts is what this node has promised durably.
                 let log = self.around.storage.raft(self.id);
                 let vote = log.vote().map(codec::decode_vote).transpose().map_err(bad)?;
                 let vote = vote.as_ref().map(codec::to_wire_vote);
                 let last_log_id =
                     log.bounds().last.map(codec::from_storage_id).as_ref().map(codec::to_wire_id);
-                let settled = *lock(&self.stance) == Stance::Settled;
                 Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled }))
             }
             _ => Err(Failure::new(Reason::InvalidRequest, "not a message of Raft")),
