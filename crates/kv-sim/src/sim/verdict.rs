@@ -7,6 +7,7 @@ use std::time::Duration;
 use kv_check::judge::{Judgement, Plan, Ruling};
 use kv_check::service::Window;
 use kv_check::{Event, EventType, Json, Process};
+use kv_types::NodeId;
 use serde::{Deserialize, Serialize};
 
 use super::cluster::Cluster;
@@ -95,7 +96,7 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
     let judgement = kv_check::judge(history, &plan);
     let judgement =
         judgement.inspect_err(|error| broken.push(format!("the history is malformed: {error}"))).ok();
-    broken.extend(elections(history, facts.report));
+    broken.extend(elections(history));
     broken.extend(points(history));
     broken.extend(absences(history));
     let unscoped = kv_raft::NodeRuntime::unscoped();
@@ -142,21 +143,27 @@ fn point(event: &Event) -> Option<(u64, u64, u64, &str)> {
     Some((of("term")?, of("index")?, of("revision")?, receipt.get("by")?.as_str()?))
 }
 
-/// At most one leader a term, by what nodes say of themselves and by who signs strong answers.
-fn elections(history: &[Event], report: &Report) -> Vec<String> {
+/// Leaders of one term follow each other and none comes back: openraft orders leaders by term, then node, and elects a
+/// greater node in a term that has a leader already. So in the order of the log, whoever signs the strong answers of a term
+/// only ever becomes greater. What nodes say of themselves proves nothing: who is cut off goes on calling itself a leader.
+fn elections(history: &[Event]) -> Vec<String> {
+    let mut signed: BTreeMap<u64, BTreeSet<(u64, NodeId)>> = BTreeMap::new();
     let mut broken = Vec::new();
-    for ((group, term), leaders) in &report.leaders {
-        if leaders.len() > 1 {
-            broken.push(format!("two leaders of group {group} in term {term}: {leaders:?}"));
+    let answers = history.iter().filter(|event| event.kind == EventType::Ok);
+    for (term, index, _, by) in answers.filter_map(fresh).filter_map(point) {
+        match by.parse() {
+            Ok(by) => drop(signed.entry(term).or_default().insert((index, by))),
+            Err(_) => broken.push(format!("a strong answer is signed by {by}, which is no node")),
         }
     }
-    let mut signed: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
-    let answers = history.iter().filter(|event| event.kind == EventType::Ok);
-    for (term, _, _, by) in answers.filter_map(fresh).filter_map(point) {
-        signed.entry(term).or_default().insert(by);
-    }
-    for (term, by) in signed.into_iter().filter(|(_, by)| by.len() > 1) {
-        broken.push(format!("strong answers of term {term} are signed by {by:?}"));
+    for (term, signed) in signed {
+        let mut last = None;
+        for (index, by) in signed {
+            if last.is_some_and(|last| last > by) {
+                broken.push(format!("term {term}: {by} signs at index {index}, after a greater leader had"));
+            }
+            last = last.max(Some(by));
+        }
     }
     broken
 }
