@@ -153,10 +153,11 @@ pub fn compose(seed: u64) -> Result<Scenario, Mistake> {
     let sloppy = dice.bool();
     text += "[[namespace]]\nname = \"bank\"\nmode = \"strong\"\n\n";
     text += "[[namespace]]\nname = \"ledger\"\nmode = \"strong\"\n\n";
+    let faults = swarm(&mut dice);
     // Lossy disks take no acknowledged write: it is acknowledged after the sync. An empty disk may, with W=1.
+    let may_lose = w == 1 && faults.iter().any(|fault| fault.contains("restart-empty"));
     text += &format!(
-        "[[namespace]]\nname = \"cart\"\nmode = \"available\"\nn = {n}\nr = {r}\nw = {w}\nsloppy = {sloppy}\nmay_lose = {}\n\n",
-        w == 1
+        "[[namespace]]\nname = \"cart\"\nmode = \"available\"\nn = {n}\nr = {r}\nw = {w}\nsloppy = {sloppy}\nmay_lose = {may_lose}\n\n"
     );
     for (ns, kind) in [("bank", "cas-register"), ("ledger", second), ("cart", "siblings")] {
         let rate = dice.u32(4..=12);
@@ -165,11 +166,11 @@ pub fn compose(seed: u64) -> Result<Scenario, Mistake> {
             "[[workload]]\nnamespace = \"{ns}\"\nkind = \"{kind}\"\nrate = {rate}\nkeys = {keys}\n\n"
         );
     }
-    for fault in swarm(&mut dice) {
+    for fault in faults {
         text += &fault;
     }
-    // What a disk that fails or is full, or a single copy, makes of the rest is counted and not demanded.
-    text += "[expect]\nrecovery_ms_max = 5000\nconvergence_ms_max = 20000\nends = true\nfaults = 1\nconcurrent_keys = 1\n";
+    // None of these faults makes a node end by itself.
+    text += "[expect]\nrecovery_ms_max = 5000\nconvergence_ms_max = 20000\nfaults = 1\nconcurrent_keys = 1\n";
     Scenario::parse("swarm", "composed scenario", &format!("# scenario: swarm\n{text}"))
 }
 

@@ -239,8 +239,9 @@ impl Storage {
             tracing::warn!(segment = id, offset = from, bytes = n, "the last write was torn and is cut off");
             last.file.write_at(&vec![0; n], from).map_err(&fail)?;
         }
-        // What was read may have been written and never synced: a process killed in between, a sync that failed. From here on
-        // it counts as durable, is voted by and answered from, and what follows it must not outlive it.
+        // What was read may have been written and never synced, by a process killed in between. From here on it counts as
+        // durable, is voted by and answered from, and what follows it must not outlive it. (Where the system drops the pages
+        // of a sync that failed and calls them clean, a second sync does not bring them back.)
         if let Some(last) = log.segments.values().next_back() {
             last.file.sync_data().map_err(StorageError::io("sync the end of the log"))?;
         }
