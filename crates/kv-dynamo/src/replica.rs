@@ -368,7 +368,7 @@ impl Replica {
             Supersedes::Nothing => Context::new(),
         };
         let dot = Dot { incarnation: self.incarnation, counter: partition.counter + 1 };
-        let stamp = self.stamp(&before.state)?;
+        let stamp = self.stamp(&before.state);
         let sibling = order.value.clone().map(|value| Sibling { stamp, request, value });
         let minter = if matches!(role, Role::Primary) { Minter::Primary } else { Minter::Fallback };
         let mut state = before.state;
@@ -501,14 +501,13 @@ impl Replica {
         Ok(())
     }
 
-    fn stamp(&self, before: &State) -> Result<Hlc, Failure> {
+    fn stamp(&self, before: &State) -> Hlc {
         let now = self.env.clock.wall_ms();
         let mut last = lock(&self.stamp);
         let seen = before.record.siblings.values().map(|sibling| sibling.stamp);
         let after = seen.fold(*last, |last, seen| Hlc::observe(last, seen, now));
-        let stamp = Hlc::mint(after, now).map_err(|skew| Failure::new(Reason::NotReady, skew.to_string()))?;
-        *last = stamp;
-        Ok(stamp)
+        *last = Hlc::mint(after, now);
+        *last
     }
 
     /// Merges what another node knows of a key. Returns what must be durable before this is acknowledged.

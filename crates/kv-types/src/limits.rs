@@ -39,7 +39,7 @@ pub const MAX_REPLICAS: u8 = 7;
 pub const MAX_VOTERS: usize = 5;
 /// Members of a cluster at most.
 pub const MAX_MEMBERS: usize = 64;
-/// How far two nodes' wall clocks may differ before a stamp is refused where it would be minted.
+/// How far two nodes' wall clocks may differ before what one of them says is not followed when a stamp is minted.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_millis(500);
 
 const _: () = assert!(MAX_PUBLIC_MESSAGE_BYTES > MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES);

@@ -11,6 +11,8 @@ use crate::sim::plan::KINDS;
 
 /// Reasons shown for a seed that is not valid.
 const REASONS: usize = 6;
+/// From so many seeds on, every kind of fault has to have struck and every state that counts to have been reached.
+const MANY: u64 = 40;
 
 /// One seed in a line.
 pub(super) fn line(summary: &Summary, took: Duration) -> String {
@@ -83,9 +85,19 @@ impl Tally {
         self.died += 1;
     }
 
+    /// What so many seeds should have shown and did not.
+    fn missing(&self) -> Vec<String> {
+        if self.valid + self.invalid + self.unknown < MANY {
+            return Vec::new();
+        }
+        let never = self.sometimes.iter().filter(|(_, count)| **count == 0).map(|(name, _)| name.clone());
+        let idle = KINDS.into_iter().filter(|kind| self.faults.get(*kind).copied().unwrap_or(0) == 0);
+        never.chain(idle.map(|kind| format!("a fault of the kind {kind}"))).collect()
+    }
+
     /// The exit code of all seeds together.
     pub(super) fn code(&self) -> u8 {
-        match (self.invalid + self.died, self.unknown, self.valid) {
+        match (self.invalid + self.died, self.unknown + self.missing().len() as u64, self.valid) {
             (1.., _, _) => 1,
             (_, 1.., _) | (0, 0, 0) => 2,
             _ => 0,
@@ -122,6 +134,9 @@ impl Tally {
                 if *count == 0 { "NEVER".into() } else { format!("{count} seeds") }
             );
         }
+        for what in self.missing() {
+            let _ = writeln!(text, "unknown      so many seeds, and never {what}: too little was shown");
+        }
         text
     }
 }
@@ -140,5 +155,19 @@ mod tests {
         assert_eq!(with(3, 1, 1, 0), 1);
         assert_eq!(with(3, 0, 0, 1), 1);
         assert_eq!(with(0, 0, 0, 0), 2);
+    }
+
+    #[test]
+    fn many_seeds_that_never_reach_a_state_or_a_fault_show_too_little() {
+        let states = |hits| BTreeMap::from([("a minority refused".to_owned(), hits)]);
+        let faults = |kinds: &[&str]| kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect();
+        let with = |valid, hits, kinds| {
+            let tally = Tally { valid, sometimes: states(hits), faults: faults(kinds), ..Tally::default() };
+            (tally.code(), tally.missing().len())
+        };
+        assert_eq!(with(MANY, 1, &KINDS), (0, 0));
+        assert_eq!(with(MANY, 0, &KINDS), (2, 1));
+        assert_eq!(with(MANY, 1, &KINDS[1..]), (2, 1));
+        assert_eq!(with(MANY - 1, 0, &[]), (0, 0), "few seeds may see little");
     }
 }

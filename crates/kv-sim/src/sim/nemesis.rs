@@ -16,6 +16,10 @@ const RESTART_AFTER: Duration = Duration::from_millis(300);
 /// Latency of the network at rest, at most.
 pub const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
 
+/// How the disk of the simulation begins the errors that it was told to give. A node may stop because of one, and of nothing
+/// else: whoever refuses a damaged log, or runs into a rule of its own, is not excused by a fault of its disk.
+const INJECTED: &str = "injected: ";
+
 /// What the nemesis knows of roles, from outside.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Roles {
@@ -141,10 +145,11 @@ impl Nemesis {
         self.note(now, "heal", Json::Null);
     }
 
-    /// Whether a fault of its disk explains that this node does not run.
-    fn excused(&self, node: NodeId) -> bool {
-        self.struck.contains(&node)
-            || self.active.iter().any(|active| active.victims.contains(&node) && stops(active.planned.fault))
+    /// Whether a fault of its disk explains that this node does not run, for the reason that it gives.
+    fn excused(&self, node: NodeId, why: &str) -> bool {
+        let struck = self.struck.contains(&node)
+            || self.active.iter().any(|active| active.victims.contains(&node) && stops(active.planned.fault));
+        struck && why.contains(INJECTED)
     }
 
     fn supervise(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
@@ -167,7 +172,7 @@ impl Nemesis {
                         active.victims.contains(&node)
                             && matches!(active.planned.fault, Fault::PowerCutAtSync(..))
                     });
-                    if !self.excused(node) {
+                    if !self.excused(node, &why) {
                         self.broken.push(format!("{node} at {:.3} s: {why}", now.as_secs_f64()));
                     }
                     sim.crash(node.to_string());

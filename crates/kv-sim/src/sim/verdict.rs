@@ -257,3 +257,54 @@ fn sometimes(history: &[Event], facts: &Facts<'_>, leaders: u64) -> BTreeMap<Str
     ];
     states.into_iter().map(|(name, hit)| (name.to_owned(), hit)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// An acknowledged strong write: (term, index, revision, who signed).
+    fn history(points: &[(u64, u64, u64, &str)]) -> Vec<Event> {
+        let event = |(at, (term, index, revision, by)): (u64, &(u64, u64, u64, &str))| {
+            let mut event = Event::new(at, Process::Client(at), EventType::Ok, "write".into(), Json::Null);
+            (event.ns, event.revision) = (Some("bank".into()), Some(*revision));
+            let strong = json!({"term": term, "index": index, "revision": revision});
+            event.receipt = Some(json!({"by": by, "strong": strong}));
+            event
+        };
+        (0..).zip(points).map(event).collect()
+    }
+
+    #[test]
+    fn leaders_of_a_term_follow_each_other_and_none_comes_back() {
+        let fine = [(1, 1, 1, "n2"), (1, 2, 2, "n2"), (1, 3, 3, "n4"), (2, 4, 4, "n1")];
+        assert!(elections(&history(&fine)).is_empty(), "a greater node may take over within a term");
+        // In the order of the log, whatever the order of the answers.
+        let shuffled = [(1, 3, 3, "n4"), (1, 1, 1, "n2"), (1, 2, 2, "n2")];
+        assert!(elections(&history(&shuffled)).is_empty());
+        let back = elections(&history(&[(1, 1, 1, "n2"), (1, 2, 2, "n4"), (1, 3, 3, "n2")]));
+        assert_eq!(back, ["term 1: n2 signs at index 3, after a greater leader had"]);
+        let smaller = elections(&history(&[(7, 1, 1, "n4"), (7, 2, 2, "n2")]));
+        assert_eq!(smaller.len(), 1, "a smaller node cannot be elected in a term that has a leader");
+        assert_eq!(elections(&history(&[(1, 1, 1, "nobody")])).len(), 1);
+    }
+
+    #[test]
+    fn an_answer_that_is_told_again_is_signed_by_whoever_tells_it() {
+        let mut history = history(&[(1, 1, 1, "n2"), (1, 2, 2, "n4"), (1, 3, 3, "n2")]);
+        history[2].receipt.as_mut().unwrap()["deduplicated"] = json!(true);
+        assert!(elections(&history).is_empty());
+    }
+
+    #[test]
+    fn places_in_the_log_and_revisions_are_used_once_and_grow_together() {
+        assert!(points(&history(&[(1, 5, 1, "n1"), (1, 9, 2, "n1"), (2, 12, 3, "n2")])).is_empty());
+        for wrong in [
+            [(1, 5, 1, "n1"), (1, 5, 2, "n1")],
+            [(1, 5, 2, "n1"), (1, 9, 1, "n1")],
+            [(1, 5, 2, "n1"), (1, 9, 2, "n1")],
+        ] {
+            assert!(!points(&history(&wrong)).is_empty(), "{wrong:?}");
+        }
+    }
+}

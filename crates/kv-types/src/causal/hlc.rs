@@ -11,14 +11,6 @@ use crate::limits::MAX_CLOCK_SKEW;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Hlc(pub u64);
 
-/// A stamp that would have to run further ahead of the wall clock than allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the clock stands {} ms behind the stamps that it must follow; at most {} ms are allowed", ahead.as_millis(), MAX_CLOCK_SKEW.as_millis())]
-pub struct ClockSkew {
-    /// How far ahead.
-    pub ahead: Duration,
-}
-
 impl Hlc {
     const COUNTER_BITS: u32 = 16;
 
@@ -32,11 +24,15 @@ impl Hlc {
         self.0 >> Self::COUNTER_BITS
     }
 
-    /// A stamp after `last`, the latest that this node minted or observed, and not before the wall clock.
-    pub fn mint(last: Self, wall_ms: u64) -> Result<Self, ClockSkew> {
-        let stamp = Self(last.0.saturating_add(1)).max(Self::at(wall_ms));
-        let ahead = Duration::from_millis(stamp.wall_ms().saturating_sub(wall_ms));
-        if ahead > MAX_CLOCK_SKEW { Err(ClockSkew { ahead }) } else { Ok(stamp) }
+    /// A stamp not before the wall clock, and after `last`, the latest that this node minted or observed, unless that runs
+    /// ahead of the clock by more than [`MAX_CLOCK_SKEW`]: then the clock was wrong and has been set right, and what it
+    /// said is not followed any more. So no stamp is further ahead of the clock than the bound, and stamps of a node rise
+    /// except where its clock was put back by more.
+    pub fn mint(last: Self, wall_ms: u64) -> Self {
+        let now = Self::at(wall_ms);
+        let next = Self(last.0.saturating_add(1)).max(now);
+        let ahead = Duration::from_millis(next.wall_ms().saturating_sub(wall_ms));
+        if ahead > MAX_CLOCK_SKEW { now } else { next }
     }
 
     /// What the next stamp must follow after another node's stamp was seen. One that is too far ahead is not followed:
@@ -61,12 +57,21 @@ mod tests {
     fn stamps_rise_and_stay_near_the_wall_clock() {
         let mut last = Hlc::default();
         for wall in [1_000, 1_000, 999, 1_001, 700] {
-            let next = Hlc::mint(last, wall).unwrap();
+            let next = Hlc::mint(last, wall);
             assert!(next > last && next.wall_ms() >= wall);
             last = next;
         }
-        assert!(Hlc::mint(last, 500).is_err(), "the clock went back by more than the bound");
-        assert_eq!(Hlc::mint(Hlc::at(1_500), 1_000).map(Hlc::wall_ms), Ok(1_500));
+        assert_eq!(Hlc::mint(Hlc::at(1_500), 1_000).wall_ms(), 1_500, "at the bound it is followed");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_right_is_believed() {
+        let ahead = Hlc::mint(Hlc::default(), 3_600_000);
+        let right = Hlc::mint(ahead, 1_000);
+        assert_eq!(right, Hlc::at(1_000), "it went back by more than the bound");
+        assert!(Hlc::mint(right, 1_000) > right, "and from there on stamps rise again");
+        assert_eq!(Hlc::mint(Hlc::at(1_501), 1_000).wall_ms(), 1_000, "one beyond the bound");
+        assert_eq!(Hlc::mint(Hlc(u64::MAX), u64::MAX).wall_ms(), Hlc(u64::MAX).wall_ms());
     }
 
     #[test]
@@ -74,6 +79,6 @@ mod tests {
         let last = Hlc::at(1_000);
         assert_eq!(Hlc::observe(last, Hlc::at(1_200), 1_000), Hlc::at(1_200));
         assert_eq!(Hlc::observe(last, Hlc::at(9_000), 1_000), last);
-        assert!(Hlc::mint(Hlc::observe(last, Hlc::at(u64::MAX), 1_000), 1_000).is_ok());
+        assert_eq!(Hlc::mint(Hlc::observe(last, Hlc::at(u64::MAX), 1_000), 1_000).wall_ms(), 1_000);
     }
 }

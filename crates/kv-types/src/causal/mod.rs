@@ -20,5 +20,5 @@ mod record;
 
 pub use codec::{CodecError, decode_context_token, encode_context_token};
 pub use context::{Context, Dot, NodeClock};
-pub use hlc::{ClockSkew, Hlc};
+pub use hlc::Hlc;
 pub use record::{Minter, RECENT_WRITES, Record, Sibling, State, Write};
