@@ -4,10 +4,12 @@
 //!
 //! - [`Recorder`]: every operation as `kv-check` wants it;
 //! - [`StrongClient`], [`AvailableClient`]: one operation of one client at one node, recorded;
+//! - [`converge`]: when replicas are equal, found by asking every node, and written into the history;
 //! - [`drive`]: whole loads as data ([`Load`]), for real processes and for the simulation alike. Only `tokio::time`, only the
 //!   seed, only the [`kv_env::Env`] that is given.
 
 mod available;
+pub mod converge;
 mod drive;
 mod keys;
 mod recorder;

@@ -126,6 +126,8 @@ struct Recorded {
     samples: Vec<Sample>,
     /// Process numbers that are free, by namespace and node: a number stays with both.
     idle: BTreeMap<(String, NodeId), Vec<u64>>,
+    /// Operations that have begun and not ended, by namespace.
+    open: BTreeMap<String, u64>,
     processes: u64,
     /// The time of the last event.
     last: u64,
@@ -172,6 +174,7 @@ impl Recorder {
         call: Call,
         operation: impl Future<Output = Ending>,
     ) -> Ending {
+        let _open = Open::count(self, &call.ns);
         let process = self.begin(&call);
         let ending = operation.await;
         self.end(process, intended, call, &ending);
@@ -180,10 +183,25 @@ impl Recorder {
 
     /// Notes what the nemesis did.
     pub fn nemesis(&self, what: &str, value: Json) {
+        self.note(None, what, value);
+    }
+
+    /// Notes what was found about a namespace from outside.
+    pub fn nemesis_in(&self, ns: &str, what: &str, value: Json) {
+        self.note(Some(ns.to_owned()), what, value);
+    }
+
+    fn note(&self, ns: Option<String>, what: &str, value: Json) {
         let mut inner = self.lock();
         let now = inner.stamp(self.now());
-        let event = Event::new(now, Process::Nemesis, EventType::Info, what.into(), value);
+        let mut event = Event::new(now, Process::Nemesis, EventType::Info, what.into(), value);
+        event.ns = ns;
         inner.events.push(event);
+    }
+
+    /// Operations on a namespace that have begun and not ended.
+    pub fn open(&self, ns: &str) -> u64 {
+        self.lock().open.get(ns).copied().unwrap_or(0)
     }
 
     /// Samples from this position on, and the position after them.
@@ -260,6 +278,27 @@ impl Recorder {
     }
 }
 
+/// Counts an operation as open for as long as somebody waits for it.
+struct Open<'a> {
+    recorder: &'a Recorder,
+    ns: String,
+}
+
+impl<'a> Open<'a> {
+    fn count(recorder: &'a Recorder, ns: &str) -> Self {
+        *recorder.lock().open.entry(ns.to_owned()).or_default() += 1;
+        Self { recorder, ns: ns.to_owned() }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if let Some(open) = self.recorder.lock().open.get_mut(&self.ns) {
+            *open = open.saturating_sub(1);
+        }
+    }
+}
+
 /// Receipts in histories: short, and complete enough to verify an answer by its evidence.
 fn receipt_json(receipt: &Receipt) -> Json {
     let mut compact = json!({
@@ -322,11 +361,13 @@ mod tests {
         let now = Instant::now();
         let unknown = recorder.record(now, call(1), async { ending(EventType::Info) });
         let nested = recorder.record(now, call(1), async {
+            assert_eq!(recorder.open("bank"), 1);
             recorder.record(now, call(1), async { ending(EventType::Ok) }).await
         });
         unknown.await;
         nested.await;
         recorder.record(now, call(1), async { ending(EventType::Fail) }).await;
+        assert_eq!((recorder.open("bank"), recorder.open("cart")), (0, 0));
         recorder.nemesis("cut", json!([]));
         let operations = kv_check::operation::pair(&recorder.history()).unwrap();
         let processes: Vec<_> = operations.iter().map(|op| op.process).collect();
