@@ -9,8 +9,9 @@ use std::time::Duration;
 use kv_check::judge::{Expectation, NamespacePlan, Workload};
 use kv_client::{Admin, Client, ClientOptions, NodeStatus, WriteContext};
 use kv_env::{Entropy, Env};
+use kv_lab::workload::converge::{Asked, Copies, Meanwhile, Patience, converge};
 use kv_lab::workload::{Driving, Kind, Load, Phase, Recorder, drive};
-use kv_types::{NamespaceName, NamespaceSpec, NodeId, ReplicaCount, Replication};
+use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -24,10 +25,12 @@ use super::trace::{self, Trace};
 /// How long a new cluster may take until it serves.
 const START: Duration = Duration::from_secs(30);
 /// How long after the faults every replica may take to be like the others.
-const CONVERGE: Duration = Duration::from_secs(60);
-/// How long only digests must have differed before hints are said to be at their end: longer than a write goes on after its
-/// client has gone, for whoever coordinates it may note a hint until then.
-const HINTS_END: Duration = Duration::from_secs(5);
+const CONVERGENCE: Patience = Patience {
+    converges_within: Duration::from_secs(60),
+    hints_end: Duration::from_secs(5),
+    reads_within: Duration::from_secs(30),
+    poll: POLL,
+};
 /// How long every node may take to acknowledge a write of each mode then.
 const SERVE: Duration = Duration::from_secs(10);
 /// How long the final reads may take.
@@ -229,7 +232,7 @@ impl Clients {
         }
         self.report().shed = shed;
         self.reached(Progress::Converging);
-        self.converge(&handles, &driven).await;
+        self.converge(&addresses, &handles, &recorder, &driven).await;
         self.serve(&handles).await;
         self.report().settled = Some(recorder.now());
         self.read_everything(&driven).await?;
@@ -306,102 +309,40 @@ impl Clients {
 
     /// Waits until all replicas are alike and nothing is left to be delivered. Hints alone owe that, unless a node died: then
     /// every key is read once, and that owes it.
-    async fn converge(&self, handles: &BTreeMap<NodeId, Client>, driven: &[Driving]) {
-        let mut began = Instant::now();
-        let mut only_digests_since = None;
-        loop {
-            let may_read = self.report().a_node_died && self.report().needed_reads.is_none();
-            let why = match self.difference(handles).await {
-                Difference::None => {
-                    self.report().converged_after = Some(began.elapsed());
-                    self.trace.line("clients", format_args!("converged after {:?}", began.elapsed()));
-                    return;
-                }
-                Difference::Digests(partitions, why) => {
-                    let since = *only_digests_since.get_or_insert_with(Instant::now);
-                    if may_read && since.elapsed() > HINTS_END {
-                        let reading = format_args!("{partitions} ring partitions need reads: {why}");
-                        self.trace.line("clients", reading);
-                        self.report().needed_reads = Some(partitions);
-                        self.read_once(handles, driven).await;
-                        began = Instant::now();
-                    }
-                    why
-                }
-                Difference::Waiting(why) => {
-                    only_digests_since = None;
-                    why
-                }
+    async fn converge(
+        &self,
+        addresses: &BTreeMap<NodeId, String>,
+        clients: &BTreeMap<NodeId, Client>,
+        recorder: &Recorder,
+        driven: &[Driving],
+    ) {
+        let copies = |part: &Part| {
+            let replication = part.spec.replication?; // only available namespaces have quorums of their own
+            Some(Copies { ns: part.spec.name.to_string(), n: replication.n })
+        };
+        let namespaces: Vec<Copies> = self.parts.iter().filter_map(copies).collect();
+        let meanwhile = Meanwhile { strong_rests: true, may_read: self.report().a_node_died };
+        let began = Instant::now();
+        let asked = Asked { addresses, clients, recorder, driven };
+        for (ns, convergence) in converge(asked, &namespaces, meanwhile, CONVERGENCE).await {
+            let Some(at) = convergence.at else {
+                let why = convergence.unequal.unwrap_or_default();
+                self.broken(format!(
+                    "no convergence of {ns} within {:?}: {why}",
+                    CONVERGENCE.converges_within
+                ));
+                continue;
             };
-            if began.elapsed() > CONVERGE {
-                return self.broken(format!("no convergence within {CONVERGE:?}: {why}"));
-            }
-            sleep(POLL).await;
+            let since = convergence.reads.map_or(began, |(moment, partitions)| {
+                let mut report = self.report();
+                report.needed_reads = Some(report.needed_reads.unwrap_or(0) + partitions);
+                moment
+            });
+            let after = at.saturating_duration_since(since);
+            self.trace.line("clients", format_args!("{ns} converged after {after:?}"));
+            let mut report = self.report();
+            report.converged_after = report.converged_after.max(Some(after));
         }
-    }
-
-    /// Every key of the available namespaces, read once from all its replicas, by whichever node answers.
-    async fn read_once(&self, handles: &BTreeMap<NodeId, Client>, driven: &[Driving]) {
-        let give_up = Instant::now() + READ;
-        for driving in driven.iter().filter(|driving| !driving.load().kind.strong()) {
-            let ns = driving.load().ns.as_str();
-            for key in driving.shared_keys().used() {
-                for client in handles.values().cycle() {
-                    if client.available(ns).reading(ReplicaCount::All).get(&key).await.is_ok() {
-                        break;
-                    }
-                    if Instant::now() > give_up {
-                        self.broken(format!(
-                            "{ns} {key} cannot be read from all its replicas within {READ:?}"
-                        ));
-                        break;
-                    }
-                    sleep(POLL).await;
-                }
-            }
-        }
-    }
-
-    async fn difference(&self, handles: &BTreeMap<NodeId, Client>) -> Difference {
-        use Difference::Waiting;
-        let mut applied: BTreeMap<u32, (NodeId, u64)> = BTreeMap::new();
-        for (node, client) in handles {
-            let Some(status) = status(*node, &client.admin()).await else {
-                return Waiting(format!("{node} does not tell its status"));
-            };
-            if status.hints_pending > 0 {
-                return Waiting(format!("{node} holds {} hints", status.hints_pending));
-            }
-            if status.rebuilding_partitions > 0 {
-                return Waiting(format!("{node} rebuilds {} ring partitions", status.rebuilding_partitions));
-            }
-            for group in &status.groups {
-                let (first, index) = *applied.entry(group.group).or_insert((*node, group.applied_index));
-                if index != group.applied_index {
-                    let (id, here) = (group.group, group.applied_index);
-                    return Waiting(format!("group {id}: {first} applied {index}, {node} {here}"));
-                }
-            }
-        }
-        let mut differing = BTreeMap::new();
-        for part in self.parts.iter().filter(|part| !part.plan.strong) {
-            let mut digests: BTreeMap<u32, (NodeId, u64)> = BTreeMap::new();
-            for (node, client) in handles {
-                let asked = client.admin().digest(&client_address(*node), part.spec.name.as_str()).await;
-                let Ok(digest) = asked else { return Waiting(format!("{node} does not tell its digests")) };
-                for partition in digest.partitions {
-                    let (first, seen) =
-                        *digests.entry(partition.partition).or_insert((*node, partition.digest));
-                    if seen != partition.digest {
-                        let (ring, name) = (partition.partition, part.spec.name.to_string());
-                        let why = format!("{first} and {node} differ in ring partition {ring} of {name}");
-                        differing.entry((name, ring)).or_insert(why);
-                    }
-                }
-            }
-        }
-        let count = differing.len() as u64;
-        differing.into_values().next().map_or(Difference::None, |why| Difference::Digests(count, why))
     }
 
     /// Every node acknowledges a write of each mode, and reads it back.
@@ -450,15 +391,6 @@ impl Clients {
         self.trace.line("clients", format_args!("read everything at {:.3}", trace::now().as_secs_f64()));
         Ok(())
     }
-}
-
-/// What keeps the replicas from being alike.
-enum Difference {
-    None,
-    /// Something is under way.
-    Waiting(String),
-    /// Nothing is, and still so many ring partitions differ, such as this one.
-    Digests(u64, String),
 }
 
 async fn status(node: NodeId, admin: &Admin) -> Option<NodeStatus> {

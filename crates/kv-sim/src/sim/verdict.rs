@@ -254,6 +254,10 @@ fn sometimes(history: &[Event], facts: &Facts<'_>, leaders: u64) -> BTreeMap<Str
         ("a resent write was recognised", any(&|event| receipt(event, "deduplicated"))),
         ("a read showed siblings", any(&siblings)),
         ("a hint was stored", any(&hinted)),
+        (
+            "hints alone made the replicas alike, and no node had died",
+            any(&hinted) && !facts.report.a_node_died && facts.report.converged_after.is_some(),
+        ),
     ];
     states.into_iter().map(|(name, hit)| (name.to_owned(), hit)).collect()
 }
