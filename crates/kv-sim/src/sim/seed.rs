@@ -20,6 +20,9 @@ use super::{mix, plan};
 const WARM_UP: Duration = Duration::from_millis(1_500);
 /// Load without faults after the last one: what recovers is tested while it recovers.
 const AFTER: Duration = Duration::from_millis(2_500);
+/// A step of the network: within it every host lives on its own, to the millisecond. At one millisecond a
+/// third of the time of a run went into stepping.
+const TICK: Duration = Duration::from_millis(2);
 /// Bytes on their way through one socket.
 const SOCKET_BYTES: usize = 65_536;
 /// A run that is not over after so much simulated time never will be.
@@ -66,6 +69,7 @@ pub fn run(seed: u64, options: Options) -> Run {
         .rng_seed(mix(seed, 0x707)) // turmoil: latencies, the order of hosts, tokio's own choices
         .enable_random_order()
         .tcp_capacity(SOCKET_BYTES)
+        .tick_duration(TICK)
         .min_message_latency(LATENCY.0)
         .max_message_latency(LATENCY.1)
         .simulation_duration(END + END)
@@ -77,6 +81,7 @@ pub fn run(seed: u64, options: Options) -> Run {
     sim.client("clients", clients.clone().live());
 
     let mut loading_since = None;
+    let mut faulty = false;
     let mut healed = None;
     let mut stopped = false;
     loop {
@@ -88,8 +93,9 @@ pub fn run(seed: u64, options: Options) -> Run {
         };
         if progress == Progress::Loading {
             let since = *loading_since.get_or_insert(now);
-            if now == since + WARM_UP {
+            if !faulty && now >= since + WARM_UP {
                 nemesis.begin(now);
+                faulty = true;
             }
             if healed.is_none() && now >= since + WARM_UP + options.faults {
                 nemesis.heal(&mut sim, now);
