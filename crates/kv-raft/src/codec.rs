@@ -323,8 +323,11 @@ pub(crate) fn decode_vote(bytes: Bytes) -> Result<Vote, CodecError> {
     reader.end().map(|()| vote)
 }
 
+/// Length of an encoded log id.
+pub(crate) const LOG_ID_BYTES: usize = 25;
+
 pub(crate) fn encode_log_id(id: &LogId) -> Bytes {
-    let mut out = versioned(VERSION, 24);
+    let mut out = versioned(VERSION, LOG_ID_BYTES - 1);
     out.put_log_id(id);
     out.into()
 }

@@ -2,6 +2,7 @@
 //! snapshots, lets go of the log and brings a new cluster into being.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
@@ -31,8 +32,8 @@ use crate::codec::{self, CodecError};
 use crate::config::limits::{
     DOUBTFUL_READ_WAIT, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE,
 };
-use crate::config::{LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
-use crate::fresh::{self, Joining, Stance, Testimony, Verdict};
+use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
+use crate::fresh::{self, Heard, Joining, Stance, Testimony, Verdict};
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
@@ -56,12 +57,16 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     around: Surroundings,
     applied: Applied,
-    /// Before this time no vote is given: a leader may hold a lease that this node granted before it restarted.
-    votes_from: Instant,
+    /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
+    rested: Instant,
+    /// It never granted anything before this process began.
+    formed: AtomicBool,
     /// When a leader that this node follows was last heard.
     leader_heard: Mutex<Option<Instant>>,
     /// What this node may take part in, when its directory is or was fresh.
     stance: Mutex<Stance>,
+    /// What its leader has sent while it joins.
+    heard: Mutex<Heard>,
 }
 
 /// Where this node stands in a group.
@@ -120,15 +125,25 @@ impl View {
     }
 }
 
+/// Why a voter that joins is not made the leader.
+const LEADS_NOT: &str = "its directory was fresh; it takes no leadership before it has caught up";
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the newest vote of the others for its own, durably: no older leader is followed.
-async fn promise(raft: &Raft, joining: &Joining) -> Result<(), Fatal<TypeConfig>> {
-    let request =
-        VoteRequest { vote: joining.vote(), last_log_id: joining.beyond, leadership_transfer: false };
-    raft.vote(request).await.map(drop).map_err(RaftError::unwrap_fatal)
+/// Takes the newest vote of the others for its own, durably: no older leader is followed. False if that was refused.
+async fn promise(raft: &Raft, joining: &Joining) -> Result<bool, Fatal<TypeConfig>> {
+    // As if for a candidate that lacks nothing and is waited for by nobody: only an even newer vote stands against it.
+    let own_last = raft.data_metrics().borrow_watched().last_log;
+    let last_log_id = joining.beyond.max(own_last);
+    let request = VoteRequest { vote: joining.vote(), last_log_id, leadership_transfer: true };
+    let kept = raft.vote(request).await.map_err(RaftError::unwrap_fatal)?.vote;
+    let promised = kept.leader_id >= joining.leader;
+    if !promised {
+        tracing::error!(%kept, newest = ?joining, "the vote of a voter that joins was refused");
+    }
+    Ok(promised)
 }
 
 impl Group {
@@ -157,17 +172,22 @@ impl Group {
         settings.enable_elect = stance == Stance::Settled;
         let raft =
             Raft::new(me, Arc::new(settings), network, LogStore::new(log), machine).await.map_err(fatal)?;
-        if let Stance::Joining(joining) = &stance {
-            promise(&raft, joining).await.map_err(fatal)?;
+        if let Stance::Joining(joining) = &stance
+            && !promise(&raft, joining).await.map_err(fatal)?
+        {
+            let why =
+                format!("{:?} was noted as the newest leader, and its vote was refused", joining.leader);
+            return Err(StartError::Raft { group: id, why });
         }
-        let gate = if newborn { std::time::Duration::ZERO } else { around.config.election_max };
         Ok(Arc::new(Self {
             id,
             raft,
             applied,
-            votes_from: Instant::now() + gate,
+            rested: Instant::now() + around.config.election_max,
+            formed: AtomicBool::new(newborn && stance == Stance::Settled),
             leader_heard: Mutex::new(None),
             stance: Mutex::new(stance),
+            heard: Mutex::default(),
             around,
         }))
     }
@@ -337,6 +357,12 @@ impl Group {
         let why = match (&*lock(&self.stance), body) {
             (Stance::Settled, _) | (_, Request::RaftSurvey(_)) => return Ok(()),
             (Stance::Joining(_), Request::RaftAppend(_) | Request::RaftSnapshot(_)) => return Ok(()),
+            (Stance::Joining(joining), Request::RaftVote(ask))
+                if joining.may_vote(ask.last_log_id.map(codec::from_wire_id)) =>
+            {
+                return Ok(());
+            }
+            (Stance::Joining(_), Request::RaftTransferLeader(_)) => LEADS_NOT,
             (Stance::Joining(_), _) => "its directory was fresh; it gives no vote before it has caught up",
             (Stance::Asking, _) => "its directory is fresh, and it has not heard yet from enough members",
         };
@@ -349,8 +375,9 @@ impl Group {
         let fatal = |error: RaftError<TypeConfig>| self.fatal(&error.unwrap_fatal());
         match body {
             Request::RaftAppend(append) => {
+                let vote = codec::from_wire_vote(append.vote).map_err(bad)?;
                 let request = AppendEntriesRequest {
-                    vote: codec::from_wire_vote(append.vote).map_err(bad)?,
+                    vote,
                     prev_log_id: append.previous.map(codec::from_wire_id),
                     entries: append
                         .entries
@@ -360,17 +387,30 @@ impl Group {
                         .map_err(bad)?,
                     leader_commit: append.committed.map(codec::from_wire_id),
                 };
+                let position =
+                    request.entries.last().map(|entry: &Entry| entry.log_id).or(request.prev_log_id);
+                lock(&self.heard).offered(vote.leader_id, position, request.leader_commit);
                 let reply = self.raft.append_entries(request).await.map_err(fatal)?;
+                if matches!(reply, AppendEntriesResponse::Success) {
+                    lock(&self.heard).taken(vote.leader_id, position);
+                }
                 Ok(Response::RaftAppend(self.append_reply(reply)))
             }
             Request::RaftVote(ask) => {
                 // A leader that hands over has stopped serving by itself, so no lease is broken.
-                if !ask.leadership_transfer && Instant::now() < self.votes_from {
+                let rests = Instant::now() < self.rested && !self.formed.load(Ordering::Acquire);
+                if rests && !ask.leadership_transfer {
                     let why = "this node has just started and may have promised its vote; it gives none for one lease";
                     return Err(Failure::new(Reason::NotReady, why));
                 }
+                let vote = codec::from_wire_vote(ask.vote).map_err(bad)?;
+                if !ask.pre_vote && vote.leader_id.term <= fresh::FORMING_TERM {
+                    let why =
+                        "a node that forms a group has asked nobody whether it may campaign; it asks soon";
+                    return Err(Failure::new(Reason::NotReady, why));
+                }
                 let request = VoteRequest {
-                    vote: codec::from_wire_vote(ask.vote).map_err(bad)?,
+                    vote,
                     last_log_id: ask.last_log_id.map(codec::from_wire_id),
                     leadership_transfer: ask.leadership_transfer,
                 };
@@ -490,12 +530,14 @@ impl Group {
             Stance::Settled => {}
             Stance::Asking => {
                 let voters = self.first_voters();
-                match fresh::judge(voters.len(), &self.survey(&voters).await) {
+                let rested = Instant::now() >= self.rested;
+                match fresh::judge(voters.len(), &self.survey(&voters).await, rested) {
                     Verdict::Form if voters.contains_key(&me) => {
                         tracing::info!(group = %self.id, "the group is new");
                         match self.raft.initialize(voters).await {
                             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
-                                self.settled()
+                                self.formed.store(true, Ordering::Release);
+                                self.settled();
                             }
                             Err(RaftError::APIError(error)) => {
                                 tracing::error!(group = %self.id, %error, "the group was not formed");
@@ -508,8 +550,7 @@ impl Group {
                             group = %self.id, newest = ?joining,
                             "the group exists and this directory is fresh: no votes before it has caught up"
                         );
-                        if self.note(Some(&joining)).await.is_ok() {
-                            promise(&self.raft, &joining).await?;
+                        if self.note(Some(&joining)).await.is_ok() && promise(&self.raft, &joining).await? {
                             *lock(&self.stance) = Stance::Joining(joining);
                         }
                     }
@@ -517,8 +558,9 @@ impl Group {
                 }
             }
             Stance::Joining(joining) => {
-                let committed = self.raft.data_metrics().borrow_watched().local_committed;
-                if joining.is_over(committed) && self.note(None).await.is_ok() {
+                let applied = self.raft.data_metrics().borrow_watched().last_applied;
+                let over = lock(&self.heard).is_over(&joining, applied);
+                if over && self.note(None).await.is_ok() {
                     tracing::info!(group = %self.id, "caught up: it votes again");
                     self.settled();
                 }
@@ -551,21 +593,39 @@ impl Group {
 
     async fn survey(&self, voters: &BTreeMap<u64, EmptyNode>) -> Vec<Testimony> {
         let others = voters.keys().map(|id| NodeId(*id)).filter(|id| *id != self.around.config.node_id);
-        let answers = others.map(|other| async move {
-            let about = Address { group: self.id, ..Address::default() };
-            let body = Request::RaftSurvey(peer::RaftSurvey {});
-            let deadline = Instant::now() + SURVEY_DEADLINE;
-            match self.around.peers.call(other, Lane::Control, about, body, deadline).await {
-                Ok(Response::RaftSurvey(reply)) => {
-                    let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
-                    let last = reply.last_log_id.map(codec::from_wire_id);
-                    let leader = vote.map(|vote| vote.leader_id);
-                    Some(Testimony { settled: reply.settled, leader, last })
-                }
-                _ => None,
+        join_all(others.map(|other| self.ask(other))).await.into_iter().flatten().collect()
+    }
+
+    /// What another member says of the group.
+    async fn ask(&self, other: NodeId) -> Option<Testimony> {
+        let about = Address { group: self.id, ..Address::default() };
+        let body = Request::RaftSurvey(peer::RaftSurvey {});
+        let deadline = Instant::now() + SURVEY_DEADLINE;
+        match self.around.peers.call(other, Lane::Control, about, body, deadline).await {
+            Ok(Response::RaftSurvey(reply)) => {
+                let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
+                let last = reply.last_log_id.map(codec::from_wire_id);
+                let leader = vote.map(|vote| vote.leader_id);
+                Some(Testimony { settled: reply.settled, leader, last })
             }
-        });
-        join_all(answers).await.into_iter().flatten().collect()
+            _ => None,
+        }
+    }
+
+    /// Refuses to hand the leadership to a member that would not take it: between the order and its refusal nothing is
+    /// served.
+    pub(crate) async fn check_successor(&self, to: NodeId) -> Result<(), Failure> {
+        if to == self.around.config.node_id {
+            return Ok(());
+        }
+        match self.ask(to).await {
+            Some(Testimony { settled: true, .. }) => Ok(()),
+            Some(_) => {
+                Err(Failure::new(Reason::NotReady, format!("{to}: {LEADS_NOT}"))
+                    .retry_after_ms(RETRY_AFTER_MS))
+            }
+            None => Err(Failure::new(Reason::Unreachable, format!("{to} does not answer"))),
+        }
     }
 
     /// Takes a snapshot when the last one is old enough, and lets go of the log when there is too much of it.

@@ -38,8 +38,9 @@ pub(crate) enum Admission {
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     by_client: BTreeMap<ClientId, Session>,
-    /// The one unused longest comes first.
-    by_use: BTreeSet<(u64, ClientId)>,
+    /// The one unused longest comes first. While log time stands still, because a clock was ahead, the order of the log
+    /// decides.
+    by_use: BTreeSet<(Use, ClientId)>,
     /// Log time: never goes back.
     now: u64,
     /// Sessions whose opening was issued at or before this time may have been forgotten. By the clients' clocks alone: a
@@ -47,9 +48,12 @@ pub(crate) struct Sessions {
     horizon: u64,
 }
 
+/// When a session was used: log time, then the entry's index.
+type Use = (u64, u64);
+
 #[derive(Debug, Default)]
 struct Session {
-    last_used: u64,
+    last_used: Use,
     /// When its opening was issued, which a resend repeats.
     issued: u64,
     /// Results below this seq are not kept.
@@ -81,7 +85,7 @@ impl Sessions {
             let bytes = value.len() as u64;
             let record = Record::decode(value)?;
             let session = sessions.by_client.entry(client).or_default();
-            session.last_used = session.last_used.max(record.used);
+            session.last_used = session.last_used.max((record.used, record.written.point.index));
             session.issued = session.issued.max(record.issued);
             session.floor = session.floor.max(record.floor);
             session.kept.insert(seq, bytes);
@@ -98,7 +102,7 @@ impl Sessions {
         self.now = self.now.max(proposed_at_ms);
         for _ in 0..SESSIONS_FORGOTTEN_AT_ONCE {
             match self.by_use.first() {
-                Some((used, client)) if self.is_idle(*used) => self.forget(stage, *client),
+                Some(((used, _), client)) if self.is_idle(*used) => self.forget(stage, *client),
                 _ => break,
             }
         }
@@ -130,7 +134,7 @@ impl Sessions {
         let refuse = |reason, message: String| {
             Ok(Admission::Refused(Failure::new(reason, message).of_request(mutation.request_id)))
         };
-        if self.by_client.get(&client).is_some_and(|session| self.is_idle(session.last_used)) {
+        if self.by_client.get(&client).is_some_and(|session| self.is_idle(session.last_used.0)) {
             self.forget(stage, client);
         }
         let Some(session) = self.by_client.get(&client) else {
@@ -182,13 +186,13 @@ impl Sessions {
         let opened = || Session { issued: mutation.issued_at_ms, ..Session::default() };
         let session = self.by_client.entry(client).or_insert_with(opened);
         self.by_use.remove(&(session.last_used, client));
-        session.last_used = self.now;
+        session.last_used = (self.now, written.point.index);
         let highest = session.kept.last_key_value().map_or(seq, |(highest, _)| seq.max(*highest));
         let window = highest.saturating_sub(SESSION_WINDOW - 1);
         session.floor = session.floor.max(mutation.lowest_unacked).max(window);
         let mut record = Record {
             body,
-            used: session.last_used,
+            used: self.now,
             issued: session.issued,
             floor: session.floor,
             written: written.clone(),

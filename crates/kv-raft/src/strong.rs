@@ -342,6 +342,9 @@ impl Strong {
             if to != self.0.config.node_id && !self.0.peers.liveness(to).is_up() {
                 return Err(Failure::new(Reason::Unreachable, format!("{to} does not answer")).into());
             }
+            let late =
+                |_| Failure::new(Reason::Unreachable, format!("{to} has not answered by the deadline"));
+            timeout_at(deadline, group.check_successor(to)).await.map_err(late)??;
             let mut metrics = group.raft.server_metrics();
             let moved = async {
                 loop {

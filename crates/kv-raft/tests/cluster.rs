@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,9 +33,43 @@ use tokio::time::Instant;
 const CLUSTER: ClusterId = ClusterId(77);
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What a node takes of the first data group's messages.
+#[derive(Debug, Default)]
+struct Valve {
+    /// Takes no appends.
+    deaf: bool,
+    /// Takes no entries after this one.
+    up_to: Option<u64>,
+    /// Does not say what it has.
+    mute: bool,
+}
+
+impl Valve {
+    /// Narrows a request to what is taken of it; tells the last entry that is, if not all are.
+    fn narrow(&self, request: &mut PeerRequest) -> Result<Option<peer::LogId>, Failure> {
+        let shut = Err(Failure::new(Reason::NotReady, "the test does not let it through"));
+        match &mut request.body {
+            _ if request.about.group != GroupId::FIRST_DATA => Ok(None),
+            Request::RaftSurvey(_) if self.mute => shut,
+            Request::RaftAppend(_) if self.deaf => shut,
+            Request::RaftAppend(append) => {
+                let index = |entry: &peer::LogEntry| entry.id.unwrap().index;
+                let sent = append.entries.len();
+                append.entries.retain(|entry| self.up_to.is_none_or(|up_to| index(entry) <= up_to));
+                match append.entries.last() {
+                    _ if sent == append.entries.len() => Ok(None),
+                    Some(last) => Ok(last.id),
+                    None => shut,
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 /// Routes peers' requests as kv-server does.
 #[derive(Default)]
-struct Router(OnceLock<Strong>);
+struct Router(OnceLock<Strong>, Arc<Mutex<Valve>>);
 
 impl PeerHandler for Router {
     fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<Response, Failure>> {
@@ -46,7 +80,25 @@ impl PeerHandler for Router {
             Request::Forward(peer::Forward { request: Some(forwarded) }) => {
                 forward(strong, forwarded, request.deadline).boxed()
             }
-            body => strong.handle(PeerRequest { body, ..request }),
+            body => {
+                let mut request = PeerRequest { body, ..request };
+                let narrowed = self.1.lock().unwrap().narrow(&mut request);
+                async move {
+                    use peer::raft_append_reply::Result as Taken;
+                    let partial =
+                        narrowed?.map(|last| peer::RaftAppendReply { result: Some(Taken::Partial(last)) });
+                    match (strong.handle(request).await?, partial) {
+                        (
+                            Response::RaftAppend(peer::RaftAppendReply {
+                                result: Some(Taken::Success(true)),
+                            }),
+                            Some(partial),
+                        ) => Ok(Response::RaftAppend(partial)),
+                        (response, _) => Ok(response),
+                    }
+                }
+                .boxed()
+            }
         }
     }
 }
@@ -84,13 +136,19 @@ struct Node {
 }
 
 impl Node {
-    async fn start(member: &Member, members: &[Member], dir: &Path, tune: impl Fn(&mut RaftConfig)) -> Self {
+    async fn start(
+        member: &Member,
+        members: &[Member],
+        dir: &Path,
+        valve: Arc<Mutex<Valve>>,
+        tune: impl Fn(&mut RaftConfig),
+    ) -> Self {
         let env = Env::real();
         let options =
             StorageOptions { segment_bytes: 4 << 20, max_record_bytes: 1 << 20, ..StorageOptions::new(dir) };
         let (storage, _) = tokio::task::spawn_blocking(|| Storage::open_dir(options)).await.unwrap().unwrap();
         let peers = Peers::new(PeerConfig::new(CLUSTER, member.id), env.clone());
-        let router = Arc::new(Router::default());
+        let router = Arc::new(Router(OnceLock::new(), valve));
         // The port was free a moment ago, or belonged to this node before it stopped.
         let listener =
             within("listen", || async { env.network.listen(&member.peer_address).await.ok() }).await;
@@ -125,6 +183,7 @@ struct Cluster {
     members: Vec<Member>,
     dirs: Vec<PathBuf>,
     nodes: BTreeMap<u64, Node>,
+    valves: BTreeMap<u64, Arc<Mutex<Valve>>>,
     tune: fn(&mut RaftConfig),
     _root: tempfile::TempDir,
 }
@@ -138,7 +197,8 @@ impl Cluster {
         let root = tempfile::tempdir().unwrap();
         let members: Vec<Member> = (1..=nodes).map(member).collect();
         let dirs = (1..=nodes).map(|id| root.path().join(format!("n{id}"))).collect();
-        let mut cluster = Self { members, dirs, nodes: BTreeMap::new(), tune, _root: root };
+        let valves = (1..=nodes).map(|id| (id, Arc::default())).collect();
+        let mut cluster = Self { members, dirs, nodes: BTreeMap::new(), valves, tune, _root: root };
         for id in 1..=nodes {
             cluster.bring_up(id).await;
         }
@@ -150,12 +210,34 @@ impl Cluster {
 
     async fn bring_up(&mut self, id: u64) {
         let at = usize::try_from(id).unwrap() - 1;
-        let node = Node::start(&self.members[at], &self.members, &self.dirs[at], self.tune).await;
+        let valve = self.valves[&id].clone();
+        let node = Node::start(&self.members[at], &self.members, &self.dirs[at], valve, self.tune).await;
         self.nodes.insert(id, node);
     }
 
     async fn kill(&mut self, id: u64) {
         self.nodes.remove(&id).unwrap().kill().await;
+    }
+
+    /// Kills a node and takes its disk away.
+    async fn wipe(&mut self, id: u64) {
+        self.kill(id).await;
+        std::fs::remove_dir_all(&self.dirs[usize::try_from(id).unwrap() - 1]).unwrap();
+    }
+
+    fn valve(&self, id: u64) -> MutexGuard<'_, Valve> {
+        self.valves[&id].lock().unwrap()
+    }
+
+    /// Where a node stands in the first data group.
+    fn data(&self, id: u64) -> admin::GroupStatus {
+        self.strong(id).status().into_iter().find(|group| group.group == GroupId::FIRST_DATA.0).unwrap()
+    }
+
+    /// Whether a node is still joining a group.
+    fn joins(&self, id: u64, group: GroupId) -> bool {
+        let note = [&b"raft/joining/"[..], &group.0.to_be_bytes()].concat();
+        self.nodes[&id].storage.small_get(&note).is_some()
     }
 
     fn strong(&self, id: u64) -> &Strong {
@@ -472,8 +554,7 @@ async fn a_voter_that_lost_its_disk_does_not_help_to_forget() {
     cluster.kill(away).await;
     put(cluster.strong(leader), &bank, client.put("a", "2")).await;
     cluster.kill(leader).await;
-    cluster.kill(wiped).await;
-    std::fs::remove_dir_all(&cluster.dirs[usize::try_from(wiped).unwrap() - 1]).unwrap();
+    cluster.wipe(wiped).await;
 
     cluster.bring_up(wiped).await;
     cluster.bring_up(away).await;
@@ -490,9 +571,7 @@ async fn a_voter_that_lost_its_disk_does_not_help_to_forget() {
 
     // Once it has caught up it counts again: with it and without the leader there is a majority that knows.
     within("the wiped voter votes", || async {
-        let note = |group: u32| [&b"raft/joining/"[..], &group.to_be_bytes()].concat();
-        let storage = &cluster.nodes[&wiped].storage;
-        let settled = (0..=1).all(|group| storage.small_get(&note(group)).is_none());
+        let settled = (0..=1).all(|group| !cluster.joins(wiped, GroupId(group)));
         let caught_up = cluster.strong(wiped).status().iter().all(|group| group.applied_index > 0);
         (settled && caught_up).then_some(())
     })
@@ -501,6 +580,113 @@ async fn a_voter_that_lost_its_disk_does_not_help_to_forget() {
     cluster.kill(if leader == wiped { away } else { leader }).await;
     assert_eq!(value(cluster.strong(wiped), &bank, "a").await.0, Bytes::from_static(b"2"));
     put(cluster.strong(wiped), &bank, client.put("a", "3")).await;
+    cluster.stop().await;
+}
+
+/// A leader counts what a voter acknowledged before it lost its disk, and commits with one more that had answered the
+/// voter's questions before. The voter then has all that it was told of, and not what was committed: it must not yet help
+/// those who have not either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_joins_waits_for_what_was_committed_behind_its_back() {
+    let mut cluster = Cluster::start_with(5, |_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    put(cluster.strong(1), &bank, client.put("a", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let others: Vec<u64> = (1..=5).filter(|id| *id != leader).collect();
+    let (wiped, third, behind) = (others[0], others[1], [others[2], others[3]]);
+    let known = cluster.data(leader).last_index;
+    within("the same log everywhere", || async {
+        (1..=5).all(|id| cluster.data(id).applied_index == known).then_some(())
+    })
+    .await;
+
+    // Two writes reach the leader and one voter. The second is sent when the leader has heard that the first is there.
+    for id in [third, behind[0], behind[1]] {
+        cluster.valve(id).up_to = Some(known);
+    }
+    let write = |request: v1::PutRequest| {
+        let (strong, bank) = (cluster.strong(leader).clone(), bank.clone());
+        tokio::spawn(async move { strong.put(&bank, request, Instant::now() + PATIENCE, Hop::Client).await })
+    };
+    let written = write(client.put("a", "2"));
+    within("the write at one voter", || async { (cluster.data(wiped).last_index > known).then_some(()) })
+        .await;
+    let next = write(Client::new(2).put("b", "1"));
+    within("the next one", || async { (cluster.data(wiped).last_index > known + 1).then_some(()) }).await;
+    cluster.wipe(wiped).await;
+
+    // It asks the three that do not know; then one of them learns, and that is a majority with what was forgotten.
+    cluster.valve(leader).mute = true;
+    cluster.valve(wiped).deaf = true;
+    cluster.bring_up(wiped).await;
+    within("a note", || async { cluster.joins(wiped, GroupId::FIRST_DATA).then_some(()) }).await;
+    assert!(!written.is_finished());
+    cluster.valve(third).up_to = None;
+    assert_eq!(written.await.unwrap().unwrap().revision, 2);
+
+    // It gets what it noted, and what tells it that this is not all.
+    *cluster.valve(wiped) = Valve { up_to: Some(known), ..Valve::default() };
+    within("what it noted", || async { (cluster.data(wiped).applied_index == known).then_some(()) }).await;
+    // Nor is it given the leadership: refused at once, before anybody stops serving.
+    let transfer = admin::TransferLeaderRequest { group: 1, to: wiped };
+    let asked = Instant::now();
+    let refused = cluster.strong(leader).transfer_leader(transfer, soon(), Hop::Client).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NotReady, Applied::No), "{refused}");
+    assert!(refused.message.contains("its directory was fresh"), "{refused}");
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert_eq!(cluster.data(leader).role, "leader");
+    let (told, mut pause) = (Instant::now(), tokio::time::interval(Duration::from_millis(20)));
+    while told.elapsed() < Duration::from_secs(1) {
+        pause.tick().await;
+        assert!(cluster.joins(wiped, GroupId::FIRST_DATA), "settled without what was committed");
+    }
+
+    // Without those who know, nobody may answer.
+    cluster.kill(leader).await;
+    cluster.kill(third).await;
+    let left = Instant::now();
+    while left.elapsed() < Duration::from_secs(3) {
+        let deadline = Instant::now() + Duration::from_millis(300);
+        if let Ok(read) = cluster.strong(behind[0]).get(&bank, get("a"), deadline, Hop::Client).await {
+            panic!("answered by a node that forgot and two that never knew: {read:?}");
+        }
+    }
+    next.abort();
+    for valve in cluster.valves.values() {
+        *valve.lock().unwrap() = Valve::default();
+    }
+    cluster.bring_up(third).await;
+    assert_eq!(value(cluster.strong(wiped), &bank, "a").await.0, Bytes::from_static(b"2"));
+    within("it settles", || async { (!cluster.joins(wiped, GroupId::FIRST_DATA)).then_some(()) }).await;
+    cluster.stop().await;
+}
+
+/// Neither of two can lead without the other's vote. The one with the empty disk has heard from all others, which is one, and
+/// votes for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_voters_one_may_lose_its_disk() {
+    let mut cluster = Cluster::start_with(2, |_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    put(cluster.strong(1), &bank, client.put("a", "1")).await;
+    let wiped = cluster.leader(GroupId::FIRST_DATA).await;
+    let kept = 3 - wiped;
+    cluster.kill(kept).await;
+    cluster.wipe(wiped).await;
+    cluster.bring_up(wiped).await;
+    cluster.bring_up(kept).await;
+    assert_eq!(value(cluster.strong(wiped), &bank, "a").await.0, Bytes::from_static(b"1"));
+    within("it settles", || async {
+        (0..=1).all(|group| !cluster.joins(wiped, GroupId(group))).then_some(())
+    })
+    .await;
+    let transfer = admin::TransferLeaderRequest { group: 1, to: wiped };
+    within("its leadership", || async {
+        cluster.strong(kept).transfer_leader(transfer, soon(), Hop::Client).await.ok()
+    })
+    .await;
+    assert_eq!(put(cluster.strong(kept), &bank, client.put("a", "2")).await.revision, 2);
     cluster.stop().await;
 }
 

@@ -42,8 +42,10 @@ pub enum StorageError {
     CutExpired,
     /// The log is damaged in a place that was durable. The node must not start from it.
     #[error(
-        "the log is corrupt: segment {segment:016x} at offset {offset}: {what}. Do not delete anything: restore this data \
-         directory from a copy, or remove the node from the cluster and let a new one with a new id take its place"
+        "the log is corrupt: segment {segment:016x} at offset {offset}: {what}. Do not delete anything: move this data \
+         directory aside and start the node with an empty directory, under the same id. It asks the other nodes before it \
+         takes part, and gets back from them what they have; so one node at a time. Do not put back an older copy: it has \
+         forgotten what the node promised since"
     )]
     CorruptLog {
         /// Segment id (the file is `wal/<id in hex>.seg`).

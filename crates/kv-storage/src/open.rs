@@ -239,11 +239,15 @@ impl Storage {
             tracing::warn!(segment = id, offset = from, bytes = n, "the last write was torn and is cut off");
             last.file.write_at(&vec![0; n], from).map_err(&fail)?;
         }
-        // What was read may have been written and never synced, by a process killed in between. From here on it counts as
-        // durable, is voted by and answered from, and what follows it must not outlive it. (Where the system drops the pages
-        // of a sync that failed and calls them clean, a second sync does not bring them back.)
-        if let Some(last) = log.segments.values().next_back() {
-            last.file.sync_data().map_err(StorageError::io("sync the end of the log"))?;
+        // The last frame may have been written and never synced, by a process killed in between; the ones before it were, or
+        // it would not be there. From here on it counts as durable, is voted by and answered from, and what follows it must
+        // not outlive it. It is written again first: Linux drops the pages of a sync that failed, shows them as long as it has
+        // them and calls them clean, so that a second sync alone would succeed without them.
+        if let (Some((from, frame)), Some(last)) = (&log.unproven, log.segments.values().next_back()) {
+            last.file
+                .write_at(frame, *from)
+                .and_then(|()| last.file.sync_data())
+                .map_err(StorageError::io("make the end of the log durable"))?;
         }
         let mut mem = Mem::new(log.small.clone(), log.last_seq, opened.mark.drained);
         for (key, value) in &log.small {

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use kv_storage::Storage;
-use kv_types::limits::{SESSION_IDLE, SESSION_WINDOW};
+use kv_types::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
 use kv_types::{Applied, ClientId, Failure, GroupId, Mutation, NamespaceId, Reason, RequestId};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use proptest::prelude::*;
@@ -12,6 +12,7 @@ use crate::codec;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
 use crate::machine::{Domain, Machine, SnapshotData};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
+use crate::sessions::{Admission, Sessions};
 use crate::snapshot;
 use crate::tables::Stage;
 
@@ -216,6 +217,54 @@ async fn a_leader_whose_clock_was_ahead_shuts_out_nobody() {
     bench.now += 1;
     assert_eq!(revision(bench.write(3, 1, "a", put("3")).await), 3);
     assert_eq!(refusal(bench.apply(&opening).await).0, Reason::RequestExpired);
+}
+
+/// Log time stands still when a leader's clock was far ahead once: then the order of the log tells which session was used
+/// last, on every replica and after a restart the same.
+#[tokio::test]
+async fn the_session_unused_longest_goes_first_while_time_stands_still() {
+    let storage = super::memory(1);
+    let mutation = |client: u128| Mutation {
+        request_id: RequestId { client_id: ClientId(client), seq: 1 },
+        issued_at_ms: 1,
+        lowest_unacked: 1,
+        attempt: 1,
+    };
+    let written = |index: u64| Written {
+        effect: Effect::Put,
+        namespace_revision: index,
+        point: Point { term: 1, index },
+        deduplicated: false,
+    };
+    let mut sessions = Sessions::default();
+    // The smaller the id, the later it was used.
+    let clients: Vec<u128> = (1..=MAX_SESSIONS as u128).rev().collect();
+    let mut index = 0;
+    for step in clients.chunks(1_000) {
+        let mut stage = Stage::new(&storage, GROUP);
+        sessions.advance(&mut stage, 1_000_000);
+        for client in step {
+            index += 1;
+            sessions.keep(&mut stage, &mutation(*client), 7, &written(index));
+        }
+        storage.apply(stage.into_batch()).await.unwrap();
+    }
+    for restarted in [false, true] {
+        if restarted {
+            sessions = Sessions::load(&storage, GROUP).unwrap();
+        }
+        let mut stage = Stage::new(&storage, GROUP);
+        index += 1;
+        sessions.keep(&mut stage, &mutation(u128::from(u64::MAX) + u128::from(index)), 7, &written(index));
+        let longest_unused = MAX_SESSIONS as u128 - u128::from(restarted);
+        for client in [1, longest_unused - 1, longest_unused] {
+            let known = sessions.admit(&mut stage, &mutation(client), 7).unwrap();
+            let expected = client != longest_unused;
+            assert_eq!(matches!(known, Admission::Known(_)), expected, "{client}: {known:?}");
+        }
+        storage.apply(stage.into_batch()).await.unwrap();
+    }
+    storage.halt();
 }
 
 #[tokio::test]

@@ -39,6 +39,8 @@ struct Inode {
     data: Vec<u8>,
     /// Oldest first: how to undo what was not synced.
     undo: Vec<Undo>,
+    /// What the disk has, where it is not `data` without what was not synced: after a sync that failed.
+    platter: Option<Vec<u8>>,
     /// Shared with open files, which keep a removed file readable.
     opened: Arc<()>,
 }
@@ -110,7 +112,8 @@ impl MemDisk {
         lock(&self.state).sync_delay = delay;
     }
 
-    /// After `after` more syncs, every sync fails; `None` heals.
+    /// After `after` more syncs, every sync fails; `None` heals. As with the page cache of Linux, a sync that fails drops
+    /// what it should have written: it is still read, counts as clean, and reaches the disk only if it is written again.
     pub fn fail_syncs(&self, after: Option<u64>) {
         let mut s = lock(&self.state);
         s.fail_sync_after = after.map(|n| s.syncs + n);
@@ -136,6 +139,10 @@ impl MemDisk {
         let mut s = lock(&self.state);
         let byte = s.inode(path)?.data.get_mut(offset as usize).ok_or(io::ErrorKind::UnexpectedEof)?;
         *byte ^= mask;
+        let at_rest = s.inode(path)?.platter.as_mut().and_then(|platter| platter.get_mut(offset as usize));
+        if let Some(byte) = at_rest {
+            *byte ^= mask;
+        }
         Ok(())
     }
 
@@ -145,6 +152,11 @@ impl MemDisk {
         let at = offset as usize;
         let target = s.inode(path)?.data.get_mut(at..at + data.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         target.copy_from_slice(data);
+        let at_rest =
+            s.inode(path)?.platter.as_mut().and_then(|platter| platter.get_mut(at..at + data.len()));
+        if let Some(target) = at_rest {
+            target.copy_from_slice(data);
+        }
         Ok(())
     }
 
@@ -183,8 +195,29 @@ impl Inode {
         self.undo.push(Undo::Len { cut, old_len });
     }
 
+    /// A sync that succeeds.
+    fn synced(&mut self) {
+        let Some(platter) = &mut self.platter else { return self.undo.clear() };
+        platter.resize(self.data.len(), 0);
+        for undo in self.undo.drain(..) {
+            let Undo::Write { offset, new_len, .. } = undo else { continue };
+            let written = offset..(offset + new_len).min(self.data.len());
+            if let (Some(to), Some(from)) = (platter.get_mut(written.clone()), self.data.get(written)) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+
+    /// A sync that fails: any of it may have arrived, and none of it is tried again.
+    fn sync_failed(&mut self, seed: u64) {
+        let shown = self.data.clone();
+        self.crash(seed);
+        self.platter = Some(std::mem::replace(&mut self.data, shown));
+    }
+
     fn crash(&mut self, seed: u64) {
         if self.undo.is_empty() {
+            self.data = self.platter.take().unwrap_or_else(|| std::mem::take(&mut self.data));
             return;
         }
         let newest = self.data.clone();
@@ -204,6 +237,9 @@ impl Inode {
                     self.data.extend_from_slice(&cut);
                 }
             }
+        }
+        if let Some(platter) = self.platter.take() {
+            self.data = platter;
         }
         let mut random = State { random: seed, ..State::default() };
         // One crash in four keeps nothing, one in four everything, the rest a mixture.
@@ -312,10 +348,14 @@ impl MemFile {
         self.with(|s, id| {
             s.syncs += 1;
             if s.fail_sync_after.is_some_and(|n| s.syncs > n) {
+                let seed = s.next_random();
+                if let Some(inode) = s.inodes.get_mut(&id) {
+                    inode.sync_failed(seed);
+                }
                 return Err(io::Error::other("injected: sync failed"));
             }
             if let Some(inode) = s.inodes.get_mut(&id) {
-                inode.undo.clear();
+                inode.synced();
             }
             Ok(())
         })

@@ -37,6 +37,8 @@ pub(crate) struct Log {
     pub(crate) groups: BTreeMap<u32, Group>,
     pub(crate) last_seq: u64,
     pub(crate) frame_number: u64,
+    /// The last frame, and where it stands in the last segment. No frame behind it proves that it is durable.
+    pub(crate) unproven: Option<(u64, Vec<u8>)>,
     /// Bytes behind the end of the last segment that must be zeroed before it is written again.
     pub(crate) torn: Option<(u64, usize)>,
     /// Files that hold nothing that counts: after the last segment, or before the first.
@@ -128,7 +130,7 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path) -> Result<Log, StorageError> {
         }
         replay.small = head.small.into_iter().collect();
         replay.max_seq = 0;
-        let mut at = head_end;
+        let (mut at, mut last_at) = (head_end, 0);
         replay.number(id, 0, &bytes)?;
         loop {
             match frame::read(id, &bytes, at) {
@@ -138,7 +140,7 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path) -> Result<Log, StorageError> {
                         return Err(corrupt(id, at, "a frame in a place that it was not written for"));
                     }
                     replay.frame(id, at, &f)?;
-                    at = f.end;
+                    (last_at, at) = (at, f.end);
                 }
                 Found::Unknown(what) => {
                     return Err(corrupt(id, at, format!("{what} is newer than this release")));
@@ -153,8 +155,9 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path) -> Result<Log, StorageError> {
         {
             return Err(corrupt(id, at, format!("damaged, but a valid frame follows at offset {next}")));
         }
-        if used > 0 && id == last_id {
-            log.torn = Some((at as u64, used));
+        if id == last_id {
+            log.torn = (used > 0).then_some((at as u64, used));
+            log.unproven = bytes.get(last_at..at).map(|frame| (last_at as u64, frame.to_vec()));
         }
         log.segments.insert(id, Recovered { file, end: at as u64, max_seq: replay.max_seq });
     }
