@@ -82,6 +82,7 @@ const LINEARIZABLE: &[&str] = &[
     "no stale read of ",
     "reads grow in one order of ",
     "within its bounds of ",
+    "no read goes back of ",
 ];
 /// What a write that is gone looks like.
 const LOST: &[&str] = &["no acknowledged write lost of ", "no element lost of "];
@@ -149,7 +150,7 @@ pub fn traps() -> Vec<Trap> {
             "absence-from-no-knowledge",
             "only who keeps a key can say that it is absent",
             Simulation(&[9]),
-            &["false absence"],
+            &["no false absence of "],
         ),
         trap("read-repair-drops", "repair hands over values with their context", Simulation(&[0]), LOST),
         trap(

@@ -5,8 +5,17 @@
 //! among the values *b* covered, or is superseded by one of them. Two values neither of which supersedes the other
 //! are **concurrent**, and the store must keep both.
 //!
-//! What a client cannot know is never held against the store: a write of unknown outcome counts as applied once
-//! somebody read its value; a delete of unknown outcome leaves no trace, so it only ever excuses.
+//! An acknowledged write that the final reads do not show is excused only by what is **accounted for** itself:
+//! acknowledged writes and deletes, values that final reads show, and what these superseded in turn. A write of unknown
+//! outcome that covered it, was read, and is gone in the end excuses nothing. A store that merges cannot get there:
+//! a replica gives up a value only for a state that holds what superseded it, so if that state is lost with a disk, the
+//! value is still on the replicas that had not merged it, and shows again. Only if no copy of the value was outside of
+//! that disk is it gone as well, and that is the loss of an acknowledged write: an acknowledgement by W replicas
+//! promises no more than that one of their disks survives, and a configuration whose faults may take them all says so
+//! in [`crate::judge::Expectation::lost`].
+//!
+//! What a client cannot know is never held against the store: a delete of unknown outcome leaves no trace, so it
+//! only ever excuses.
 
 use crate::history::Malformed;
 use crate::linear::by_key;
@@ -214,8 +223,7 @@ impl<'a> KeyHistory<'a> {
 
         let finals: BTreeSet<Id> = self.final_reads(settled).flat_map(|read| self.shown(read)).collect();
         account.conflicted += usize::from(finals.len() > 1);
-        let applied = |id: &Id| self.writes.get(*id).is_some_and(|op| op.ok()) || self.seen.contains(id);
-        let superseded = self.superseded((0..self.writes.len()).filter(applied));
+        let superseded = self.superseded(acknowledged().map(|(id, _)| id).chain(finals.iter().copied()));
         let deleted_by = |outcome: Outcome| {
             let deletes = self.deletes.iter().filter(move |(op, _)| op.outcome == outcome);
             self.closure(deletes.flat_map(|(_, covers)| covers.iter().copied()))
@@ -345,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn superseding_goes_through_values_somebody_saw() {
+    fn superseding_goes_through_what_an_acknowledged_write_covered() {
         // "b" has an unknown outcome: as "c" covered it, it was applied, and it had covered "a".
         let chain = |seen: &[&str]| {
             account_of(
@@ -362,6 +370,35 @@ mod tests {
         let unseen = chain(&[]);
         assert_eq!(lost(&unseen), [json!("a")]);
         assert_eq!((unseen.unknown, unseen.unknown_applied), (1, 0));
+    }
+
+    #[test]
+    fn what_is_gone_in_the_end_excuses_nothing_by_having_been_seen() {
+        // "b" covered the acknowledged "a", somebody read it, and it may have been applied on one replica only.
+        let history = |last: History| {
+            let seen = History::new().write(1..2, "a", &[]).unknown_write(3, "b", &["a"]);
+            account_of(seen.read(5..6, values(&["b"])).then(last))
+        };
+        let gone = history(History::new().write(7..8, "c", &[]).read(1001..1002, values(&["c"])));
+        assert_eq!(lost(&gone), [json!("a")]);
+        assert_eq!((gone.unknown, gone.unknown_applied), (1, 1));
+        let all_gone = history(History::new().read(1001..1002, absent()));
+        assert_eq!(lost(&all_gone), [json!("a")]);
+        // Whoever is accounted for passes the excuse on, over as many unknown writes as there are.
+        for kept in [
+            History::new().read(1001..1002, values(&["b"])),
+            History::new().write(7..8, "c", &["b"]).read(1001..1002, values(&["c"])),
+            History::new().unknown_write(7, "c", &["b"]).read(1001..1002, values(&["c"])),
+            History::new().delete(7..8, &["b"]).read(1001..1002, absent()),
+        ] {
+            let account = history(kept);
+            assert!(account.kept() && account.uncertain.is_empty(), "{account:?}");
+        }
+        // A delete that is itself of unknown outcome may be the reason, and a write that it did not cover is not.
+        let perhaps = history(History::new().unknown_delete(7, &["b"]).read(1001..1002, absent()));
+        assert_eq!((perhaps.lost.len(), perhaps.uncertain.len()), (0, 1));
+        let unseen = history(History::new().unknown_write(7, "c", &["b"]).read(1001..1002, absent()));
+        assert_eq!(lost(&unseen), [json!("a")]);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! Operations belong to the window in which they were called. Meaningful only for an open-loop load, whose requests
 //! come at a fixed rate with a deadline: closed-loop clients stop asking when nobody answers, and hide the outage.
 
-use crate::{Operation, Outcome};
-use std::collections::BTreeMap;
+use crate::{Function, Operation, Outcome, receipts};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A span of time, and which side of a network partition each node is on during it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,6 +88,79 @@ pub fn served(operations: &[Operation], windows: &[Window]) -> Vec<Served> {
         }
     }
     rows
+}
+
+/// What was asked for on the cut-off sides of a partition, while they were cut off for certain.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CutOff<'a> {
+    /// Mutations and linearizable reads that were called there.
+    pub asked: Vec<&'a Operation>,
+    /// Those of them that were also answered in that time: somebody spoke without a majority.
+    pub answered: Vec<&'a Operation>,
+}
+
+/// What needs a majority and was asked of nodes on these sides of a window, from one grace after its beginning to one
+/// grace before its end; none if no node is on such a side, or nothing is left of the window.
+///
+/// What was called before may be answered inside: its quorum may be older than the cut. And what is answered in the
+/// last grace may have met the healed network, which its harness notices a little later.
+pub fn cut_off<'a>(
+    operations: &'a [Operation],
+    window: &Window,
+    sides: &BTreeSet<String>,
+    grace_ns: u64,
+) -> Option<CutOff<'a>> {
+    let inside = window.from.saturating_add(grace_ns)..window.to.saturating_sub(grace_ns);
+    if inside.is_empty() || !window.sides.values().any(|side| sides.contains(side)) {
+        return None;
+    }
+    let needs_majority =
+        |op: &Operation| op.f.mutates() || (op.f == Function::Read && receipts::promises_linearizable(op));
+    let asked: Vec<&Operation> = operations
+        .iter()
+        .filter(|op| sides.contains(window.side(&op.node)) && inside.contains(&op.call) && needs_majority(op))
+        .collect();
+    let in_time = |op: &&Operation| op.answered() && op.ret.is_some_and(|ret| inside.contains(&ret));
+    let answered = asked.iter().copied().filter(in_time).collect();
+    Some(CutOff { asked, answered })
+}
+
+/// How one node served during windows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AtNode {
+    /// The node.
+    pub node: String,
+    /// Operations that it was asked.
+    pub asked: u64,
+    /// Those of them that were answered.
+    pub answered: u64,
+}
+
+impl AtNode {
+    /// Answered, as a part of everything asked: between 0 and 1.
+    pub fn availability(&self) -> f64 {
+        if self.asked == 0 { 0.0 } else { self.answered as f64 / self.asked as f64 }
+    }
+}
+
+/// The node that served the least part of what it was asked inside of the windows; of equal ones the first. None if
+/// nobody was asked then. Give it the operations of one namespace, at nodes that were owed an answer: an average over
+/// all nodes would hide one that answers nobody.
+pub fn least_available<'a>(
+    operations: impl IntoIterator<Item = &'a Operation>,
+    windows: &[Window],
+) -> Option<AtNode> {
+    let mut nodes: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for op in operations {
+        if windows.iter().any(|window| window.contains(op.call)) {
+            let (asked, answered) = nodes.entry(&op.node).or_default();
+            *asked += 1;
+            *answered += u64::from(op.answered());
+        }
+    }
+    let nodes =
+        nodes.into_iter().map(|(node, (asked, answered))| AtNode { node: node.into(), asked, answered });
+    nodes.min_by(|one, other| one.availability().total_cmp(&other.availability()))
 }
 
 /// The moments of answers, in order.
@@ -195,6 +268,72 @@ mod tests {
         assert_eq!((majority.answered, majority.longest_gap_ns, majority.last_answer_ns), (2, 55, Some(70)));
         assert_eq!((minority.availability(), majority.availability()), (0.0, 1.0));
         assert_eq!((find("majority", false).answered, find("whole", true).answered), (1, 1));
+    }
+
+    fn indices(operations: &[&Operation]) -> Vec<u64> {
+        operations.iter().map(|op| op.index).collect()
+    }
+
+    #[test]
+    fn what_a_minority_answers_counts_while_it_is_cut_off_for_certain() {
+        let operations = History::new()
+            .write(90..130, "called before", &[])
+            .at("n1")
+            .write(105..112, "it may not have noticed", &[])
+            .at("n1")
+            .write(110..111, "a lie", &[])
+            .at("n1")
+            .read(120..121, absent())
+            .at("n1")
+            .read(120..121, absent())
+            .at("n1")
+            .delivered("stale")
+            .failed_write(130..140, "refused", &[])
+            .at("n1")
+            .mismatch(130..140, "no", "x")
+            .at("n1")
+            .unknown_write(150, "open", &[])
+            .at("n1")
+            .write(180..195, "answered when it may have healed", &[])
+            .at("n1")
+            .write(130..131, "the majority", &[])
+            .at("n4")
+            .write(130..131, "nowhere", &[])
+            .at("n9")
+            .operations();
+        let minority = BTreeSet::from(["minority".to_owned()]);
+        let found = cut_off(&operations, &cut(), &minority, 10).unwrap();
+        assert_eq!(indices(&found.asked), [2, 3, 5, 6, 7, 8]);
+        assert_eq!(indices(&found.answered), [2, 3, 6]);
+        // Everybody alone: the sides share a name, and none of them has a majority.
+        let alone = Window {
+            sides: [("n1".into(), "minority".into()), ("n4".into(), "minority".into())].into(),
+            ..cut()
+        };
+        assert_eq!(indices(&cut_off(&operations, &alone, &minority, 10).unwrap().answered), [2, 3, 6, 9]);
+        assert_eq!(cut_off(&operations, &cut(), &minority, 50), None);
+        assert_eq!(cut_off(&operations, &Window { sides: BTreeMap::new(), ..cut() }, &minority, 10), None);
+        assert_eq!(cut_off(&operations, &cut(), &BTreeSet::new(), 10), None);
+    }
+
+    #[test]
+    fn the_node_that_serves_least_is_named() {
+        let operations = History::new()
+            .write(110..120, "a", &[])
+            .at("n1")
+            .write(110..120, "b", &[])
+            .at("n2")
+            .failed_write(130..131, "c", &[])
+            .at("n2")
+            .mismatch(140..141, "d", "x")
+            .at("n2")
+            .failed_write(210..211, "after", &[])
+            .at("n1")
+            .operations();
+        let least = least_available(&operations, &[cut(), cut()]).unwrap();
+        assert_eq!(least, AtNode { node: "n2".into(), asked: 3, answered: 2 });
+        assert_eq!(least.availability(), 2.0 / 3.0);
+        assert_eq!(least_available(&operations, &[]), None);
     }
 
     #[test]

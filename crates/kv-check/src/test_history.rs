@@ -116,6 +116,35 @@ impl History {
         self.push(Function::Read, at, Outcome::Ok, Json::Null, &[]).with(|op| op.output = output)
     }
 
+    /// A cas from one value to another that was answered with a mismatch.
+    pub(crate) fn mismatch(self, at: Range<u64>, old: &str, new: &str) -> History {
+        self.push(Function::Cas, at, Outcome::Fail, new.into(), &[]).with(|op| {
+            op.expected = Some(crate::operation::Expected::Value(old.into()));
+            (op.observed, op.err) = (None, Some(crate::operation::MISMATCH.into()));
+        })
+    }
+
+    /// Gives the last operation a receipt that says what was delivered.
+    pub(crate) fn delivered(self, word: &str) -> History {
+        self.with(|op| op.receipt = Some(serde_json::json!({"delivered": word})))
+    }
+
+    /// Gives the last operation a receipt that names the namespace's revision as its point, and log index alike.
+    pub(crate) fn point(self, revision: u64) -> History {
+        let point = serde_json::json!({"term": 1, "index": revision, "revision": revision});
+        self.with(|op| op.receipt = Some(serde_json::json!({"strong": point})))
+    }
+
+    /// These operations after those.
+    pub(crate) fn then(mut self, more: History) -> History {
+        for mut op in more.0 {
+            op.index = self.0.len() as u64;
+            op.process = op.index;
+            self.0.push(op);
+        }
+        self
+    }
+
     /// Names the node of the last operation.
     pub(crate) fn at(self, node: &str) -> History {
         self.with(|op| op.node = node.into())

@@ -4,10 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "a test")]
 
 use kv_check::format::{self, edn};
-use kv_check::judge::{Expectation, Judgement, NamespacePlan};
-use kv_check::{Event, Plan, Ruling, Workload, history, judge};
+use kv_check::judge::{DIGESTS, Expectation, Judgement, Minority, NamespacePlan};
+use kv_check::service::Window;
+use kv_check::{Event, EventType, Json, Plan, Process, Ruling, Workload, history, judge};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+const MS: u64 = 1_000_000;
 
 struct Case {
     name: String,
@@ -34,11 +38,14 @@ fn cases() -> Vec<Case> {
         let stale = (columns[3] == "no-stale").then_some(false);
         let strong = columns[1] == "strong";
         let namespace = NamespacePlan { strong, workload, expect: Expectation { lost: false, stale } };
-        Case {
-            name: columns[0].into(),
-            plan: Plan { namespaces: [("t".into(), namespace)].into(), ..Plan::default() },
-            property: columns[4].into(),
+        let mut plan = Plan { namespaces: [("t".into(), namespace)].into(), ..Plan::default() };
+        if columns[3] == "cut" {
+            let side = |n| if n < 3 { "minority" } else { "majority" };
+            let sides = (1..=5).map(|n| (format!("n{n}"), side(n).to_owned())).collect();
+            plan.windows = vec![Window { name: "n1,n2 | n3,n4,n5".into(), from: 0, to: 100 * MS, sides }];
+            plan.minority = Some(Minority { sides: ["minority".into()].into(), grace_ns: 10 * MS });
         }
+        Case { name: columns[0].into(), plan, property: columns[4].into() }
     };
     table.lines().skip(1).map(case).collect()
 }
@@ -137,4 +144,82 @@ fn losses_that_the_configuration_allows_are_counted_and_staleness_that_must_show
     assert_eq!((meter.ruling, with_meter.quantities["t"].stale_reads), (Ruling::Valid, 1));
     let json = serde_json::to_string(&with_meter).unwrap();
     assert_eq!(serde_json::from_str::<Judgement>(&json).unwrap(), with_meter);
+}
+
+/// The events of the repaired history of this name, its plan, and the ruling of a property in it.
+struct Trial {
+    events: Vec<Event>,
+    plan: Plan,
+}
+
+impl Trial {
+    fn new(name: &str) -> Trial {
+        let case = cases().into_iter().find(|case| case.name == name).unwrap();
+        Trial { events: events(&text(&folder().join("good"), &case)), plan: case.plan }
+    }
+
+    fn ruling(&self, property: &str) -> Option<(Ruling, String)> {
+        let judgement = judge(&self.events, &self.plan).unwrap();
+        let found = judgement.properties.into_iter().find(|found| found.name == property)?;
+        Some((found.ruling, found.detail))
+    }
+}
+
+#[test]
+fn digests_that_are_demanded_have_to_be_there_and_of_the_end() {
+    const NAME: &str = "replicas equal in the end";
+    let with = |moments: &[(u64, Option<&str>, Json)], demanded: bool| {
+        let mut trial = Trial::new("lost-write");
+        let last = trial.events.last().unwrap().time;
+        for (after, part, digests) in moments {
+            // Before everything else (0), or after it.
+            let time = if *after == 0 { 0 } else { last + after };
+            let mut event =
+                Event::new(time, Process::Nemesis, EventType::Info, DIGESTS.into(), digests.clone());
+            (event.ns, event.key) = (Some("t".into()), part.map(str::to_owned));
+            trial.events.push(event);
+        }
+        trial.events = history::arrange(std::mem::take(&mut trial.events));
+        if demanded {
+            trial.plan.digests.insert("t".into());
+        }
+        trial.plan.healed = Some(1);
+        trial.ruling(NAME).map(|(ruling, _)| ruling)
+    };
+    let equal = || json!({"n1": "aa", "n2": "aa"});
+    let different = || json!({"n1": "aa", "n2": "bb"});
+    assert_eq!(with(&[], false), None);
+    assert_eq!(with(&[], true), Some(Ruling::Unknown));
+    for demanded in [false, true] {
+        assert_eq!(with(&[(1, None, equal())], demanded), Some(Ruling::Valid));
+        assert_eq!(with(&[(1, None, different())], demanded), Some(Ruling::Invalid));
+        assert_eq!(with(&[(1, None, different()), (2, None, equal())], demanded), Some(Ruling::Valid));
+        // Each part has an end of its own.
+        let parts = [(1, Some("7"), different()), (2, Some("8"), equal())];
+        assert_eq!(with(&parts, demanded), Some(Ruling::Invalid));
+        // A replica that does not tell, and one that is alone, prove nothing; a difference does.
+        for too_little in
+            [json!({"n1": "aa", "n2": "aa", "n3": null}), json!({"n1": "aa"}), json!({}), json!(null)]
+        {
+            assert_eq!(with(&[(1, None, too_little)], demanded), Some(Ruling::Unknown));
+        }
+        let silent = json!({"n1": "aa", "n2": "bb", "n3": null});
+        assert_eq!(with(&[(1, None, silent)], demanded), Some(Ruling::Invalid));
+    }
+    // Before the writes they say nothing of the end.
+    assert_eq!(with(&[(0, None, equal())], true), Some(Ruling::Unknown));
+}
+
+#[test]
+fn a_minority_that_nobody_asked_and_a_cut_too_short_show_nothing() {
+    const NAME: &str = "a minority refuses";
+    let ruling = |change: &dyn Fn(&mut Plan)| {
+        let mut trial = Trial::new("minority-answers");
+        change(&mut trial.plan);
+        trial.ruling(NAME).map(|(ruling, _)| ruling)
+    };
+    assert_eq!(ruling(&|_| {}), Some(Ruling::Valid));
+    assert_eq!(ruling(&|plan| plan.windows[0].from = 15 * MS), Some(Ruling::Unknown));
+    assert_eq!(ruling(&|plan| plan.windows[0].to = 20 * MS), None);
+    assert_eq!(ruling(&|plan| plan.minority = None), None);
 }

@@ -124,6 +124,24 @@ fn damage_to_a_correct_history_is_noticed() {
 }
 
 #[test]
+fn a_read_that_is_wrong_at_the_end_of_a_long_history_is_rejected_without_going_back_to_its_beginning() {
+    let mut operations = correct(&mut Rng::with_seed(1), 20_000, 10, 0.0, 0.0);
+    let read = operations.iter().rposition(|op| op.f == Function::Read).unwrap();
+    let write = operations.iter().position(|op| op.f == Function::Write).unwrap();
+    // As many configurations as the valid history takes, and few more.
+    let limited = |max_configurations| Options { max_configurations, ..Options::default() };
+    let enough = (1..).map(|n| n * 10_000).find(|n| check(&operations, &limited(*n)) == Verdict::Valid);
+    let frugal = limited(enough.unwrap() + 20_000);
+    for wrong in ["never written".into(), operations[write].input.clone()] {
+        operations[read].output = wrong;
+        let Verdict::Invalid(witness) = check(&operations, &frugal) else { panic!("undecided, or accepted") };
+        assert!(witness.linearization.len() > 15_000, "{}", witness.linearization.len());
+        let patient = Options { patience: usize::MAX, ..frugal };
+        assert!(matches!(check(&operations, &patient), Verdict::Unknown { .. }));
+    }
+}
+
+#[test]
 fn a_thousand_operations_of_ten_processes_are_decided() {
     for seed in 0..4 {
         let mut rng = Rng::with_seed(seed);

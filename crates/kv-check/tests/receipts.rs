@@ -5,7 +5,7 @@
 mod random;
 
 use fastrand::Rng;
-use kv_check::receipts::{Account, Kind, check};
+use kv_check::receipts::{Account, Kind, Shape, check};
 use kv_check::{Function, Json, Operation, Outcome};
 use random::with_receipts;
 
@@ -27,7 +27,7 @@ fn positions(operations: &[Operation], f: &Function) -> Vec<usize> {
 fn honest_receipts_are_accepted() {
     for seed in 0..20 {
         let mut operations = with_receipts(&mut Rng::with_seed(seed), 2_000, 10);
-        let account = check(&operations);
+        let account = check(&operations, Shape::Value);
         assert_eq!(account.contradictions, 0, "seed {seed}: {:?}", account.findings.first());
         assert_eq!((account.examined, account.without), (2_000, 0));
         // Some answers are lost on the way.
@@ -37,7 +37,7 @@ fn honest_receipts_are_accepted() {
                 (op.outcome, op.revision, op.receipt) = (Outcome::Info, None, None);
             }
         }
-        let account = check(&operations);
+        let account = check(&operations, Shape::Value);
         assert_eq!(account.contradictions, 0, "seed {seed}: {:?}", account.findings.first());
     }
 }
@@ -50,7 +50,7 @@ fn every_kind_of_forgery_is_noticed() {
         let (reads, writes) = (positions(&honest, &Function::Read), positions(&honest, &Function::Write));
         let (read, write) = (reads[rng.usize(0..reads.len())], writes[rng.usize(0..writes.len())]);
         let expect = |what: &str, wanted: Kind, forged: &[Operation]| {
-            let found = kinds(&check(forged));
+            let found = kinds(&check(forged, Shape::Value));
             assert!(found.contains(&wanted), "seed {seed}: {what}: found {found:?}");
         };
         let with = |change: &dyn Fn(&mut Vec<Operation>)| {

@@ -5,6 +5,7 @@ use super::strong::{not_applied, set};
 use super::{Ruling, Workload};
 use crate::available::{self, Named};
 use crate::history::Malformed;
+use crate::{Function, Json, Operation};
 
 const CHECKER: &str = "causal accounting";
 
@@ -18,6 +19,7 @@ pub(super) fn judge(case: &mut Case<'_>) -> Result<(), Malformed> {
         }
     }
     staleness(case);
+    absences(case);
     Ok(())
 }
 
@@ -54,8 +56,7 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
 
     let name = "no acknowledged write lost";
     case.none_lost(name, CHECKER, account.acknowledged, account.unread.len(), &lost);
-    let finals =
-        case.operations.iter().filter(|op| op.ok() && op.call >= settled && op.f == crate::Function::Read);
+    let finals = case.operations.iter().filter(|op| op.ok() && op.call >= settled && op.f == Function::Read);
     let finals = finals.count();
     for (name, broken) in [("deleted values stay deleted", &resurrected), ("final reads agree", &diverged)] {
         if finals == 0 {
@@ -69,6 +70,33 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
     case.none("no false conflict", CHECKER, account.reads, &conflicts, "");
     case.stale = account.stale.iter().map(|read| read.index).collect();
     Ok(())
+}
+
+/// Only a replica that keeps a key can know that it is absent: an answer that says so names one that was heard. Judged
+/// where reads that found nothing carry the replies that their receipts name, `{"available": {"replies": ["n1", "n4*",
+/// "n2!"]}}`: a fallback is marked with `*`, a replica that was silent with `!`.
+fn absences(case: &mut Case<'_>) {
+    let empty = |op: &&Operation| op.f == Function::Read && op.ok() && op.values_read().is_empty();
+    let mut examined = 0;
+    let mut false_ones: Vec<Contradiction> = Vec::new();
+    for read in case.operations.iter().filter(empty) {
+        let replies = read.receipt.as_ref().and_then(|receipt| receipt.pointer("/available/replies"));
+        let Some(replies) = replies.and_then(Json::as_array) else { continue };
+        examined += 1;
+        let keeps = |reply: &Json| reply.as_str().is_some_and(|name| !name.ends_with(['*', '!']));
+        if !replies.iter().any(keeps) {
+            let named = Json::from(replies.as_slice());
+            let what = format!(
+                "read #{} says absent, and no replica that keeps the key was heard: {named}",
+                read.index
+            );
+            false_ones.push((read.key.clone(), vec![read.index], format!("{:?}: {what}", read.key)));
+        }
+    }
+    if examined > 0 {
+        let fine = "each by a replica that keeps the key";
+        case.none("no false absence", "receipts", examined, &false_ones, fine);
+    }
 }
 
 /// Staleness is allowed, unless the configuration rules it out; where it must show, its absence proves nothing.

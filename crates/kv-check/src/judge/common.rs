@@ -5,7 +5,15 @@ use crate::linear::describe;
 use crate::{Event, Json, Operation, Process};
 use std::collections::BTreeMap;
 
-/// The `f` of an event of the nemesis that carries the digest of every replica of a namespace, by node.
+/// The `f` of an event of the nemesis that carries the digest of every replica of a namespace, by node:
+///
+/// ```json
+/// {"index":9,"time":5,"process":"nemesis","type":"info","f":"digests","ns":"bank","value":{"n1":"aa","n2":"aa","n3":"aa"}}
+/// ```
+///
+/// Digests are any JSON values, compared as they are; `null` is that of a replica that did not tell. With a `key` it speaks of
+/// the replicas of a part of the namespace, such as a ring partition, and each part is judged by itself. The last event
+/// of a part counts as the end, so it is recorded once no mutation is under way any more; see [`Plan::digests`].
 pub const DIGESTS: &str = "digests";
 /// The `f` of an event of the nemesis: the last fault has been taken back; see [`Plan::healed`].
 pub const HEALED: &str = "healed";
@@ -128,31 +136,90 @@ impl Case<'_> {
         }
     }
 
-    /// The replicas' digests, where the history has them: equal in the end, and since when.
+    /// The replicas' digests, where the history has them or the plan demands them: equal in the end, and since when.
     pub(super) fn convergence(&mut self, events: &[Event]) {
-        let polls: Vec<(u64, u64, &Json)> = events
+        const NAME: &str = "replicas equal in the end";
+        let mut parts: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+        for event in events
             .iter()
             .filter(|event| event.process == Process::Nemesis && event.f.name() == DIGESTS)
             .filter(|event| event.ns.as_deref() == Some(self.name))
-            .map(|event| (event.time, event.index, &event.value))
-            .collect();
-        let Some((_, index, last)) = polls.last() else { return };
-        let equal = |digests: &Json| {
-            let digests: Vec<&Json> = digests.as_object().into_iter().flat_map(|map| map.values()).collect();
-            digests.len() > 1 && digests.windows(2).all(|pair| pair.first() == pair.last())
-        };
-        if let Some(healed) = self.plan.healed {
-            let since = polls.iter().rev().take_while(|(time, _, digests)| *time >= healed && equal(digests));
-            self.quantities.convergence_ns = since.last().map(|(time, ..)| time - healed);
+        {
+            parts.entry(event.key.as_deref().unwrap_or_default()).or_default().push(event);
         }
-        let replicas = last.as_object().map_or(0, serde_json::Map::len);
-        let different: Vec<Contradiction> = if equal(last) {
-            Vec::new()
-        } else {
-            vec![(String::new(), vec![*index], format!("in the end the replicas' digests are {last}"))]
+        let demanded = self.plan.digests.contains(self.name);
+        if parts.is_empty() {
+            if demanded {
+                let detail = "nobody recorded the digests of the replicas".into();
+                self.add(NAME, "digests", 0, Ruling::Unknown, detail, None);
+            }
+            return;
+        }
+        if let Some(healed) = self.plan.healed {
+            let equal_since = |polls: &Vec<&Event>| {
+                let since = polls
+                    .iter()
+                    .rev()
+                    .take_while(|poll| poll.time >= healed && compare(&poll.value) == Ruling::Valid);
+                since.last().map(|poll| poll.time - healed)
+            };
+            let moments: Option<Vec<u64>> = parts.values().map(equal_since).collect();
+            self.quantities.convergence_ns = moments.and_then(|moments| moments.into_iter().max());
+        }
+        let ends: Vec<&Event> = parts.values().filter_map(|polls| polls.last().copied()).collect();
+        let examined = ends.iter().map(|end| replicas(&end.value)).sum();
+        let of_part = |end: &Event| match &end.key {
+            Some(part) => format!("the digests of the replicas of {part} are {}", end.value),
+            None => format!("the replicas' digests are {}", end.value),
         };
-        let name = "replicas equal in the end";
-        self.none(name, "digests", replicas, &different, &format!("{replicas} replicas with one digest"));
+        let of_ruling = |ruling| ends.iter().filter(move |end| compare(&end.value) == ruling);
+        let different: Vec<Contradiction> = of_ruling(Ruling::Invalid)
+            .map(|end| {
+                (end.key.clone().unwrap_or_default(), vec![end.index], format!("in the end {}", of_part(end)))
+            })
+            .collect();
+        let first = ends.iter().map(|end| end.time).min().unwrap_or(0);
+        let later = self.operations.iter().filter(|op| op.f.mutates() && op.call > first).count();
+        let too_little = if let Some(end) = of_ruling(Ruling::Unknown).next() {
+            Some(format!("there is nothing to compare: {}", of_part(end)))
+        } else if demanded && self.plan.healed.is_some_and(|healed| first < healed) {
+            Some("nobody looked at the replicas once the faults were over".to_owned())
+        } else if demanded && later > 0 {
+            Some(format!("{later} mutations were called after the replicas had been looked at"))
+        } else {
+            None
+        };
+        match too_little {
+            Some(detail) if different.is_empty() => {
+                self.add(NAME, "digests", examined, Ruling::Unknown, detail, None);
+            }
+            _ => {
+                let fine = match ends.len() {
+                    1 => format!("{examined} replicas with one digest"),
+                    parts => format!("{examined} replicas of {parts} parts, each part with one digest"),
+                };
+                self.none(NAME, "digests", examined, &different, &fine);
+            }
+        }
+    }
+}
+
+/// The replicas of an event [`DIGESTS`] that told their digest.
+fn replicas(digests: &Json) -> usize {
+    digests.as_object().map_or(0, |map| map.values().filter(|digest| !digest.is_null()).count())
+}
+
+/// Whether the replicas that told are equal; unknown with fewer than two, or if they are and one did not tell.
+fn compare(digests: &Json) -> Ruling {
+    let Some(all) = digests.as_object() else { return Ruling::Unknown };
+    let mut told = all.values().filter(|digest| !digest.is_null());
+    let first = told.next();
+    if !told.all(|digest| Some(digest) == first) {
+        Ruling::Invalid
+    } else if replicas(digests) < 2 || replicas(digests) < all.len() {
+        Ruling::Unknown
+    } else {
+        Ruling::Valid
     }
 }
 

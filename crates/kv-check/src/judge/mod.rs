@@ -16,7 +16,7 @@ use crate::history::Malformed;
 use crate::service::Window;
 use crate::{Event, Operation, Process, linear, operation};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the clients of a namespace did, and so what can be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,8 @@ pub enum Workload {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Expectation {
-    /// Acknowledged writes may be lost: they are counted, and not held against the store.
+    /// Acknowledged writes may be lost: they are counted, and not held against the store. For faults that may take the
+    /// disks of all replicas that acknowledged a write; see [`crate::available`].
     pub lost: bool,
     /// Available namespaces. `false`: no read may be stale; `true`: at least one must be, which proves the meter.
     pub stale: Option<bool>,
@@ -69,10 +70,27 @@ pub struct Plan {
     /// When the store had settled, nanoseconds: successful reads called since then are the final reads.
     /// Without it, the last event [`SETTLED`].
     pub settled: Option<u64>,
+    /// Namespaces whose replicas have to be shown to be equal in the end, by events [`DIGESTS`] that were recorded once
+    /// the faults were over and the mutations done: without them nothing is known. Of others the digests are judged where
+    /// there are any.
+    pub digests: BTreeSet<String>,
+    /// Whether strong namespaces are held to refuse on the sides of [`Plan::windows`] that have no majority.
+    pub minority: Option<Minority>,
     /// Limits of the searches.
     pub limits: linear::Options,
     /// Fewer answered operations of a namespace than this prove nothing; 0 counts as 1.
     pub enough: u64,
+}
+
+/// Which sides of a network partition cannot have a quorum, and how long they may take to notice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Minority {
+    /// Names of sides whose nodes reach no majority of the voters. It is by name, because several such sides may share
+    /// one: when every node is alone, all of them are on a side that counts as many nodes as there are.
+    pub sides: BTreeSet<String>,
+    /// Nanoseconds: an old leader notices within an election timeout or two. As much is left out at the end of a
+    /// window, because a network heals before the harness has seen that it did.
+    pub grace_ns: u64,
 }
 
 /// What is known about a promise. Of several, the greatest is that of the whole.

@@ -1,9 +1,10 @@
 //! The promises of strong namespaces.
 
 use super::common::{Case, Contradiction, indices_of_final_reads, of_kind};
-use super::{Ruling, Workload};
+use super::{Minority, Ruling, Workload};
 use crate::linear::{self, Model, Options, Verdict};
-use crate::{Function, Operation, Outcome, counters, lists, receipts, sets, strong};
+use crate::receipts::Shape;
+use crate::{Function, Operation, Outcome, counters, lists, receipts, service, sets, strong};
 use std::collections::BTreeMap;
 
 /// Checks of parts that the search for the smallest failing one may take.
@@ -25,6 +26,38 @@ pub(super) fn judge(case: &mut Case<'_>) {
         Workload::Counter => counter(case),
     }
     named_points(case);
+    minority_refuses(case);
+}
+
+/// Who cannot reach a majority answers nothing that needs one: once it had time to notice, and as long as it is cut off.
+/// Without a cut that lasts long enough there is nothing to judge; if nobody asked during one, nothing is known.
+fn minority_refuses(case: &mut Case<'_>) {
+    const NAME: &str = "a minority refuses";
+    const CHECKER: &str = "sides of partitions";
+    let plan = case.plan;
+    let Some(Minority { sides, grace_ns }) = &plan.minority else { return };
+    let (mut cuts, mut examined) = (0, 0);
+    let mut answers: Vec<Contradiction> = Vec::new();
+    for window in &plan.windows {
+        let Some(asked) = service::cut_off(case.operations, window, sides, *grace_ns) else { continue };
+        cuts += 1;
+        examined += asked.asked.len();
+        answers.extend(asked.answered.iter().map(|op| {
+            let since = op.call.saturating_sub(window.from) / 1_000_000;
+            let text = format!(
+                "{:?}: #{} was called at {}, {since} ms after it was cut off ({}), and answered while it was",
+                op.key, op.index, op.node, window.name
+            );
+            (op.key.clone(), vec![op.index], text)
+        }));
+    }
+    if cuts > 0 && examined == 0 {
+        let detail = format!("nobody asked the side without a majority during {cuts} cuts");
+        case.add(NAME, CHECKER, 0, Ruling::Unknown, detail, None);
+    } else if cuts > 0 {
+        let fine = format!("{cuts} cuts, nothing answered on a side without a majority");
+        case.none(NAME, CHECKER, examined, &answers, &fine);
+    }
 }
 
 /// The search, key by key.
@@ -75,7 +108,13 @@ fn linearizable(case: &mut Case<'_>, model: Model) {
 
 /// Receipts, where the history has any.
 fn named_points(case: &mut Case<'_>) {
-    let account = receipts::check(case.operations);
+    let shape = match case.namespace.workload {
+        Workload::Register | Workload::Siblings => Shape::Value,
+        Workload::Counter => Shape::Counter,
+        Workload::Set => Shape::Set,
+        Workload::Append => Shape::List,
+    };
+    let account = receipts::check(case.operations, shape);
     if account.examined == 0 {
         return;
     }
@@ -202,7 +241,9 @@ pub(super) fn set(case: &mut Case<'_>) {
     }
 }
 
+/// Necessary conditions only: nothing here says *linearizable*.
 fn counter(case: &mut Case<'_>) {
+    const CHECKER: &str = "counter bounds";
     let account = counters::account(case.operations);
     let out: Vec<Contradiction> = account
         .out_of_bounds
@@ -220,10 +261,23 @@ fn counter(case: &mut Case<'_>) {
         })
         .collect();
     let fine = format!("{} of {} reads had one right answer", account.exact, account.reads);
-    case.none("within its bounds", "counter bounds", account.reads, &out, &fine);
+    case.none("within its bounds", CHECKER, account.reads, &out, &fine);
+    let shrunk: Vec<Contradiction> = account
+        .shrunk
+        .iter()
+        .map(|found| {
+            let counters::Shrunk { key, earlier, index, read, least, most } = found;
+            let text = format!(
+                "{key:?}: read {read}, #{index}, where after #{earlier} only {least} to {most} is possible"
+            );
+            (key.clone(), vec![*earlier, *index], text)
+        })
+        .collect();
+    let fine = "compared with reads that had returned before; that they can be put in one order is not shown by this";
+    case.none("no read goes back", CHECKER, account.compared, &shrunk, fine);
     if let Some(index) = account.no_numbers.first() {
         let detail = format!("#{index} adds no integer");
-        case.add("only integers", "counter bounds", account.no_numbers.len(), Ruling::Unknown, detail, None);
+        case.add("only integers", CHECKER, account.no_numbers.len(), Ruling::Unknown, detail, None);
     }
 }
 

@@ -5,7 +5,7 @@
 //! independent (Herlihy and Wing's locality), so each is searched alone.
 //!
 //! The search is Wing and Gong's with Lowe's memo: linearize any operation whose call lies before the first return
-//! still to be explained, remember configurations that led nowhere, go back. Four things keep it short:
+//! still to be explained, remember configurations that led nowhere, go back. Five things keep it short:
 //!
 //! - An operation that leaves the object as it is (a read, a mismatch) is linearized as soon as it is legal:
 //!   whatever could follow without it can follow after it. (A write of the value that is there already is none of
@@ -18,6 +18,8 @@
 //! - A configuration is the first operation not yet linearized, a bit window after it, the unknown ones used, and
 //!   the state: its size follows the concurrency, not the length of the history. Whole configurations are compared;
 //!   a hash alone never prunes.
+//! - Where a register gets stuck for long, the short part of the history right before that place is searched by itself,
+//!   from every state. If it has no explanation, neither has the whole, and nothing further back needs to be tried.
 //!
 //! Deciding is NP-complete, so there is a limit, and reaching it is [`Verdict::Unknown`], never a violation. Up to
 //! ten processes and a thousand operations a key, it takes about a millisecond.
@@ -73,6 +75,9 @@ pub struct Options {
     pub revisions: bool,
     /// Configurations visited per key before the search gives up; each costs some tens of bytes.
     pub max_configurations: usize,
+    /// Configurations without getting further before it is asked whether the part of the history right before that place
+    /// has any explanation by itself: without one, the search need not go back to the beginning.
+    pub patience: usize,
     /// Bytes of all states of strings and lists before the search of a key gives up.
     pub max_state_bytes: usize,
     /// The known way to be wrong, for the test that the fuzz finds it: a write of the value that is there already
@@ -88,6 +93,7 @@ impl Default for Options {
             convention: Convention::Strict,
             revisions: true,
             max_configurations: 3_000_000,
+            patience: 2_000,
             max_state_bytes: 256 << 20,
             #[cfg(test)]
             same_write_is_pure: false,
@@ -222,7 +228,7 @@ fn search<M: search::Model>(
     }
     done.sort_by_key(|(op, _)| op.call);
     open.sort_by_key(|(op, _)| op.call);
-    let mut search = Search::new(model, done, open);
+    let mut search = Search::new(&model, search::START, done, open, options.patience);
     let unknown = |why: String| Verdict::Unknown { key: key_of(operations), why };
     match search.run(options.max_configurations) {
         Some(true) => Verdict::Valid,
@@ -231,12 +237,12 @@ fn search<M: search::Model>(
                 ns: stuck.ns.clone(),
                 key: stuck.key.clone(),
                 linearization: path.into_iter().cloned().collect(),
-                state: search.model.show(state),
+                state: model.show(state),
                 stuck: stuck.clone(),
             })),
             None => unknown("the search failed without a dead end".into()),
         },
-        None if search.model.exhausted() => {
+        None if model.exhausted() => {
             unknown(format!("undecided when its states took {} bytes", options.max_state_bytes))
         }
         None => unknown(format!("undecided after {} configurations", options.max_configurations)),

@@ -4,7 +4,7 @@ use super::search::{self, State};
 use super::{Convention, Options};
 use crate::operation::Expected;
 use crate::{Function, Json, Operation, Outcome};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const ABSENT: u32 = 0;
 
@@ -169,6 +169,36 @@ impl search::Model for Register {
 
     fn useful(&self, _: State) -> bool {
         true
+    }
+
+    fn forget(&self, action: Action) -> Action {
+        match action {
+            Action::Set { guard, value, .. } => Action::Set { guard, value, revision: None },
+            looks => looks,
+        }
+    }
+
+    fn starts(&self, actions: &mut dyn Iterator<Item = Action>) -> Option<Vec<State>> {
+        // A value that no action asks for is as good as any other of them.
+        let mut values = BTreeSet::from([ABSENT, u32::MAX]);
+        for action in actions {
+            let guard = match action {
+                Action::Saw { value, .. } => {
+                    values.insert(value);
+                    None
+                }
+                Action::Found { unlike, value, .. } => {
+                    values.insert(value);
+                    Some(unlike)
+                }
+                Action::Mismatch { unlike, .. } => Some(unlike),
+                Action::Set { guard, .. } => guard,
+            };
+            if let Some(Guard::Value(value)) = guard {
+                values.insert(value);
+            }
+        }
+        Some(values.into_iter().map(|value| State { value, revision: 0, exact: false }).collect())
     }
 
     fn exhausted(&self) -> bool {

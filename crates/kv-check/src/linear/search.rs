@@ -50,6 +50,13 @@ pub(super) trait Model {
     /// Whether a mutation of unknown outcome that leads to this state can be of any use.
     fn useful(&self, state: State) -> bool;
 
+    /// The action without what it told of its moment: at least as much is legal.
+    fn forget(&self, action: Self::Action) -> Self::Action;
+
+    /// All states in which a part of a history with these actions could begin, as far as they can tell them apart; none
+    /// if there are too many to say.
+    fn starts(&self, actions: &mut dyn Iterator<Item = Self::Action>) -> Option<Vec<State>>;
+
     /// Whether the model has reached its own limit: what it says is no longer right.
     fn exhausted(&self) -> bool;
 
@@ -116,8 +123,14 @@ struct DeadEnd {
     stuck: u32,
 }
 
+/// How many operations before the one that is stuck [`Search::hopeless`] looks at, in turn.
+const STRETCHES: [usize; 5] = [2, 8, 32, 128, 512];
+
+/// Configurations that one of these stretches may take.
+const MAX_FOR_STRETCH: usize = 100_000;
+
 pub(super) struct Search<'a, M: Model> {
-    pub(super) model: M,
+    pub(super) model: &'a M,
     /// Completed operations, by call.
     done: Vec<Done<'a, M::Action>>,
     /// Operations of unknown outcome, by call.
@@ -136,13 +149,20 @@ pub(super) struct Search<'a, M: Model> {
     seen: HashSet<Box<[u64]>, BuildHasherDefault<Quick>>,
     /// The dead end before which most completed operations were explained.
     best: Option<DeadEnd>,
+    /// After how many configurations without getting further it is asked whether going back can help at all, and the
+    /// number of them at which it is asked next.
+    patience: usize,
+    ask_at: usize,
 }
 
 impl<'a, M: Model> Search<'a, M> {
+    /// A search from a state, that loses patience after so many configurations without getting further.
     pub(super) fn new(
-        model: M,
+        model: &'a M,
+        state: State,
         done: Vec<(&'a Operation, M::Action)>,
         open: Vec<(&'a Operation, M::Action)>,
+        patience: usize,
     ) -> Search<'a, M> {
         let mut told: Vec<u64> = done.iter().filter_map(|(_, action)| model.revision(*action)).collect();
         told.sort_unstable();
@@ -179,12 +199,14 @@ impl<'a, M: Model> Search<'a, M> {
             done,
             open: opens,
             entries,
-            state: START,
+            state,
             path: Vec::new(),
             told: 0,
             window: 0,
             seen: HashSet::default(),
             best: None,
+            patience,
+            ask_at: patience,
         }
     }
 
@@ -219,6 +241,13 @@ impl<'a, M: Model> Search<'a, M> {
                     choice.untried = self.unknown();
                     if choice.untried.is_empty() {
                         self.note_dead_end();
+                        if self.seen.len() >= self.ask_at {
+                            if self.hopeless() {
+                                return Some(false);
+                            }
+                            self.patience = self.patience.max(1).saturating_mul(4);
+                            self.ask_at = self.seen.len().saturating_add(self.patience);
+                        }
                     }
                 } else {
                     choices.pop();
@@ -417,7 +446,45 @@ impl<'a, M: Model> Search<'a, M> {
             path.truncate(shared);
             path.extend_from_slice(&self.path[path.len()..]);
             self.best = Some(DeadEnd { done, shared: path.len(), path, state: self.state, stuck });
+            self.ask_at = self.ask_at.max(self.seen.len().saturating_add(self.patience));
         }
+    }
+
+    /// Whether what lies right before the operation that is stuck cannot be explained from any state whatever. Then
+    /// nothing that is tried further back can help, and a long history need not be gone through to its beginning.
+    ///
+    /// The stretch holds the operations that were called since some moment and had returned when the stuck one did: they
+    /// must be explained. What had returned before that moment comes before all of them, so all that remains of it is the
+    /// state in which they begin. What was called later than the end comes after all of them. And a mutation that overlaps
+    /// either edge may lie among them or not: it is taken for one of unknown outcome, which allows more. So if the whole
+    /// had an explanation, the stretch would have one.
+    fn hopeless(&self) -> bool {
+        let Some(DeadEnd { stuck, .. }) = self.best else { return false };
+        let to = self.done[stuck as usize].op.ret.unwrap_or(u64::MAX);
+        STRETCHES.iter().any(|length| {
+            let from = self.done[(stuck as usize).saturating_sub(*length)].op.call;
+            let mut done = Vec::new();
+            let mut open: Vec<_> = self.open.iter().map(|open| (open.op, open.action)).collect();
+            for Done { op, action, .. } in self.done.iter().take_while(|done| done.op.call <= to) {
+                let ret = op.ret.unwrap_or(u64::MAX);
+                if op.call >= from && ret <= to {
+                    done.push((*op, *action));
+                } else if ret >= from && !self.model.looks(*action) {
+                    open.push((*op, self.model.forget(*action)));
+                }
+            }
+            open.retain(|(op, _)| op.call <= to);
+            open.sort_by_key(|(op, _)| op.call);
+            let mut actions = done.iter().chain(&open).map(|(_, action)| *action);
+            let Some(starts) = self.model.starts(&mut actions) else { return false };
+            let mut left = MAX_FOR_STRETCH;
+            starts.into_iter().all(|start| {
+                let mut search = Search::new(self.model, start, done.clone(), open.clone(), usize::MAX);
+                let found = search.run(left);
+                left = left.saturating_sub(search.seen.len());
+                found == Some(false)
+            })
+        })
     }
 
     /// The longest explanation there is, once the search has failed: its steps, the state after them, and the

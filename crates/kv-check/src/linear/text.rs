@@ -171,6 +171,15 @@ impl search::Model for Texts {
         useful
     }
 
+    fn forget(&self, action: Action) -> Action {
+        action
+    }
+
+    /// A text may begin with anything.
+    fn starts(&self, _: &mut dyn Iterator<Item = Action>) -> Option<Vec<State>> {
+        None
+    }
+
     fn exhausted(&self) -> bool {
         self.full.get()
     }

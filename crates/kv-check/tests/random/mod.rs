@@ -11,6 +11,7 @@
 use fastrand::Rng;
 use kv_check::linear::{Convention, Model, Options, Verdict, check, shrink};
 use kv_check::operation::{Expected, MISMATCH};
+use kv_check::receipts::Shape;
 use kv_check::{Function, Json, Operation, Outcome, counters, lists, receipts, sets};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -220,6 +221,13 @@ fn place(left: &mut Vec<&Operation>, machine: &Machine) -> bool {
 
 /// A history that the machine could have shown; then, half of the time, one answer of it is changed.
 pub(crate) fn plausible(rng: &mut Rng, machine: &Machine) -> Vec<Operation> {
+    let mut operations = honest(rng, machine);
+    damage(rng, &mut operations);
+    operations
+}
+
+/// A history that the machine could have shown, with receipts that name the points.
+pub(crate) fn honest(rng: &mut Rng, machine: &Machine) -> Vec<Operation> {
     let mut operations: Vec<Operation> = (0..rng.usize(1..8))
         .map(|n| {
             let read = rng.bool();
@@ -259,13 +267,24 @@ pub(crate) fn plausible(rng: &mut Rng, machine: &Machine) -> Vec<Operation> {
     rng.shuffle(&mut moments);
     moments.sort_by_key(|(moment, _)| *moment);
     let mut now = machine.clone();
+    let mut revision = 0;
     for (_, at) in moments {
         if operations[at].f == Function::Read {
             operations[at].output = now.shows();
         } else {
             now.act(&operations[at]);
+            revision += 1;
+        }
+        if operations[at].ok() {
+            let point = json!({"term": 1, "index": revision, "revision": revision});
+            operations[at].receipt = Some(json!({"strong": point}));
         }
     }
+    operations
+}
+
+/// Changes one answer, most of the time.
+fn damage(rng: &mut Rng, operations: &mut [Operation]) {
     let reads: Vec<usize> = (0..operations.len()).filter(|at| operations[*at].f == Function::Read).collect();
     if let Some(&at) = reads.get(rng.usize(0..reads.len() + 1)).filter(|_| rng.u8(0..4) != 0) {
         let other = operations[reads[rng.usize(0..reads.len())]].output.clone();
@@ -293,7 +312,21 @@ pub(crate) fn plausible(rng: &mut Rng, machine: &Machine) -> Vec<Operation> {
             output => *output = other,
         }
     }
-    operations
+}
+
+/// As [`plausible`]; fails if the honest receipts are refused before anything is changed.
+fn with_honest_receipts(
+    seed: u64,
+    rng: &mut Rng,
+    machine: &Machine,
+    shape: Shape,
+) -> Result<Vec<Operation>, String> {
+    let mut operations = honest(rng, machine);
+    if receipts::check(&operations, shape).contradictions > 0 {
+        return Err(format!("seed {seed}: honest receipts are refused: {operations:#?}"));
+    }
+    damage(rng, &mut operations);
+    Ok(operations)
 }
 
 /// What a correct store shows: each operation acts at a random moment of its interval. Of the answers to mutations
@@ -408,7 +441,10 @@ pub(crate) fn differential(seed: u64) -> Result<(usize, bool), String> {
             model(Model::Strings),
             Machine::Text(String::new()),
         ),
-        6 => (plausible(rng, &Machine::List(Vec::new())), model(Model::Lists), Machine::List(Vec::new())),
+        6 => {
+            let machine = Machine::List(Vec::new());
+            (with_honest_receipts(seed, rng, &machine, Shape::List)?, model(Model::Lists), machine)
+        }
         7 => return account_agrees(seed, kind, Machine::Set(BTreeSet::new()), rng),
         8 => return account_agrees(seed, kind, Machine::Counter(0), rng),
         _ => return receipts_agree(seed, kind, rng),
@@ -424,6 +460,9 @@ pub(crate) fn differential(seed: u64) -> Result<(usize, bool), String> {
     let wrong = |what: &str| Err(format!("seed {seed} ({}): {what}: {operations:#?}", KINDS[kind]));
     if valid(&operations, &options) != expected {
         return wrong("the checker disagrees with brute force");
+    }
+    if valid(&operations, &Options { patience: 0, ..options }) != expected {
+        return wrong("without patience the checker disagrees with brute force");
     }
     if kind == 6 && lists::account(&operations).findings.is_empty() != expected {
         return wrong("the order of the longest read disagrees with brute force");
@@ -460,7 +499,8 @@ pub(crate) fn differential(seed: u64) -> Result<(usize, bool), String> {
 
 /// Sets: the accounting says no exactly if brute force does. Counters: only if it does.
 fn account_agrees(seed: u64, kind: usize, machine: Machine, rng: &mut Rng) -> Result<(usize, bool), String> {
-    let operations = plausible(rng, &machine);
+    let shape = if let Machine::Set(_) = machine { Shape::Set } else { Shape::Counter };
+    let operations = with_honest_receipts(seed, rng, &machine, shape)?;
     let expected = brute_force(&operations, &machine);
     let agrees = if let Machine::Set(_) = machine {
         let a = sets::account(&operations);
@@ -468,7 +508,8 @@ fn account_agrees(seed: u64, kind: usize, machine: Machine, rng: &mut Rng) -> Re
             a.lost.is_empty() && a.stale.is_empty() && a.duplicated.is_empty() && a.phantoms.is_empty();
         (fine && a.refused.is_empty() && a.incomparable.is_empty() && a.overtaken.is_empty()) == expected
     } else {
-        !expected || counters::account(&operations).out_of_bounds.is_empty()
+        let account = counters::account(&operations);
+        !expected || account.out_of_bounds.is_empty() && account.shrunk.is_empty()
     };
     if agrees { Ok((kind, expected)) } else { Err(format!("seed {seed} ({}): {operations:#?}", KINDS[kind])) }
 }
@@ -476,7 +517,7 @@ fn account_agrees(seed: u64, kind: usize, machine: Machine, rng: &mut Rng) -> Re
 /// What a correct store shows is accepted with its receipts; and whatever is accepted is linearizable.
 fn receipts_agree(seed: u64, kind: usize, rng: &mut Rng) -> Result<(usize, bool), String> {
     let mut operations = with_receipts(rng, 7, 3);
-    if receipts::check(&operations).contradictions > 0 {
+    if receipts::check(&operations, Shape::Value).contradictions > 0 {
         return Err(format!("seed {seed}: honest receipts are refused: {operations:#?}"));
     }
     for _ in 0..rng.usize(0..5) {
@@ -500,7 +541,7 @@ fn receipts_agree(seed: u64, kind: usize, rng: &mut Rng) -> Result<(usize, bool)
         op.revision = None;
     }
     let linearizable = brute_force(&plain, &Machine::register());
-    if !linearizable && receipts::check(&operations).contradictions == 0 {
+    if !linearizable && receipts::check(&operations, Shape::Value).contradictions == 0 {
         return Err(format!("seed {seed}: forged receipts are believed: {operations:#?}"));
     }
     Ok((kind, linearizable))

@@ -98,7 +98,6 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         judgement.inspect_err(|error| broken.push(format!("the history is malformed: {error}"))).ok();
     broken.extend(elections(history));
     broken.extend(points(history));
-    broken.extend(absences(history));
     let unscoped = kv_raft::NodeRuntime::unscoped();
     if unscoped > 0 {
         broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
@@ -201,30 +200,6 @@ fn points(history: &[Event]) -> Vec<String> {
                 broken.push(format!("{ns}: revision {revision} at index {index} follows revision {last}"));
             }
             last = last.max(revision);
-        }
-    }
-    broken
-}
-
-/// Only a replica that keeps a key can know that it is absent: an answer that says so names one that was heard.
-fn absences(history: &[Event]) -> Vec<String> {
-    let empty = |event: &&Event| {
-        event.kind == EventType::Ok
-            && event.f.name() == "read"
-            && event.value.as_array().is_some_and(|values| values.is_empty())
-    };
-    let mut broken = Vec::new();
-    for event in history.iter().filter(empty) {
-        let replies =
-            event.receipt.as_ref().and_then(|receipt| receipt.pointer("/available/replies")?.as_array());
-        let Some(replies) = replies else { continue };
-        // A fallback is marked with `*`, one that was silent with `!`.
-        let keeps = |reply: &Json| reply.as_str().is_some_and(|name| !name.ends_with(['*', '!']));
-        if !replies.iter().any(keeps) {
-            broken.push(format!(
-                "false absence: read {} of {:?} says absent, and only fallbacks answered: {replies:?}",
-                event.index, event.key
-            ));
         }
     }
     broken
