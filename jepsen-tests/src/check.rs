@@ -16,6 +16,7 @@ use clap::{Args, ValueEnum};
 use kv_check::format::{self, Format};
 use kv_check::judge::{Expectation, NamespacePlan};
 use kv_check::linear::{self, Convention, Options, Verdict};
+use kv_check::service::Window;
 use kv_check::{Event, Function, Json, Operation, Plan, Ruling, Workload, operation};
 
 /// Checks of parts that finding the smallest failing one may take.
@@ -249,6 +250,7 @@ fn judge_ours(path: PathBuf, events: &[Event], args: &CheckArgs) -> Judged {
     let convention = if args.failed == Failed::Strict { Convention::Strict } else { Convention::Lenient };
     let plan = Plan {
         namespaces: namespaces(events, &args.available),
+        windows: windows(events),
         settled: args.settled_ms.map(|ms| ms.saturating_mul(1_000_000)),
         limits: Options { convention, max_configurations: args.max_configurations, ..Options::default() },
         ..Plan::default()
@@ -276,6 +278,19 @@ fn judge_ours(path: PathBuf, events: &[Event], args: &CheckArgs) -> Judged {
         (judgement.ruling, lines.join("\n"))
     });
     Judged { path, operations, took, outcome }
+}
+
+/// The network partitions that a run of ours noted: when who was certainly cut off from whom.
+pub fn windows(events: &[Event]) -> Vec<Window> {
+    let window = |event: &Event| {
+        let value = &event.value;
+        let sides: BTreeMap<String, String> = serde_json::from_value(value.get("sides")?.clone()).ok()?;
+        let moment = |name: &str| value.get(name).and_then(Json::as_u64);
+        let proven = value.get("proven") == Some(&Json::Bool(true)) && !sides.is_empty();
+        let name = value.get("ends").and_then(Json::as_str)?.to_owned();
+        proven.then_some(Window { name, from: moment("from")?, to: moment("until")?, sides })
+    };
+    events.iter().filter(|event| event.process == kv_check::Process::Nemesis).filter_map(window).collect()
 }
 
 /// The namespaces of a history, and what their operations say about them: lists are read where siblings, sets or lists
@@ -332,4 +347,28 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], jobs: usize, work: impl Fn(&T) -> 
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|(at, _)| *at);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_check::{EventType, Process};
+    use serde_json::json;
+
+    #[test]
+    fn a_history_says_itself_when_who_was_cut_off() {
+        let event = |process, value| Event::new(9, process, EventType::Info, "partition".into(), value);
+        let sides = json!({"n1": "minority", "n2": "majority"});
+        let ends = |proven: bool, sides: &Json| json!({"ends": "n1 | n2", "proven": proven, "from": 3, "until": 7, "sides": sides});
+        let events = [
+            event(Process::Nemesis, json!({"begins": "n1 | n2", "proven": true})),
+            event(Process::Nemesis, ends(true, &sides)),
+            event(Process::Nemesis, ends(false, &sides)),
+            event(Process::Nemesis, ends(true, &json!({}))),
+            event(Process::Client(1), ends(true, &sides)),
+        ];
+        let found = windows(&events);
+        let [window] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((window.from, window.to, window.side("n1")), (3, 7, "minority"));
+    }
 }

@@ -25,6 +25,12 @@ use crate::scenario::FaultKind;
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// How long a node that is to lose its power may take until it holds something that it can lose.
+const UNSYNCED_WITHIN: Duration = Duration::from_secs(2);
+/// By how much its syncs are slower meanwhile: less than any leader needs to be called silent.
+const SYNC_DELAY_MS: u64 = 30;
+/// How often its disk is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 /// How long a question about a key's owners may take.
 const OWNERS_WITHIN: Duration = Duration::from_millis(500);
 /// Where the damage of a flipped bit begins: the first bytes of a log are its head, and the store says so differently.
@@ -43,6 +49,9 @@ pub struct Done {
     pub sides: BTreeMap<String, String>,
     /// The first moment at which it was certainly in force, nanoseconds.
     pub from: u64,
+    /// The last moment at which it was certainly in force: taking it back began.
+    #[serde(default)]
+    pub until: u64,
     /// The first moment at which it was certainly no more.
     pub to: u64,
     /// Whether its proof came back.
@@ -68,6 +77,8 @@ struct Active {
     proven: bool,
     /// Packets lost at random before it began, where somebody counts.
     lost_before: Option<u64>,
+    /// Writes that a disk had refused before it was full, by node.
+    refused_before: BTreeMap<NodeId, u64>,
 }
 
 /// Plays a schedule.
@@ -189,7 +200,16 @@ impl<'a> Nemesis<'a> {
         let hit = fault.hit(&self.lab.nodes(), &roles);
         say(&format!("{} {}", fault.kind.name(), hit.words));
         let lost_before = self.lost().await?;
-        let active = Active { hit: hit.clone(), from: self.recorder.now(), proven: false, lost_before };
+        let mut refused_before = BTreeMap::new();
+        if let FaultKind::DiskFull { .. } = fault.kind {
+            for node in &hit.nodes {
+                // Without an answer nothing is shown, and the fault will not count.
+                let status = self.control(*node, &json!({"do": "status"})).await.unwrap_or_default();
+                refused_before.extend(refused(&status).map(|count| (*node, count)));
+            }
+        }
+        let from = self.recorder.now();
+        let active = Active { hit: hit.clone(), from, proven: false, lost_before, refused_before };
         self.active.insert(step.fault, active);
         let (proven, proof) = match fault.kind.of_links() {
             true => self.install(Some(step.fault), fault.kind).await?,
@@ -208,6 +228,7 @@ impl<'a> Nemesis<'a> {
 
     async fn end(&mut self, step: Step, fault: Planned) -> Result<(), LabError> {
         let Some(active) = self.active.remove(&step.fault) else { return Ok(()) };
+        let until = self.recorder.now();
         let (mut proven, mut proof) = match fault.kind.of_links() {
             true => {
                 let (_, proof) = self.install(None, fault.kind).await?;
@@ -224,10 +245,16 @@ impl<'a> Nemesis<'a> {
         }
         let to = self.recorder.now();
         let words = active.hit.words.clone();
-        self.recorder.nemesis(fault.kind.name(), json!({"ends": words, "proven": proven}));
+        // Who judges the history alone has to know when who was cut off from whom.
+        let sides = &active.hit.sides;
+        self.recorder.nemesis(
+            fault.kind.name(),
+            json!({"ends": words, "proven": proven, "from": active.from, "until": until, "sides": sides}),
+        );
         self.note(to, &fault, false, Roles::default(), words.clone(), proven, proof)?;
         let nodes = active.hit.nodes.iter().copied().map(NodeName).collect();
-        self.done.push(Done { fault, nodes, words, sides: active.hit.sides, from: active.from, to, proven });
+        let (from, sides) = (active.from, active.hit.sides);
+        self.done.push(Done { fault, nodes, words, sides, from, until, to, proven });
         Ok(())
     }
 
@@ -254,6 +281,10 @@ impl<'a> Nemesis<'a> {
     }
 
     async fn strike(&mut self, fault: &Planned, nodes: &[NodeId]) -> (bool, Value) {
+        if fault.kind == FaultKind::LossyKill {
+            // All at once: a cluster of which some nodes are dead already writes little that could be lost.
+            return losses(join_all(nodes.iter().map(|node| self.lose_power(*node))).await);
+        }
         let mut proofs = Vec::new();
         for node in nodes {
             proofs.push(
@@ -273,12 +304,6 @@ impl<'a> Nemesis<'a> {
                 let proof = self.lab.pause(node).await?;
                 self.paused.insert(node);
                 Ok(shown(&proof))
-            }
-            FaultKind::LossyKill => {
-                let before = self.control(node, &json!({"do": "status"})).await?;
-                let forgets = before.pointer("/disk/lose_unsynced") == Some(&json!(true));
-                let (killed, proof) = shown(&self.lab.kill(node).await?);
-                Ok((killed && forgets, json!({"before": before, "killed": proof})))
             }
             FaultKind::BitFlip => {
                 let (killed, _) = shown(&self.lab.kill(node).await?);
@@ -318,12 +343,35 @@ impl<'a> Nemesis<'a> {
                 let answer = self.control(node, &json!({"do": "clock", "rate": rate})).await?;
                 Ok((answer.pointer("/clock/rate").and_then(Value::as_f64) == Some(rate), answer))
             }
-            FaultKind::Partition { .. }
+            // Of links, or struck together.
+            FaultKind::LossyKill
+            | FaultKind::Partition { .. }
             | FaultKind::Delay { .. }
             | FaultKind::Slow { .. }
             | FaultKind::Reset
             | FaultKind::Loss { .. } => Ok((false, Value::Null)),
         }
+    }
+
+    /// Kills a node while its disk holds bytes that were not synced, if that comes within its time: a kill that took nothing
+    /// shows nothing about forgotten syncs. Syncs are made slow for that, so that bytes wait long enough to be met.
+    async fn lose_power(&self, node: NodeId) -> PowerLoss {
+        let give_up = Instant::now() + UNSYNCED_WITHIN;
+        let slow = json!({"do": "sync_delay_ms", "ms": SYNC_DELAY_MS});
+        let mut before = self.control(node, &slow).await;
+        while let Ok(status) = &before
+            && unsynced(status) == 0
+            && Instant::now() < give_up
+        {
+            tokio::time::sleep(LOOK).await;
+            before = self.control(node, &json!({"do": "status"})).await;
+        }
+        let killed = self
+            .lab
+            .kill(node)
+            .await
+            .map_or_else(|error| (false, json!({"error": error.to_string()})), |proof| shown(&proof));
+        PowerLoss { before: before.unwrap_or_else(|error| json!({"error": error.to_string()})), killed }
     }
 
     /// Takes a fault of nodes back. Its proof is that of its beginning, unless only the end can show it.
@@ -352,12 +400,16 @@ impl<'a> Nemesis<'a> {
                 for node in nodes {
                     match self.control(node, &json!({"do": "capacity", "bytes": null})).await {
                         Ok(answer) => {
-                            let refused = answer.pointer("/disk/refused_writes").and_then(Value::as_u64);
-                            proven = proven && refused.is_none_or(|refused| refused > 0);
+                            let before = active.refused_before.get(&node).copied();
+                            proven = proven && refused_since(before, refused(&answer));
                             proofs.push(answer);
                         }
-                        // A node that stopped because its disk was full is started on one that is not.
-                        Err(_) => proofs.push(self.start(node, false).await),
+                        // A node that stopped is started on a disk that is not full. Why it stopped nobody counted, so that
+                        // shows nothing of the disk.
+                        Err(_) => {
+                            proven = false;
+                            proofs.push(self.start(node, false).await);
+                        }
                     }
                 }
             }
@@ -527,6 +579,41 @@ async fn start(lab: &Lab, node: NodeId, empty: bool, may_refuse: bool) -> Result
     }
 }
 
+/// A node that lost its power.
+#[derive(Debug)]
+struct PowerLoss {
+    /// What its disk said just before.
+    before: Value,
+    /// Whether it was killed, and what shows it.
+    killed: (bool, Value),
+}
+
+/// What several power losses prove: that each node was killed with a disk that forgets, and that something was forgotten.
+fn losses(all: Vec<PowerLoss>) -> (bool, Value) {
+    let forgets = |loss: &PowerLoss| loss.before.pointer("/disk/lose_unsynced") == Some(&json!(true));
+    let struck = all.iter().all(|loss| loss.killed.0 && forgets(loss));
+    let lost: u64 = all.iter().map(|loss| unsynced(&loss.before)).sum();
+    let proofs: Vec<Value> =
+        all.into_iter().map(|loss| json!({"before": loss.before, "killed": loss.killed.1})).collect();
+    (struck && lost > 0, json!({"unsynced_bytes": lost, "nodes": proofs}))
+}
+
+/// Bytes that a disk holds and has not synced; none when it does not say.
+fn unsynced(status: &Value) -> u64 {
+    status.pointer("/disk/unsynced_bytes").and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Writes that a disk refused so far, if it says.
+fn refused(status: &Value) -> Option<u64> {
+    status.pointer("/disk/refused_writes").and_then(Value::as_u64)
+}
+
+/// Whether a full disk refused something meanwhile. A count that is missing proves nothing; one that is smaller is of another
+/// process.
+fn refused_since(before: Option<u64>, after: Option<u64>) -> bool {
+    matches!((before, after), (Some(before), Some(after)) if after > before)
+}
+
 fn shown(proof: &Proof) -> (bool, Value) {
     (proof.is_proven(), serde_json::to_value(proof).unwrap_or_default())
 }
@@ -541,4 +628,45 @@ fn told(outcome: Result<Proof, LabError>) -> Value {
 /// Whether a clock is as far off as it was told, give or take the time that this took.
 fn near(offset: Option<&Value>, wanted: i64) -> bool {
     offset.and_then(Value::as_i64).is_some_and(|offset| (offset - wanted).abs() < 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loss(killed: bool, forgets: bool, unsynced: Option<u64>) -> PowerLoss {
+        let mut before = json!({"disk": {"lose_unsynced": forgets}});
+        if let Some(unsynced) = unsynced {
+            before["disk"]["unsynced_bytes"] = json!(unsynced);
+        }
+        PowerLoss { before, killed: (killed, Value::Null) }
+    }
+
+    #[test]
+    fn a_power_loss_counts_only_when_something_was_lost() {
+        assert!(losses(vec![loss(true, true, Some(512))]).0);
+        assert!(losses(vec![loss(true, true, Some(512)), loss(true, true, Some(0))]).0);
+        for nothing in [
+            vec![],
+            vec![loss(true, true, Some(0))],
+            vec![loss(true, true, None)],
+            vec![loss(false, true, Some(512))],
+            vec![loss(true, false, Some(512))],
+            vec![loss(true, true, Some(512)), loss(false, true, Some(0))],
+        ] {
+            assert!(!losses(nothing).0);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_counts_only_when_it_refused_something() {
+        assert!(refused_since(Some(0), Some(1)));
+        for (before, after) in
+            [(Some(0), Some(0)), (Some(3), Some(3)), (Some(3), Some(1)), (None, Some(1)), (Some(0), None)]
+        {
+            assert!(!refused_since(before, after), "{before:?} {after:?}");
+        }
+        assert_eq!(refused(&json!({"disk": {"refused_writes": 4}})), Some(4));
+        assert_eq!(refused(&json!({"disk": {}})), None);
+    }
 }

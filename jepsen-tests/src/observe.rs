@@ -32,6 +32,8 @@ pub struct Seen {
     pub leaders: Vec<(u64, NodeId, u64)>,
     /// Terms that had a leader.
     pub terms: BTreeSet<u64>,
+    /// The term of the strong namespaces as each node said it: by node, where it changed.
+    pub node_terms: BTreeMap<NodeId, Vec<(u64, f64)>>,
     /// Hints that wait anywhere, by moment.
     pub hints: Vec<(u64, f64)>,
     /// Who holds the most of them now.
@@ -61,6 +63,14 @@ impl Seen {
                 .find(|group| group.group == GroupId::FIRST_DATA.0 && group.role == "leader")
                 .map(|group| group.term)
         };
+        for (node, status) in said {
+            let group = status.groups.iter().find(|group| group.group == GroupId::FIRST_DATA.0);
+            let Some(term) = group.map(|group| group.term as f64) else { continue };
+            let terms = self.node_terms.entry(*node).or_default();
+            if terms.last().is_none_or(|(_, before)| *before != term) {
+                terms.push((at, term));
+            }
+        }
         let leading = said.iter().filter_map(|(node, status)| Some((group(status)?, *node))).max();
         if let Some((term, node)) = leading {
             self.terms.insert(term);
@@ -183,6 +193,8 @@ mod tests {
         seen.note(4, &BTreeMap::from([(NodeId(3), says("leader", 5, 0))]));
         assert_eq!(seen.leaders, [(1, NodeId(1), 4), (2, NodeId(3), 5)]);
         assert_eq!((seen.elections(), seen.hint_holder), (1, None));
+        assert_eq!(seen.node_terms[&NodeId(1)], [(1, 4.0)], "who is cut off stays behind");
+        assert_eq!(seen.node_terms[&NodeId(3)], [(2, 5.0)]);
         assert_eq!(seen.hints.iter().map(|(_, hints)| *hints).collect::<Vec<_>>(), [3.0, 7.0, 0.0, 0.0]);
     }
 

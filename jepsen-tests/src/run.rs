@@ -1,5 +1,5 @@
-//! One run: warm-up, faults, heal all, converge, every node serves, final reads from every node, stop. Load continues through
-//! all of it, except that available namespaces rest while their replicas become equal: reads repair what they find and writes
+//! One run: warm-up, faults, heal all, converge, every node serves, the load ends, converge again, final reads from every node,
+//! stop. Load continues until it ends, except that available namespaces rest while their replicas become equal: reads repair what they find and writes
 //! make new differences, so under load convergence could not be told from luck.
 
 use std::collections::BTreeMap;
@@ -11,9 +11,10 @@ use kv_check::judge::Ruling;
 use kv_check::{Event, operation};
 use kv_client::{Client, ClientOptions};
 use kv_env::Env;
+use kv_lab::workload::converge::{Asked, Convergence, Copies, Meanwhile, Patience, converge};
 use kv_lab::workload::{Driving, Load, Phase, Recorder, Sample, drive};
 use kv_lab::{Lab, LabError, LabOptions, Program};
-use kv_types::{NamespaceName, NamespaceSpec, NodeId, ReplicaCount, Replication};
+use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -28,12 +29,7 @@ use crate::{Broke, files};
 const CREATED_WITHIN: Duration = Duration::from_secs(15);
 /// How long clients may take until every one of them was answered once.
 const FIRST_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
-/// How long replicas may take to become equal before it is given up: longer than any scenario allows.
-const CONVERGES_WITHIN: Duration = Duration::from_secs(30);
-/// How long only digests must have differed before hints are said to be at their end: longer than a write goes on after its
-/// client has gone, for whoever coordinates it may note a hint until then.
-const HINTS_END: Duration = Duration::from_secs(5);
-/// How often digests and hints are looked at.
+/// How often the cluster is looked at while it is waited for.
 const POLL: Duration = Duration::from_millis(50);
 /// How long the final reads may take.
 const FINAL_READS_WITHIN: Duration = Duration::from_secs(30);
@@ -126,10 +122,40 @@ pub struct Marks {
     pub reads: BTreeMap<String, (u64, u64)>,
     /// Available namespaces are used again.
     pub resumed: u64,
+    /// The load has ended.
+    #[serde(default)]
+    pub stopped: u64,
+    /// Replicas were equal again after the load had ended and before the final reads, by available namespace.
+    #[serde(default)]
+    pub equal_again: BTreeMap<String, u64>,
+    /// Why they were not, by available namespace.
+    #[serde(default)]
+    pub unequal_in_the_end: BTreeMap<String, String>,
     /// The final reads begin.
     pub settled: u64,
     /// The end.
     pub ended: u64,
+}
+
+impl Marks {
+    /// Takes what was found while available namespaces rested after healing.
+    fn rested(&mut self, recorder: &Recorder, found: BTreeMap<String, Convergence>) {
+        for (ns, convergence) in found {
+            self.converged.insert(ns.clone(), convergence.at.map(|at| recorder.at(at)));
+            if let Some((at, partitions)) = convergence.reads {
+                self.reads.insert(ns.clone(), (recorder.at(at), partitions));
+            }
+            self.unequal.extend(convergence.unequal.map(|why| (ns, why)));
+        }
+    }
+
+    /// Takes what was found after the load.
+    fn ended_with(&mut self, recorder: &Recorder, found: BTreeMap<String, Convergence>) {
+        for (ns, convergence) in found {
+            self.equal_again.extend(convergence.at.map(|at| (ns.clone(), recorder.at(at))));
+            self.unequal_in_the_end.extend(convergence.unequal.map(|why| (ns, why)));
+        }
+    }
 }
 
 /// Runs a scenario and judges it. Whatever happens, no process is left; dropping the future ends the run too.
@@ -219,7 +245,8 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
     marks.healed = nemesis.play(&say).await?;
     loads.available.send_replace(Phase::Pause); // until the replicas are equal
     let died = !nemesis.broken.is_empty() || nemesis.done.iter().any(|done| done.fault.kind.kills());
-    converge(scenario, &lab, &recorder, &loads, died, &mut marks).await;
+    let resting = Meanwhile { may_read: died, strong_rests: false };
+    marks.rested(&recorder, equal(scenario, &addresses, &recorder, &loads, resting).await?);
     match marks.converged.values().all(Option::is_some) {
         true => say("replicas are equal"),
         false => say("replicas did not become equal"),
@@ -229,6 +256,14 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
     tokio::time::sleep(scenario.after).await;
     nemesis.look_for_the_dead().await;
     let shed = loads.stop().await;
+    marks.stopped = recorder.now();
+    // Whether what was done since then reached every replica has to be seen before the final reads, which repair what they find.
+    // Nobody died meanwhile, so hints alone owe it.
+    let resting = Meanwhile { may_read: false, strong_rests: true };
+    marks.ended_with(&recorder, equal(scenario, &addresses, &recorder, &loads, resting).await?);
+    if !marks.unequal_in_the_end.is_empty() {
+        say("replicas are not equal in the end");
+    }
     let seen = observer.seen();
     let (faults, states, broken) = (
         std::mem::take(&mut nemesis.done),
@@ -404,23 +439,6 @@ impl Loads {
         shed
     }
 
-    /// Every key of an available namespace, read once from all its replicas; one that could not be read.
-    async fn read_once(&self, client: &Client, ns: &str) -> Option<String> {
-        let give_up = Instant::now() + FINAL_READS_WITHIN;
-        let handle = client.available(ns).reading(ReplicaCount::All);
-        for load in self.running.iter().filter(|load| load.load().ns == ns) {
-            for key in load.shared_keys().used() {
-                while handle.get(&key).await.is_err() {
-                    if Instant::now() > give_up {
-                        return Some(key);
-                    }
-                    tokio::time::sleep(POLL).await;
-                }
-            }
-        }
-        None
-    }
-
     async fn read_everything(&self) -> Result<Vec<String>, LabError> {
         let give_up = Instant::now() + FINAL_READS_WITHIN;
         let mut unread = Vec::new();
@@ -431,101 +449,23 @@ impl Loads {
     }
 }
 
-/// Marks for each available namespace the moment when all replicas of every ring partition had equal digests and nobody held
-/// hints; and for those that never came to it, what was in the way last. Hints alone owe that, unless a node died: what it
-/// did not come to note nobody notes, and until there is anti-entropy only a read finds it. Then every key is read once.
-async fn converge(
+/// Waits until the replicas of every available namespace are equal, and marks when that was.
+async fn equal(
     scenario: &Scenario,
-    lab: &Lab,
+    addresses: &BTreeMap<NodeId, String>,
     recorder: &Recorder,
     loads: &Loads,
-    died: bool,
-    marks: &mut Marks,
-) {
+    meanwhile: Meanwhile,
+) -> Result<BTreeMap<String, Convergence>, Broke> {
     let available = scenario.namespaces.iter().filter(|namespace| namespace.mode == Mode::Available);
-    marks.converged = available.clone().map(|namespace| (namespace.name.clone(), None)).collect();
-    let Ok(client) = Client::connect(ClientOptions::new(lab.endpoints())) else { return };
-    let mut give_up = Instant::now() + CONVERGES_WITHIN;
-    let mut only_digests_since: BTreeMap<&str, Instant> = BTreeMap::new();
-    while marks.converged.values().any(Option::is_none) && Instant::now() < give_up {
-        for namespace in available.clone() {
-            let name = namespace.name.as_str();
-            if marks.converged.get(name) != Some(&None) {
-                continue;
-            }
-            let why = match difference(&client, lab, name, namespace.n).await {
-                Difference::None => {
-                    marks.unequal.remove(name);
-                    marks.converged.insert(name.to_owned(), Some(recorder.now()));
-                    continue;
-                }
-                Difference::Digests(partitions, why) => {
-                    let since = *only_digests_since.entry(name).or_insert_with(Instant::now);
-                    if died && since.elapsed() > HINTS_END && !marks.reads.contains_key(name) {
-                        marks.reads.insert(name.to_owned(), (recorder.now(), partitions));
-                        let unread = loads.read_once(&client, name).await;
-                        give_up = Instant::now() + CONVERGES_WITHIN;
-                        unread.map_or(why, |key| format!("{key} cannot be read from all its replicas"))
-                    } else {
-                        why
-                    }
-                }
-                Difference::Waiting(why) => {
-                    only_digests_since.remove(name);
-                    why
-                }
-            };
-            marks.unequal.insert(name.to_owned(), why);
-        }
-        tokio::time::sleep(POLL).await;
+    let copies: Vec<Copies> =
+        available.map(|namespace| Copies { ns: namespace.name.clone(), n: namespace.n }).collect();
+    let mut clients = BTreeMap::new();
+    for (node, address) in addresses {
+        clients.insert(*node, Client::connect(ClientOptions::pinned(address)).map_err(Broke::store)?);
     }
-}
-
-/// What keeps the replicas of a namespace from being equal, in words.
-enum Difference {
-    None,
-    /// Something is under way.
-    Waiting(String),
-    /// Nothing is, and still so many ring partitions differ.
-    Digests(u64, String),
-}
-
-async fn difference(client: &Client, lab: &Lab, ns: &str, copies: u8) -> Difference {
-    let mut replicas: BTreeMap<u32, BTreeMap<NodeId, u64>> = BTreeMap::new();
-    for node in lab.nodes() {
-        let digest = match client.admin().digest(&lab.client_address(node), ns).await {
-            Ok(digest) => digest,
-            Err(error) => return Difference::Waiting(format!("{node} does not say: {error}")),
-        };
-        if digest.hints_pending > 0 {
-            return Difference::Waiting(format!("{node} holds {} hints", digest.hints_pending));
-        }
-        for partition in digest.partitions {
-            replicas.entry(partition.partition).or_default().insert(node, partition.digest);
-        }
-    }
-    if replicas.values().any(|digests| digests.len() != usize::from(copies)) {
-        return Difference::Waiting("not all replicas say what they keep".into());
-    }
-    let equal = |digests: &BTreeMap<NodeId, u64>| {
-        let first = digests.values().next();
-        digests.values().all(|digest| Some(digest) == first)
-    };
-    let different: Vec<_> = replicas.iter().filter(|(_, digests)| !equal(digests)).collect();
-    match different.first() {
-        None if replicas.is_empty() => Difference::Waiting("nobody keeps anything".into()),
-        None => Difference::None,
-        Some((partition, digests)) => {
-            let said: Vec<String> =
-                digests.iter().map(|(node, digest)| format!("{node} {digest:016x}")).collect();
-            let why = format!(
-                "{} ring partitions differ, such as {partition}: {}",
-                different.len(),
-                said.join(", ")
-            );
-            Difference::Digests(different.len() as u64, why)
-        }
-    }
+    let asked = Asked { addresses, clients: &clients, recorder, driven: &loads.running };
+    Ok(converge(asked, &copies, meanwhile, Patience::default()).await)
 }
 
 /// Judges a recorded history again; for tests that doctor one.

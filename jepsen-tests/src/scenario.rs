@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kv_lab::workload::Kind;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use toml::Spanned;
 
 /// Words that are this alike are probably meant.
 const ALIKE: f64 = 0.75;
-/// Faults of one scenario at most, each repetition counted.
-const MAX_REPEATS: u32 = 100;
+
+mod fault;
+
+pub use fault::{Fault, FaultKind, Role, Shape};
+use fault::{FaultEntry, fault};
 
 /// The scenarios that come with the program: name and text.
-pub const BUILT_IN: [(&str, &str); 21] = [
+pub const BUILT_IN: [(&str, &str); 25] = [
     ("majority-cut", include_str!("../scenarios/majority-cut.toml")),
     ("leader-in-minority", include_str!("../scenarios/leader-in-minority.toml")),
     ("ring", include_str!("../scenarios/ring.toml")),
@@ -37,6 +40,10 @@ pub const BUILT_IN: [(&str, &str); 21] = [
     ("bit-rot", include_str!("../scenarios/bit-rot.toml")),
     ("netns-halves", include_str!("../scenarios/netns-halves.toml")),
     ("netns-loss", include_str!("../scenarios/netns-loss.toml")),
+    ("blind-writes", include_str!("../scenarios/blind-writes.toml")),
+    ("register", include_str!("../scenarios/register.toml")),
+    ("shatter", include_str!("../scenarios/shatter.toml")),
+    ("stale-reads", include_str!("../scenarios/stale-reads.toml")),
     ("consistency-table", include_str!("../scenarios/consistency-table.toml")),
 ];
 
@@ -158,7 +165,7 @@ pub enum Plane {
 }
 
 /// `[[namespace]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Namespace {
     /// Its name.
@@ -183,6 +190,10 @@ pub struct Namespace {
     /// Whether acknowledged writes may be lost: with W=1, when a disk goes.
     #[serde(default)]
     pub may_lose: bool,
+    /// Available: part of the operations that each node must answer while links are cut, from 0 to 1; that of `[expect]` if not
+    /// given.
+    #[serde(default)]
+    pub availability_min: Option<f64>,
 }
 
 fn three() -> u8 {
@@ -273,268 +284,6 @@ impl Workload {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FaultEntry {
-    kind: Spanned<Word>,
-    at: Option<Span>,
-    #[serde(rename = "for")]
-    lasts: Option<Span>,
-    every: Option<Span>,
-    repeat: Option<u32>,
-    target: Option<Role>,
-    shape: Option<Shape>,
-    ms: Option<u64>,
-    jitter_ms: Option<u64>,
-    bytes: Option<u64>,
-    percent: Option<u8>,
-    by: Option<String>,
-    rate: Option<f64>,
-}
-
-/// A kind of fault as files name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Word {
-    Partition,
-    Flapping,
-    Delay,
-    Slow,
-    Reset,
-    Loss,
-    Kill,
-    KillAll,
-    Pause,
-    RollingRestart,
-    RestartEmpty,
-    LossyKill,
-    FailSync,
-    DiskFull,
-    ClockJump,
-    ClockDrift,
-    BitFlip,
-}
-
-/// `[[fault]]`: what breaks, when, and whom it hits. One that repeats stands here once.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Fault {
-    /// What breaks.
-    pub kind: FaultKind,
-    /// When, from the end of the warm-up.
-    pub at: Duration,
-    /// For how long.
-    pub lasts: Duration,
-    /// How often; at least once.
-    pub repeat: u32,
-    /// From one beginning to the next.
-    pub every: Duration,
-    /// Whom.
-    pub target: Role,
-    /// On and off within it; for a partition that flaps.
-    pub flap: Option<Duration>,
-    /// One node after the other, each for a part of the time; for a rolling restart.
-    pub rolling: bool,
-}
-
-/// What breaks.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum FaultKind {
-    /// The network, in two or more parts.
-    Partition {
-        /// Which.
-        shape: Shape,
-    },
-    /// Links of the target are late.
-    Delay {
-        /// By so many milliseconds,
-        ms: u64,
-        /// give or take.
-        jitter_ms: u64,
-    },
-    /// Links of the target are narrow.
-    Slow {
-        /// So many bytes a second.
-        bytes: u64,
-    },
-    /// Connections of the target are reset.
-    Reset,
-    /// Packets of the target are lost.
-    Loss {
-        /// So many of a hundred.
-        percent: u8,
-    },
-    /// `SIGKILL`, and a restart at the end.
-    Kill,
-    /// `SIGSTOP`, and `SIGCONT` at the end.
-    Pause,
-    /// Killed; at the end it starts with an empty disk.
-    RestartEmpty,
-    /// Killed like a power failure: what was not synced is gone.
-    LossyKill,
-    /// Its disk fails to sync; the node must stop, and is started at the end.
-    FailSync,
-    /// Its disk takes so many bytes more, until the end.
-    DiskFull {
-        /// So many.
-        bytes: u64,
-    },
-    /// Its wall clock jumps, and back at the end.
-    ClockJump {
-        /// So many milliseconds, forwards or backwards.
-        by_ms: i64,
-    },
-    /// Its wall clock runs at another rate, until the end.
-    ClockDrift {
-        /// 1 is right.
-        rate: f64,
-    },
-    /// Killed; a bit of its log is flipped; started at the end, with an empty disk if it refuses the damaged one.
-    BitFlip,
-}
-
-impl FaultKind {
-    /// Its name in files and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Partition { .. } => "partition",
-            Self::Delay { .. } => "delay",
-            Self::Slow { .. } => "slow",
-            Self::Reset => "reset",
-            Self::Loss { .. } => "loss",
-            Self::Kill => "kill",
-            Self::Pause => "pause",
-            Self::RestartEmpty => "restart-empty",
-            Self::LossyKill => "lossy-kill",
-            Self::FailSync => "fail-sync",
-            Self::DiskFull { .. } => "disk-full",
-            Self::ClockJump { .. } => "clock-jump",
-            Self::ClockDrift { .. } => "clock-drift",
-            Self::BitFlip => "bit-flip",
-        }
-    }
-
-    /// Whether it is a state of links.
-    pub fn of_links(self) -> bool {
-        matches!(
-            self,
-            Self::Partition { .. } | Self::Delay { .. } | Self::Slow { .. } | Self::Reset | Self::Loss { .. }
-        )
-    }
-
-    /// Whether a node dies of it, or loses what it had.
-    pub fn kills(self) -> bool {
-        matches!(
-            self,
-            Self::Kill
-                | Self::RestartEmpty
-                | Self::LossyKill
-                | Self::FailSync
-                | Self::DiskFull { .. }
-                | Self::BitFlip
-        )
-    }
-
-    /// Whether it needs the server whose disk and clock can be broken.
-    pub fn needs_faulty(self) -> bool {
-        matches!(
-            self,
-            Self::LossyKill
-                | Self::FailSync
-                | Self::DiskFull { .. }
-                | Self::ClockJump { .. }
-                | Self::ClockDrift { .. }
-        )
-    }
-}
-
-/// How a network is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Shape {
-    /// Two halves at random.
-    Halves,
-    /// The leader in the smaller half.
-    LeaderInMinority,
-    /// The leader in the larger half.
-    LeaderInMajority,
-    /// Everybody sees a majority, and no two the same.
-    MajoritiesRing,
-    /// Two halves, and one node that both see: the target.
-    Bridge,
-    /// Nothing that the target sends arrives.
-    OneWay,
-    /// The target alone.
-    Isolate,
-    /// Everybody alone.
-    Shatter,
-}
-
-/// Whom a fault hits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Role {
-    /// The leader of the strong namespaces.
-    Leader,
-    /// Somebody else.
-    Follower,
-    /// The first primary of a hot key of an available namespace.
-    Coordinator,
-    /// Whoever holds the most hints.
-    HintHolder,
-    /// Anybody.
-    Random,
-    /// Everybody.
-    All,
-    /// A majority, with the leader.
-    MajorityWithLeader,
-    /// A minority, with the leader.
-    MinorityWithLeader,
-    /// This node.
-    Node(u64),
-}
-
-const ROLES: [(Role, &str); 8] = [
-    (Role::Leader, "leader"),
-    (Role::Follower, "follower"),
-    (Role::Coordinator, "coordinator"),
-    (Role::HintHolder, "hint-holder"),
-    (Role::Random, "random"),
-    (Role::All, "all"),
-    (Role::MajorityWithLeader, "majority-with-leader"),
-    (Role::MinorityWithLeader, "minority-with-leader"),
-];
-
-impl TryFrom<String> for Role {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        if let Some((role, _)) = ROLES.iter().find(|(_, name)| *name == text) {
-            return Ok(*role);
-        }
-        let node = text.strip_prefix('n').and_then(|number| number.parse().ok());
-        node.map(Self::Node).ok_or_else(|| {
-            let names: Vec<_> = ROLES.iter().map(|(_, name)| format!("`{name}`")).collect();
-            format!("unknown target `{text}`, expected a node such as `n1` or one of {}", names.join(", "))
-        })
-    }
-}
-
-impl From<Role> for String {
-    fn from(role: Role) -> Self {
-        role.to_string()
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Node(node) => write!(f, "n{node}"),
-            role => f.write_str(ROLES.iter().find(|(other, _)| other == role).map_or("", |(_, name)| name)),
-        }
-    }
-}
-
 /// `[expect]`: what must have happened for the run to count, and what must come out.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -553,11 +302,12 @@ pub struct Expect {
     pub faults: Option<u64>,
     /// Operations of every namespace that were answered.
     pub answered: u64,
-    /// From healing until every node serves again.
+    /// From healing until every node serves again; of an available namespace, which rests until its replicas are equal, from when
+    /// it is used again.
     pub recovery_ms_max: u64,
     /// From healing until all replicas are equal.
     pub convergence_ms_max: u64,
-    /// Part of the operations that available namespaces must answer during partitions, from 0 to 1.
+    /// Part of the operations that each node must answer in available namespaces while links are cut, from 0 to 1.
     pub availability_min: Option<f64>,
     /// Nodes that may end by themselves, as a fault makes them: a disk that fails.
     pub ends: bool,
@@ -631,6 +381,15 @@ impl Scenario {
             let (at, namespace) = (namespace.span().start, namespace.get_ref());
             if !names.insert(namespace.name.clone()) {
                 return Err(mistake(at, format!("there are two namespaces {:?}", namespace.name)));
+            }
+            if let Some(least) = namespace.availability_min
+                && (namespace.mode == Mode::Strong || !(0.0..=1.0).contains(&least))
+            {
+                let message = format!(
+                    "{:?}: availability_min is from 0 to 1, and only available namespaces promise it",
+                    namespace.name
+                );
+                return Err(mistake(at, message));
             }
             let (n, nodes) = (namespace.n, parsed.cluster.nodes);
             if namespace.mode == Mode::Available
@@ -730,108 +489,6 @@ fn workload(entry: WorkloadEntry, namespaces: &[Namespace]) -> Result<Workload, 
     })
 }
 
-fn fault(entry: FaultEntry, cluster: &Cluster) -> Result<Fault, String> {
-    let word = *entry.kind.get_ref();
-    let name = format!("{word:?}");
-    let mut given: Vec<&str> = Vec::new();
-    let mut note = |is: bool, key| is.then(|| given.push(key));
-    note(entry.shape.is_some(), "shape");
-    note(entry.ms.is_some(), "ms");
-    note(entry.jitter_ms.is_some(), "jitter_ms");
-    note(entry.bytes.is_some(), "bytes");
-    note(entry.percent.is_some(), "percent");
-    note(entry.by.is_some(), "by");
-    note(entry.rate.is_some(), "rate");
-    let takes: &[&str] = match word {
-        Word::Partition | Word::Flapping => &["shape"],
-        Word::Delay => &["ms", "jitter_ms"],
-        Word::Slow | Word::DiskFull => &["bytes"],
-        Word::Loss => &["percent"],
-        Word::ClockJump => &["by"],
-        Word::ClockDrift => &["rate"],
-        _ => &[],
-    };
-    if let Some(key) = given.iter().find(|key| !takes.contains(key)) {
-        let takes = if takes.is_empty() { "nothing of its own".into() } else { takes.join(", ") };
-        return Err(format!("{name} does not take `{key}`: it takes {takes}"));
-    }
-    let shape = entry.shape.unwrap_or(Shape::Halves);
-    let kind = match word {
-        Word::Partition | Word::Flapping => FaultKind::Partition { shape },
-        Word::Delay => {
-            FaultKind::Delay { ms: entry.ms.unwrap_or(100), jitter_ms: entry.jitter_ms.unwrap_or(50) }
-        }
-        Word::Slow => FaultKind::Slow { bytes: entry.bytes.unwrap_or(50_000).max(1) },
-        Word::Reset => FaultKind::Reset,
-        Word::Loss => FaultKind::Loss { percent: entry.percent.unwrap_or(20) },
-        Word::Kill | Word::KillAll | Word::RollingRestart => FaultKind::Kill,
-        Word::Pause => FaultKind::Pause,
-        Word::RestartEmpty => FaultKind::RestartEmpty,
-        Word::LossyKill => FaultKind::LossyKill,
-        Word::FailSync => FaultKind::FailSync,
-        Word::DiskFull => FaultKind::DiskFull { bytes: entry.bytes.unwrap_or(0) },
-        Word::ClockJump => FaultKind::ClockJump { by_ms: signed_ms(entry.by.as_deref().unwrap_or("1h"))? },
-        Word::ClockDrift => {
-            let rate = entry.rate.unwrap_or(1.5);
-            if !(0.1..=10.0).contains(&rate) {
-                return Err("a clock runs at a rate of 0.1 to 10".into());
-            }
-            FaultKind::ClockDrift { rate }
-        }
-        Word::BitFlip => FaultKind::BitFlip,
-    };
-    if kind.needs_faulty() && cluster.server != Server::KvdFaulty {
-        return Err(format!("{name} needs server = \"kvd-faulty\" in [cluster]"));
-    }
-    let packets = matches!(kind, FaultKind::Loss { .. });
-    let connections = matches!(kind, FaultKind::Delay { .. } | FaultKind::Slow { .. } | FaultKind::Reset);
-    if packets && cluster.plane != Plane::Netns || connections && cluster.plane == Plane::Netns {
-        let plane = if packets { "netns" } else { "proxy" };
-        return Err(format!("{name} needs plane = \"{plane}\" in [cluster]"));
-    }
-    if let Some(Role::Node(node)) = entry.target
-        && !(1..=cluster.nodes).contains(&node)
-    {
-        return Err(format!("there is no node n{node}, only n1 to n{}", cluster.nodes));
-    }
-    let target = match word {
-        Word::KillAll | Word::RollingRestart => Role::All,
-        Word::Delay | Word::Slow | Word::Loss => entry.target.unwrap_or(Role::All),
-        _ => entry.target.unwrap_or(Role::Random),
-    };
-    let repeat = entry.repeat.unwrap_or(1);
-    if !(1..=MAX_REPEATS).contains(&repeat) {
-        return Err(format!("a fault happens 1 to {MAX_REPEATS} times, not {repeat}"));
-    }
-    let lasts = entry.lasts.map_or(Duration::from_secs(3), |span| span.0);
-    if lasts.is_zero() {
-        return Err("a fault that lasts no time proves nothing".into());
-    }
-    let flap = match word {
-        Word::Flapping => Some(entry.every.map_or(Duration::from_secs(1), |span| span.0)),
-        _ => None,
-    };
-    let every = match flap {
-        Some(_) => lasts + Duration::from_secs(1),
-        None => entry.every.map_or(lasts * 2, |span| span.0),
-    };
-    if repeat > 1 && every < lasts {
-        return Err("the next one begins before this one ends: `every` is shorter than `for`".into());
-    }
-    if every.is_zero() || flap.is_some_and(|flap| flap < Duration::from_millis(500)) {
-        return Err("`every` is too short: a cut takes a moment to be proven".into());
-    }
-    let at = entry.at.map_or(Duration::ZERO, |span| span.0);
-    Ok(Fault { kind, at, lasts, repeat, every, target, flap, rolling: word == Word::RollingRestart })
-}
-
-/// A length of time with a sign: `1h`, `-30s`.
-fn signed_ms(text: &str) -> Result<i64, String> {
-    let (sign, length) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
-    let span = Span::try_from(length.to_owned())?;
-    Ok(sign * i64::try_from(span.0.as_millis()).map_err(|_| format!("{text:?} is too long"))?)
-}
-
 /// Adds what was probably meant to an error about an unknown word, which lists the known ones.
 fn with_suggestion(message: &str) -> String {
     let mut words = message.split('`').skip(1).step_by(2);
@@ -852,6 +509,7 @@ pub fn alike<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
+    use super::fault::{ROLES, signed_ms};
     use super::*;
 
     const SMALL: &str = r#"about = "small"
@@ -904,6 +562,8 @@ shape = "leader-in-minority"
             ("for = \"2s\"", "for = \"0s\"", 8, "proves nothing"),
             ("kind = \"partition\"", "kind = \"kill\"", 8, "does not take `shape`"),
             ("mode = \"strong\"", "mode = \"strong\"\nr = 300", 5, "300"),
+            ("mode = \"strong\"", "mode = \"strong\"\navailability_min = 0.9", 2, "only available"),
+            ("mode = \"strong\"", "mode = \"available\"\navailability_min = 1.5", 2, "from 0 to 1"),
             ("shape = \"leader-in-minority\"", "target = \"n9\"", 8, "only n1 to n5"),
         ] {
             let mistake = refused(from, to);

@@ -2,21 +2,23 @@
 //! up), the coverage that makes it count, and the report that says all of it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use kv_check::judge::{self, Expectation, Judgement, NamespacePlan, Plan, Property, Quantities, Ruling};
 use kv_check::service::{self, Window};
 use kv_check::{Operation, operation};
 use kv_lab::report::{self, Coverage, Report};
-use kv_lab::workload::{CONTENDED, NO_KNOWLEDGE};
+use kv_lab::workload::CONTENDED;
 use kv_types::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::Broke;
 use crate::coverage::Covered;
 use crate::nemesis::{Done, State};
+use crate::observe::Seen;
 use crate::run::{Marks, Recorded, RunOptions};
-use crate::scenario::{Mode, Namespace, Scenario, judged};
+use crate::scenario::{FaultKind, Mode, Namespace, Scenario, judged};
+use crate::{Broke, availability, controls};
 
 /// Answers in a row that mean *serves again*.
 const STREAK: usize = 5;
@@ -30,6 +32,8 @@ const LOG_AROUND: Duration = Duration::from_millis(500);
 const SHED: f64 = 0.01;
 /// A machine that took so many milliseconds to sync a page, or to run a task that was due, explains silence of its nodes.
 const STOOD_STILL_MS: f64 = 250.0;
+/// What the seeded bugs showed last.
+const MUTANTS: &str = "target/jepsen/mutants.json";
 /// What a node writes when it breaks its own rules.
 const PANIC: &str = "panicked at";
 
@@ -97,13 +101,17 @@ pub fn plan(scenario: &Scenario, marks: &Marks, faults: &[Done]) -> Plan {
     }
 }
 
-/// The network partitions of a run, with their sides. Cuts of the same sides, as a flapping one makes, share a name.
+/// The network partitions of a run, with their sides, while they were certainly in force. Cuts of the same sides, as a flapping
+/// one makes, share a name; one that makes no sides, such as a ring, is a window all the same.
 fn windows(faults: &[Done]) -> Vec<Window> {
-    let cuts = faults.iter().filter(|fault| !fault.sides.is_empty() && fault.proven);
+    let cuts = faults
+        .iter()
+        .filter(|fault| fault.proven)
+        .filter(|fault| matches!(fault.fault.kind, FaultKind::Partition { .. }) || !fault.sides.is_empty());
     cuts.map(|fault| Window {
         name: fault.words.clone(),
         from: fault.from,
-        to: fault.to,
+        to: fault.until,
         sides: fault.sides.clone(),
     })
     .collect()
@@ -142,6 +150,13 @@ pub fn judge(
         got: recorded.shed.to_string(),
         enough: recorded.shed <= most,
     });
+    let alarms = controls::known_bad();
+    coverage.push(Coverage {
+        name: "known-bad histories that are rejected".into(),
+        wanted: alarms.len().max(1).to_string(),
+        got: alarms.iter().filter(|alarm| alarm.caught).count().to_string(),
+        enough: !alarms.is_empty() && alarms.iter().all(|alarm| alarm.caught),
+    });
     let ruling = ruling(&judgement.properties, &coverage);
     let summary = Summary {
         scenario: scenario.name.clone(),
@@ -160,7 +175,9 @@ pub fn judge(
         faults: recorded.faults.clone(),
         marks: recorded.marks.clone(),
     };
-    let report = page(scenario, &summary, &recorded, &operations)?;
+    let mut report = page(scenario, &summary, &recorded, &operations)?;
+    report.controls = alarms;
+    report.controls.extend(controls::mutants(Path::new(MUTANTS)));
     Ok(Verdict { summary, report, logs: recorded.logs })
 }
 
@@ -226,11 +243,15 @@ fn measure(
     let ms = recovered.map(milliseconds);
     let (ruling, why) = match asked < STREAK * recorded.nodes.len() {
         true => (Ruling::Unknown, String::new()),
-        false => within(ms, expect.recovery_ms_max),
+        false => match ms.is_some_and(|ms| ms <= expect.recovery_ms_max) {
+            true => (Ruling::Valid, String::new()),
+            false => too_late(from, marks.settled),
+        },
     };
+    let since = if strong { "healing" } else { "the namespace was used again, its replicas being equal" };
     let detail = match ms {
         Some(ms) => {
-            format!("every node serves {ms} ms after healing; at most {} ms{why}", expect.recovery_ms_max)
+            format!("every node serves {ms} ms after {since}; at most {} ms{why}", expect.recovery_ms_max)
         }
         None => format!("some node never gave {STREAK} answers in a row{why}"),
     };
@@ -269,22 +290,48 @@ fn measure(
         ruling,
         detail,
     ));
+    let again = marks.equal_again.get(ns).map(|at| milliseconds(at.saturating_sub(marks.stopped)));
+    let (ruling, detail) = match again {
+        Some(ms) => (
+            Ruling::Valid,
+            format!("by hints alone, {ms} ms after the load had ended; no final read came before"),
+        ),
+        None => {
+            let why = marks.unequal_in_the_end.get(ns).map_or("nobody knows why", String::as_str);
+            (Ruling::Invalid, format!("not after the load had ended: {why}"))
+        }
+    };
+    judgement.properties.push(property(
+        "replicas converge again",
+        "digests",
+        usize::from(namespace.n),
+        ruling,
+        detail,
+    ));
 
-    if let Some(least) = expect.availability_min {
-        let (answered, asked) = quantities.served.iter().fold((0, 0), |(answered, asked), row| {
-            (answered + row.answered, asked + row.answered + row.refused + row.unknown)
-        });
-        let share = if asked == 0 { 0.0 } else { answered as f64 / asked as f64 };
-        let (ruling, why) = match asked {
-            0..ENOUGH => (Ruling::Unknown, String::new()),
-            _ if share >= least => (Ruling::Valid, String::new()),
-            _ => too_late(marks.faults, marks.healed),
+    if let Some(least) = namespace.availability_min.or(expect.availability_min) {
+        let cuts = availability::cuts(&recorded.faults);
+        let nodes = availability::by_node(ns, operations, &recorded.nodes, &cuts, &recorded.states);
+        let asked: u64 = nodes.iter().map(|node| node.asked).sum();
+        let (ruling, why) = match nodes.first() {
+            None => (Ruling::Unknown, String::new()),
+            Some(worst) if worst.share() >= least => (
+                if nodes.iter().all(|node| node.asked >= ENOUGH) { Ruling::Valid } else { Ruling::Unknown },
+                String::new(),
+            ),
+            Some(worst) if worst.asked == 0 => (Ruling::Unknown, String::new()),
+            Some(_) => too_late(marks.faults, marks.healed),
         };
-        let least = least * 100.0;
+        let worst = nodes.first().map_or_else(
+            || "no node ran".to_owned(),
+            |worst| format!("{} answered {:.1} %", worst.node, worst.share() * 100.0),
+        );
+        let each = nodes.iter().map(|node| format!("{} {} of {}", node.node, node.answered, node.asked));
+        let each = each.collect::<Vec<_>>().join(", ");
         let detail =
-            format!("{answered} of {asked} answered while the network was cut; at least {least:.1} %{why}");
+            format!("while links were cut, at worst {worst}; at least {:.1} %{why} ({each})", least * 100.0);
         judgement.properties.push(property(
-            "available in every part",
+            "available at every node",
             "answers",
             asked as usize,
             ruling,
@@ -295,8 +342,9 @@ fn measure(
 
 /// From a moment to the first of some answers in a row, at the node where that took longest; none if it never came somewhere.
 fn recovery(operations: &[Operation], ns: &str, nodes: &[NodeId], from: u64) -> Option<u64> {
-    // Who lost a race, or was told truthfully that a node keeps no copy, was served.
-    let fair = |op: &&Operation| !matches!(op.err.as_deref(), Some(CONTENDED | NO_KNOWLEDGE));
+    // Who lost a race was served. That a node knows nothing of a key is no excuse: everything is healed, the replicas are equal,
+    // and so every node reaches the primaries.
+    let fair = |op: &&Operation| op.err.as_deref() != Some(CONTENDED);
     let at = |node: &NodeId| {
         let name = node.to_string();
         let mine = operations.iter().filter(fair).filter(move |op| op.ns == ns && op.node == name);
@@ -316,20 +364,7 @@ fn of_nodes(scenario: &Scenario, recorded: &Recorded) -> Vec<Property> {
         detail: if found.is_empty() { fine } else { found.join("; ") },
         evidence: None,
     };
-    let panics: Vec<String> = recorded
-        .logs
-        .iter()
-        .filter_map(|(node, log)| {
-            // A log that nobody can read shows no absence of panics.
-            let bytes = match std::fs::read(log) {
-                Ok(bytes) => bytes,
-                Err(error) => return Some(format!("{node}: its log cannot be read: {error}")),
-            };
-            let text = String::from_utf8_lossy(&bytes);
-            let line = text.lines().find(|line| line.contains(PANIC))?;
-            Some(format!("{node}: {}", line.trim()))
-        })
-        .collect();
+    let panics = panics(&recorded.logs);
     let (excused, unexcused): (Vec<_>, Vec<_>) = recorded
         .broken
         .iter()
@@ -353,6 +388,21 @@ fn of_nodes(scenario: &Scenario, recorded: &Recorded) -> Vec<Property> {
             "every key at every node".into(),
         ),
     ]
+}
+
+/// Nodes that panicked, by their logs. A log that is not there, cannot be read, or is empty shows no absence of panics.
+fn panics(logs: &BTreeMap<NodeId, std::path::PathBuf>) -> Vec<String> {
+    let found = |(node, log): (&NodeId, &std::path::PathBuf)| {
+        let bytes = match std::fs::read(log) {
+            Ok(bytes) if bytes.is_empty() => return Some(format!("{node}: its log is empty")),
+            Ok(bytes) => bytes,
+            Err(error) => return Some(format!("{node}: its log cannot be read: {error}")),
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let line = text.lines().find(|line| line.contains(PANIC))?;
+        Some(format!("{node}: {}", line.trim()))
+    };
+    logs.iter().filter_map(found).collect()
 }
 
 fn milliseconds(ns: u64) -> u64 {
@@ -405,17 +455,7 @@ fn page(
         leaders: leaders(recorded),
         faults: recorded.faults.iter().map(fault).collect(),
         marks: moments(marks),
-        series: vec![report::Series {
-            name: "hints that wait".into(),
-            ns: String::new(),
-            words: "States of keys that some node keeps for another one that it could not reach.".into(),
-            values: recorded.seen.hints.clone(),
-        }, report::Series {
-            name: "the machine".into(),
-            ns: String::new(),
-            words: "Milliseconds that this machine took to sync a page of the harness's own: what it takes, nodes wait for too.".into(),
-            values: recorded.seen.machine.clone(),
-        }],
+        series: series(&recorded.seen),
         ..Report::default()
     };
     page.notes.push(
@@ -432,6 +472,35 @@ fn page(
         }
     }
     Ok(page)
+}
+
+fn series(seen: &Seen) -> Vec<report::Series> {
+    let series = |name: String, words: &str, values: &[(u64, f64)]| report::Series {
+        name,
+        ns: String::new(),
+        words: words.to_owned(),
+        values: values.to_vec(),
+    };
+    let mut all = vec![
+        series(
+            "hints that wait".into(),
+            "States of keys that some node keeps for another one that it could not reach.",
+            &seen.hints,
+        ),
+        series(
+            "the machine".into(),
+            "Milliseconds that this machine took to sync a page of the harness's own: what it takes, nodes wait for too.",
+            &seen.machine,
+        ),
+    ];
+    all.extend(seen.node_terms.iter().map(|(node, terms)| {
+        series(
+            format!("term of {node}"),
+            "The Raft term of the strong namespaces as this node said it; a node that is cut off stays behind.",
+            terms,
+        )
+    }));
+    all
 }
 
 fn lead(scenario: &Scenario) -> String {
@@ -461,7 +530,8 @@ fn claims(scenario: &Scenario) -> Vec<String> {
         }
     }
     claims.push(format!(
-        "After healing every node serves again within {} ms.",
+        "Every node serves again within {} ms: a strong namespace after healing, an available one after it is used again, for it \
+         rests until its replicas are equal.",
         scenario.expect.recovery_ms_max
     ));
     claims
@@ -537,6 +607,7 @@ fn moments(marks: &Marks) -> Vec<report::Mark> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kv_check::{Event, EventType};
 
     fn property(ruling: Ruling) -> Property {
         Property {
@@ -567,6 +638,47 @@ mod tests {
             assert_eq!(ruling(&[property(Valid), property(judged)], &[row(true), row(enough)]), expected);
         }
         assert_eq!(ruling(&[], &[]), Unknown, "nothing judged is nothing shown");
+    }
+
+    #[test]
+    fn a_log_that_is_missing_or_empty_shows_no_absence_of_panics() {
+        let folder = tempfile::tempdir().unwrap();
+        let [good, empty, bad] = ["good", "empty", "bad"].map(|name| folder.path().join(name));
+        std::fs::write(&good, "serves\n").unwrap();
+        std::fs::write(&empty, "").unwrap();
+        std::fs::write(&bad, "serves\nthread 'x' panicked at src/y.rs:1\n").unwrap();
+        let missing = folder.path().join("missing");
+        let logs = (1..).map(NodeId).zip([good, missing, empty, bad]).collect();
+        let found = panics(&logs);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].starts_with("n2: its log cannot be read"), "{found:?}");
+        assert_eq!(found[1], "n3: its log is empty");
+        assert!(found[2].starts_with("n4: thread"), "{found:?}");
+    }
+
+    #[test]
+    fn a_healed_node_that_knows_nothing_does_not_serve() {
+        let told = |err: &str| {
+            let mut events = Vec::new();
+            for at in 0..20_u64 {
+                for (time, kind) in [(at * 10, EventType::Invoke), (at * 10 + 5, EventType::Fail)] {
+                    let process = kv_check::Process::Client(1);
+                    let mut event = Event::new(time, process, kind, "read".into(), kv_check::Json::Null);
+                    (event.ns, event.key) = (Some("cart".into()), Some("k".into()));
+                    event.node = Some("n1".into());
+                    event.err = (kind == EventType::Fail).then(|| err.to_owned());
+                    // Every other one is answered.
+                    if at % 2 == 0 && kind == EventType::Fail {
+                        (event.kind, event.err) = (EventType::Ok, None);
+                    }
+                    events.push(event);
+                }
+            }
+            let operations = operation::pair(&kv_check::history::arrange(events)).unwrap();
+            recovery(&operations, "cart", &[NodeId(1)], 0)
+        };
+        assert_eq!(told(kv_lab::workload::NO_KNOWLEDGE), None);
+        assert_eq!(told(CONTENDED), Some(5), "who lost a race was served");
     }
 
     #[test]

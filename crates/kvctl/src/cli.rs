@@ -111,7 +111,7 @@ pub(crate) enum Command {
     /// A local cluster of real processes
     #[command(subcommand)]
     Lab(Lab),
-    /// Faults in the network of a lab
+    /// Faults in the network and the processes of a lab
     #[command(subcommand)]
     Fault(Fault),
     /// Measure
@@ -352,9 +352,42 @@ pub(crate) enum Fault {
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
     },
-    /// Heal everything
+    /// Reset every connection between two nodes that carries bytes from one to the other, and each new one at once
+    Reset {
+        /// Whoever sends
+        from: NodeId,
+        /// To whom
+        to: NodeId,
+        /// Heal everything after this time
+        #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
+        lasting: Option<Duration>,
+    },
+    /// Make the link from one node to another narrow
+    Slow {
+        /// Whoever sends
+        from: NodeId,
+        /// To whom
+        to: NodeId,
+        /// Bytes a second that arrive
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..), value_name = "BYTES")]
+        bytes: u64,
+        /// Heal everything after this time
+        #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
+        lasting: Option<Duration>,
+    },
+    /// Make a node stand still, as a machine that swaps would; `fault resume` ends it, healing does not
+    Pause {
+        /// The node
+        node: NodeId,
+    },
+    /// Let a node go on that stands still
+    Resume {
+        /// The node
+        node: NodeId,
+    },
+    /// Heal everything between nodes
     Heal,
-    /// List the faults in force
+    /// List the faults in force between nodes
     List,
 }
 

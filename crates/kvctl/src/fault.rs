@@ -1,9 +1,9 @@
-//! Faults in the network of a lab, and of nothing else.
+//! Faults in the network and the processes of a lab, and of nothing else.
 
 use std::time::Duration;
 
 use kv_lab::control::{self, Reply, Request};
-use kv_lab::{Installed, NodeName};
+use kv_lab::{Flow, Installed, NodeName, Proof};
 use serde_json::json;
 
 use crate::app::App;
@@ -32,12 +32,25 @@ pub(crate) async fn run(app: &App, command: &Fault) -> Result<Exit, Problem> {
         Fault::Isolate { node, lasting } => {
             (Request::Isolate { node: NodeName(*node), for_ms: millis(lasting) }, *lasting)
         }
+        Fault::Reset { from, to, lasting } => (flow(*from, *to, Flow::Reset, millis(lasting)), *lasting),
+        Fault::Slow { from, to, bytes, lasting } => {
+            let slow = Flow::Slow { bytes_per_second: *bytes };
+            (flow(*from, *to, slow, millis(lasting)), *lasting)
+        }
+        Fault::Pause { node } => (Request::Pause { node: NodeName(*node) }, None),
+        Fault::Resume { node } => (Request::Resume { node: NodeName(*node) }, None),
         Fault::Heal => (Request::Heal, None),
         Fault::List => (Request::List, None),
     };
-    let cutting = matches!(command, Fault::Partition { .. } | Fault::Isolate { .. });
+    let done = match command {
+        Fault::Partition { .. } | Fault::Isolate { .. } => Done::Cut,
+        Fault::Reset { .. } => Done::Reset,
+        Fault::Slow { .. } => Done::Slowed,
+        _ => Done::Healed,
+    };
     match control::ask(&folder(app), request).await? {
-        Reply::Installed(installed) => report(app, &installed, cutting, healing),
+        Reply::Installed(installed) => report(app, &installed, done, healing),
+        Reply::Process(proof) => process(app, &proof),
         Reply::Faults { faults } => {
             if app.out.is_json() {
                 for fault in &faults {
@@ -54,30 +67,61 @@ pub(crate) async fn run(app: &App, command: &Fault) -> Result<Exit, Problem> {
             }
             Ok(Exit::Done)
         }
-        Reply::Status(_) | Reply::Process(_) | Reply::Done | Reply::Error { .. } => Ok(Exit::Done),
+        Reply::Status(_) | Reply::Done | Reply::Error { .. } => Ok(Exit::Done),
     }
 }
 
-fn report(
-    app: &App,
-    installed: &Installed,
-    cutting: bool,
-    healing: Option<Duration>,
-) -> Result<Exit, Problem> {
+fn flow(from: kv_types::NodeId, to: kv_types::NodeId, flow: Flow, for_ms: Option<u64>) -> Request {
+    Request::Flow { from: NodeName(from), to: NodeName(to), flow, for_ms }
+}
+
+/// What was done to links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Cut,
+    Reset,
+    Slowed,
+    Healed,
+}
+
+/// What was done to a process, with what shows it.
+fn process(app: &App, proof: &Proof) -> Result<Exit, Problem> {
+    let (verb, node) = match proof {
+        Proof::Paused { node, .. } => ("stands still", node),
+        Proof::Resumed { node, .. } => ("goes on", node),
+        _ => return Ok(Exit::Done),
+    };
+    let proven = proof.is_proven();
+    if app.out.is_json() {
+        app.out.json(&json!({ "node": node.to_string(), "is": verb, "verified": proven }))?;
+    } else if proven {
+        let then =
+            if verb == "goes on" { String::new() } else { format!("    end it: kvctl fault resume {node}") };
+        app.out.done(format!("{node} {verb}. Verified: its process says so.{then}"))?;
+    }
+    if proven {
+        return Ok(Exit::Done);
+    }
+    app.out.note(format!("warning: it was asked, but the process of {node} does not say that it {verb}"));
+    Ok(Exit::No)
+}
+
+fn report(app: &App, installed: &Installed, done: Done, healing: Option<Duration>) -> Result<Exit, Problem> {
     let Installed { links, probes, as_expected, .. } = installed;
     if app.out.is_json() {
         app.out.json(&json!({ "links": links, "probes": probes, "as_expected": as_expected }))?;
-    } else if cutting {
+    } else {
         let end = match healing {
             Some(time) => format!("heals itself in {}", humantime::format_duration(time)),
             None => "heal: kvctl fault heal".to_owned(),
         };
-        app.out.done(format!(
-            "cut {links} links (both ways). Verified: {as_expected} of {probes} probes blocked.    {end}"
-        ))?;
-    } else {
-        app.out
-            .done(format!("healed {links} links. Verified: {as_expected} of {probes} probes answered."))?;
+        let of = format!("{as_expected} of {probes} probes");
+        app.out.done(match done {
+            Done::Cut => format!("cut {links} links (both ways). Verified: {of} blocked.    {end}"),
+            Done::Reset => format!("resets {links} links. Verified: {of} reset.    {end}"),
+            Done::Slowed => format!("slowed {links} links. Verified: {of} late.    {end}"),
+            Done::Healed => format!("healed {links} links. Verified: {of} answered."),
+        })?;
     }
     if as_expected == probes {
         return Ok(Exit::Done);

@@ -183,8 +183,10 @@ fn ctrl_c_exits_130() {
     let home = Home::new();
     // It waits for standard input, which stays open.
     let mut child = home.command("check -").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let open = child.stdin.take(); // waiting for the child would close it
     std::thread::sleep(Duration::from_millis(500));
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(open);
 }

@@ -125,6 +125,18 @@ fn what_the_readme_says_is_what_happens() {
     within(began, || (lab.run("get -n cart user:42").out == "merged").then_some(()));
     assert_eq!(lab.ok("get -n bank alice"), "7");
 
+    // Links that are reset or narrow, and a node that stands still: each is probed, and each ends when told.
+    assert!(lab.ok("fault reset n4 n5").contains("2 of 2 probes reset"));
+    assert!(lab.ok("fault slow n4 n3 --bytes 4000").contains("2 of 2 probes late"));
+    let listed = lab.ok("fault list");
+    assert_eq!(listed.matches("n4").count(), 2, "{listed}");
+    assert!(lab.ok("fault heal").contains("4 of 4 probes answered"));
+    assert!(lab.ok("fault pause n5").contains("n5 stands still"));
+    lab.ends("@n5 get -n cart user:42 --timeout 500ms", 3);
+    assert!(lab.ok("fault resume n5").contains("n5 goes on"));
+    within(began, || (lab.run("@n5 get -n cart user:42").out == "merged").then_some(()));
+    lab.ends("fault slow n4 n3 --bytes 0", 2);
+
     // Group commit: many writers share an fsync.
     let bench = lab.ok("bench -n bank --workload put --clients 64 --value-size 100B --for 2s -o json");
     let last: serde_json::Value = serde_json::from_str(bench.lines().last().unwrap()).unwrap();

@@ -5,7 +5,7 @@ mod judge;
 mod narrate;
 mod report;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cluster::{Lab, LabOptions};
+use crate::workload::converge::{Copies, Difference, Look};
 use crate::workload::{AvailableClient, Phase, Recorder, Sample, StrongClient, open_loop};
 use crate::{LabError, interrupted};
 use judge::{BANK, CART, Marks};
@@ -43,7 +44,7 @@ const BEFORE: Duration = Duration::from_millis(2_500);
 /// Load on the strong namespace after the healing.
 const AFTER: Duration = Duration::from_millis(2_500);
 /// Replicas of every ring partition of the available namespace.
-const COPIES: usize = 3;
+const COPIES: u8 = 3;
 /// Width of a note that ends with a command.
 const STEP_NOTE: usize = 48;
 /// How often convergence is looked at.
@@ -353,7 +354,7 @@ impl Stage {
     async fn convergence(&self) -> Option<Instant> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            if self.replicas_are_equal().await == Some(true) {
+            if self.replicas_are_equal().await {
                 return Some(Instant::now());
             }
             tokio::time::sleep(POLL).await;
@@ -361,22 +362,12 @@ impl Stage {
         None
     }
 
-    async fn replicas_are_equal(&self) -> Option<bool> {
-        let admin = self.client.admin();
-        let mut replicas: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
-        for endpoint in self.lab.endpoints() {
-            let digest = admin.digest(&endpoint, CART).await.ok()?;
-            if digest.hints_pending > 0 {
-                return Some(false);
-            }
-            for partition in digest.partitions {
-                replicas.entry(partition.partition).or_default().push(partition.digest);
-            }
-        }
-        let equal = |digests: &Vec<u64>| {
-            digests.len() == COPIES && digests.windows(2).all(|pair| pair.first() == pair.last())
-        };
-        Some(!replicas.is_empty() && replicas.values().all(equal))
+    async fn replicas_are_equal(&self) -> bool {
+        let nodes = self.lab.nodes();
+        let addresses = nodes.iter().map(|node| (*node, self.lab.client_address(*node))).collect();
+        let clients = nodes.iter().map(|node| (*node, self.client.clone())).collect();
+        let copies = Copies { ns: CART.to_owned(), n: COPIES };
+        Look::at(&clients, &addresses, &copies).await.difference() == Difference::None
     }
 
     /// Reads every key through every node, the available ones from all replicas. Returns when it began.

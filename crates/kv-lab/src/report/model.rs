@@ -322,9 +322,10 @@ pub struct Setting {
     pub conflicts: Option<u64>,
     /// Acknowledged writes that are gone.
     pub lost: Option<u64>,
-    /// From the healing (or the fault, for a majority) until it served again, in nanoseconds.
+    /// From the healing until it served again, in nanoseconds; of an available namespace that rested meanwhile, from when it was
+    /// used again.
     pub recovery: Option<u64>,
-    /// From the healing until all replicas were equal, in nanoseconds.
+    /// From the healing, or from the read of every key if that was needed, until all replicas were equal, in nanoseconds.
     pub convergence: Option<u64>,
 }
 

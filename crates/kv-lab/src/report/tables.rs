@@ -139,10 +139,17 @@ const FIGURES: [Figure; 16] = [
         Some(format!("{} / {}", grouped(q.conflicted_keys), grouped(q.siblings_max)))
     }),
     ("longest gap", "without any answer, over the whole run", |q| Some(duration(q.longest_gap_ns))),
-    ("served again", "from the healing to ten answers in a row, at the slowest node", |q| {
-        q.recovery_ns.map(duration)
-    }),
-    ("converged", "from the healing to equal digests of all replicas", |q| q.convergence_ns.map(duration)),
+    (
+        "served again",
+        "to the first of several answers in a row, at the slowest node: from the healing, or from when an available namespace \
+         that rested until its replicas were equal was used again",
+        |q| q.recovery_ns.map(duration),
+    ),
+    (
+        "converged",
+        "to equal digests of all replicas: from the healing, or from the read of every key if hints were not enough",
+        |q| q.convergence_ns.map(duration),
+    ),
 ];
 
 fn quantities(report: &Report) -> Markup {
@@ -258,8 +265,8 @@ pub(super) fn settings(report: &Report) -> Markup {
                         th.number scope="col" { "behind" small { "p99" } }
                         th.number scope="col" { "conflicts" small { "keys" } }
                         th.number scope="col" { "lost" small { "acknowledged" } }
-                        th.number scope="col" { "served again" small { "after healing" } }
-                        th.number scope="col" { "converged" small { "after healing" } }
+                        th.number scope="col" { "served again" small { "strong: after healing; available: after being used again" } }
+                        th.number scope="col" { "converged" small { "after healing, or the reads it needed" } }
                     } }
                     tbody {
                         @for setting in &settings {

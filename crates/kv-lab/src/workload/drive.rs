@@ -72,8 +72,9 @@ impl Kind {
     /// Operations on one key at most.
     fn operations(self) -> u64 {
         match self {
-            Self::Set | Self::Append => LIST_OPERATIONS,
-            Self::Siblings | Self::Blind => SIBLING_OPERATIONS,
+            // Nothing supersedes a blind write, and the store keeps only so many values beside each other.
+            Self::Set | Self::Append | Self::Blind => LIST_OPERATIONS,
+            Self::Siblings => SIBLING_OPERATIONS,
             Self::CasRegister | Self::Register | Self::Counter => 1000,
         }
     }
