@@ -251,6 +251,7 @@ fn judge_ours(path: PathBuf, events: &[Event], args: &CheckArgs) -> Judged {
     let plan = Plan {
         namespaces: namespaces(events, &args.available),
         windows: windows(events),
+        minority: Some(crate::verdict::minority()),
         settled: args.settled_ms.map(|ms| ms.saturating_mul(1_000_000)),
         limits: Options { convention, max_configurations: args.max_configurations, ..Options::default() },
         ..Plan::default()

@@ -1,11 +1,13 @@
 //! What a run means: the judgement of its history, the promises that no history shows (recovery, convergence, nodes that stay
 //! up), the coverage that makes it count, and the report that says all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use kv_check::judge::{self, Expectation, Judgement, NamespacePlan, Plan, Property, Quantities, Ruling};
+use kv_check::judge::{
+    self, Expectation, Judgement, Minority, NamespacePlan, Plan, Property, Quantities, Ruling,
+};
 use kv_check::service::{self, Window};
 use kv_check::{Operation, operation};
 use kv_lab::report::{self, Coverage, Report};
@@ -20,6 +22,8 @@ use crate::run::{Marks, Recorded, RunOptions};
 use crate::scenario::{FaultKind, Mode, Namespace, Scenario, judged};
 use crate::{Broke, availability, controls};
 
+/// How long a leader that is cut off may take to notice: two election timeouts.
+const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 /// Answers in a row that mean *serves again*.
 const STREAK: usize = 5;
 /// Answered operations below which nothing was shown about a namespace.
@@ -91,14 +95,25 @@ pub fn plan(scenario: &Scenario, marks: &Marks, faults: &[Done]) -> Plan {
         let expect = Expectation { lost: namespace.may_lose, stale: namespace.stale.expectation() };
         Some((namespace.name.clone(), NamespacePlan { strong, workload: judged(load.kind), expect }))
     });
+    // A single node has nobody to be equal with.
+    let copied =
+        scenario.namespaces.iter().filter(|ns| ns.mode == Mode::Available && scenario.cluster.nodes > 1);
+    let copied = copied.map(|namespace| namespace.name.clone());
     Plan {
         namespaces: namespaces.collect(),
         windows: windows(faults),
         healed: Some(marks.healed),
         settled: Some(marks.settled),
+        digests: copied.collect(),
+        minority: Some(minority()),
         enough: ENOUGH,
         ..Plan::default()
     }
+}
+
+/// Sides that cannot have a quorum: all nodes of a scenario are voters, and sides are named after how many they are.
+pub fn minority() -> Minority {
+    Minority { sides: BTreeSet::from(["minority".to_owned()]), grace_ns: NOTICED_WITHIN.as_nanos() as u64 }
 }
 
 /// The network partitions of a run, with their sides, while they were certainly in force. Cuts of the same sides, as a flapping

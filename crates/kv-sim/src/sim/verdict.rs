@@ -90,6 +90,12 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         windows: windows.into_iter().collect(),
         healed,
         settled: facts.report.settled,
+        digests: facts
+            .parts
+            .iter()
+            .filter(|part| !part.plan.strong)
+            .map(|part| part.load.ns.clone())
+            .collect(),
         enough: ENOUGH,
         ..Plan::default()
     };
