@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use kv_check::judge::{Expectation, NamespacePlan, Ruling};
+use kv_check::judge::{Expectation, Minority, NamespacePlan, Ruling};
+use kv_check::service::Window;
 use kv_check::{Plan, Workload, format};
 use kv_lab::report::Control;
 
@@ -15,6 +16,8 @@ const KNOWN_BAD: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/known_bad
 const EXPECTED: &str = include_str!("../known-bad/expected.tsv");
 /// The namespace of all of them.
 const NS: &str = "t";
+/// A millisecond in nanoseconds.
+const MS: u64 = 1_000_000;
 
 /// Judges the known-bad histories. One that is not in the table, or not rejected for its reason, is not caught.
 pub fn known_bad() -> Vec<Control> {
@@ -50,10 +53,21 @@ fn expected(name: &str) -> Result<(Plan, String), String> {
     };
     let workload =
         serde_json::from_value::<Workload>((*workload).into()).map_err(|error| error.to_string())?;
-    let stale = (*expect == "no-stale").then_some(false);
+    let cause = *expect;
+    let stale = (cause == "no-stale").then_some(false);
     let expect = Expectation { stale, ..Expectation::default() };
     let namespace = NamespacePlan { strong: *mode == "strong", workload, expect };
-    let plan = Plan { namespaces: [(NS.to_owned(), namespace)].into(), ..Plan::default() };
+    let mut plan = Plan { namespaces: [(NS.to_owned(), namespace)].into(), ..Plan::default() };
+    match cause {
+        "cut" => {
+            let side = |node| if node < 3 { "minority" } else { "majority" };
+            let sides = (1..=5).map(|node| (format!("n{node}"), side(node).to_owned())).collect();
+            plan.windows = vec![Window { name: "n1,n2 | n3,n4,n5".into(), from: 0, to: 100 * MS, sides }];
+            plan.minority = Some(Minority { grace_ns: 10 * MS, ..crate::verdict::minority() });
+        }
+        "-" | "no-stale" => {}
+        other => return Err(format!("expected.tsv asks for {other}, which nobody knows")),
+    }
     Ok((plan, (*property).to_owned()))
 }
 
