@@ -241,7 +241,9 @@ async fn a_damaged_log_is_named_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (code, words) = refused(kvd_of(&cluster, folder.path(), STORAGE)).await;
     assert_eq!(code, Some(2), "{words}");
-    for part in ["LOG_CORRUPT", "segment 0000000000000001 at offset ", "Do not delete anything", "empty directory"] {
+    for part in
+        ["LOG_CORRUPT", "segment 0000000000000001 at offset ", "Do not delete anything", "empty directory"]
+    {
         assert!(words.contains(part), "{part}: {words}");
     }
     let offset = words.split("at offset ").nth(1).unwrap().split(':').next().unwrap();
