@@ -32,8 +32,8 @@
 //!   log since, and X waits until it has applied as much as the one that it knew of when it first looked ([`Heard`]).
 //!
 //! A leader begins with an entry of its own, so an idle group lets X settle; so does one whose log begins with a snapshot,
-//! for that entry is in it, behind it, or superseded by one that is. What is *applied* counts, not what is known to be
-//! committed: a snapshot that is being installed is not there yet.
+//! for that entry is in it, behind it, or superseded by one that is. What is *applied*, and durable, counts, not what is
+//! known to be committed: a snapshot that is being installed is not there yet.
 //!
 //! **Votes while it joins.** If all others answered, as settled members, then whoever leads or led has answered, with a log
 //! that ended not before any entry of its own that X had acknowledged: the note, `beyond`, is at least every such entry,
@@ -69,7 +69,7 @@ pub(crate) const FORMING_TERM: u64 = 1;
 impl Testimony {
     /// Whether the group exists, by what this member says: somebody was voted for, or led.
     fn knows_the_group(&self) -> bool {
-        // The entry at 0 is the same everywhere and is written by everybody who forms.
+        // The entry at 0 says the same everywhere and is written by everybody who forms.
         self.leader.is_some_and(|leader| leader.term > FORMING_TERM)
             || self.last.is_some_and(|last| last.index > 0)
     }

@@ -560,7 +560,9 @@ impl Group {
             Stance::Joining(joining) => {
                 let applied = self.raft.data_metrics().borrow_watched().last_applied;
                 let over = lock(&self.heard).is_over(&joining, applied);
-                if over && self.note(None).await.is_ok() {
+                // What is applied may not be durable yet, and without the note it would count as if it were.
+                let log = self.around.storage.raft(self.id);
+                if over && log.barrier().await.is_ok() && self.note(None).await.is_ok() {
                     tracing::info!(group = %self.id, "caught up: it votes again");
                     self.settled();
                 }

@@ -44,8 +44,8 @@ pub enum StorageError {
     #[error(
         "the log is corrupt: segment {segment:016x} at offset {offset}: {what}. Do not delete anything: move this data \
          directory aside and start the node with an empty directory, under the same id. It asks the other nodes before it \
-         takes part, and gets back from them what they have; so one node at a time. Do not put back an older copy: it has \
-         forgotten what the node promised since"
+         takes part, and gets back from them what they have; so one node at a time, and not the only one. Do not put back an \
+         older copy beside others: it has forgotten what the node promised since"
     )]
     CorruptLog {
         /// Segment id (the file is `wal/<id in hex>.seg`).

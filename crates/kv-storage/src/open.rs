@@ -243,9 +243,10 @@ impl Storage {
         // it would not be there. From here on it counts as durable, is voted by and answered from, and what follows it must
         // not outlive it. It is written again first: Linux drops the pages of a sync that failed, shows them as long as it has
         // them and calls them clean, so that a second sync alone would succeed without them.
-        if let (Some((from, frame)), Some(last)) = (&log.unproven, log.segments.values().next_back()) {
-            last.file
-                .write_at(frame, *from)
+        if let Some(last) = log.segments.values().next_back() {
+            let again =
+                log.unproven.as_ref().map_or(Ok(()), |(from, frame)| last.file.write_at(frame, *from));
+            again
                 .and_then(|()| last.file.sync_data())
                 .map_err(StorageError::io("make the end of the log durable"))?;
         }

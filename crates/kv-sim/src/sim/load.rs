@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kv_check::judge::{Expectation, NamespacePlan, Workload};
+use kv_check::judge::{Expectation, NamespacePlan, SETTLED, Workload};
 use kv_client::{Admin, Client, ClientOptions, NodeStatus, WriteContext};
 use kv_env::{Entropy, Env};
 use kv_lab::workload::converge::{Asked, Copies, Meanwhile, Patience, converge};
@@ -235,6 +235,7 @@ impl Clients {
         self.converge(&addresses, &handles, &recorder, &driven).await;
         self.serve(&handles).await;
         self.report().settled = Some(recorder.now());
+        recorder.nemesis(SETTLED, kv_check::Json::Null);
         self.read_everything(&driven).await?;
         observer.abort();
         self.reached(Progress::Done);

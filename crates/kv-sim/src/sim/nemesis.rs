@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use kv_check::judge::HEALED;
+use kv_check::service::Window;
 use kv_types::NodeId;
 use serde_json::{Value as Json, json};
 
 use super::cluster::{Cluster, Machine, NODES, State, nodes};
-use super::plan::{Fault, Planned, Whom};
+use super::plan::{Fault, Planned, Shape, Whom};
 use super::trace::Trace;
 
 /// How long a supervisor waits before it starts a node again that stopped by itself.
@@ -16,6 +18,8 @@ const RESTART_AFTER: Duration = Duration::from_millis(300);
 /// Latency of the network at rest, at most.
 pub const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
 
+/// The side of a cut that reaches no majority.
+pub const MINORITY: &str = "minority";
 /// How the disk of the simulation begins the errors that it was told to give. A node may stop because of one, and of nothing
 /// else: whoever refuses a damaged log, or runs into a rule of its own, is not excused by a fault of its disk.
 const INJECTED: &str = "injected: ";
@@ -46,6 +50,11 @@ struct Active {
     /// Whom it struck.
     victims: Vec<NodeId>,
     links: BTreeSet<(NodeId, NodeId)>,
+    since: Duration,
+    /// It was seen to have an effect, and counts.
+    counted: bool,
+    /// Writes that the disks of the victims had refused before.
+    refused_before: u64,
 }
 
 /// The state of the link between two nodes.
@@ -54,6 +63,19 @@ struct Link {
     there: bool,
     back: bool,
     held: bool,
+}
+
+/// A cut that left a majority on one side, as the judge wants it.
+fn window(shape: Shape, centre: NodeId, from: Duration, to: Duration) -> Option<Window> {
+    let few = shape.minority(centre)?;
+    let side = |node: NodeId| if few.contains(&node) { MINORITY } else { "majority" };
+    let nanos = |moment: Duration| u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX);
+    Some(Window {
+        name: format!("{shape:?} of {centre}"),
+        from: nanos(from),
+        to: nanos(to),
+        sides: nodes().map(|node| (node.to_string(), side(node).to_owned())).collect(),
+    })
 }
 
 /// Faults of a disk that a node answers by stopping.
@@ -74,6 +96,8 @@ pub struct Nemesis {
     struck: BTreeSet<NodeId>,
     deeds: Vec<Deed>,
     installed: BTreeMap<&'static str, u64>,
+    /// Cuts with two sides that are over.
+    cuts: Vec<Window>,
     broken: Vec<String>,
     trace: Trace,
 }
@@ -92,6 +116,7 @@ impl Nemesis {
             struck: BTreeSet::new(),
             deeds: Vec::new(),
             installed: BTreeMap::new(),
+            cuts: Vec::new(),
             broken: Vec::new(),
             trace,
         }
@@ -108,7 +133,12 @@ impl Nemesis {
         &self.deeds
     }
 
-    /// Faults that were installed, by kind.
+    /// Cuts that left a majority on one side, with the sides of the nodes.
+    pub fn cuts(&self) -> &[Window] {
+        &self.cuts
+    }
+
+    /// Faults that had an effect, by kind: a process that was running ended, a sync failed, a full disk refused a write.
     pub fn installed(&self) -> &BTreeMap<&'static str, u64> {
         &self.installed
     }
@@ -142,7 +172,7 @@ impl Nemesis {
         for machine in self.cluster.machines() {
             machine.clock.reset();
         }
-        self.note(now, "heal", Json::Null);
+        self.note(now, HEALED, Json::Null);
     }
 
     /// Whether a fault of its disk explains that this node does not run, for the reason that it gives.
@@ -150,6 +180,24 @@ impl Nemesis {
         let struck = self.struck.contains(&node)
             || self.active.iter().any(|active| active.victims.contains(&node) && stops(active.planned.fault));
         struck && why.contains(INJECTED)
+    }
+
+    /// A sync that was to fail counts once it stopped its node.
+    fn count_injected(&mut self, node: NodeId, why: &str) {
+        let failed_syncs = self.active.iter_mut().filter(|active| {
+            let fault = active.planned.fault;
+            active.victims.contains(&node)
+                && matches!(fault, Fault::FailingSync(..) | Fault::PowerCutAtSync(..))
+        });
+        for active in failed_syncs.filter(|active| !active.counted && why.contains(INJECTED)) {
+            active.counted = true;
+            *self.installed.entry(active.planned.fault.kind()).or_default() += 1;
+        }
+    }
+
+    fn refused_writes(&self, nodes: &[NodeId]) -> u64 {
+        let machines = nodes.iter().filter_map(|node| self.cluster.machine(*node));
+        machines.map(|machine| machine.disk.memory().refused()).sum()
     }
 
     fn supervise(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
@@ -172,6 +220,7 @@ impl Nemesis {
                         active.victims.contains(&node)
                             && matches!(active.planned.fault, Fault::PowerCutAtSync(..))
                     });
+                    self.count_injected(node, &why);
                     if !self.excused(node, &why) {
                         self.broken.push(format!("{node} at {:.3} s: {why}", now.as_secs_f64()));
                     }
@@ -222,33 +271,39 @@ impl Nemesis {
         };
         let names: Vec<String> = victims.iter().map(ToString::to_string).collect();
         self.note(now, planned.fault.kind(), json!({"fault": planned.fault, "nodes": names}));
-        *self.installed.entry(planned.fault.kind()).or_default() += 1;
+        let refused_before = self.refused_writes(&victims);
+        let mut counted = !matches!(planned.fault, Fault::FullDisk(..)) && victims.is_empty();
         for machine in
             victims.iter().filter_map(|node| self.cluster.machine(*node)).cloned().collect::<Vec<_>>()
         {
-            self.strike_machine(sim, &machine, planned.fault);
+            counted |= self.strike_machine(sim, &machine, planned.fault);
         }
+        *self.installed.entry(planned.fault.kind()).or_default() += u64::from(counted);
         if let Fault::SlowNetwork(ms) = planned.fault {
             sim.set_max_message_latency(Duration::from_millis(ms));
         }
         if stops(planned.fault) {
             self.struck.extend(&victims);
         }
-        self.active.push(Active { planned, victims, links });
+        self.active.push(Active { planned, victims, links, since: now, counted, refused_before });
         self.apply_links(sim);
     }
 
-    fn strike_machine(&self, sim: &mut turmoil::Sim<'_>, machine: &Machine, fault: Fault) {
+    /// Strikes a node. Whether that had an effect at once; of a disk that is to fail or fill up it shows later.
+    fn strike_machine(&self, sim: &mut turmoil::Sim<'_>, machine: &Machine, fault: Fault) -> bool {
         let memory = machine.disk.memory();
-        let down = || machine.state() == State::Down;
+        let runs = machine.state() != State::Down;
         match fault {
-            Fault::Kill(_) if !down() => {
-                sim.crash(machine.node.to_string());
-                machine.killed();
-                machine.set_state(State::Down);
+            Fault::Kill(_) => {
+                if runs {
+                    sim.crash(machine.node.to_string());
+                    machine.killed();
+                    machine.set_state(State::Down);
+                }
+                return runs;
             }
             Fault::PowerCut(_) | Fault::PowerCutAll | Fault::LoseTier(_) => {
-                if !down() {
+                if runs {
                     sim.crash(machine.node.to_string());
                     machine.set_state(State::Down);
                 }
@@ -256,18 +311,32 @@ impl Nemesis {
                 if matches!(fault, Fault::LoseTier(_)) {
                     machine.lose_tier();
                 }
+                return runs;
             }
-            Fault::PowerCutAtSync(_, after) | Fault::FailingSync(_, after) => memory.fail_syncs(Some(after)),
-            Fault::FullDisk(_, room) => memory.set_capacity(Some(memory.used() + room)),
+            Fault::PowerCutAtSync(_, after) | Fault::FailingSync(_, after) => {
+                memory.fail_syncs(Some(after));
+                return false;
+            }
+            Fault::FullDisk(_, room) => {
+                memory.set_capacity(Some(memory.used() + room));
+                return false;
+            }
             Fault::SlowDisk(_, ms) => machine.disk.slow(Duration::from_millis(ms)),
             Fault::ClockJump(_, by) => machine.clock.jump(by),
             Fault::ClockDrift(_, gain) => machine.clock.drift(gain),
-            Fault::Kill(_) | Fault::Cut(..) | Fault::Hold(..) | Fault::SlowNetwork(_) => {}
+            Fault::Cut(..) | Fault::Hold(..) | Fault::SlowNetwork(_) => {}
         }
+        true
     }
 
     fn end(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration, over: &Active) {
         self.note(now, "end", json!({"fault": over.planned.fault}));
+        if let Fault::Cut(shape, _) = over.planned.fault {
+            self.cuts.extend(over.victims.first().and_then(|centre| window(shape, *centre, over.since, now)));
+        }
+        if !over.counted && self.refused_writes(&over.victims) > over.refused_before {
+            *self.installed.entry(over.planned.fault.kind()).or_default() += 1;
+        }
         // Another fault of the kind on the same node ends with this one: the disk has one switch of each.
         for machine in over.victims.iter().filter_map(|node| self.cluster.machine(*node)) {
             let memory = machine.disk.memory();

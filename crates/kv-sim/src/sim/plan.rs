@@ -211,6 +211,16 @@ fn shape(dice: &mut fastrand::Rng) -> Shape {
 }
 
 impl Shape {
+    /// The nodes that it leaves without a majority, if it parts all nodes into two sides that do not hear each other.
+    pub fn minority(self, centre: NodeId) -> Option<BTreeSet<NodeId>> {
+        let next = NodeId(centre.0 % NODES + 1);
+        match self {
+            Self::Halves => Some(BTreeSet::from([centre, next])),
+            Self::Isolate => Some(BTreeSet::from([centre])),
+            _ => None,
+        }
+    }
+
     /// The directed links that it cuts.
     pub fn links(self, centre: NodeId) -> BTreeSet<(NodeId, NodeId)> {
         // Positions around the victim, which is 0.
@@ -245,6 +255,20 @@ mod tests {
         assert!(
             Shape::Bridge.links(NodeId(4)).iter().all(|(from, to)| *from != NodeId(4) && *to != NodeId(4))
         );
+    }
+
+    #[test]
+    fn a_minority_is_cut_off_from_all_others_and_from_nobody_else() {
+        for shape in [Shape::Halves, Shape::Isolate] {
+            for centre in nodes() {
+                let few = shape.minority(centre).unwrap();
+                let parted = nodes().flat_map(|a| nodes().map(move |b| (a, b)));
+                let parted: BTreeSet<_> =
+                    parted.filter(|(a, b)| few.contains(a) != few.contains(b)).collect();
+                assert_eq!(shape.links(centre), parted, "{shape:?} {centre}");
+            }
+        }
+        assert_eq!(Shape::Ring.minority(NodeId(1)), None);
     }
 
     #[test]

@@ -146,6 +146,7 @@ pub fn run(seed: u64, options: Options) -> Run {
         report: &report,
         cluster: &cluster,
         installed: nemesis.installed(),
+        cuts: nemesis.cuts(),
         healed,
         simulated,
         broken,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kv_check::judge::{Judgement, Plan, Ruling};
+use kv_check::judge::{Judgement, Minority, Plan, Ruling};
 use kv_check::service::Window;
 use kv_check::{Event, EventType, Json, Process};
 use kv_types::NodeId;
@@ -12,9 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::cluster::Cluster;
 use super::load::{Part, Report};
+use super::nemesis::MINORITY;
 
 /// Fewer answered operations than this in a namespace prove nothing.
 const ENOUGH: u64 = 20;
+/// How long a leader that is cut off may take to notice: two election timeouts.
+const NOTICED_WITHIN_NS: u64 = 1_000_000_000;
+/// One operation in so many may be left out because too many were open; with more, too little was asked.
+const SHED: u64 = 100;
 
 /// What the judgement rests on beside the history.
 #[derive(Debug)]
@@ -29,6 +34,8 @@ pub struct Facts<'a> {
     pub cluster: &'a Cluster,
     /// Faults by kind.
     pub installed: &'a BTreeMap<&'static str, u64>,
+    /// Cuts that left a majority on one side.
+    pub cuts: &'a [Window],
     /// When the faults ended.
     pub healed: Option<Duration>,
     /// How long it all took, in the simulation.
@@ -87,7 +94,11 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         began.zip(healed).map(|(from, to)| Window { name: "faults".into(), from, to, ..Window::default() });
     let plan = Plan {
         namespaces: facts.parts.iter().map(|part| (part.load.ns.clone(), part.plan)).collect(),
-        windows: windows.into_iter().collect(),
+        windows: windows.into_iter().chain(facts.cuts.iter().cloned()).collect(),
+        minority: Some(Minority {
+            sides: BTreeSet::from([MINORITY.to_owned()]),
+            grace_ns: NOTICED_WITHIN_NS,
+        }),
         healed,
         settled: facts.report.settled,
         digests: facts
@@ -108,19 +119,24 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
     if unscoped > 0 {
         broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
     }
-    let judged = judgement.as_ref().map_or(Ruling::Unknown, |judgement| judgement.ruling);
+    let mut judged = judgement.as_ref().map_or(Ruling::Unknown, |judgement| judgement.ruling);
+    let begun = history.iter().filter(|event| event.kind == EventType::Invoke).count() as u64;
+    if facts.report.shed > begun / SHED {
+        judged = judged.max(Ruling::Unknown);
+    }
     let count = |kind: EventType| {
         let of_client = |event: &&Event| matches!(event.process, Process::Client(_)) && event.kind == kind;
         history.iter().filter(of_client).count() as u64
     };
     let leaders = facts.report.leaders.keys().filter(|(group, _)| *group == 1).count() as u64;
+    let reached = sometimes(history, facts, judgement.as_ref(), leaders);
     Summary {
         seed: facts.seed,
         ruling: if broken.is_empty() { judged } else { Ruling::Invalid },
         broken,
         judgement,
         faults: facts.installed.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
-        sometimes: sometimes(history, facts, leaders),
+        sometimes: reached,
         ok: count(EventType::Ok),
         fail: count(EventType::Fail),
         info: count(EventType::Info),
@@ -211,7 +227,12 @@ fn points(history: &[Event]) -> Vec<String> {
     broken
 }
 
-fn sometimes(history: &[Event], facts: &Facts<'_>, leaders: u64) -> BTreeMap<String, bool> {
+fn sometimes(
+    history: &[Event],
+    facts: &Facts<'_>,
+    judgement: Option<&Judgement>,
+    leaders: u64,
+) -> BTreeMap<String, bool> {
     let any = |what: &dyn Fn(&Event) -> bool| history.iter().any(what);
     let receipt = |event: &Event, name: &str| event.receipt.as_ref().is_some_and(|r| r.get(name).is_some());
     let error = |name: &'static str| any(&move |event: &Event| event.err.as_deref() == Some(name));
@@ -235,6 +256,11 @@ fn sometimes(history: &[Event], facts: &Facts<'_>, leaders: u64) -> BTreeMap<Str
         ("a resent write was recognised", any(&|event| receipt(event, "deduplicated"))),
         ("a read showed siblings", any(&siblings)),
         ("a hint was stored", any(&hinted)),
+        (
+            "a minority was cut off for long enough to be judged, and was asked",
+            judgement
+                .is_some_and(|judged| judged.properties.iter().any(|it| it.name == "a minority refuses")),
+        ),
         (
             "hints alone made the replicas alike, and no node had died",
             any(&hinted) && !facts.report.a_node_died && facts.report.converged_after.is_some(),

@@ -28,6 +28,8 @@ struct State {
     durable: BTreeMap<PathBuf, u64>,
     inodes: BTreeMap<u64, Inode>,
     capacity: Option<u64>,
+    /// Writes that found no room.
+    refused: u64,
     sync_delay: Duration,
     syncs: u64,
     fail_sync_after: Option<u64>,
@@ -127,6 +129,11 @@ impl MemDisk {
     /// Bytes in use.
     pub fn used(&self) -> u64 {
         lock(&self.state).used()
+    }
+
+    /// Writes so far that found no room.
+    pub fn refused(&self) -> u64 {
+        lock(&self.state).refused
     }
 
     /// Syncs so far.
@@ -380,6 +387,7 @@ impl DiskFile for MemFile {
             let len = s.inodes.get(&id).map_or(0, |i| i.data.len() as u64);
             let grows = (offset + data.len() as u64).saturating_sub(len);
             if grows > 0 && s.capacity.is_some_and(|c| s.used() + grows > c) {
+                s.refused += 1;
                 return Err(io::Error::new(
                     io::ErrorKind::StorageFull,
                     "injected: no space left on this disk",

@@ -27,7 +27,7 @@ impl Hlc {
     /// A stamp not before the wall clock, and after `last`, the latest that this node minted or observed, unless that runs
     /// ahead of the clock by more than [`MAX_CLOCK_SKEW`]: then the clock was wrong and has been set right, and what it
     /// said is not followed any more. So no stamp is further ahead of the clock than the bound, and stamps of a node rise
-    /// except where its clock was put back by more.
+    /// as long as its clock is not put back.
     pub fn mint(last: Self, wall_ms: u64) -> Self {
         let now = Self::at(wall_ms);
         let next = Self(last.0.saturating_add(1)).max(now);
