@@ -20,6 +20,8 @@ const EVERY: Duration = Duration::from_millis(250);
 /// How long one may take to answer.
 const PATIENCE: Duration = Duration::from_millis(200);
 
+/// For how long after it began a machine that stood still makes nodes late: the usual deadline of an operation, nanoseconds.
+const LATE_AFTER_NS: u64 = 1_000_000_000;
 /// How often the machine is tried.
 const TRIED_EVERY: Duration = Duration::from_millis(200);
 /// Bytes that are written and synced each time: a page.
@@ -52,6 +54,15 @@ impl Seen {
     pub fn slowest(&self, from: u64, to: u64) -> f64 {
         let within = self.machine.iter().filter(|(at, _)| (from..=to).contains(at));
         within.map(|(_, ms)| *ms).fold(0.0, f64::max)
+    }
+
+    /// When the machine stood still for longer than so many milliseconds: from when something was due, to a second after it was
+    /// begun, for what nodes were asked meanwhile is late as well.
+    pub fn stalls(&self, longer_than_ms: f64) -> Vec<(u64, u64)> {
+        let stalls = self.machine.iter().filter(|(_, ms)| *ms > longer_than_ms);
+        stalls
+            .map(|(at, ms)| (at.saturating_sub((ms * 1e6) as u64), at.saturating_add(LATE_AFTER_NS)))
+            .collect()
     }
 
     /// Takes what the nodes said at a moment. Of several that call themselves leader, the one of the highest term leads: one
@@ -173,6 +184,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_stands_still_makes_a_second_late() {
+        let ms = 1_000_000;
+        let machine = vec![(2_000 * ms, 250.0), (5_000 * ms, 400.0)];
+        let seen = Seen { machine, ..Seen::default() };
+        assert_eq!(seen.stalls(250.0), [(4_600 * ms, 6_000 * ms)]);
+    }
+
     use kv_client::GroupStatus;
 
     fn says(role: &str, term: u64, hints: u64) -> NodeStatus {

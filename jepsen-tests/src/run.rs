@@ -116,7 +116,7 @@ pub struct Marks {
     /// Why replicas were not equal when they were looked at last, by available namespace.
     #[serde(default)]
     pub unequal: BTreeMap<String, String>,
-    /// Where hints left ring partitions that differ, after a run in which a node died: when every key was read once, and how
+    /// Where hints left ring partitions that differ, after a run in which a node died: when the reading of every key began, and how
     /// many ring partitions needed it; by available namespace.
     #[serde(default)]
     pub reads: BTreeMap<String, (u64, u64)>,

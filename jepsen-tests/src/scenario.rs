@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kv_lab::workload::Kind;
+use kv_types::limits::MAX_VOTERS;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -392,6 +393,14 @@ impl Scenario {
                 return Err(mistake(at, message));
             }
             let (n, nodes) = (namespace.n, parsed.cluster.nodes);
+            if namespace.mode == Mode::Strong && nodes > MAX_VOTERS as u64 {
+                let message = format!(
+                    "{:?} is strong, and only {MAX_VOTERS} of {nodes} nodes vote: a side of a cut is named after how many nodes it \
+                     has, so strong namespaces need at most {MAX_VOTERS} nodes",
+                    namespace.name
+                );
+                return Err(mistake(at, message));
+            }
             if namespace.mode == Mode::Available
                 && (u64::from(n) > nodes || namespace.r > n || namespace.w > n)
             {
@@ -571,6 +580,19 @@ shape = "leader-in-minority"
             assert!(mistake.to_string().contains(words), "{to}: {mistake}");
             assert!(mistake.to_string().starts_with("small.toml:"), "{mistake}");
         }
+    }
+
+    #[test]
+    fn strong_namespaces_are_refused_where_not_every_node_votes() {
+        let with = |nodes: u64, mode: &str, kind: &str| {
+            let text = SMALL.replace("[[namespace]]", &format!("[cluster]\nnodes = {nodes}\n[[namespace]]"));
+            parse(&text.replace("\"strong\"", mode).replace("\"cas-register\"", kind))
+        };
+        assert!(with(5, "\"strong\"", "\"cas-register\"").is_ok());
+        let refused = with(6, "\"strong\"", "\"cas-register\"").unwrap_err();
+        assert_eq!(refused.line, 4, "{refused}");
+        assert!(refused.message.contains("only 5 of 6 nodes vote"), "{refused}");
+        assert!(with(9, "\"available\"", "\"siblings\"").is_ok());
     }
 
     #[test]

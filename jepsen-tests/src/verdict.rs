@@ -15,12 +15,13 @@ use kv_lab::workload::CONTENDED;
 use kv_types::NodeId;
 use serde::{Deserialize, Serialize};
 
+use crate::availability::{self, Answered};
 use crate::coverage::Covered;
 use crate::nemesis::{Done, State};
 use crate::observe::Seen;
 use crate::run::{Marks, Recorded, RunOptions};
 use crate::scenario::{FaultKind, Mode, Namespace, Scenario, judged};
-use crate::{Broke, availability, controls};
+use crate::{Broke, controls};
 
 /// How long a leader that is cut off may take to notice: two election timeouts.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
@@ -28,6 +29,8 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 const STREAK: usize = 5;
 /// Answered operations below which nothing was shown about a namespace.
 const ENOUGH: u64 = 20;
+/// Part of what was asked of the side of a cut that has a majority, and has to be answered.
+const MAJORITY_ANSWERS: f64 = 0.9;
 /// Log lines of each node beside a failing part.
 const LOG_LINES: usize = 12;
 /// How far around a failing part log lines are taken.
@@ -36,6 +39,8 @@ const LOG_AROUND: Duration = Duration::from_millis(500);
 const SHED: f64 = 0.01;
 /// A machine that took so many milliseconds to sync a page, or to run a task that was due, explains silence of its nodes.
 const STOOD_STILL_MS: f64 = 250.0;
+/// What is said where that explains everything.
+const STOOD_STILL: &str = "; the machine itself stood still, and all that is missing was asked then";
 /// What the seeded bugs showed last.
 const MUTANTS: &str = "target/jepsen/mutants.json";
 /// What a node writes when it breaks its own rules.
@@ -106,6 +111,7 @@ pub fn plan(scenario: &Scenario, marks: &Marks, faults: &[Done]) -> Plan {
         settled: Some(marks.settled),
         digests: copied.collect(),
         minority: Some(minority()),
+        receipts: true,
         enough: ENOUGH,
         ..Plan::default()
     }
@@ -165,6 +171,14 @@ pub fn judge(
         got: recorded.shed.to_string(),
         enough: recorded.shed <= most,
     });
+    if let Some(judged) = minorities_judged(scenario, &recorded.faults, &operations) {
+        coverage.push(Coverage {
+            name: "cuts in which a minority was judged".into(),
+            wanted: "1".into(),
+            got: judged.to_string(),
+            enough: judged > 0,
+        });
+    }
     let alarms = controls::known_bad();
     coverage.push(Coverage {
         name: "known-bad histories that are rejected".into(),
@@ -245,6 +259,12 @@ fn measure(
             false => (Ruling::Invalid, String::new()),
         }
     };
+    // What was asked while the machine did not stand still. One stall explains what it made late, not the rest of a run.
+    let at_ease = || -> Vec<Operation> {
+        let stalls = recorded.seen.stalls(STOOD_STILL_MS);
+        let still = |op: &Operation| stalls.iter().any(|(from, to)| (*from..*to).contains(&op.call));
+        operations.iter().filter(|op| op.ns == ns && !still(op)).cloned().collect()
+    };
     let within = |ms: Option<u64>, most: u64| match ms.is_some_and(|ms| ms <= most) {
         true => (Ruling::Valid, String::new()),
         false => too_late(marks.healed, marks.settled),
@@ -258,9 +278,10 @@ fn measure(
     let ms = recovered.map(milliseconds);
     let (ruling, why) = match asked < STREAK * recorded.nodes.len() {
         true => (Ruling::Unknown, String::new()),
-        false => match ms.is_some_and(|ms| ms <= expect.recovery_ms_max) {
-            true => (Ruling::Valid, String::new()),
-            false => too_late(from, marks.settled),
+        false => match ms {
+            Some(ms) if ms <= expect.recovery_ms_max => (Ruling::Valid, String::new()),
+            Some(_) => too_late(from, marks.settled),
+            None => (Ruling::Invalid, String::new()), // it had the rest of the run for it
         },
     };
     let since = if strong { "healing" } else { "the namespace was used again, its replicas being equal" };
@@ -272,6 +293,25 @@ fn measure(
     };
     judgement.properties.push(property("every node serves again", "answers in a row", asked, ruling, detail));
     if strong {
+        let mine = scenario.workloads.iter().filter(|load| load.namespace == ns);
+        let deadline = mine.map(|load| load.deadline).max().unwrap_or_default();
+        let owed = availability::owed(&recorded.faults, deadline);
+        let (answered, asked) = availability::by_majority(ns, operations, &owed);
+        if let Some(ruling) = majority_serves(owed.len(), answered, asked) {
+            let (answered_then, asked_then) = availability::by_majority(ns, &at_ease(), &owed);
+            let (ruling, why) = match (ruling, majority_serves(owed.len(), answered_then, asked_then)) {
+                (Ruling::Invalid, Some(Ruling::Invalid)) => (Ruling::Invalid, ""),
+                (Ruling::Invalid, _) => (Ruling::Unknown, STOOD_STILL),
+                (other, _) => (other, ""),
+            };
+            let detail = format!(
+                "{answered} of {asked} answered in {} cuts; at least {:.0} %{why}",
+                owed.len(),
+                MAJORITY_ANSWERS * 100.0
+            );
+            let checker = "sides of partitions";
+            judgement.properties.push(property("a majority serves", checker, asked as usize, ruling, detail));
+        }
         return;
     }
 
@@ -291,7 +331,7 @@ fn measure(
         ),
         (Some(ms), Some((_, partitions))) => format!(
             "converged by reads: a node died, and hints left {partitions} ring partitions that differed; all replicas equal \
-             {ms} ms after every key was read once; at most {} ms{why}",
+             {ms} ms after the reading of every key began; at most {} ms{why}",
             expect.convergence_ms_max
         ),
         (None, _) => {
@@ -328,15 +368,8 @@ fn measure(
         let cuts = availability::cuts(&recorded.faults);
         let nodes = availability::by_node(ns, operations, &recorded.nodes, &cuts, &recorded.states);
         let asked: u64 = nodes.iter().map(|node| node.asked).sum();
-        let (ruling, why) = match nodes.first() {
-            None => (Ruling::Unknown, String::new()),
-            Some(worst) if worst.share() >= least => (
-                if nodes.iter().all(|node| node.asked >= ENOUGH) { Ruling::Valid } else { Ruling::Unknown },
-                String::new(),
-            ),
-            Some(worst) if worst.asked == 0 => (Ruling::Unknown, String::new()),
-            Some(_) => too_late(marks.faults, marks.healed),
-        };
+        let eased = availability::by_node(ns, &at_ease(), &recorded.nodes, &cuts, &recorded.states);
+        let (ruling, why) = answers_everywhere(&nodes, &eased, least);
         let worst = nodes.first().map_or_else(
             || "no node ran".to_owned(),
             |worst| format!("{} answered {:.1} %", worst.node, worst.share() * 100.0),
@@ -353,6 +386,53 @@ fn measure(
             detail,
         ));
     }
+}
+
+/// Whether every node answered this part of what it was asked; and of what it was asked while the machine did not stand still.
+fn answers_everywhere(nodes: &[Answered], eased: &[Answered], least: f64) -> (Ruling, &'static str) {
+    match nodes.first() {
+        None => (Ruling::Unknown, ""),
+        Some(worst) if worst.asked == 0 => (Ruling::Unknown, ""),
+        Some(worst) if worst.share() >= least => {
+            let enough = nodes.iter().all(|node| node.asked >= ENOUGH);
+            (if enough { Ruling::Valid } else { Ruling::Unknown }, "")
+        }
+        Some(_) if eased.iter().all(|node| node.asked == 0 || node.share() >= least) => {
+            (Ruling::Unknown, STOOD_STILL)
+        }
+        Some(_) => (Ruling::Invalid, ""),
+    }
+}
+
+/// What the side with a majority showed in so many cuts that were long enough; nothing where there was none.
+fn majority_serves(cuts: usize, answered: u64, asked: u64) -> Option<Ruling> {
+    match (cuts, asked) {
+        (0, _) => None,
+        (_, 0) => Some(Ruling::Unknown),
+        _ if answered as f64 >= asked as f64 * MAJORITY_ANSWERS => Some(Ruling::Valid),
+        _ => Some(Ruling::Invalid),
+    }
+}
+
+/// In how many cuts the side without a majority was asked, for the strong namespace where that is the fewest; none where there
+/// is no such namespace, or no cut was planned that is long enough for it.
+fn minorities_judged(scenario: &Scenario, faults: &[Done], operations: &[Operation]) -> Option<usize> {
+    let Minority { sides, grace_ns } = minority();
+    let long = |done: &&Done| {
+        let planned = done.fault.to_ms.saturating_sub(done.fault.from_ms).saturating_mul(1_000_000);
+        let cut = matches!(done.fault.kind, FaultKind::Partition { .. });
+        done.proven && cut && planned > 2 * grace_ns && done.sides.values().any(|side| sides.contains(side))
+    };
+    faults.iter().find(long)?;
+    let windows = windows(faults);
+    let judged = |namespace: &Namespace| {
+        let mine: Vec<Operation> = operations.iter().filter(|op| op.ns == namespace.name).cloned().collect();
+        let asked = |window: &&Window| {
+            service::cut_off(&mine, window, &sides, grace_ns).is_some_and(|cut| !cut.asked.is_empty())
+        };
+        windows.iter().filter(asked).count()
+    };
+    scenario.namespaces.iter().filter(|namespace| namespace.mode == Mode::Strong).map(judged).min()
 }
 
 /// From a moment to the first of some answers in a row, at the node where that took longest; none if it never came somewhere.
@@ -534,7 +614,7 @@ fn claims(scenario: &Scenario) -> Vec<String> {
     let mut claims = Vec::new();
     let has = |mode| scenario.namespaces.iter().any(|namespace| namespace.mode == mode);
     if has(Mode::Strong) {
-        claims.push("Strong namespaces: every key is linearizable, no acknowledged write is lost, and what was reported as not applied is never seen.".into());
+        claims.push("Strong namespaces: every register and list is linearizable, sets and counters show what they must by the order of their reads, their bounds and their receipts, no acknowledged write is lost, and what was reported as not applied is never seen.".into());
     }
     if has(Mode::Available) {
         claims.push("Available namespaces: after healing no acknowledged write is lost, siblings show all concurrent writes, and all replicas become equal.".into());
@@ -653,6 +733,89 @@ mod tests {
             assert_eq!(ruling(&[property(Valid), property(judged)], &[row(true), row(enough)]), expected);
         }
         assert_eq!(ruling(&[], &[]), Unknown, "nothing judged is nothing shown");
+    }
+
+    #[test]
+    fn a_majority_answers_nine_of_ten() {
+        for (cuts, answered, asked, expected) in [
+            (0, 0, 0, None),
+            (1, 0, 0, Some(Ruling::Unknown)),
+            (1, 9, 10, Some(Ruling::Valid)),
+            (1, 89, 100, Some(Ruling::Invalid)),
+            (2, 0, 1, Some(Ruling::Invalid)),
+        ] {
+            assert_eq!(majority_serves(cuts, answered, asked), expected, "{answered} of {asked}");
+        }
+    }
+
+    #[test]
+    fn a_stall_excuses_what_was_asked_in_it_and_no_more() {
+        let node = |node, answered, asked| Answered { node: NodeId(node), answered, asked };
+        let ruling = |nodes: &[Answered], eased: &[Answered]| answers_everywhere(nodes, eased, 0.9).0;
+        let good = node(2, 100, 100);
+        assert_eq!(ruling(&[node(1, 90, 100), good.clone()], &[]), Ruling::Valid);
+        assert_eq!(ruling(&[node(1, 19, 19), good.clone()], &[]), Ruling::Unknown, "too few");
+        assert_eq!(ruling(&[], &[]), Ruling::Unknown);
+        let bad = [node(1, 80, 100), good.clone()];
+        assert_eq!(ruling(&bad, &bad), Ruling::Invalid, "nothing stood still");
+        assert_eq!(ruling(&bad, &[node(1, 80, 85), good.clone()]), Ruling::Unknown);
+        assert_eq!(ruling(&bad, &[node(1, 75, 90), good.clone()]), Ruling::Invalid);
+        let silent = [node(1, 0, 100), good.clone()];
+        assert_eq!(
+            ruling(&silent, &[node(1, 0, 95), good]),
+            Ruling::Invalid,
+            "one stall is no excuse for it"
+        );
+    }
+
+    #[test]
+    fn a_minority_that_was_never_judged_is_missed() {
+        let text = "about = \"x\"\n[[namespace]]\nname = \"bank\"\nmode = \"strong\"\n[[workload]]\nnamespace = \"bank\"\nkind = \"register\"\n";
+        let strong = Scenario::parse("x", "x.toml", text).unwrap();
+        let available = text.replace("strong", "available").replace("\"register\"", "\"siblings\"");
+        let available = Scenario::parse("x", "x.toml", &available).unwrap();
+        let ms = 1_000_000;
+        let cut = |planned_ms: u64, lasted_ms: u64| {
+            let kind = FaultKind::Partition { shape: crate::scenario::Shape::Halves };
+            let target = crate::scenario::Role::Random;
+            vec![Done {
+                fault: crate::plan::Planned {
+                    id: 0,
+                    kind,
+                    target,
+                    from_ms: 5,
+                    to_ms: 5 + planned_ms,
+                    dice: 0,
+                },
+                nodes: Vec::new(),
+                words: String::new(),
+                sides: [("n1".to_owned(), "minority".to_owned())].into(),
+                from: 0,
+                until: lasted_ms * ms,
+                to: lasted_ms * ms,
+                proven: true,
+            }]
+        };
+        let asked = |at_ms: u64| {
+            let event = |time, kind| {
+                let process = kv_check::Process::Client(1);
+                let mut event = Event::new(time, process, kind, "write".into(), kv_check::Json::from(1));
+                (event.ns, event.key) = (Some("bank".into()), Some("k".into()));
+                event.node = Some("n1".into());
+                event
+            };
+            let events = vec![event(at_ms * ms, EventType::Invoke), event(at_ms * ms + 1, EventType::Fail)];
+            operation::pair(&kv_check::history::arrange(events)).unwrap()
+        };
+        assert_eq!(minorities_judged(&strong, &cut(4_000, 3_900), &asked(1_500)), Some(1));
+        assert_eq!(minorities_judged(&strong, &cut(4_000, 3_900), &asked(500)), Some(0), "nobody asked");
+        assert_eq!(
+            minorities_judged(&strong, &cut(2_001, 1_900), &asked(1_500)),
+            Some(0),
+            "it was too short"
+        );
+        assert_eq!(minorities_judged(&strong, &cut(2_000, 1_900), &asked(1_500)), None, "none was planned");
+        assert_eq!(minorities_judged(&available, &cut(4_000, 3_900), &asked(1_500)), None);
     }
 
     #[test]

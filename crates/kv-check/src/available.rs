@@ -83,7 +83,7 @@ pub struct Account {
     pub reads: usize,
     /// Reads that missed a mutation acknowledged before they were called. This is the price of answering always.
     pub stale: Vec<StaleRead>,
-    /// Of reads of a key that had been mutated: how long before the call the last mutation had been acknowledged,
+    /// Of reads of a key that had been mutated, the final ones not counted: how long before the call the last mutation had been acknowledged,
     /// and whether the read was fresh. Sorted.
     pub ages: Vec<(u64, bool)>,
     /// Reads that showed more than one value.
@@ -219,7 +219,7 @@ impl<'a> KeyHistory<'a> {
             + self.deletes.iter().filter(|(op, _)| unknown(op)).count();
         account.unknown_applied +=
             self.writes.iter().enumerate().filter(|(id, op)| unknown(op) && self.seen.contains(id)).count();
-        self.judge_reads(account);
+        self.judge_reads(settled, account);
 
         let finals: BTreeSet<Id> = self.final_reads(settled).flat_map(|read| self.shown(read)).collect();
         account.conflicted += usize::from(finals.len() > 1);
@@ -243,7 +243,7 @@ impl<'a> KeyHistory<'a> {
         account.resurrected.extend(risen.map(|write| Named::of(write)));
     }
 
-    fn judge_reads(&self, account: &mut Account) {
+    fn judge_reads(&self, settled: u64, account: &mut Account) {
         // When a delete that covers the write was first called (the write may be gone) and acknowledged (it must be).
         let mut may_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
         let mut must_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
@@ -291,7 +291,8 @@ impl<'a> KeyHistory<'a> {
                 .chain(missed_deletes.filter(|ret| *ret < read.call))
                 .collect();
             let before = acknowledgements.partition_point(|ret| *ret < read.call);
-            if let Some(last) = before.checked_sub(1).and_then(|at| acknowledgements.get(at)) {
+            let last = before.checked_sub(1).and_then(|at| acknowledgements.get(at));
+            if let Some(last) = last.filter(|_| read.call < settled) {
                 account.ages.push((read.call - last, missed.is_empty()));
             }
             if let Some(first) = missed.iter().min() {

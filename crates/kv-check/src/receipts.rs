@@ -501,6 +501,15 @@ fn counted(reads: &[(u64, &Operation)], parts: &Parts<'_>, account: &mut Account
     }
 }
 
+/// Whether everything that was shown is shown again; in a list, before anything else.
+fn stays(shown: &[String], later: &[String], ordered: bool) -> bool {
+    if ordered {
+        return later.starts_with(shown);
+    }
+    let later: BTreeSet<&String> = later.iter().collect();
+    shown.iter().all(|element| later.contains(element))
+}
+
 fn elements(reads: &[(u64, &Operation)], parts: &Parts<'_>, ordered: bool, account: &mut Account) {
     // By element: the first revision at which it was added, and whether that was the only time.
     let mut first: BTreeMap<String, (u64, bool)> = BTreeMap::new();
@@ -514,7 +523,8 @@ fn elements(reads: &[(u64, &Operation)], parts: &Parts<'_>, ordered: bool, accou
     let mut revisions: Vec<u64> = first.values().map(|(revision, _)| *revision).collect();
     revisions.sort_unstable();
     let author = |element: &Json| parts.told.iter().find(|(_, op)| op.input == *element);
-    let mut before: Option<(u64, usize, &Operation)> = None;
+    // What the read before showed: a later one shows it too, a list at its beginning. This holds what is of unknown outcome.
+    let mut before: Option<(u64, Vec<String>, &Operation)> = None;
     for (revision, read) in reads {
         let shown: Vec<String> = read.values_read().iter().map(Json::to_string).collect();
         let mut known: BTreeSet<&str> = BTreeSet::new();
@@ -550,13 +560,13 @@ fn elements(reads: &[(u64, &Operation)], parts: &Parts<'_>, ordered: bool, accou
                 let what = format!("at revision {revision} it was there, and is not shown");
                 account.find_pair(Kind::Read, &what, read, missing);
             }
-        } else if let Some((earlier, count, one)) = before
-            && (shown.len() < count || (earlier == *revision && shown.len() != count))
+        } else if let Some((earlier, other, one)) = &before
+            && (!stays(other, &shown, ordered) || (earlier == revision && shown.len() != other.len()))
         {
             let what = format!("revision {revision} does not follow from what revision {earlier} showed");
             account.find_pair(Kind::Read, &what, read, one);
         }
-        before = Some((*revision, shown.len(), read));
+        before = Some((*revision, shown, read));
     }
 }
 
@@ -639,6 +649,15 @@ mod tests {
         };
         assert_eq!((then(&["a", "x"], 3), then(&["a", "x"], 4)), (vec![], vec![]));
         assert_eq!((then(&["a"], 3), then(&["a"], 4)), (vec![Kind::Read], vec![Kind::Read]));
+        // As long as before or longer, and yet what was shown is gone, or stands elsewhere.
+        let open = || listed().unknown_append(1, "y");
+        for (second, kept) in [(["a", "x", "y"], true), (["a", "y", "x"], false), (["y", "a", "x"], false)] {
+            let history =
+                open().read(6..8, values(&["a", "x"])).point(3).read(6..8, values(&second)).point(4);
+            assert_eq!(found(history, Shape::List).is_empty(), kept, "{second:?}");
+        }
+        let gone = open().read(6..8, values(&["a", "x"])).point(3).read(6..8, values(&["a", "y"])).point(4);
+        assert_eq!(found(gone, Shape::List), [Kind::Read]);
     }
 
     #[test]
@@ -653,6 +672,15 @@ mod tests {
         }
         for (at, shown) in [(4, vec!["b", "a"]), (5, vec!["b"]), (7, vec!["x"])] {
             assert!(!read(at, &shown).is_empty(), "{at} {shown:?}");
+        }
+        // What is of unknown outcome stays once it was shown; another one in its place is no excuse.
+        let open = || set().unknown_add(1, "y").read(6..8, values(&["a", "x"])).point(3);
+        for (second, kept) in [(vec!["x", "a"], true), (vec!["y", "x", "a"], true), (vec!["a", "y"], false)] {
+            assert_eq!(
+                found(open().read(6..8, values(&second)).point(4), Shape::Set).is_empty(),
+                kept,
+                "{second:?}"
+            );
         }
     }
 

@@ -45,8 +45,8 @@ pub struct Account {
     pub lost_latencies: Vec<u64>,
     /// Known elements that some later read missed before they were stable. Linearizable: none.
     pub stale: Vec<Element>,
-    /// Reads that missed a known element.
-    pub stale_reads: usize,
+    /// Reads that missed a known element: when they were called.
+    pub stale_reads: Vec<u64>,
     /// Acknowledged elements that no read was called after.
     pub never_read: usize,
     /// Elements that a read showed more than once.
@@ -147,7 +147,7 @@ fn account_for_key<'a>(key: &str, operations: &[&'a Operation], account: &mut Ac
                 }
             }
         }
-        account.stale_reads += usize::from(stale);
+        account.stale_reads.extend(stale.then_some(read.call));
     }
     let last_call = shown.last().map(|(read, _)| read.call);
     for fate in fates.values() {
@@ -243,7 +243,7 @@ mod tests {
         let lost: Vec<_> = account.lost.iter().map(|element| element.value.as_str().unwrap()).collect();
         assert_eq!(lost, ["lost", "seen and lost"]);
         assert_eq!(account.lost_latencies, [0, 10]);
-        assert_eq!((account.stale.len(), account.stale_reads), (1, 3));
+        assert_eq!((account.stale.len(), account.stale_reads.len()), (1, 3));
         assert_eq!((account.unknown, account.unknown_applied), (2, 1));
     }
 

@@ -139,6 +139,11 @@ fn losses_that_the_configuration_allows_are_counted_and_staleness_that_must_show
     let judgement = judge(&events, &plan).unwrap();
     assert_eq!((judgement.ruling, judgement.quantities["t"].lost), (Ruling::Valid, 1));
     plan.namespaces.get_mut("t").unwrap().expect.stale = Some(true);
+    // A final read is no stale one: what it misses is lost.
+    let at_rest = judge(&events, &plan).unwrap();
+    let meter = at_rest.properties.iter().find(|property| property.name == "staleness is seen").unwrap();
+    assert_eq!((meter.ruling, at_rest.quantities["t"].stale_reads), (Ruling::Unknown, 0));
+    plan.settled = Some(u64::MAX);
     let with_meter = judge(&events, &plan).unwrap();
     let meter = with_meter.properties.iter().find(|property| property.name == "staleness is seen").unwrap();
     assert_eq!((meter.ruling, with_meter.quantities["t"].stale_reads), (Ruling::Valid, 1));
@@ -222,4 +227,91 @@ fn a_minority_that_nobody_asked_and_a_cut_too_short_show_nothing() {
     assert_eq!(ruling(&|plan| plan.windows[0].from = 15 * MS), Some(Ruling::Unknown));
     assert_eq!(ruling(&|plan| plan.windows[0].to = 20 * MS), None);
     assert_eq!(ruling(&|plan| plan.minority = None), None);
+}
+
+#[test]
+fn receipts_that_are_demanded_have_to_be_there() {
+    let ruling = |name: &str, property: &str, demanded: bool, lacking: &[usize]| {
+        let mut trial = Trial::new(name);
+        trial.plan.receipts = demanded;
+        let answers = trial.events.iter_mut().filter(|event| event.receipt.is_some());
+        for (at, event) in answers.enumerate() {
+            if lacking.contains(&at) {
+                event.receipt = None;
+            }
+        }
+        trial.ruling(property).map(|(ruling, _)| ruling)
+    };
+    const ORDER: &str = "receipts name one order";
+    let all: Vec<usize> = (0..100).collect();
+    let forged = "forged-receipt-of-a-counter";
+    assert_eq!(ruling(forged, ORDER, true, &[]), Some(Ruling::Valid));
+    assert_eq!(ruling(forged, ORDER, true, &[0]), Some(Ruling::Unknown));
+    assert_eq!(ruling(forged, ORDER, true, &all), Some(Ruling::Unknown));
+    assert_eq!(
+        (ruling(forged, ORDER, false, &[0]), ruling(forged, ORDER, false, &all)),
+        (Some(Ruling::Valid), None)
+    );
+    const ABSENCE: &str = "no false absence";
+    assert_eq!(ruling("false-absence", ABSENCE, true, &[]), Some(Ruling::Valid));
+    assert_eq!(ruling("false-absence", ABSENCE, true, &all), Some(Ruling::Unknown));
+    assert_eq!(ruling("false-absence", ABSENCE, false, &all), None);
+}
+
+#[test]
+fn a_lie_stays_one_where_another_answer_lacks_its_receipt() {
+    let case = cases().into_iter().find(|case| case.name == "forged-receipt-of-a-stale-read").unwrap();
+    let mut events = events(&text(&folder(), &case));
+    events.push(nobody(&events, EventType::Invoke));
+    events.push(nobody(&events, EventType::Ok));
+    let plan = Plan { receipts: true, ..case.plan.clone() };
+    let judgement = judge(&history::arrange(events), &plan).unwrap();
+    let found =
+        judgement.properties.iter().find(|property| property.name == "receipts name one order").unwrap();
+    assert_eq!(found.ruling, Ruling::Invalid, "{}", found.detail);
+}
+
+/// Half of a read of another key that found nothing and has no receipt.
+fn nobody(events: &[Event], kind: EventType) -> Event {
+    let time = events.last().unwrap().time + 1;
+    let mut event = Event::new(time, Process::Client(999), kind, "read".into(), Json::Null);
+    (event.ns, event.key, event.node) = (Some("t".into()), Some("nobody's".into()), Some("n1".into()));
+    event
+}
+
+#[test]
+fn a_lost_delete_is_counted_where_losses_are_allowed() {
+    const NAME: &str = "deleted values stay deleted";
+    let case = cases().into_iter().find(|case| case.property == NAME).unwrap();
+    let events = events(&text(&folder(), &case));
+    let ruling = |lost: bool| {
+        let mut plan = case.plan.clone();
+        plan.namespaces.get_mut("t").unwrap().expect.lost = lost;
+        let judgement = judge(&events, &plan).unwrap();
+        let found = judgement.properties.into_iter().find(|property| property.name == NAME).unwrap();
+        (found.ruling, found.detail, judgement.quantities["t"].resurrected)
+    };
+    assert_eq!(ruling(false).0, Ruling::Invalid);
+    let allowed = "1 came back, which this configuration allows".to_owned();
+    assert_eq!(ruling(true), (Ruling::Valid, allowed, 1));
+}
+
+#[test]
+fn staleness_is_a_part_of_the_reads_before_the_store_had_settled() {
+    let case =
+        cases().into_iter().find(|case| case.plan.namespaces["t"].expect.stale == Some(false)).unwrap();
+    let mut events = events(&text(&folder(), &case));
+    events.retain(|event| event.f.name() != "settled");
+    let found = judge(&events, &case.plan).unwrap().quantities.remove("t").unwrap();
+    assert!(found.stale_reads > 0 && found.stale_fraction > 0.0, "{found:?}");
+    // Everything is read once more at rest: nothing changes.
+    let settled = events.last().unwrap().time + 1;
+    events.extend([nobody(&events, EventType::Invoke)]);
+    events.extend([nobody(&events, EventType::Ok)]);
+    let plan = Plan { settled: Some(settled), ..case.plan.clone() };
+    let again = judge(&history::arrange(events), &plan).unwrap().quantities.remove("t").unwrap();
+    assert_eq!(
+        (again.reads, again.stale_reads, again.stale_fraction, &again.freshness),
+        (found.reads, found.stale_reads, found.stale_fraction, &found.freshness)
+    );
 }

@@ -8,6 +8,7 @@ use crate::history::Malformed;
 use crate::{Function, Json, Operation};
 
 const CHECKER: &str = "causal accounting";
+const RESURRECTED: &str = "deleted values stay deleted";
 
 pub(super) fn judge(case: &mut Case<'_>) -> Result<(), Malformed> {
     match case.namespace.workload {
@@ -26,7 +27,7 @@ pub(super) fn judge(case: &mut Case<'_>) -> Result<(), Malformed> {
 fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
     let settled = case.plan.settled.unwrap_or(u64::MAX);
     let account = available::account(case.operations, settled)?;
-    case.quantities.siblings(&account);
+    case.quantities.siblings(&account, case.at_rest());
     let named = |writes: &[Named], what: &str| -> Vec<Contradiction> {
         let contradiction = |write: &Named| {
             let mut indices = vec![write.index];
@@ -58,9 +59,13 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
     case.none_lost(name, CHECKER, account.acknowledged, account.unread.len(), &lost);
     let finals = case.operations.iter().filter(|op| op.ok() && op.call >= settled && op.f == Function::Read);
     let finals = finals.count();
-    for (name, broken) in [("deleted values stay deleted", &resurrected), ("final reads agree", &diverged)] {
+    for (name, broken) in [(RESURRECTED, &resurrected), ("final reads agree", &diverged)] {
         if finals == 0 {
             case.add(name, CHECKER, 0, Ruling::Unknown, "there are no final reads".into(), None);
+        } else if name == RESURRECTED && case.namespace.expect.lost {
+            // A delete is lost like any other mutation, and what it removed is there again.
+            let detail = format!("{} came back, which this configuration allows", broken.len());
+            case.add(name, CHECKER, finals, Ruling::Valid, detail, None);
         } else {
             case.none(name, CHECKER, finals, broken, "");
         }
@@ -73,15 +78,19 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
 }
 
 /// Only a replica that keeps a key can know that it is absent: an answer that says so names one that was heard. Judged
-/// where reads that found nothing carry the replies that their receipts name, `{"available": {"replies": ["n1", "n4*",
+/// where reads that found nothing carry the replies that their receipts name, or the plan demands it, `{"available": {"replies": ["n1", "n4*",
 /// "n2!"]}}`: a fallback is marked with `*`, a replica that was silent with `!`.
 fn absences(case: &mut Case<'_>) {
     let empty = |op: &&Operation| op.f == Function::Read && op.ok() && op.values_read().is_empty();
-    let mut examined = 0;
+    const NAME: &str = "no false absence";
+    let (mut examined, mut without) = (0, 0);
     let mut false_ones: Vec<Contradiction> = Vec::new();
     for read in case.operations.iter().filter(empty) {
         let replies = read.receipt.as_ref().and_then(|receipt| receipt.pointer("/available/replies"));
-        let Some(replies) = replies.and_then(Json::as_array) else { continue };
+        let Some(replies) = replies.and_then(Json::as_array) else {
+            without += 1;
+            continue;
+        };
         examined += 1;
         let keeps = |reply: &Json| reply.as_str().is_some_and(|name| !name.ends_with(['*', '!']));
         if !replies.iter().any(keeps) {
@@ -93,9 +102,13 @@ fn absences(case: &mut Case<'_>) {
             false_ones.push((read.key.clone(), vec![read.index], format!("{:?}: {what}", read.key)));
         }
     }
-    if examined > 0 {
+    if case.plan.receipts && without > 0 && false_ones.is_empty() {
+        let detail =
+            format!("{without} of {} answers that found nothing named no replies", without + examined);
+        case.add(NAME, "receipts", examined, Ruling::Unknown, detail, None);
+    } else if examined > 0 {
         let fine = "each by a replica that keeps the key";
-        case.none("no false absence", "receipts", examined, &false_ones, fine);
+        case.none(NAME, "receipts", examined, &false_ones, fine);
     }
 }
 

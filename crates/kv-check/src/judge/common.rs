@@ -1,6 +1,6 @@
 //! What the judges of both modes share: properties in the making.
 
-use super::{Evidence, NamespacePlan, Plan, Property, Quantities, Ruling};
+use super::{Evidence, NamespacePlan, Plan, Property, Quantities, Ruling, quantities};
 use crate::linear::describe;
 use crate::{Event, Json, Operation, Process};
 use std::collections::BTreeMap;
@@ -39,6 +39,11 @@ pub(super) struct Case<'a> {
 pub(super) type Contradiction = (String, Vec<u64>, String);
 
 impl Case<'_> {
+    /// From when on reads do not count for staleness.
+    pub(super) fn at_rest(&self) -> u64 {
+        quantities::at_rest(self.namespace, self.plan)
+    }
+
     pub(super) fn add(
         &mut self,
         name: &str,

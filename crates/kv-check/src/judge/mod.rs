@@ -76,6 +76,9 @@ pub struct Plan {
     pub digests: BTreeSet<String>,
     /// Whether strong namespaces are held to refuse on the sides of [`Plan::windows`] that have no majority.
     pub minority: Option<Minority>,
+    /// Whether every answer is owed a receipt: where one lacks it, what receipts show is unknown. Else they are judged where
+    /// there are any.
+    pub receipts: bool,
     /// Limits of the searches.
     pub limits: linear::Options,
     /// Fewer answered operations of a namespace than this prove nothing; 0 counts as 1.
@@ -190,7 +193,7 @@ pub fn judge(events: &[Event], plan: &Plan) -> Result<Judgement, Malformed> {
     let mut all = BTreeMap::new();
     for (name, namespace) in &plan.namespaces {
         let operations = operations.get(name).map(Vec::as_slice).unwrap_or_default();
-        let quantities = quantities::measure(operations, plan);
+        let quantities = quantities::measure(operations, namespace, plan);
         let answered = quantities.answered;
         let mut case =
             Case { name, namespace, plan, operations, properties: Vec::new(), quantities, stale: Vec::new() };

@@ -1,6 +1,6 @@
 //! What is measured in every run, defined once.
 
-use super::Plan;
+use super::{NamespacePlan, Plan};
 use crate::service::{self, Served};
 use crate::{Function, Operation, Outcome, available, sets};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ pub struct Quantities {
     pub answered: u64,
     /// Mutations acknowledged.
     pub acknowledged: u64,
-    /// Successful reads.
+    /// Successful reads; of an available namespace, those called before the store had settled. Later ones, of a store at
+    /// rest, are never stale: with them staleness would look smaller the more is read in the end.
     pub reads: u64,
     /// Operations refused as *not applied*, and reads without an answer.
     pub refused: u64,
@@ -32,9 +33,9 @@ pub struct Quantities {
     pub never_read: u64,
     /// Deleted values that came back.
     pub resurrected: u64,
-    /// Reads that missed what had been acknowledged before they were called.
+    /// Those of them that missed what had been acknowledged before they were called.
     pub stale_reads: u64,
-    /// As a part of the successful reads, from 0 to 1.
+    /// As a part of these reads, from 0 to 1.
     pub stale_fraction: f64,
     /// How far stale reads were behind, in time: the median.
     pub stale_lag_p50_ns: u64,
@@ -111,17 +112,18 @@ const CURVE_MS: [u64; 9] = [1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000];
 
 impl Quantities {
     /// Adds what the accounting of siblings found.
-    pub(super) fn siblings(&mut self, account: &available::Account) {
+    pub(super) fn siblings(&mut self, account: &available::Account, settled: u64) {
         self.unknown_applied = account.unknown_applied as u64;
         self.perhaps_lost = account.uncertain.len() as u64;
         self.resurrected = account.resurrected.len() as u64;
-        self.stale_reads = account.stale.len() as u64;
-        let mut lags: Vec<u64> = account.stale.iter().map(|read| read.lag_ns).collect();
+        let stale: Vec<_> = account.stale.iter().filter(|read| read.call < settled).collect();
+        self.stale_reads = stale.len() as u64;
+        let mut lags: Vec<u64> = stale.iter().map(|read| read.lag_ns).collect();
         lags.sort_unstable();
         self.stale_lag_p50_ns = quantile(&lags, 0.5);
         self.stale_lag_p99_ns = quantile(&lags, 0.99);
         self.stale_lag_max_ns = quantile(&lags, 1.0);
-        self.stale_versions_max = account.stale.iter().map(|read| read.behind as u64).max().unwrap_or(0);
+        self.stale_versions_max = stale.iter().map(|read| read.behind as u64).max().unwrap_or(0);
         self.false_absences = account.false_absences() as u64;
         self.reads_with_siblings = account.reads_with_siblings as u64;
         self.siblings_max = account.max_siblings as u64;
@@ -130,9 +132,9 @@ impl Quantities {
     }
 
     /// Adds what set-full found.
-    pub(super) fn set(&mut self, account: &sets::Account) {
+    pub(super) fn set(&mut self, account: &sets::Account, settled: u64) {
         self.unknown_applied = account.unknown_applied as u64;
-        self.stale_reads = account.stale_reads as u64;
+        self.stale_reads = account.stale_reads.iter().filter(|call| **call < settled).count() as u64;
         self.stable_latency_p50_ns = quantile(&account.stable_latencies, 0.5);
         self.stable_latency_p99_ns = quantile(&account.stable_latencies, 0.99);
         self.stable_latency_max_ns = quantile(&account.stable_latencies, 1.0);
@@ -160,9 +162,15 @@ fn freshness(ages: &[(u64, bool)]) -> Vec<Freshness> {
     curve
 }
 
+/// From when on reads do not count for staleness. In a strong namespace every stale read is a violation, the last too.
+pub(super) fn at_rest(namespace: &NamespacePlan, plan: &Plan) -> u64 {
+    plan.settled.filter(|_| !namespace.strong).unwrap_or(u64::MAX)
+}
+
 /// Measures what times and outcomes alone tell.
-pub(super) fn measure(operations: &[Operation], plan: &Plan) -> Quantities {
+pub(super) fn measure(operations: &[Operation], namespace: &NamespacePlan, plan: &Plan) -> Quantities {
     let count = |which: &dyn Fn(&Operation) -> bool| operations.iter().filter(|op| which(op)).count() as u64;
+    let at_rest = at_rest(namespace, plan);
     let shares = service::served(operations, &plan.windows);
     let answers = service::answers(operations.iter());
     let first = operations.iter().map(|op| op.call).min().unwrap_or(0);
@@ -171,7 +179,7 @@ pub(super) fn measure(operations: &[Operation], plan: &Plan) -> Quantities {
         asked: operations.len() as u64,
         answered: count(&Operation::answered),
         acknowledged: count(&|op| op.f.mutates() && op.ok()),
-        reads: count(&|op| op.f == Function::Read && op.ok()),
+        reads: count(&|op| op.f == Function::Read && op.ok() && op.call < at_rest),
         refused: count(&|op| op.outcome == Outcome::Fail && !op.answered()),
         unknown: count(&|op| op.outcome == Outcome::Info),
         longest_gap_ns: service::longest_gap(&answers, first, last),
