@@ -177,7 +177,7 @@ fn fault_of(kind: &str, dice: &mut fastrand::Rng) -> Fault {
         "power-cut-all" => Fault::PowerCutAll,
         "power-cut-at-sync" => Fault::PowerCutAtSync(whom, dice.u64(0..60)),
         "failing-sync" => Fault::FailingSync(whom, dice.u64(0..60)),
-        "full-disk" => Fault::FullDisk(whom, dice.u64(0..200_000)),
+        "full-disk" => Fault::FullDisk(whom, dice.u64(0..30_000)),
         "slow-disk" => Fault::SlowDisk(whom, dice.u64(5..400)),
         "lose-tier" => Fault::LoseTier(whom),
         "clock-jump" => {

@@ -103,6 +103,7 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         }),
         healed,
         settled: facts.report.settled,
+        receipts: true,
         digests: facts
             .parts
             .iter()
