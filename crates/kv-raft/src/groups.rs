@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::join_all;
 use kv_env::Env;
 use kv_peer::{Address, Lane, PeerRequest, Peers};
-use kv_proto::peer;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
+use kv_proto::{admin, peer};
 use kv_storage::{Batch, RaftLog, Storage, StorageError};
 use kv_types::catalogue::Catalogue;
 use kv_types::limits::MAX_VOTERS;
-use kv_types::{Failure, GroupId, NodeId, Reason};
+use kv_types::{Failure, GroupId, NamespaceId, NodeId, Reason};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{
     ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, LinearizableReadError,
@@ -34,10 +34,12 @@ use crate::config::limits::{
 };
 use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
 use crate::fresh::{self, Heard, Joining, Stance, Testimony, Verdict};
+use crate::kv_machine;
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
 use crate::proposal::{Proposal, Reply};
+use crate::runtime::NodeRuntime;
 use crate::strong::StartError;
 use crate::tables::Table;
 
@@ -57,6 +59,8 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     around: Surroundings,
     applied: Applied,
+    /// Whoever digests the state holds it.
+    digesting: Arc<tokio::sync::Mutex<()>>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
     rested: Instant,
     /// It never granted anything before this process began.
@@ -183,6 +187,7 @@ impl Group {
             id,
             raft,
             applied,
+            digesting: Arc::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && stance == Stance::Settled),
             leader_heard: Mutex::new(None),
@@ -343,6 +348,51 @@ impl Group {
         let committed = metrics.borrow_watched().local_committed.map_or(0, |id| id.index);
         let lag = committed.saturating_sub(applied.as_ref().map_or(0, |id| id.index));
         Ok(View { applied, storage: self.around.storage.clone(), term, lag })
+    }
+
+    /// A digest of this node's own replica of a namespace at one point of the log, which it names. Nobody is asked.
+    ///
+    /// The lock is held for the cut alone, so that a namespace of any size does not keep entries from being applied; a cut that
+    /// is open holds up the drain, so there is one at a time.
+    pub(crate) async fn digest(
+        &self,
+        namespace: NamespaceId,
+        deadline: Instant,
+    ) -> Result<admin::GetDigestResponse, Failure> {
+        let late = || {
+            Failure::new(Reason::Overloaded, format!("{} was not digested by the deadline", self.id))
+                .retry_after_ms(RETRY_AFTER_MS)
+        };
+        let failed = |error: MachineError| {
+            match error {
+            MachineError::Storage(StorageError::CutExpired) => Failure::new(
+                Reason::Overloaded,
+                "the namespace was not read to its end while its state could be held; ask again when less is written",
+            )
+            .retry_after_ms(RETRY_AFTER_MS),
+            error => Failure::new(Reason::StorageFailed, error.to_string()).of_read(),
+        }
+        };
+        let digest = async {
+            let alone = self.digesting.clone().lock_owned().await;
+            let (applied, cut) = {
+                let applied = self.applied.read().await;
+                let cut = kv_machine::cut_of(&self.around.storage, self.id, namespace)
+                    .map_err(|error| failed(error.into()))?;
+                (applied.as_ref().map_or(0, |applied| applied.index), cut)
+            };
+            let digested = NodeRuntime::blocking(move || {
+                let _alone = alone;
+                kv_machine::digest(cut)
+            });
+            let (digest, keys) = digested.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
+            Ok(admin::GetDigestResponse {
+                partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
+                applied_index: Some(applied),
+                ..admin::GetDigestResponse::default()
+            })
+        };
+        timeout_at(deadline, digest).await.map_err(|_| late())?
     }
 
     // ---- from peers

@@ -380,6 +380,16 @@ impl Strong {
         self.0.groups.values().map(|group| self.status_of(group)).collect()
     }
 
+    /// A digest of this node's own replica of a strong namespace, and the index up to which it was applied: equal on replicas
+    /// at the same one. It asks nobody, so it is no read of the namespace.
+    pub async fn digest(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<admin::GetDigestResponse, Failure> {
+        self.group_of(namespace)?.digest(namespace.id, deadline).await
+    }
+
     fn status_of(&self, group: &Group) -> admin::GroupStatus {
         let (reachable, required) = group.reach();
         let voters = group.voters();

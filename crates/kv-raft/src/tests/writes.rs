@@ -2,19 +2,19 @@
 //! restart.
 
 use bytes::Bytes;
-use kv_storage::Storage;
+use kv_storage::{Batch, Storage};
 use kv_types::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
 use kv_types::{Applied, ClientId, Failure, GroupId, Mutation, NamespaceId, Reason, RequestId};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use proptest::prelude::*;
 
 use crate::codec;
-use crate::kv_machine::{KvMachine, Operation, WriteCommand};
+use crate::kv_machine::{self, KvMachine, Operation, WriteCommand};
 use crate::machine::{Domain, Machine, SnapshotData};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
 use crate::sessions::{Admission, Sessions};
 use crate::snapshot;
-use crate::tables::Stage;
+use crate::tables::{Stage, Table, keys};
 
 const GROUP: GroupId = GroupId(1);
 const IDLE: u64 = SESSION_IDLE.as_millis() as u64;
@@ -312,6 +312,68 @@ async fn sessions_and_revisions_travel_in_snapshots() {
     assert_eq!(revision(bench.write(1, 51, "k1", put("v")).await), 51);
     assert!(snapshot::pack(&built.snapshot, packed.len() - 1).is_err());
     from.halt();
+}
+
+/// What a storage has of a namespace, digested.
+fn digest(storage: &Storage, namespace: u64) -> (u64, u64) {
+    kv_machine::digest(kv_machine::cut_of(storage, GROUP, NamespaceId(namespace)).unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_another() {
+    let storages = [1, 2, 3].map(super::memory);
+    let bench = Bench::new();
+    let entries: Vec<Proposal> =
+        (1..=50).map(|seq| bench.command(1, seq, &format!("k{}", seq % 7), put("v")).encode()).collect();
+    let mut leader = Machine::open(storages[0].clone(), GROUP, KvMachine::default()).await.unwrap();
+    apply(&mut leader, 1, &entries).await;
+    let whole = digest(&storages[0], 1);
+    assert_eq!(whole.1, 7);
+    assert_eq!(digest(&storages[0], 2), digest(&storages[1], 1), "nobody wrote to either");
+
+    // In other steps, and by a snapshot.
+    let mut follower = Machine::open(storages[1].clone(), GROUP, KvMachine::default()).await.unwrap();
+    apply(&mut follower, 1, &entries[..20]).await;
+    assert_ne!(digest(&storages[1], 1), whole);
+    apply(&mut follower, 21, &entries[20..]).await;
+    assert_eq!(digest(&storages[1], 1), whole);
+    let built = leader.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let packed = SnapshotData::Wire(snapshot::pack(&built.snapshot, 1 << 20).unwrap());
+    let mut away = Machine::open(storages[2].clone(), GROUP, KvMachine::default()).await.unwrap();
+    away.install_snapshot(&built.meta, packed).await.unwrap();
+    assert_eq!(digest(&storages[2], 1), whole);
+
+    // A key, a revision, a value and the revision of the namespace: each of them tells.
+    let (key, counter) = (keys::data(GROUP, NamespaceId(1), b"k3"), keys::revision(GROUP, NamespaceId(1)));
+    let row = |table: Table, key: &[u8]| storages[2].get(table.id(), key).unwrap().unwrap().value;
+    let (good, revision) = (row(Table::Data, &key), row(Table::Meta, &counter));
+    let doctored = |row: &Bytes, at: usize| {
+        let mut row = row.to_vec();
+        row[at] ^= 1;
+        row
+    };
+    let data = Table::Data.id();
+    for wrong in [
+        Batch::new().delete(data, &key),
+        Batch::new().put(data, &key, doctored(&good, 8)),
+        Batch::new().put(data, &key, doctored(&good, 9)),
+        Batch::new().put(data, keys::data(GROUP, NamespaceId(1), b"k9"), &good),
+        Batch::new().put(Table::Meta.id(), &counter, doctored(&revision, 8)),
+    ] {
+        storages[2].apply(wrong).await.unwrap();
+        assert_ne!(digest(&storages[2], 1), whole);
+        let right = Batch::new()
+            .put(data, &key, &good)
+            .delete(data, keys::data(GROUP, NamespaceId(1), b"k9"))
+            .put(Table::Meta.id(), &counter, &revision);
+        storages[2].apply(right).await.unwrap();
+        assert_eq!(digest(&storages[2], 1), whole);
+    }
+    // What does not decode is an error.
+    storages[2].apply(Batch::new().put(data, &key, "")).await.unwrap();
+    let cut = kv_machine::cut_of(&storages[2], GROUP, NamespaceId(1)).unwrap();
+    assert!(kv_machine::digest(cut).is_err());
+    storages.iter().for_each(Storage::halt);
 }
 
 async fn apply(machine: &mut Machine, first: u64, proposals: &[Proposal]) {
