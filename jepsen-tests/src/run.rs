@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::nemesis::{Done, LogLine, Nemesis, State};
 use crate::observe::{Observer, Seen};
 use crate::plan::{Roles, Schedule};
-use crate::scenario::{Mistake, Mode, Plane, Scenario, Server};
+use crate::scenario::{Mistake, Mode, Namespace, Plane, Scenario, Server};
 use crate::verdict::{self, Verdict};
 use crate::{Broke, files};
 
@@ -125,10 +125,11 @@ pub struct Marks {
     /// The load has ended.
     #[serde(default)]
     pub stopped: u64,
-    /// Replicas were equal again after the load had ended and before the final reads, by available namespace.
+    /// Replicas were equal after the load had ended and before the final reads, by namespace; of a strong one, as each node
+    /// applied it.
     #[serde(default)]
     pub equal_again: BTreeMap<String, u64>,
-    /// Why they were not, by available namespace.
+    /// Why they were not, by namespace.
     #[serde(default)]
     pub unequal_in_the_end: BTreeMap<String, String>,
     /// The final reads begin.
@@ -449,7 +450,7 @@ impl Loads {
     }
 }
 
-/// Waits until the replicas of every available namespace are equal, and marks when that was.
+/// Waits until the replicas of every namespace that rests are equal, and marks when that was.
 async fn equal(
     scenario: &Scenario,
     addresses: &BTreeMap<NodeId, String>,
@@ -457,9 +458,13 @@ async fn equal(
     loads: &Loads,
     meanwhile: Meanwhile,
 ) -> Result<BTreeMap<String, Convergence>, Broke> {
-    let available = scenario.namespaces.iter().filter(|namespace| namespace.mode == Mode::Available);
-    let copies: Vec<Copies> =
-        available.map(|namespace| Copies { ns: namespace.name.clone(), n: namespace.n }).collect();
+    // Of a strong namespace every node keeps a replica: who does not vote learns.
+    let nodes = u8::try_from(addresses.len()).unwrap_or(u8::MAX);
+    let copies = |namespace: &Namespace| match namespace.mode {
+        Mode::Available => Some(Copies { ns: namespace.name.clone(), n: namespace.n }),
+        Mode::Strong => meanwhile.strong_rests.then(|| Copies { ns: namespace.name.clone(), n: nodes }),
+    };
+    let copies: Vec<Copies> = scenario.namespaces.iter().filter_map(copies).collect();
     let mut clients = BTreeMap::new();
     for (node, address) in addresses {
         clients.insert(*node, Client::connect(ClientOptions::pinned(address)).map_err(Broke::store)?);

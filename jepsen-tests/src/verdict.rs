@@ -101,8 +101,7 @@ pub fn plan(scenario: &Scenario, marks: &Marks, faults: &[Done]) -> Plan {
         Some((namespace.name.clone(), NamespacePlan { strong, workload: judged(load.kind), expect }))
     });
     // A single node has nobody to be equal with.
-    let copied =
-        scenario.namespaces.iter().filter(|ns| ns.mode == Mode::Available && scenario.cluster.nodes > 1);
+    let copied = scenario.namespaces.iter().filter(|_| scenario.cluster.nodes > 1);
     let copied = copied.map(|namespace| namespace.name.clone());
     Plan {
         namespaces: namespaces.collect(),

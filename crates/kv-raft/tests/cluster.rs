@@ -719,6 +719,16 @@ async fn a_member_that_was_away_long_gets_a_snapshot() {
         (here.applied_index >= there.applied_index && here.snapshot_index >= purged).then_some(())
     })
     .await;
+    // All of them have the same, and each says so for itself.
+    within("one digest of every replica", || async {
+        let mut said = Vec::new();
+        for id in 1..=3 {
+            said.push(cluster.strong(id).digest(&bank, soon()).await.unwrap());
+        }
+        assert!(said.iter().all(|one| one.applied_index.is_some() && one.partitions.len() == 1));
+        (said[0].partitions[0].keys == 102 && said.iter().all(|one| *one == said[0])).then_some(())
+    })
+    .await;
     // It can lead with what it was given, and knows the sessions.
     let transfer = admin::TransferLeaderRequest { group: 1, to: away };
     within("its leadership", || async {

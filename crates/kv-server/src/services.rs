@@ -7,7 +7,7 @@ use kv_proto::admin::admin_service_server::AdminService;
 use kv_proto::v1::kv_service_server::KvService;
 use kv_proto::{admin, status_from_failure, v1};
 use kv_types::catalogue::{Catalogue, token};
-use kv_types::{Failure, Key, Mode, Placement, Reason};
+use kv_types::{Failure, Key, Placement};
 use tonic::{Request, Response, Status};
 
 use crate::core::{Core, Hop};
@@ -216,10 +216,8 @@ async fn digest(
     deadline: Deadline,
 ) -> Result<admin::GetDigestResponse, Failure> {
     let namespace = core.namespace(&request.namespace, deadline).await?;
-    if namespace.mode() == Mode::Strong {
-        let message =
-            format!("`{}` is strong and has no ring to digest; available namespaces have", namespace.name);
-        return Err(Failure::new(Reason::ModeMismatch, message).with("offered_by", Mode::Available));
+    match namespace.placement {
+        Placement::Available { .. } => core.dynamo.digest(&namespace).await,
+        Placement::Strong { .. } => core.strong.digest(&namespace, deadline.work).await,
     }
-    core.dynamo.digest(&namespace).await
 }

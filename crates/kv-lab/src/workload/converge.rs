@@ -1,4 +1,4 @@
-//! When the replicas of available namespaces are equal: one look at all of them as a value, and the wait until a look finds no
+//! When the replicas of namespaces are equal: one look at all of them as a value, and the wait until a look finds no
 //! difference. Real processes and the simulation ask the same way; nothing here knows which it is.
 //!
 //! What the looks found goes into the history ([`DIGESTS`]), so that whoever judges it later need not believe the harness.
@@ -17,12 +17,12 @@ use tokio::time::Instant;
 
 use super::{Driving, Recorder};
 
-/// An available namespace whose replicas are compared.
+/// A namespace whose replicas are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Copies {
     /// Its name.
     pub ns: String,
-    /// Replicas of each ring partition.
+    /// Replicas of each ring partition; of a strong namespace, members that keep its group.
     pub n: u8,
 }
 
@@ -144,6 +144,16 @@ impl Look {
                 Ok(_) => {}
             }
         }
+        let said = |(node, said): (&NodeId, &Result<Digest, String>)| {
+            Some((*node, said.as_ref().ok()?.applied_index))
+        };
+        let mut applied = self.nodes.iter().filter_map(said);
+        if let Some((first, index)) = applied.next()
+            && let Some((node, here)) = applied.find(|(_, here)| *here != index)
+        {
+            let in_words = |index: Option<u64>| index.map_or("nothing".to_owned(), |index| index.to_string());
+            return Waiting(format!("{first} applied {}, {node} {}", in_words(index), in_words(here)));
+        }
         let replicas = self.replicas();
         if replicas.is_empty() {
             return Waiting("nobody keeps anything".into());
@@ -157,21 +167,27 @@ impl Look {
         let said = in_words(digests);
         Difference::Digests {
             partitions,
-            why: format!("{partitions} ring partitions differ, such as {partition}: {said}"),
+            why: match self.newest() {
+                Some(applied) => format!("replicas that applied {applied} differ: {said}"),
+                None => format!("{partitions} ring partitions differ, such as {partition}: {said}"),
+            },
         }
     }
 
     /// The value of an event [`DIGESTS`]: one entry for each node. They are equal if and only if every node says what it keeps,
-    /// nobody holds hints, and each ring partition has all its replicas with one digest.
+    /// nobody holds hints, and each ring partition has all its replicas with one digest. A node that says nothing, or has
+    /// applied less of a Raft group than another, is one that did not tell: what only it can be blamed for is not named.
     ///
     /// Nodes keep different ring partitions, so a node's entry is a hash over all of them in their order; for one that it does
     /// not keep, it takes the digest of the first node that does. A ring partition whose replicas differ thus tells apart the
     /// first that keeps it and the other. What differs is named beside the nodes, for people.
     pub fn value(&self) -> Json {
         let replicas = self.replicas();
+        let newest = self.newest();
         let mut value = serde_json::Map::new();
         for (node, said) in &self.nodes {
-            let entry = said.as_ref().ok().map(|digest| {
+            let told = said.as_ref().ok().filter(|digest| digest.applied_index == newest);
+            let entry = told.map(|digest| {
                 let mut hasher = DefaultHasher::new();
                 for (partition, digests) in &replicas {
                     let seen = digests.get(node).or_else(|| digests.values().next());
@@ -185,11 +201,19 @@ impl Look {
             });
             value.insert(node.to_string(), json!(entry));
         }
-        if replicas.is_empty() {
+        let silent = value.values().filter(|entry| entry.is_null()).count();
+        // Where every node holds as many, their entries are equal.
+        let holders = self.nodes.values().flatten().filter(|digest| digest.hints_pending > 0).count();
+        if holders > 0 {
+            value.insert("hints".into(), json!(format!("held by {holders} nodes")));
+        }
+        if replicas.is_empty() && silent < self.copies {
             value.insert("ring partitions".into(), json!("nobody keeps anything"));
         }
         for (partition, digests) in &replicas {
-            if digests.len() != self.copies || !equal(digests) {
+            let too_many = digests.len() > self.copies;
+            let too_few = digests.len() + silent < self.copies;
+            if too_many || too_few || !equal(digests) {
                 let said = in_words(digests);
                 value.insert(format!("ring partition {partition}"), json!(said));
             }
@@ -197,10 +221,18 @@ impl Look {
         Json::Object(value)
     }
 
+    /// How far the group of a strong namespace is applied where it is applied furthest.
+    fn newest(&self) -> Option<u64> {
+        self.nodes.values().flatten().filter_map(|digest| digest.applied_index).max()
+    }
+
+    /// The digests of those that have applied most, by ring partition.
     fn replicas(&self) -> BTreeMap<u32, BTreeMap<NodeId, u64>> {
+        let newest = self.newest();
         let mut replicas: BTreeMap<u32, BTreeMap<NodeId, u64>> = BTreeMap::new();
         for (node, said) in &self.nodes {
-            for partition in said.iter().flat_map(|digest| &digest.partitions) {
+            let told = said.iter().filter(|digest| digest.applied_index == newest);
+            for partition in told.flat_map(|digest| &digest.partitions) {
                 replicas.entry(partition.partition).or_default().insert(*node, partition.digest);
             }
         }
@@ -218,7 +250,7 @@ fn in_words(digests: &BTreeMap<NodeId, u64>) -> String {
     said.join(", ")
 }
 
-/// Looks at the namespaces again and again until all replicas of every ring partition have equal digests and nobody holds hints.
+/// Looks at the namespaces again and again until all replicas have equal digests and nobody holds hints.
 /// The look that found that is recorded, or the last one where it never came.
 pub async fn converge(
     asked: Asked<'_>,
@@ -262,7 +294,9 @@ pub async fn converge(
                 Difference::Digests { partitions, why } => {
                     let since = *only_digests_since.entry(ns).or_insert_with(Instant::now);
                     convergence.unequal = Some(why);
+                    // Reads repair available namespaces alone.
                     let reads = meanwhile.may_read
+                        && look.newest().is_none()
                         && convergence.reads.is_none()
                         && since.elapsed() > patience.hints_end;
                     if reads {
@@ -344,6 +378,7 @@ async fn read_once(asked: Asked<'_>, ns: &str, patience: Patience) -> Option<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kv_check::judge::{Expectation, NamespacePlan, Plan, Ruling, Workload};
     use kv_client::{GroupStatus, PartitionDigest};
     use proptest::prelude::*;
 
@@ -366,10 +401,17 @@ mod tests {
         Look { copies, nodes: (1..).map(NodeId).zip(nodes.iter().cloned()).collect() }
     }
 
-    /// As a judge compares an event's entries.
-    fn entries_equal(value: &Json) -> bool {
-        let entries: Vec<&Json> = value.as_object().unwrap().values().collect();
-        entries.len() > 1 && entries.windows(2).all(|pair| pair[0] == pair[1])
+    /// What the judge says of an event with this value.
+    fn ruling(value: &Json) -> Ruling {
+        let recorder = Recorder::default();
+        recorder.nemesis_in("t", DIGESTS, value.clone());
+        let plan =
+            NamespacePlan { strong: false, workload: Workload::Siblings, expect: Expectation::default() };
+        let plan = Plan { namespaces: BTreeMap::from([("t".to_owned(), plan)]), ..Plan::default() };
+        let judgement = kv_check::judge(&recorder.history(), &plan).unwrap();
+        let found =
+            judgement.properties.into_iter().find(|property| property.name == "replicas equal in the end");
+        found.unwrap().ruling
     }
 
     #[test]
@@ -377,29 +419,53 @@ mod tests {
         let alike =
             look(2, &[says(0, &[(0, 7), (1, 8)]), says(0, &[(1, 8), (2, 9)]), says(0, &[(0, 7), (2, 9)])]);
         assert_eq!(alike.difference(), Difference::None);
-        assert!(entries_equal(&alike.value()), "{}", alike.value());
+        assert_eq!(ruling(&alike.value()), Ruling::Valid, "{}", alike.value());
         let other =
             look(2, &[says(0, &[(0, 7), (1, 8)]), says(0, &[(1, 8), (2, 9)]), says(0, &[(0, 7), (2, 5)])]);
         let Difference::Digests { partitions: 1, why } = other.difference() else { panic!("{other:?}") };
         assert_eq!(why, "1 ring partitions differ, such as 2: n2 0000000000000009, n3 0000000000000005");
-        assert!(!entries_equal(&other.value()));
+        assert_eq!(ruling(&other.value()), Ruling::Invalid);
         assert_eq!(other.value()["ring partition 2"], "n2 0000000000000009, n3 0000000000000005");
     }
 
     #[test]
     fn silence_hints_and_missing_replicas_are_no_equality() {
         let kept: Kept<'_> = &[(0, 7)];
-        for (nodes, words) in [
-            (vec![says(0, kept), Err("gone".into())], "n2 does not say: gone"),
-            (vec![says(3, kept), says(0, kept)], "n1 holds 3 hints"),
-            (vec![says(0, kept), says(0, &[])], "not all replicas"),
-            (vec![says(0, &[]), says(0, &[])], "nobody keeps anything"),
+        for (nodes, words, known) in [
+            (vec![says(0, kept), Err("gone".into())], "n2 does not say: gone", Ruling::Unknown),
+            (
+                vec![says(0, kept), says(0, kept), Err("gone".into())],
+                "n3 does not say: gone",
+                Ruling::Unknown,
+            ),
+            (vec![says(3, kept), says(0, kept)], "n1 holds 3 hints", Ruling::Invalid),
+            (vec![says(3, kept), says(3, kept)], "n1 holds 3 hints", Ruling::Invalid),
+            (vec![says(0, kept), says(0, &[])], "not all replicas", Ruling::Invalid),
+            (vec![says(0, &[]), says(0, &[])], "nobody keeps anything", Ruling::Invalid),
         ] {
             let look = look(2, &nodes);
             let Difference::Waiting(why) = look.difference() else { panic!("{look:?}") };
             assert!(why.contains(words), "{why}");
-            assert!(!entries_equal(&look.value()), "{words}: {}", look.value());
+            assert_eq!(ruling(&look.value()), known, "{words}: {}", look.value());
         }
+    }
+
+    #[test]
+    fn strong_replicas_are_compared_at_one_point_of_the_log() {
+        let at = |applied, digest| {
+            says(0, &[(0, digest)]).map(|said| Digest { applied_index: Some(applied), ..said })
+        };
+        let alike = look(3, &[at(5, 7), at(5, 7), at(5, 7)]);
+        assert_eq!((alike.difference(), ruling(&alike.value())), (Difference::None, Ruling::Valid));
+        let diverged = look(3, &[at(5, 7), at(5, 8), at(5, 7)]);
+        assert!(matches!(diverged.difference(), Difference::Digests { partitions: 1, .. }));
+        assert_eq!(ruling(&diverged.value()), Ruling::Invalid);
+        // Who is behind cannot be compared; those that are not are.
+        let behind = look(3, &[at(5, 7), at(4, 6), at(5, 7)]);
+        assert_eq!(behind.difference(), Difference::Waiting("n1 applied 5, n2 4".into()));
+        assert_eq!((ruling(&behind.value()), &behind.value()["n2"]), (Ruling::Unknown, &Json::Null));
+        let both = look(3, &[at(5, 7), at(4, 6), at(5, 8)]);
+        assert_eq!(ruling(&both.value()), Ruling::Invalid);
     }
 
     #[test]
@@ -421,7 +487,10 @@ mod tests {
         #[test]
         fn entries_are_equal_if_and_only_if_nothing_differs(
             digests in prop::collection::vec(prop::collection::vec(prop::bool::weighted(0.05).prop_map(u64::from), 3), 1..6),
-            hints in prop::collection::vec(prop::bool::weighted(0.1), 5),
+            hints in prop_oneof![
+                prop::collection::vec(prop::bool::weighted(0.1).prop_map(u64::from), 5),
+                (0..3_u64).prop_map(|held| vec![held; 5]),
+            ],
             silent in prop::collection::vec(prop::bool::weighted(0.1), 5),
         ) {
             let mut kept = vec![Vec::new(); 5];
@@ -431,10 +500,25 @@ mod tests {
                 }
             }
             let nodes: Vec<_> = (0..5)
-                .map(|at| if silent[at] { Err("gone".into()) } else { says(hints[at].into(), &kept[at]) })
+                .map(|at| if silent[at] { Err("gone".into()) } else { says(hints[at], &kept[at]) })
                 .collect();
             let look = look(3, &nodes);
-            prop_assert_eq!(look.difference() == Difference::None, entries_equal(&look.value()), "{}", look.value());
+            let ruling = ruling(&look.value());
+            prop_assert_eq!(look.difference() == Difference::None, ruling == Ruling::Valid, "{}", look.value());
+            // Where only silence is in the way, nothing is known; else silence hides no difference.
+            let told_alike = (0..).zip(&digests).all(|(partition, replicas)| {
+                let told: Vec<u64> = (0..).zip(replicas)
+                    .filter(|(at, _)| !silent[(partition + at) % 5])
+                    .map(|(_, digest)| *digest)
+                    .collect();
+                told.windows(2).all(|pair| pair[0] == pair[1])
+            });
+            let no_hints = (0..5).all(|at| silent[at] || hints[at] == 0);
+            if silent.contains(&true) && told_alike && no_hints {
+                prop_assert_eq!(ruling, Ruling::Unknown, "{}", look.value());
+            } else if !told_alike {
+                prop_assert_eq!(ruling, Ruling::Invalid, "{}", look.value());
+            }
         }
     }
 
@@ -454,6 +538,6 @@ mod tests {
         let history = recorder.history();
         let [event] = history.as_slice() else { panic!("{history:?}") };
         assert_eq!((event.f.name(), event.ns.as_deref()), (DIGESTS, Some("cart")));
-        assert_eq!(event.value, json!({"n1": null, "n2": null, "ring partitions": "nobody keeps anything"}));
+        assert_eq!(event.value, json!({"n1": null, "n2": null}));
     }
 }

@@ -317,11 +317,13 @@ impl Clients {
         recorder: &Recorder,
         driven: &[Driving],
     ) {
-        let copies = |part: &Part| {
-            let replication = part.spec.replication?; // only available namespaces have quorums of their own
-            Some(Copies { ns: part.spec.name.to_string(), n: replication.n })
+        // Of a strong namespace every node keeps a replica.
+        let every = u8::try_from(addresses.len()).unwrap_or(u8::MAX);
+        let copies = |part: &Part| Copies {
+            ns: part.spec.name.to_string(),
+            n: part.spec.replication.map_or(every, |replication| replication.n),
         };
-        let namespaces: Vec<Copies> = self.parts.iter().filter_map(copies).collect();
+        let namespaces: Vec<Copies> = self.parts.iter().map(copies).collect();
         let meanwhile = Meanwhile { strong_rests: true, may_read: self.report().a_node_died };
         let began = Instant::now();
         let asked = Asked { addresses, clients, recorder, driven };

@@ -104,12 +104,7 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         healed,
         settled: facts.report.settled,
         receipts: true,
-        digests: facts
-            .parts
-            .iter()
-            .filter(|part| !part.plan.strong)
-            .map(|part| part.load.ns.clone())
-            .collect(),
+        digests: facts.parts.iter().map(|part| part.load.ns.clone()).collect(),
         enough: ENOUGH,
         ..Plan::default()
     };
