@@ -51,7 +51,7 @@ impl NodeRuntime {
         seed
     }
 
-    /// How often this process drew or spawned outside every scope. A simulation ends with 0 here, or it would not repeat.
+    /// How often this process drew, spawned or blocked outside every scope. A simulation ends with 0 here, or it would not repeat.
     pub fn unscoped() -> u64 {
         UNSCOPED.load(Ordering::Relaxed)
     }
@@ -63,6 +63,7 @@ impl NodeRuntime {
         if SEED.try_with(|_| ()).is_ok() {
             return Ok(work());
         }
+        UNSCOPED.fetch_add(1, Ordering::Relaxed);
         tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
     }
 }

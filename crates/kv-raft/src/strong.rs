@@ -148,9 +148,14 @@ impl Strong {
             }
             this.group(request.about.group)?.clone().handle(request).await
         };
+        self.seeded(serve)
+    }
+
+    /// Work for a request. In a seeded simulation it draws, and works, in a scope of its own.
+    fn seeded<'a, T>(&self, work: impl Future<Output = T> + Send + 'a) -> BoxFuture<'a, T> {
         match self.0.seeds.as_ref().map(|seeds| seeds.fetch_add(1, Ordering::Relaxed)) {
-            Some(seed) => NodeRuntime::scope(seed, serve).boxed(),
-            None => serve.boxed(),
+            Some(seed) => NodeRuntime::scope(seed, work).boxed(),
+            None => work.boxed(),
         }
     }
 
@@ -387,7 +392,7 @@ impl Strong {
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<admin::GetDigestResponse, Failure> {
-        self.group_of(namespace)?.digest(namespace.id, deadline).await
+        self.seeded(self.group_of(namespace)?.digest(namespace.id, deadline)).await
     }
 
     fn status_of(&self, group: &Group) -> admin::GroupStatus {

@@ -378,7 +378,9 @@ async fn read_once(asked: Asked<'_>, ns: &str, patience: Patience) -> Option<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kv_check::history::arrange;
     use kv_check::judge::{Expectation, NamespacePlan, Plan, Ruling, Workload};
+    use kv_check::{Event, EventType, Process};
     use kv_client::{GroupStatus, PartitionDigest};
     use proptest::prelude::*;
 
@@ -408,7 +410,14 @@ mod tests {
         let plan =
             NamespacePlan { strong: false, workload: Workload::Siblings, expect: Expectation::default() };
         let plan = Plan { namespaces: BTreeMap::from([("t".to_owned(), plan)]), ..Plan::default() };
-        let judgement = kv_check::judge(&recorder.history(), &plan).unwrap();
+        // Of a namespace that answered nothing, nothing is known.
+        let answered = [EventType::Invoke, EventType::Ok].map(|kind| {
+            let mut event = Event::new(0, Process::Client(0), kind, "read".into(), json!([]));
+            (event.ns, event.key) = (Some("t".into()), Some("k".into()));
+            event
+        });
+        let history = arrange(answered.into_iter().chain(recorder.history()).collect());
+        let judgement = kv_check::judge(&history, &plan).unwrap();
         let found =
             judgement.properties.into_iter().find(|property| property.name == "replicas equal in the end");
         found.unwrap().ruling
