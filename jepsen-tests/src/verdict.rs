@@ -587,13 +587,19 @@ fn series(seen: &Seen) -> Vec<report::Series> {
             &seen.machine,
         ),
     ];
-    all.extend(seen.node_terms.iter().map(|(node, terms)| {
-        series(
-            format!("term of {node}"),
-            "The Raft term of the strong namespaces as this node said it; a node that is cut off stays behind.",
-            terms,
-        )
-    }));
+    // Where no term changed there is nothing to see. A term holds until the end of what was seen.
+    let end = seen.hints.last().map(|(at, _)| *at);
+    if seen.node_terms.values().any(|terms| terms.len() > 1) {
+        all.extend(seen.node_terms.iter().map(|(node, terms)| {
+            let last = end.zip(terms.last()).map(|(end, (_, term))| (end, *term));
+            let held: Vec<_> = terms.iter().copied().chain(last).collect();
+            series(
+                format!("term of {node}"),
+                "The Raft term of the strong namespaces as this node said it; a node that is cut off stays behind.",
+                &held,
+            )
+        }));
+    }
     all
 }
 
@@ -701,6 +707,20 @@ fn moments(marks: &Marks) -> Vec<report::Mark> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn terms_are_drawn_where_one_changed_and_hold_to_the_end() {
+        let seen = |terms: &[(u64, f64)]| Seen {
+            hints: vec![(1, 0.0), (9, 0.0)],
+            node_terms: BTreeMap::from([(NodeId(1), terms.to_vec()), (NodeId(2), vec![(1, 1.0)])]),
+            ..Seen::default()
+        };
+        assert_eq!(series(&seen(&[(1, 1.0)])).len(), 2);
+        let drawn = series(&seen(&[(1, 1.0), (4, 2.0)]));
+        assert_eq!(drawn.len(), 4);
+        assert_eq!(drawn[2].values, [(1, 1.0), (4, 2.0), (9, 2.0)]);
+        assert_eq!(drawn[3].values, [(1, 1.0), (9, 1.0)]);
+    }
     use kv_check::{Event, EventType};
 
     fn property(ruling: Ruling) -> Property {
