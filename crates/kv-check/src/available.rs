@@ -79,6 +79,10 @@ pub struct Account {
     pub refused: Vec<u64>,
     /// Reads (by index) that showed a value beside one that supersedes it: a false conflict. The promise is: none.
     pub false_conflicts: Vec<u64>,
+    /// Reads before settling that showed such a value of a write that may have a twin: it was forwarded or sent more than
+    /// once, so two replicas may have taken it, each under a dot of its own. Until the dots meet, the one that nobody
+    /// superseded looks like a write of its own. The promise is: none in the end.
+    pub late_twins: usize,
     /// Successful reads.
     pub reads: usize,
     /// Reads that missed a mutation acknowledged before they were called. This is the price of answering always.
@@ -274,8 +278,13 @@ impl<'a> KeyHistory<'a> {
             if shown.iter().any(refused) {
                 account.refused.push(read.index);
             }
-            if !superseded.is_disjoint(&shown) {
-                account.false_conflicts.push(read.index);
+            let mut beside = superseded.intersection(&shown).filter_map(|id| self.writes.get(*id)).peekable();
+            if beside.peek().is_some() {
+                if read.call >= settled || beside.any(|write| minted_once(write)) {
+                    account.false_conflicts.push(read.index);
+                } else {
+                    account.late_twins += 1;
+                }
             }
             let excused = |id: Id| may_be_gone.get(&id).is_some_and(|call| Some(*call) < read.ret);
             let missed_writes = self.writes.iter().enumerate().filter(|(id, write)| {
@@ -309,6 +318,19 @@ impl<'a> KeyHistory<'a> {
     }
 }
 
+/// Whether a write certainly has one dot. Where its receipt says so: the node that was asked is a replica of the key and took
+/// it itself, at the first attempt. One whose end nobody knows may have been forwarded to anybody. Who gives no receipts is
+/// not excused.
+fn minted_once(write: &Operation) -> bool {
+    let Some(receipt) = &write.receipt else { return write.ok() };
+    let by = receipt.get("by").and_then(Json::as_str);
+    let once = receipt.get("attempts").is_none() && receipt.get("deduplicated").is_none();
+    let replies = receipt.pointer("/available/replies").and_then(Json::as_array);
+    // A fallback is marked with `*`, a silent node with `!`.
+    let kept = replies.is_none_or(|replies| replies.iter().any(|reply| reply.as_str() == by));
+    write.ok() && by == Some(write.node.as_str()) && once && kept
+}
+
 fn lower(moments: &mut BTreeMap<Id, u64>, id: Id, moment: u64) {
     moments.entry(id).and_modify(|earliest| *earliest = moment.min(*earliest)).or_insert(moment);
 }
@@ -318,6 +340,7 @@ mod tests {
     use super::*;
     use crate::test_history::{History, absent, values};
     use serde_json::json;
+    use std::ops::Range;
 
     const SETTLED: u64 = 1000;
 
@@ -474,6 +497,36 @@ mod tests {
             (account.phantoms.len(), account.false_conflicts.len(), account.diverged.len()),
             (2, 1, 1)
         );
+    }
+
+    #[test]
+    fn the_twin_of_a_write_that_was_sent_on_may_show_until_the_store_has_settled() {
+        let found = |receipt: Json, at: Range<u64>| {
+            let history = History::new()
+                .write(1..2, "a", &[])
+                .write(5..6, "b", &["a"])
+                .read(at, values(&["a", "b"]))
+                .read(1101..1102, values(&["b"]));
+            let mut operations = history.operations();
+            (operations[0].node, operations[0].receipt) = ("n2".into(), Some(receipt));
+            let account = account(&operations, SETTLED).unwrap();
+            (account.false_conflicts.len(), account.late_twins)
+        };
+        let by = |by: &str, first: &str| json!({"by": by, "available": {"replies": [first, "n4*"]}});
+        let own = by("n2", "n2");
+        assert_eq!(
+            found(by("n5", "n5"), 7..8),
+            (0, 1),
+            "another node took it: who was asked before may have too"
+        );
+        assert_eq!(found(by("n2", "n2*"), 7..8), (0, 1), "a fallback asks primaries first");
+        assert_eq!(found(own.clone(), 7..8), (1, 0), "a replica that took it at once gave it its only dot");
+        for (sign, value) in [("attempts", json!(2)), ("deduplicated", json!(true))] {
+            let mut again = own.clone();
+            again[sign] = value;
+            assert_eq!(found(again, 7..8), (0, 1), "{sign}");
+        }
+        assert_eq!(found(by("n5", "n5"), 1001..1002), (1, 0), "in the end the twins have met");
     }
 
     #[test]

@@ -72,7 +72,11 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
     }
     case.none("no value from nowhere", CHECKER, account.reads, &nowhere, "");
     not_applied(case, CHECKER, &refused);
-    case.none("no false conflict", CHECKER, account.reads, &conflicts, "");
+    let twins = match account.late_twins {
+        0 => String::new(),
+        reads => format!("{reads} reads before rest showed the twin of a write that was sent on twice"),
+    };
+    case.none("no false conflict", CHECKER, account.reads, &conflicts, &twins);
     case.stale = account.stale.iter().map(|read| read.index).collect();
     Ok(())
 }
