@@ -90,12 +90,7 @@ const LOST: &[&str] = &["no acknowledged write lost of ", "no element lost of "]
 pub fn traps() -> Vec<Trap> {
     use Catch::{Scenario, Simulation, Test};
     vec![
-        trap(
-            "ack-before-fsync",
-            "a write is acknowledged once it is durable",
-            Test("kv-storage-conformance", "batches_are_atomic_and_survive"),
-            &["batches_are"],
-        ),
+        trap("ack-before-fsync", "a write is acknowledged once it is durable", Simulation(&[1]), LOST),
         trap(
             "vote-not-synced",
             "a vote survives a power cut",
@@ -111,11 +106,11 @@ pub fn traps() -> Vec<Trap> {
         trap(
             "skip-read-index",
             "a leader answers reads once a quorum confirmed it",
-            Simulation(&[3]),
+            Simulation(&[2]),
             LINEARIZABLE,
         ),
-        trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[0]), LINEARIZABLE),
-        trap("resend-applied-again", "a request is applied once", Simulation(&[6]), LINEARIZABLE),
+        trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[1]), LINEARIZABLE),
+        trap("resend-applied-again", "a request is applied once", Simulation(&[14]), LINEARIZABLE),
         trap("stale-cas", "a swap takes the present revision only", Simulation(&[0]), LINEARIZABLE),
         trap("revision-reused", "a revision is used once", Simulation(&[0]), LINEARIZABLE),
         trap(
@@ -124,12 +119,7 @@ pub fn traps() -> Vec<Trap> {
             Simulation(&[9]),
             LINEARIZABLE,
         ),
-        trap(
-            "forget-hint",
-            "a hint is kept until it is delivered",
-            Test("kv-dynamo-cluster", "both_sides_of_a_silent_cut_go_on_and_converge_after_it"),
-            &["both_sides"],
-        ),
+        trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[3]), LOST),
         trap(
             "hints-in-memory-only",
             "a hint survives the process that holds it",
