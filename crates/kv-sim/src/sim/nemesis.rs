@@ -209,7 +209,12 @@ impl Nemesis {
                     let due = self.restarts.get(&node).is_none_or(|due| *due <= now);
                     if due && !self.kept_down(node) {
                         self.restarts.remove(&node);
-                        self.struck.remove(&node);
+                        // A start that meets the fault may fail by it, and say so when it is over.
+                        let meets =
+                            |active: &Active| active.victims.contains(&node) && stops(active.planned.fault);
+                        if !self.active.iter().any(meets) {
+                            self.struck.remove(&node);
+                        }
                         self.note(now, "start", json!(node.to_string()));
                         sim.bounce(node.to_string());
                     }
