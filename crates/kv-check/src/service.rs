@@ -125,44 +125,6 @@ pub fn cut_off<'a>(
     Some(CutOff { asked, answered })
 }
 
-/// How one node served during windows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AtNode {
-    /// The node.
-    pub node: String,
-    /// Operations that it was asked.
-    pub asked: u64,
-    /// Those of them that were answered.
-    pub answered: u64,
-}
-
-impl AtNode {
-    /// Answered, as a part of everything asked: between 0 and 1.
-    pub fn availability(&self) -> f64 {
-        if self.asked == 0 { 0.0 } else { self.answered as f64 / self.asked as f64 }
-    }
-}
-
-/// The node that served the least part of what it was asked inside of the windows; of equal ones the first. None if
-/// nobody was asked then. Give it the operations of one namespace, at nodes that were owed an answer: an average over
-/// all nodes would hide one that answers nobody.
-pub fn least_available<'a>(
-    operations: impl IntoIterator<Item = &'a Operation>,
-    windows: &[Window],
-) -> Option<AtNode> {
-    let mut nodes: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for op in operations {
-        if windows.iter().any(|window| window.contains(op.call)) {
-            let (asked, answered) = nodes.entry(&op.node).or_default();
-            *asked += 1;
-            *answered += u64::from(op.answered());
-        }
-    }
-    let nodes =
-        nodes.into_iter().map(|(node, (asked, answered))| AtNode { node: node.into(), asked, answered });
-    nodes.min_by(|one, other| one.availability().total_cmp(&other.availability()))
-}
-
 /// The moments of answers, in order.
 pub(crate) fn answers<'a>(operations: impl Iterator<Item = &'a Operation>) -> Vec<u64> {
     let mut moments: Vec<u64> = operations.filter(|op| op.answered()).filter_map(|op| op.ret).collect();
@@ -314,26 +276,6 @@ mod tests {
         assert_eq!(cut_off(&operations, &cut(), &minority, 50), None);
         assert_eq!(cut_off(&operations, &Window { sides: BTreeMap::new(), ..cut() }, &minority, 10), None);
         assert_eq!(cut_off(&operations, &cut(), &BTreeSet::new(), 10), None);
-    }
-
-    #[test]
-    fn the_node_that_serves_least_is_named() {
-        let operations = History::new()
-            .write(110..120, "a", &[])
-            .at("n1")
-            .write(110..120, "b", &[])
-            .at("n2")
-            .failed_write(130..131, "c", &[])
-            .at("n2")
-            .mismatch(140..141, "d", "x")
-            .at("n2")
-            .failed_write(210..211, "after", &[])
-            .at("n1")
-            .operations();
-        let least = least_available(&operations, &[cut(), cut()]).unwrap();
-        assert_eq!(least, AtNode { node: "n2".into(), asked: 3, answered: 2 });
-        assert_eq!(least.availability(), 2.0 / 3.0);
-        assert_eq!(least_available(&operations, &[]), None);
     }
 
     #[test]
