@@ -8,6 +8,7 @@ pub mod check;
 pub mod cli;
 pub mod controls;
 pub mod coverage;
+pub mod deaths;
 pub mod files;
 pub mod mutants;
 pub mod nemesis;

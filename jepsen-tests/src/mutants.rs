@@ -123,8 +123,8 @@ pub fn traps() -> Vec<Trap> {
         trap(
             "hints-in-memory-only",
             "a hint survives the process that holds it",
-            Test("kv-dynamo-cluster", "hints_outlive_the_process_that_holds_them"),
-            &["hints_outlive"],
+            Scenario("hint-holders", 1),
+            &["replicas converge of "],
         ),
         trap("drop-sibling", "concurrent values are all kept", Simulation(&[0]), LOST),
         trap("ignore-context", "a write supersedes what its context covers, no more", Simulation(&[0]), LOST),

@@ -47,7 +47,10 @@ pub struct Done {
     pub words: String,
     /// Who was on which side, for a partition.
     pub sides: BTreeMap<String, String>,
-    /// The first moment at which it was certainly in force, nanoseconds.
+    /// When it was begun to be put in force, nanoseconds.
+    #[serde(default)]
+    pub begun: u64,
+    /// The first moment at which it was certainly in force.
     pub from: u64,
     /// The last moment at which it was certainly in force: taking it back began.
     #[serde(default)]
@@ -73,6 +76,7 @@ pub struct State {
 #[derive(Debug)]
 struct Active {
     hit: Hit,
+    begun: u64,
     from: u64,
     proven: bool,
     /// Packets lost at random before it began, where somebody counts.
@@ -208,8 +212,9 @@ impl<'a> Nemesis<'a> {
                 refused_before.extend(refused(&status).map(|count| (*node, count)));
             }
         }
-        let from = self.recorder.now();
-        let active = Active { hit: hit.clone(), from, proven: false, lost_before, refused_before };
+        let begun = self.recorder.now();
+        let active =
+            Active { hit: hit.clone(), begun, from: begun, proven: false, lost_before, refused_before };
         self.active.insert(step.fault, active);
         let (proven, proof) = match fault.kind.of_links() {
             true => self.install(Some(step.fault), fault.kind).await?,
@@ -253,8 +258,8 @@ impl<'a> Nemesis<'a> {
         );
         self.note(to, &fault, false, Roles::default(), words.clone(), proven, proof)?;
         let nodes = active.hit.nodes.iter().copied().map(NodeName).collect();
-        let (from, sides) = (active.from, active.hit.sides);
-        self.done.push(Done { fault, nodes, words, sides, from, until, to, proven });
+        let (begun, from, sides) = (active.begun, active.from, active.hit.sides);
+        self.done.push(Done { fault, nodes, words, sides, begun, from, until, to, proven });
         Ok(())
     }
 

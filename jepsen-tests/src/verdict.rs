@@ -21,7 +21,7 @@ use crate::nemesis::{Done, State};
 use crate::observe::Seen;
 use crate::run::{Marks, Recorded, RunOptions};
 use crate::scenario::{FaultKind, Mode, Namespace, Scenario, judged};
-use crate::{Broke, controls};
+use crate::{Broke, controls, deaths};
 
 /// How long a leader that is cut off may take to notice: two election timeouts.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
@@ -319,18 +319,27 @@ fn measure(
     let converged = marks.converged.get(ns).copied().flatten().map(|moment| moment.saturating_sub(since));
     quantities.convergence_ns = converged;
     let ms = converged.map(milliseconds);
+    let deadlines = scenario.workloads.iter().filter(|load| load.namespace == ns).map(|load| load.deadline);
+    let deadline = deadlines.max().unwrap_or_default();
+    let may = deaths::may_need_reads(ns, operations, &recorded.faults, deadline);
+    let too_many = reads.is_some_and(|(_, partitions)| may.is_some_and(|may| *partitions > may as u64));
     let (ruling, why) = match ms {
+        // Hints are lost that were noted.
+        Some(_) if too_many => (Ruling::Invalid, String::new()),
         Some(_) => within(ms, expect.convergence_ms_max),
         None => (Ruling::Invalid, String::new()), // thirty seconds are enough for any machine
     };
+    let may = may.map_or("for a node lost its disk".to_owned(), |may| {
+        format!("at most {may}, as many keys were being written when one died")
+    });
     let detail = match (ms, reads) {
         (Some(ms), None) => format!(
             "converged by hints: all replicas equal, no hints left, {ms} ms after healing; at most {} ms{why}",
             expect.convergence_ms_max
         ),
         (Some(ms), Some((_, partitions))) => format!(
-            "converged by reads: a node died, and hints left {partitions} ring partitions that differed; all replicas equal \
-             {ms} ms after the reading of every key began; at most {} ms{why}",
+            "converged by reads: a node died, and hints left {partitions} ring partitions that differed ({may}); all replicas \
+             equal {ms} ms after the reading of every key began; at most {} ms{why}",
             expect.convergence_ms_max
         ),
         (None, _) => {
@@ -809,6 +818,7 @@ mod tests {
                 nodes: Vec::new(),
                 words: String::new(),
                 sides: [("n1".to_owned(), "minority".to_owned())].into(),
+                begun: 0,
                 from: 0,
                 until: lasted_ms * ms,
                 to: lasted_ms * ms,

@@ -9,6 +9,7 @@
 //!
 //! - [`linear::check`]: is every key of a strong namespace linearizable?
 //! - [`strong::account`] and [`available::account`]: which acknowledged writes are lost, which reads were stale?
+//! - [`deaths`]: of which keys may a death have left a write half done?
 //! - [`service`]: who was served, on which side of a partition, and for how long nobody was.
 //!
 //! A checker that cannot decide says so ([`Verdict::Unknown`]); it never guesses.
@@ -18,6 +19,7 @@ extern crate self as kv_check; // what tests share names the crate as they do
 
 pub mod available;
 pub mod counters;
+pub mod deaths;
 pub mod format;
 pub mod history;
 pub mod judge;

@@ -150,6 +150,11 @@ impl History {
         self.with(|op| op.node = node.into())
     }
 
+    /// Names the key of the last operation.
+    pub(crate) fn key(self, key: &str) -> History {
+        self.with(|op| op.key = key.into())
+    }
+
     /// Gives the last operation a revision.
     pub(crate) fn revision(self, revision: u64) -> History {
         self.with(|op| op.revision = Some(revision))

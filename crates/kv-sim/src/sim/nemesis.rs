@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kv_check::judge::HEALED;
+use kv_check::deaths::Span;
 use kv_check::service::Window;
 use kv_types::NodeId;
 use serde_json::{Value as Json, json};
@@ -69,13 +70,16 @@ struct Link {
 fn window(shape: Shape, centre: NodeId, from: Duration, to: Duration) -> Option<Window> {
     let few = shape.minority(centre)?;
     let side = |node: NodeId| if few.contains(&node) { MINORITY } else { "majority" };
-    let nanos = |moment: Duration| u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX);
     Some(Window {
         name: format!("{shape:?} of {centre}"),
         from: nanos(from),
         to: nanos(to),
         sides: nodes().map(|node| (node.to_string(), side(node).to_owned())).collect(),
     })
+}
+
+fn nanos(moment: Duration) -> u64 {
+    u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Faults of a disk that a node answers by stopping.
@@ -98,6 +102,8 @@ pub struct Nemesis {
     installed: BTreeMap<&'static str, u64>,
     /// Cuts with two sides that are over.
     cuts: Vec<Window>,
+    /// When messages were kept back, or nodes were slow.
+    held: Vec<Span>,
     broken: Vec<String>,
     trace: Trace,
 }
@@ -117,6 +123,7 @@ impl Nemesis {
             deeds: Vec::new(),
             installed: BTreeMap::new(),
             cuts: Vec::new(),
+            held: Vec::new(),
             broken: Vec::new(),
             trace,
         }
@@ -136,6 +143,24 @@ impl Nemesis {
     /// Cuts that left a majority on one side, with the sides of the nodes.
     pub fn cuts(&self) -> &[Window] {
         &self.cuts
+    }
+
+    /// When nodes died; none if one lost hints that it held.
+    pub fn deaths(&self) -> Option<Vec<Span>> {
+        let mut deaths = Vec::new();
+        for deed in &self.deeds {
+            match deed.what.as_str() {
+                "lose-tier" => return None,
+                "kill" | "power-cut" | "power-cut-all" | "ended" => deaths.push((deed.time, deed.time)),
+                _ => {}
+            }
+        }
+        Some(deaths)
+    }
+
+    /// When messages were kept back, or nodes were slow.
+    pub fn held(&self) -> &[Span] {
+        &self.held
     }
 
     /// Faults that had an effect, by kind: a process that was running ended, a sync failed, a full disk refused a write.
@@ -339,6 +364,9 @@ impl Nemesis {
         if let Fault::Cut(shape, _) = over.planned.fault {
             self.cuts.extend(over.victims.first().and_then(|centre| window(shape, *centre, over.since, now)));
         }
+        if let Fault::Hold(..) | Fault::SlowDisk(..) | Fault::SlowNetwork(_) = over.planned.fault {
+            self.held.push((nanos(over.since), nanos(now)));
+        }
         if !over.counted && self.refused_writes(&over.victims) > over.refused_before {
             *self.installed.entry(over.planned.fault.kind()).or_default() += 1;
         }
@@ -399,7 +427,6 @@ impl Nemesis {
 
     fn note(&mut self, now: Duration, what: &str, value: Json) {
         self.trace.line("nemesis", format_args!("{what} {value}"));
-        let time = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        self.deeds.push(Deed { time, what: what.to_owned(), value });
+        self.deeds.push(Deed { time: nanos(now), what: what.to_owned(), value });
     }
 }

@@ -147,6 +147,8 @@ pub fn run(seed: u64, options: Options) -> Run {
         cluster: &cluster,
         installed: nemesis.installed(),
         cuts: nemesis.cuts(),
+        deaths: nemesis.deaths(),
+        held: nemesis.held(),
         healed,
         simulated,
         broken,

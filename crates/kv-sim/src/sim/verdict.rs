@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kv_check::judge::{Judgement, Minority, Plan, Property, Ruling};
+use kv_check::deaths::{Span, left_open};
 use kv_check::service::Window;
 use kv_check::{Event, EventType, Json, Process};
 use kv_types::NodeId;
@@ -20,6 +21,8 @@ const MINORITY_REFUSES: &str = "a minority refuses";
 const ENOUGH: u64 = 20;
 /// How long a leader that is cut off may take to notice: two election timeouts.
 const NOTICED_WITHIN_NS: u64 = 1_000_000_000;
+/// From the deadline of a write until its hints are noted.
+const NOTED_WITHIN: Duration = Duration::from_secs(1);
 /// One operation in so many may be left out because too many were open; with more, too little was asked.
 const SHED: u64 = 100;
 
@@ -38,6 +41,10 @@ pub struct Facts<'a> {
     pub installed: &'a BTreeMap<&'static str, u64>,
     /// Cuts that left a majority on one side.
     pub cuts: &'a [Window],
+    /// When nodes died; none if one lost hints that it held.
+    pub deaths: Option<Vec<Span>>,
+    /// When messages were kept back, or nodes were slow.
+    pub held: &'a [Span],
     /// When the faults ended.
     pub healed: Option<Duration>,
     /// How long it all took, in the simulation.
@@ -113,6 +120,7 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         judgement.inspect_err(|error| broken.push(format!("the history is malformed: {error}"))).ok();
     broken.extend(elections(history));
     broken.extend(points(history));
+    broken.extend(hints_lost(history, facts));
     let unscoped = kv_raft::NodeRuntime::unscoped();
     if unscoped > 0 {
         broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
@@ -159,6 +167,20 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         unscoped_draws: unscoped,
         fingerprint: String::new(),
     }
+}
+
+/// Reads were needed for more ring partitions than deaths explain: hints are lost that were noted.
+fn hints_lost(history: &[Event], facts: &Facts<'_>) -> Option<String> {
+    let (needed, deaths) = (facts.report.needed_reads?, facts.deaths.as_ref()?);
+    let operations = kv_check::operation::pair(history).ok()?;
+    let may = |part: &Part| {
+        let lasts_ns = u64::try_from((part.load.deadline + NOTED_WITHIN).as_nanos()).unwrap_or(u64::MAX);
+        left_open(&operations, &part.load.ns, deaths, facts.held, lasts_ns).len() as u64
+    };
+    let may: u64 = facts.parts.iter().filter(|part| !part.plan.strong).map(may).sum();
+    (needed > may).then(|| {
+        format!("{needed} ring partitions needed reads, and {may} keys were being written when nodes died")
+    })
 }
 
 /// The serialization point of a strong answer: term, index, revision of the namespace, and who served it.
