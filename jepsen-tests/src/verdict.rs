@@ -11,7 +11,6 @@ use kv_check::judge::{
 use kv_check::service::{self, Window};
 use kv_check::{Operation, operation};
 use kv_lab::report::{self, Coverage, Report};
-use kv_lab::workload::CONTENDED;
 use kv_types::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +24,6 @@ use crate::{Broke, controls, deaths};
 
 /// How long a leader that is cut off may take to notice: two election timeouts.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
-/// Answers in a row that mean *serves again*.
-const STREAK: usize = 5;
 /// Answered operations below which nothing was shown about a namespace.
 const ENOUGH: u64 = 20;
 /// Part of what was asked of the side of a cut that has a majority, and has to be answered.
@@ -271,11 +268,15 @@ fn measure(
 
     // An available namespace rests until its replicas are equal, so it is measured from where it is used again.
     let from = if strong { marks.healed } else { marks.resumed };
-    let recovered = recovery(operations, ns, &recorded.nodes, from);
-    let asked = operations.iter().filter(|op| op.ns == ns && op.call >= from).count();
+    // That a node knows nothing of a key is no excuse: everything is healed, the replicas are equal, and so every node reaches
+    // the primaries.
+    let mine: Vec<Operation> = operations.iter().filter(|op| op.ns == ns).cloned().collect();
+    let names: Vec<String> = recorded.nodes.iter().map(ToString::to_string).collect();
+    let recovered = service::recovery_everywhere(&mine, names.iter().map(String::as_str), from);
+    let asked = mine.iter().filter(|op| op.call >= from).count();
     quantities.recovery_ns = recovered;
     let ms = recovered.map(milliseconds);
-    let (ruling, why) = match asked < STREAK * recorded.nodes.len() {
+    let (ruling, why) = match asked < service::STREAK * recorded.nodes.len() {
         true => (Ruling::Unknown, String::new()),
         false => match ms {
             Some(ms) if ms <= expect.recovery_ms_max => (Ruling::Valid, String::new()),
@@ -288,7 +289,7 @@ fn measure(
         Some(ms) => {
             format!("every node serves {ms} ms after {since}; at most {} ms{why}", expect.recovery_ms_max)
         }
-        None => format!("some node never gave {STREAK} answers in a row{why}"),
+        None => format!("some node never gave {} answers in a row{why}", service::STREAK),
     };
     judgement.properties.push(property("every node serves again", "answers in a row", asked, ruling, detail));
     if strong {
@@ -346,13 +347,8 @@ fn measure(
             format!("it never came: {}", marks.unequal.get(ns).map_or("nobody knows why", String::as_str))
         }
     };
-    judgement.properties.push(property(
-        "replicas converge",
-        "digests",
-        usize::from(namespace.n),
-        ruling,
-        detail,
-    ));
+    let of_replicas = |name, ruling, detail| property(name, "digests", namespace.n.into(), ruling, detail);
+    judgement.properties.push(of_replicas("replicas converge", ruling, detail));
     let again = marks.equal_again.get(ns).map(|at| milliseconds(at.saturating_sub(marks.stopped)));
     let (ruling, detail) = match again {
         Some(ms) => (
@@ -364,13 +360,7 @@ fn measure(
             (Ruling::Invalid, format!("not after the load had ended: {why}"))
         }
     };
-    judgement.properties.push(property(
-        "replicas converge again",
-        "digests",
-        usize::from(namespace.n),
-        ruling,
-        detail,
-    ));
+    judgement.properties.push(of_replicas("replicas converge again", ruling, detail));
 
     if let Some(least) = namespace.availability_min.or(expect.availability_min) {
         let cuts = availability::cuts(&recorded.faults);
@@ -441,19 +431,6 @@ fn minorities_judged(scenario: &Scenario, faults: &[Done], operations: &[Operati
         windows.iter().filter(asked).count()
     };
     scenario.namespaces.iter().filter(|namespace| namespace.mode == Mode::Strong).map(judged).min()
-}
-
-/// From a moment to the first of some answers in a row, at the node where that took longest; none if it never came somewhere.
-fn recovery(operations: &[Operation], ns: &str, nodes: &[NodeId], from: u64) -> Option<u64> {
-    // Who lost a race was served. That a node knows nothing of a key is no excuse: everything is healed, the replicas are equal,
-    // and so every node reaches the primaries.
-    let fair = |op: &&Operation| op.err.as_deref() != Some(CONTENDED);
-    let at = |node: &NodeId| {
-        let name = node.to_string();
-        let mine = operations.iter().filter(fair).filter(move |op| op.ns == ns && op.node == name);
-        service::recovery(mine, from, STREAK)
-    };
-    nodes.iter().map(at).try_fold(0, |most: u64, one| Some(most.max(one?)))
 }
 
 /// Promises about the nodes themselves.
@@ -882,10 +859,10 @@ mod tests {
                 }
             }
             let operations = operation::pair(&kv_check::history::arrange(events)).unwrap();
-            recovery(&operations, "cart", &[NodeId(1)], 0)
+            service::recovery_everywhere(&operations, ["n1"], 0)
         };
         assert_eq!(told(kv_lab::workload::NO_KNOWLEDGE), None);
-        assert_eq!(told(CONTENDED), Some(5), "who lost a race was served");
+        assert_eq!(told(kv_check::operation::CONTENDED), Some(5), "who lost a race was served");
     }
 
     #[test]

@@ -87,8 +87,8 @@ pub struct Account {
     pub reads: usize,
     /// Reads that missed a mutation acknowledged before they were called. This is the price of answering always.
     pub stale: Vec<StaleRead>,
-    /// Of reads of a key that had been mutated, the final ones not counted: how long before the call the last mutation had been acknowledged,
-    /// and whether the read was fresh. Sorted.
+    /// Of reads of a key that had been mutated, the final ones not counted: how long before the call the last mutation had
+    /// been acknowledged, and whether the read was fresh. Sorted.
     pub ages: Vec<(u64, bool)>,
     /// Reads that showed more than one value.
     pub reads_with_siblings: usize,

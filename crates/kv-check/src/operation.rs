@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The `err` of a cas that was answered "the condition did not hold". It is a response of a working store, not a
 /// failure of it: a strict checker takes it as an observation, and availability counts it as served.
 pub const MISMATCH: &str = "mismatch";
+/// The error of an operation of several steps that lost every race until its time was over. Nothing was applied.
+pub const CONTENDED: &str = "CONTENDED";
 
 /// How an operation ended, as far as its client can ever know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,7 +4,7 @@
 //! Operations belong to the window in which they were called. Meaningful only for an open-loop load, whose requests
 //! come at a fixed rate with a deadline: closed-loop clients stop asking when nobody answers, and hide the outage.
 
-use crate::{Function, Operation, Outcome, receipts};
+use crate::{Function, Operation, Outcome, operation, receipts};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A span of time, and which side of a network partition each node is on during it.
@@ -143,17 +143,31 @@ pub fn longest_gap(moments: &[u64], from: u64, to: u64) -> u64 {
     longest
 }
 
-/// From healing to the answer of the first of `streak` operations in a row (by call, called since healing) that
-/// were all answered; none if that never came. Give it the operations of one namespace at one node or side.
-pub fn recovery<'a>(
-    operations: impl IntoIterator<Item = &'a Operation>,
-    healed: u64,
-    streak: usize,
-) -> Option<u64> {
-    let mut since: Vec<&Operation> = operations.into_iter().filter(|op| op.call >= healed).collect();
+/// Answers in a row that mean *serves again*. Twice as many would be more than the load of a slow scenario leaves room for.
+pub const STREAK: usize = 5;
+
+/// From a moment to the answer of the first of [`STREAK`] operations in a row (by call, called since then) that were all
+/// answered; none if that never came. Give it the operations of one namespace at one node or side. Who lost a race was served,
+/// and is left out.
+pub fn recovery<'a>(operations: impl IntoIterator<Item = &'a Operation>, from: u64) -> Option<u64> {
+    let fair = |op: &&Operation| op.err.as_deref() != Some(operation::CONTENDED);
+    let since = operations.into_iter().filter(|op| op.call >= from).filter(fair);
+    let mut since: Vec<&Operation> = since.collect();
     since.sort_by_key(|op| op.call);
-    let row = since.windows(streak.max(1)).find(|row| row.iter().all(|op| op.answered()))?;
-    row.first()?.ret.map(|ret| ret - healed)
+    let row = since.windows(STREAK).find(|row| row.iter().all(|op| op.answered()))?;
+    row.first()?.ret.map(|ret| ret - from)
+}
+
+/// The same at each of these nodes, and there where it took longest; none if it never came at one of them. Give it the
+/// operations of one namespace.
+pub fn recovery_everywhere<'a>(
+    operations: &[Operation],
+    nodes: impl IntoIterator<Item = &'a str>,
+    from: u64,
+) -> Option<u64> {
+    let at = |node: &str| recovery(operations.iter().filter(|op| op.node == node), from);
+    let times: Option<Vec<u64>> = nodes.into_iter().map(at).collect();
+    times?.into_iter().max()
 }
 
 /// One cell of a timeline: what a namespace at a node answered in one span.
@@ -286,18 +300,40 @@ mod tests {
         assert_eq!(longest_gap(&[5, 12, 99], 10, 50), 38);
     }
 
+    /// Operations at a node, ten nanoseconds apart, that take five: `.` is answered, `c` lost its races, `x` failed.
+    fn told(mut history: History, node: &str, from: u64, how: &str) -> History {
+        for (at, how) in (0..).zip(how.chars()) {
+            let at = from + at * 10..from + at * 10 + 5;
+            history = match how {
+                '.' => history.write(at, "a", &[]),
+                'c' => history.failed_write(at, "a", &[]).err(operation::CONTENDED),
+                _ => history.failed_write(at, "a", &[]),
+            };
+            history = history.at(node);
+        }
+        history
+    }
+
     #[test]
     fn recovery_needs_answers_in_a_row() {
-        let operations = History::new()
-            .write(90..95, "x", &[])
-            .write(110..120, "a", &[])
-            .failed_write(130..131, "b", &[])
-            .write(140..145, "c", &[])
-            .write(150..155, "d", &[])
-            .operations();
-        assert_eq!(recovery(&operations, 100, 1), Some(20));
-        assert_eq!(recovery(&operations, 100, 2), Some(45));
-        assert_eq!(recovery(&operations, 100, 3), None);
+        let time = |from, how| recovery(&told(History::new(), "n1", 100, how).operations(), from);
+        assert_eq!(time(100, "....."), Some(5));
+        assert_eq!(time(90, "....."), Some(15), "from the moment, not from the first operation");
+        assert_eq!(time(101, "....."), None, "one was called before");
+        assert_eq!(time(100, "...x.x....."), Some(65));
+        assert_eq!(time(100, "....x...."), None);
+        assert_eq!(time(100, ".c.c..c."), Some(5), "who lost a race was served");
+        assert_eq!(time(100, "ccccc"), None, "and shows nothing by itself");
+    }
+
+    #[test]
+    fn the_slowest_node_decides_when_all_serve() {
+        let history = told(told(History::new(), "n1", 100, "....."), "n2", 100, "x.....");
+        let operations = history.operations();
+        let time = |nodes: &[&str]| recovery_everywhere(&operations, nodes.iter().copied(), 100);
+        assert_eq!((time(&["n1"]), time(&["n1", "n2"])), (Some(5), Some(15)));
+        assert_eq!(time(&["n1", "n3"]), None, "nobody asked it");
+        assert_eq!(time(&[]), None);
     }
 
     #[test]

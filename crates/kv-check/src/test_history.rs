@@ -150,6 +150,11 @@ impl History {
         self.with(|op| op.node = node.into())
     }
 
+    /// Gives the last operation an error.
+    pub(crate) fn err(self, err: &str) -> History {
+        self.with(|op| op.err = Some(err.into()))
+    }
+
     /// Names the key of the last operation.
     pub(crate) fn key(self, key: &str) -> History {
         self.with(|op| op.key = key.into())

@@ -82,8 +82,8 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
 }
 
 /// Only a replica that keeps a key can know that it is absent: an answer that says so names one that was heard. Judged
-/// where reads that found nothing carry the replies that their receipts name, or the plan demands it, `{"available": {"replies": ["n1", "n4*",
-/// "n2!"]}}`: a fallback is marked with `*`, a replica that was silent with `!`.
+/// where reads that found nothing carry receipts that name replies, `{"available": {"replies": ["n1", "n4*", "n2!"]}}`, or
+/// the plan demands them: a fallback is marked with `*`, a replica that was silent with `!`.
 fn absences(case: &mut Case<'_>) {
     let empty = |op: &&Operation| op.f == Function::Read && op.ok() && op.values_read().is_empty();
     const NAME: &str = "no false absence";

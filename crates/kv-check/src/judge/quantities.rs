@@ -4,7 +4,7 @@ use super::{NamespacePlan, Plan};
 use crate::service::{self, Served};
 use crate::{Function, Operation, Outcome, available, sets};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 /// Quantities of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -65,7 +65,8 @@ pub struct Quantities {
     pub lost_latency_max_ns: u64,
     /// The longest time without any answer, over the whole run.
     pub longest_gap_ns: u64,
-    /// From healing to the first of ten answers in a row, at the node where that took longest.
+    /// From healing, or from when an available namespace that rested was used again, to the first of
+    /// [`service::STREAK`] answers in a row, at the node where that took longest.
     pub recovery_ns: Option<u64>,
     /// From healing until all replicas had equal digests.
     pub convergence_ns: Option<u64>,
@@ -183,24 +184,14 @@ pub(super) fn measure(operations: &[Operation], namespace: &NamespacePlan, plan:
         refused: count(&|op| op.outcome == Outcome::Fail && !op.answered()),
         unknown: count(&|op| op.outcome == Outcome::Info),
         longest_gap_ns: service::longest_gap(&answers, first, last),
-        recovery_ns: plan.healed.and_then(|healed| slowest_recovery(operations, healed)),
+        recovery_ns: plan.healed.and_then(|healed| {
+            let since = operations.iter().filter(|op| op.call >= healed);
+            let nodes: BTreeSet<&str> = since.map(|op| op.node.as_str()).collect();
+            service::recovery_everywhere(operations, nodes, healed)
+        }),
         served: shares.into_iter().map(Share::from).collect(),
         ..Quantities::default()
     }
-}
-
-/// Answers in a row that prove that a node serves again.
-const STREAK: usize = 10;
-
-/// None unless every node that was asked since healing recovered.
-fn slowest_recovery(operations: &[Operation], healed: u64) -> Option<u64> {
-    let mut nodes: BTreeMap<&str, Vec<&Operation>> = BTreeMap::new();
-    for op in operations.iter().filter(|op| op.call >= healed) {
-        nodes.entry(&op.node).or_default().push(op);
-    }
-    let times: Option<Vec<u64>> =
-        nodes.into_values().map(|operations| service::recovery(operations, healed, STREAK)).collect();
-    times?.into_iter().max()
 }
 
 impl From<Served> for Share {

@@ -109,7 +109,7 @@ pub struct StrongReceipt {
     pub linearizable: serde_json::Value,
     /// From the cut to the first write acknowledged by the majority's side.
     pub recovery_ms: Option<u64>,
-    /// From the healing to the first of three answers in a row to clients of the minority.
+    /// From the healing to the first of [`service::STREAK`] answers in a row to clients of the minority.
     pub minority_recovery_ms: Option<u64>,
 }
 
@@ -327,7 +327,7 @@ fn judge_strong(
         false_absent: bank.iter().filter(|read| is_false_absence(read, bank)).count() as u64,
         linearizable,
         recovery_ms: first_write.map(|moment| milliseconds(moment - marks.cut)),
-        minority_recovery_ms: service::recovery(on(MINORITY), marks.healed, 3).map(milliseconds),
+        minority_recovery_ms: service::recovery(on(MINORITY), marks.healed).map(milliseconds),
     };
     docket.properties(checked, BANK);
     docket.promise(receipt.stale_reads == 0, format!("{BANK}: {} stale reads", receipt.stale_reads));

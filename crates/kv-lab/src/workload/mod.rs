@@ -21,10 +21,10 @@ pub use keys::{KeyLimits, Keys};
 pub use recorder::{Call, Ending, Recorder, Sample};
 pub use strong::StrongClient;
 
+pub use kv_check::operation::CONTENDED;
+
 /// The `err` of a read that was answered truthfully by nodes that keep no copy: it says nothing about the key.
 pub const NO_KNOWLEDGE: &str = "NO_KNOWLEDGE";
-/// The `err` of an operation of several steps that lost every race until its time was over. Nothing was applied.
-pub const CONTENDED: &str = "CONTENDED";
 /// What was tried when options make no sense.
 const NO_CLIENT: &str = "cannot make a client";
 
