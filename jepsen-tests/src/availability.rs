@@ -42,8 +42,8 @@ pub fn cuts(faults: &[Done]) -> Vec<(u64, u64)> {
     faults.iter().filter(cut).map(|done| (done.from, done.until)).collect()
 }
 
-/// How each node answered the operations on a namespace that were called while something was cut, the worst first, who was not asked last. Those
-/// during which it was down or stood still do not count, and a node without any others is left out.
+/// How each node answered the operations on a namespace that were called while something was cut, the worst first, who was not
+/// asked last. Those during which it was down or stood still do not count, and a node without any others is left out.
 pub fn by_node(
     ns: &str,
     operations: &[Operation],
@@ -89,8 +89,9 @@ pub struct Owed {
     pub nodes: Vec<String>,
 }
 
-/// When sides with a majority have to serve: during cuts that were proven and had such a side, while no other fault was in force,
-/// from when a leader must be there to where an operation can still end before the cut does. Spans that are too short are left out.
+/// When sides with a majority have to serve: during cuts that were proven and had such a side, while no other fault was in
+/// force, from when a leader must be there to where an operation can still end before the cut does. Spans that are too short
+/// are left out.
 pub fn owed(faults: &[Done], deadline: Duration) -> Vec<Owed> {
     let ns = |span: Duration| span.as_nanos() as u64;
     let mut all = Vec::new();

@@ -1,7 +1,8 @@
 //! Scenarios against real nodes: cut anything, record everything, believe nothing unproven.
 //!
 //! [`scenario`] reads what is to happen, [`plan`] decides purely when and to whom, [`nemesis`] does it and keeps the proof,
-//! [`run`] plays the phases, [`coverage`], [`availability`] and [`verdict`] say what it means, [`controls`] whether the alarms ring, [`files`] write it down. [`soak`] runs many.
+//! [`run`] plays the phases, [`coverage`], [`availability`], [`deaths`] and [`verdict`] say what it means, [`controls`] whether
+//! the alarms ring, [`files`] write it down. [`soak`] runs many.
 
 pub mod availability;
 pub mod check;

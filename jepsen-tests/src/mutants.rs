@@ -110,6 +110,12 @@ pub fn traps() -> Vec<Trap> {
             LINEARIZABLE,
         ),
         trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[1]), LINEARIZABLE),
+        trap(
+            "snapshot-drops-values",
+            "a snapshot carries all that was applied",
+            Simulation(&[1]),
+            &["replicas equal in the end of "],
+        ),
         trap("resend-applied-again", "a request is applied once", Simulation(&[14]), LINEARIZABLE),
         trap("stale-cas", "a swap takes the present revision only", Simulation(&[0]), LINEARIZABLE),
         trap("revision-reused", "a revision is used once", Simulation(&[0]), LINEARIZABLE),

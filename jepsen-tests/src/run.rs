@@ -1,6 +1,6 @@
 //! One run: warm-up, faults, heal all, converge, every node serves, the load ends, converge again, final reads from every node,
-//! stop. Load continues until it ends, except that available namespaces rest while their replicas become equal: reads repair what they find and writes
-//! make new differences, so under load convergence could not be told from luck.
+//! stop. Load continues until it ends, except that available namespaces rest while their replicas become equal: reads repair
+//! what they find and writes make new differences, so under load convergence could not be told from luck.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -190,12 +190,14 @@ fn swarm(dice: &mut fastrand::Rng) -> Vec<String> {
         "bridge",
         "one-way",
         "isolate",
+        "shatter",
     ];
     let roles = ["leader", "follower", "coordinator", "hint-holder", "random"];
-    let kinds: [(&str, &str); 11] = [
+    let kinds: [(&str, &str); 12] = [
         ("partition", "shape"),
         ("flapping", "shape"),
         ("delay", ""),
+        ("slow", "role"),
         ("reset", "role"),
         ("kill", "role"),
         ("pause", "role"),
@@ -232,6 +234,7 @@ fn swarm(dice: &mut fastrand::Rng) -> Vec<String> {
                 fault += &format!("by = \"{}{}s\"\n", if dice.bool() { "-" } else { "" }, dice.u64(1..4_000))
             }
             "clock-drift" => fault += &format!("rate = {:.2}\n", 0.5 + 1.5 * dice.f64()),
+            "slow" => fault += &format!("bytes = {}\n", dice.u64(20..100) * 1_000),
             "delay" => fault += &format!("ms = {}\njitter_ms = {}\n", dice.u64(5..120), dice.u64(0..60)),
             _ => {}
         }

@@ -53,6 +53,9 @@ pub(crate) fn write(files: &Snapshots, mark: &SnapshotMeta, mut cut: Cut) -> Res
             if kv_types::mutant!(DedupLostInSnapshot) && table == Table::Sessions.id() {
                 continue;
             }
+            if kv_types::mutant!(SnapshotDropsValues) && table == Table::Data.id() && key.ends_with(b"0") {
+                continue;
+            }
             block.push(table.get(), &key, &value);
             if block.is_full() {
                 file.write(&block.take())?;

@@ -71,6 +71,16 @@ fn random_id() -> u128 {
     (half() << 64) | half()
 }
 
+/// The mark of its tier in a log.
+fn tier_of(log: &recover::Log) -> Result<Option<TierMark>, StorageError> {
+    let Some(bytes) = log.small.get(small_key::TIER) else { return Ok(None) };
+    let mark = decode_mark(bytes).ok_or_else(|| StorageError::CorruptFile {
+        file: "the log's small state".into(),
+        what: "the mark of the tier has a format that this release does not know".into(),
+    })?;
+    Ok(Some(mark))
+}
+
 struct OpenedTier {
     tier: Arc<dyn Tier>,
     mark: TierMark,
@@ -146,21 +156,23 @@ impl Storage {
                 expected: expected.to_string(),
             });
         }
-        let log = recover::scan(&*disk, &wal_dir)?;
-        let known = match log.small.get(small_key::TIER) {
-            Some(bytes) => Some(decode_mark(bytes).ok_or_else(|| StorageError::CorruptFile {
-                file: "the log's small state".into(),
-                what: "the mark of the tier has a format that this release does not know".into(),
-            })?),
-            None => None,
-        };
+        let mut log = recover::scan(&*disk, &wal_dir)?;
+        let known = tier_of(&log)?;
         if log.segments.is_empty() && identity::read(&*disk, &dir)?.is_some() {
             // The name is written after the first segment.
             let what = "the log is missing, but the directory has an owner".to_string();
             return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
         }
-        // The tier's lock also keeps a second process away from the log: nothing was changed before this line.
+        // The tier's lock also keeps a second process away from the log: nothing was changed before this line. One that had the
+        // lock until now may have written what was not read.
         let opened = open_tier(&*tiers, &*disk, &dir, known)?;
+        if log.has_moved(&*disk, &wal_dir)? {
+            log = recover::scan(&*disk, &wal_dir)?;
+            if tier_of(&log)?.map(|mark| mark.id) != known.map(|mark| mark.id) {
+                let what = "another process has changed the tier meanwhile".to_string();
+                return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
+            }
+        }
         if opened.mark.drained > log.last_seq {
             let (segment, found) = log.segments.last_key_value().map_or((0, 0), |(id, s)| (*id, s.end));
             let what = format!(

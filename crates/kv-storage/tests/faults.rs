@@ -560,3 +560,59 @@ fn a_log_that_was_begun_twice_survives_a_power_cut() {
         open().unwrap_or_else(|error| panic!("seed {seed}, after {after} syncs: {error}"));
     }
 }
+
+/// The tier's lock, which somebody else holds until he has written once more.
+#[derive(Debug)]
+struct HeldUntil {
+    tiers: kv_storage::tier::MemTiers,
+    holder: std::sync::Mutex<Option<Storage>>,
+    bytes: usize,
+}
+
+impl kv_storage::tier::TierSource for HeldUntil {
+    fn open(
+        &self,
+        dir: &std::path::Path,
+    ) -> Result<Arc<dyn kv_storage::tier::Tier>, kv_storage::tier::TierError> {
+        if let Some(holder) = self.holder.lock().unwrap().take() {
+            let mut left = self.bytes;
+            while left > 0 {
+                let bytes = left.min(3_000);
+                holder.commit(put("late", bytes)).unwrap();
+                while holder.pump() {}
+                left -= bytes;
+            }
+            holder.halt();
+        }
+        self.tiers.open(dir)
+    }
+    fn set_aside(&self, dir: &std::path::Path) -> Result<(), kv_storage::tier::TierError> {
+        self.tiers.set_aside(dir)
+    }
+}
+
+/// A process that is started while the one before it still writes has read an end of the log that is none any more.
+#[test]
+fn what_was_written_until_the_lock_was_given_up_is_kept() {
+    use kv_storage::{StorageOptions, disk::MemDisk, tier::MemTiers};
+    // Into the same segment, and over the ends of several.
+    for bytes in [0, 100, 3_000, 1 << 20] {
+        let (disk, tiers) = (MemDisk::new(1), MemTiers::new());
+        let options = StorageOptions { drive: Drive::Manual, ..StorageOptions::small("/data") };
+        let open = |held| Storage::open(options.clone(), Arc::new(disk.clone()), held);
+        let (first, _) = open(Arc::new(tiers.clone())).unwrap();
+        first.commit(put("early", 100)).unwrap();
+        while first.pump() {}
+        let holder = std::sync::Mutex::new(Some(first));
+        let (second, _) = open(Arc::new(HeldUntil { tiers: tiers.clone(), holder, bytes })).unwrap();
+        second.commit(put("own", 100)).unwrap();
+        while second.pump() {}
+        second.halt();
+        disk.crash();
+        tiers.crash();
+        let (last, _) = open(Arc::new(tiers.clone())).unwrap();
+        for (key, there) in [("early", true), ("late", bytes > 0), ("own", true)] {
+            assert_eq!(last.get(T, key.as_bytes()).unwrap().is_some(), there, "{bytes} bytes, {key}");
+        }
+    }
+}

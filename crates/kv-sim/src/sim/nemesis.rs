@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kv_check::judge::HEALED;
 use kv_check::deaths::Span;
+use kv_check::judge::HEALED;
 use kv_check::service::Window;
 use kv_types::NodeId;
 use serde_json::{Value as Json, json};

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kv_check::judge::{Judgement, Minority, Plan, Property, Ruling};
 use kv_check::deaths::{Span, left_open};
+use kv_check::judge::{Judgement, Minority, Plan, Property, Ruling};
 use kv_check::service::Window;
 use kv_check::{Event, EventType, Json, Process};
 use kv_types::NodeId;
