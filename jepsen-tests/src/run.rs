@@ -116,10 +116,10 @@ pub struct Marks {
     /// Why replicas were not equal when they were looked at last, by available namespace.
     #[serde(default)]
     pub unequal: BTreeMap<String, String>,
-    /// Where hints left ring partitions that differ, after a run in which a node died: when the reading of every key began, and how
-    /// many ring partitions needed it; by available namespace.
+    /// Where hints left ring partitions that differ, after a run in which a node died: when the reading of every key began, and
+    /// the keys of each of these ring partitions; by available namespace.
     #[serde(default)]
-    pub reads: BTreeMap<String, (u64, u64)>,
+    pub reads: BTreeMap<String, (u64, Vec<Vec<String>>)>,
     /// Available namespaces are used again.
     pub resumed: u64,
     /// The load has ended.
@@ -143,8 +143,8 @@ impl Marks {
     fn rested(&mut self, recorder: &Recorder, found: BTreeMap<String, Convergence>) {
         for (ns, convergence) in found {
             self.converged.insert(ns.clone(), convergence.at.map(|at| recorder.at(at)));
-            if let Some((at, partitions)) = convergence.reads {
-                self.reads.insert(ns.clone(), (recorder.at(at), partitions));
+            if let Some(needed) = convergence.reads {
+                self.reads.insert(ns.clone(), (recorder.at(needed.at), needed.partitions));
             }
             self.unequal.extend(convergence.unequal.map(|why| (ns, why)));
         }

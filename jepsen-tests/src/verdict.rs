@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use kv_check::deaths::left_open;
 use kv_check::judge::{
     self, Expectation, Judgement, Minority, NamespacePlan, Plan, Property, Quantities, Ruling,
 };
@@ -321,30 +322,44 @@ fn measure(
     quantities.convergence_ns = converged;
     let ms = converged.map(milliseconds);
     let deadlines = scenario.workloads.iter().filter(|load| load.namespace == ns).map(|load| load.deadline);
-    let deadline = deadlines.max().unwrap_or_default();
-    let may = deaths::may_need_reads(ns, operations, &recorded.faults, deadline);
-    let too_many = reads.is_some_and(|(_, partitions)| may.is_some_and(|may| *partitions > may as u64));
-    let (ruling, why) = match ms {
-        // Hints are lost that were noted.
-        Some(_) if too_many => (Ruling::Invalid, String::new()),
-        Some(_) => within(ms, expect.convergence_ms_max),
-        None => (Ruling::Invalid, String::new()), // thirty seconds are enough for any machine
+    let deadline_ns = deadlines.max().map_or(0, |deadline| deadline.as_nanos() as u64);
+    // When a node died that no fault killed nobody noted.
+    let disturbances = deaths::disturbances(&recorded.faults).filter(|_| recorded.broken.is_empty());
+    let open = disturbances.map(|disturbances| left_open(&mine, &disturbances, deadline_ns));
+    let unexplained = match (reads, &open) {
+        (Some((_, partitions)), Some(open)) => kv_check::deaths::unexplained(partitions, open),
+        _ => Vec::new(),
     };
-    let may = may.map_or("for a node lost its disk".to_owned(), |may| {
-        format!("at most {may}, as many keys were being written when one died")
-    });
+    let (ruling, why) = match ms {
+        None => (Ruling::Invalid, String::new()), // thirty seconds are enough for any machine
+        // Hints are gone that were noted, or the machine stood still while they were to be.
+        Some(_) if !unexplained.is_empty() => too_late(marks.faults, marks.healed),
+        Some(_) => within(ms, expect.convergence_ms_max),
+    };
+    let most = expect.convergence_ms_max;
     let detail = match (ms, reads) {
-        (Some(ms), None) => format!(
-            "converged by hints: all replicas equal, no hints left, {ms} ms after healing; at most {} ms{why}",
-            expect.convergence_ms_max
-        ),
-        (Some(ms), Some((_, partitions))) => format!(
-            "converged by reads: a node died, and hints left {partitions} ring partitions that differed ({may}); all replicas \
-             equal {ms} ms after the reading of every key began; at most {} ms{why}",
-            expect.convergence_ms_max
-        ),
         (None, _) => {
             format!("it never came: {}", marks.unequal.get(ns).map_or("nobody knows why", String::as_str))
+        }
+        (Some(ms), None) => format!(
+            "converged by hints: all replicas equal, no hints left, {ms} ms after healing; at most {most} ms{why}"
+        ),
+        (Some(ms), Some((_, partitions))) => {
+            let explained = match (&open, unexplained.first()) {
+                (None, _) => "for a node lost its disk or ended by itself".to_owned(),
+                (Some(open), None) => {
+                    format!("each with one of the {} keys that were being written when one died", open.len())
+                }
+                (Some(_), Some(keys)) => format!(
+                    "{} of them although nothing was being written there when one died, such as that of {keys:?}",
+                    unexplained.len()
+                ),
+            };
+            format!(
+                "converged by reads: a node died, and hints left {} ring partitions that differed, {explained}; all replicas \
+                 equal {ms} ms after the reading of every key began; at most {most} ms{why}",
+                partitions.len()
+            )
         }
     };
     let of_replicas = |name, ruling, detail| property(name, "digests", namespace.n.into(), ruling, detail);

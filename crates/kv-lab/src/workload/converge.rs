@@ -3,7 +3,7 @@
 //!
 //! What the looks found goes into the history ([`DIGESTS`]), so that whoever judges it later need not believe the harness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
@@ -81,8 +81,17 @@ pub struct Convergence {
     pub at: Option<Instant>,
     /// What was in the way when it was looked at last, if it never came.
     pub unequal: Option<String>,
-    /// Where hints left ring partitions that differ: when every key was read once, and how many ring partitions needed it.
-    pub reads: Option<(Instant, u64)>,
+    /// Where hints left ring partitions that differ.
+    pub reads: Option<Needed>,
+}
+
+/// Reads that were needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needed {
+    /// When the reading of every key began.
+    pub at: Instant,
+    /// The keys of each ring partition that differed, as far as clients used them.
+    pub partitions: Vec<Vec<String>>,
 }
 
 /// What keeps replicas from being equal.
@@ -92,10 +101,10 @@ pub enum Difference {
     None,
     /// Something is under way, in words.
     Waiting(String),
-    /// Nothing is, and still so many ring partitions differ.
+    /// Nothing is, and still ring partitions differ.
     Digests {
-        /// So many.
-        partitions: u64,
+        /// Which.
+        partitions: BTreeSet<u32>,
         /// One of them, in words.
         why: String,
     },
@@ -161,17 +170,15 @@ impl Look {
         if replicas.values().any(|digests| digests.len() != self.copies) {
             return Waiting("not all replicas say what they keep".into());
         }
-        let mut different = replicas.iter().filter(|(_, digests)| !equal(digests));
-        let Some((partition, digests)) = different.next() else { return Difference::None };
-        let partitions = 1 + different.count() as u64;
+        let different = replicas.iter().filter(|(_, digests)| !equal(digests));
+        let partitions: BTreeSet<u32> = different.clone().map(|(partition, _)| *partition).collect();
+        let Some((partition, digests)) = different.into_iter().next() else { return Difference::None };
         let said = in_words(digests);
-        Difference::Digests {
-            partitions,
-            why: match self.newest() {
-                Some(applied) => format!("replicas that applied {applied} differ: {said}"),
-                None => format!("{partitions} ring partitions differ, such as {partition}: {said}"),
-            },
-        }
+        let why = match self.newest() {
+            Some(applied) => format!("replicas that applied {applied} differ: {said}"),
+            None => format!("{} ring partitions differ, such as {partition}: {said}", partitions.len()),
+        };
+        Difference::Digests { partitions, why }
     }
 
     /// The value of an event [`DIGESTS`]: one entry for each node. They are equal if and only if every node says what it keeps,
@@ -300,11 +307,11 @@ pub async fn converge(
                         && convergence.reads.is_none()
                         && since.elapsed() > patience.hints_end;
                     if reads {
-                        convergence.reads = Some((Instant::now(), partitions));
-                        if let Some(key) = read_once(asked, ns, patience).await {
-                            let why = format!("{key} cannot be read from all its replicas");
-                            convergence.unequal = Some(why);
-                        }
+                        let (partitions, unplaced) = keys_of(asked, ns, &partitions, patience).await;
+                        convergence.reads = Some(Needed { at: Instant::now(), partitions });
+                        let unread = read_once(asked, ns, patience).await;
+                        let why = |key| format!("{key} cannot be read from all its replicas");
+                        convergence.unequal = unplaced.or(unread.map(why)).or(convergence.unequal.take());
                         give_up = Instant::now() + patience.converges_within;
                         last = false;
                         continue;
@@ -354,6 +361,32 @@ fn why_busy(said: &[(NodeId, Option<NodeStatus>)], strong_rests: bool) -> Option
         }
     }
     None
+}
+
+/// The keys that clients used in each of these ring partitions; and one of which nobody says where it lives.
+async fn keys_of(
+    asked: Asked<'_>,
+    ns: &str,
+    partitions: &BTreeSet<u32>,
+    patience: Patience,
+) -> (Vec<Vec<String>>, Option<String>) {
+    let mut keys: BTreeMap<u32, Vec<String>> = partitions.iter().map(|id| (*id, Vec::new())).collect();
+    let give_up = Instant::now() + patience.reads_within;
+    for driving in asked.driven.iter().filter(|driving| driving.load().ns == ns) {
+        for key in driving.keys().used() {
+            for client in asked.clients.values().cycle() {
+                if let Ok(owners) = client.admin().ring_owners(ns, &key).await {
+                    keys.entry(owners.partition).and_modify(|keys| keys.push(key));
+                    break;
+                }
+                if Instant::now() > give_up {
+                    return (keys.into_values().collect(), Some(format!("nobody says where {key} lives")));
+                }
+                tokio::time::sleep(patience.poll).await;
+            }
+        }
+    }
+    (keys.into_values().collect(), None)
 }
 
 /// Reads every key of a namespace once from all its replicas, by whichever node answers. Returns one that could not be read.
@@ -431,7 +464,8 @@ mod tests {
         assert_eq!(ruling(&alike.value()), Ruling::Valid, "{}", alike.value());
         let other =
             look(2, &[says(0, &[(0, 7), (1, 8)]), says(0, &[(1, 8), (2, 9)]), says(0, &[(0, 7), (2, 5)])]);
-        let Difference::Digests { partitions: 1, why } = other.difference() else { panic!("{other:?}") };
+        let Difference::Digests { partitions, why } = other.difference() else { panic!("{other:?}") };
+        assert_eq!(partitions, BTreeSet::from([2]));
         assert_eq!(why, "1 ring partitions differ, such as 2: n2 0000000000000009, n3 0000000000000005");
         assert_eq!(ruling(&other.value()), Ruling::Invalid);
         assert_eq!(other.value()["ring partition 2"], "n2 0000000000000009, n3 0000000000000005");
@@ -467,7 +501,7 @@ mod tests {
         let alike = look(3, &[at(5, 7), at(5, 7), at(5, 7)]);
         assert_eq!((alike.difference(), ruling(&alike.value())), (Difference::None, Ruling::Valid));
         let diverged = look(3, &[at(5, 7), at(5, 8), at(5, 7)]);
-        assert!(matches!(diverged.difference(), Difference::Digests { partitions: 1, .. }));
+        assert!(matches!(diverged.difference(), Difference::Digests { .. }));
         assert_eq!(ruling(&diverged.value()), Ruling::Invalid);
         // Who is behind cannot be compared; those that are not are.
         let behind = look(3, &[at(5, 7), at(4, 6), at(5, 7)]);

@@ -52,8 +52,11 @@ pub struct Part {
     pub plan: NamespacePlan,
 }
 
+/// So many keys that most of them are at rest whenever a node dies: what it had noted of them must reach the others.
+const MANY_KEYS: usize = 40;
+
 /// The namespaces of a seed: always a register and siblings, and one or two more kinds, often one whose quorums must meet.
-pub fn parts(dice: &mut fastrand::Rng) -> Result<Vec<Part>, kv_types::Failure> {
+pub fn parts(dice: &mut fastrand::Rng, many_keys: bool) -> Result<Vec<Part>, kv_types::Failure> {
     let strong_more = *dice.choice(&[Kind::Set, Kind::Counter, Kind::Append]).unwrap_or(&Kind::Set);
     let replication = |n, r, w, sloppy| Replication { n, r, w, sloppy };
     let usual = replication(3, 2, 2, true);
@@ -67,7 +70,11 @@ pub fn parts(dice: &mut fastrand::Rng) -> Result<Vec<Part>, kv_types::Failure> {
     if dice.u8(0..4) > 0 {
         let (replication, kind) =
             (*dice.choice(&other).unwrap_or(&usual), if dice.bool() { Kind::Blind } else { Kind::Siblings });
-        parts.push(part("free", Some(replication), kind, dice)?);
+        let mut free = part("free", Some(replication), kind, dice)?;
+        if many_keys {
+            free.load.keys = MANY_KEYS;
+        }
+        parts.push(free);
     }
     Ok(parts)
 }
@@ -137,8 +144,8 @@ pub struct Report {
     /// A node died, or lost its disk, while it may have coordinated a write: what it did not come to note nobody notes, and
     /// until there is anti-entropy only a read finds it.
     pub a_node_died: bool,
-    /// Every key was read once, for hints had left ring partitions that differ: how many.
-    pub needed_reads: Option<u64>,
+    /// Every key was read once, for hints had left ring partitions that differ: the keys of each of them, by namespace.
+    pub needed_reads: BTreeMap<String, Vec<Vec<String>>>,
     /// Operations that were not begun because too many were open.
     pub shed: u64,
     /// The history.
@@ -166,7 +173,7 @@ impl Clients {
             settled: None,
             converged_after: None,
             a_node_died: false,
-            needed_reads: None,
+            needed_reads: BTreeMap::new(),
             shed: 0,
             recorder: None,
         };
@@ -336,10 +343,9 @@ impl Clients {
                 ));
                 continue;
             };
-            let since = convergence.reads.map_or(began, |(moment, partitions)| {
-                let mut report = self.report();
-                report.needed_reads = Some(report.needed_reads.unwrap_or(0) + partitions);
-                moment
+            let since = convergence.reads.map_or(began, |needed| {
+                self.report().needed_reads.insert(ns.clone(), needed.partitions);
+                needed.at
             });
             let after = at.saturating_duration_since(since);
             self.trace.line("clients", format_args!("{ns} converged after {after:?}"));

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kv_check::deaths::Span;
+use kv_check::deaths::Disturbances;
 use kv_check::judge::HEALED;
 use kv_check::service::Window;
 use kv_types::NodeId;
@@ -82,6 +82,11 @@ fn nanos(moment: Duration) -> u64 {
     u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Faults that end a life and keep the node down.
+fn kills(fault: Fault) -> bool {
+    matches!(fault, Fault::Kill(_) | Fault::PowerCut(_) | Fault::PowerCutAll | Fault::LoseTier(_))
+}
+
 /// Faults of a disk that a node answers by stopping.
 fn stops(fault: Fault) -> bool {
     matches!(fault, Fault::FullDisk(..) | Fault::FailingSync(..) | Fault::PowerCutAtSync(..))
@@ -102,8 +107,12 @@ pub struct Nemesis {
     installed: BTreeMap<&'static str, u64>,
     /// Cuts with two sides that are over.
     cuts: Vec<Window>,
-    /// When messages were kept back, or nodes were slow.
-    held: Vec<Span>,
+    /// When nodes died, and what made writes last longer than their deadline.
+    disturbances: Disturbances,
+    /// Since when links keep messages back.
+    held_since: BTreeMap<(NodeId, NodeId), Duration>,
+    /// A lower tier is gone, and with it the hints in it.
+    tier_lost: bool,
     broken: Vec<String>,
     trace: Trace,
 }
@@ -123,7 +132,9 @@ impl Nemesis {
             deeds: Vec::new(),
             installed: BTreeMap::new(),
             cuts: Vec::new(),
-            held: Vec::new(),
+            disturbances: Disturbances::default(),
+            held_since: BTreeMap::new(),
+            tier_lost: false,
             broken: Vec::new(),
             trace,
         }
@@ -145,22 +156,9 @@ impl Nemesis {
         &self.cuts
     }
 
-    /// When nodes died; none if one lost hints that it held.
-    pub fn deaths(&self) -> Option<Vec<Span>> {
-        let mut deaths = Vec::new();
-        for deed in &self.deeds {
-            match deed.what.as_str() {
-                "lose-tier" => return None,
-                "kill" | "power-cut" | "power-cut-all" | "ended" => deaths.push((deed.time, deed.time)),
-                _ => {}
-            }
-        }
-        Some(deaths)
-    }
-
-    /// When messages were kept back, or nodes were slow.
-    pub fn held(&self) -> &[Span] {
-        &self.held
+    /// When nodes died, and what made writes last longer than their deadline; none if one lost hints that it held.
+    pub fn disturbances(&self) -> Option<&Disturbances> {
+        (!self.tier_lost).then_some(&self.disturbances)
     }
 
     /// Faults that had an effect, by kind: a process that was running ended, a sync failed, a full disk refused a write.
@@ -262,6 +260,7 @@ impl Nemesis {
                         machine.killed();
                     }
                     self.note(now, "ended", json!([node.to_string(), why]));
+                    self.disturbances.deaths.push((nanos(now), nanos(now)));
                     machine.set_state(State::Down);
                     self.restarts.insert(node, now + RESTART_AFTER);
                 }
@@ -270,13 +269,7 @@ impl Nemesis {
     }
 
     fn kept_down(&self, node: NodeId) -> bool {
-        self.active.iter().any(|active| {
-            active.victims.contains(&node)
-                && matches!(
-                    active.planned.fault,
-                    Fault::Kill(_) | Fault::PowerCut(_) | Fault::PowerCutAll | Fault::LoseTier(_)
-                )
-        })
+        self.active.iter().any(|active| active.victims.contains(&node) && kills(active.planned.fault))
     }
 
     fn strike(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration, planned: Planned, roles: Roles) {
@@ -306,7 +299,11 @@ impl Nemesis {
         for machine in
             victims.iter().filter_map(|node| self.cluster.machine(*node)).cloned().collect::<Vec<_>>()
         {
-            counted |= self.strike_machine(sim, &machine, planned.fault);
+            let struck = self.strike_machine(sim, &machine, planned.fault);
+            counted |= struck;
+            if struck && kills(planned.fault) {
+                self.disturbances.deaths.push((nanos(now), nanos(now)));
+            }
         }
         *self.installed.entry(planned.fault.kind()).or_default() += u64::from(counted);
         if let Fault::SlowNetwork(ms) = planned.fault {
@@ -315,8 +312,9 @@ impl Nemesis {
         if stops(planned.fault) {
             self.struck.extend(&victims);
         }
+        self.tier_lost |= matches!(planned.fault, Fault::LoseTier(_));
         self.active.push(Active { planned, victims, links, since: now, counted, refused_before });
-        self.apply_links(sim);
+        self.apply_links(sim, now);
     }
 
     /// Strikes a node. Whether that had an effect at once; of a disk that is to fail or fill up it shows later.
@@ -364,8 +362,12 @@ impl Nemesis {
         if let Fault::Cut(shape, _) = over.planned.fault {
             self.cuts.extend(over.victims.first().and_then(|centre| window(shape, *centre, over.since, now)));
         }
-        if let Fault::Hold(..) | Fault::SlowDisk(..) | Fault::SlowNetwork(_) = over.planned.fault {
-            self.held.push((nanos(over.since), nanos(now)));
+        let lasted = (nanos(over.since), nanos(now));
+        match over.planned.fault {
+            Fault::SlowDisk(..) => self.disturbances.slowed.push(lasted),
+            // While it takes nothing more it takes no note either, and its node may live on.
+            Fault::FullDisk(..) => self.disturbances.deaths.push(lasted),
+            _ => {}
         }
         if !over.counted && self.refused_writes(&over.victims) > over.refused_before {
             *self.installed.entry(over.planned.fault.kind()).or_default() += 1;
@@ -384,11 +386,11 @@ impl Nemesis {
         if let Fault::SlowNetwork(_) = over.planned.fault {
             sim.set_max_message_latency(LATENCY.1);
         }
-        self.apply_links(sim);
+        self.apply_links(sim, now);
     }
 
     /// Brings the links of the simulation to what the active faults ask for together.
-    fn apply_links(&mut self, sim: &mut turmoil::Sim<'_>) {
+    fn apply_links(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
         let mut wanted: BTreeMap<(NodeId, NodeId), Link> = BTreeMap::new();
         for active in &self.active {
             for (from, to) in &active.links {
@@ -407,6 +409,14 @@ impl Nemesis {
             let old = self.links.insert((a, b), new).unwrap_or_default();
             if old == new {
                 continue;
+            }
+            if old.held
+                && let Some(since) = self.held_since.remove(&(a, b))
+            {
+                self.disturbances.held.push((nanos(since), nanos(now)));
+            }
+            if new.held {
+                self.held_since.insert((a, b), now);
             }
             let (a, b) = (a.to_string(), b.to_string());
             if old.held {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kv_check::deaths::{Span, left_open};
+use kv_check::deaths::{Disturbances, left_open, unexplained};
 use kv_check::judge::{Judgement, Minority, Plan, Property, Ruling};
 use kv_check::service::Window;
 use kv_check::{Event, EventType, Json, Process};
@@ -21,8 +21,6 @@ const MINORITY_REFUSES: &str = "a minority refuses";
 const ENOUGH: u64 = 20;
 /// How long a leader that is cut off may take to notice: two election timeouts.
 const NOTICED_WITHIN_NS: u64 = 1_000_000_000;
-/// From the deadline of a write until its hints are noted.
-const NOTED_WITHIN: Duration = Duration::from_secs(1);
 /// One operation in so many may be left out because too many were open; with more, too little was asked.
 const SHED: u64 = 100;
 
@@ -41,10 +39,8 @@ pub struct Facts<'a> {
     pub installed: &'a BTreeMap<&'static str, u64>,
     /// Cuts that left a majority on one side.
     pub cuts: &'a [Window],
-    /// When nodes died; none if one lost hints that it held.
-    pub deaths: Option<Vec<Span>>,
-    /// When messages were kept back, or nodes were slow.
-    pub held: &'a [Span],
+    /// When nodes died, and what made writes last longer than their deadline; none if hints may be lost or refused.
+    pub disturbances: Option<&'a Disturbances>,
     /// When the faults ended.
     pub healed: Option<Duration>,
     /// How long it all took, in the simulation.
@@ -162,25 +158,32 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         converged_by: facts
             .report
             .converged_after
-            .map(|_| if facts.report.needed_reads.is_some() { "reads" } else { "hints" }.to_owned()),
-        needed_reads: facts.report.needed_reads.unwrap_or_default(),
+            .map(|_| if facts.report.needed_reads.is_empty() { "hints" } else { "reads" }.to_owned()),
+        needed_reads: facts.report.needed_reads.values().map(|partitions| partitions.len() as u64).sum(),
         unscoped_draws: unscoped,
         fingerprint: String::new(),
     }
 }
 
-/// Reads were needed for more ring partitions than deaths explain: hints are lost that were noted.
-fn hints_lost(history: &[Event], facts: &Facts<'_>) -> Option<String> {
-    let (needed, deaths) = (facts.report.needed_reads?, facts.deaths.as_ref()?);
-    let operations = kv_check::operation::pair(history).ok()?;
-    let may = |part: &Part| {
-        let lasts_ns = u64::try_from((part.load.deadline + NOTED_WITHIN).as_nanos()).unwrap_or(u64::MAX);
-        left_open(&operations, &part.load.ns, deaths, facts.held, lasts_ns).len() as u64
+/// Ring partitions that needed reads although nothing was being written there when nodes died: hints are lost that were noted.
+fn hints_lost(history: &[Event], facts: &Facts<'_>) -> Vec<String> {
+    let (Some(disturbances), Ok(operations)) = (facts.disturbances, kv_check::operation::pair(history))
+    else {
+        return Vec::new(); // what is malformed is broken anyway
     };
-    let may: u64 = facts.parts.iter().filter(|part| !part.plan.strong).map(may).sum();
-    (needed > may).then(|| {
-        format!("{needed} ring partitions needed reads, and {may} keys were being written when nodes died")
-    })
+    let mut broken = Vec::new();
+    for (ns, partitions) in &facts.report.needed_reads {
+        let loads = facts.parts.iter().map(|part| &part.load).filter(|load| load.ns == *ns);
+        let deadline_ns = loads.map(|load| load.deadline.as_nanos() as u64).max().unwrap_or_default();
+        let mine = operations.iter().filter(|op| op.ns == *ns);
+        let open = left_open(mine, disturbances, deadline_ns);
+        for keys in unexplained(partitions, &open) {
+            broken.push(format!(
+                "{ns}: replicas of {keys:?} differed, and nothing was being written there when nodes died"
+            ));
+        }
+    }
+    broken
 }
 
 /// The serialization point of a strong answer: term, index, revision of the namespace, and who served it.
