@@ -52,10 +52,11 @@ fn minority_refuses(case: &mut Case<'_>) {
         }));
     }
     if cuts > 0 && examined == 0 {
-        let detail = format!("nobody asked the side without a majority during {cuts} cuts");
+        let detail = format!("nobody asked the side without a majority in any of {cuts} cuts");
         case.add(NAME, CHECKER, 0, Ruling::Unknown, detail, None);
     } else if cuts > 0 {
-        let fine = format!("{cuts} cuts, nothing answered on a side without a majority");
+        let cuts = if cuts == 1 { "1 cut".to_owned() } else { format!("{cuts} cuts") };
+        let fine = format!("{cuts}, nothing answered on a side without a majority");
         case.none(NAME, CHECKER, examined, &answers, &fine);
     }
 }

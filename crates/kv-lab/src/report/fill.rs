@@ -252,7 +252,8 @@ impl Topology {
             words.clear();
         }
         if !self.down.is_empty() {
-            let down = format!("{} down", self.down.join(","));
+            let all = nodes.iter().all(|node| self.down.contains(node));
+            let down = if all { "all down".to_owned() } else { format!("{} down", self.down.join(",")) };
             words = if words.is_empty() { down } else { format!("{words}; {down}") };
         }
         words
@@ -293,6 +294,8 @@ mod tests {
         assert!(!halves.sees("n1", "n3") && halves.sees("n2", "n3"));
         let down = Topology { down: names(&["n2"]), ..whole.clone() };
         assert_eq!(down.words(&nodes), "n2 down");
+        let all_down = Topology { down: nodes.clone(), ..whole.clone() };
+        assert_eq!(all_down.words(&nodes), "all down");
         let one_way = Topology { cut: vec![("n1".into(), "n2".into())], ..whole };
         assert_eq!(one_way.words(&nodes), "1 links cut");
     }

@@ -115,7 +115,7 @@ pub(super) fn readings(report: &Report, ns: &Namespace, fault: &Fault) -> Vec<Re
 }
 
 /// What it comes to for the whole run, where there are figures.
-pub(super) fn sum(report: &Report, ns: &Namespace) -> Option<String> {
+pub(super) fn sum(report: &Report, ns: &Namespace, readings: &[Reading]) -> Option<String> {
     let figures = report.quantities.get(&ns.name)?;
     let lost = match figures.lost {
         0 => "no acknowledged write was lost".to_owned(),
@@ -126,7 +126,9 @@ pub(super) fn sum(report: &Report, ns: &Namespace) -> Option<String> {
         (true, stale, _) => format!("{stale} reads were STALE, {lost}"),
         (false, _, 0) => lost,
         (false, _, keys) => {
-            format!("{keys} keys written on both sides keep every value (siblings) for their clients; {lost}")
+            let both = readings.len() > 1 && readings.iter().all(|reading| reading.share > REFUSES);
+            let meeting = if both { "on both sides" } else { "at the same time" };
+            format!("{keys} keys written {meeting} keep every value (siblings) for their clients; {lost}")
         }
     })
 }

@@ -51,7 +51,7 @@ pub(super) fn draw(report: &Report, alone: Option<&str>) -> Markup {
     let mut blocks = Vec::new();
     for ns in &report.namespaces {
         let readings = main.map(|fault| sides::readings(report, ns, fault)).unwrap_or_default();
-        let sum = sides::sum(report, ns);
+        let sum = sides::sum(report, ns, &readings);
         let lines = readings.len() + usize::from(sum.is_some());
         let head = lines.max(2) as f64 * LINE + 8.0;
         blocks.push((ns, (readings, sum), y, y + head));

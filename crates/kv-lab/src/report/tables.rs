@@ -264,7 +264,7 @@ pub(super) fn settings(report: &Report) -> Markup {
                         th.number scope="col" { "stale reads" }
                         th.number scope="col" { "behind" small { "p99" } }
                         th.number scope="col" { "conflicts" small { "keys" } }
-                        th.number scope="col" { "lost" small { "acknowledged" } }
+                        th.number scope="col" { "lost" small { "of acked" } }
                         th.number scope="col" { "served again" small { "strong: after healing; available: after being used again" } }
                         th.number scope="col" { "converged" small { "after healing, or the reads it needed" } }
                     } }
