@@ -327,15 +327,18 @@ fn measure(
     let deadline_ns = deadlines.max().map_or(0, |deadline| deadline.as_nanos() as u64);
     // When a node died that no fault killed nobody noted.
     let disturbances = deaths::disturbances(&recorded.faults).filter(|_| recorded.broken.is_empty());
-    let open = disturbances.map(|disturbances| left_open(&mine, &disturbances, deadline_ns));
+    let open = disturbances.map(|mut disturbances| {
+        disturbances.slowed.extend(recorded.seen.stalls(STOOD_STILL_MS));
+        left_open(&mine, &disturbances, deadline_ns)
+    });
     let unexplained = match (reads, &open) {
         (Some((_, partitions)), Some(open)) => kv_check::deaths::unexplained(partitions, open),
         _ => Vec::new(),
     };
     let (ruling, why) = match ms {
         None => (Ruling::Invalid, String::new()), // thirty seconds are enough for any machine
-        // Hints are gone that were noted, or the machine stood still while they were to be.
-        Some(_) if !unexplained.is_empty() => too_late(marks.faults, marks.healed),
+        // Hints are gone that were noted.
+        Some(_) if !unexplained.is_empty() => (Ruling::Invalid, String::new()),
         Some(_) => within(ms, expect.convergence_ms_max),
     };
     let most = expect.convergence_ms_max;

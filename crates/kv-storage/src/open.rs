@@ -71,37 +71,51 @@ fn random_id() -> u128 {
     (half() << 64) | half()
 }
 
-/// The mark of its tier in a log.
-fn tier_of(log: &recover::Log) -> Result<Option<TierMark>, StorageError> {
-    let Some(bytes) = log.small.get(small_key::TIER) else { return Ok(None) };
-    let mark = decode_mark(bytes).ok_or_else(|| StorageError::CorruptFile {
-        file: "the log's small state".into(),
-        what: "the mark of the tier has a format that this release does not know".into(),
-    })?;
-    Ok(Some(mark))
-}
-
 struct OpenedTier {
     tier: Arc<dyn Tier>,
     mark: TierMark,
     lost: Option<String>,
 }
 
-/// Opens the tier that belongs to this log, or sets it aside and starts an empty one.
-fn open_tier(
+/// A tier that was opened before the log was read.
+enum FirstLook {
+    /// Nobody else has it.
+    Held(Arc<dyn Tier>),
+    /// It was found damaged while running, whatever it looks like now.
+    Suspect(Option<Arc<dyn Tier>>),
+    /// It cannot be read, and why.
+    Damaged(String),
+}
+
+/// Opens the tier, before the log is read: its lock keeps a second process away from both.
+fn look(tiers: &dyn TierSource, disk: &dyn Disk, dir: &Path) -> Result<FirstLook, StorageError> {
+    let suspect = disk.exists(&dir.join(SUSPECT));
+    match tiers.open(dir) {
+        Err(TierError::InUse(who)) => Err(TierError::InUse(who).into()),
+        found if suspect => Ok(FirstLook::Suspect(found.ok())),
+        Ok(tier) => Ok(FirstLook::Held(tier)),
+        Err(TierError::Damaged(why)) => Ok(FirstLook::Damaged(why)),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// The tier that belongs to this log: the one that was found, or an empty one after it was set aside.
+fn settle_tier(
     tiers: &dyn TierSource,
-    disk: &dyn Disk,
     dir: &Path,
+    found: FirstLook,
     known: Option<TierMark>,
 ) -> Result<OpenedTier, StorageError> {
-    let suspect = disk.exists(&dir.join(SUSPECT));
-    let reason = if suspect {
-        "it was found damaged while running".to_string()
-    } else {
-        match tiers.open(dir).and_then(|tier| Ok((tier.mark()?, tier))) {
+    let reason = match found {
+        FirstLook::Suspect(tier) => {
+            drop(tier);
+            "it was found damaged while running".to_string()
+        }
+        FirstLook::Damaged(why) => why,
+        FirstLook::Held(tier) => match tier.mark() {
             Err(TierError::Damaged(why)) => why,
             Err(e) => return Err(e.into()),
-            Ok((found, tier)) => match (known, found) {
+            Ok(found) => match (known, found) {
                 (None, None) => {
                     let mark = TierMark { id: random_id(), ..TierMark::default() };
                     return Ok(OpenedTier { tier, mark, lost: None });
@@ -127,7 +141,7 @@ fn open_tier(
                     format!("it is at batch {}, but was on disk up to {}", found.batch, known.batch)
                 }
             },
-        }
+        },
     };
     tracing::error!(reason, dir = %dir.display(), "the lower tier cannot be trusted and is set aside");
     tiers.set_aside(dir)?;
@@ -156,23 +170,22 @@ impl Storage {
                 expected: expected.to_string(),
             });
         }
-        let mut log = recover::scan(&*disk, &wal_dir)?;
-        let known = tier_of(&log)?;
+        // Whoever has the tier writes the log. From here on nobody does, and what is read now is its end.
+        let found = look(&*tiers, &*disk, &dir)?;
+        let log = recover::scan(&*disk, &wal_dir)?;
+        let known = match log.small.get(small_key::TIER) {
+            Some(bytes) => Some(decode_mark(bytes).ok_or_else(|| StorageError::CorruptFile {
+                file: "the log's small state".into(),
+                what: "the mark of the tier has a format that this release does not know".into(),
+            })?),
+            None => None,
+        };
         if log.segments.is_empty() && identity::read(&*disk, &dir)?.is_some() {
             // The name is written after the first segment.
             let what = "the log is missing, but the directory has an owner".to_string();
             return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
         }
-        // The tier's lock also keeps a second process away from the log: nothing was changed before this line. One that had the
-        // lock until now may have written what was not read.
-        let opened = open_tier(&*tiers, &*disk, &dir, known)?;
-        if log.has_moved(&*disk, &wal_dir)? {
-            log = recover::scan(&*disk, &wal_dir)?;
-            if tier_of(&log)?.map(|mark| mark.id) != known.map(|mark| mark.id) {
-                let what = "another process has changed the tier meanwhile".to_string();
-                return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
-            }
-        }
+        let opened = settle_tier(&*tiers, &dir, found, known)?;
         if opened.mark.drained > log.last_seq {
             let (segment, found) = log.segments.last_key_value().map_or((0, 0), |(id, s)| (*id, s.end));
             let what = format!(

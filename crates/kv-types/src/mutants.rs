@@ -67,7 +67,7 @@ mutants! {
     /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what others apply.
     DedupLostInSnapshot = "dedup-lost-in-snapshot", Node, "linearizable";
     /// kv-raft: snapshots leave out some values, so whoever installs one keeps less than the others.
-    SnapshotDropsValues = "snapshot-drops-values", Node, "replicas are equal in the end";
+    SnapshotDropsValues = "snapshot-drops-values", Node, "replicas equal in the end";
     /// kv-raft: a known request is applied again when it is resent.
     ResendAppliedAgain = "resend-applied-again", Node, "linearizable";
     /// kv-raft: compare-and-set also accepts the revision before the present one.

@@ -65,8 +65,8 @@ pub struct Quantities {
     pub lost_latency_max_ns: u64,
     /// The longest time without any answer, over the whole run.
     pub longest_gap_ns: u64,
-    /// From healing, or from when an available namespace that rested was used again, to the first of
-    /// [`service::STREAK`] answers in a row, at the node where that took longest.
+    /// From healing to the first of [`service::STREAK`] answers in a row, at the node where that took longest. Of an available
+    /// namespace that rested until its replicas were equal, whoever let it rest counts from when it was used again.
     pub recovery_ns: Option<u64>,
     /// From healing until all replicas had equal digests.
     pub convergence_ns: Option<u64>,

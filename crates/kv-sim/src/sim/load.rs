@@ -52,8 +52,9 @@ pub struct Part {
     pub plan: NamespacePlan,
 }
 
-/// So many keys that most of them are at rest whenever a node dies: what it had noted of them must reach the others.
-const MANY_KEYS: usize = 40;
+/// So many keys that most of those that were written are at rest whenever a node dies: what it had noted of them must reach
+/// the others.
+const MANY_KEYS: usize = 200;
 
 /// The namespaces of a seed: always a register and siblings, and one or two more kinds, often one whose quorums must meet.
 pub fn parts(dice: &mut fastrand::Rng, many_keys: bool) -> Result<Vec<Part>, kv_types::Failure> {
@@ -67,12 +68,12 @@ pub fn parts(dice: &mut fastrand::Rng, many_keys: bool) -> Result<Vec<Part>, kv_
         part("more", None, strong_more, dice)?,
         part("cart", Some(usual), Kind::Siblings, dice)?,
     ];
-    if dice.u8(0..4) > 0 {
+    if dice.u8(0..4) > 0 || many_keys {
         let (replication, kind) =
             (*dice.choice(&other).unwrap_or(&usual), if dice.bool() { Kind::Blind } else { Kind::Siblings });
         let mut free = part("free", Some(replication), kind, dice)?;
         if many_keys {
-            free.load.keys = MANY_KEYS;
+            free.load = Load { keys: MANY_KEYS, rate: 1, closed: 0, ..free.load };
         }
         parts.push(free);
     }
@@ -141,9 +142,9 @@ pub struct Report {
     pub settled: Option<u64>,
     /// From the end of the loads until all replicas were alike; if reads were needed, from those.
     pub converged_after: Option<Duration>,
-    /// A node died, or lost its disk, while it may have coordinated a write: what it did not come to note nobody notes, and
-    /// until there is anti-entropy only a read finds it.
-    pub a_node_died: bool,
+    /// A node died, or lost its disk, while it may have coordinated a write, or had no room for a note: what was not noted nobody
+    /// delivers, and until there is anti-entropy only a read finds it.
+    pub may_read: bool,
     /// Every key was read once, for hints had left ring partitions that differ: the keys of each of them, by namespace.
     pub needed_reads: BTreeMap<String, Vec<Vec<String>>>,
     /// Operations that were not begun because too many were open.
@@ -172,7 +173,7 @@ impl Clients {
             broken: Vec::new(),
             settled: None,
             converged_after: None,
-            a_node_died: false,
+            may_read: false,
             needed_reads: BTreeMap::new(),
             shed: 0,
             recorder: None,
@@ -331,7 +332,7 @@ impl Clients {
             n: part.spec.replication.map_or(every, |replication| replication.n),
         };
         let namespaces: Vec<Copies> = self.parts.iter().map(copies).collect();
-        let meanwhile = Meanwhile { strong_rests: true, may_read: self.report().a_node_died };
+        let meanwhile = Meanwhile { strong_rests: true, may_read: self.report().may_read };
         let began = Instant::now();
         let asked = Asked { addresses, clients, recorder, driven };
         for (ns, convergence) in converge(asked, &namespaces, meanwhile, CONVERGENCE).await {

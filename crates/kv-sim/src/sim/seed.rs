@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kv_check::history::arrange;
 use kv_check::{Event, EventType, Process};
+use kv_server::DynamoSettings;
 use serde_json::json;
 
 use super::cluster::{Cluster, Settings};
@@ -58,10 +59,16 @@ pub struct Run {
 pub fn run(seed: u64, options: Options) -> Run {
     let trace = Trace::default();
     let mut dice = fastrand::Rng::with_seed(mix(seed, 0xfa17));
-    let settings = Settings::draw(&mut dice);
+    let many_keys = seed % 6 == 5;
+    let mut settings = Settings::draw(&mut dice);
+    if many_keys {
+        settings.dynamo = DynamoSettings::default();
+    }
+    // A bound of hints that is soon reached makes notes be refused, and only reads mend that.
+    let few_hints = settings.dynamo.max_hints_size < FEW_HINTS;
     let plan = plan::draw(&mut dice, options.faults);
     let mut broken = Vec::new();
-    let parts = parts(&mut dice, seed % 6 == 5).unwrap_or_else(|failure| {
+    let parts = parts(&mut dice, many_keys).unwrap_or_else(|failure| {
         broken.push(format!("the namespaces of this seed: {failure}"));
         Vec::new()
     });
@@ -105,7 +112,8 @@ pub fn run(seed: u64, options: Options) -> Run {
             }
             if !stopped && healed.is_some_and(|healed| now >= healed + AFTER) {
                 let died = cluster.machines().any(|machine| machine.lives() > 1);
-                clients.report().a_node_died = died;
+                let full = nemesis.installed().get("full-disk").is_some_and(|count| *count > 0);
+                clients.report().may_read = died || full || few_hints;
                 clients.stop();
                 stopped = true;
             }
@@ -149,8 +157,7 @@ pub fn run(seed: u64, options: Options) -> Run {
         cluster: &cluster,
         installed: nemesis.installed(),
         cuts: nemesis.cuts(),
-        // A bound of hints that is soon reached makes notes be refused too, and only reads mend that.
-        disturbances: nemesis.disturbances().filter(|_| settings.dynamo.max_hints_size > FEW_HINTS),
+        disturbances: nemesis.disturbances().filter(|_| !few_hints),
         healed,
         simulated,
         broken,

@@ -43,29 +43,9 @@ pub(crate) struct Log {
     pub(crate) torn: Option<(u64, usize)>,
     /// Files that hold nothing that counts: after the last segment, or before the first.
     pub(crate) empty: Vec<u64>,
-    /// What stands behind the end of the last segment, where the next frame would begin.
-    behind: Vec<u8>,
 }
 
 impl Log {
-    /// True if somebody wrote to the log since it was read: behind its last frame, or another segment.
-    pub(crate) fn has_moved(&self, disk: &dyn Disk, dir: &Path) -> Result<bool, StorageError> {
-        let files = disk.list(dir).map_err(StorageError::io("list the log"))?;
-        let last = self.segments.keys().next_back();
-        for id in files.iter().filter_map(|path| segment_id(path)) {
-            let prepared = self.empty.contains(&id) && last.is_none_or(|last| *last < id);
-            let known = self.empty.contains(&id) || self.segments.contains_key(&id);
-            if !known || (prepared && head_of(id, &load(disk, dir, id)?.1)?.is_some()) {
-                return Ok(true);
-            }
-        }
-        let Some(last) = self.segments.values().next_back() else { return Ok(false) };
-        let mut now = vec![0; self.behind.len()];
-        let read = last.file.read_at(&mut now, last.end).map_err(StorageError::io("read a log segment"))?;
-        now.truncate(read);
-        Ok(now != self.behind)
-    }
-
     /// True if no segment was ever dropped.
     pub(crate) fn is_whole(&self) -> bool {
         self.segments.keys().next().is_none_or(|first| *first == FIRST_SEGMENT)
@@ -177,7 +157,6 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path) -> Result<Log, StorageError> {
         }
         if id == last_id {
             log.torn = (used > 0).then_some((at as u64, used));
-            log.behind = rest.iter().take(frame::HEADER).copied().collect();
             log.unproven = bytes.get(last_at..at).map(|frame| (last_at as u64, frame.to_vec()));
         }
         log.segments.insert(id, Recovered { file, end: at as u64, max_seq: replay.max_seq });
