@@ -50,6 +50,11 @@ pub(super) trait Model {
     /// Whether a mutation of unknown outcome that leads to this state can be of any use.
     fn useful(&self, state: State) -> bool;
 
+    /// Whether no look ever sees what follows a state that is not useful: values only grow.
+    fn grows(&self) -> bool {
+        false
+    }
+
     /// The action without what it told of its moment: at least as much is legal.
     fn forget(&self, action: Self::Action) -> Self::Action;
 
@@ -141,6 +146,8 @@ pub(super) struct Search<'a, M: Model> {
     path: Vec<Step>,
     /// How many operations on the path told their revision; they are the lowest.
     told: u32,
+    /// Completed operations that only look and are not on the path.
+    looks_left: usize,
     /// Bits of the completed operations on the path; none set from word `window` on.
     used: Vec<u64>,
     window: usize,
@@ -192,8 +199,10 @@ impl<'a, M: Model> Search<'a, M> {
             let twin = opens.iter().rposition(|other| other.action == action).map(|twin| twin as u32);
             opens.push(Open { op, action, twin });
         }
+        let looks_left = done.iter().filter(|done| model.looks(done.action)).count();
         Search {
             model,
+            looks_left,
             used: vec![0; done.len().div_ceil(64)],
             opened: vec![0; opens.len().div_ceil(64)],
             done,
@@ -294,7 +303,9 @@ impl<'a, M: Model> Search<'a, M> {
         while !self.entries[at as usize].returns {
             let Entry { op, next, .. } = self.entries[at as usize];
             let Done { action, ret, .. } = self.done[op as usize];
-            if self.in_order(op) && self.model.apply(action, self.state).is_some() {
+            // What leads where no look that is left can be explained any more is a dead end already.
+            let leads_on = |after| self.looks_left == 0 || !self.model.grows() || self.model.useful(after);
+            if self.in_order(op) && self.model.apply(action, self.state).is_some_and(leads_on) {
                 steps.push((ret, Step::Done(op)));
             }
             at = next;
@@ -374,6 +385,7 @@ impl<'a, M: Model> Search<'a, M> {
                 flip(&mut self.used, op);
                 self.window = self.window.max(op as usize / 64 + 1);
                 self.told += u32::from(told);
+                self.looks_left -= usize::from(self.model.looks(action));
                 action
             }
             Step::Open(op) => {
@@ -394,7 +406,8 @@ impl<'a, M: Model> Search<'a, M> {
         while self.path.len() > depth {
             match self.path.pop() {
                 Some(Step::Done(op)) => {
-                    let Done { call, ret, told, .. } = self.done[op as usize];
+                    let Done { action, call, ret, told, .. } = self.done[op as usize];
+                    self.looks_left += usize::from(self.model.looks(action));
                     self.unlift(ret);
                     self.unlift(call);
                     flip(&mut self.used, op);
