@@ -348,14 +348,17 @@ impl<'a, M: Model> Search<'a, M> {
         legal.into_iter().map(|(op, ..)| Step::Open(op)).collect()
     }
 
-    /// Keeps what helps a completed operation that is not legal now, directly or through others that it helps.
+    /// Keeps what helps a completed operation, directly or through others that it helps: one that is not legal now, or a look
+    /// that is legal only by settling which revision the state has. With another mutation before it, it would have settled
+    /// the revision of that one.
     fn keep_helpful(&self, pool: &mut Vec<(u32, M::Action, State)>, first_return: u32) {
         let mut wanted: Vec<M::Action> = Vec::new();
         let mut at = self.entries[0].next;
         while at != first_return {
             let Entry { op, next, .. } = self.entries[at as usize];
             let action = self.done[op as usize].action;
-            if self.in_order(op) && self.model.apply(action, self.state).is_none() {
+            let settles = |after| after != self.state && self.model.looks(action);
+            if self.in_order(op) && self.model.apply(action, self.state).is_none_or(settles) {
                 wanted.push(action);
             }
             at = next;
