@@ -31,7 +31,7 @@ pub enum StartError {
     /// Somebody else listens on an address of this node.
     #[error("PORT_BUSY: {0}")]
     PortBusy(String),
-    /// The log is damaged in a place that was durable; nothing of it was changed.
+    /// The log is damaged in a place that was durable; nothing was changed.
     #[error("LOG_CORRUPT: {0}")]
     LogCorrupt(String),
     /// Storage or a mode did not start.

@@ -77,7 +77,7 @@ struct OpenedTier {
     lost: Option<String>,
 }
 
-/// A tier that was opened before the log was read.
+/// A tier as it was found.
 enum FirstLook {
     /// Nobody else has it.
     Held(Arc<dyn Tier>),
@@ -87,7 +87,7 @@ enum FirstLook {
     Damaged(String),
 }
 
-/// Opens the tier, before the log is read: its lock keeps a second process away from both.
+/// Opens the tier: its lock keeps a second process away from the log too.
 fn look(tiers: &dyn TierSource, disk: &dyn Disk, dir: &Path) -> Result<FirstLook, StorageError> {
     let suspect = disk.exists(&dir.join(SUSPECT));
     match tiers.open(dir) {
@@ -170,8 +170,16 @@ impl Storage {
                 expected: expected.to_string(),
             });
         }
-        // Whoever has the tier writes the log. From here on nobody does, and what is read now is its end.
+        let log = recover::scan(&*disk, &wal_dir)?;
+        if log.segments.is_empty() && identity::read(&*disk, &dir)?.is_some() {
+            // The name is written after the first segment.
+            let what = "the log is missing, but the directory has an owner".to_string();
+            return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
+        }
+        // A damaged log is left alone: nothing was changed before this line. Whoever has the tier writes the log, so it is read
+        // again with the tier in hand: who had it until now may have written more.
         let found = look(&*tiers, &*disk, &dir)?;
+        drop(log);
         let log = recover::scan(&*disk, &wal_dir)?;
         let known = match log.small.get(small_key::TIER) {
             Some(bytes) => Some(decode_mark(bytes).ok_or_else(|| StorageError::CorruptFile {
@@ -180,11 +188,6 @@ impl Storage {
             })?),
             None => None,
         };
-        if log.segments.is_empty() && identity::read(&*disk, &dir)?.is_some() {
-            // The name is written after the first segment.
-            let what = "the log is missing, but the directory has an owner".to_string();
-            return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
-        }
         let opened = settle_tier(&*tiers, &dir, found, known)?;
         if opened.mark.drained > log.last_seq {
             let (segment, found) = log.segments.last_key_value().map_or((0, 0), |(id, s)| (*id, s.end));
