@@ -161,7 +161,7 @@ pub fn compose(seed: u64) -> Result<Scenario, Mistake> {
         "[[namespace]]\nname = \"cart\"\nmode = \"available\"\nn = {n}\nr = {r}\nw = {w}\nsloppy = {sloppy}\nmay_lose = {may_lose}\n\n"
     );
     for (ns, kind) in [("bank", "cas-register"), ("ledger", second), ("cart", "siblings")] {
-        let rate = dice.u32(4..=12);
+        let rate = dice.u32(8..=20);
         let keys = dice.usize(2..=6);
         text += &format!(
             "[[workload]]\nnamespace = \"{ns}\"\nkind = \"{kind}\"\nrate = {rate}\nkeys = {keys}\n\n"
