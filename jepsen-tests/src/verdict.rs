@@ -713,6 +713,7 @@ fn moments(marks: &Marks) -> Vec<report::Mark> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kv_check::{Event, EventType};
 
     #[test]
     fn terms_are_drawn_where_one_changed_and_hold_to_the_end() {
@@ -727,7 +728,6 @@ mod tests {
         assert_eq!(drawn[2].values, [(1, 1.0), (4, 2.0), (9, 2.0)]);
         assert_eq!(drawn[3].values, [(1, 1.0), (9, 1.0)]);
     }
-    use kv_check::{Event, EventType};
 
     fn property(ruling: Ruling) -> Property {
         Property {
