@@ -6,7 +6,7 @@ use kv_proto::{admin, v1};
 use kv_types::{Failure, GroupId, Mode, NamespaceSpec, NodeId, Reason};
 use tokio::time::Instant;
 
-use crate::core::{Core, Route};
+use crate::attempts::{Attempts, Route};
 use crate::endpoint::parse_address;
 use crate::policy::Effect;
 use crate::session::Session;
@@ -20,11 +20,11 @@ pub use kv_proto::admin::{
 
 /// The administrative handle.
 #[derive(Clone)]
-pub struct Admin(Arc<Core>);
+pub struct Admin(Arc<Attempts>);
 
 impl Admin {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self(core)
+    pub(crate) fn new(attempts: Arc<Attempts>) -> Self {
+        Self(attempts)
     }
 
     /// Creates a namespace. One of that name with the same settings is answered as if just made.

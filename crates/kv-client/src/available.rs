@@ -9,7 +9,7 @@ use kv_types::limits::MAX_CONTEXT_BYTES;
 use kv_types::{Failure, Incarnation, Reason, ReplicaCount, RequestId, Value};
 use tokio::time::Instant;
 
-use crate::core::{Core, Route};
+use crate::attempts::{Attempts, Route};
 use crate::policy::Effect;
 use crate::rpc::Rpc;
 use crate::strong::{checked, senseless};
@@ -70,7 +70,7 @@ pub struct Siblings {
 /// Handle of an available namespace.
 #[derive(Clone)]
 pub struct Available {
-    core: Arc<Core>,
+    attempts: Arc<Attempts>,
     namespace: String,
     read_replicas: Option<ReplicaCount>,
     write_replicas: Option<ReplicaCount>,
@@ -78,8 +78,8 @@ pub struct Available {
 }
 
 impl Available {
-    pub(crate) fn new(core: Arc<Core>, namespace: String) -> Self {
-        Self { core, namespace, read_replicas: None, write_replicas: None, strict: false }
+    pub(crate) fn new(attempts: Arc<Attempts>, namespace: String) -> Self {
+        Self { attempts, namespace, read_replicas: None, write_replicas: None, strict: false }
     }
 
     /// A handle whose reads wait for so many replicas instead of the namespace's R.
@@ -110,7 +110,8 @@ impl Available {
             strict: self.strict,
             ..Default::default()
         };
-        let reply = self.core.run(request, Effect::None, Route::Any, self.core.read_deadline()).await?;
+        let reply =
+            self.attempts.run(request, Effect::None, Route::Any, self.attempts.read_deadline()).await?;
         let presence = match reply.presence() {
             v1::Presence::Found => Presence::Found,
             v1::Presence::Absent => Presence::Absent,
@@ -174,10 +175,10 @@ impl Available {
     }
 
     async fn write<Q: Rpc>(&self, build: impl FnOnce(Option<v1::Mutation>) -> Q) -> Result<Q::Reply, Error> {
-        let deadline = self.core.write_deadline();
-        let ticket = self.core.available_ticket()?;
-        let request = build(Some(self.core.mutation(&ticket)));
-        let result = self.core.run(request, Effect::Once, Route::Any, deadline).await;
+        let deadline = self.attempts.write_deadline();
+        let ticket = self.attempts.available_ticket()?;
+        let request = build(Some(self.attempts.mutation(&ticket)));
+        let result = self.attempts.run(request, Effect::Once, Route::Any, deadline).await;
         result.map_err(|error| error.of_request(ticket.request_id()))
     }
 }

@@ -8,7 +8,7 @@ use kv_proto::v1;
 use kv_types::{Applied, Failure, Reason, Receipt, RequestId};
 use tokio::time::Instant;
 
-use crate::core::Core;
+use crate::attempts::Attempts;
 use crate::limits::{ATTEMPTS, MAX_IN_FLIGHT, READ_TIMEOUT, WRITE_TIMEOUT};
 use crate::{Admin, Available, Strong};
 
@@ -126,7 +126,7 @@ impl<T> Answer<T> {
 
 /// A client of one cluster. Cheap to clone; clones share connections, budget, breakers and sessions.
 #[derive(Clone)]
-pub struct Client(pub(crate) Arc<Core>);
+pub struct Client(pub(crate) Arc<Attempts>);
 
 impl Client {
     /// A client for these nodes. Connections are opened by the operations that need them, so a cluster that is down is
@@ -137,7 +137,7 @@ impl Client {
 
     /// The same with another clock, randomness and network, as inside a simulation.
     pub fn connect_in(options: ClientOptions, env: Env) -> Result<Self, Error> {
-        Ok(Self(Arc::new(Core::new(options, env)?)))
+        Ok(Self(Arc::new(Attempts::new(options, env)?)))
     }
 
     /// A strong namespace: linearizable, refuses in a minority.

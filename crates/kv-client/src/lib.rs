@@ -35,9 +35,9 @@
 //! the same request id in every attempt, so that nothing is applied twice.
 
 mod admin;
+mod attempts;
 mod available;
 mod client;
-mod core;
 mod endpoint;
 pub mod limits;
 mod policy;

@@ -8,7 +8,7 @@ use kv_proto::v1;
 use kv_types::{Failure, Key, Reason, Value};
 use tokio::time::Instant;
 
-use crate::core::{Core, Route};
+use crate::attempts::{Attempts, Route};
 use crate::policy::Effect;
 use crate::rpc::Rpc;
 use crate::session::SessionSlot;
@@ -63,15 +63,15 @@ pub enum Swap {
 /// Handle of a strong namespace. Clones and other handles of the same client share its session.
 #[derive(Clone)]
 pub struct Strong {
-    core: Arc<Core>,
+    attempts: Arc<Attempts>,
     session: Arc<SessionSlot>,
     namespace: String,
 }
 
 impl Strong {
-    pub(crate) fn new(core: Arc<Core>, namespace: String) -> Self {
-        let session = core.session(&namespace);
-        Self { core, session, namespace }
+    pub(crate) fn new(attempts: Arc<Attempts>, namespace: String) -> Self {
+        let session = attempts.session(&namespace);
+        Self { attempts, session, namespace }
     }
 
     /// Reads a key.
@@ -80,7 +80,7 @@ impl Strong {
         let request =
             v1::GetRequest { namespace: self.namespace.clone(), key: checked(key)?, ..Default::default() };
         let route = Route::Leader(&self.namespace);
-        let reply = self.core.run(request, Effect::None, route, self.core.read_deadline()).await?;
+        let reply = self.attempts.run(request, Effect::None, route, self.attempts.read_deadline()).await?;
         let found = match reply.presence() {
             v1::Presence::Found => Some(Versioned { value: reply.value, revision: Revision(reply.revision) }),
             v1::Presence::Absent => None,
@@ -158,11 +158,11 @@ impl Strong {
         &self,
         build: impl FnOnce(String, Option<v1::Mutation>) -> Q,
     ) -> Result<Q::Reply, Error> {
-        let deadline = self.core.write_deadline();
-        let ticket = self.session.begin(&self.core.env.entropy, deadline).await?;
-        let request = build(self.namespace.clone(), Some(self.core.mutation(&ticket)));
+        let deadline = self.attempts.write_deadline();
+        let ticket = self.session.begin(&self.attempts.env.entropy, deadline).await?;
+        let request = build(self.namespace.clone(), Some(self.attempts.mutation(&ticket)));
         let route = Route::Leader(&self.namespace);
-        let result = self.core.run(request, Effect::Once, route, deadline).await;
+        let result = self.attempts.run(request, Effect::Once, route, deadline).await;
         let request_id = ticket.request_id();
         match &result {
             Ok(_) => ticket.answered(),

@@ -14,9 +14,9 @@
 //!   repairs) carries epoch 0 and is never refused for an epoch.
 //! - A node that may have lost data neither coordinates nor answers reads until it has pulled what it may lack.
 
+mod coordinator;
 mod layout;
 pub mod limits;
-mod node;
 mod quorum;
 mod read;
 mod rebuild;
@@ -24,4 +24,4 @@ mod replay;
 mod replica;
 mod write;
 
-pub use node::{Dynamo, DynamoConfig, Hop};
+pub use coordinator::{Available, AvailableConfig, Hop};

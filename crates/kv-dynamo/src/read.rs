@@ -17,8 +17,8 @@ use kv_types::{
 };
 use tokio::time::{Instant, sleep_until};
 
+use crate::coordinator::{Node, View, count, replica_write};
 use crate::limits;
-use crate::node::{Node, View, count, replica_write};
 use crate::quorum::{NotMet, ReadAction, ReadCoordinator, Reply};
 use crate::write::not_met;
 

@@ -33,9 +33,9 @@ use kv_types::limits::MAX_VOTERS;
 use kv_types::{Epoch, Failure, NamespaceId, NodeId, Placement, Reason, RingId, RingPartition};
 use tokio::time::{Instant, sleep};
 
+use crate::coordinator::{Node, stopped};
 use crate::layout::{Place, Slice};
 use crate::limits;
-use crate::node::{Node, stopped};
 
 /// What this node may speak for.
 #[derive(Debug)]

@@ -13,8 +13,8 @@ use kv_types::{Epoch, NodeId};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::coordinator::{Node, replica_write, stopped};
 use crate::limits;
-use crate::node::{Node, replica_write, stopped};
 use crate::replica::Due;
 
 /// Which targets are served when: one round at a time per target, with a back-off after a failed one that a new life of

@@ -18,8 +18,8 @@ use kv_types::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use crate::coordinator::{Hop, Node, View, count, replica_write};
 use crate::limits;
-use crate::node::{Hop, Node, View, count, replica_write};
 use crate::quorum::{NotMet, Reply, WriteAction, WriteCoordinator};
 use crate::replica::{Minted, Order, Role, Supersedes};
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
-use kv_dynamo::{Dynamo, DynamoConfig, Hop};
+use kv_dynamo::{Available, AvailableConfig, Hop};
 use kv_env::{Connection, Env, Listener, Network, TcpNetwork};
 use kv_peer::{Address, PeerConfig, PeerHandler, PeerRequest, Peers};
 use kv_proto::peer::{request_frame, response_frame};
@@ -91,7 +91,7 @@ impl Network for CutNetwork {
     }
 }
 
-struct Handler(Dynamo);
+struct Handler(Available);
 
 impl PeerHandler for Handler {
     fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
@@ -100,7 +100,7 @@ impl PeerHandler for Handler {
 }
 
 struct Node {
-    dynamo: Dynamo,
+    dynamo: Available,
     disk: MemDisk,
     peers: Peers,
     server: tokio::task::JoinHandle<()>,
@@ -182,9 +182,9 @@ impl Cluster {
         let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") };
         let (storage, recovery) =
             Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
-        let config = DynamoConfig::new(id, recovery.tier_lost);
+        let config = AvailableConfig::new(id, recovery.tier_lost);
         let dynamo =
-            Dynamo::start(config, storage, peers.clone(), env, self.catalogue.subscribe()).await.unwrap();
+            Available::start(config, storage, peers.clone(), env, self.catalogue.subscribe()).await.unwrap();
         let service = kv_peer::service(&peers, Arc::new(Handler(dynamo.clone())));
         let server = tokio::spawn(async move {
             let _ = kv_peer::server_builder().add_service(service).serve_with_incoming(listener).await;

@@ -132,7 +132,7 @@ impl RaftConfig {
             enable_pre_vote: Some(true),
             // A restarted leader must be elected: its applied state is not fsynced, so its read index could be stale.
             enable_leader_restore: Some(false),
-            // A node that lost its disk comes back with an empty log, under the conditions of `fresh`.
+            // A node that lost its disk comes back with an empty log, under the conditions of `rejoin`.
             allow_log_reversion: Some(true),
             ..openraft::Config::default()
         };

@@ -33,12 +33,12 @@ use crate::config::limits::{
     DOUBTFUL_READ_WAIT, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE,
 };
 use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
-use crate::fresh::{self, Heard, Joining, Stance, Testimony, Verdict};
 use crate::kv_machine;
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
 use crate::proposal::{Proposal, Reply};
+use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::strong::StartError;
 use crate::tables::Table;
@@ -68,14 +68,14 @@ pub(crate) struct Group {
     /// When a leader that this node follows was last heard.
     leader_heard: Mutex<Option<Instant>>,
     /// What this node may take part in, when its directory is or was fresh.
-    stance: Mutex<Stance>,
+    role: Mutex<Role>,
     /// What its leader has sent while it joins.
     heard: Mutex<Heard>,
 }
 
 /// Where this node stands in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum Leadership {
     /// It leads, as far as it knows.
     Leads,
     /// It hears this leader.
@@ -130,14 +130,14 @@ impl View {
 }
 
 /// Why a voter that joins is not made the leader.
-const LEADS_NOT: &str = "its directory was fresh; it takes no leadership before it has caught up";
+const NOT_ELIGIBLE_TO_LEAD: &str = "its directory was fresh; it takes no leadership before it has caught up";
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes the newest vote of the others for its own, durably: no older leader is followed. False if that was refused.
-async fn promise(raft: &Raft, joining: &Joining) -> Result<bool, Fatal<TypeConfig>> {
+async fn promise(raft: &Raft, joining: &JoinState) -> Result<bool, Fatal<TypeConfig>> {
     // As if for a candidate that lacks nothing and is waited for by nobody: only an even newer vote stands against it.
     let own_last = raft.data_metrics().borrow_watched().last_log;
     let last_log_id = joining.beyond.max(own_last);
@@ -165,18 +165,18 @@ impl Group {
         let network = Network { group: id, peers: around.peers.clone(), catalogue: around.catalogue.clone() };
         let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
         let me = around.config.node_id.0;
-        let stance = match around.storage.small_get(&fresh::note_key(id)) {
-            Some(note) => Stance::Joining(Joining::decode(note).map_err(MachineError::from)?),
-            None if newborn && log.bounds().last.is_none() => Stance::Asking,
-            None => Stance::Settled,
+        let role = match around.storage.small_get(&rejoin::note_key(id)) {
+            Some(note) => Role::Joining(JoinState::decode(note).map_err(MachineError::from)?),
+            None if newborn && log.bounds().last.is_none() => Role::Asking,
+            None => Role::Settled,
         };
         let mut settings =
             around.config.openraft().map_err(|error| StartError::Settings(error.to_string()))?;
         // From its first tick on: whoever forgot something must not campaign.
-        settings.enable_elect = stance == Stance::Settled;
+        settings.enable_elect = role == Role::Settled;
         let raft =
             Raft::new(me, Arc::new(settings), network, LogStore::new(log), machine).await.map_err(fatal)?;
-        if let Stance::Joining(joining) = &stance
+        if let Role::Joining(joining) = &role
             && !promise(&raft, joining).await.map_err(fatal)?
         {
             let why =
@@ -189,9 +189,9 @@ impl Group {
             applied,
             digesting: Arc::default(),
             rested: Instant::now() + around.config.election_max,
-            formed: AtomicBool::new(newborn && stance == Stance::Settled),
+            formed: AtomicBool::new(newborn && role == Role::Settled),
             leader_heard: Mutex::new(None),
-            stance: Mutex::new(stance),
+            role: Mutex::new(role),
             heard: Mutex::default(),
             around,
         }))
@@ -199,7 +199,7 @@ impl Group {
 
     // ---- standing
 
-    pub(crate) fn standing(&self) -> Standing {
+    pub(crate) fn leadership(&self) -> Leadership {
         let (leads, leader) = {
             let metrics = self.raft.server_metrics();
             let metrics = metrics.borrow_watched();
@@ -207,11 +207,11 @@ impl Group {
         };
         let heard = *lock(&self.leader_heard);
         match leader {
-            _ if leads => Standing::Leads,
+            _ if leads => Leadership::Leads,
             Some(leader) if heard.is_some_and(|at| at.elapsed() < self.around.config.election_max) => {
-                Standing::Follows(NodeId(leader))
+                Leadership::Follows(NodeId(leader))
             }
-            _ => Standing::Lost,
+            _ => Leadership::Lost,
         }
     }
 
@@ -318,7 +318,7 @@ impl Group {
         // Cut off from the quorum: do not let every read find that out by itself for a whole lease.
         let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
-        if kv_types::mutant!(SkipReadIndex) && self.standing() == Standing::Leads {
+        if kv_types::mutant!(SkipReadIndex) && self.leadership() == Leadership::Leads {
             let applied =
                 timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
             return Ok(View {
@@ -404,17 +404,17 @@ impl Group {
 
     /// Refuses what a node with a fresh directory must not take part in.
     fn admit(&self, body: &Request) -> Result<(), Failure> {
-        let why = match (&*lock(&self.stance), body) {
-            (Stance::Settled, _) | (_, Request::RaftSurvey(_)) => return Ok(()),
-            (Stance::Joining(_), Request::RaftAppend(_) | Request::RaftSnapshot(_)) => return Ok(()),
-            (Stance::Joining(joining), Request::RaftVote(ask))
+        let why = match (&*lock(&self.role), body) {
+            (Role::Settled, _) | (_, Request::RaftSurvey(_)) => return Ok(()),
+            (Role::Joining(_), Request::RaftAppend(_) | Request::RaftSnapshot(_)) => return Ok(()),
+            (Role::Joining(joining), Request::RaftVote(ask))
                 if joining.may_vote(ask.last_log_id.map(codec::from_wire_id)) =>
             {
                 return Ok(());
             }
-            (Stance::Joining(_), Request::RaftTransferLeader(_)) => LEADS_NOT,
-            (Stance::Joining(_), _) => "its directory was fresh; it gives no vote before it has caught up",
-            (Stance::Asking, _) => "its directory is fresh, and it has not heard yet from enough members",
+            (Role::Joining(_), Request::RaftTransferLeader(_)) => NOT_ELIGIBLE_TO_LEAD,
+            (Role::Joining(_), _) => "its directory was fresh; it gives no vote before it has caught up",
+            (Role::Asking, _) => "its directory is fresh, and it has not heard yet from enough members",
         };
         Err(Failure::new(Reason::NotReady, format!("{}: {why}", self.around.config.node_id)))
     }
@@ -454,7 +454,7 @@ impl Group {
                     return Err(Failure::new(Reason::NotReady, why));
                 }
                 let vote = codec::from_wire_vote(ask.vote).map_err(bad)?;
-                if !ask.pre_vote && vote.leader_id.term <= fresh::FORMING_TERM {
+                if !ask.pre_vote && vote.leader_id.term <= rejoin::FORMING_TERM {
                     let why =
                         "a node that forms a group has asked nobody whether it may campaign; it asks soon";
                     return Err(Failure::new(Reason::NotReady, why));
@@ -499,8 +499,8 @@ impl Group {
                 }
             }
             Request::RaftSurvey(_) => {
-                // The stance first: bounds from before it settled must not pass for those of a settled member.
-                let settled = *lock(&self.stance) == Stance::Settled;
+                // The role first: bounds from before it settled must not pass for those of a settled member.
+                let settled = *lock(&self.role) == Role::Settled;
                 // From the log itself: what counts is what this node has promised durably.
                 let log = self.around.storage.raft(self.id);
                 let vote = log.vote().map(codec::decode_vote).transpose().map_err(bad)?;
@@ -560,7 +560,7 @@ impl Group {
             let done = async {
                 self.settle().await?;
                 self.trim(&mut asked).await?;
-                if self.standing() == Standing::Leads {
+                if self.leadership() == Leadership::Leads {
                     self.enroll().await?;
                     self.initialize_cluster().await?;
                 }
@@ -574,15 +574,15 @@ impl Group {
 
     /// One step of a node with a fresh directory towards taking part.
     async fn settle(&self) -> Result<(), Fatal<TypeConfig>> {
-        let stance = lock(&self.stance).clone();
+        let role = lock(&self.role).clone();
         let me = self.around.config.node_id.0;
-        match stance {
-            Stance::Settled => {}
-            Stance::Asking => {
+        match role {
+            Role::Settled => {}
+            Role::Asking => {
                 let voters = self.first_voters();
                 let rested = Instant::now() >= self.rested;
-                match fresh::judge(voters.len(), &self.survey(&voters).await, rested) {
-                    Verdict::Form if voters.contains_key(&me) => {
+                match rejoin::judge(voters.len(), &self.survey(&voters).await, rested) {
+                    Decision::Form if voters.contains_key(&me) => {
                         tracing::info!(group = %self.id, "the group is new");
                         match self.raft.initialize(voters).await {
                             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
@@ -595,19 +595,19 @@ impl Group {
                             Err(RaftError::Fatal(fatal)) => return Err(fatal),
                         }
                     }
-                    Verdict::Join(joining) => {
+                    Decision::Join(joining) => {
                         tracing::warn!(
                             group = %self.id, newest = ?joining,
                             "the group exists and this directory is fresh: no votes before it has caught up"
                         );
                         if self.note(Some(&joining)).await.is_ok() && promise(&self.raft, &joining).await? {
-                            *lock(&self.stance) = Stance::Joining(joining);
+                            *lock(&self.role) = Role::Joining(joining);
                         }
                     }
-                    Verdict::Form | Verdict::Ask => {}
+                    Decision::Form | Decision::Ask => {}
                 }
             }
-            Stance::Joining(joining) => {
+            Role::Joining(joining) => {
                 let applied = self.raft.data_metrics().borrow_watched().last_applied;
                 let over = lock(&self.heard).is_over(&joining, applied);
                 // What is applied may not be durable yet, and without the note it would count as if it were.
@@ -622,13 +622,13 @@ impl Group {
     }
 
     fn settled(&self) {
-        *lock(&self.stance) = Stance::Settled;
+        *lock(&self.role) = Role::Settled;
         self.raft.runtime_config().elect(true);
     }
 
     /// Durable when this returns. A failure of the log stops the node by itself.
-    async fn note(&self, joining: Option<&Joining>) -> Result<(), StorageError> {
-        let key = fresh::note_key(self.id);
+    async fn note(&self, joining: Option<&JoinState>) -> Result<(), StorageError> {
+        let key = rejoin::note_key(self.id);
         let batch = match joining {
             Some(joining) => Batch::new().small_put(key, joining.encode()),
             None => Batch::new().small_delete(key),
@@ -643,13 +643,13 @@ impl Group {
         members.into_iter().take(MAX_VOTERS).map(|id| (id, EmptyNode {})).collect()
     }
 
-    async fn survey(&self, voters: &BTreeMap<u64, EmptyNode>) -> Vec<Testimony> {
+    async fn survey(&self, voters: &BTreeMap<u64, EmptyNode>) -> Vec<SurveyReply> {
         let others = voters.keys().map(|id| NodeId(*id)).filter(|id| *id != self.around.config.node_id);
         join_all(others.map(|other| self.ask(other))).await.into_iter().flatten().collect()
     }
 
     /// What another member says of the group.
-    async fn ask(&self, other: NodeId) -> Option<Testimony> {
+    async fn ask(&self, other: NodeId) -> Option<SurveyReply> {
         let about = Address { group: self.id, ..Address::default() };
         let body = Request::RaftSurvey(peer::RaftSurvey {});
         let deadline = Instant::now() + SURVEY_DEADLINE;
@@ -658,7 +658,7 @@ impl Group {
                 let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
                 let last = reply.last_log_id.map(codec::from_wire_id);
                 let leader = vote.map(|vote| vote.leader_id);
-                Some(Testimony { settled: reply.settled, leader, last })
+                Some(SurveyReply { settled: reply.settled, leader, last })
             }
             _ => None,
         }
@@ -671,11 +671,9 @@ impl Group {
             return Ok(());
         }
         match self.ask(to).await {
-            Some(Testimony { settled: true, .. }) => Ok(()),
-            Some(_) => {
-                Err(Failure::new(Reason::NotReady, format!("{to}: {LEADS_NOT}"))
-                    .retry_after_ms(RETRY_AFTER_MS))
-            }
+            Some(SurveyReply { settled: true, .. }) => Ok(()),
+            Some(_) => Err(Failure::new(Reason::NotReady, format!("{to}: {NOT_ELIGIBLE_TO_LEAD}"))
+                .retry_after_ms(RETRY_AFTER_MS)),
             None => Err(Failure::new(Reason::Unreachable, format!("{to} does not answer"))),
         }
     }

@@ -15,13 +15,13 @@
 mod catalogue_machine;
 mod codec;
 mod config;
-mod fresh;
 mod groups;
 mod kv_machine;
 mod log_store;
 mod machine;
 mod network;
 mod proposal;
+mod rejoin;
 mod runtime;
 mod sessions;
 mod snapshot;

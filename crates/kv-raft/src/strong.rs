@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
-use crate::groups::{Group, Standing, Surroundings, Unserved, View};
+use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
@@ -341,7 +341,7 @@ impl Strong {
             return Err(Failure::new(Reason::InvalidRequest, message));
         }
         let local = async {
-            if group.standing() != Standing::Leads {
+            if group.leadership() != Leadership::Leads {
                 return Err(Unserved::Elsewhere(group.leader_and_term().0));
             }
             if to != self.0.config.node_id && !self.0.peers.liveness(to).is_up() {
@@ -399,7 +399,7 @@ impl Strong {
         let (reachable, required) = group.reach();
         let voters = group.voters();
         let (leader, term) = group.leader_and_term();
-        let standing = group.standing();
+        let leadership = group.leadership();
         let role = {
             let metrics = group.raft.server_metrics();
             match metrics.borrow_watched().state {
@@ -420,7 +420,7 @@ impl Strong {
             last_index: index(&metrics.last_log),
             applied_index: index(&metrics.last_applied),
             voters: voters.iter().map(|voter| voter.0).collect(),
-            quorum: reachable >= required && standing != Standing::Lost,
+            quorum: reachable >= required && leadership != Leadership::Lost,
             reachable_voters: u32::try_from(reachable).unwrap_or(u32::MAX),
             purged_index: index(&metrics.purged),
             snapshot_index: index(&metrics.snapshot),
@@ -492,14 +492,14 @@ impl Strong {
                 "the deadline passed before anything was begun",
             ));
         }
-        let leader = match group.standing() {
-            Standing::Leads => match local.await {
+        let leader = match group.leadership() {
+            Leadership::Leads => match local.await {
                 Ok(answer) => return Ok(answer),
                 Err(Unserved::Failed(failure)) => return Err(failure),
                 Err(Unserved::Elsewhere(leader)) => leader,
             },
-            Standing::Follows(leader) => Some(leader),
-            Standing::Lost => None,
+            Leadership::Follows(leader) => Some(leader),
+            Leadership::Lost => None,
         };
         match (leader, hop) {
             (Some(leader), Hop::Client) => {

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::core::Core;
 use crate::limits::HEALTH_EVERY;
+use crate::router::Router;
 
 /// Serving while this node believes that a quorum of the data group is reachable.
 pub(crate) const STRONG: &str = "quorate.v1.KvService/strong";
@@ -24,12 +24,12 @@ pub(crate) async fn announce(reporter: &HealthReporter, strong: bool, available:
 }
 
 /// Keeps the announcements true until the node stops.
-pub(crate) async fn follow(core: Arc<Core>, reporter: HealthReporter, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn follow(router: Arc<Router>, reporter: HealthReporter, mut stop: watch::Receiver<bool>) {
     let mut announced = None;
     loop {
-        let available = !core.catalogue().members.is_empty();
+        let available = !router.catalogue().members.is_empty();
         let quorum =
-            core.strong.status().iter().any(|group| group.group != GroupId::CATALOGUE.0 && group.quorum);
+            router.strong.status().iter().any(|group| group.group != GroupId::CATALOGUE.0 && group.quorum);
         // Without the catalogue no request finds its namespace, whatever the groups say.
         let strong = available && quorum;
         if announced != Some((strong, available)) {

@@ -2,13 +2,13 @@
 //! serves clients; what it takes from the world comes through the environment, so that a simulation runs the same node.
 
 mod config;
-mod core;
 mod health;
 mod limits;
 mod near;
 mod node;
 pub mod program;
 mod requests;
+mod router;
 mod services;
 
 pub use config::{

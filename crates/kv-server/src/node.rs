@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_dynamo::{Dynamo, DynamoConfig};
+use kv_dynamo::{Available, AvailableConfig};
 use kv_env::{Env, Listener};
 use kv_peer::{PeerConfig, Peers};
 use kv_proto::admin::admin_service_server::AdminServiceServer;
@@ -19,10 +19,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::core::{Core, PeerRouter};
 use crate::limits::{
     CLIENT_KEEP_ALIVE, CLIENT_KEEP_ALIVE_TIMEOUT, CLIENT_STREAMS, CLIENT_WINDOWS, DRAIN, STOP,
 };
+use crate::router::{PeerRouter, Router};
 use crate::services::Services;
 use crate::{NodeConfig, StartError, health};
 
@@ -59,7 +59,7 @@ impl std::fmt::Debug for NodeEnv {
 
 /// A running node. Stop it with [`Node::shutdown`]; dropping it leaves its tasks to the runtime.
 pub struct Node {
-    core: Arc<Core>,
+    router: Arc<Router>,
     client_address: String,
     peer_address: String,
     stop: watch::Sender<bool>,
@@ -69,7 +69,7 @@ pub struct Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Node({})", self.core.node())
+        write!(f, "Node({})", self.router.node())
     }
 }
 
@@ -96,7 +96,7 @@ impl Node {
                 .await
                 .map_err(|error| failed("strong namespaces", &error))?;
         let catalogue = strong.catalogue();
-        let dynamo = Dynamo::start(
+        let available = Available::start(
             dynamo_config(&config, recovery.tier_lost),
             storage.clone(),
             peers.clone(),
@@ -110,7 +110,8 @@ impl Node {
             storage.acknowledge_tier_lost().await.map_err(|error| failed("storage", &error))?;
         }
 
-        let core = Arc::new(Core::new(config, storage, peers.clone(), strong, dynamo, catalogue.clone()));
+        let router =
+            Arc::new(Router::new(config, storage, peers.clone(), strong, available, catalogue.clone()));
         let (stop, stopping) = watch::channel(false);
         let until_stopped = || {
             let mut stopping = stopping.clone();
@@ -119,13 +120,13 @@ impl Node {
             }
         };
 
-        let peer_service = kv_peer::service(&peers, Arc::new(PeerRouter(Arc::clone(&core))));
+        let peer_service = kv_peer::service(&peers, Arc::new(PeerRouter(Arc::clone(&router))));
         let serve_peers = kv_peer::server_builder()
             .add_service(peer_service)
             .serve_with_incoming_shutdown(from_peers, until_stopped());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::announce(&reporter, false, false).await;
-        let services = Services(Arc::clone(&core));
+        let services = Services(Arc::clone(&router));
         let serve_clients = client_builder()
             .add_service(
                 KvServiceServer::new(services.clone())
@@ -143,11 +144,11 @@ impl Node {
         let clients = tokio::spawn(served("clients", serve_clients));
         let others = vec![
             tokio::spawn(served("peers", serve_peers)),
-            tokio::spawn(health::follow(Arc::clone(&core), reporter, stopping.clone())),
-            tokio::spawn(follow_members(Arc::clone(&core), catalogue, stopping.clone())),
+            tokio::spawn(health::follow(Arc::clone(&router), reporter, stopping.clone())),
+            tokio::spawn(follow_members(Arc::clone(&router), catalogue, stopping.clone())),
         ];
-        tracing::info!(node = %core.node(), %client_address, %peer_address, "listening");
-        Ok(Self { core, client_address, peer_address, stop, clients, others })
+        tracing::info!(node = %router.node(), %client_address, %peer_address, "listening");
+        Ok(Self { router, client_address, peer_address, stop, clients, others })
     }
 
     /// Where it listens for clients.
@@ -162,31 +163,31 @@ impl Node {
 
     /// Resolves when the node has to stop: its log or a Raft group failed, so it can promise nothing any more.
     pub async fn stopped(&self) -> String {
-        self.core.strong.failed().await.message
+        self.router.strong.failed().await.message
     }
 
     /// Refuses new requests, lets those under way end, then stops every part, storage last.
     pub async fn shutdown(self) {
-        let Self { core, stop, clients, others, .. } = self;
-        tracing::info!(node = %core.node(), "stopping");
-        core.stop();
+        let Self { router, stop, clients, others, .. } = self;
+        tracing::info!(node = %router.node(), "stopping");
+        router.stop();
         stop.send_replace(true);
         let abort = clients.abort_handle();
         if timeout(DRAIN, clients).await.is_err() {
             tracing::warn!("some clients did not end in time");
             abort.abort();
         }
-        core.dynamo.shutdown();
-        within(STOP, "strong namespaces", core.strong.shutdown()).await;
-        core.peers.shutdown();
+        router.available.shutdown();
+        within(STOP, "strong namespaces", router.strong.shutdown()).await;
+        router.peers.shutdown();
         for other in others {
             let abort = other.abort_handle();
             if timeout(DRAIN, other).await.is_err() {
                 abort.abort();
             }
         }
-        within(STOP, "storage", core.storage.shutdown()).await;
-        tracing::info!(node = %core.node(), "stopped");
+        within(STOP, "storage", router.storage.shutdown()).await;
+        tracing::info!(node = %router.node(), "stopped");
     }
 }
 
@@ -291,8 +292,11 @@ fn raft_config(config: &NodeConfig) -> RaftConfig {
     }
 }
 
-fn dynamo_config(config: &NodeConfig, tier_lost: bool) -> DynamoConfig {
-    DynamoConfig { hint_bytes: config.dynamo.max_hints_size, ..DynamoConfig::new(config.node_id, tier_lost) }
+fn dynamo_config(config: &NodeConfig, tier_lost: bool) -> AvailableConfig {
+    AvailableConfig {
+        hint_bytes: config.dynamo.max_hints_size,
+        ..AvailableConfig::new(config.node_id, tier_lost)
+    }
 }
 
 fn client_builder() -> tonic::transport::Server {
@@ -308,15 +312,15 @@ fn client_builder() -> tonic::transport::Server {
 /// Keeps the links in step with the catalogue. Where both know a node, the address of the configuration holds: it is what
 /// the operator changes when a node moves.
 async fn follow_members(
-    core: Arc<Core>,
+    router: Arc<Router>,
     mut catalogue: watch::Receiver<Arc<Catalogue>>,
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
         let known = Arc::clone(&catalogue.borrow_and_update());
         let mut members: std::collections::BTreeMap<_, Member> = known.members.clone();
-        members.extend(core.config.members.iter().map(|member| (member.id, member.clone())));
-        core.peers.set_members(members.into_values().collect());
+        members.extend(router.config.members.iter().map(|member| (member.id, member.clone())));
+        router.peers.set_members(members.into_values().collect());
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,

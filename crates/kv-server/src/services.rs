@@ -1,4 +1,4 @@
-//! The two public services: a thin skin over [`Core`] that reads the deadline and turns failures into statuses.
+//! The two public services: a thin skin over [`Router`] that reads the deadline and turns failures into statuses.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use kv_types::catalogue::{Catalogue, token};
 use kv_types::{Failure, Key, Placement};
 use tonic::{Request, Response, Status};
 
-use crate::core::{Core, Hop};
 use crate::requests::{self, Deadline};
+use crate::router::{Hop, Router};
 
 /// Both services.
 #[derive(Clone)]
-pub(crate) struct Services(pub(crate) Arc<Core>);
+pub(crate) struct Services(pub(crate) Arc<Router>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -86,11 +86,11 @@ impl AdminService for Services {
         request: Request<admin::GetTopologyRequest>,
     ) -> Answer<admin::GetTopologyResponse> {
         self.open(request)?;
-        let core = &self.0;
-        let catalogue = core.catalogue();
+        let router = &self.0;
+        let catalogue = router.catalogue();
         // Before there is a catalogue the configuration names the members: a client can begin to look around.
         let members = match catalogue.members.is_empty() {
-            true => core.config.members.iter().map(admin::Member::from).collect(),
+            true => router.config.members.iter().map(admin::Member::from).collect(),
             false => catalogue.members.values().map(admin::Member::from).collect(),
         };
         let leader = |group: admin::GroupStatus| admin::GroupLeader {
@@ -99,12 +99,12 @@ impl AdminService for Services {
             term: group.term,
         };
         answer(Ok(admin::GetTopologyResponse {
-            cluster_id: kv_proto::cluster_id_bytes(core.config.cluster_id),
-            answered_by: core.node().0,
+            cluster_id: kv_proto::cluster_id_bytes(router.config.cluster_id),
+            answered_by: router.node().0,
             epoch: catalogue.epoch.0,
             members,
             namespaces: namespaces(&catalogue),
-            leaders: core.strong.status().into_iter().map(leader).collect(),
+            leaders: router.strong.status().into_iter().map(leader).collect(),
         }))
     }
 
@@ -113,20 +113,20 @@ impl AdminService for Services {
         request: Request<admin::GetStatusRequest>,
     ) -> Answer<admin::GetStatusResponse> {
         self.open(request)?;
-        let core = &self.0;
-        let hints: BTreeMap<_, _> = core.dynamo.hints_pending();
-        let peers = core.peers.snapshot().into_iter().map(|(node, liveness)| admin::PeerStatus {
+        let router = &self.0;
+        let hints: BTreeMap<_, _> = router.available.hints_pending();
+        let peers = router.peers.snapshot().into_iter().map(|(node, liveness)| admin::PeerStatus {
             node: node.0,
             state: liveness.state.to_string(),
             last_heard_ms: liveness.last_heard.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
             hints_pending: hints.get(&node).copied().unwrap_or(0),
         });
-        let stats = core.storage.stats();
+        let stats = router.storage.stats();
         answer(Ok(admin::GetStatusResponse {
-            node: core.node().0,
-            cluster_id: kv_proto::cluster_id_bytes(core.config.cluster_id),
-            epoch: core.catalogue().epoch.0,
-            groups: core.strong.status(),
+            node: router.node().0,
+            cluster_id: kv_proto::cluster_id_bytes(router.config.cluster_id),
+            epoch: router.catalogue().epoch.0,
+            groups: router.strong.status(),
             peers: peers.collect(),
             storage: Some(admin::StorageStatus {
                 fsyncs: stats.fsyncs,
@@ -136,11 +136,11 @@ impl AdminService for Services {
                 log_bytes: stats.log_bytes,
                 memtable_bytes: stats.memtable_bytes,
             }),
-            keys_with_siblings: core.dynamo.keys_with_siblings().map_err(|f| status_from_failure(&f))?,
+            keys_with_siblings: router.available.keys_with_siblings().map_err(|f| status_from_failure(&f))?,
             hints_pending: hints.values().sum(),
-            rebuilding_partitions: core.dynamo.rebuilding_partitions(),
+            rebuilding_partitions: router.available.rebuilding_partitions(),
             version: crate::VERSION.to_owned(),
-            writes_acknowledged: core.acknowledged(),
+            writes_acknowledged: router.acknowledged(),
         }))
     }
 
@@ -186,16 +186,16 @@ fn namespaces(catalogue: &Catalogue) -> Vec<admin::Namespace> {
 }
 
 async fn owners(
-    core: &Core,
+    router: &Router,
     request: &admin::GetRingOwnersRequest,
     deadline: Deadline,
 ) -> Result<admin::GetRingOwnersResponse, Failure> {
-    let namespace = core.namespace(&request.namespace, deadline).await?;
+    let namespace = router.namespace(&request.namespace, deadline).await?;
     let key = Key::new(request.key.clone())?;
     match namespace.placement {
-        Placement::Available { .. } => core.dynamo.owners(&namespace, key.as_bytes()),
+        Placement::Available { .. } => router.available.owners(&namespace, key.as_bytes()),
         Placement::Strong { group } => {
-            let catalogue = core.catalogue();
+            let catalogue = router.catalogue();
             let voters =
                 catalogue.groups.get(&group).map(|group| group.voters.as_slice()).unwrap_or_default();
             Ok(admin::GetRingOwnersResponse {
@@ -211,13 +211,13 @@ async fn owners(
 }
 
 async fn digest(
-    core: &Core,
+    router: &Router,
     request: &admin::GetDigestRequest,
     deadline: Deadline,
 ) -> Result<admin::GetDigestResponse, Failure> {
-    let namespace = core.namespace(&request.namespace, deadline).await?;
+    let namespace = router.namespace(&request.namespace, deadline).await?;
     match namespace.placement {
-        Placement::Available { .. } => core.dynamo.digest(&namespace).await,
-        Placement::Strong { .. } => core.strong.digest(&namespace, deadline.work).await,
+        Placement::Available { .. } => router.available.digest(&namespace).await,
+        Placement::Strong { .. } => router.strong.digest(&namespace, deadline.work).await,
     }
 }

@@ -33,7 +33,7 @@ pub(crate) enum Route<'a> {
     Node(&'a str),
 }
 
-pub(crate) struct Core {
+pub(crate) struct Attempts {
     pub(crate) options: ClientOptions,
     pub(crate) env: Env,
     pool: Pool,
@@ -49,7 +49,7 @@ pub(crate) struct Core {
     available: Mutex<Arc<Session>>,
 }
 
-impl Core {
+impl Attempts {
     pub(crate) fn new(mut options: ClientOptions, env: Env) -> Result<Self, Failure> {
         let invalid = |message: &str| Failure::new(Reason::InvalidRequest, message);
         options.endpoints =

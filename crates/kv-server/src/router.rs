@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kv_dynamo::Dynamo;
+use kv_dynamo::Available;
 use kv_peer::{PeerHandler, PeerRequest, Peers};
 use kv_proto::peer::{Forward, ForwardReply, forward, forward_reply, request_frame, response_frame};
 use kv_proto::{admin, v1};
@@ -50,25 +50,25 @@ impl From<Hop> for kv_dynamo::Hop {
 }
 
 /// The parts of a running node, shared by its services.
-pub(crate) struct Core {
+pub(crate) struct Router {
     pub(crate) config: NodeConfig,
     pub(crate) storage: Storage,
     pub(crate) peers: Peers,
     pub(crate) strong: Strong,
-    pub(crate) dynamo: Dynamo,
+    pub(crate) available: Available,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     places: Arc<Semaphore>,
     stopping: AtomicBool,
     acknowledged: Arc<AtomicU64>,
 }
 
-impl Core {
+impl Router {
     pub(crate) fn new(
         config: NodeConfig,
         storage: Storage,
         peers: Peers,
         strong: Strong,
-        dynamo: Dynamo,
+        available: Available,
         catalogue: watch::Receiver<Arc<Catalogue>>,
     ) -> Self {
         let places = Arc::new(Semaphore::new(config.limits.concurrent_requests.min(Semaphore::MAX_PERMITS)));
@@ -77,7 +77,7 @@ impl Core {
             storage,
             peers,
             strong,
-            dynamo,
+            available,
             catalogue,
             places,
             stopping: AtomicBool::new(false),
@@ -188,7 +188,7 @@ impl Core {
         self.read(deadline, async {
             match namespace.mode() {
                 Mode::Strong => self.strong.get(&namespace, request, deadline.work, hop.into()).await,
-                Mode::Available => self.dynamo.get(&namespace, request, deadline.work, hop.into()).await,
+                Mode::Available => self.available.get(&namespace, request, deadline.work, hop.into()).await,
             }
         })
         .await
@@ -203,11 +203,11 @@ impl Core {
         let namespace = self.namespace(&request.namespace, deadline).await?;
         let mutation =
             requests::put(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
-        let (strong, dynamo) = (self.strong.clone(), self.dynamo.clone());
+        let (strong, available) = (self.strong.clone(), self.available.clone());
         let work = async move {
             match namespace.mode() {
                 Mode::Strong => strong.put(&namespace, request, deadline.work, hop.into()).await,
-                Mode::Available => dynamo.put(&namespace, request, deadline.work, hop.into()).await,
+                Mode::Available => available.put(&namespace, request, deadline.work, hop.into()).await,
             }
         };
         self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
@@ -222,11 +222,11 @@ impl Core {
         let namespace = self.namespace(&request.namespace, deadline).await?;
         let mutation =
             requests::delete(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
-        let (strong, dynamo) = (self.strong.clone(), self.dynamo.clone());
+        let (strong, available) = (self.strong.clone(), self.available.clone());
         let work = async move {
             match namespace.mode() {
                 Mode::Strong => strong.delete(&namespace, request, deadline.work, hop.into()).await,
-                Mode::Available => dynamo.delete(&namespace, request, deadline.work, hop.into()).await,
+                Mode::Available => available.delete(&namespace, request, deadline.work, hop.into()).await,
             }
         };
         self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
@@ -315,15 +315,16 @@ fn named(mut failure: Failure, mutation: Option<&v1::Mutation>) -> Failure {
     failure
 }
 
-/// Peers reach the modes through the same core.
-pub(crate) struct PeerRouter(pub(crate) Arc<Core>);
+/// Peers reach the modes through the same router.
+pub(crate) struct PeerRouter(pub(crate) Arc<Router>);
 
 impl PeerHandler for PeerRouter {
     fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
         use request_frame::Body;
-        let core = Arc::clone(&self.0);
-        if !core.is_member(request.from) {
-            let message = format!("{} is no member of the cluster that {} knows", request.from, core.node());
+        let router = Arc::clone(&self.0);
+        if !router.is_member(request.from) {
+            let message =
+                format!("{} is no member of the cluster that {} knows", request.from, router.node());
             return Box::pin(std::future::ready(Err(Failure::new(Reason::WrongNode, message))));
         }
         match request.body {
@@ -331,13 +332,13 @@ impl PeerHandler for PeerRouter {
             | Body::RaftVote(_)
             | Body::RaftSnapshot(_)
             | Body::RaftTransferLeader(_)
-            | Body::RaftSurvey(_) => Box::pin(async move { core.strong.handle(request).await }),
+            | Body::RaftSurvey(_) => Box::pin(async move { router.strong.handle(request).await }),
             Body::ReplicaWrite(_) | Body::ReplicaRead(_) | Body::PullPartition(_) => {
-                Box::pin(async move { core.dynamo.handle(request).await })
+                Box::pin(async move { router.available.handle(request).await })
             }
             Body::Forward(message) => {
                 let left = request.deadline.saturating_duration_since(Instant::now());
-                Box::pin(async move { core.forwarded(message, left).await })
+                Box::pin(async move { router.forwarded(message, left).await })
             }
             Body::Ping(_) => {
                 let failure = Failure::new(Reason::Internal, "pings are answered before they come here");

@@ -30,11 +30,11 @@ use crate::{rebuild, replay};
 
 /// What a node is told about itself.
 #[derive(Debug, Clone)]
-pub struct DynamoConfig {
+pub struct AvailableConfig {
     /// This node.
     pub node_id: NodeId,
     /// `kv_storage::Recovery::tier_lost`: this directory lost data that others rely on. The server acknowledges it to
-    /// storage only after [`Dynamo::start`] returned.
+    /// storage only after [`Available::start`] returned.
     pub tier_lost: bool,
     /// How long a replica may be silent before another stands in.
     pub patience: Duration,
@@ -44,7 +44,7 @@ pub struct DynamoConfig {
     pub hint_bytes: u64,
 }
 
-impl DynamoConfig {
+impl AvailableConfig {
     /// The defaults.
     pub fn new(node_id: NodeId, tier_lost: bool) -> Self {
         Self {
@@ -68,19 +68,19 @@ pub enum Hop {
 
 /// The available namespaces of one node. Clones share everything.
 #[derive(Clone)]
-pub struct Dynamo {
+pub struct Available {
     pub(crate) node: Arc<Node>,
 }
 
-impl std::fmt::Debug for Dynamo {
+impl std::fmt::Debug for Available {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Dynamo of {}", self.node.me)
+        write!(f, "Available of {}", self.node.me)
     }
 }
 
 pub(crate) struct Node {
     pub(crate) me: NodeId,
-    pub(crate) config: DynamoConfig,
+    pub(crate) config: AvailableConfig,
     pub(crate) replica: Replica,
     pub(crate) peers: Peers,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
@@ -109,11 +109,11 @@ impl View {
     }
 }
 
-impl Dynamo {
+impl Available {
     /// Opens what the directory holds and begins to serve: at once if it lacks nothing, otherwise after a survey of the
     /// other members and a pull of what it may lack. Must run inside a tokio runtime.
     pub async fn start(
-        config: DynamoConfig,
+        config: AvailableConfig,
         storage: Storage,
         peers: Peers,
         env: Env,

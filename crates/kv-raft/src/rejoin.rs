@@ -54,7 +54,7 @@ use crate::config::{LeaderId, LogId, Vote};
 
 /// What a member says of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Testimony {
+pub(crate) struct SurveyReply {
     /// It is not itself fresh or joining.
     pub(crate) settled: bool,
     /// Whom its vote is for.
@@ -66,7 +66,7 @@ pub(crate) struct Testimony {
 /// The term in which whoever forms a group campaigns, without having asked whether others would vote. They do not.
 pub(crate) const FORMING_TERM: u64 = 1;
 
-impl Testimony {
+impl SurveyReply {
     /// Whether the group exists, by what this member says: somebody was voted for, or led.
     fn knows_the_group(&self) -> bool {
         // The entry at 0 says the same everywhere and is written by everybody who forms.
@@ -77,18 +77,18 @@ impl Testimony {
 
 /// Where a voter stands that began with a fresh directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Stance {
+pub(crate) enum Role {
     /// It takes part in everything.
     Settled,
     /// It does not know yet whether the group is new; it takes part in nothing.
     Asking,
-    /// It takes entries, does not campaign, and votes only as [`Joining::may_vote`] says.
-    Joining(Joining),
+    /// It takes entries, does not campaign, and votes only as [`JoinState::may_vote`] says.
+    Joining(JoinState),
 }
 
 /// What a voter noted when it began to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Joining {
+pub(crate) struct JoinState {
     /// No older leader is followed.
     pub(crate) leader: LeaderId,
     /// Until something not older than this is known as committed.
@@ -99,35 +99,35 @@ pub(crate) struct Joining {
 
 /// What the answers mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Decision {
     /// Too few have answered, or too soon.
     Ask,
     /// The group is new.
     Form,
     /// The group exists.
-    Join(Joining),
+    Join(JoinState),
 }
 
 /// Judges the answers of the other voters, of `voters` in all. `rested`: the questions were sent an election timeout or
 /// more after this process began.
-pub(crate) fn judge(voters: usize, answers: &[Testimony], rested: bool) -> Verdict {
+pub(crate) fn judge(voters: usize, answers: &[SurveyReply], rested: bool) -> Decision {
     let n = u8::try_from(voters).unwrap_or(u8::MAX);
     let others = voters.saturating_sub(1);
     let enough = |answered: usize| {
         let needed = (voters - usize::from(majority(n)).min(voters) + 1).min(others);
         answered >= if rested { needed } else { others }
     };
-    if !answers.iter().any(Testimony::knows_the_group) {
-        return if enough(answers.len()) { Verdict::Form } else { Verdict::Ask };
+    if !answers.iter().any(SurveyReply::knows_the_group) {
+        return if enough(answers.len()) { Decision::Form } else { Decision::Ask };
     }
     let settled: Vec<_> = answers.iter().filter(|said| said.settled).collect();
     if !enough(settled.len()) {
-        return Verdict::Ask;
+        return Decision::Ask;
     }
     let heard_all = settled.len() >= others;
     let beyond = settled.iter().filter_map(|said| said.last).max();
     let leader = answers.iter().filter_map(|said| said.leader).max();
-    leader.map_or(Verdict::Ask, |leader| Verdict::Join(Joining { leader, beyond, heard_all }))
+    leader.map_or(Decision::Ask, |leader| Decision::Join(JoinState { leader, beyond, heard_all }))
 }
 
 /// Where the note of a group that is being joined is kept.
@@ -140,7 +140,7 @@ pub(crate) fn note_key(group: GroupId) -> Bytes {
 /// Ends the note of a voter that has heard from all.
 const HEARD_ALL: u8 = 1;
 
-impl Joining {
+impl JoinState {
     /// As the vote that this node keeps from now on.
     pub(crate) fn vote(&self) -> Vote {
         Vote { leader_id: self.leader, committed: false }
@@ -204,7 +204,7 @@ impl Heard {
     }
 
     /// Whether all that this voter ever acknowledged, and that may count, is applied here, given the last applied entry.
-    pub(crate) fn is_over(&mut self, joining: &Joining, applied: Option<LogId>) -> bool {
+    pub(crate) fn is_over(&mut self, joining: &JoinState, applied: Option<LogId>) -> bool {
         let Some(applied) = applied.filter(|id| self.followed && Some(id.leader_id) == self.leader) else {
             return false;
         };
@@ -223,56 +223,56 @@ mod tests {
         LogId { leader_id: RaftLeaderId::new(term, 1), index }
     }
 
-    fn says(term: u64, last: Option<LogId>) -> Testimony {
-        Testimony { settled: true, leader: Some(LeaderId::new(term, 2)), last }
+    fn says(term: u64, last: Option<LogId>) -> SurveyReply {
+        SurveyReply { settled: true, leader: Some(LeaderId::new(term, 2)), last }
     }
 
     #[test]
     fn a_group_is_formed_only_when_no_majority_can_know_more() {
-        let nothing = Testimony { settled: false, leader: None, last: None };
-        let formed = Testimony { settled: true, leader: None, last: Some(id(0, 0)) };
+        let nothing = SurveyReply { settled: false, leader: None, last: None };
+        let formed = SurveyReply { settled: true, leader: None, last: Some(id(0, 0)) };
         for (voters, needed) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3)] {
             for answers in 0..voters {
                 for rested in [false, true] {
                     let verdict = judge(voters, &vec![nothing.clone(); answers], rested);
                     // Before an election timeout has passed, only the answers of all others say enough.
                     let enough = answers >= if rested { needed } else { voters - 1 };
-                    let expected = if enough { Verdict::Form } else { Verdict::Ask };
+                    let expected = if enough { Decision::Form } else { Decision::Ask };
                     assert_eq!(verdict, expected, "{answers} answers, {voters} voters, rested: {rested}");
                 }
             }
         }
-        assert_eq!(judge(5, &[nothing.clone(), formed.clone(), formed.clone()], true), Verdict::Form);
+        assert_eq!(judge(5, &[nothing.clone(), formed.clone(), formed.clone()], true), Decision::Form);
         // The campaign that ends the forming tells nothing; a later vote does, though nothing was written yet: its candidate
         // may have won with this voter's help.
-        assert_eq!(judge(2, &[says(FORMING_TERM, Some(id(0, 0)))], true), Verdict::Form);
-        let joining = Joining { leader: LeaderId::new(2, 2), beyond: Some(id(0, 0)), heard_all: true };
-        assert_eq!(judge(2, &[says(2, Some(id(0, 0)))], true), Verdict::Join(joining));
-        assert_eq!(judge(5, &[nothing, formed, says(2, Some(id(0, 0)))], true), Verdict::Ask);
+        assert_eq!(judge(2, &[says(FORMING_TERM, Some(id(0, 0)))], true), Decision::Form);
+        let joining = JoinState { leader: LeaderId::new(2, 2), beyond: Some(id(0, 0)), heard_all: true };
+        assert_eq!(judge(2, &[says(2, Some(id(0, 0)))], true), Decision::Join(joining));
+        assert_eq!(judge(5, &[nothing, formed, says(2, Some(id(0, 0)))], true), Decision::Ask);
     }
 
     #[test]
     fn whoever_joins_notes_the_newest_of_what_enough_settled_members_have() {
-        let fresh = Testimony { settled: false, leader: Some(LeaderId::new(9, 1)), last: Some(id(8, 8)) };
+        let fresh = SurveyReply { settled: false, leader: Some(LeaderId::new(9, 1)), last: Some(id(8, 8)) };
         let (old, new) = (says(4, Some(id(2, 70))), says(5, Some(id(4, 60))));
-        assert_eq!(judge(5, &[old.clone(), new.clone(), fresh.clone()], true), Verdict::Ask);
+        assert_eq!(judge(5, &[old.clone(), new.clone(), fresh.clone()], true), Decision::Ask);
         let some = [old.clone(), new.clone(), fresh, old.clone()];
-        let joining = Joining { leader: LeaderId::new(9, 1), beyond: Some(id(4, 60)), heard_all: false };
-        assert_eq!(judge(5, &some, true), Verdict::Join(joining.clone()));
-        assert_eq!(judge(5, &some, false), Verdict::Ask);
-        assert_eq!(Joining::decode(joining.encode()).unwrap(), joining);
-        let all = Joining { leader: LeaderId::new(5, 2), ..joining };
-        let all = Joining { heard_all: true, ..all };
+        let joining = JoinState { leader: LeaderId::new(9, 1), beyond: Some(id(4, 60)), heard_all: false };
+        assert_eq!(judge(5, &some, true), Decision::Join(joining.clone()));
+        assert_eq!(judge(5, &some, false), Decision::Ask);
+        assert_eq!(JoinState::decode(joining.encode()).unwrap(), joining);
+        let all = JoinState { leader: LeaderId::new(5, 2), ..joining };
+        let all = JoinState { heard_all: true, ..all };
         for rested in [false, true] {
             let answers = [old.clone(), new.clone(), old.clone(), old.clone()];
-            assert_eq!(judge(5, &answers, rested), Verdict::Join(all.clone()));
+            assert_eq!(judge(5, &answers, rested), Decision::Join(all.clone()));
         }
-        assert_eq!(Joining::decode(all.encode()).unwrap(), all);
+        assert_eq!(JoinState::decode(all.encode()).unwrap(), all);
     }
 
     #[test]
     fn a_vote_needs_the_answers_of_all_and_a_log_that_ends_late_enough() {
-        let all = Joining { leader: LeaderId::new(5, 2), beyond: Some(id(4, 60)), heard_all: true };
+        let all = JoinState { leader: LeaderId::new(5, 2), beyond: Some(id(4, 60)), heard_all: true };
         for (last, may) in [
             (None, false),
             (Some(id(4, 59)), false),
@@ -281,14 +281,14 @@ mod tests {
             (Some(id(5, 1)), true),
         ] {
             assert_eq!(all.may_vote(last), may, "{last:?}");
-            assert!(!Joining { heard_all: false, ..all.clone() }.may_vote(last), "{last:?}");
+            assert!(!JoinState { heard_all: false, ..all.clone() }.may_vote(last), "{last:?}");
         }
     }
 
     #[test]
     fn it_settles_with_an_entry_of_its_leader_and_all_that_the_leader_had_committed() {
         let (leader, at) = (LeaderId::new(7, 1), Some(id(7, 90)));
-        let joining = Joining { leader: LeaderId::new(5, 2), beyond: Some(id(4, 60)), heard_all: false };
+        let joining = JoinState { leader: LeaderId::new(5, 2), beyond: Some(id(4, 60)), heard_all: false };
         let over = |heard: &mut Heard, applied| heard.is_over(&joining, Some(applied));
 
         // Nothing is taken yet, or only an append that fits any log.
@@ -326,27 +326,27 @@ mod tests {
 
     #[test]
     fn it_does_not_settle_before_what_it_noted() {
-        let joining = Joining { leader: LeaderId::new(5, 1), beyond: Some(id(5, 60)), heard_all: true };
+        let joining = JoinState { leader: LeaderId::new(5, 1), beyond: Some(id(5, 60)), heard_all: true };
         let (leader, at) = (LeaderId::new(5, 1), Some(id(5, 10)));
         let mut heard = Heard::default();
         heard.offered(leader, at, at);
         heard.taken(leader, at);
         assert!(!heard.is_over(&joining, Some(id(5, 59))));
         assert!(heard.is_over(&joining, Some(id(5, 60))));
-        assert!(heard.is_over(&Joining { beyond: None, ..joining }, Some(id(5, 10))));
+        assert!(heard.is_over(&JoinState { beyond: None, ..joining }, Some(id(5, 10))));
     }
 
     #[test]
     fn a_damaged_note_is_an_error() {
         for heard_all in [false, true] {
-            let without = Joining { leader: LeaderId::new(3, 3), beyond: None, heard_all };
-            assert!(Joining::decode(without.encode().slice(..9)).is_err());
-            assert!(Joining::decode(Bytes::from([without.encode().as_ref(), b"?"].concat())).is_err());
-            assert_eq!(Joining::decode(without.encode()).unwrap(), without);
-            let with = Joining { beyond: Some(id(3, 4)), ..without };
-            assert_eq!(Joining::decode(with.encode()).unwrap(), with);
+            let without = JoinState { leader: LeaderId::new(3, 3), beyond: None, heard_all };
+            assert!(JoinState::decode(without.encode().slice(..9)).is_err());
+            assert!(JoinState::decode(Bytes::from([without.encode().as_ref(), b"?"].concat())).is_err());
+            assert_eq!(JoinState::decode(without.encode()).unwrap(), without);
+            let with = JoinState { beyond: Some(id(3, 4)), ..without };
+            assert_eq!(JoinState::decode(with.encode()).unwrap(), with);
             for extra in [&b"?"[..], &[HEARD_ALL, HEARD_ALL]] {
-                assert!(Joining::decode(Bytes::from([with.encode().as_ref(), extra].concat())).is_err());
+                assert!(JoinState::decode(Bytes::from([with.encode().as_ref(), extra].concat())).is_err());
             }
         }
     }
