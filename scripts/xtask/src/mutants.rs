@@ -1,6 +1,6 @@
-//! The build with the seeded bugs. We are our own wrapper of the compiler: cargo calls it for members of the workspace only
-//! and gives what it makes other names, so that every dependency is shared with the ordinary build. Programs do get the same
-//! names, so these are copied away and the ordinary ones put back.
+//! The build with the seeded bugs. We are our own wrapper of the compiler: cargo calls it for members of the
+//! workspace only and gives what it makes other names, so that every dependency is shared with the ordinary
+//! build. Programs do get the same names, so these are copied away and the ordinary ones put back.
 
 use crate::cargo::{Workspace, cargo};
 use std::path::{Path, PathBuf};
@@ -77,8 +77,9 @@ fn run(command: &mut Command, otherwise: &str) -> Result<(), String> {
 
 /// Builds the tests with the bugs; what cargo says of them.
 fn test_programs() -> Result<String, String> {
-    // Of the whole workspace, whose members agree on the features of what they share: a test asked for by its package would
-    // have half the tree compiled again. Left out are packages that call another test by one of these names.
+    // Of the whole workspace, whose members agree on the features of what they share: a test asked for by its
+    // package would have half the tree compiled again. Left out are packages that call another test by one of
+    // these names.
     let mut words = vec!["test", "--no-run", "--message-format", "json", "--workspace"];
     words.extend(["xtask", "kv-raft", "kv-server"].iter().flat_map(|other| ["--exclude", other]));
     words.extend(TESTS.iter().flat_map(|(_, name)| ["--test", name]));
