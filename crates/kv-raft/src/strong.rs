@@ -36,7 +36,7 @@ use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, dec
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
 use crate::runtime::NodeRuntime;
-use crate::tables::{Table, keys};
+use crate::tables::{Space, Table, keys};
 
 /// Why the groups of a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -177,10 +177,11 @@ impl Strong {
             let key = Key::new(request.key.clone())?;
             let local = async {
                 let view = group.view(deadline).await?;
-                let place = keys::data(group.id, namespace.id, key.as_bytes());
+                let space = Space::first(group.id);
+                let place = keys::data(space, namespace.id, key.as_bytes());
                 let found = view.get(Table::Data, &place, decode_value)?;
                 let revision =
-                    view.get(Table::Meta, &keys::revision(group.id, namespace.id), decode_revision)?;
+                    view.get(Table::Meta, &keys::revision(space, namespace.id), decode_revision)?;
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
                 let (revision_of_value, value) = found.unwrap_or_default();
                 Ok(v1::GetResponse {

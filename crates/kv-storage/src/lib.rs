@@ -20,6 +20,7 @@ mod drain;
 mod engine;
 mod error;
 mod identity;
+pub mod journal;
 pub mod limits;
 mod memtable;
 mod open;
