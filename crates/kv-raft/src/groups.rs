@@ -27,17 +27,19 @@ use openraft::{EmptyNode, Instant as _, LinearizerOption, ReadPolicy, ServerStat
 use tokio::sync::{OwnedRwLockReadGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::backlog::{Full, Load, Place, SharedBacklog};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
-    DOUBTFUL_READ_WAIT, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE,
+    DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE,
+    STEWARD_TICK, SURVEY_DEADLINE,
 };
-use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
+use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig, log_bytes_wanted};
 use crate::kv_machine;
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
-use crate::proposal::{Proposal, Reply};
+use crate::proposal::{Answering, Proposal, Reply};
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::strong::StartError;
@@ -59,6 +61,8 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     around: Surroundings,
     applied: Applied,
+    /// What was proposed here and is not applied.
+    backlog: SharedBacklog,
     /// Whoever digests the state holds it.
     digesting: Arc<tokio::sync::Mutex<()>>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
@@ -187,6 +191,10 @@ impl Group {
             id,
             raft,
             applied,
+            backlog: SharedBacklog::new(Load {
+                entries: around.config.backlog_entries,
+                bytes: around.config.backlog_bytes,
+            }),
             digesting: Arc::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && role == Role::Settled),
@@ -277,32 +285,93 @@ impl Group {
 
     // ---- proposals and reads
 
-    /// Proposes a command and waits until it is applied here.
+    /// A place for a proposal in the account of what is not applied yet. Refusals come before anything is queued.
+    fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
+        if let Err(pressure) = self.around.storage.log_pressure() {
+            let reason = match pressure {
+                StorageError::LogFull { .. } => Reason::LimitStorage,
+                _ => Reason::Overloaded,
+            };
+            return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));
+        }
+        let bound = self.backlog.bound();
+        let overloaded = |what: &str| {
+            let waiting = self.backlog.total();
+            Failure::new(
+                Reason::Overloaded,
+                format!(
+                    "{} {what}: {} entries of {} bytes wait to be applied; nothing was proposed",
+                    self.id, waiting.entries, waiting.bytes
+                ),
+            )
+            .with("limit_entries", bound.entries)
+            .with("limit_bytes", bound.bytes)
+            .retry_after_ms(RETRY_AFTER_MS)
+        };
+        // What earlier leaders proposed counts too, though it is in no account here.
+        let unapplied = {
+            let metrics = self.raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
+            index(&metrics.last_log).saturating_sub(index(&metrics.last_applied))
+        };
+        if unapplied > bound.entries {
+            return Err(overloaded("has not applied its log"));
+        }
+        let bytes =
+            u64::try_from(proposal.0.len()).unwrap_or(u64::MAX).saturating_add(PROPOSAL_OVERHEAD_BYTES);
+        self.backlog.admit(namespace, bytes).map_err(|full| match full {
+            Full::Group => overloaded("has as much to apply as it may"),
+            Full::Namespace => overloaded("has as much to apply for this namespace as it may"),
+        })
+    }
+
+    /// What was proposed here and is not applied.
+    #[cfg(test)]
+    pub(crate) fn backlog(&self) -> Load {
+        self.backlog.total()
+    }
+
+    /// Nothing is applied while this lives.
+    #[cfg(test)]
+    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<Option<LogId>> {
+        self.applied.clone().read_owned().await
+    }
+
+    /// Proposes a command for a namespace and waits until it is applied here. It holds its place in the account until Raft
+    /// is done with it, also when the deadline passes before.
     pub(crate) async fn propose(
         &self,
+        namespace: NamespaceId,
         proposal: Proposal,
         deadline: Instant,
     ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
-        if let Err(pressure) = self.around.storage.log_pressure() {
-            let reason = match pressure {
-                kv_storage::StorageError::LogFull { .. } => Reason::LimitStorage,
-                _ => Reason::Overloaded,
-            };
-            return Err(Failure::new(reason, pressure.to_string()).into());
+        let place = self.admit_proposal(namespace, &proposal)?;
+        let (responder, answer) = Answering::new(place);
+        let handed = self.raft.write(proposal).responder(responder).into_future();
+        match timeout_at(deadline, handed).await {
+            Ok(Ok(())) => {}
+            // Raft's own queue had no room up to the deadline: it has not taken the message and will not.
+            Err(_) => {
+                let why = format!("{} did not take the proposal by the deadline", self.id);
+                return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS).into());
+            }
+            Ok(Err(fatal)) => return Err(self.fatal(&fatal).after_sending().into()),
         }
         let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
-        match timeout_at(deadline, self.raft.client_write(proposal)).await {
-            Ok(Ok(response)) => Ok(response),
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(Ok(response))) => Ok(response),
             Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
                 Err(self.no_quorum("nothing was decided").into())
             }
             Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
-                Err(self.forwarded(forward))
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(self.forwarded(forward)),
+            Ok(Ok(Err(error))) => Err(unknown(error.to_string()).into()),
+            // The group stopped; it may have been proposed before.
+            Ok(Err(_)) => {
+                let state = self.raft.metrics().borrow_watched().running_state.clone();
+                Err(self.fatal(&state.err().unwrap_or(Fatal::Stopped)).after_sending().into())
             }
-            Ok(Err(RaftError::APIError(error))) => Err(unknown(error.to_string()).into()),
-            // It may have been proposed before the group stopped.
-            Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(&fatal).after_sending().into()),
         }
     }
 
@@ -689,7 +758,8 @@ impl Group {
         };
         let fresh = applied.saturating_sub(snapshot);
         let storage = &self.around.storage;
-        let pressed = storage.log_pressure().is_err() || storage.stats().log_bytes > config.log_bytes_wanted;
+        let pressed = storage.log_pressure().is_err()
+            || storage.stats().log_bytes > log_bytes_wanted(storage.max_log_bytes());
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());

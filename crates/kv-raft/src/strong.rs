@@ -290,7 +290,7 @@ impl Strong {
             }
             let spec = namespace_spec(&request, members)?;
             let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id };
-            let response = group.propose(command.encode(), deadline).await?;
+            let response = group.propose(NamespaceId::default(), command.encode(), deadline).await?;
             let Reply::Catalogue(decided) = response.data else { return Err(odd_reply().into()) };
             let created = decided?;
             self.0.writes.fetch_add(1, Ordering::Relaxed);
@@ -461,7 +461,7 @@ impl Strong {
 
     // ---- inside
 
-    fn group(&self, id: GroupId) -> Result<&Arc<Group>, Failure> {
+    pub(crate) fn group(&self, id: GroupId) -> Result<&Arc<Group>, Failure> {
         self.0.groups.get(&id).ok_or_else(|| {
             Failure::new(Reason::WrongGroup, format!("{} has no {id}", self.0.config.node_id))
                 .with("group", id.0)
@@ -580,7 +580,7 @@ impl Strong {
                 key,
                 operation,
             };
-            let response = group.propose(command.encode(), deadline).await?;
+            let response = group.propose(namespace.id, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
             let written = decided?;
             let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);
