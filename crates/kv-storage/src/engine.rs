@@ -240,25 +240,23 @@ impl Inner {
         {
             return Err(StorageError::LogFull { bytes, max, pinned_by: format!("the disk ({e})") });
         }
-        if bytes < max {
-            return Ok(());
-        }
+        if bytes < max { Ok(()) } else { Err(self.refusal_of_log(max)) }
+    }
+
+    /// The error that says who keeps the log long; also asks for what shortens it.
+    fn refusal_of_log(&self, max: u64) -> StorageError {
         let pinned_by = {
             let named = lock(&self.pinned_by).clone();
             if named.is_empty() { "data that is not yet in the tier".into() } else { named }
         };
         self.wake_checkpointer();
-        Err(StorageError::LogFull { bytes, max, pinned_by })
+        StorageError::LogFull { bytes: self.log_bytes(), max, pinned_by }
     }
 
     /// Raft records may use a quarter more than commits; beyond that the group must wait for a purge.
-    pub(crate) fn admit_raft(&self, bytes: usize) -> Result<(), StorageError> {
-        let max = self.options.hard_log_bytes();
+    pub(crate) fn admit_raft(&self, bytes: usize, max: u64) -> Result<(), StorageError> {
         let queued = (lock(&self.queues).raft_bytes + bytes) as u64;
-        if self.log_bytes() + queued > max {
-            self.log_full(0)?;
-        }
-        Ok(())
+        if self.log_bytes() + queued > max { Err(self.refusal_of_log(max)) } else { Ok(()) }
     }
 
     fn commit(&self, batch: Batch, bulk: bool) -> Result<Position, StorageError> {
@@ -618,6 +616,12 @@ impl Storage {
             return Err(StorageError::Overloaded { what: "the log's Raft queue" });
         }
         Ok(())
+    }
+
+    /// Size of the log beyond which commits are refused, bytes: [`StorageOptions::max_log_bytes`]. What trims the log by size
+    /// must start well below it.
+    pub fn max_log_bytes(&self) -> u64 {
+        self.inner().options.max_log_bytes
     }
 
     /// The error that poisoned the engine, or that it is closed.

@@ -22,6 +22,11 @@ pub const MAX_SNAPSHOT_CHUNK: usize = 4 << 20;
 pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
 /// Live Raft bytes of the oldest segment that are copied forward to let it go.
 pub const MAX_COPY_FORWARD_BYTES: usize = 1 << 20;
+/// Share of `max_log_bytes` (one in so many) above it that only Raft records may use. Of it, the first half is for appends that
+/// were asked for with [`crate::RaftLog::room_for`]; the second half takes what was on its way between the question and the
+/// append, votes, purge points, truncations and copies of laggards, so that an append whose question was answered with yes
+/// is not refused.
+pub const RAFT_RESERVE_SHARE: u64 = 4;
 /// How long an idle background thread sleeps before it looks again.
 pub const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// How long the writer waits for the segment being prepared: a disk that cannot take a segment of zeros in this time is as
