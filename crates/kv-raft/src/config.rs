@@ -51,6 +51,8 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 pub(crate) mod limits {
     use std::time::Duration;
 
+    use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+
     /// Entries in one append.
     pub(crate) const APPEND_ENTRIES: u64 = 1_024;
     /// Bytes of entries in one append; a single entry may be larger (a value is at most 1 MiB).
@@ -94,6 +96,22 @@ pub(crate) mod limits {
     /// The part of the log's bound, one in so many, above which snapshots are taken early and the log below them is not
     /// kept. Derived, so that no setting makes trimming start only when writes are refused.
     pub(crate) const LOG_WANTED_SHARE: u64 = 2;
+    /// A term of a peer may be so far above the known one: no cluster holds as many elections, and to use up all terms takes
+    /// as many messages again.
+    pub(crate) const TERM_LEAP: u64 = 1 << 32;
+    /// Largest command in an entry: the largest key and value, and what names them.
+    pub(crate) const MAX_COMMAND_BYTES: usize = MAX_VALUE_BYTES + MAX_KEY_BYTES + (4 << 10);
+    /// No log has as many entries; arithmetic on an index does not overflow below it.
+    pub(crate) const MAX_INDEX: u64 = 1 << 62;
+    /// Pause after the leadership was moved on request, before it is moved again.
+    pub(crate) const TRANSFER_PAUSE: Duration = Duration::from_secs(5);
+    /// A log that owes answers and gave none for so long hangs: a leader gives up then. Far above the slowest healthy fsync;
+    /// one of 1.5 s costs no election.
+    pub(crate) const DISK_SILENCE: Duration = Duration::from_secs(3);
+    /// How often a leader whose disk hangs tries to hand its leadership over.
+    pub(crate) const GIVE_UP_EVERY: Duration = Duration::from_secs(1);
+    /// How long a follower refuses appends after its log was found full, as told to the leader.
+    pub(crate) const FULL_LOG_RETRY_MS: u32 = 500;
     /// How long a read may wait for a quorum when the last one is older than the lease.
     pub(crate) const DOUBTFUL_READ_WAIT: Duration = Duration::from_millis(25);
     /// When a refused request may come back: about what is left of an election.

@@ -16,7 +16,9 @@ mod backlog;
 mod catalogue_machine;
 mod codec;
 mod config;
+mod disk_watch;
 mod groups;
+mod incoming;
 mod kv_machine;
 mod log_store;
 mod machine;
@@ -30,6 +32,7 @@ mod strong;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use codec::CodecError;
 pub use config::RaftConfig;

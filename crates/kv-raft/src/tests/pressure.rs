@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::backlog::Load;
-use crate::config::{LogId, RaftConfig};
+use crate::config::{LogId, RaftConfig, log_bytes_wanted};
 use crate::strong::{Hop, Strong};
 
 const CLUSTER: ClusterId = ClusterId(5);
@@ -222,5 +222,19 @@ async fn bytes_are_refused_as_entries_are() {
     assert_eq!(lone.fill(1).await.len(), 7);
     assert!(lone.waiting().bytes <= 128 << 10, "{:?}", lone.waiting());
     drop(still);
+    lone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_log_is_trimmed_before_it_is_full() {
+    let lone = Lone::start(|config| config.entries_kept = 0).await;
+    let max = lone.storage.max_log_bytes();
+    // More than what is wanted, less than what is allowed.
+    for n in 0..max * 3 / 4 / (60 << 10) {
+        lone.put(bank(1), &format!("k{}", n % 10), 60 << 10, soon()).await.unwrap();
+    }
+    assert!(lone.storage.log_pressure().is_ok());
+    let trimmed = || lone.storage.stats().log_bytes < log_bytes_wanted(max);
+    until("the log is trimmed", || async { trimmed().then_some(()) }).await;
     lone.stop().await;
 }
