@@ -1,6 +1,6 @@
 //! What the dependency tree may contain: licences we can ship under Apache-2.0, and no package we decided against.
 
-use super::{File, Finding};
+use super::finding::{File, Finding};
 use crate::cargo::Package;
 
 /// Permissive licences, compatible with Apache-2.0. A new one is added after reading it.
@@ -93,7 +93,7 @@ fn one(words: &mut Words<'_>) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file;
+    use super::super::finding::file;
     use super::*;
 
     #[test]
