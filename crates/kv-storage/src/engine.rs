@@ -34,7 +34,7 @@ use crate::{
     memtable::Mem,
     options::{Drive, StorageOptions},
     raft_log::{Group, Location, RaftLog, RaftLogId},
-    reads::Readers,
+    readers::Readers,
     snapshot::{Snapshots, Temporaries},
     threads::refuse,
     tier::{Tier, TierError, TierMark},
@@ -152,7 +152,7 @@ pub(crate) struct Inner {
     pub(crate) alive: watch::Sender<usize>,
     pub(crate) counters: Counters,
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
-    pub(crate) readers: Readers,
+    pub(crate) readers: Arc<Readers>,
 }
 
 impl fmt::Debug for Inner {

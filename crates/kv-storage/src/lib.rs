@@ -26,6 +26,7 @@ mod memtable;
 mod open;
 mod options;
 mod raft_log;
+mod readers;
 mod reads;
 mod replace;
 mod snapshot;

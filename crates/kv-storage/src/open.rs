@@ -25,7 +25,6 @@ use crate::{
     memtable::Mem,
     options::{Drive, StorageOptions},
     raft_log::when_durable,
-    reads::Readers,
     tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
     wal::{
         FIRST_SEGMENT, Queues, recover, segment_path,
@@ -234,7 +233,13 @@ impl Storage {
         }
         if inner.options.drive == Drive::Threads {
             inner.start_threads()?;
-            inner.start_readers()?;
+            let failing = Arc::downgrade(inner);
+            let panicked = move || {
+                if let Some(inner) = failing.upgrade() {
+                    inner.poison(StorageError::Invalid("a reader thread panicked".into()));
+                }
+            };
+            inner.readers.start(panicked).map_err(StorageError::io("start a reader thread"))?;
         }
         Ok((storage, recovery))
     }
@@ -363,7 +368,7 @@ impl Storage {
             alive: watch::Sender::new(0),
             counters: Counters::default(),
             temporaries: Arc::default(),
-            readers: Readers::default(),
+            readers: Arc::default(),
         });
         if start {
             let mut w = crate::engine::lock(&inner.writer);

@@ -1,22 +1,18 @@
-//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a bounded queue.
+//! Reads that no async worker waits in: what is not in the memtable is read by the reader threads.
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    thread,
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::{
     batch::{Position, Row, TableId, full_key, prefix_end, split_key},
-    engine::{Inner, Storage, lock, read},
+    engine::{Inner, Storage, read},
     error::StorageError,
     limits,
     memtable::Mem,
     options::Drive,
+    readers::Class,
 };
 
 /// Rows of a range in key order.
@@ -26,96 +22,6 @@ pub struct RowChunk {
     pub rows: Vec<(Bytes, Row)>,
     /// A bound ended the chunk: more rows follow its last one.
     pub more: bool,
-}
-
-/// Who reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    /// The apply of committed entries: it goes first and has places of its own.
-    Apply,
-    /// All others.
-    Client,
-}
-
-type Job = Box<dyn FnOnce(&Inner) + Send>;
-
-#[derive(Default)]
-struct Queue {
-    apply: VecDeque<Job>,
-    client: VecDeque<(Job, usize)>,
-    /// Bytes of the keys that wait in `client`.
-    bytes: usize,
-    closed: bool,
-}
-
-/// The queue that the reader threads share.
-#[derive(Default)]
-pub(crate) struct Readers {
-    queue: Mutex<Queue>,
-    changed: Condvar,
-}
-
-impl fmt::Debug for Readers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Readers").finish_non_exhaustive()
-    }
-}
-
-impl Readers {
-    fn push(&self, class: Class, bytes: usize, job: Job) -> Result<(), StorageError> {
-        let full = Err(StorageError::Overloaded { what: "the queue of reads" });
-        let mut q = lock(&self.queue);
-        if q.closed {
-            return Err(StorageError::Closed);
-        }
-        match class {
-            Class::Apply if q.apply.len() >= limits::READ_QUEUE_APPLY => return full,
-            Class::Apply => q.apply.push_back(job),
-            Class::Client
-                if q.client.len() >= limits::READ_QUEUE
-                    || (!q.client.is_empty() && q.bytes + bytes > limits::READ_QUEUE_BYTES) =>
-            {
-                return full;
-            }
-            Class::Client => {
-                q.bytes += bytes;
-                q.client.push_back((job, bytes));
-            }
-        }
-        drop(q);
-        self.changed.notify_one();
-        Ok(())
-    }
-
-    /// The next job; `None` once the engine stops.
-    fn next(&self) -> Option<Job> {
-        let mut q = lock(&self.queue);
-        loop {
-            if q.closed {
-                return None;
-            }
-            if let Some(job) = q.apply.pop_front() {
-                return Some(job);
-            }
-            if let Some((job, bytes)) = q.client.pop_front() {
-                q.bytes -= bytes;
-                return Some(job);
-            }
-            q = self.changed.wait(q).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// What waits is answered with `Closed`, and the threads end when their read returns.
-    pub(crate) fn close(&self) {
-        let waiting = {
-            let mut q = lock(&self.queue);
-            q.closed = true;
-            q.bytes = 0;
-            (std::mem::take(&mut q.apply), std::mem::take(&mut q.client))
-        };
-        drop(waiting);
-        self.changed.notify_all();
-    }
 }
 
 /// True if one of the keys is being replaced.
@@ -129,27 +35,9 @@ fn any_replacing(mem: &Mem, keys: &[Vec<u8>]) -> bool {
 }
 
 impl Inner {
-    /// Starts the reader threads. A stop does not wait for them: a read may hang as long as the disk does.
-    pub(crate) fn start_readers(self: &Arc<Self>) -> Result<(), StorageError> {
-        for _ in 0..limits::READERS {
-            let inner = self.clone();
-            let body = move || {
-                while let Some(job) = inner.readers.next() {
-                    let run = std::panic::AssertUnwindSafe(|| job(&inner));
-                    if std::panic::catch_unwind(run).is_err() {
-                        inner.poison(StorageError::Invalid("a reader thread panicked".into()));
-                    }
-                }
-            };
-            let spawned = thread::Builder::new().name("kv-read".into()).spawn(body);
-            spawned.map_err(StorageError::io("start a reader thread"))?;
-        }
-        Ok(())
-    }
-
     /// Runs a read on a reader thread, or here where the caller drives the engine.
     async fn off_the_workers<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         class: Class,
         bytes: usize,
         read: impl FnOnce(&Inner) -> Result<T, StorageError> + Send + 'static,
@@ -158,10 +46,11 @@ impl Inner {
             return read(self);
         }
         let (send, receive) = oneshot::channel();
-        let job = move |inner: &Inner| {
+        let inner = self.clone();
+        let job = move || {
             // A caller that went away is not read for.
             if !send.is_closed() {
-                let _ = send.send(read(inner));
+                let _ = send.send(read(&inner));
             }
         };
         self.readers.push(class, bytes, Box::new(job))?;
@@ -190,7 +79,7 @@ impl Inner {
     }
 
     async fn read_rows(
-        &self,
+        self: &Arc<Self>,
         class: Class,
         keys: Vec<(TableId, Vec<u8>)>,
     ) -> Result<Vec<Option<Row>>, StorageError> {
@@ -240,15 +129,16 @@ impl Inner {
 }
 
 impl Storage {
-    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with one hop to a thread
-    /// that reads the tier. Each row is as at some moment of the call. At most [`limits::MAX_READ_KEYS`] keys, and rows of
-    /// [`limits::MAX_READ_BYTES`] from the tier: beyond that `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
+    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with
+    /// one hop to a thread that reads the tier. Each row is as at some moment of the call. At most
+    /// [`limits::MAX_READ_KEYS`] keys, and rows of [`limits::MAX_READ_BYTES`] from the tier: beyond that
+    /// `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
     pub async fn read_rows(&self, keys: Vec<(TableId, Vec<u8>)>) -> Result<Vec<Option<Row>>, StorageError> {
         self.inner().read_rows(Class::Client, keys).await
     }
 
-    /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with places that these
-    /// cannot take. One call of a group at a time.
+    /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with
+    /// places that these cannot take. One call of a group at a time.
     pub async fn read_rows_for_apply(
         &self,
         keys: Vec<(TableId, Vec<u8>)>,
@@ -256,9 +146,9 @@ impl Storage {
         self.inner().read_rows(Class::Apply, keys).await
     }
 
-    /// Rows from `from` (inclusive) to `to` (exclusive) in key order, one consistent view, read on another thread: at most
-    /// `limit_rows` of them with keys and values of together `limit_bytes`, but at least one. `Overloaded` when too many reads
-    /// wait.
+    /// Rows from `from` (inclusive) to `to` (exclusive) in key order, one consistent view, read on another
+    /// thread: at most `limit_rows` of them with keys and values of together `limit_bytes`, but at least
+    /// one. `Overloaded` when too many reads wait.
     pub async fn read_range(
         &self,
         table: TableId,
@@ -270,7 +160,6 @@ impl Storage {
         let from = full_key(table, from);
         let to = to.map_or_else(|| prefix_end(&full_key(table, &[])), |to| Some(full_key(table, to)));
         let bytes = from.len() + to.as_ref().map_or(0, Vec::len);
-        // The job keeps no handle of the engine: a stop would wait for it.
         let job = move |inner: &Inner| inner.range_chunk(from, to, limit_rows, limit_bytes);
         self.inner().off_the_workers(Class::Client, bytes, job).await
     }

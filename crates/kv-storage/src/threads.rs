@@ -40,8 +40,9 @@ impl Inner {
         self.room.notify_waiters();
     }
 
-    /// Lets go of the tier on a thread of its own: libraries write and wait when their last handle goes, and a disk that hangs
-    /// must not hold up the stop. Resolves when the tier is closed; `None` if that has happened, or no thread may be started.
+    /// Lets go of the tier on a thread of its own: libraries write and wait when their last handle goes,
+    /// and a disk that hangs must not hold up the stop. Resolves when the tier is closed; `None` if that
+    /// has happened, or no thread may be started.
     pub(crate) fn close_tier(&self) -> Option<oneshot::Receiver<()>> {
         let tier = write(&self.tier).take()?;
         if self.options.drive == Drive::Manual {
