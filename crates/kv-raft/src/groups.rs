@@ -47,7 +47,7 @@ use crate::proposal::{Answering, Proposal, Reply};
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::strong::StartError;
-use crate::tables::Table;
+use crate::tables::{Space, Table};
 use crate::transfer::{TooSoon, Transfers};
 
 /// What every group of a node shares.
@@ -531,7 +531,7 @@ impl Group {
             let alone = self.digesting.clone().lock_owned().await;
             let (applied, cut) = {
                 let applied = self.applied.read().await;
-                let cut = kv_machine::cut_of(&self.around.storage, self.id, namespace)
+                let cut = kv_machine::cut_of(&self.around.storage, Space::first(self.id), namespace)
                     .map_err(|error| failed(error.into()))?;
                 (applied.as_ref().map_or(0, |applied| applied.index), cut)
             };
