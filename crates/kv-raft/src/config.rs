@@ -57,8 +57,15 @@ pub(crate) mod limits {
     pub(crate) const APPEND_ENTRIES: u64 = 1_024;
     /// Bytes of entries in one append; a single entry may be larger (a value is at most 1 MiB).
     pub(crate) const APPEND_BYTES: usize = 2 << 20;
-    /// Deadline of an append: far above an fsync stall, so that a slow disk is not mistaken for a lost peer.
-    pub(crate) const APPEND_DEADLINE: Duration = Duration::from_secs(1);
+    /// The smallest budget of appends on a slow link.
+    pub(crate) const APPEND_BYTES_MIN: usize = 32 << 10;
+    /// How long an append may take before appends become smaller.
+    pub(crate) const APPEND_TARGET: Duration = Duration::from_millis(500);
+    /// An append on whose link nothing moves for so long is given up: far above an fsync stall, so that a slow disk is not
+    /// mistaken for a lost peer.
+    pub(crate) const APPEND_IDLE: Duration = Duration::from_secs(1);
+    /// However slowly it moves, an append is given up after so long. The largest entry needs a link of some 20 kB/s.
+    pub(crate) const APPEND_AT_MOST: Duration = Duration::from_secs(60);
     /// Deadline of a whole snapshot, sent and installed.
     pub(crate) const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
     /// Room for the envelope of the largest peer message.

@@ -24,6 +24,7 @@ mod kv_machine;
 mod log_store;
 mod machine;
 mod network;
+mod pace;
 mod proposal;
 mod rejoin;
 mod runtime;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, select_all};
 use kv_env::Env;
-use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers};
+use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers, Unsent};
 use kv_proto::peer::forward::Request as Forwarded;
 use kv_proto::peer::forward_reply::Response as ForwardedReply;
 use kv_proto::peer::request_frame::Body as Request;
@@ -31,6 +31,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
+use crate::config::limits::RETRY_AFTER_MS;
 use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
 use crate::machine::MachineError;
@@ -556,10 +557,19 @@ impl Strong {
             Err(error) => error,
         };
         let what = format!("the leader of {} is {leader}: {why}", group.id);
-        match (why.was_sent(), effectless) {
-            (true, Effectless::No) => Err(Failure::new(Reason::ResultUnknown, what)),
-            _ => Err(group.no_quorum(&what).with("leader", leader)),
+        Err(match (why, effectless) {
+            (PeerError::Lost { .. } | PeerError::TimedOut, Effectless::No) => {
+                Failure::new(Reason::ResultUnknown, what)
+            }
+            (PeerError::TimedOut | PeerError::NotSent { cause: Unsent::Late, .. }, _) => {
+                group.late(&format!("an answer came: {what}"))
+            }
+            (PeerError::NotSent { cause: Unsent::Full, .. }, _) => {
+                Failure::new(Reason::Overloaded, what).retry_after_ms(RETRY_AFTER_MS)
+            }
+            _ => group.no_quorum(&what),
         }
+        .with("leader", leader))
     }
 
     fn not_leader(&self, group: &Group, leader: NodeId) -> Failure {
