@@ -27,7 +27,7 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
     }
     let mut turn = parts.tier.turn();
     let (durable, raft_written) = (parts.log.durable_seq(), parts.log.raft_written());
-    let max_bytes = parts.options.drain_batch_bytes;
+    let max_bytes = parts.options.drain_batch_bytes.min(parts.tier.handle()?.batch_bytes());
     let Some(batch) = parts.memtable.read().take_drainable(durable, raft_written, max_bytes) else {
         return Ok(false);
     };

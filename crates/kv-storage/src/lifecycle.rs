@@ -109,10 +109,11 @@ impl Lifecycle {
             let first = failed.is_none();
             if first {
                 *failed = Some(e.clone());
+                // Before those who wait for the failure are woken: none of them finds a commit accepted after it.
+                self.has_failed.store(true, Ordering::Release);
             }
             first
         });
-        self.has_failed.store(true, Ordering::Release);
         if first && *e != StorageError::Closed {
             tracing::error!(error = %e, dir = %self.dir.display(), "storage failed; the node must stop");
         }

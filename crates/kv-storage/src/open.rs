@@ -22,8 +22,8 @@ use crate::{
     memtable::{Mem, Memtable},
     options::{Drive, StorageOptions},
     parts::{Parts, Refusals},
-    replace, steps,
-    tier::{MemTiers, SledTiers, Tier, TierError, TierMark, TierSource},
+    reads, replace, steps,
+    tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
     wal::{
         entry::when_durable,
         log::Log,
@@ -81,7 +81,7 @@ enum FirstLook {
 fn look(tiers: &dyn TierSource, disk: &dyn Disk, dir: &Path) -> Result<FirstLook, StorageError> {
     let suspect = is_suspect(disk, dir);
     match tiers.open(dir) {
-        Err(TierError::InUse(who)) => Err(TierError::InUse(who).into()),
+        Err(refused @ (TierError::InUse(_) | TierError::Foreign(_))) => Err(refused.into()),
         found if suspect => Ok(FirstLook::Suspect(found.ok())),
         Ok(tier) => Ok(FirstLook::Held(tier)),
         Err(TierError::Damaged(why)) => Ok(FirstLook::Damaged(why)),
@@ -212,9 +212,9 @@ impl Storage {
         start.finish(log)
     }
 
-    /// Opens a directory of this machine, with sled as lower tier.
-    pub fn open_dir(options: StorageOptions) -> Result<(Storage, Recovery), StorageError> {
-        Storage::open(options, Arc::new(RealDisk), Arc::new(SledTiers))
+    /// Opens a directory of this machine, with a lower tier of that kind.
+    pub fn open_dir(options: StorageOptions, kind: TierKind) -> Result<(Storage, Recovery), StorageError> {
+        Storage::open(options, Arc::new(RealDisk), Arc::new(TierFolders::new(kind)))
     }
 
     /// A new engine in memory, for tests.
@@ -253,6 +253,7 @@ impl Start {
         clear_suspect(&*self.disk, &dir)?;
         if parts.options.drive == Drive::Threads {
             steps::start_threads(parts)?;
+            reads::start(parts)?;
         }
         Ok((storage, self.recovery))
     }
@@ -280,6 +281,7 @@ impl Start {
             tier,
             temporaries: Arc::default(),
             refusals: Refusals::default(),
+            readers: Arc::default(),
         };
         Ok(Storage::new(Arc::new(parts)))
     }

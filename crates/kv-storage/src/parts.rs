@@ -16,6 +16,7 @@ use crate::{
     lower::LowerTier,
     memtable::Memtable,
     options::StorageOptions,
+    readers::Readers,
     snapshot::Temporaries,
     wal::log::Log,
 };
@@ -30,6 +31,7 @@ pub(crate) struct Parts {
     pub(crate) tier: LowerTier,
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
     pub(crate) refusals: Refusals,
+    pub(crate) readers: Arc<Readers>,
 }
 
 /// Commits that were refused for a bound.
@@ -70,6 +72,7 @@ impl Parts {
         self.life.stop(phase);
         self.log.close();
         self.memtable.wake();
+        self.readers.close();
     }
 }
 
