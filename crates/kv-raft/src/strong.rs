@@ -32,10 +32,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
-use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
+use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
+use crate::row::Live;
 use crate::runtime::NodeRuntime;
+use crate::sessions::Openings;
 use crate::tables::{Space, Table, keys};
 
 /// Why the groups of a node did not start.
@@ -76,6 +78,8 @@ struct Inner {
     peers: Peers,
     groups: BTreeMap<GroupId, Arc<Group>>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
+    /// When an opening of a session may have been issued, by data group.
+    openings: BTreeMap<GroupId, watch::Receiver<Openings>>,
     stewards: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
     seeds: Option<AtomicU64>,
@@ -115,7 +119,8 @@ impl Strong {
         };
         let catalogue_group =
             Group::start(GroupId::CATALOGUE, around.clone(), CatalogueMachine::new(published)).await?;
-        let data_group = Group::start(GroupId::FIRST_DATA, around, KvMachine::default()).await?;
+        let (shown, openings) = watch::channel(Openings::default());
+        let data_group = Group::start(GroupId::FIRST_DATA, around, KvMachine::new(shown)).await?;
         let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
         let stewards = groups.values().map(|group| NodeRuntime::spawn(group.clone().steward())).collect();
         Ok(Self(Arc::new(Inner {
@@ -124,6 +129,7 @@ impl Strong {
             peers,
             groups,
             catalogue,
+            openings: BTreeMap::from([(GroupId::FIRST_DATA, openings)]),
             stewards: Mutex::new(stewards),
             seeds: NodeRuntime::draw().map(AtomicU64::new),
             writes: AtomicU64::new(0),
@@ -179,11 +185,12 @@ impl Strong {
                 let view = group.view(deadline).await?;
                 let space = Space::first(group.id);
                 let place = keys::data(space, namespace.id, key.as_bytes());
-                let found = view.get(Table::Data, &place, decode_value)?;
+                let found = view.get(Table::Data, &place, Live::decode)?;
                 let revision =
                     view.get(Table::Meta, &keys::revision(space, namespace.id), decode_revision)?;
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
-                let (revision_of_value, value) = found.unwrap_or_default();
+                let (revision_of_value, value) =
+                    found.map(|row| (row.revision, row.value)).unwrap_or_default();
                 Ok(v1::GetResponse {
                     presence: presence.into(),
                     value,
@@ -574,13 +581,9 @@ impl Strong {
         let group = self.group_of(namespace).map_err(named)?;
         let key = Key::new(key.clone()).map_err(named)?.as_bytes().clone();
         let local = async {
-            let command = WriteCommand {
-                proposed_at_ms: group.wall_ms(),
-                mutation,
-                namespace: namespace.id,
-                key,
-                operation,
-            };
+            let proposed_at_ms = group.wall_ms();
+            self.check_opening(group, &mutation, proposed_at_ms)?;
+            let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
             let response = group.propose(command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
             let written = decided?;
@@ -589,6 +592,16 @@ impl Strong {
             Ok(answer(&written, Some(receipt)).ok_or_else(odd_reply)?)
         };
         self.serve(group, namespace.id, Effectless::No, local, onward, deadline, hop).await.map_err(named)
+    }
+
+    /// Refuses the first attempt of a session's opening when it would be refused for its issue time: nothing was proposed, so
+    /// that is *not applied*. A later attempt goes through the log, which may know the session.
+    fn check_opening(&self, group: &Group, mutation: &Mutation, wall_ms: u64) -> Result<(), Failure> {
+        if (mutation.attempt, mutation.request_id.seq) != (1, 1) {
+            return Ok(());
+        }
+        let openings = self.0.openings.get(&group.id).map(|openings| *openings.borrow());
+        openings.map_or(Ok(()), |openings| openings.at(wall_ms).check(mutation))
     }
 
     fn receipt_of_write(
