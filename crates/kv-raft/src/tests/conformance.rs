@@ -37,7 +37,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, Guard> for RealDir {
             max_record_bytes: 1 << 20,
             ..StorageOptions::new(dir.path())
         };
-        let (storage, _) = Storage::open_dir(options).unwrap();
+        let (storage, _) = Storage::open_dir(options, kv_storage::tier::TierKind::default()).unwrap();
         let (log, machine) = stores(&storage).await;
         Ok((Guard(storage, Some(dir)), log, machine))
     }

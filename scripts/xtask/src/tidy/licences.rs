@@ -22,7 +22,7 @@ const BANNED: [(&str, &str); 8] = [
     ("openssl", "it needs a C library to be installed; TLS is rustls'"),
     ("openssl-sys", "it needs a C library to be installed; TLS is rustls'"),
     ("native-tls", "it behaves differently on every system; TLS is rustls'"),
-    ("librocksdb-sys", "it needs a C++ compiler; storage is ours over sled"),
+    ("librocksdb-sys", "it needs a C++ compiler; storage is ours over fjall"),
     ("protobuf-src", "it builds protoc from C++; protox compiles our files"),
     ("async-std", "there is one runtime, tokio"),
     ("madsim", "simulation is turmoil's, without patched dependencies"),
