@@ -43,7 +43,7 @@ pub enum CodecError {
         /// The number.
         found: u64,
     },
-    /// A kind that a newer version of this program writes.
+    /// A version or a kind that a newer program writes.
     #[error(
         "{what} has the {field} {found}, which this version of the program does not know: a newer one wrote it; upgrade this node"
     )]
@@ -83,6 +83,7 @@ impl Reader {
         let mut reader = Self { rest: bytes, what };
         match reader.u8()? {
             found if found == version => Ok(reader),
+            found if found > version => Err(reader.newer("version", found)),
             found => Err(reader.unknown("version", found)),
         }
     }
@@ -547,7 +548,10 @@ mod tests {
     #[test]
     fn another_version_is_refused_by_name() {
         let error = decode_vote(Bytes::from_static(&[9, 0, 0])).unwrap_err();
-        assert_eq!(error, CodecError::Unknown { what: "vote", field: "version", found: 9 });
+        assert_eq!(error, CodecError::Newer { what: "vote", field: "version", found: 9 });
+        assert!(error.to_string().contains("upgrade this node"), "{error}");
+        let error = decode_vote(Bytes::from_static(&[0, 0, 0])).unwrap_err();
+        assert_eq!(error, CodecError::Unknown { what: "vote", field: "version", found: 0 });
     }
 
     #[test]

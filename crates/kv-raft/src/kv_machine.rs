@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes};
 use kv_storage::{Cut, Storage, StorageError};
+use kv_types::catalogue::FeatureLevel;
 use kv_types::{ClientId, Failure, Mutation, NamespaceId, Reason, RequestId};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
@@ -45,6 +46,15 @@ pub(crate) enum Operation {
 
 /// Version of a write command: the first did not tell the attempt.
 const VERSION: u8 = 2;
+impl Operation {
+    /// The level of the cluster from which on it may be proposed.
+    pub(crate) fn needs(&self) -> FeatureLevel {
+        match self {
+            Self::Put(_) | Self::Delete | Self::CompareAndSet { .. } => FeatureLevel::FIRST,
+        }
+    }
+}
+
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
 const COMPARE_AND_SET: u8 = 2;

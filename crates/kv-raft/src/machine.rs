@@ -4,13 +4,14 @@
 //!
 //! Readers and the applier meet at one lock that holds how far the tables are applied: a read sees one point of the log.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
 use futures_util::{Stream, TryStreamExt};
 use kv_storage::{Batch, Snapshots, Storage, StorageError};
 use kv_types::GroupId;
+use kv_types::catalogue::FeatureLevel;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
@@ -44,6 +45,16 @@ pub enum MachineError {
     HalfReplaced {
         /// The group.
         group: GroupId,
+    },
+    /// The cluster uses what this program does not know.
+    #[error(
+        "the cluster is at {level}, and this version of the program supports up to {supported}: upgrade this node"
+    )]
+    TooOld {
+        /// The cluster's.
+        level: FeatureLevel,
+        /// This program's.
+        supported: FeatureLevel,
     },
     /// A snapshot is too large for a message between nodes.
     #[error("the snapshot does not fit in one message between nodes ({bound} bytes)")]
@@ -154,31 +165,41 @@ impl Machine {
     async fn apply_waiting(&mut self, waiting: &mut VecDeque<Arrived>) -> Result<(), MachineError> {
         let storage = self.storage.clone();
         while !waiting.is_empty() {
-            let found = self.old_rows(waiting)?;
+            let (mut left, found) = self.old_rows(waiting).await?;
             let mut step = Step::new(&storage, self.space, self.mark.clone(), found);
-            while !step.is_full()
+            while left > 0
+                && !step.is_full()
                 && let Some(entry) = waiting.pop_front()
             {
                 step.add(self.domain.as_mut(), entry)?;
+                left -= 1;
             }
             self.finish(step).await?;
         }
         Ok(())
     }
 
-    /// What the tables have of the rows that entries will read.
-    fn old_rows(&self, entries: &VecDeque<Arrived>) -> Result<Rows, MachineError> {
-        let mut rows = Rows::new();
-        for (entry, _) in entries {
-            if let EntryPayload::Normal(proposal) = &entry.payload
-                && let Some((table, key)) = self.domain.reads(self.space, proposal)?
-                && !rows.contains_key(&(table, key.clone()))
-            {
-                let row = self.storage.get(table.id(), &key)?.map(|row| row.value);
-                rows.insert((table, key), row);
+    /// What the tables have of the rows that entries will read, in one read: of as many of the first entries as may be read
+    /// at once, and how many these are.
+    async fn old_rows(&self, entries: &VecDeque<Arrived>) -> Result<(usize, Rows), MachineError> {
+        let mut count = entries.len();
+        loop {
+            let mut places = BTreeSet::new();
+            for (entry, _) in entries.iter().take(count) {
+                if let EntryPayload::Normal(proposal) = &entry.payload {
+                    places.extend(self.domain.reads(self.space, proposal)?);
+                }
+            }
+            let keys = places.iter().map(|(table, key)| (table.id(), key.clone())).collect();
+            match self.storage.read_rows_for_apply(keys).await {
+                Ok(rows) => {
+                    let values = rows.into_iter().map(|row| row.map(|row| row.value));
+                    return Ok((count, places.into_iter().zip(values).collect()));
+                }
+                Err(StorageError::TooLarge { .. }) if count > 1 => count = count.div_ceil(2),
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(rows)
     }
 
     /// Brings a step to the tables and answers its clients.

@@ -101,10 +101,8 @@ mod tests {
             bytes[at] = byte;
             Live::decode(bytes.into()).unwrap_err()
         };
-        for version in [1, 3] {
-            let found = u64::from(version);
-            assert_eq!(changed(0, version), CodecError::Unknown { what: WHAT, field: "version", found });
-        }
+        assert_eq!(changed(0, 1), CodecError::Unknown { what: WHAT, field: "version", found: 1 });
+        assert_eq!(changed(0, 3), CodecError::Newer { what: WHAT, field: "version", found: 3 });
         let newer = changed(1, TOMBSTONE);
         assert_eq!(newer, CodecError::Newer { what: WHAT, field: "kind", found: 2 });
         assert!(newer.to_string().contains("upgrade this node"), "{newer}");

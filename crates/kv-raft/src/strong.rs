@@ -18,7 +18,7 @@ use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer, v1};
 use kv_storage::Storage;
-use kv_types::catalogue::Catalogue;
+use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::{
     Degradation, Evidence, Failure, GroupId, Guarantee, Key, Mode, Mutation, Namespace, NamespaceId,
     NamespaceName, NamespaceSpec, NodeId, Placement, ReadPath, Reason, Receipt, Replication, StrongEvidence,
@@ -335,6 +335,43 @@ impl Strong {
         Ok(created)
     }
 
+    /// Raises what the cluster may use, once every member supports it; the level afterwards. Asks the members, so it is for the
+    /// leader of group 0; `NOT_LEADER` elsewhere. `NOT_READY` names a member that has to be upgraded, or did not answer.
+    pub async fn raise_level(&self, to: FeatureLevel, deadline: Instant) -> Result<FeatureLevel, Failure> {
+        let group = self.group(GroupId::CATALOGUE)?;
+        match group.leadership() {
+            Leadership::Leads => {}
+            Leadership::Follows(leader) => return Err(self.not_leader(group, leader)),
+            Leadership::Lost => return Err(group.no_quorum("it hears no leader")),
+        }
+        let members: Vec<NodeId> = self.0.catalogue.borrow().members.keys().copied().collect();
+        let late =
+            |_| Failure::new(Reason::DeadlineExpired, "the members were not all heard by the deadline");
+        let reports = timeout_at(deadline, group.levels(members.into_iter())).await.map_err(late)?;
+        let command = CatalogueCommand::RaiseLevel { to, reports };
+        let response = match group.propose(command.encode(), deadline).await {
+            Ok(response) => response,
+            Err(Unserved::Failed(failure)) => return Err(failure),
+            Err(Unserved::Elsewhere(Some(leader))) => return Err(self.not_leader(group, leader)),
+            Err(Unserved::Elsewhere(None)) => return Err(group.no_quorum("it does not lead any more")),
+        };
+        let Reply::Catalogue(decided) = response.data else { return Err(odd_reply()) };
+        decided.map(|_| self.0.catalogue.borrow().level)
+    }
+
+    /// Refuses what the cluster's level does not allow: a member of an older release could not read it.
+    fn check_level(&self, needed: FeatureLevel) -> Result<(), Failure> {
+        let catalogue = self.0.catalogue.borrow();
+        if catalogue.allows(needed) {
+            return Ok(());
+        }
+        let message = format!(
+            "this needs {needed}, and the cluster is at {}: upgrade every member, then raise the level",
+            catalogue.level
+        );
+        Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0))
+    }
+
     /// Moves the leadership of a group.
     pub async fn transfer_leader(
         &self,
@@ -581,6 +618,7 @@ impl Strong {
         let group = self.group_of(namespace).map_err(named)?;
         let key = Key::new(key.clone()).map_err(named)?.as_bytes().clone();
         let local = async {
+            self.check_level(operation.needs())?;
             let proposed_at_ms = group.wall_ms();
             self.check_opening(group, &mutation, proposed_at_ms)?;
             let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
