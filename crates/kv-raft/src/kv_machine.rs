@@ -209,10 +209,12 @@ impl KvMachine {
         let found = stage.get(Table::Data, place.clone())?.map(Live::decode).transpose()?;
         let revision = self.revisions.get(&command.namespace).copied().unwrap_or(0);
         let next = revision + 1;
-        assert!(
-            found.as_ref().is_none_or(|row| row.revision <= revision),
-            "a row is not newer than its namespace"
-        );
+        if let Some(row) = found.as_ref().filter(|row| row.revision > revision)
+            && !kv_types::mutant!(RevisionReused)
+        {
+            let why = format!("it is of revision {}, and its namespace is at {revision}", row.revision);
+            return Err(CodecError::Invalid { what: "row of a key", why }.into());
+        }
         let effect = match &command.operation {
             Operation::Put(value) => {
                 stage.put(Table::Data, place, Live::after(found.as_ref(), next, value.clone()).encode());

@@ -376,7 +376,9 @@ impl Sessions {
         let highest = session.kept.last_key_value().map_or(seq, |(highest, _)| *highest);
         session.floor =
             session.floor.max(mutation.lowest_unacked).max(highest.saturating_sub(SESSION_WINDOW - 1));
-        session.kept = session.kept.split_off(&session.floor);
+        while session.kept.first_key_value().is_some_and(|(oldest, _)| *oldest < session.floor) {
+            session.kept.pop_first();
+        }
         // What the step will write of it, counted when it is known that it will.
         let grown = if self.changed.insert(place) { session.price() } else { SESSION_RESULT_BYTES };
         stage.expect(grown);
