@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{BufMut, Bytes};
 use kv_storage::{Cut, Storage, StorageError};
 use kv_types::catalogue::FeatureLevel;
-use kv_types::{ClientId, Failure, Mutation, NamespaceId, Reason, RequestId};
+use kv_types::{ClientId, Failure, Key, Mutation, NamespaceId, Reason, RequestId, Value};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -197,6 +197,19 @@ impl KvMachine {
     pub(crate) fn bounded(published: watch::Sender<Openings>, bounds: SessionBounds) -> Self {
         let sessions = Sessions::bounded(bounds);
         Self { sessions, revisions: BTreeMap::new(), counted: BTreeSet::new(), published }
+    }
+
+    /// Whether a proposal is a write that this machine can apply.
+    pub(crate) fn check(proposal: &Proposal) -> Result<(), CodecError> {
+        let command = WriteCommand::decode(proposal.0.clone())?;
+        let invalid = |why: Failure| CodecError::Invalid { what: "write command", why: why.message };
+        Key::new(command.key).map_err(invalid)?;
+        match command.operation {
+            Operation::Put(value) | Operation::CompareAndSet { value, .. } => {
+                Value::new(value).map(drop).map_err(invalid)
+            }
+            Operation::Delete => Ok(()),
+        }
     }
 
     fn write(

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, select_all};
 use kv_env::Env;
-use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers};
+use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers, Unsent};
 use kv_proto::peer::forward::Request as Forwarded;
 use kv_proto::peer::forward_reply::Response as ForwardedReply;
 use kv_proto::peer::request_frame::Body as Request;
@@ -31,6 +31,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
+use crate::config::limits::RETRY_AFTER_MS;
 use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::machine::MachineError;
@@ -117,10 +118,16 @@ impl Strong {
             env,
             catalogue: catalogue.clone(),
         };
-        let catalogue_group =
-            Group::start(GroupId::CATALOGUE, around.clone(), CatalogueMachine::new(published)).await?;
+        let catalogue_group = Group::start(
+            GroupId::CATALOGUE,
+            around.clone(),
+            CatalogueMachine::new(published),
+            CatalogueMachine::check,
+        )
+        .await?;
         let (shown, openings) = watch::channel(Openings::default());
-        let data_group = Group::start(GroupId::FIRST_DATA, around, KvMachine::new(shown)).await?;
+        let data_group =
+            Group::start(GroupId::FIRST_DATA, around, KvMachine::new(shown), KvMachine::check).await?;
         let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
         let stewards = groups.values().map(|group| NodeRuntime::spawn(group.clone().steward())).collect();
         Ok(Self(Arc::new(Inner {
@@ -298,7 +305,7 @@ impl Strong {
             }
             let spec = namespace_spec(&request, members)?;
             let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id };
-            let response = group.propose(command.encode(), deadline).await?;
+            let response = group.propose(NamespaceId::default(), command.encode(), deadline).await?;
             let Reply::Catalogue(decided) = response.data else { return Err(odd_reply().into()) };
             let created = decided?;
             self.0.writes.fetch_add(1, Ordering::Relaxed);
@@ -349,7 +356,7 @@ impl Strong {
             |_| Failure::new(Reason::DeadlineExpired, "the members were not all heard by the deadline");
         let reports = timeout_at(deadline, group.levels(members.into_iter())).await.map_err(late)?;
         let command = CatalogueCommand::RaiseLevel { to, reports };
-        let response = match group.propose(command.encode(), deadline).await {
+        let response = match group.propose(NamespaceId::default(), command.encode(), deadline).await {
             Ok(response) => response,
             Err(Unserved::Failed(failure)) => return Err(failure),
             Err(Unserved::Elsewhere(Some(leader))) => return Err(self.not_leader(group, leader)),
@@ -395,6 +402,7 @@ impl Strong {
             let late =
                 |_| Failure::new(Reason::Unreachable, format!("{to} has not answered by the deadline"));
             timeout_at(deadline, group.check_successor(to)).await.map_err(late)??;
+            let _turn = group.begin_transfer()?;
             let mut metrics = group.raft.server_metrics();
             let moved = async {
                 loop {
@@ -481,6 +489,16 @@ impl Strong {
         self.0.groups.values().map(leader_of).collect()
     }
 
+    /// What keeps this node from leading its groups, for people: a disk that hangs.
+    pub fn impediments(&self) -> Vec<String> {
+        self.0.groups.values().filter_map(|group| group.impediment()).collect()
+    }
+
+    /// Messages of peers that were refused because no peer sends such.
+    pub fn peer_messages_refused(&self) -> u64 {
+        self.0.groups.values().map(|group| group.refused()).sum()
+    }
+
     /// Writes acknowledged by this node as a leader, since it started.
     pub fn writes_acknowledged(&self) -> u64 {
         self.0.writes.load(Ordering::Relaxed)
@@ -506,7 +524,7 @@ impl Strong {
 
     // ---- inside
 
-    fn group(&self, id: GroupId) -> Result<&Arc<Group>, Failure> {
+    pub(crate) fn group(&self, id: GroupId) -> Result<&Arc<Group>, Failure> {
         self.0.groups.get(&id).ok_or_else(|| {
             Failure::new(Reason::WrongGroup, format!("{} has no {id}", self.0.config.node_id))
                 .with("group", id.0)
@@ -552,7 +570,7 @@ impl Strong {
                 self.forward(group, namespace, leader, effectless, body, deadline).await
             }
             (Some(leader), Hop::Forwarded) => Err(self.not_leader(group, leader)),
-            (None, _) => Err(group.no_quorum("it hears no leader")),
+            (None, _) => Err(group.lost()),
         }
     }
 
@@ -583,10 +601,19 @@ impl Strong {
             Err(error) => error,
         };
         let what = format!("the leader of {} is {leader}: {why}", group.id);
-        match (why.was_sent(), effectless) {
-            (true, Effectless::No) => Err(Failure::new(Reason::ResultUnknown, what)),
-            _ => Err(group.no_quorum(&what).with("leader", leader)),
+        Err(match (why, effectless) {
+            (PeerError::Lost { .. } | PeerError::TimedOut, Effectless::No) => {
+                Failure::new(Reason::ResultUnknown, what)
+            }
+            (PeerError::TimedOut | PeerError::NotSent { cause: Unsent::Late, .. }, _) => {
+                group.late(&format!("an answer came: {what}"))
+            }
+            (PeerError::NotSent { cause: Unsent::Full, .. }, _) => {
+                Failure::new(Reason::Overloaded, what).retry_after_ms(RETRY_AFTER_MS)
+            }
+            _ => group.no_quorum(&what),
         }
+        .with("leader", leader))
     }
 
     fn not_leader(&self, group: &Group, leader: NodeId) -> Failure {
@@ -622,7 +649,7 @@ impl Strong {
             let proposed_at_ms = group.wall_ms();
             self.check_opening(group, &mutation, proposed_at_ms)?;
             let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
-            let response = group.propose(command.encode(), deadline).await?;
+            let response = group.propose(namespace.id, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
             let written = decided?;
             let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);

@@ -8,6 +8,7 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use crate::config::TypeConfig;
+use crate::disk_watch::DiskWatch;
 use crate::kv_machine::KvMachine;
 use crate::log_store::LogStore;
 use crate::machine::Machine;
@@ -15,7 +16,7 @@ use crate::machine::Machine;
 async fn stores(storage: &Storage) -> (LogStore, Machine) {
     let machine =
         Machine::open(storage.clone(), GroupId(1), KvMachine::new(Default::default())).await.unwrap();
-    (LogStore::new(storage.raft(GroupId(1))), machine)
+    (LogStore::new(storage.raft(GroupId(1)), DiskWatch::default()), machine)
 }
 
 /// Keeps a storage and its directory as long as a test runs.

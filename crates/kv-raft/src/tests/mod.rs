@@ -2,6 +2,8 @@
 
 mod bench;
 mod conformance;
+mod peers;
+mod pressure;
 mod sessions;
 mod writes;
 
