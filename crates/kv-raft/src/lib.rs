@@ -12,14 +12,17 @@
 //! - The tables are derived: they may be lost or lag behind, the log and the snapshot files bring them back.
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
+mod builder;
 mod catalogue_machine;
 mod codec;
 mod config;
+mod digest;
 mod groups;
 mod kv_machine;
 mod log_store;
 mod machine;
 mod network;
+mod pace;
 mod proposal;
 mod rejoin;
 mod runtime;

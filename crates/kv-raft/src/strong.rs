@@ -29,6 +29,7 @@ use openraft::{AsyncRuntime, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::builder::SnapshotWork;
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
@@ -36,7 +37,7 @@ use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, dec
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
 use crate::runtime::NodeRuntime;
-use crate::tables::{Space, Table, keys};
+use crate::tables::{Table, keys};
 
 /// Why the groups of a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +113,7 @@ impl Strong {
             peers: peers.clone(),
             env,
             catalogue: catalogue.clone(),
+            snapshots: SnapshotWork::new(config.snapshot_bytes_per_second),
         };
         let catalogue_group =
             Group::start(GroupId::CATALOGUE, around.clone(), CatalogueMachine::new(published)).await?;
@@ -177,7 +179,7 @@ impl Strong {
             let key = Key::new(request.key.clone())?;
             let local = async {
                 let view = group.view(deadline).await?;
-                let space = Space::first(group.id);
+                let space = view.space();
                 let place = keys::data(space, namespace.id, key.as_bytes());
                 let found = view.get(Table::Data, &place, decode_value)?;
                 let revision =

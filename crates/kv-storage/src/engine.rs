@@ -22,12 +22,12 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::{
     batch::{self, Batch, Op, Position, Row, SMALL_USER, TableId, full_key, prefix_end, split_key},
     checkpoint::Checkpointer,
-    cut::{Cuts, Merge},
     disk::{Disk, DiskFile},
     error::StorageError,
     identity::{self, Identity},
     limits,
     memtable::Mem,
+    merge::Merge,
     options::{Drive, StorageOptions},
     raft_log::{Group, Location, RaftLog, RaftLogId},
     snapshot::{Snapshots, Temporaries},
@@ -121,7 +121,6 @@ pub(crate) struct Inner {
     pub(crate) tier: RwLock<Option<Arc<dyn Tier>>>,
     pub(crate) drain_mark: Mutex<TierMark>,
     pub(crate) gate: RwLock<()>,
-    pub(crate) cuts: Mutex<Cuts>,
     pub(crate) checkpointer: Mutex<Checkpointer>,
     pub(crate) removable: AtomicU64,
     pub(crate) durable_seq: AtomicU64,
@@ -582,8 +581,7 @@ impl Storage {
         rows.take_while(|(k, _)| k.starts_with(&own)).map(|(k, v)| (k.slice(1..), v.clone())).collect()
     }
 
-    /// Resolves when everything committed or applied before the call is in the tier and on disk there. Do not hold a
-    /// [`crate::Cut`] meanwhile: it stops the drain.
+    /// Resolves when everything committed or applied before the call is in the tier and on disk there.
     pub async fn checkpoint(&self) -> Result<(), StorageError> {
         let inner = self.inner();
         inner.check()?;

@@ -16,8 +16,10 @@ pub const MIN_SEGMENT_BYTES: usize = 16 << 10;
 pub const MAX_SEGMENT_BYTES: usize = 1 << 30;
 /// Segments that the log must be able to hold at least.
 pub const MIN_SEGMENTS: usize = 4;
-/// Largest chunk of a snapshot file.
-pub const MAX_SNAPSHOT_CHUNK: usize = 4 << 20;
+/// Largest block of a snapshot file.
+pub const MAX_SNAPSHOT_BLOCK: usize = 4 << 20;
+/// Bytes of a snapshot file between two syncs: no sync of it takes long, and the log's wait for the disk is short.
+pub const SNAPSHOT_SYNC_BYTES: u64 = 4 << 20;
 /// Longest header of a snapshot file.
 pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
 /// Live Raft bytes of the oldest segment that are copied forward to let it go.
@@ -32,8 +34,14 @@ pub const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// How long the writer waits for the segment being prepared: a disk that cannot take a segment of zeros in this time is as
 /// good as failed, and the node stops instead of hanging.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
-/// Rows that a cut or a scan takes from the tier at a time.
+/// Rows that a scan takes from the tier at a time.
 pub const TIER_CHUNK_ROWS: usize = 256;
+/// Copies that are taken at the same time: each may keep `copy_tail_bytes` of writes in memory.
+pub const MAX_COPIES: usize = 4;
+/// Writes that wait to be taken by one copy, bytes: the default of `copy_tail_bytes`.
+pub const COPY_TAIL_BYTES: usize = 32 << 20;
+/// What one row that waits for a copy costs beside its key and value, bytes.
+pub const COPY_ROW_BYTES: usize = 96;
 /// Zeros written at a time when a segment is prepared.
 pub const ZERO_CHUNK: usize = 1 << 20;
 /// How far the zeros of the next segment keep ahead of the writer in its own: done when three quarters are written.

@@ -341,7 +341,6 @@ impl Storage {
             raft_written: Default::default(),
             drain_mark: Mutex::new(opened.mark),
             gate: RwLock::new(()),
-            cuts: Mutex::default(),
             checkpointer: Mutex::new(Checkpointer::new(first_segment)),
             removable: AtomicU64::new(first_segment),
             durable_seq: AtomicU64::new(log.last_seq),

@@ -13,7 +13,8 @@ const CFG: &str = "quorate_mutants";
 /// Programs that have the bugs, or choose them.
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
 /// Tests that catch bugs which no run of a few seconds does: package and name. Copied as `package-name`.
-const TESTS: [(&str, &str); 2] = [("kv-dynamo", "cluster"), ("kv-storage", "conformance")];
+const TESTS: [(&str, &str); 3] =
+    [("kv-dynamo", "cluster"), ("kv-storage", "conformance"), ("kv-storage", "copies")];
 
 /// As a wrapper: calls the compiler with the cfg. None if this process is not one.
 pub(crate) fn compiler(args: &[&str]) -> Option<Result<ExitCode, String>> {
