@@ -105,6 +105,11 @@ impl CatalogueMachine {
         Self { catalogue: Catalogue::default(), creators: BTreeMap::new(), published }
     }
 
+    /// Whether a proposal is a command that this machine can apply.
+    pub(crate) fn check(proposal: &Proposal) -> Result<(), CodecError> {
+        CatalogueCommand::decode(proposal.0.clone()).map(drop)
+    }
+
     fn decide(&mut self, command: CatalogueCommand) -> Result<(Created, bool), Failure> {
         match command {
             CatalogueCommand::InitCluster { cluster_id, members } => {

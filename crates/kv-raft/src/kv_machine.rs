@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes};
 use kv_storage::Storage;
-use kv_types::{ClientId, Mutation, NamespaceId, RequestId};
+use kv_types::{ClientId, Failure, Key, Mutation, NamespaceId, RequestId, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{self, CodecError, Reader, Write};
@@ -133,6 +133,19 @@ pub(crate) struct KvMachine {
 }
 
 impl KvMachine {
+    /// Whether a proposal is a write that this machine can apply.
+    pub(crate) fn check(proposal: &Proposal) -> Result<(), CodecError> {
+        let command = WriteCommand::decode(proposal.0.clone())?;
+        let invalid = |why: Failure| CodecError::Invalid { what: "write command", why: why.message };
+        Key::new(command.key).map_err(invalid)?;
+        match command.operation {
+            Operation::Put(value) | Operation::CompareAndSet { value, .. } => {
+                Value::new(value).map(drop).map_err(invalid)
+            }
+            Operation::Delete => Ok(()),
+        }
+    }
+
     fn write(stage: &mut Stage<'_>, point: Point, command: &WriteCommand) -> Result<Written, MachineError> {
         let space = stage.space();
         let place = || keys::data(space, command.namespace, &command.key);

@@ -12,12 +12,16 @@
 //! - The tables are derived: they may be lost or lag behind, the log and the snapshot files bring them back.
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
+mod backlog;
 mod builder;
 mod catalogue_machine;
 mod codec;
 mod config;
 mod digest;
+mod disk_watch;
 mod groups;
+mod handover;
+mod incoming;
 mod kv_machine;
 mod log_store;
 mod machine;

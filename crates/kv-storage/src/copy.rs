@@ -150,15 +150,16 @@ impl Inner {
         // The memtable first: see the head of this file.
         let (above, mem_end) = read(&self.mem).piece(&span.from, span.to.as_deref(), max_rows, max_bytes);
         let to = mem_end.as_ref().or(span.to.as_ref());
-        let rows = self.tier()?.scan(&span.from, to.map(AsRef::as_ref), max_rows).map_err(|e| {
+        let to = to.map(AsRef::as_ref);
+        let chunk = self.tier()?.scan(&span.from, to, max_rows, max_bytes).map_err(|e| {
             let e = StorageError::from(e);
             self.tier_failed(e.clone());
             e
         })?;
-        let tier_end = rows.last().filter(|_| rows.len() >= max_rows).map(|(last, _)| after(last));
+        let tier_end = chunk.rows.last().filter(|_| chunk.more).map(|(last, _)| after(last));
         let end = tier_end.or(mem_end);
         let mut found: BTreeMap<Bytes, Option<Bytes>> =
-            rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+            chunk.rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
         found.extend(above.into_iter().filter(|(key, _)| end.as_ref().is_none_or(|end| key < end)));
         Ok((found.into_iter().filter(|(_, value)| value.is_some()).collect(), end))
     }

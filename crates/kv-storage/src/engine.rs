@@ -17,7 +17,11 @@ use std::{
 
 use bytes::Bytes;
 use kv_types::GroupId;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{
+    Notify,
+    oneshot::{self, error::TryRecvError},
+    watch,
+};
 
 use crate::{
     batch::{self, Batch, Op, Position, Row, SMALL_USER, TableId, full_key, prefix_end, split_key},
@@ -30,9 +34,10 @@ use crate::{
     merge::Merge,
     options::{Drive, StorageOptions},
     raft_log::{Group, Location, RaftLog, RaftLogId},
+    reads::Readers,
     snapshot::{Snapshots, Temporaries},
     threads::refuse,
-    tier::{Tier, TierMark},
+    tier::{Tier, TierError, TierMark},
     wal::{
         DataItem, Item, Queues,
         frame::{ENTRY_HEAD, EntryHead},
@@ -146,6 +151,7 @@ pub(crate) struct Inner {
     pub(crate) alive: watch::Sender<usize>,
     pub(crate) counters: Counters,
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
+    pub(crate) readers: Readers,
 }
 
 impl fmt::Debug for Inner {
@@ -196,10 +202,11 @@ impl Inner {
             let first = failed.is_none();
             if first {
                 *failed = Some(e.clone());
+                // Before the waiters of `failed` are woken: none of them finds a commit accepted after it.
+                self.has_failed.store(true, Ordering::Release);
             }
             first
         });
-        self.has_failed.store(true, Ordering::Release);
         if first && e != StorageError::Closed {
             tracing::error!(error = %e, dir = %self.options.dir.display(), "storage failed; the node must stop");
         }
@@ -214,8 +221,7 @@ impl Inner {
 
     /// The tier failed while running. A damaged one is marked, so that the next start sets it aside.
     pub(crate) fn tier_failed(&self, e: StorageError) {
-        if let StorageError::Tier(what) = &e
-            && what.starts_with("damaged")
+        if let StorageError::Tier(TierError::Damaged(_)) = &e
             && let Err(e) = crate::open::mark_suspect(&*self.disk, &self.options.dir)
         {
             tracing::error!(error = %e, "the damaged tier could not be marked");
@@ -417,7 +423,7 @@ impl Inner {
 
     /// Starts a scan of full keys: a view that does not change while the caller holds the gate.
     pub(crate) fn merge(
-        self: &Arc<Self>,
+        &self,
         from: Vec<u8>,
         to: Option<Vec<u8>>,
         limit: usize,
@@ -521,10 +527,7 @@ impl Storage {
         }
     }
 
-    fn tier_read<T>(
-        &self,
-        f: impl FnOnce(&dyn Tier) -> Result<T, crate::tier::TierError>,
-    ) -> Result<T, StorageError> {
+    fn tier_read<T>(&self, f: impl FnOnce(&dyn Tier) -> Result<T, TierError>) -> Result<T, StorageError> {
         let tier = self.inner().tier()?;
         f(&*tier).map_err(|e| {
             let e = StorageError::from(e);
@@ -742,7 +745,11 @@ impl Storage {
         }
         let mut alive = inner.alive.subscribe();
         let _ = alive.wait_for(|n| *n == 0).await;
-        *write(&inner.tier) = None;
+        if let Some(closed) = inner.close_tier()
+            && tokio::time::timeout(limits::TIER_CLOSE_WAIT, closed).await.is_err()
+        {
+            tracing::error!("the lower tier does not close; it is left open, as by a kill");
+        }
     }
 
     /// Stops at once, as a power cut would: what waits for the log is never written. For tests and simulation.
@@ -756,7 +763,13 @@ impl Storage {
             }
         }
         inner.refuse_rest();
-        *write(&inner.tier) = None;
+        if let Some(mut closed) = inner.close_tier() {
+            let mut waited = Duration::ZERO;
+            while waited < limits::TIER_CLOSE_WAIT && closed.try_recv() == Err(TryRecvError::Empty) {
+                thread::sleep(limits::TIER_CLOSE_LOOK);
+                waited += limits::TIER_CLOSE_LOOK;
+            }
+        }
     }
 }
 

@@ -34,8 +34,29 @@ pub const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// How long the writer waits for the segment being prepared: a disk that cannot take a segment of zeros in this time is as
 /// good as failed, and the node stops instead of hanging.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
+/// Threads that read the lower tier.
+pub const READERS: usize = 4;
+/// Reads that may wait for them, and the bytes of their keys; beyond it a read is refused.
+pub const READ_QUEUE: usize = 4096;
+/// Bytes of keys that may wait.
+pub const READ_QUEUE_BYTES: usize = 8 << 20;
+/// Reads for the apply of committed entries that may wait besides: more than there are groups.
+pub const READ_QUEUE_APPLY: usize = 1024;
+/// Keys of one read.
+pub const MAX_READ_KEYS: usize = 4096;
+/// Bytes of rows that one read takes from the tier; a single row may be larger.
+pub const MAX_READ_BYTES: usize = 64 << 20;
 /// Rows that a scan takes from the tier at a time.
 pub const TIER_CHUNK_ROWS: usize = 256;
+/// Bytes of keys and values that it takes at a time; one row may be larger.
+pub const TIER_CHUNK_BYTES: usize = 1 << 20;
+/// How long a batch or a checkpoint of the lower tier may take. Beyond it the tier counts as failed: the node stops instead of
+/// filling its memtable and its log.
+pub const TIER_WAIT: Duration = Duration::from_secs(30);
+/// How long a stop waits for the lower tier to close; after it the process ends with the tier open, as after a kill.
+pub const TIER_CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// How often a stop that may not await looks whether the tier is closed.
+pub const TIER_CLOSE_LOOK: Duration = Duration::from_millis(1);
 /// Copies that are taken at the same time: each may keep `copy_tail_bytes` of writes in memory.
 pub const MAX_COPIES: usize = 4;
 /// Writes that wait to be taken by one copy, bytes: the default of `copy_tail_bytes`.

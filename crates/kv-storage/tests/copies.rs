@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kv_storage::{Batch, Copy, Drive, Piece, Storage, StorageError, TableId, limits};
+use kv_storage::{Batch, Copy, Drive, Piece, Storage, StorageError, TableId, limits, tier::TierKind};
 use world::{Mem, Real, T, U, World};
 
 type Rows = BTreeMap<(TableId, Bytes), Bytes>;
@@ -169,12 +169,14 @@ fn manual(w: &mut dyn World) {
 #[test]
 fn a_copy_is_what_was_there_at_its_close() {
     run(async {
-        let mut w = Real::new();
-        manual(&mut w);
-        let (storage, _) = w.open();
-        // Each seed goes on where the last one ended.
-        for seed in 0..40 {
-            one_copy(&storage, seed, seed % 5 == 0).await;
+        for kind in [TierKind::Fjall, TierKind::Sled] {
+            let mut w = Real::new(kind);
+            manual(&mut w);
+            let (storage, _) = w.open();
+            // Each seed goes on where the last one ended.
+            for seed in 0..40 {
+                one_copy(&storage, seed, seed % 5 == 0).await;
+            }
         }
         for seed in 100..300 {
             let mut w = Mem::new(seed);
@@ -241,7 +243,8 @@ async fn copies_beside_a_writer(w: &mut dyn World) {
 #[test]
 fn copies_beside_a_writer_and_the_threads() {
     run(async {
-        copies_beside_a_writer(&mut Real::new()).await;
+        copies_beside_a_writer(&mut Real::new(TierKind::Fjall)).await;
+        copies_beside_a_writer(&mut Real::new(TierKind::Sled)).await;
         copies_beside_a_writer(&mut Mem::new(1)).await;
     });
 }
