@@ -444,7 +444,7 @@ impl Group {
 
     /// Nothing is applied while this lives.
     #[cfg(test)]
-    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<Option<LogId>> {
+    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<AppliedState> {
         self.applied.clone().read_owned().await
     }
 

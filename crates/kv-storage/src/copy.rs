@@ -31,8 +31,9 @@ use bytes::Bytes;
 
 use crate::{
     batch::{TableId, after, full_key, prefix_end, split_key},
-    engine::{Inner, Storage, read, write},
+    engine::Storage,
     error::StorageError,
+    parts::Parts,
     tee::{Span, Tee, Writes},
 };
 
@@ -79,7 +80,7 @@ pub struct Copy {
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        write(&self.storage.inner().mem).tees.remove(&self.tee);
+        self.storage.parts().memtable.write().tees.remove(&self.tee);
     }
 }
 
@@ -98,9 +99,9 @@ impl Copy {
         }
         self.tail_was_last = false;
         let Some(span) = self.rest.pop_front() else { return Ok(None) };
-        let inner = self.storage.inner();
-        inner.check()?;
-        let (rows, next) = inner.base_piece(&span, max_rows.max(1), max_bytes.max(1))?;
+        let parts = self.storage.parts();
+        parts.life.check()?;
+        let (rows, next) = base_piece(parts, &span, max_rows.max(1), max_bytes.max(1))?;
         if let Some(from) = next {
             self.rest.push_front(Span { from, to: span.to });
         }
@@ -118,7 +119,7 @@ impl Copy {
         if !self.rest.is_empty() {
             return Err(StorageError::Invalid("a copy is closed before its base was read".into()));
         }
-        write(&self.storage.inner().mem).tees.remove(&self.tee);
+        self.storage.parts().memtable.write().tees.remove(&self.tee);
         self.closed = true;
         if kv_types::mutant!(TailBatchLost) {
             self.tee.lose_last();
@@ -139,38 +140,36 @@ fn named(writes: Writes) -> Vec<CopyRow> {
         .collect()
 }
 
-impl Inner {
-    /// Live rows from the beginning of a range, and where the next piece begins, if anything is left.
-    fn base_piece(
-        &self,
-        span: &Span,
-        max_rows: usize,
-        max_bytes: usize,
-    ) -> Result<(Writes, Option<Bytes>), StorageError> {
-        // The memtable first: see the head of this file.
-        let (above, mem_end) = read(&self.mem).piece(&span.from, span.to.as_deref(), max_rows, max_bytes);
-        let to = mem_end.as_ref().or(span.to.as_ref());
-        let to = to.map(AsRef::as_ref);
-        let chunk = self.tier()?.scan(&span.from, to, max_rows, max_bytes).map_err(|e| {
-            let e = StorageError::from(e);
-            self.tier_failed(e.clone());
-            e
-        })?;
-        let tier_end = chunk.rows.last().filter(|_| chunk.more).map(|(last, _)| after(last));
-        let end = tier_end.or(mem_end);
-        let mut found: BTreeMap<Bytes, Option<Bytes>> =
-            chunk.rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
-        found.extend(above.into_iter().filter(|(key, _)| end.as_ref().is_none_or(|end| key < end)));
-        Ok((found.into_iter().filter(|(_, value)| value.is_some()).collect(), end))
-    }
+/// Live rows from the beginning of a range, and where the next piece begins, if anything is left.
+fn base_piece(
+    parts: &Parts,
+    span: &Span,
+    max_rows: usize,
+    max_bytes: usize,
+) -> Result<(Writes, Option<Bytes>), StorageError> {
+    // The memtable first: see the head of this file.
+    let (above, mem_end) = parts.memtable.read().piece(&span.from, span.to.as_deref(), max_rows, max_bytes);
+    let to = mem_end.as_ref().or(span.to.as_ref());
+    let to = to.map(AsRef::as_ref);
+    let chunk = parts.tier.handle()?.scan(&span.from, to, max_rows, max_bytes).map_err(|e| {
+        let e = StorageError::from(e);
+        parts.tier_failed(&e);
+        e
+    })?;
+    let tier_end = chunk.rows.last().filter(|_| chunk.more).map(|(last, _)| after(last));
+    let end = tier_end.or(mem_end);
+    let mut found: BTreeMap<Bytes, Option<Bytes>> =
+        chunk.rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+    found.extend(above.into_iter().filter(|(key, _)| end.as_ref().is_none_or(|end| key < end)));
+    Ok((found.into_iter().filter(|(_, value)| value.is_some()).collect(), end))
 }
 
 impl Storage {
     /// Begins a copy of the rows under some prefixes. Every batch that is committed or applied from now on inside them is part
     /// of it. At most [`crate::limits::MAX_COPIES`] at a time.
     pub fn copy(&self, ranges: &[(TableId, &[u8])]) -> Result<Copy, StorageError> {
-        let inner = self.inner();
-        inner.check()?;
+        let parts = self.parts();
+        parts.life.check()?;
         let spans: Vec<Span> = ranges
             .iter()
             .map(|(table, prefix)| {
@@ -178,8 +177,8 @@ impl Storage {
                 Span { to: prefix_end(&from).map(Bytes::from), from: from.into() }
             })
             .collect();
-        let tee = Arc::new(Tee::new(spans.clone(), inner.options.copy_tail_bytes));
-        let mut mem = write(&inner.mem);
+        let tee = Arc::new(Tee::new(spans.clone(), parts.options.copy_tail_bytes));
+        let mut mem = parts.memtable.write();
         if spans.iter().any(|span| mem.is_replacing(&span.from, span.to.as_deref())) {
             return Err(StorageError::Replacing);
         }

@@ -1,4 +1,4 @@
-//! The rows of memtable and tier as one ordered view, for a scan that holds the tier still.
+//! The rows of memtable and tier as one ordered view, for a reader that holds the tier still.
 
 use std::{
     collections::{VecDeque, vec_deque},
@@ -8,12 +8,12 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{error::StorageError, limits, memtable::MemRow, tier::Tier};
+use crate::{error::StorageError, limits, lower::OpenTier, memtable::MemRow};
 
 /// Rows of memtable and tier in key order, the memtable's first. The tier must not change while it is used.
 #[derive(Debug)]
 pub(crate) struct Merge {
-    tier: Arc<dyn Tier>,
+    tier: Arc<OpenTier>,
     mem: Peekable<vec_deque::IntoIter<MemRow>>,
     chunk: VecDeque<(Bytes, Bytes)>,
     /// Where the next chunk of the tier starts; `None` at its end.
@@ -22,7 +22,7 @@ pub(crate) struct Merge {
 }
 
 impl Merge {
-    pub(crate) fn new(tier: Arc<dyn Tier>, rows: Vec<MemRow>, from: Vec<u8>, to: Option<Vec<u8>>) -> Merge {
+    pub(crate) fn new(tier: Arc<OpenTier>, rows: Vec<MemRow>, from: Vec<u8>, to: Option<Vec<u8>>) -> Merge {
         let mem = VecDeque::from(rows).into_iter().peekable();
         Merge { tier, mem, chunk: VecDeque::new(), next: Some(from), to }
     }

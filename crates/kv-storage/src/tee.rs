@@ -3,16 +3,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 
-use crate::{error::StorageError, limits};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::{error::StorageError, limits, locks::lock};
 
 /// Full keys with their new values.
 pub(crate) type Writes = Vec<(Bytes, Option<Bytes>)>;
