@@ -28,25 +28,27 @@ use tokio::sync::{OwnedRwLockReadGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::backlog::{Full, Load, Place, SharedBacklog};
+use crate::builder::{Account, SnapshotWork};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
     DISK_SILENCE, DOUBTFUL_READ_WAIT, FULL_LOG_RETRY_MS, GIVE_UP_EVERY, PROPOSAL_OVERHEAD_BYTES,
-    RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE,
+    RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE, TOLD_WAIT,
 };
 use crate::config::{
     Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig, Vote, log_bytes_wanted,
 };
+use crate::digest::Digesting;
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
 use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
-use crate::kv_machine;
 use crate::log_store::LogStore;
-use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
+use crate::machine::{Applied, AppliedState, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
 use crate::proposal::{Answering, Proposal, Reply};
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
+use crate::schedule::{self, Growth};
 use crate::strong::StartError;
 use crate::tables::{Space, Table};
 
@@ -58,6 +60,7 @@ pub(crate) struct Surroundings {
     pub(crate) peers: Peers,
     pub(crate) env: Env,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) snapshots: SnapshotWork,
 }
 
 /// A Raft group as this node knows it.
@@ -66,6 +69,7 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     around: Surroundings,
     applied: Applied,
+    account: Arc<Account>,
     /// What was proposed here and is not applied.
     backlog: SharedBacklog,
     /// Whether a proposal of this group can be applied.
@@ -79,7 +83,7 @@ pub(crate) struct Group {
     /// When the leadership may be moved.
     transfers: Mutex<Transfers>,
     /// Whoever digests the state holds it.
-    digesting: Arc<tokio::sync::Mutex<()>>,
+    digesting: tokio::sync::Mutex<()>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
     rested: Instant,
     /// It never granted anything before this process began.
@@ -129,7 +133,7 @@ impl Drop for TransferTurn<'_> {
 
 /// The state of a group at one point of its log; it stands still while this lives.
 pub(crate) struct View {
-    applied: OwnedRwLockReadGuard<Option<LogId>>,
+    applied: OwnedRwLockReadGuard<AppliedState>,
     storage: Storage,
     /// The term in which this node was confirmed as the leader.
     pub(crate) term: u64,
@@ -140,7 +144,12 @@ pub(crate) struct View {
 impl View {
     /// The last entry in the state.
     pub(crate) fn index(&self) -> u64 {
-        self.applied.as_ref().map_or(0, |applied| applied.index)
+        self.applied.last.as_ref().map_or(0, |applied| applied.index)
+    }
+
+    /// Where the rows of the state stand.
+    pub(crate) fn space(&self) -> Space {
+        self.applied.space
     }
 
     /// A row, decoded.
@@ -178,6 +187,19 @@ async fn promise(raft: &Raft, joining: &JoinState) -> Result<bool, Fatal<TypeCon
     Ok(promised)
 }
 
+/// Lets snapshots wait until openraft has heard how far the state was applied.
+fn tell_of_progress(raft: &Raft, account: &Account) {
+    let progress = raft.watch_apply_progress();
+    let _ = account.told.set(Box::new(move |last| {
+        let mut progress = progress.clone();
+        Box::pin(async move {
+            let deadline = Instant::now() + TOLD_WAIT;
+            let told = timeout_at(deadline, progress.wait_until_ge(&Some(last))).await?;
+            told.map(drop).map_err(std::io::Error::other)
+        })
+    }));
+}
+
 impl Group {
     /// Recovers the group and runs it. With a fresh directory it takes part in nothing before its steward has asked the
     /// other voters.
@@ -190,7 +212,8 @@ impl Group {
         let log: RaftLog = around.storage.raft(id);
         let newborn = log.vote().is_none();
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
-        let applied = machine.applied();
+        let machine = machine.with_snapshot_work(around.snapshots.clone());
+        let (applied, account) = (machine.applied(), machine.account());
         let network = Network { group: id, peers: around.peers.clone(), catalogue: around.catalogue.clone() };
         let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
         let me = around.config.node_id.0;
@@ -206,6 +229,7 @@ impl Group {
         let disk = DiskWatch::default();
         let log = LogStore::new(log, disk.clone());
         let raft = Raft::new(me, Arc::new(settings), network, log, machine).await.map_err(fatal)?;
+        tell_of_progress(&raft, &account);
         if let Role::Joining(joining) = &role
             && !promise(&raft, joining).await.map_err(fatal)?
         {
@@ -217,6 +241,7 @@ impl Group {
             id,
             raft,
             applied,
+            account,
             backlog: SharedBacklog::new(Load {
                 entries: around.config.backlog_entries,
                 bytes: around.config.backlog_bytes,
@@ -226,7 +251,7 @@ impl Group {
             disk,
             hangs: AtomicBool::new(false),
             transfers: Mutex::default(),
-            digesting: Arc::default(),
+            digesting: tokio::sync::Mutex::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && role == Role::Settled),
             leader_heard: Mutex::new(None),
@@ -419,7 +444,7 @@ impl Group {
 
     /// Nothing is applied while this lives.
     #[cfg(test)]
-    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<Option<LogId>> {
+    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<AppliedState> {
         self.applied.clone().read_owned().await
     }
 
@@ -500,14 +525,14 @@ impl Group {
         }
         let applied = timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
         let committed = metrics.borrow_watched().local_committed.map_or(0, |id| id.index);
-        let lag = committed.saturating_sub(applied.as_ref().map_or(0, |id| id.index));
+        let lag = committed.saturating_sub(applied.last.as_ref().map_or(0, |id| id.index));
         Ok(View { applied, storage: self.around.storage.clone(), term, lag })
     }
 
     /// A digest of this node's own replica of a namespace at one point of the log, which it names. Nobody is asked.
     ///
-    /// The lock is held for the cut alone, so that a namespace of any size does not keep entries from being applied; a cut that
-    /// is open holds up the drain, so there is one at a time.
+    /// The lock is held for the few parts that were written to since they were read, so that a namespace of any size does not
+    /// keep entries from being applied. One at a time.
     pub(crate) async fn digest(
         &self,
         namespace: NamespaceId,
@@ -517,32 +542,32 @@ impl Group {
             Failure::new(Reason::Overloaded, format!("{} was not digested by the deadline", self.id))
                 .retry_after_ms(RETRY_AFTER_MS)
         };
-        let failed = |error: MachineError| {
-            match error {
-            MachineError::Storage(StorageError::CutExpired) => Failure::new(
-                Reason::Overloaded,
-                "the namespace was not read to its end while its state could be held; ask again when less is written",
-            )
-            .retry_after_ms(RETRY_AFTER_MS),
+        let failed = |error: MachineError| match error {
+            MachineError::Storage(StorageError::CopyOverrun { .. } | StorageError::Overloaded { .. }) => {
+                let why = "too much is written for a digest; ask again when less is written";
+                Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS)
+            }
             error => Failure::new(Reason::StorageFailed, error.to_string()).of_read(),
-        }
         };
+        let off_the_workers = |error: std::io::Error| failed(error.into());
         let digest = async {
-            let alone = self.digesting.clone().lock_owned().await;
-            let (applied, cut) = {
-                let applied = self.applied.read().await;
-                let cut = kv_machine::cut_of(&self.around.storage, Space::first(self.id), namespace)
-                    .map_err(|error| failed(error.into()))?;
-                (applied.as_ref().map_or(0, |applied| applied.index), cut)
-            };
-            let digested = NodeRuntime::blocking(move || {
-                let _alone = alone;
-                kv_machine::digest(cut)
+            let _alone = self.digesting.lock().await;
+            let space = self.applied.read().await.space;
+            let storage = self.around.storage.clone();
+            let digesting = NodeRuntime::blocking(move || {
+                let mut digesting = Digesting::begin(&storage, space, namespace)?;
+                digesting.read().map(|()| digesting)
             });
-            let (digest, keys) = digested.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
+            let digesting = digesting.await.map_err(off_the_workers)?.map_err(failed)?;
+            let applied = self.applied.read().await;
+            if applied.space != space {
+                return Err(failed(StorageError::Overloaded { what: "an installation" }.into()));
+            }
+            let digested = NodeRuntime::blocking(move || digesting.close()).await;
+            let (digest, keys) = digested.map_err(off_the_workers)?.map_err(failed)?;
             Ok(admin::GetDigestResponse {
                 partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
-                applied_index: Some(applied),
+                applied_index: Some(applied.last.as_ref().map_or(0, |applied| applied.index)),
                 ..admin::GetDigestResponse::default()
             })
         };
@@ -944,7 +969,10 @@ impl Group {
         let pressed = storage.log_pressure().is_err()
             || storage.stats().log_bytes > log_bytes_wanted(storage.max_log_bytes());
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
-        if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
+        let (bytes, state_bytes) = self.account.growth();
+        let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
+        let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
+        if rested && (due || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;
         } else if pressed && snapshot > purged {

@@ -13,9 +13,11 @@
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
 mod backlog;
+mod builder;
 mod catalogue_machine;
 mod codec;
 mod config;
+mod digest;
 mod disk_watch;
 mod groups;
 mod handover;
@@ -30,6 +32,7 @@ mod proposal;
 mod rejoin;
 mod row;
 mod runtime;
+mod schedule;
 mod sessions;
 mod snapshot;
 mod strong;

@@ -29,6 +29,7 @@ use openraft::{AsyncRuntime, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::builder::SnapshotWork;
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::config::limits::RETRY_AFTER_MS;
@@ -39,7 +40,7 @@ use crate::proposal::{Effect, Point, Reply, Written};
 use crate::row::Live;
 use crate::runtime::NodeRuntime;
 use crate::sessions::Openings;
-use crate::tables::{Space, Table, keys};
+use crate::tables::{Table, keys};
 
 /// Why the groups of a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +118,7 @@ impl Strong {
             peers: peers.clone(),
             env,
             catalogue: catalogue.clone(),
+            snapshots: SnapshotWork::new(config.snapshot_bytes_per_second),
         };
         let catalogue_group = Group::start(
             GroupId::CATALOGUE,
@@ -190,7 +192,7 @@ impl Strong {
             let key = Key::new(request.key.clone())?;
             let local = async {
                 let view = group.view(deadline).await?;
-                let space = Space::first(group.id);
+                let space = view.space();
                 let place = keys::data(space, namespace.id, key.as_bytes());
                 let found = view.get(Table::Data, &place, Live::decode)?;
                 let revision =
