@@ -38,6 +38,7 @@ use crate::config::{
     Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig, Vote, log_bytes_wanted,
 };
 use crate::disk_watch::DiskWatch;
+use crate::handover::{TooSoon, Transfers};
 use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
 use crate::kv_machine;
 use crate::log_store::LogStore;
@@ -48,7 +49,6 @@ use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::strong::StartError;
 use crate::tables::{Space, Table};
-use crate::transfer::{TooSoon, Transfers};
 
 /// What every group of a node shares.
 #[derive(Clone)]

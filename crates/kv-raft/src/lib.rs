@@ -18,6 +18,7 @@ mod codec;
 mod config;
 mod disk_watch;
 mod groups;
+mod handover;
 mod incoming;
 mod kv_machine;
 mod log_store;
@@ -33,7 +34,6 @@ mod strong;
 mod tables;
 #[cfg(test)]
 mod tests;
-mod transfer;
 
 pub use codec::CodecError;
 pub use config::RaftConfig;

@@ -1,10 +1,11 @@
 //! What the dependency tree may contain: licences we can ship under Apache-2.0, and no package we decided against.
 
-use super::{File, Finding};
+use super::finding::{File, Finding};
 use crate::cargo::Package;
 
 /// Permissive licences, compatible with Apache-2.0. A new one is added after reading it.
-const ALLOWED: [&str; 10] = [
+const ALLOWED: [&str; 11] = [
+    "0BSD",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
@@ -92,7 +93,7 @@ fn one(words: &mut Words<'_>) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file;
+    use super::super::finding::file;
     use super::*;
 
     #[test]

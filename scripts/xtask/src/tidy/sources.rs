@@ -2,7 +2,7 @@
 //!
 //! Patterns are spelled in pieces, so that this file does not break its own rules.
 
-use super::{File, Finding};
+use super::finding::{File, Finding};
 
 /// What a newcomer finds at the top level.
 const LAYOUT: [&str; 11] = [
@@ -202,7 +202,7 @@ fn has_word(text: &str, word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file;
+    use super::super::finding::file;
     use super::*;
 
     const GOOD: &str = "//! Says in a line why it exists.\n";
