@@ -22,15 +22,17 @@ use futures_util::future::BoxFuture;
 use kv_env::{Connection, Env, Listener, Network};
 use kv_peer::{PeerConfig, PeerHandler, PeerRequest, Peers};
 use kv_proto::admin::GroupStatus;
+use kv_proto::peer::forward::Request as Forwarded;
+use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
-use kv_proto::{client_id_bytes, v1};
+use kv_proto::{client_id_bytes, peer, v1};
 use kv_raft::{Hop, RaftConfig, Strong};
 use kv_storage::disk::{Disk, DiskFile, MemDisk};
 use kv_storage::tier::MemTiers;
 use kv_storage::{Drive, Storage, StorageOptions};
 use kv_types::catalogue::Member;
 use kv_types::{
-    ClientId, ClusterId, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName, NodeId,
+    Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName, NodeId,
     Placement, Reason,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -82,6 +84,16 @@ struct NodeNetwork {
     me: u64,
 }
 
+fn bank() -> Namespace {
+    Namespace {
+        id: NamespaceId(1),
+        name: NamespaceName::new("bank").unwrap(),
+        settings_version: 1,
+        guarantee: Guarantee::Linearizable,
+        placement: Placement::Strong { group: GroupId::FIRST_DATA },
+    }
+}
+
 fn address(id: u64) -> String {
     format!("n{id}:1")
 }
@@ -119,9 +131,20 @@ struct Router(OnceLock<Strong>);
 
 impl PeerHandler for Router {
     fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<Response, Failure>> {
-        match self.0.get() {
-            Some(strong) => strong.handle(request),
-            None => async { Err(Failure::new(Reason::NotReady, "starting")) }.boxed(),
+        match (self.0.get().cloned(), request.body) {
+            (Some(strong), Request::Forward(forward)) => {
+                let Some(Forwarded::Get(get)) = forward.request else {
+                    unreachable!("only reads are passed on")
+                };
+                async move {
+                    let read = strong.get(&bank(), get, request.deadline, Hop::Forwarded).await?;
+                    let response = Some(peer::forward_reply::Response::Get(read));
+                    Ok(Response::Forward(peer::ForwardReply { response }))
+                }
+                .boxed()
+            }
+            (Some(strong), body) => strong.handle(PeerRequest { body, ..request }),
+            (None, _) => async { Err(Failure::new(Reason::NotReady, "starting")) }.boxed(),
         }
     }
 }
@@ -220,15 +243,8 @@ impl Cluster {
             }),
             ..Default::default()
         };
-        let bank = Namespace {
-            id: NamespaceId(1),
-            name: NamespaceName::new("bank").unwrap(),
-            settings_version: 1,
-            guarantee: Guarantee::Linearizable,
-            placement: Placement::Strong { group: GroupId::FIRST_DATA },
-        };
         let leader = self.leader().await;
-        let put = self.nodes[&leader].0.put(&bank, request, deadline, Hop::Client).await?;
+        let put = self.nodes[&leader].0.put(&bank(), request, deadline, Hop::Client).await?;
         Ok(put.revision)
     }
 
@@ -345,4 +361,25 @@ async fn a_disk_that_is_slow_and_answers_costs_no_election() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert_eq!((cluster.leader().await, cluster.status(leader).term), (leader, term));
+}
+
+/// The quorum is there, only this read takes longer than its caller waits.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_is_late_does_not_say_that_there_is_no_quorum() {
+    let cluster = Cluster::start().await;
+    cluster.put(1, 10, Instant::now() + PATIENCE).await.unwrap();
+    let leader = cluster.leader().await;
+    let asked = (1..=3).find(|id| *id != leader).unwrap();
+    let get = |key: Vec<u8>| v1::GetRequest {
+        namespace: "bank".into(),
+        key: key.into(),
+        ..v1::GetRequest::default()
+    };
+    let strong = &cluster.nodes[&asked].0;
+    let soon = || Instant::now() + Duration::from_millis(300);
+    assert!(strong.get(&bank(), get(b"k1".to_vec()), soon(), Hop::Client).await.is_ok());
+    cluster.hub.rates.lock().unwrap().insert((asked, leader), 4_000);
+    let late = strong.get(&bank(), get(vec![b'k'; 4_000]), soon(), Hop::Client).await.unwrap_err();
+    assert_eq!((late.reason, late.applied), (Reason::DeadlineExpired, Applied::No), "{late}");
+    assert_eq!(late.detail("required"), None, "{late:?}");
 }
