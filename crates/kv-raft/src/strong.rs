@@ -33,10 +33,11 @@ use crate::builder::SnapshotWork;
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::config::limits::RETRY_AFTER_MS;
-use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
+use crate::groups::{Group, Leadership, Surroundings, Unserved};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
+use crate::requests::View;
 use crate::row::Live;
 use crate::runtime::NodeRuntime;
 use crate::sessions::Openings;
@@ -479,6 +480,7 @@ impl Strong {
             reachable_voters: u32::try_from(reachable).unwrap_or(u32::MAX),
             purged_index: index(&metrics.purged),
             snapshot_index: index(&metrics.snapshot),
+            impediment: group.impediment().unwrap_or_default(),
         }
     }
 
