@@ -1,14 +1,16 @@
-//! The threads that read the lower tier, and the bounded queue that they share.
+//! The threads that read the tier for async workers, and the bounded queue before them.
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
 };
 
-use crate::{error::StorageError, limits};
+use crate::{error::StorageError, limits, locks::lock};
+
+const THREAD: &str = "kv-read";
 
 /// Who reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,30 +46,10 @@ impl fmt::Debug for Readers {
 }
 
 impl Readers {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Starts the threads. A stop does not wait for them: a read may hang as long as the disk does. Panics
-    /// of a read are told to `panicked`.
-    pub(crate) fn start(self: &Arc<Self>, panicked: impl Fn() + Clone + Send + 'static) -> io::Result<()> {
-        for _ in 0..limits::READERS {
-            let (readers, panicked) = (self.clone(), panicked.clone());
-            let body = move || {
-                while let Some(job) = readers.next() {
-                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                        panicked();
-                    }
-                }
-            };
-            thread::Builder::new().name("kv-read".into()).spawn(body)?;
-        }
-        Ok(())
-    }
-
+    /// Adds a read whose keys have `bytes` bytes.
     pub(crate) fn push(&self, class: Class, bytes: usize, job: Job) -> Result<(), StorageError> {
         let full = Err(StorageError::Overloaded { what: "the queue of reads" });
-        let mut q = self.lock();
+        let mut q = lock(&self.queue);
         if q.closed {
             return Err(StorageError::Closed);
         }
@@ -92,7 +74,7 @@ impl Readers {
 
     /// The next job; `None` once the engine stops.
     fn next(&self) -> Option<Job> {
-        let mut q = self.lock();
+        let mut q = lock(&self.queue);
         loop {
             if q.closed {
                 return None;
@@ -111,12 +93,33 @@ impl Readers {
     /// What waits is answered with `Closed`, and the threads end when their read returns.
     pub(crate) fn close(&self) {
         let waiting = {
-            let mut q = self.lock();
+            let mut q = lock(&self.queue);
             q.closed = true;
             q.bytes = 0;
             (std::mem::take(&mut q.apply), std::mem::take(&mut q.client))
         };
         drop(waiting);
         self.changed.notify_all();
+    }
+
+    /// Starts the threads; `panicked` is called when a read panics. A stop does not wait for them: a read may hang as long as
+    /// the disk does.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        panicked: impl Fn(StorageError) + Clone + Send + 'static,
+    ) -> Result<(), StorageError> {
+        for _ in 0..limits::READERS {
+            let (readers, panicked) = (self.clone(), panicked.clone());
+            let body = move || {
+                while let Some(job) = readers.next() {
+                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                        panicked(StorageError::ThreadPanicked { thread: THREAD });
+                    }
+                }
+            };
+            let spawned = thread::Builder::new().name(THREAD.into()).spawn(body);
+            spawned.map_err(StorageError::io("start a reader thread"))?;
+        }
+        Ok(())
     }
 }

@@ -135,7 +135,7 @@ mod tests {
     use std::sync::{Condvar, Mutex};
 
     use super::*;
-    use crate::engine::lock;
+    use crate::locks::lock;
 
     /// A tier whose writes wait until they are let go.
     #[derive(Debug, Default)]
