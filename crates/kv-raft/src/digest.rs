@@ -11,8 +11,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec;
 use crate::config::limits::{DIGEST_PARTS_AT_CLOSE, DIGEST_PASSES, PIECE_BYTES, ROWS_AT_ONCE};
-use crate::kv_machine::{decode_revision, decode_value};
+use crate::kv_machine::decode_revision;
 use crate::machine::MachineError;
+use crate::row::Live;
 use crate::tables::{Space, Table, keys};
 
 /// The first key of a part; it reaches to the next one's.
@@ -33,10 +34,10 @@ impl Part {
             hash.update(&decode_revision(row)?.to_be_bytes());
         } else {
             let (_, key) = keys::of_data(key)?;
-            let (revision, value) = decode_value(row)?;
+            let Live { create, revision, version, lease, value } = Live::decode(row)?;
             hash.update(&codec::length(key.len()).to_be_bytes());
             hash.update(&key);
-            hash.update(&revision.to_be_bytes());
+            [create, revision, version, lease].into_iter().for_each(|n| hash.update(&n.to_be_bytes()));
             hash.update(&value);
             self.keys += 1;
         }

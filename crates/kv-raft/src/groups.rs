@@ -12,7 +12,7 @@ use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer};
 use kv_storage::{Batch, RaftLog, Storage, StorageError};
-use kv_types::catalogue::Catalogue;
+use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::limits::MAX_VOTERS;
 use kv_types::{Failure, GroupId, NamespaceId, NodeId, Reason};
 use openraft::async_runtime::WatchReceiver;
@@ -45,10 +45,10 @@ use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
 use crate::log_store::LogStore;
 use crate::machine::{Applied, AppliedState, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
-use crate::pace::{self, Growth};
 use crate::proposal::{Answering, Proposal, Reply};
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
+use crate::schedule::{self, Growth};
 use crate::strong::StartError;
 use crate::tables::{Space, Table};
 
@@ -727,7 +727,8 @@ impl Group {
                 let vote = vote.as_ref().map(codec::to_wire_vote);
                 let last_log_id =
                     log.bounds().last.map(codec::from_storage_id).as_ref().map(codec::to_wire_id);
-                Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled }))
+                let feature_level = FeatureLevel::SUPPORTED.0;
+                Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled, feature_level }))
             }
             _ => Err(Failure::new(Reason::InvalidRequest, "not a message of Raft")),
         }
@@ -907,18 +908,35 @@ impl Group {
         join_all(others.map(|other| self.ask(other))).await.into_iter().flatten().collect()
     }
 
+    /// What each of these members, of which this node may be one, says that its program supports; nothing of one that does
+    /// not answer.
+    pub(crate) async fn levels(
+        &self,
+        members: impl Iterator<Item = NodeId>,
+    ) -> BTreeMap<NodeId, FeatureLevel> {
+        let me = self.around.config.node_id;
+        let others = members.filter(|member| *member != me);
+        let asked = others.map(async |member| (member, self.inquire(member).await));
+        let heard = join_all(asked).await.into_iter();
+        let others = heard.filter_map(|(member, reply)| Some((member, FeatureLevel(reply?.feature_level))));
+        others.chain([(me, FeatureLevel::SUPPORTED)]).collect()
+    }
+
     /// What another member says of the group.
     async fn ask(&self, other: NodeId) -> Option<SurveyReply> {
+        let reply = self.inquire(other).await?;
+        let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
+        let last = reply.last_log_id.map(codec::from_wire_id);
+        let leader = vote.map(|vote| vote.leader_id);
+        Some(SurveyReply { settled: reply.settled, leader, last })
+    }
+
+    async fn inquire(&self, other: NodeId) -> Option<peer::RaftSurveyReply> {
         let about = Address { group: self.id, ..Address::default() };
         let body = Request::RaftSurvey(peer::RaftSurvey {});
         let deadline = Instant::now() + SURVEY_DEADLINE;
         match self.around.peers.call(other, Lane::Control, about, body, deadline).await {
-            Ok(Response::RaftSurvey(reply)) => {
-                let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
-                let last = reply.last_log_id.map(codec::from_wire_id);
-                let leader = vote.map(|vote| vote.leader_id);
-                Some(SurveyReply { settled: reply.settled, leader, last })
-            }
+            Ok(Response::RaftSurvey(reply)) => Some(reply),
             _ => None,
         }
     }
@@ -953,7 +971,7 @@ impl Group {
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         let (bytes, state_bytes) = self.account.growth();
         let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
-        let due = growth.is_due(pace::slot(config.node_id.0, self.id.0));
+        let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
         if rested && (due || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;

@@ -136,7 +136,7 @@ pub(crate) fn rows_of(block: Bytes) -> Result<Vec<Record>, MachineError> {
     let mut rows = Vec::new();
     while !reader.is_empty() {
         let number = reader.u16()?;
-        let table = Table::of(number).ok_or_else(|| reader.unknown("table", number))?;
+        let table = Table::of(number).ok_or_else(|| reader.newer("table", number))?;
         let key = reader.bytes()?;
         let value = match reader.u8()? {
             ABSENT => None,

@@ -1,4 +1,5 @@
-//! Disks that a test can crash: the machine's own with each kind of tier, and one in memory that loses and tears.
+//! Disks that a test can crash: the machine's own with each kind of tier, and one in memory that loses and
+//! tears.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
