@@ -16,7 +16,7 @@ use crate::config::limits::{PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND
 use crate::config::{LogId, Snapshot, SnapshotMeta, TypeConfig};
 use crate::machine::{Applied, MachineError, stored_mark};
 use crate::runtime::NodeRuntime;
-use crate::schedule::Pace;
+use crate::schedule::Rate;
 use crate::snapshot::{self, Block, SnapshotData, id_of};
 use crate::tables::{Space, Table, keys};
 
@@ -118,10 +118,10 @@ impl Builder {
         let mut filling =
             NodeRuntime::blocking(move || Ok::<_, MachineError>(Filling::new(copy, files.create()?)))
                 .await??;
-        let mut pace = Pace::new(self.work.per_second);
+        let mut rate = Rate::new(self.work.per_second);
         let opened = Instant::now();
         while !filling.copy.base_is_read() {
-            filling = self.fill(filling, &mut pace, opened).await?;
+            filling = self.fill(filling, &mut rate, opened).await?;
         }
         let (mark, at) = {
             let _applied = self.applied.read().await;
@@ -130,7 +130,7 @@ impl Builder {
             (mark, self.account.now())
         };
         while !filling.is_whole {
-            filling = self.fill(filling, &mut pace, opened).await?;
+            filling = self.fill(filling, &mut rate, opened).await?;
         }
         // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead of the log.
         self.storage.raft(self.space.group).barrier().await?;
@@ -149,12 +149,12 @@ impl Builder {
     async fn fill(
         &self,
         mut filling: Filling,
-        pace: &mut Pace,
+        rate: &mut Rate,
         opened: Instant,
     ) -> Result<Filling, MachineError> {
         let before = filling.file.bytes();
         let filling = NodeRuntime::blocking(move || filling.step().map(|()| filling)).await??;
-        let wait = pace.spend(opened.elapsed(), filling.file.bytes() - before);
+        let wait = rate.spend(opened.elapsed(), filling.file.bytes() - before);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }

@@ -6,13 +6,13 @@ use crate::config::limits::{SNAPSHOT_BURST_BYTES, SNAPSHOT_LOG_BYTES};
 
 /// An account of bytes per second. It says how long to wait, and lets a burst through after a rest.
 #[derive(Debug, Clone)]
-pub(crate) struct Pace {
+pub(crate) struct Rate {
     per_second: u64,
     /// When everything that was spent will have been earned, since the account was opened.
     earned_at: Duration,
 }
 
-impl Pace {
+impl Rate {
     /// So many bytes per second; 0 counts as one.
     pub(crate) fn new(per_second: u64) -> Self {
         Self { per_second: per_second.max(1), earned_at: Duration::ZERO }
@@ -67,13 +67,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pace_holds_over_any_time_and_lets_a_burst_through() {
-        let mut pace = Pace::new(1 << 20);
+    fn a_rate_holds_over_any_time_and_lets_a_burst_through() {
+        let mut rate = Rate::new(1 << 20);
         let mut now = Duration::from_secs(5);
-        assert_eq!(pace.spend(now, SNAPSHOT_BURST_BYTES), Duration::ZERO);
+        assert_eq!(rate.spend(now, SNAPSHOT_BURST_BYTES), Duration::ZERO);
         let mut spent = SNAPSHOT_BURST_BYTES;
         for bytes in [1 << 20, 3 << 20, 0, 100, 5 << 20] {
-            now += pace.spend(now, bytes);
+            now += rate.spend(now, bytes);
             spent += bytes;
             let over = (now - Duration::from_secs(5)).as_secs_f64() * f64::from(1 << 20);
             assert!(spent as f64 <= over + SNAPSHOT_BURST_BYTES as f64 + 1.0);
@@ -82,9 +82,9 @@ mod tests {
         assert!(now - Duration::from_secs(5) >= Duration::from_secs(9));
         // A rest earns a burst, not more.
         now += Duration::from_secs(3_600);
-        assert_eq!(pace.spend(now, SNAPSHOT_BURST_BYTES), Duration::ZERO);
-        assert_eq!(pace.spend(now, 1 << 20), Duration::from_secs(1));
-        assert!(Pace::new(0).spend(now, 1 << 40) > Duration::from_secs(1 << 20));
+        assert_eq!(rate.spend(now, SNAPSHOT_BURST_BYTES), Duration::ZERO);
+        assert_eq!(rate.spend(now, 1 << 20), Duration::from_secs(1));
+        assert!(Rate::new(0).spend(now, 1 << 40) > Duration::from_secs(1 << 20));
     }
 
     #[test]
