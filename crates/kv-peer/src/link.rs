@@ -297,7 +297,7 @@ impl Link {
                 Ok(None) => return format!("{} closed the stream", self.to),
                 Err(status) => return format!("{}: {}", self.dial, chain(&status)),
             };
-            // That bytes arrive (id 0) is said by whoever accepts them, before it knows whom they are for.
+            // That bytes arrive (id 0) is said by the one that accepts them, before it knows for whom they are.
             if message.frames.iter().any(|frame| frame.id != 0 && !is_identity_refusal(frame)) {
                 self.heard.now();
             }

@@ -42,7 +42,25 @@ use crate::network::Network;
 use crate::proposal::Reply;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::schedule::{self, Growth};
-use crate::strong::StartError;
+
+/// Why the groups of a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The timings or bounds do not fit together.
+    #[error("the settings of Raft do not fit together: {0}")]
+    Settings(String),
+    /// The state in the tables or snapshots cannot be read.
+    #[error("the replicated state cannot be read: {0}")]
+    State(#[from] MachineError),
+    /// Raft refused.
+    #[error("{group} did not start: {why}")]
+    Raft {
+        /// The group.
+        group: GroupId,
+        /// Raft's words.
+        why: String,
+    },
+}
 
 /// What every group of a node shares.
 #[derive(Clone)]

@@ -43,6 +43,7 @@ mod tests;
 
 pub use codec::CodecError;
 pub use config::RaftConfig;
+pub use groups::StartError;
 pub use machine::MachineError;
 pub use runtime::NodeRuntime;
-pub use strong::{Hop, StartError, Strong};
+pub use strong::{Hop, Strong};

@@ -1,5 +1,5 @@
-//! What clients ask of a group on the node that leads it: proposals, which find a place in the account of what is not
-//! applied before anything is queued, and linearizable reads.
+//! What clients ask of a group on the node that leads it: proposals, which find a place in the account of
+//! what is not applied before anything is queued, and linearizable reads.
 
 use std::future::IntoFuture;
 
@@ -62,7 +62,8 @@ impl View {
 }
 
 impl Group {
-    /// A place for a proposal in the account of what is not applied yet. Refusals come before anything is queued.
+    /// A place for a proposal in the account of what is not applied yet. Refusals come before anything is
+    /// queued.
     fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
         if let Err(pressure) = self.around.storage.log_pressure() {
             let reason = match pressure {
@@ -115,8 +116,8 @@ impl Group {
         self.applied.clone().read_owned().await
     }
 
-    /// Proposes a command for a namespace and waits until it is applied here. It holds its place in the account until Raft
-    /// is done with it, also when the deadline passes before.
+    /// Proposes a command for a namespace and waits until it is applied here. It holds its place in the
+    /// account until Raft is done with it, also when the deadline passes before.
     pub(crate) async fn propose(
         &self,
         namespace: NamespaceId,
@@ -152,8 +153,8 @@ impl Group {
         }
     }
 
-    /// A view of the state that includes everything that was decided before this call: the leader lets a quorum confirm it
-    /// (read index), then waits until it has applied as much.
+    /// A view of the state that includes everything that was decided before this call: the leader lets a
+    /// quorum confirm it (read index), then waits until it has applied as much.
     pub(crate) async fn view(&self, deadline: Instant) -> Result<View, Unserved> {
         let late = || self.late("a quorum confirmed the leader");
         let behind =
@@ -196,7 +197,8 @@ impl Group {
         Ok(View { applied, storage: self.around.storage.clone(), term, lag })
     }
 
-    /// A digest of this node's own replica of a namespace at one point of the log, which it names. Nobody is asked.
+    /// A digest of this node's own replica of a namespace at one point of the log, which it names. No other
+    /// node is asked.
     ///
     /// The lock is held for the few parts that were written to since they were read, so that a namespace of any size does not
     /// keep entries from being applied. One at a time.

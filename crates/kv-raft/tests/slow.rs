@@ -1,6 +1,6 @@
-//! Three nodes on one thread in virtual time, over links that carry a stated number of bytes a second and on disks whose
-//! writes take as long as a test says. A value that takes longer than any fixed deadline of an append is sent once, commits,
-//! and holds up nothing for good; a leader whose disk hangs hands over.
+//! Three nodes on one thread in virtual time, over links that carry a stated number of bytes a second and on
+//! disks whose writes take as long as a test says. A value that takes longer than any fixed deadline of an
+//! append is sent once, commits, and holds up nothing for good; a leader whose disk hangs hands over.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -45,7 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A direction: from a node to another.
 type Direction = (u64, u64);
 
-/// The network of all nodes: who listens, how many bytes a second a direction carries, and how many it has carried.
+/// The network of all nodes: who listens, how many bytes a second a direction carries, and how many it has
+/// carried.
 #[derive(Default)]
 struct Hub {
     listeners: Mutex<BTreeMap<String, mpsc::Sender<io::Result<Connection>>>>,
@@ -228,7 +229,7 @@ impl Cluster {
         Self { hub, nodes }
     }
 
-    /// Writes through whoever leads.
+    /// Writes through the leader.
     async fn put(&self, client: u128, bytes: usize, deadline: Instant) -> Result<u64, Failure> {
         let request = v1::PutRequest {
             namespace: "bank".into(),
@@ -336,7 +337,7 @@ async fn a_leader_whose_disk_hangs_hands_over_within_seconds_and_follows_afterwa
     for n in 0..10 {
         cluster.put(10 + n, 100_000, Instant::now() + Duration::from_secs(1)).await.unwrap();
     }
-    // It does not campaign, so nobody is disturbed: the new leader's term stands until the disk is back.
+    // It does not campaign, so no one is disturbed: the new leader's term stands until the disk is back.
     let new_term = cluster.status(leader).term;
     assert!(new_term > term);
     cluster.set_latency(hanging, Duration::ZERO);
