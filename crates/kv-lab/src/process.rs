@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::LabError;
 use crate::matrix::NodeName;
 
-/// The folder in a node's data directory that holds the lower tier, sled: losing it must lose nothing.
+/// The folder in a node's data directory that holds the lower tier: losing it must lose nothing.
 pub const TIER_FOLDER: &str = "tier";
 /// How long a process may take until every thread of it stands still, or runs again.
 const STATE_WITHIN: Duration = Duration::from_secs(5);

@@ -8,40 +8,59 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::join_all;
 use kv_env::Env;
 use kv_peer::{Address, Lane, PeerRequest, Peers};
+use kv_proto::peer;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
-use kv_proto::{admin, peer};
 use kv_storage::{Batch, RaftLog, Storage, StorageError};
-use kv_types::catalogue::Catalogue;
+use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::limits::MAX_VOTERS;
-use kv_types::{Failure, GroupId, NamespaceId, NodeId, Reason};
+use kv_types::{Failure, GroupId, NodeId, Reason};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{
-    ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, LinearizableReadError,
-    RaftError,
-};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, ClientWriteResponse, TransferLeaderRequest, VoteRequest,
-};
-use openraft::{EmptyNode, Instant as _, LinearizerOption, ReadPolicy, ServerState};
-use tokio::sync::{OwnedRwLockReadGuard, watch};
+use openraft::errors::{Fatal, ForwardReason, ForwardToLeader, InitializeError, RaftError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use openraft::{EmptyNode, ServerState};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::backlog::{Load, SharedBacklog};
+use crate::builder::{Account, SnapshotWork};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
-    DOUBTFUL_READ_WAIT, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE,
+    DISK_SILENCE, FULL_LOG_RETRY_MS, GIVE_UP_EVERY, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE,
+    STEWARD_TICK, SURVEY_DEADLINE, TOLD_WAIT,
 };
-use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig};
-use crate::kv_machine;
+use crate::config::{
+    Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig, Vote, log_bytes_wanted,
+};
+use crate::disk_watch::DiskWatch;
+use crate::handover::{TooSoon, Transfers};
+use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
 use crate::network::Network;
-use crate::proposal::{Proposal, Reply};
+use crate::proposal::Reply;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
-use crate::runtime::NodeRuntime;
-use crate::strong::StartError;
-use crate::tables::Table;
+use crate::schedule::{self, Growth};
+
+/// Why the groups of a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The timings or bounds do not fit together.
+    #[error("the settings of Raft do not fit together: {0}")]
+    Settings(String),
+    /// The state in the tables or snapshots cannot be read.
+    #[error("the replicated state cannot be read: {0}")]
+    State(#[from] MachineError),
+    /// Raft refused.
+    #[error("{group} did not start: {why}")]
+    Raft {
+        /// The group.
+        group: GroupId,
+        /// Raft's words.
+        why: String,
+    },
+}
 
 /// What every group of a node shares.
 #[derive(Clone)]
@@ -51,16 +70,30 @@ pub(crate) struct Surroundings {
     pub(crate) peers: Peers,
     pub(crate) env: Env,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) snapshots: SnapshotWork,
 }
 
 /// A Raft group as this node knows it.
 pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) raft: Raft,
-    around: Surroundings,
-    applied: Applied,
+    pub(crate) around: Surroundings,
+    pub(crate) applied: Applied,
+    account: Arc<Account>,
+    /// What was proposed here and is not applied.
+    pub(crate) backlog: SharedBacklog,
+    /// Whether a proposal of this group can be applied.
+    check: Check,
+    /// Messages of peers that were refused.
+    refusals: Refusals,
+    /// Whether the log answers.
+    disk: DiskWatch,
+    /// The log does not answer: this node neither leads nor campaigns.
+    hangs: AtomicBool,
+    /// When the leadership may be moved.
+    transfers: Mutex<Transfers>,
     /// Whoever digests the state holds it.
-    digesting: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) digesting: tokio::sync::Mutex<()>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
     rested: Instant,
     /// It never granted anything before this process began.
@@ -99,33 +132,12 @@ impl From<Failure> for Unserved {
     }
 }
 
-/// The state of a group at one point of its log; it stands still while this lives.
-pub(crate) struct View {
-    applied: OwnedRwLockReadGuard<Option<LogId>>,
-    storage: Storage,
-    /// The term in which this node was confirmed as the leader.
-    pub(crate) term: u64,
-    /// Entries that were committed and are not in the state.
-    pub(crate) lag: u64,
-}
+/// The leadership is being moved while this lives.
+pub(crate) struct TransferTurn<'a>(&'a Group);
 
-impl View {
-    /// The last entry in the state.
-    pub(crate) fn index(&self) -> u64 {
-        self.applied.as_ref().map_or(0, |applied| applied.index)
-    }
-
-    /// A row, decoded.
-    pub(crate) fn get<T>(
-        &self,
-        table: Table,
-        key: &[u8],
-        decode: impl FnOnce(bytes::Bytes) -> Result<T, CodecError>,
-    ) -> Result<Option<T>, Failure> {
-        let failed =
-            |error: &dyn std::fmt::Display| Failure::new(Reason::StorageFailed, error.to_string()).of_read();
-        let row = self.storage.get(table.id(), key).map_err(|error| failed(&error))?;
-        row.map(|row| decode(row.value)).transpose().map_err(|error| failed(&error))
+impl Drop for TransferTurn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.transfers).end(Instant::now());
     }
 }
 
@@ -150,6 +162,19 @@ async fn promise(raft: &Raft, joining: &JoinState) -> Result<bool, Fatal<TypeCon
     Ok(promised)
 }
 
+/// Lets snapshots wait until openraft has heard how far the state was applied.
+fn tell_of_progress(raft: &Raft, account: &Account) {
+    let progress = raft.watch_apply_progress();
+    let _ = account.told.set(Box::new(move |last| {
+        let mut progress = progress.clone();
+        Box::pin(async move {
+            let deadline = Instant::now() + TOLD_WAIT;
+            let told = timeout_at(deadline, progress.wait_until_ge(&Some(last))).await?;
+            told.map(drop).map_err(std::io::Error::other)
+        })
+    }));
+}
+
 impl Group {
     /// Recovers the group and runs it. With a fresh directory it takes part in nothing before its steward has asked the
     /// other voters.
@@ -157,11 +182,13 @@ impl Group {
         id: GroupId,
         around: Surroundings,
         domain: impl Domain,
+        check: Check,
     ) -> Result<Arc<Self>, StartError> {
         let log: RaftLog = around.storage.raft(id);
         let newborn = log.vote().is_none();
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
-        let applied = machine.applied();
+        let machine = machine.with_snapshot_work(around.snapshots.clone());
+        let (applied, account) = (machine.applied(), machine.account());
         let network = Network { group: id, peers: around.peers.clone(), catalogue: around.catalogue.clone() };
         let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
         let me = around.config.node_id.0;
@@ -174,8 +201,10 @@ impl Group {
             around.config.openraft().map_err(|error| StartError::Settings(error.to_string()))?;
         // From its first tick on: whoever forgot something must not campaign.
         settings.enable_elect = role == Role::Settled;
-        let raft =
-            Raft::new(me, Arc::new(settings), network, LogStore::new(log), machine).await.map_err(fatal)?;
+        let disk = DiskWatch::default();
+        let log = LogStore::new(log, disk.clone());
+        let raft = Raft::new(me, Arc::new(settings), network, log, machine).await.map_err(fatal)?;
+        tell_of_progress(&raft, &account);
         if let Role::Joining(joining) = &role
             && !promise(&raft, joining).await.map_err(fatal)?
         {
@@ -187,7 +216,17 @@ impl Group {
             id,
             raft,
             applied,
-            digesting: Arc::default(),
+            account,
+            backlog: SharedBacklog::new(Load {
+                entries: around.config.backlog_entries,
+                bytes: around.config.backlog_bytes,
+            }),
+            check,
+            refusals: Refusals::default(),
+            disk,
+            hangs: AtomicBool::new(false),
+            transfers: Mutex::default(),
+            digesting: tokio::sync::Mutex::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && role == Role::Settled),
             leader_heard: Mutex::new(None),
@@ -207,6 +246,8 @@ impl Group {
         };
         let heard = *lock(&self.leader_heard);
         match leader {
+            // It gives up: it may still be called the leader until another one is heard.
+            _ if leads && self.hangs.load(Ordering::Acquire) => Leadership::Lost,
             _ if leads => Leadership::Leads,
             Some(leader) if heard.is_some_and(|at| at.elapsed() < self.around.config.election_max) => {
                 Leadership::Follows(NodeId(leader))
@@ -248,7 +289,59 @@ impl Group {
         .retry_after_ms(RETRY_AFTER_MS)
     }
 
-    fn fatal(&self, fatal: &Fatal<TypeConfig>) -> Failure {
+    /// The deadline passed before `what`. That is a lost quorum only where no quorum can be reached; what did not happen was
+    /// not begun, so nothing was applied.
+    pub(crate) fn late(&self, what: &str) -> Failure {
+        let (reachable, required) = self.reach();
+        if reachable < required {
+            return self.no_quorum(what);
+        }
+        Failure::new(Reason::DeadlineExpired, format!("{}: the deadline passed before {what}", self.id))
+            .retry_after_ms(RETRY_AFTER_MS)
+    }
+
+    /// Why this node serves nothing of the group when it hears no leader.
+    pub(crate) fn lost(&self) -> Failure {
+        match self.impediment() {
+            Some(why) => Failure::new(Reason::NotLeader, why).retry_after_ms(RETRY_AFTER_MS),
+            None => self.no_quorum("it hears no leader"),
+        }
+    }
+
+    /// What keeps this node from leading, for people.
+    pub(crate) fn impediment(&self) -> Option<String> {
+        self.hangs.load(Ordering::Acquire).then(|| {
+            format!(
+                "{} does not lead {}: its disk has completed no write of the log for {:.1} s",
+                self.around.config.node_id,
+                self.id,
+                self.disk.silent_for().as_secs_f64()
+            )
+        })
+    }
+
+    /// Messages of peers that were refused because no peer sends such.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refusals.total()
+    }
+
+    /// Begins to move the leadership, or says why not now. What is returned ends it when it is dropped.
+    pub(crate) fn begin_transfer(&self) -> Result<TransferTurn<'_>, Failure> {
+        lock(&self.transfers).begin(Instant::now()).map_err(|too_soon| match too_soon {
+            TooSoon::UnderWay => {
+                Failure::new(Reason::Overloaded, format!("the leadership of {} is being moved", self.id))
+                    .retry_after_ms(RETRY_AFTER_MS)
+            }
+            TooSoon::Pause { left_ms } => Failure::new(
+                Reason::Overloaded,
+                format!("the leadership of {} was moved a moment ago; it stays for {left_ms} ms", self.id),
+            )
+            .retry_after_ms(left_ms),
+        })?;
+        Ok(TransferTurn(self))
+    }
+
+    pub(crate) fn fatal(&self, fatal: &Fatal<TypeConfig>) -> Failure {
         match fatal {
             Fatal::Stopped => Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending(),
             Fatal::StorageError(error) => {
@@ -258,7 +351,7 @@ impl Group {
         }
     }
 
-    fn forwarded(&self, forward: ForwardToLeader<TypeConfig>) -> Unserved {
+    pub(crate) fn forwarded(&self, forward: ForwardToLeader<TypeConfig>) -> Unserved {
         match forward.reason {
             ForwardReason::NotLeader => {
                 let other =
@@ -275,131 +368,12 @@ impl Group {
         }
     }
 
-    // ---- proposals and reads
-
-    /// Proposes a command and waits until it is applied here.
-    pub(crate) async fn propose(
-        &self,
-        proposal: Proposal,
-        deadline: Instant,
-    ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
-        if let Err(pressure) = self.around.storage.log_pressure() {
-            let reason = match pressure {
-                kv_storage::StorageError::LogFull { .. } => Reason::LimitStorage,
-                _ => Reason::Overloaded,
-            };
-            return Err(Failure::new(reason, pressure.to_string()).into());
-        }
-        let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
-        match timeout_at(deadline, self.raft.client_write(proposal)).await {
-            Ok(Ok(response)) => Ok(response),
-            Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
-                Err(self.no_quorum("nothing was decided").into())
-            }
-            Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
-                Err(self.forwarded(forward))
-            }
-            Ok(Err(RaftError::APIError(error))) => Err(unknown(error.to_string()).into()),
-            // It may have been proposed before the group stopped.
-            Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(&fatal).after_sending().into()),
-        }
-    }
-
-    /// A view of the state that includes everything that was decided before this call: the leader lets a quorum confirm it
-    /// (read index), then waits until it has applied as much.
-    pub(crate) async fn view(&self, deadline: Instant) -> Result<View, Unserved> {
-        let late = || Failure::new(Reason::NoQuorum, "no quorum confirmed the leader by the deadline");
-        let behind =
-            || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
-        let lease = self.around.config.election_max;
-        let metrics = self.raft.data_metrics();
-        let last_quorum = metrics.borrow_watched().last_quorum_acked.map(|at| at.into_inner().elapsed());
-        // Cut off from the quorum: do not let every read find that out by itself for a whole lease.
-        let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
-        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
-        if kv_types::mutant!(SkipReadIndex) && self.leadership() == Leadership::Leads {
-            let applied =
-                timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
-            return Ok(View {
-                applied,
-                storage: self.around.storage.clone(),
-                term: self.leader_and_term().1,
-                lag: 0,
-            });
-        }
-        let confirmed =
-            timeout_at(deadline, self.raft.get_read_linearizer(option)).await.map_err(|_| late())?;
-        let linearizer = confirmed.map_err(|error| match error {
-            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => self.forwarded(forward),
-            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
-                Unserved::Failed(self.no_quorum("no quorum confirmed that it still leads"))
-            }
-            RaftError::Fatal(fatal) => Unserved::Failed(self.fatal(&fatal)),
-        })?;
-        let term = linearizer.read_log_id().committed_leader_id().term;
-        let left = deadline.saturating_duration_since(Instant::now());
-        match linearizer.try_await_ready(&self.raft, Some(left)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(behind().into()),
-            Err(fatal) => return Err(self.fatal(&fatal).into()),
-        }
-        let applied = timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
-        let committed = metrics.borrow_watched().local_committed.map_or(0, |id| id.index);
-        let lag = committed.saturating_sub(applied.as_ref().map_or(0, |id| id.index));
-        Ok(View { applied, storage: self.around.storage.clone(), term, lag })
-    }
-
-    /// A digest of this node's own replica of a namespace at one point of the log, which it names. Nobody is asked.
-    ///
-    /// The lock is held for the cut alone, so that a namespace of any size does not keep entries from being applied; a cut that
-    /// is open holds up the drain, so there is one at a time.
-    pub(crate) async fn digest(
-        &self,
-        namespace: NamespaceId,
-        deadline: Instant,
-    ) -> Result<admin::GetDigestResponse, Failure> {
-        let late = || {
-            Failure::new(Reason::Overloaded, format!("{} was not digested by the deadline", self.id))
-                .retry_after_ms(RETRY_AFTER_MS)
-        };
-        let failed = |error: MachineError| {
-            match error {
-            MachineError::Storage(StorageError::CutExpired) => Failure::new(
-                Reason::Overloaded,
-                "the namespace was not read to its end while its state could be held; ask again when less is written",
-            )
-            .retry_after_ms(RETRY_AFTER_MS),
-            error => Failure::new(Reason::StorageFailed, error.to_string()).of_read(),
-        }
-        };
-        let digest = async {
-            let alone = self.digesting.clone().lock_owned().await;
-            let (applied, cut) = {
-                let applied = self.applied.read().await;
-                let cut = kv_machine::cut_of(&self.around.storage, self.id, namespace)
-                    .map_err(|error| failed(error.into()))?;
-                (applied.as_ref().map_or(0, |applied| applied.index), cut)
-            };
-            let digested = NodeRuntime::blocking(move || {
-                let _alone = alone;
-                kv_machine::digest(cut)
-            });
-            let (digest, keys) = digested.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
-            Ok(admin::GetDigestResponse {
-                partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
-                applied_index: Some(applied),
-                ..admin::GetDigestResponse::default()
-            })
-        };
-        timeout_at(deadline, digest).await.map_err(|_| late())?
-    }
-
     // ---- from peers
 
     pub(crate) async fn handle(&self, request: PeerRequest) -> Result<Response, Failure> {
         let late = || Failure::new(Reason::ResultUnknown, "the request was not finished by its deadline");
-        timeout_at(request.deadline, self.serve(request.body)).await.map_err(|_| late())?
+        let work = self.serve(request.from, request.body);
+        timeout_at(request.deadline, work).await.map_err(|_| late())?
     }
 
     /// Refuses what a node with a fresh directory must not take part in.
@@ -419,33 +393,69 @@ impl Group {
         Err(Failure::new(Reason::NotReady, format!("{}: {why}", self.around.config.node_id)))
     }
 
-    async fn serve(&self, body: Request) -> Result<Response, Failure> {
+    /// A message that no peer sends: refused by name, counted, and nothing is changed.
+    fn malformed(&self, from: NodeId, why: &dyn std::fmt::Display) -> Failure {
+        if self.refusals.count() {
+            tracing::warn!(group = %self.id, %from, %why, count = self.refusals.total(), "a message of a peer was refused");
+        }
+        Failure::new(Reason::InvalidRequest, format!("{} of {}: {why}", self.id, self.around.config.node_id))
+    }
+
+    /// Refuses what no leader sends, and entries of together `bytes` bytes for which the log has no room.
+    fn vet_append(
+        &self,
+        from: NodeId,
+        append: &AppendEntriesRequest<TypeConfig>,
+        bytes: usize,
+    ) -> Result<(), Failure> {
+        let log = self.around.storage.raft(self.id);
+        let known = Known {
+            term: self.leader_and_term().1,
+            committed: self.raft.data_metrics().borrow_watched().local_committed,
+            id_of: &|index| log.id_of(index).map(codec::from_storage_id),
+        };
+        check_append(from, append, &known, self.check).map_err(|why| self.malformed(from, &why))?;
+        // A refused append would end the group; heartbeats are answered, so the leader stays.
+        if append.entries.is_empty() {
+            return Ok(());
+        }
+        log.room_for(bytes).map_err(|full| {
+            Failure::new(Reason::LimitStorage, full.to_string()).retry_after_ms(FULL_LOG_RETRY_MS)
+        })
+    }
+
+    async fn take_append(&self, from: NodeId, append: peer::RaftAppend) -> Result<Response, Failure> {
+        let bad = |error: CodecError| self.malformed(from, &error);
+        let bytes = append.entries.iter().map(|entry| entry.payload.len()).sum();
+        let vote = codec::from_wire_vote(append.vote).map_err(bad)?;
+        let entries = append.entries.into_iter().map(codec::from_wire_entry);
+        let request = AppendEntriesRequest {
+            vote,
+            prev_log_id: append.previous.map(codec::from_wire_id),
+            entries: entries.collect::<Result<Vec<Entry>, _>>().map_err(bad)?,
+            leader_commit: append.committed.map(codec::from_wire_id),
+        };
+        self.vet_append(from, &request, bytes)?;
+        let position = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        lock(&self.heard).offered(vote.leader_id, position, request.leader_commit);
+        let reply = self.raft.append_entries(request).await;
+        let reply = reply.map_err(|error| self.fatal(&error.unwrap_fatal()))?;
+        if matches!(reply, AppendEntriesResponse::Success) {
+            lock(&self.heard).taken(vote.leader_id, position);
+        }
+        Ok(Response::RaftAppend(self.append_reply(reply)))
+    }
+
+    async fn serve(&self, from: NodeId, body: Request) -> Result<Response, Failure> {
         self.admit(&body)?;
-        let bad = |error: CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
+        let bad = |error: CodecError| self.malformed(from, &error);
+        let known_term = self.leader_and_term().1;
         let fatal = |error: RaftError<TypeConfig>| self.fatal(&error.unwrap_fatal());
+        let plausible = |vote: &Vote, elected| {
+            check_vote(from, vote, elected, known_term).map_err(|why| self.malformed(from, &why))
+        };
         match body {
-            Request::RaftAppend(append) => {
-                let vote = codec::from_wire_vote(append.vote).map_err(bad)?;
-                let request = AppendEntriesRequest {
-                    vote,
-                    prev_log_id: append.previous.map(codec::from_wire_id),
-                    entries: append
-                        .entries
-                        .into_iter()
-                        .map(codec::from_wire_entry)
-                        .collect::<Result<_, _>>()
-                        .map_err(bad)?,
-                    leader_commit: append.committed.map(codec::from_wire_id),
-                };
-                let position =
-                    request.entries.last().map(|entry: &Entry| entry.log_id).or(request.prev_log_id);
-                lock(&self.heard).offered(vote.leader_id, position, request.leader_commit);
-                let reply = self.raft.append_entries(request).await.map_err(fatal)?;
-                if matches!(reply, AppendEntriesResponse::Success) {
-                    lock(&self.heard).taken(vote.leader_id, position);
-                }
-                Ok(Response::RaftAppend(self.append_reply(reply)))
-            }
+            Request::RaftAppend(append) => self.take_append(from, append).await,
             Request::RaftVote(ask) => {
                 // A leader that hands over has stopped serving by itself, so no lease is broken.
                 let rests = Instant::now() < self.rested && !self.formed.load(Ordering::Acquire);
@@ -454,6 +464,7 @@ impl Group {
                     return Err(Failure::new(Reason::NotReady, why));
                 }
                 let vote = codec::from_wire_vote(ask.vote).map_err(bad)?;
+                plausible(&vote, false)?;
                 if !ask.pre_vote && vote.leader_id.term <= rejoin::FORMING_TERM {
                     let why =
                         "a node that forms a group has asked nobody whether it may campaign; it asks soon";
@@ -477,6 +488,7 @@ impl Group {
             }
             Request::RaftSnapshot(sent) => {
                 let vote = codec::from_wire_vote(sent.vote).map_err(bad)?;
+                plausible(&vote, true)?;
                 let meta = SnapshotMeta {
                     last_log_id: sent.last_log_id.map(codec::from_wire_id),
                     last_membership: codec::decode_membership(sent.membership).map_err(bad)?,
@@ -490,9 +502,11 @@ impl Group {
                 }))
             }
             Request::RaftTransferLeader(order) => {
-                let from = codec::from_wire_vote(order.from).map_err(bad)?;
+                let vote = codec::from_wire_vote(order.from).map_err(bad)?;
+                plausible(&vote, true)?;
                 let request =
-                    TransferLeaderRequest::new(from, order.to, order.last_log_id.map(codec::from_wire_id));
+                    TransferLeaderRequest::new(vote, order.to, order.last_log_id.map(codec::from_wire_id));
+                lock(&self.transfers).ordered(Instant::now());
                 match self.raft.handle_transfer_leader(request).await.map_err(|f| self.fatal(&f))? {
                     Ok(()) => Ok(Response::RaftTransferLeader(peer::RaftTransferLeaderReply {})),
                     Err(refused) => Err(Failure::new(Reason::NotReady, refused.to_string())),
@@ -507,7 +521,8 @@ impl Group {
                 let vote = vote.as_ref().map(codec::to_wire_vote);
                 let last_log_id =
                     log.bounds().last.map(codec::from_storage_id).as_ref().map(codec::to_wire_id);
-                Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled }))
+                let feature_level = FeatureLevel::SUPPORTED.0;
+                Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled, feature_level }))
             }
             _ => Err(Failure::new(Reason::InvalidRequest, "not a message of Raft")),
         }
@@ -554,10 +569,11 @@ impl Group {
     pub(crate) async fn steward(self: Arc<Self>) {
         let mut tick = tokio::time::interval(STEWARD_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut asked = None;
+        let (mut asked, mut gave_up) = (None, None);
         loop {
             tick.tick().await;
             let done = async {
+                self.watch_disk(&mut gave_up).await?;
                 self.settle().await?;
                 self.trim(&mut asked).await?;
                 if self.leadership() == Leadership::Leads {
@@ -570,6 +586,44 @@ impl Group {
                 return;
             }
         }
+    }
+
+    /// Gives the leadership up, and keeps from campaigning, while the log does not answer. The followers acknowledge what this
+    /// node has not written, so the group goes on without it.
+    async fn watch_disk(&self, gave_up: &mut Option<Instant>) -> Result<(), Fatal<TypeConfig>> {
+        let silent_for = self.disk.silent_for();
+        let hangs = silent_for >= DISK_SILENCE;
+        if self.hangs.swap(hangs, Ordering::AcqRel) != hangs {
+            if hangs {
+                tracing::error!(group = %self.id, ?silent_for, "the disk completes no write of the log: this node gives up leading");
+            } else {
+                tracing::info!(group = %self.id, "the disk writes the log again");
+            }
+            self.raft.runtime_config().heartbeat(!hangs);
+            self.raft.runtime_config().elect(!hangs && *lock(&self.role) == Role::Settled);
+        }
+        let again = gave_up.is_none_or(|at| at.elapsed() >= GIVE_UP_EVERY);
+        if hangs
+            && again
+            && let Some(successor) = self.successor()
+        {
+            *gave_up = Some(Instant::now());
+            self.raft.trigger().transfer_leader(successor).await?;
+        }
+        Ok(())
+    }
+
+    /// The voter that has most of the log of those that answer, where this node leads. Without one the followers elect when
+    /// they have heard no heartbeat for long enough.
+    fn successor(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let me = self.around.config.node_id.0;
+        let replication = metrics.replication.as_ref()?;
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let up = |id: u64| id != me && voters.contains(&id) && self.around.peers.liveness(NodeId(id)).is_up();
+        let candidates = replication.iter().filter(|(id, _)| up(**id));
+        candidates.max_by_key(|(_, matched)| *matched).map(|(id, _)| *id)
     }
 
     /// One step of a node with a fresh directory towards taking part.
@@ -623,7 +677,7 @@ impl Group {
 
     fn settled(&self) {
         *lock(&self.role) = Role::Settled;
-        self.raft.runtime_config().elect(true);
+        self.raft.runtime_config().elect(!self.hangs.load(Ordering::Acquire));
     }
 
     /// Durable when this returns. A failure of the log stops the node by itself.
@@ -648,18 +702,35 @@ impl Group {
         join_all(others.map(|other| self.ask(other))).await.into_iter().flatten().collect()
     }
 
+    /// What each of these members, of which this node may be one, says that its program supports; nothing of one that does
+    /// not answer.
+    pub(crate) async fn levels(
+        &self,
+        members: impl Iterator<Item = NodeId>,
+    ) -> BTreeMap<NodeId, FeatureLevel> {
+        let me = self.around.config.node_id;
+        let others = members.filter(|member| *member != me);
+        let asked = others.map(async |member| (member, self.inquire(member).await));
+        let heard = join_all(asked).await.into_iter();
+        let others = heard.filter_map(|(member, reply)| Some((member, FeatureLevel(reply?.feature_level))));
+        others.chain([(me, FeatureLevel::SUPPORTED)]).collect()
+    }
+
     /// What another member says of the group.
     async fn ask(&self, other: NodeId) -> Option<SurveyReply> {
+        let reply = self.inquire(other).await?;
+        let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
+        let last = reply.last_log_id.map(codec::from_wire_id);
+        let leader = vote.map(|vote| vote.leader_id);
+        Some(SurveyReply { settled: reply.settled, leader, last })
+    }
+
+    async fn inquire(&self, other: NodeId) -> Option<peer::RaftSurveyReply> {
         let about = Address { group: self.id, ..Address::default() };
         let body = Request::RaftSurvey(peer::RaftSurvey {});
         let deadline = Instant::now() + SURVEY_DEADLINE;
         match self.around.peers.call(other, Lane::Control, about, body, deadline).await {
-            Ok(Response::RaftSurvey(reply)) => {
-                let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
-                let last = reply.last_log_id.map(codec::from_wire_id);
-                let leader = vote.map(|vote| vote.leader_id);
-                Some(SurveyReply { settled: reply.settled, leader, last })
-            }
+            Ok(Response::RaftSurvey(reply)) => Some(reply),
             _ => None,
         }
     }
@@ -689,9 +760,13 @@ impl Group {
         };
         let fresh = applied.saturating_sub(snapshot);
         let storage = &self.around.storage;
-        let pressed = storage.log_pressure().is_err() || storage.stats().log_bytes > config.log_bytes_wanted;
+        let pressed = storage.log_pressure().is_err()
+            || storage.stats().log_bytes > log_bytes_wanted(storage.max_log_bytes());
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
-        if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
+        let (bytes, state_bytes) = self.account.growth();
+        let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
+        let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
+        if rested && (due || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;
         } else if pressed && snapshot > purged {

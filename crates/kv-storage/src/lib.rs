@@ -5,7 +5,7 @@
 //! or the loss is reported ([`Recovery::tier_lost`]) and the layers above rebuild it.
 //!
 //! Invariants of this crate:
-//! - sled is named in `tier/sled.rs` alone, the operating system's files in `disk/real.rs` alone.
+//! - fjall is named in `tier/fjall.rs` alone, sled in `tier/sled.rs`, the operating system's files in `disk/real.rs` alone.
 //! - Nothing read from a disk panics; damage is an error with a name.
 //! - Nothing is acknowledged before the log's `fdatasync` returned; after an error of it nothing is acknowledged again.
 //! - A segment is removed only when the tier is on disk up to it, and no live Raft entry is in it.
@@ -14,30 +14,41 @@
 mod batch;
 mod checkpoint;
 mod codec;
-mod cut;
+mod copy;
 pub mod disk;
 mod drain;
 mod engine;
 mod error;
 mod identity;
+pub mod journal;
+mod lifecycle;
 pub mod limits;
+mod locks;
+mod lower;
 mod memtable;
+mod merge;
 mod open;
 mod options;
+mod parts;
 mod raft_log;
+mod readers;
+mod reads;
 mod replace;
 mod snapshot;
-mod threads;
+mod steps;
+mod tee;
 pub mod tier;
 mod wal;
 
 pub use batch::{Batch, Position, Row, TableId};
-pub use cut::{Cut, CutRow};
+pub use copy::{Copy, CopyRow, Piece};
 pub use engine::{Stats, Storage};
 pub use error::StorageError;
 pub use identity::Identity;
 pub use open::Recovery;
 pub use options::{Drive, StorageOptions};
-pub use raft_log::{Done, RaftBounds, RaftEntry, RaftLog, RaftLogId};
+pub use raft_log::RaftLog;
+pub use reads::RowChunk;
 pub use replace::Replace;
-pub use snapshot::{SnapshotInfo, SnapshotReader, SnapshotWriter, Snapshots};
+pub use snapshot::{BlockKind, SnapshotInfo, SnapshotReader, SnapshotWriter, Snapshots};
+pub use wal::entry::{Done, RaftBounds, RaftEntry, RaftLogId};

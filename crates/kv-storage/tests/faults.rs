@@ -161,6 +161,38 @@ fn a_full_disk_refuses_and_recovers() {
     });
 }
 
+/// A follower that asks before it appends is told to wait while there is still room for what it was told it may append.
+#[test]
+fn an_append_that_was_asked_for_finds_room_in_a_full_log() {
+    let mut w = manual(21);
+    w.options().max_log_bytes = 1 << 20;
+    let (s, _) = w.open();
+    assert_eq!(s.max_log_bytes(), 1 << 20);
+    let logs: Vec<RaftLog> = (1..=3).map(|g| s.raft(GroupId(g))).collect();
+    let mut index = 0;
+    let full = loop {
+        // All groups ask first, then all append: what the first appends, the last one has not seen.
+        match logs.iter().find_map(|log| log.room_for(20_000).err()) {
+            Some(e) => break e,
+            None => logs.iter().for_each(|log| drop(append(log, index, 20_000))),
+        }
+        while s.pump() {}
+        index += 1;
+        assert!(index < 100, "there is an end");
+    };
+    assert!(matches!(&full, StorageError::LogFull { max, .. } if *max == (1 << 20) * 9 / 8), "{full}");
+    assert!(full.is_refusal() && s.check().is_ok());
+    assert!(index > 10, "the log was used: {index} appends");
+    // Votes and purge points need not ask, and make room.
+    let last = RaftLogId { term: 1, node: 1, index: index - 1 };
+    logs.iter().for_each(|log| log.purge(last).unwrap());
+    while s.pump() {}
+    for log in &logs {
+        log.room_for(20_000).unwrap();
+        drop(append(log, index, 20_000));
+    }
+}
+
 #[test]
 fn full_queues_refuse_and_nothing_happens() {
     let w = manual(3);
@@ -198,9 +230,10 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
         w.options().apply_wait = Duration::from_millis(50);
         w.options().memtable_bytes = 256 << 10;
         w.options().bulk_memtable_bytes = 128 << 10;
+        // Nothing is drained before a checkpoint asks for it.
+        w.options().drain_start_bytes = usize::MAX;
+        w.options().drain_interval = Duration::from_secs(3600);
         let (s, _) = w.open();
-        // A cut keeps the drain from making room.
-        let cut = s.cut(&[(T, b"")]).unwrap();
         let mut bulk = false;
         let full = loop {
             bulk |= s.commit_bulk(put("b", 1_000)) == Err(StorageError::Overloaded { what: "the memtable" });
@@ -214,7 +247,10 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
         let start = Instant::now();
         assert_eq!(s.apply(put("d", 30_000)).await, Err(StorageError::Overloaded { what: "the memtable" }));
         assert!(start.elapsed() >= Duration::from_millis(50));
-        drop(cut);
+        let draining = tokio::spawn({
+            let s = s.clone();
+            async move { s.checkpoint().await }
+        });
         let waiting = tokio::spawn({
             let s = s.clone();
             async move { s.apply(put("d", 30_000)).await }
@@ -224,6 +260,7 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         waiting.await.unwrap().unwrap();
+        draining.await.unwrap().unwrap();
         s.commit(put("k", 20_000)).unwrap();
     });
 }

@@ -35,7 +35,7 @@ const TOOLS: [&str; 7] =
 const PURE: [(&str, &[&str]); 2] = [("kv-check", &["serde", "serde_json"]), ("xtask", &["serde_json"])];
 
 /// Libraries that one crate hides: dependencies that only it may have.
-const HIDDEN: [(&str, &str); 2] = [("openraft", "kv-raft"), ("sled", "kv-storage")];
+const HIDDEN: [(&str, &str); 3] = [("openraft", "kv-raft"), ("fjall", "kv-storage"), ("sled", "kv-storage")];
 
 pub(super) fn check(packages: &[Package], files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -186,6 +186,7 @@ mod tests {
         };
         assert_eq!(found("kv-server", "openraft"), [3]);
         assert_eq!(found("kv-raft", "sled"), [3]);
+        assert_eq!(found("kv-server", "fjall"), [3]);
         assert_eq!(found("kv-peer", "openraft-rt"), [3]);
         assert_eq!(found("kv-check", "tokio"), [3]);
         assert_eq!(found("xtask", "clap"), [3]);
