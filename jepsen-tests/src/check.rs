@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -209,7 +209,8 @@ fn judge_file(path: &Path, args: &CheckArgs, jobs: usize) -> Judged {
     }
 }
 
-/// The worst verdict of the keys, of equally bad ones that of the shortest.
+/// The worst verdict of the keys, of equally bad ones that of the shortest. Once one is invalid no other is
+/// begun: keys are begun from the shortest on, so every key that is shorter has its verdict as well.
 fn judge_keys(operations: &[Operation], options: &Options, jobs: usize) -> Verdict {
     if operations.is_empty() {
         return Verdict::Unknown {
@@ -219,13 +220,18 @@ fn judge_keys(operations: &[Operation], options: &Options, jobs: usize) -> Verdi
     }
     let mut keys: Vec<Vec<&Operation>> = linear::by_key(operations).into_values().collect();
     keys.sort_by_key(Vec::len);
-    let verdicts = in_parallel(&keys, jobs, |operations| linear::check_key(operations, options));
+    let decided = AtomicBool::new(false);
+    let verdicts = in_parallel(&keys, jobs, |operations| {
+        let verdict = (!decided.load(Ordering::Relaxed)).then(|| linear::check_key(operations, options))?;
+        decided.fetch_or(matches!(verdict, Verdict::Invalid(_)), Ordering::Relaxed);
+        Some(verdict)
+    });
     let badness = |verdict: &Verdict| match verdict {
         Verdict::Valid => 0,
         Verdict::Unknown { .. } => 1,
         Verdict::Invalid(_) => 2,
     };
-    verdicts.into_iter().rev().max_by_key(badness).unwrap_or(Verdict::Valid)
+    verdicts.into_iter().flatten().rev().max_by_key(badness).unwrap_or(Verdict::Valid)
 }
 
 fn explained(verdict: Verdict, operations: &[Operation], options: &Options) -> (Ruling, String) {

@@ -116,20 +116,17 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
     let (schedule, roles) = schedule(scenario, options);
     let planned = schedule.faults.len();
     let mut marks = Marks { faults: recorder.now(), ..Marks::default() };
-    let hot = loads.hot();
     let log = options.out.join("faults.jsonl");
     let named = (scenario.name.as_str(), options.seed);
-    let mut nemesis = Nemesis::new(&lab, &recorder, &observer, named, schedule, roles, hot, &log)
+    let mut nemesis = Nemesis::new(&lab, &recorder, &observer, named, schedule, roles, loads.hot(), &log)
         .map_err(Broke::file(&log))?;
     marks.healed = nemesis.play(&say).await?;
     loads.available.send_replace(Phase::Pause); // until the replicas are equal
     let died = !nemesis.broken.is_empty() || nemesis.done.iter().any(|done| done.fault.kind.kills());
     let resting = Meanwhile { may_read: died, strong_rests: false };
     marks.rested(&recorder, equal(scenario, &addresses, &recorder, &loads, resting).await?);
-    match marks.converged.values().all(Option::is_some) {
-        true => say("replicas are equal"),
-        false => say("replicas did not become equal"),
-    }
+    let equal_now = marks.converged.values().all(Option::is_some);
+    say(if equal_now { "replicas are equal" } else { "replicas did not become equal" });
     marks.resumed = recorder.now();
     loads.available.send_replace(Phase::ReadWrite);
     tokio::time::sleep(scenario.after).await;
@@ -154,7 +151,6 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
     let unread = end(&lab, &loads, &recorder, &mut marks, &say).await?;
     let logs = lab.nodes().into_iter().map(|node| (node, lab.log_file(node))).collect();
     let (samples, _) = recorder.samples_since(0);
-    let nodes = lab.nodes();
     remove_data(options);
     Ok(Recorded {
         history: recorder.history(),
@@ -168,7 +164,7 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
         unread,
         shed,
         begun_wall_ms,
-        nodes,
+        nodes: lab.nodes(),
         logs,
     })
 }

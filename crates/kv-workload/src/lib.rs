@@ -8,6 +8,11 @@
 //! - [`drive`]: whole loads as data ([`Load`]), for real processes and for the simulation alike. Only
 //!   `tokio::time`, only the seed, only the [`kv_env::Env`] that is given.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "the client library's own error, made once for a client and not in a loop"
+)]
+
 mod available;
 pub mod converge;
 mod drive;

@@ -1,6 +1,6 @@
 //! The promises of available namespaces.
 
-use super::common::{Case, Contradiction, indices_of_final_reads};
+use super::case::{Case, Contradiction, indices_of_final_reads};
 use super::strong::{not_applied, set};
 use super::{Ruling, Workload};
 use crate::available::{self, Named};

@@ -4,12 +4,12 @@
 //! A property that too little was seen of is [`Ruling::Unknown`]: an empty history proves nothing.
 
 mod available;
-mod common;
+mod case;
 mod quantities;
 mod strong;
 
-use common::Case;
-pub use common::{DIGESTS, HEALED, SETTLED};
+use case::Case;
+pub use case::{DIGESTS, HEALED, SETTLED};
 pub use quantities::{Freshness, Quantities, Share};
 
 use crate::history::Malformed;

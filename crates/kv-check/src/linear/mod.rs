@@ -201,6 +201,11 @@ pub fn by_key(operations: &[Operation]) -> BTreeMap<(&str, &str), Vec<&Operation
 
 /// Judges operations of one key (whatever keys they name); callers with many keys may do so in parallel.
 pub fn check_key(operations: &[&Operation], options: &Options) -> Verdict {
+    check_key_counting(operations, options).0
+}
+
+/// As [`check_key`], with the configurations that were visited.
+fn check_key_counting(operations: &[&Operation], options: &Options) -> (Verdict, usize) {
     match options.model {
         Model::Register => {
             let mut register = register::Register::new(operations, options);
@@ -211,7 +216,7 @@ pub fn check_key(operations: &[&Operation], options: &Options) -> Verdict {
             let mut texts = text::Texts::new(operations, options);
             match operations.iter().map(|op| texts.action(op)).collect::<Result<Vec<_>, _>>() {
                 Ok(actions) => search(operations, actions, texts, options),
-                Err(why) => Verdict::Unknown { key: key_of(operations), why },
+                Err(why) => (Verdict::Unknown { key: key_of(operations), why }, 0),
             }
         }
     }
@@ -226,7 +231,7 @@ fn search<M: search::Model>(
     actions: Vec<Option<M::Action>>,
     model: M,
     options: &Options,
-) -> Verdict {
+) -> (Verdict, usize) {
     let mut done = Vec::new();
     let mut open = Vec::new();
     for (op, action) in operations.iter().zip(actions) {
@@ -238,7 +243,7 @@ fn search<M: search::Model>(
     open.sort_by_key(|(op, _)| op.call);
     let mut search = Search::new(&model, search::START, done, open, options.patience);
     let unknown = |why: String| Verdict::Unknown { key: key_of(operations), why };
-    match search.run(options.max_configurations) {
+    let verdict = match search.run(options.max_configurations) {
         Some(true) => Verdict::Valid,
         Some(false) => match search.dead_end() {
             Some((path, state, stuck)) => Verdict::Invalid(Box::new(Witness {
@@ -254,5 +259,6 @@ fn search<M: search::Model>(
             unknown(format!("undecided when its states took {} bytes", options.max_state_bytes))
         }
         None => unknown(format!("undecided after {} configurations", options.max_configurations)),
-    }
+    };
+    (verdict, search.visited())
 }

@@ -277,6 +277,11 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
+    /// How many configurations were visited.
+    pub(super) fn visited(&self) -> usize {
+        self.seen.len()
+    }
+
     /// Linearizes everything that may come next, is legal, and leaves the state as it is.
     fn look(&mut self) {
         let mut at = self.entries[0].next;

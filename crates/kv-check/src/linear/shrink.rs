@@ -5,7 +5,7 @@
 //! of which nothing in the rest shows a trace. What remains therefore proves by itself that the history is
 //! wrong: a read is never left behind without the write it shows.
 
-use super::{Model, Options, Verdict, Witness, check_key, describe};
+use super::{Model, Options, Verdict, Witness, check_key_counting, describe};
 use crate::operation::Expected;
 use crate::{Function, Json, Operation, Outcome};
 use std::collections::BTreeSet;
@@ -22,16 +22,30 @@ pub struct Part {
 /// Configurations that a check of a part may visit: it is repeated often.
 const MAX_CONFIGURATIONS: usize = 100_000;
 
+/// Configurations that all checks of parts may visit together: what an explanation may cost beyond the verdict.
+const EXPLANATION_CONFIGURATIONS: usize = 400_000;
+
 /// Finds a small part of the operations of one key that is not linearizable, with at most `checks` checks of
-/// parts; none if they all are.
+/// parts that visit a bounded number of configurations together; none if they all are.
 pub fn shrink(operations: &[&Operation], options: &Options, checks: usize) -> Option<Part> {
-    let Verdict::Invalid(first) = check_key(operations, options) else { return None };
+    let shrinking = shrunk(operations, options, checks, EXPLANATION_CONFIGURATIONS)?;
+    Some(Part { operations: shrinking.rest.into_iter().cloned().collect(), witness: shrinking.witness })
+}
+
+fn shrunk<'a>(
+    operations: &[&'a Operation],
+    options: &Options,
+    checks: usize,
+    configurations: usize,
+) -> Option<Shrinking<'a>> {
+    let (Verdict::Invalid(first), _) = check_key_counting(operations, options) else { return None };
     let mut shrinking = Shrinking {
         options: Options {
             max_configurations: MAX_CONFIGURATIONS.min(options.max_configurations),
             ..*options
         },
         checks,
+        configurations,
         rest: operations.to_vec(),
         witness: *first,
     };
@@ -48,7 +62,7 @@ pub fn shrink(operations: &[&Operation], options: &Options, checks: usize) -> Op
             break;
         }
     }
-    Some(Part { operations: shrinking.rest.into_iter().cloned().collect(), witness: shrinking.witness })
+    Some(shrinking)
 }
 
 impl Part {
@@ -76,6 +90,8 @@ impl Part {
 struct Shrinking<'a> {
     options: Options,
     checks: usize,
+    /// Configurations that are left of the budget.
+    configurations: usize,
     rest: Vec<&'a Operation>,
     witness: Witness,
 }
@@ -113,7 +129,13 @@ impl<'a> Shrinking<'a> {
             return;
         }
         self.checks -= 1;
-        if let Verdict::Invalid(witness) = check_key(&rest, &self.options) {
+        let max_configurations = self.options.max_configurations.min(self.configurations);
+        let (verdict, visited) = check_key_counting(&rest, &Options { max_configurations, ..self.options });
+        self.configurations = self.configurations.saturating_sub(visited);
+        if self.configurations == 0 {
+            self.checks = 0;
+        }
+        if let Verdict::Invalid(witness) = verdict {
             (self.rest, self.witness) = (rest, *witness);
         }
     }
@@ -200,5 +222,48 @@ impl Traces {
             None => !self.revisions.is_subset(&self.told),
         };
         seen || by_revision || self.unlike
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EventType;
+    use crate::operation::pair;
+    use crate::{Event, Process};
+
+    /// Ten reads of a value that is never written, one after the other, between writes of others.
+    fn operations() -> Vec<Operation> {
+        let mut events = Vec::new();
+        for at in 0..10_u64 {
+            for (process, f, value) in [(1, "write", Json::from(at)), (2, "read", Json::from("never"))] {
+                let time = at * 100 + process;
+                let event = |time, kind, value| {
+                    let mut event = Event::new(time, Process::Client(process), kind, f.into(), value);
+                    event.key = Some("k".into());
+                    event
+                };
+                let asked = if f == "read" { Json::Null } else { value.clone() };
+                events.push(event(time, EventType::Invoke, asked));
+                events.push(event(time + 50, EventType::Ok, value));
+            }
+        }
+        pair(&crate::history::arrange(events)).unwrap()
+    }
+
+    #[test]
+    fn an_explanation_keeps_to_its_budget_and_is_a_violation_all_the_same() {
+        let operations = operations();
+        let all: Vec<&Operation> = operations.iter().collect();
+        let options = Options::default();
+        let whole = shrunk(&all, &options, 400, EXPLANATION_CONFIGURATIONS).unwrap();
+        assert_eq!(whole.rest.len(), 1, "one read of a value that was never written is enough");
+        let none = shrunk(&all, &options, 400, 0).unwrap();
+        assert_eq!((none.rest.len(), none.checks), (all.len(), 0), "without a budget the whole is the part");
+        for budget in [1, 2, 5] {
+            let shrunk = shrunk(&all, &options, 400, budget).unwrap();
+            assert!(shrunk.configurations <= budget, "budget {budget}");
+            assert!(matches!(check_key_counting(&shrunk.rest, &options).0, Verdict::Invalid(_)));
+        }
     }
 }

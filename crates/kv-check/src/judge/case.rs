@@ -1,4 +1,4 @@
-//! What the judges of both modes share: properties in the making.
+//! A namespace that is judged: its operations, its plan, and the properties that are found of it.
 
 use super::{Evidence, NamespacePlan, Plan, Property, Quantities, Ruling, quantities};
 use crate::linear::describe;
