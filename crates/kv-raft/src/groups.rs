@@ -374,7 +374,7 @@ impl Group {
     fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
         if let Err(pressure) = self.around.storage.log_pressure() {
             let reason = match pressure {
-                StorageError::LogFull { .. } => Reason::LimitStorage,
+                StorageError::LogFull { .. } | StorageError::DiskFull { .. } => Reason::LimitStorage,
                 _ => Reason::Overloaded,
             };
             return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));
@@ -923,7 +923,8 @@ impl Group {
         };
         let fresh = applied.saturating_sub(snapshot);
         let storage = &self.around.storage;
-        let pressed = storage.log_pressure().is_err()
+        // Not for a full disk: a snapshot takes room before it gives any.
+        let pressed = storage.log_pressure().is_err_and(|e| !matches!(e, StorageError::DiskFull { .. }))
             || storage.stats().log_bytes > log_bytes_wanted(storage.max_log_bytes());
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
