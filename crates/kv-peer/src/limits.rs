@@ -36,12 +36,18 @@ pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a keep-alive ping may stay unanswered.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often the accepting side of a stream says that bytes of an unfinished message arrive. Well below the shortest idle
+/// time that callers use, and below [`KEEP_ALIVE_INTERVAL`], whose ping would wait behind those bytes.
+pub(crate) const REPORT_EVERY: Duration = Duration::from_millis(250);
+
 /// Flow-control window of one stream.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Flow-control window of one connection.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// Largest HTTP/2 frame: fewer of them for snapshots and large values.
-pub(crate) const H2_FRAME_BYTES: u32 = 256 << 10;
+/// Largest HTTP/2 frame. The keep-alive hears whole frames: one that takes longer than [`KEEP_ALIVE_INTERVAL`] on a slow link
+/// makes the accepting side ping, the answer waits behind the bytes that are on their way, and the connection is given up
+/// in the middle of a message, again and again. So links down to 32 kB/s work.
+pub(crate) const H2_FRAME_BYTES: u32 = 32 << 10;
 
 /// Default of [`crate::PeerConfig::ping_every`].
 pub(crate) const PING_EVERY: Duration = Duration::from_millis(100);
@@ -51,4 +57,5 @@ pub(crate) const SUSPECT_AFTER: Duration = Duration::from_millis(300);
 pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(3);
 
 const _: () = assert!(STREAM_CONCURRENCY >= LINK_IN_FLIGHT);
+const _: () = assert!(REPORT_EVERY.as_millis() * 2 <= KEEP_ALIVE_INTERVAL.as_millis());
 const _: () = assert!(LINK_CALLS >= LINK_IN_FLIGHT);

@@ -1,5 +1,5 @@
-//! A tier whose writes have a deadline. They run on a thread that is given up when one does not return: libraries below wait
-//! in loops that look at no clock, and a disk may hang for good.
+//! A tier whose writes have a deadline. They run on a thread that is given up when one does not return:
+//! libraries below wait in loops that look at no clock, and a disk may hang for good.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
