@@ -32,7 +32,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::config::limits::RETRY_AFTER_MS;
-use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
+use crate::groups::{Group, Leadership, Surroundings, Unserved, View, unreadable};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
@@ -192,9 +192,12 @@ impl Strong {
                 let view = group.view(deadline).await?;
                 let space = Space::first(group.id);
                 let place = keys::data(space, namespace.id, key.as_bytes());
-                let found = view.get(Table::Data, &place, Live::decode)?;
+                let counter = keys::revision(space, namespace.id);
+                let [found, revision] =
+                    view.rows([(Table::Data, place), (Table::Meta, counter)], deadline).await?;
+                let found = found.map(Live::decode).transpose().map_err(|error| unreadable(&error))?;
                 let revision =
-                    view.get(Table::Meta, &keys::revision(space, namespace.id), decode_revision)?;
+                    revision.map(decode_revision).transpose().map_err(|error| unreadable(&error))?;
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
                 let (revision_of_value, value) =
                     found.map(|row| (row.revision, row.value)).unwrap_or_default();
