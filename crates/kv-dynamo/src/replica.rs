@@ -142,7 +142,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn storage_failure(error: StorageError) -> Failure {
     let reason = match &error {
         StorageError::Overloaded { .. } => Reason::Overloaded,
-        StorageError::LogFull { .. } | StorageError::TooLarge { .. } => Reason::LimitStorage,
+        StorageError::LogFull { .. } | StorageError::DiskFull { .. } | StorageError::TooLarge { .. } => {
+            Reason::LimitStorage
+        }
         StorageError::Replacing => Reason::NotReady,
         _ => Reason::StorageFailed,
     };

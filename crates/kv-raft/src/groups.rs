@@ -760,7 +760,8 @@ impl Group {
         };
         let fresh = applied.saturating_sub(snapshot);
         let storage = &self.around.storage;
-        let pressed = storage.log_pressure().is_err()
+        // Not for a full disk: a snapshot takes room before it gives any.
+        let pressed = storage.log_pressure().is_err_and(|e| !matches!(e, StorageError::DiskFull { .. }))
             || storage.stats().log_bytes > log_bytes_wanted(storage.max_log_bytes());
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         let (bytes, state_bytes) = self.account.growth();

@@ -67,6 +67,7 @@ fn commit(parts: &Parts, batch: Batch, bulk: bool) -> Result<Position, StorageEr
     let encoded = batch.finish(o.max_record_bytes)?;
     let (_, ops) = batch::decode(&encoded).ok_or_else(|| StorageError::Invalid("not a batch".into()))?;
     parts.life.check()?;
+    parts.space.check()?;
     parts.log.admit_data()?;
     let max = if bulk { o.bulk_memtable_bytes } else { o.memtable_bytes };
     let log = |ops: &[Op]| parts.log.push_data(encoded.clone(), ops, bulk);
@@ -231,10 +232,11 @@ impl Storage {
         }
     }
 
-    /// Whether proposals should be refused for now: the log is full or the Raft queue is long.
+    /// Whether proposals should be refused for now: the log or the disk is full, or the Raft queue is long.
     pub fn log_pressure(&self) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;
+        parts.space.check()?;
         parts.log.admit_data()?;
         if parts.log.raft_queue_bytes() > parts.options.raft_queue_bytes {
             return Err(StorageError::Overloaded { what: "the log's Raft queue" });
@@ -363,7 +365,10 @@ impl Storage {
             while parts.log.write_step() {}
             parts.log.refuse_rest();
         }
-        if !parts.life.threads_ended(limits::THREADS_STOP_WAIT).await {
+        let ended = parts.life.threads_ended(limits::THREADS_STOP_WAIT).await;
+        if ended {
+            parts.unlock();
+        } else {
             tracing::error!("a storage thread does not end: the disk hangs; the stop goes on without it");
             parts.stop(Phase::Halted);
             parts.log.refuse_rest();
@@ -379,7 +384,9 @@ impl Storage {
     pub fn halt(&self) {
         let parts = self.parts();
         parts.stop(Phase::Halted);
-        if !parts.life.wait_for_threads(limits::THREADS_STOP_WAIT) {
+        if parts.life.wait_for_threads(limits::THREADS_STOP_WAIT) {
+            parts.unlock();
+        } else {
             tracing::error!("a storage thread does not end: the disk hangs; the stop goes on without it");
         }
         parts.log.refuse_rest();

@@ -24,6 +24,17 @@ pub enum StorageError {
         /// Who keeps its oldest segment.
         pinned_by: String,
     },
+    /// The file system of the data directory is nearly full and nothing happened.
+    #[error(
+        "the disk is nearly full: {free} bytes are free, {reserve} are kept in reserve; nothing was written. Make room on the \
+         file system of the data directory, and the node goes on by itself"
+    )]
+    DiskFull {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        reserve: u64,
+    },
     /// A batch, key, chunk or the small state is larger than its bound; nothing happened.
     #[error("{what} is too large: {bytes} bytes, the bound is {max}")]
     TooLarge {
@@ -127,6 +138,7 @@ impl StorageError {
             self,
             StorageError::Overloaded { .. }
                 | StorageError::LogFull { .. }
+                | StorageError::DiskFull { .. }
                 | StorageError::TooLarge { .. }
                 | StorageError::Replacing
                 | StorageError::Invalid(_)
@@ -148,7 +160,7 @@ impl From<StorageError> for io::Error {
     fn from(e: StorageError) -> Self {
         let kind = match &e {
             StorageError::Io { kind, .. } => *kind,
-            StorageError::LogFull { .. } => io::ErrorKind::StorageFull,
+            StorageError::LogFull { .. } | StorageError::DiskFull { .. } => io::ErrorKind::StorageFull,
             StorageError::CorruptLog { .. } | StorageError::CorruptFile { .. } => io::ErrorKind::InvalidData,
             StorageError::TooLarge { .. } | StorageError::Invalid(_) => io::ErrorKind::InvalidInput,
             _ => io::ErrorKind::Other,

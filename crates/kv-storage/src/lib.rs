@@ -35,6 +35,7 @@ mod readers;
 mod reads;
 mod replace;
 mod snapshot;
+mod space;
 mod steps;
 mod tee;
 pub mod tier;

@@ -50,6 +50,10 @@ pub const MAX_READ_BYTES: usize = 64 << 20;
 pub const TIER_CHUNK_ROWS: usize = 256;
 /// Memory of the index of a Raft entry, bytes, where a term and a segment have many entries. Its payload is not counted.
 pub const INDEX_ENTRY_BYTES: usize = 16;
+/// Largest reserve of a file system (one in so many of its bytes), whatever `disk_reserve_bytes` says: a small disk is usable.
+pub const DISK_RESERVE_SHARE: u64 = 20;
+/// How long an answer about the free space of the disk is used.
+pub const SPACE_LOOK: Duration = Duration::from_millis(100);
 /// What an entry in the cache of a Raft group costs beside its payload, bytes, about.
 pub const CACHED_ENTRY_BYTES: usize = 64;
 /// Bytes of other records between two entries of a group that are read with them: a second read would cost more.

@@ -26,6 +26,9 @@ pub struct StorageOptions {
     pub segment_bytes: usize,
     /// Size of the whole log beyond which commits are refused. Raft records may use a quarter more.
     pub max_log_bytes: u64,
+    /// Free bytes of the file system below which commits and proposals are refused ([`StorageError::DiskFull`]), while all that
+    /// makes room again goes on; but at most a twentieth of the file system. 0 to never ask.
+    pub disk_reserve_bytes: u64,
     /// Largest batch or Raft entry.
     pub max_record_bytes: usize,
     /// Data bytes (not Raft) taken into one log write: what a Raft record waits for at most.
@@ -69,6 +72,7 @@ impl StorageOptions {
             drive: Drive::Threads,
             segment_bytes: 64 << 20,
             max_log_bytes: 2 << 30,
+            disk_reserve_bytes: 256 << 20,
             max_record_bytes: 16 << 20,
             data_bytes_per_write: 1 << 20,
             raft_bytes_per_write: 4 << 20,
@@ -94,6 +98,7 @@ impl StorageOptions {
         StorageOptions {
             segment_bytes: 256 << 10,
             max_log_bytes: 16 << 20,
+            disk_reserve_bytes: 0,
             max_record_bytes: 64 << 10,
             data_bytes_per_write: 64 << 10,
             raft_bytes_per_write: 64 << 10,
