@@ -143,7 +143,6 @@ pub(crate) fn storage_failure(error: StorageError) -> Failure {
     let reason = match &error {
         StorageError::Overloaded { .. } => Reason::Overloaded,
         StorageError::LogFull { .. } | StorageError::TooLarge { .. } => Reason::LimitStorage,
-        StorageError::Replacing => Reason::NotReady,
         _ => Reason::StorageFailed,
     };
     let failure = Failure::new(reason, error.to_string());

@@ -26,16 +26,6 @@ pub struct RowChunk {
     pub more: bool,
 }
 
-/// True if one of the keys is being replaced.
-fn any_replacing(mem: &Mem, keys: &[Vec<u8>]) -> bool {
-    !mem.replacing.is_empty()
-        && keys.iter().any(|key| {
-            let mut next = key.clone();
-            next.push(0);
-            mem.is_replacing(key, Some(&next))
-        })
-}
-
 /// Starts the reader threads. They do not keep the engine in memory.
 pub(crate) fn start(parts: &Arc<Parts>) -> Result<(), StorageError> {
     let parts_of = Arc::downgrade(parts);
@@ -104,9 +94,6 @@ async fn read_rows(
     let mut missing = Vec::new();
     {
         let mem = parts.memtable.read();
-        if any_replacing(&mem, &keys) {
-            return Err(StorageError::Replacing);
-        }
         for (at, key) in keys.into_iter().enumerate() {
             match mem.get(&key) {
                 Some((value, seq)) => {
@@ -126,10 +113,6 @@ async fn read_rows(
     let bytes = keys.iter().map(Vec::len).sum();
     let read = move |parts: &Parts| tier_values(parts, &keys).map(|values| (values, keys));
     let (values, keys) = off_the_workers(parts, class, bytes, read).await?;
-    // A replacement that began meanwhile may have cleared what was read.
-    if any_replacing(&parts.memtable.read(), &keys) {
-        return Err(StorageError::Replacing);
-    }
     for (at, value) in places.into_iter().zip(values) {
         if let Some(row) = rows.get_mut(at) {
             *row = value.map(|value| Row { value, position: Position::DURABLE });
@@ -184,13 +167,7 @@ fn range_chunk(
     // The tier does not change under a scan.
     let _still = parts.tier.hold_still();
     let limit_rows = limit_rows.max(1);
-    let rows = {
-        let mem = parts.memtable.read();
-        if mem.is_replacing(&from, to.as_deref()) {
-            return Err(StorageError::Replacing);
-        }
-        mem.range(&from, to.as_deref(), limit_rows + 1)
-    };
+    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows + 1);
     let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
     let mut chunk = RowChunk::default();
     let mut bytes = 0;
