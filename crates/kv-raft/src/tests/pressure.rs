@@ -1,5 +1,5 @@
-//! A node under pressure: what cannot be applied soon is refused before it is proposed, one namespace leaves room for the
-//! next, and what was taken is applied once.
+//! A node under pressure: what cannot be applied soon is refused before it is proposed, one namespace leaves
+//! room for the next, and what was taken is applied once.
 
 use std::future::Future;
 use std::sync::Arc;
