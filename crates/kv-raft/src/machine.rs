@@ -13,7 +13,7 @@ use kv_storage::{CopyRow, Snapshots, Storage, StorageError};
 use kv_types::GroupId;
 use kv_types::catalogue::FeatureLevel;
 use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::{EntryPayload, OptionalSend};
+use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
 
 use crate::builder::{Account, Builder, SnapshotWork};
@@ -41,6 +41,16 @@ pub enum MachineError {
     Lost {
         /// What.
         what: &'static str,
+    },
+    /// The cluster uses what this program does not know.
+    #[error(
+        "the cluster is at {level}, and this version of the program supports up to {supported}: upgrade this node"
+    )]
+    TooOld {
+        /// The cluster's.
+        level: FeatureLevel,
+        /// This program's.
+        supported: FeatureLevel,
     },
     /// A snapshot is too large for a message between nodes.
     #[error("the snapshot does not fit in one message between nodes ({bound} bytes)")]

@@ -22,7 +22,7 @@ use crate::{
     memtable::{Mem, Memtable},
     options::{Drive, StorageOptions},
     parts::{Parts, Refusals},
-    reads, replace, steps,
+    reads, steps,
     tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
     wal::{
         entry::when_durable,

@@ -10,7 +10,6 @@ use crate::{
     engine::Storage,
     error::StorageError,
     limits,
-    memtable::Mem,
     merge::Merge,
     options::Drive,
     parts::Parts,
@@ -111,8 +110,8 @@ async fn read_rows(
     }
     let (places, keys): (Vec<usize>, Vec<Vec<u8>>) = missing.into_iter().unzip();
     let bytes = keys.iter().map(Vec::len).sum();
-    let read = move |parts: &Parts| tier_values(parts, &keys).map(|values| (values, keys));
-    let (values, keys) = off_the_workers(parts, class, bytes, read).await?;
+    let read = move |parts: &Parts| tier_values(parts, &keys);
+    let values = off_the_workers(parts, class, bytes, read).await?;
     for (at, value) in places.into_iter().zip(values) {
         if let Some(row) = rows.get_mut(at) {
             *row = value.map(|value| Row { value, position: Position::DURABLE });
