@@ -76,6 +76,8 @@ pub(crate) mod limits {
     pub(crate) const SNAPSHOT_LOG_BYTES: u64 = 256 << 20;
     /// Snapshots are written at this rate, so that the log's syncs do not wait for theirs.
     pub(crate) const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
+    /// What no longer counts is removed at this rate.
+    pub(crate) const REMOVED_BYTES_PER_SECOND: u64 = 16 << 20;
     /// What may be written of a snapshot at once after a rest.
     pub(crate) const SNAPSHOT_BURST_BYTES: u64 = 2 << 20;
     /// Rows of a copy that are taken at once, bytes.

@@ -19,6 +19,7 @@ mod codec;
 mod config;
 mod digest;
 mod disk_watch;
+mod generations;
 mod groups;
 mod handover;
 mod incoming;

@@ -1,8 +1,10 @@
 //! A group's state as a file: rows of its tables in checksummed blocks. kv-storage keeps the file (fsynced, renamed,
 //! its directory fsynced); what is in the blocks is decided here, and is the same on the wire.
 
+use std::collections::VecDeque;
+
 use bytes::{Buf, BufMut, Bytes};
-use kv_storage::{Batch, BlockKind, SnapshotInfo, SnapshotReader, Snapshots, StorageError};
+use kv_storage::{BlockKind, CopyRow, SnapshotInfo, SnapshotReader, Snapshots, StorageError};
 
 use crate::codec::{self, CodecError, Reader, Write};
 use crate::config::limits::SNAPSHOT_BLOCK_BYTES;
@@ -148,18 +150,11 @@ pub(crate) fn rows_of(block: Bytes) -> Result<Vec<Record>, MachineError> {
     Ok(rows)
 }
 
-/// The records of a block as a batch for a space.
-pub(crate) fn batch_of(block: Bytes, space: Space) -> Result<Batch, MachineError> {
-    let mut batch = Batch::new();
+/// The records of a block as rows of a space.
+pub(crate) fn rows_for(block: Bytes, space: Space) -> Result<VecDeque<CopyRow>, MachineError> {
     let space = keys::of_space(space);
-    for (table, key, value) in rows_of(block)? {
-        let key = [&space[..], &key].concat();
-        match value {
-            Some(value) => batch.push_put(table.id(), key, value),
-            None => batch.push_delete(table.id(), key),
-        }
-    }
-    Ok(batch)
+    let rows = rows_of(block)?.into_iter();
+    Ok(rows.map(|(table, key, value)| (table.id(), [&space[..], &key].concat().into(), value)).collect())
 }
 
 const ABSENT: u8 = 0;

@@ -100,7 +100,7 @@ pub struct RaftSettings {
     /// The longest election timeout, and the lease of a leader.
     #[serde(deserialize_with = "duration")]
     pub election_max: Duration,
-    /// A snapshot is taken after so many entries.
+    /// A snapshot is taken after so many entries at the latest; usually the bytes of the log decide earlier.
     pub snapshot_every: u64,
     /// Entries kept below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
@@ -112,7 +112,7 @@ impl Default for RaftSettings {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(250),
             election_max: Duration::from_millis(500),
-            snapshot_every: 100_000,
+            snapshot_every: 4_000_000,
             entries_kept: 50_000,
         }
     }

@@ -270,6 +270,9 @@ fn fitted(segment: u64, memtable: u64, dir: &std::path::Path) -> StorageOptions 
     options.max_record_bytes = options.max_record_bytes.min(bytes(segment / 4));
     options.bulk_memtable_bytes = options.bulk_memtable_bytes.min(bytes(memtable / 2));
     options.drain_start_bytes = options.drain_start_bytes.min(bytes(memtable / 4));
+    // Room for what Raft has committed, as long as one record still fits beside it.
+    let beside_a_record = bytes(memtable).saturating_sub(options.max_record_bytes);
+    options.apply_reserve_bytes = options.apply_reserve_bytes.min(bytes(memtable / 4)).min(beside_a_record);
     options
 }
 

@@ -80,6 +80,12 @@ pub const MAX_COPIES: usize = 4;
 pub const COPY_TAIL_BYTES: usize = 32 << 20;
 /// What one row that waits for a copy costs beside its key and value, bytes.
 pub const COPY_ROW_BYTES: usize = 96;
+/// How long what writes to the tier directly waits for the drain between two of its steps, when the drain is due.
+pub const DRAIN_TURN: Duration = Duration::from_millis(100);
+/// Longest name of a record, bytes.
+pub const MAX_RECORD_NAME: usize = 64;
+/// Longest record, bytes. Records are in the small state.
+pub const MAX_RECORD_BYTES: usize = 64;
 /// Zeros written at a time when a segment is prepared.
 pub const ZERO_CHUNK: usize = 1 << 20;
 /// How far the zeros of the next segment keep ahead of the writer in its own: done when three quarters are written.

@@ -263,7 +263,8 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
     storages.iter().for_each(Storage::halt);
 }
 
-async fn apply(machine: &mut Machine, first: u64, proposals: &[Proposal]) {
+/// Applies proposals from an index on.
+pub(super) async fn apply(machine: &mut Machine, first: u64, proposals: &[Proposal]) {
     let entry = |(proposal, index): (&Proposal, u64)| {
         let payload = openraft::EntryPayload::Normal(proposal.clone());
         Ok((crate::config::Entry { log_id: codec::log_id(1, 1, index), payload }, None))
