@@ -62,6 +62,8 @@ mutants! {
     VoteNotSynced = "vote-not-synced", Node, "a vote survives a crash";
     /// kv-storage: recovery overwrites single Raft entries and keeps what was behind them, though it was truncated.
     TailNotTruncated = "tail-not-truncated", Node, "a truncated tail stays away";
+    /// kv-storage: a copy is closed without the last batch that was written during it, so a snapshot lacks what its mark says.
+    TailBatchLost = "tail-batch-lost", Node, "a copy is what was there at its close";
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";
     /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what others apply.
