@@ -263,6 +263,30 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
     storages.iter().for_each(Storage::halt);
 }
 
+/// A member of an older release that meets what only a newer one knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_of_a_newer_release_stops_its_member_by_name() {
+    let storage = super::memory(1);
+    let bench = Bench::new();
+    let mut member = Machine::open(storage.clone(), GROUP, machine()).await.unwrap();
+    apply(&mut member, 1, &[bench.command(1, 1, "a", put("1")).encode()]).await;
+    let known = bench.command(1, 2, "a", Operation::Delete).encode().0;
+    // Version, times and who asks, namespace; then the kind.
+    const KIND: usize = 1 + 8 + 16 + 8 + 8 + 8 + 4 + 8;
+    let mut newer = known.to_vec();
+    newer[KIND] = 200;
+    let payload = openraft::EntryPayload::Normal(Proposal(newer.into()));
+    let entry = crate::config::Entry { log_id: codec::log_id(1, 1, 2), payload };
+    let stopped =
+        member.apply(futures_util::stream::iter([Ok((entry, None))])).await.unwrap_err().to_string();
+    assert!(stopped.contains("operation 200") && stopped.contains("upgrade this node"), "{stopped}");
+    // It neither skips it nor writes anything; with a release that knows it, the member goes on from here.
+    drop(member);
+    let mut member = Machine::open(storage.clone(), GROUP, machine()).await.unwrap();
+    assert_eq!(member.applied_state().await.unwrap().0, Some(codec::log_id(1, 1, 1)));
+    storage.halt();
+}
+
 /// Applies proposals from an index on.
 pub(super) async fn apply(machine: &mut Machine, first: u64, proposals: &[Proposal]) {
     let entry = |(proposal, index): (&Proposal, u64)| {
