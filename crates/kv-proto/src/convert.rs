@@ -43,13 +43,12 @@ pub fn client_id_bytes(id: ClientId) -> Bytes {
 
 /// A client id from its 16 bytes: `REQUEST_ID_INVALID` for anything else.
 pub fn client_id_from_bytes(bytes: &[u8]) -> Result<ClientId, DecodeError> {
-    let id = bytes.try_into().map(u128::from_be_bytes).ok().filter(|id| *id != 0);
-    id.map(ClientId).ok_or_else(|| {
-        Failure::new(
-            Reason::RequestIdInvalid,
-            format!("a client id has 16 random bytes, not {}", bytes.len()),
-        )
-    })
+    let wrong = |message: String| Failure::new(Reason::RequestIdInvalid, message);
+    match bytes.try_into().map(u128::from_be_bytes) {
+        Ok(0) => Err(wrong("a client id has 16 random bytes, and these are all zero".into())),
+        Ok(id) => Ok(ClientId(id)),
+        Err(_) => Err(wrong(format!("a client id has 16 random bytes, and this one has {}", bytes.len()))),
+    }
 }
 
 impl From<Mutation> for v1::Mutation {
