@@ -104,6 +104,12 @@ pub fn traps() -> Vec<Trap> {
             &["raft_truncate"],
         ),
         trap(
+            "tail-batch-lost",
+            "a copy is what was there at its close",
+            Test("kv-storage-copies", "a_copy_is_what_was_there_at_its_close"),
+            &["a_copy"],
+        ),
+        trap(
             "skip-read-index",
             "a leader answers reads once a quorum confirmed it",
             Simulation(&[2]),
@@ -117,6 +123,18 @@ pub fn traps() -> Vec<Trap> {
             &["replicas equal in the end of "],
         ),
         trap("resend-applied-again", "a request is applied once", Simulation(&[14]), LINEARIZABLE),
+        trap(
+            "found-value-kept",
+            "what is kept for resends is bounded in bytes",
+            Test("kv-raft-kv_raft", "what_a_comparison_found_is_not_kept"),
+            &["what_a_comparison_found"],
+        ),
+        trap(
+            "horizon-moved-by-eviction",
+            "a client whose clock is ahead locks out no other",
+            Test("kv-raft-kv_raft", "a_clock_that_is_ahead_locks_out_no_other"),
+            &["a_clock_that_is_ahead"],
+        ),
         trap("stale-cas", "a swap takes the present revision only", Simulation(&[0]), LINEARIZABLE),
         trap("revision-reused", "a revision is used once", Simulation(&[0]), LINEARIZABLE),
         trap(

@@ -51,7 +51,7 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 pub(crate) mod limits {
     use std::time::Duration;
 
-    use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+    use kv_types::limits::{MAX_KEY_BYTES, MAX_SESSIONS, MAX_VALUE_BYTES, SESSION_IDLE, SESSION_WINDOW};
 
     /// Entries in one append.
     pub(crate) const APPEND_ENTRIES: u64 = 1_024;
@@ -70,11 +70,25 @@ pub(crate) mod limits {
     pub(crate) const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
     /// Room for the envelope of the largest peer message.
     pub(crate) const SNAPSHOT_ENVELOPE_BYTES: usize = 64 << 10;
-    /// Snapshot files kept per group.
-    pub(crate) const SNAPSHOTS_KEPT: usize = 2;
+    /// Complete snapshot files kept per group; whoever reads a removed one keeps it open. One more is being written at most.
+    pub(crate) const SNAPSHOTS_KEPT: usize = 1;
+    /// A snapshot is due after so much of a group's log, or after half the state's size if that is more.
+    pub(crate) const SNAPSHOT_LOG_BYTES: u64 = 256 << 20;
+    /// Snapshots are written at this rate, so that the log's syncs do not wait for theirs.
+    pub(crate) const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
+    /// What may be written of a snapshot at once after a rest.
+    pub(crate) const SNAPSHOT_BURST_BYTES: u64 = 2 << 20;
+    /// Rows of a copy that are taken at once, bytes.
+    pub(crate) const PIECE_BYTES: usize = 1 << 20;
+    /// What an entry costs in the log beside its content, about.
+    pub(crate) const LOG_ENTRY_BYTES: u64 = 48;
+    /// Parts of a namespace that a digest reads under the applied lock at most.
+    pub(crate) const DIGEST_PARTS_AT_CLOSE: usize = 16;
+    /// How often a digest reads what was written to meanwhile before it tries to close.
+    pub(crate) const DIGEST_PASSES: usize = 4;
     /// Bytes of rows in one block of a snapshot.
     pub(crate) const SNAPSHOT_BLOCK_BYTES: usize = 1 << 20;
-    /// Rows taken from a cut, or read from a table, at once.
+    /// Rows taken from a copy, or read from a table, at once.
     pub(crate) const ROWS_AT_ONCE: usize = 1_024;
     /// Bytes of state changes that are applied at once; clients of one step are answered together.
     pub(crate) const STEP_BYTES: usize = 1 << 20;
@@ -82,10 +96,24 @@ pub(crate) mod limits {
     pub(crate) const STEP_ENTRIES: usize = 256;
     /// Idle sessions that one command forgets on the way.
     pub(crate) const SESSIONS_FORGOTTEN_AT_ONCE: usize = 8;
-    /// Bytes of results that one session keeps (a compare mismatch holds the value found).
-    pub(crate) const SESSION_RESULT_BYTES: u64 = 4 << 20;
+    /// Bytes that a session counts for besides its results, in memory and as a row.
+    pub(crate) const SESSION_BYTES: u64 = 192;
+    /// Bytes that one kept result counts for: no less than it takes in memory, or encoded.
+    pub(crate) const SESSION_RESULT_BYTES: u64 = 64;
+    /// Bytes of all sessions of a group; beyond it the one unused longest is forgotten.
+    pub(crate) const SESSIONS_BYTES: u64 = 64 << 20;
+    /// Sessions of a group whose opening was issued later than the latest clock of a leader; beyond it none more is opened.
+    pub(crate) const MAX_SESSIONS_AHEAD: usize = MAX_SESSIONS / 8;
+    /// How much later than the latest clock of a leader an opening may claim to have been issued.
+    pub(crate) const MAX_SESSION_AHEAD: Duration = Duration::from_secs(60);
+    /// How far one command may move log time.
+    pub(crate) const LOG_TIME_STEP: Duration = Duration::from_secs(60);
     /// How often the log of a group is looked at: snapshots, purges, members that are missing.
     pub(crate) const STEWARD_TICK: Duration = Duration::from_millis(100);
+    /// A member that learns counts as caught up when it lacks fewer entries than twice this.
+    pub(crate) const LEARNER_LAG_ENTRIES: u64 = 100_000;
+    /// How long a snapshot that is written waits until openraft has heard of everything that is in it.
+    pub(crate) const TOLD_WAIT: Duration = Duration::from_secs(60);
     /// Least pause between snapshots that are taken because the log is large.
     pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
     /// Deadline of what a steward proposes or asks.
@@ -123,6 +151,11 @@ pub(crate) mod limits {
     pub(crate) const DOUBTFUL_READ_WAIT: Duration = Duration::from_millis(25);
     /// When a refused request may come back: about what is left of an election.
     pub(crate) const RETRY_AFTER_MS: u32 = 100;
+
+    /// A full window leaves room for other sessions, and none is forgotten as idle before its issue time has come.
+    const _: () = assert!(SESSION_BYTES + SESSION_WINDOW * SESSION_RESULT_BYTES <= SESSIONS_BYTES / 512);
+    const _: () = assert!(MAX_SESSIONS as u64 * (SESSION_BYTES + SESSION_RESULT_BYTES) <= SESSIONS_BYTES);
+    const _: () = assert!(MAX_SESSION_AHEAD.as_secs() < SESSION_IDLE.as_secs());
 }
 
 /// What a node's Raft groups are started with.
@@ -140,8 +173,10 @@ pub struct RaftConfig {
     pub election_min: Duration,
     /// The longest election timeout, and the lease of a leader.
     pub election_max: Duration,
-    /// A snapshot is taken after so many entries.
+    /// A snapshot is taken after so many entries at the latest; usually the size of the log decides earlier.
     pub snapshot_every: u64,
+    /// Snapshots of this node are written at this rate, bytes per second, one at a time.
+    pub snapshot_bytes_per_second: u64,
     /// Entries kept in the log below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
     /// Entries of a group that may be proposed and not applied; more are refused with `OVERLOADED`.
@@ -160,7 +195,8 @@ impl RaftConfig {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(250),
             election_max: Duration::from_millis(500),
-            snapshot_every: 100_000,
+            snapshot_every: 4_000_000,
+            snapshot_bytes_per_second: limits::SNAPSHOT_BYTES_PER_SECOND,
             entries_kept: 50_000,
             backlog_entries: limits::BACKLOG_ENTRIES,
             backlog_bytes: limits::BACKLOG_BYTES,
@@ -182,7 +218,7 @@ impl RaftConfig {
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: self.entries_kept,
             purge_batch_size: (self.entries_kept / 8).clamp(1, 1_024),
-            replication_lag_threshold: self.snapshot_every.saturating_mul(2),
+            replication_lag_threshold: self.snapshot_every.min(limits::LEARNER_LAG_ENTRIES).saturating_mul(2),
             install_snapshot_timeout: millis(limits::SNAPSHOT_DEADLINE),
             // One-way partitions: a leader that is heard but hears nobody falls silent, so that others may campaign.
             quorum_loss_probe_interval: Some(lease * 2),

@@ -4,24 +4,27 @@
 //!
 //! Readers and the applier meet at one lock that holds how far the tables are applied: a read sees one point of the log.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
 use futures_util::{Stream, TryStreamExt};
 use kv_storage::{Batch, Snapshots, Storage, StorageError};
 use kv_types::GroupId;
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use kv_types::catalogue::FeatureLevel;
+use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
 
+use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec::{self, CodecError};
-use crate::config::limits::{SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
+use crate::config::limits::{LOG_ENTRY_BYTES, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::proposal::{Point, Proposal, Reply};
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, batch_of};
-use crate::tables::{Space, Stage, Table, keys};
+use crate::tables::{Rows, Space, Stage, Table, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,16 @@ pub enum MachineError {
     HalfReplaced {
         /// The group.
         group: GroupId,
+    },
+    /// The cluster uses what this program does not know.
+    #[error(
+        "the cluster is at {level}, and this version of the program supports up to {supported}: upgrade this node"
+    )]
+    TooOld {
+        /// The cluster's.
+        level: FeatureLevel,
+        /// This program's.
+        supported: FeatureLevel,
     },
     /// A snapshot is too large for a message between nodes.
     #[error("the snapshot does not fit in one message between nodes ({bound} bytes)")]
@@ -70,6 +83,11 @@ pub(crate) trait Domain: Send + Sync + 'static {
     /// Reads what it keeps in memory from the tables.
     fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError>;
 
+    /// The row that applying a proposal reads, if it reads one: those of many are read at once beforehand.
+    fn reads(&self, _: Space, _: &Proposal) -> Result<Option<(Table, Vec<u8>)>, MachineError> {
+        Ok(None)
+    }
+
     /// Applies one committed proposal on the stage.
     fn apply(
         &mut self,
@@ -78,12 +96,24 @@ pub(crate) trait Domain: Send + Sync + 'static {
         proposal: &Proposal,
     ) -> Result<Reply, MachineError>;
 
+    /// Brings to the stage what it keeps in memory and a step's entries changed.
+    fn seal(&mut self, _: &mut Stage<'_>) {}
+
     /// Shows the state to others; called when what was applied, loaded or installed is in the tables.
     fn publish(&self);
 }
 
-/// How far the tables of a group are applied. Whoever holds it for reading sees the state at exactly this point.
-pub(crate) type Applied = Arc<RwLock<Option<LogId>>>;
+/// Which rows are a group's state, and how far they are applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AppliedState {
+    /// Where the rows stand.
+    pub(crate) space: Space,
+    /// The last entry that is in them.
+    pub(crate) last: Option<LogId>,
+}
+
+/// Whoever holds it for reading sees the state at exactly this point.
+pub(crate) type Applied = Arc<RwLock<AppliedState>>;
 
 /// A group's state machine.
 pub(crate) struct Machine {
@@ -93,6 +123,8 @@ pub(crate) struct Machine {
     domain: Box<dyn Domain>,
     mark: SnapshotMeta,
     applied: Applied,
+    account: Arc<Account>,
+    work: SnapshotWork,
 }
 
 impl Machine {
@@ -109,7 +141,9 @@ impl Machine {
             files,
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
-            applied: Applied::default(),
+            applied: Arc::new(RwLock::new(AppliedState { space: Space::first(group), last: None })),
+            account: Arc::default(),
+            work: SnapshotWork::default(),
         };
         match machine.stored_mark() {
             Ok(mark) => machine.reload(mark).await?,
@@ -129,26 +163,79 @@ impl Machine {
         self.applied.clone()
     }
 
+    /// What the steward reads and openraft's progress is told to.
+    pub(crate) fn account(&self) -> Arc<Account> {
+        self.account.clone()
+    }
+
+    /// Shares the snapshots' turn and pace with the node's other groups.
+    pub(crate) fn with_snapshot_work(self, work: SnapshotWork) -> Self {
+        Self { work, ..self }
+    }
+
     fn stored_mark(&self) -> Result<SnapshotMeta, MachineError> {
         stored_mark(&self.storage, self.space)
     }
 
     async fn reload(&mut self, mark: SnapshotMeta) -> Result<(), MachineError> {
         self.domain.load(&self.storage, self.space)?;
-        *self.applied.write().await = mark.last_log_id;
+        self.applied.write().await.last = mark.last_log_id;
         self.mark = mark;
         self.domain.publish();
         Ok(())
     }
 
+    /// Applies entries, as few steps as their changes fit in.
+    async fn apply_waiting(&mut self, waiting: &mut VecDeque<Arrived>) -> Result<(), MachineError> {
+        let storage = self.storage.clone();
+        while !waiting.is_empty() {
+            let (mut left, found) = self.old_rows(waiting).await?;
+            let mut step = Step::new(&storage, self.space, self.mark.clone(), found);
+            while left > 0
+                && !step.is_full()
+                && let Some(entry) = waiting.pop_front()
+            {
+                step.add(self.domain.as_mut(), entry)?;
+                left -= 1;
+            }
+            self.finish(step).await?;
+        }
+        Ok(())
+    }
+
+    /// What the tables have of the rows that entries will read, in one read: of as many of the first entries as may be read
+    /// at once, and how many these are.
+    async fn old_rows(&self, entries: &VecDeque<Arrived>) -> Result<(usize, Rows), MachineError> {
+        let mut count = entries.len();
+        loop {
+            let mut places = BTreeSet::new();
+            for (entry, _) in entries.iter().take(count) {
+                if let EntryPayload::Normal(proposal) = &entry.payload {
+                    places.extend(self.domain.reads(self.space, proposal)?);
+                }
+            }
+            let keys = places.iter().map(|(table, key)| (table.id(), key.clone())).collect();
+            match self.storage.read_rows_for_apply(keys).await {
+                Ok(rows) => {
+                    let values = rows.into_iter().map(|row| row.map(|row| row.value));
+                    return Ok((count, places.into_iter().zip(values).collect()));
+                }
+                Err(StorageError::TooLarge { .. }) if count > 1 => count = count.div_ceil(2),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Brings a step to the tables and answers its clients.
     async fn finish(&mut self, step: Step<'_>) -> Result<(), MachineError> {
-        let Step { mut stage, mark, replies, .. } = step;
+        let Step { mut stage, mark, replies, log_bytes, .. } = step;
+        self.domain.seal(&mut stage);
         stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
         {
             let mut applied = self.applied.write().await;
             self.storage.apply(stage.into_batch()).await?;
-            *applied = mark.last_log_id;
+            applied.last = mark.last_log_id;
+            self.account.applied(log_bytes);
         }
         self.mark = mark;
         self.domain.publish();
@@ -175,18 +262,18 @@ impl Machine {
             })
             .await?;
             blocks = rest;
-            let Some(block) = block? else { break };
-            replace.push(batch_of(block)?).await?;
+            let Some((_, block)) = block? else { break };
+            replace.push(batch_of(block, self.space)?).await?;
         }
         let row = Batch::new().put(Table::Applied.id(), &prefix, codec::encode_mark(&mark));
         replace.finish(row).await?;
-        *applied = mark.last_log_id;
+        applied.last = mark.last_log_id;
         drop(applied);
         self.reload(mark).await
     }
 }
 
-fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineError> {
+pub(crate) fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineError> {
     match storage.get(Table::Applied.id(), &keys::of_space(space))? {
         Some(row) => Ok(codec::decode_mark(row.value)?),
         None => Ok(SnapshotMeta::default()),
@@ -194,6 +281,15 @@ fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineE
 }
 
 type Responder = openraft::storage::ApplyResponder<TypeConfig>;
+/// An entry that was committed, and who waits for its reply.
+type Arrived = EntryResponder<TypeConfig>;
+
+fn payload_bytes((entry, _): &Arrived) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
 
 /// Entries that are applied together: their changes become visible at once, then their clients are answered.
 struct Step<'a> {
@@ -201,25 +297,25 @@ struct Step<'a> {
     mark: SnapshotMeta,
     replies: Vec<(Responder, Reply)>,
     entries: usize,
+    /// Bytes of the entries in the log.
+    log_bytes: u64,
 }
 
 impl<'a> Step<'a> {
-    fn new(storage: &'a Storage, space: Space, mark: SnapshotMeta) -> Self {
-        Self { stage: Stage::new(storage, space), mark, replies: Vec::new(), entries: 0 }
+    fn new(storage: &'a Storage, space: Space, mark: SnapshotMeta, found: Rows) -> Self {
+        let stage = Stage::new(storage, space).with_found(found);
+        Self { stage, mark, replies: Vec::new(), entries: 0, log_bytes: 0 }
     }
 
     fn is_full(&self) -> bool {
         self.entries >= STEP_ENTRIES || self.stage.bytes() >= STEP_BYTES
     }
 
-    fn add(
-        &mut self,
-        domain: &mut dyn Domain,
-        (entry, responder): EntryResponder<TypeConfig>,
-    ) -> Result<(), MachineError> {
+    fn add(&mut self, domain: &mut dyn Domain, (entry, responder): Arrived) -> Result<(), MachineError> {
         let id = entry.log_id;
         self.mark.last_log_id = Some(id);
         self.entries += 1;
+        self.log_bytes += LOG_ENTRY_BYTES;
         let reply = match entry.payload {
             EntryPayload::Blank => Reply::None,
             EntryPayload::Membership(membership) => {
@@ -227,6 +323,7 @@ impl<'a> Step<'a> {
                 Reply::None
             }
             EntryPayload::Normal(proposal) => {
+                self.log_bytes += proposal.0.len() as u64;
                 let point = Point { term: id.leader_id.term, index: id.index };
                 domain.apply(&mut self.stage, point, &proposal)?
             }
@@ -248,19 +345,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        let storage = self.storage.clone();
-        let mut step = Step::new(&storage, self.space, self.mark.clone());
+        let (mut waiting, mut bytes) = (VecDeque::new(), 0);
         while let Some(entry) = entries.try_next().await? {
-            step.add(self.domain.as_mut(), entry)?;
-            if step.is_full() {
-                let next = Step::new(&storage, self.space, step.mark.clone());
-                self.finish(std::mem::replace(&mut step, next)).await?;
+            bytes += payload_bytes(&entry);
+            waiting.push_back(entry);
+            if waiting.len() >= STEP_ENTRIES || bytes >= STEP_BYTES {
+                self.apply_waiting(&mut waiting).await?;
+                bytes = 0;
             }
         }
-        if step.entries > 0 {
-            self.finish(step).await?;
-        }
-        Ok(())
+        Ok(self.apply_waiting(&mut waiting).await?)
     }
 
     async fn try_create_snapshot_builder(&mut self, _: bool) -> Option<Builder> {
@@ -273,6 +367,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             storage: self.storage.clone(),
             files: self.files.clone(),
             applied: self.applied.clone(),
+            account: self.account.clone(),
+            work: self.work.clone(),
         }
     }
 
@@ -292,54 +388,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let files = self.files.clone();
         let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
-        Ok(newest.map(|(file, meta)| Snapshot {
-            meta,
-            snapshot: SnapshotData::File { files: self.files.clone(), id: file.id },
+        Ok(newest.map(|(file, meta)| {
+            self.account.has_snapshot(0, file.bytes);
+            Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id: file.id } }
         }))
-    }
-}
-
-/// Builds a snapshot of the state at the time when it begins.
-pub(crate) struct Builder {
-    space: Space,
-    storage: Storage,
-    files: Snapshots,
-    applied: Applied,
-}
-
-impl RaftSnapshotBuilder<TypeConfig> for Builder {
-    type SnapshotData = SnapshotData;
-
-    /// A snapshot that cannot be taken now (the disk is full, the cut grew too old) is no reason to stop a voter: the newest
-    /// one stands, nothing is purged, and the steward asks again.
-    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        match self.build().await {
-            Ok(snapshot) => Ok(snapshot),
-            Err(error) => {
-                tracing::warn!(group = self.space.group.0, %error, "no snapshot was taken; the log is kept until one is");
-                let files = self.files.clone();
-                let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
-                let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
-                Ok(Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id } })
-            }
-        }
-    }
-}
-
-impl Builder {
-    async fn build(&self) -> Result<Snapshot, MachineError> {
-        let (mark, cut) = {
-            let _applied = self.applied.read().await;
-            let prefix = keys::of_space(self.space);
-            let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
-            let mark = stored_mark(&self.storage, self.space)?;
-            (mark, self.storage.cut(&ranges)?)
-        };
-        // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead of the log.
-        self.storage.raft(self.space.group).barrier().await?;
-        let (files, meta) = (self.files.clone(), mark.clone());
-        let id = NodeRuntime::blocking(move || snapshot::write(&files, &meta, cut)).await??;
-        tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, "snapshot taken");
-        Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id } })
     }
 }

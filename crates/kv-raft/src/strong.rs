@@ -18,7 +18,7 @@ use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer, v1};
 use kv_storage::Storage;
-use kv_types::catalogue::Catalogue;
+use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::{
     Degradation, Evidence, Failure, GroupId, Guarantee, Key, Mode, Mutation, Namespace, NamespaceId,
     NamespaceName, NamespaceSpec, NodeId, Placement, ReadPath, Reason, Receipt, Replication, StrongEvidence,
@@ -29,34 +29,18 @@ use openraft::{AsyncRuntime, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::builder::SnapshotWork;
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::config::limits::RETRY_AFTER_MS;
-use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
-use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
-use crate::machine::MachineError;
+use crate::groups::{Group, Leadership, StartError, Surroundings, Unserved};
+use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::proposal::{Effect, Point, Reply, Written};
+use crate::requests::View;
+use crate::row::Live;
 use crate::runtime::NodeRuntime;
-use crate::tables::{Space, Table, keys};
-
-/// Why the groups of a node did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The timings or bounds do not fit together.
-    #[error("the settings of Raft do not fit together: {0}")]
-    Settings(String),
-    /// The state in the tables or snapshots cannot be read.
-    #[error("the replicated state cannot be read: {0}")]
-    State(#[from] MachineError),
-    /// Raft refused.
-    #[error("{group} did not start: {why}")]
-    Raft {
-        /// The group.
-        group: GroupId,
-        /// Raft's words.
-        why: String,
-    },
-}
+use crate::sessions::Openings;
+use crate::tables::{Table, keys};
 
 /// How a request came here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +61,8 @@ struct Inner {
     peers: Peers,
     groups: BTreeMap<GroupId, Arc<Group>>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
+    /// When an opening of a session may have been issued, by data group.
+    openings: BTreeMap<GroupId, watch::Receiver<Openings>>,
     stewards: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
     seeds: Option<AtomicU64>,
@@ -113,6 +99,7 @@ impl Strong {
             peers: peers.clone(),
             env,
             catalogue: catalogue.clone(),
+            snapshots: SnapshotWork::new(config.snapshot_bytes_per_second),
         };
         let catalogue_group = Group::start(
             GroupId::CATALOGUE,
@@ -121,8 +108,9 @@ impl Strong {
             CatalogueMachine::check,
         )
         .await?;
+        let (shown, openings) = watch::channel(Openings::default());
         let data_group =
-            Group::start(GroupId::FIRST_DATA, around, KvMachine::default(), KvMachine::check).await?;
+            Group::start(GroupId::FIRST_DATA, around, KvMachine::new(shown), KvMachine::check).await?;
         let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
         let stewards = groups.values().map(|group| NodeRuntime::spawn(group.clone().steward())).collect();
         Ok(Self(Arc::new(Inner {
@@ -131,6 +119,7 @@ impl Strong {
             peers,
             groups,
             catalogue,
+            openings: BTreeMap::from([(GroupId::FIRST_DATA, openings)]),
             stewards: Mutex::new(stewards),
             seeds: NodeRuntime::draw().map(AtomicU64::new),
             writes: AtomicU64::new(0),
@@ -184,13 +173,14 @@ impl Strong {
             let key = Key::new(request.key.clone())?;
             let local = async {
                 let view = group.view(deadline).await?;
-                let space = Space::first(group.id);
+                let space = view.space();
                 let place = keys::data(space, namespace.id, key.as_bytes());
-                let found = view.get(Table::Data, &place, decode_value)?;
+                let found = view.get(Table::Data, &place, Live::decode)?;
                 let revision =
                     view.get(Table::Meta, &keys::revision(space, namespace.id), decode_revision)?;
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
-                let (revision_of_value, value) = found.unwrap_or_default();
+                let (revision_of_value, value) =
+                    found.map(|row| (row.revision, row.value)).unwrap_or_default();
                 Ok(v1::GetResponse {
                     presence: presence.into(),
                     value,
@@ -335,6 +325,43 @@ impl Strong {
         Ok(created)
     }
 
+    /// Raises what the cluster may use, once every member supports it; the level afterwards. Asks the members, so it is for the
+    /// leader of group 0; `NOT_LEADER` elsewhere. `NOT_READY` names a member that has to be upgraded, or did not answer.
+    pub async fn raise_level(&self, to: FeatureLevel, deadline: Instant) -> Result<FeatureLevel, Failure> {
+        let group = self.group(GroupId::CATALOGUE)?;
+        match group.leadership() {
+            Leadership::Leads => {}
+            Leadership::Follows(leader) => return Err(self.not_leader(group, leader)),
+            Leadership::Lost => return Err(group.no_quorum("it hears no leader")),
+        }
+        let members: Vec<NodeId> = self.0.catalogue.borrow().members.keys().copied().collect();
+        let late =
+            |_| Failure::new(Reason::DeadlineExpired, "the members were not all heard by the deadline");
+        let reports = timeout_at(deadline, group.levels(members.into_iter())).await.map_err(late)?;
+        let command = CatalogueCommand::RaiseLevel { to, reports };
+        let response = match group.propose(NamespaceId::default(), command.encode(), deadline).await {
+            Ok(response) => response,
+            Err(Unserved::Failed(failure)) => return Err(failure),
+            Err(Unserved::Elsewhere(Some(leader))) => return Err(self.not_leader(group, leader)),
+            Err(Unserved::Elsewhere(None)) => return Err(group.no_quorum("it does not lead any more")),
+        };
+        let Reply::Catalogue(decided) = response.data else { return Err(odd_reply()) };
+        decided.map(|_| self.0.catalogue.borrow().level)
+    }
+
+    /// Refuses what the cluster's level does not allow: a member of an older release could not read it.
+    fn check_level(&self, needed: FeatureLevel) -> Result<(), Failure> {
+        let catalogue = self.0.catalogue.borrow();
+        if catalogue.allows(needed) {
+            return Ok(());
+        }
+        let message = format!(
+            "this needs {needed}, and the cluster is at {}: upgrade every member, then raise the level",
+            catalogue.level
+        );
+        Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0))
+    }
+
     /// Moves the leadership of a group.
     pub async fn transfer_leader(
         &self,
@@ -433,6 +460,7 @@ impl Strong {
             reachable_voters: u32::try_from(reachable).unwrap_or(u32::MAX),
             purged_index: index(&metrics.purged),
             snapshot_index: index(&metrics.snapshot),
+            impediment: group.impediment().unwrap_or_default(),
         }
     }
 
@@ -601,13 +629,10 @@ impl Strong {
         let group = self.group_of(namespace).map_err(named)?;
         let key = Key::new(key.clone()).map_err(named)?.as_bytes().clone();
         let local = async {
-            let command = WriteCommand {
-                proposed_at_ms: group.wall_ms(),
-                mutation,
-                namespace: namespace.id,
-                key,
-                operation,
-            };
+            self.check_level(operation.needs())?;
+            let proposed_at_ms = group.wall_ms();
+            self.check_opening(group, &mutation, proposed_at_ms)?;
+            let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
             let response = group.propose(namespace.id, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
             let written = decided?;
@@ -616,6 +641,16 @@ impl Strong {
             Ok(answer(&written, Some(receipt)).ok_or_else(odd_reply)?)
         };
         self.serve(group, namespace.id, Effectless::No, local, onward, deadline, hop).await.map_err(named)
+    }
+
+    /// Refuses the first attempt of a session's opening when it would be refused for its issue time: nothing was proposed, so
+    /// that is *not applied*. A later attempt goes through the log, which may know the session.
+    fn check_opening(&self, group: &Group, mutation: &Mutation, wall_ms: u64) -> Result<(), Failure> {
+        if (mutation.attempt, mutation.request_id.seq) != (1, 1) {
+            return Ok(());
+        }
+        let openings = self.0.openings.get(&group.id).map(|openings| *openings.borrow());
+        openings.map_or(Ok(()), |openings| openings.at(wall_ms).check(mutation))
     }
 
     fn receipt_of_write(

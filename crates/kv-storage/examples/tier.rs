@@ -1,8 +1,8 @@
-//! What a lower tier costs in the product's own engine: new keys, overwrites, a kill, the open after it, and gets of rows that
-//! are not in memory.
+//! What a lower tier costs in the product's own engine: new keys, overwrites, a kill, the open after it,
+//! and gets of rows that are not in memory.
 //!
-//! `cargo run --release -p kv-storage --example tier -- fjall 16384 1000 [dir]` loads 1000 MB in values of 16 KiB and prints
-//! one line of JSON. Sizes are in MB of 10^6 bytes, times in seconds or as named.
+//! `cargo run --release -p kv-storage --example tier -- fjall 16384 1000 [dir]` loads 1000 MB in values of
+//! 16 KiB and prints one line of JSON. Sizes are in MB of 10^6 bytes, times in seconds or as named.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

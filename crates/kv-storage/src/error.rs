@@ -37,9 +37,14 @@ pub enum StorageError {
     /// The range is being replaced by a snapshot; its content is neither old nor new.
     #[error("this range is being replaced by a snapshot; retry when that is finished")]
     Replacing,
-    /// A cut lived longer than `cut_max` and was closed so that the memtable can drain.
-    #[error("the cut lived longer than its bound and was closed; take a new one")]
-    CutExpired,
+    /// More was written during a copy than its buffer holds (`copy_tail_bytes`): the copy was given up, the writes were not.
+    #[error(
+        "the copy fell behind the writes by more than {max} bytes and was given up; take a new one later"
+    )]
+    CopyOverrun {
+        /// The bound.
+        max: usize,
+    },
     /// The log is damaged in a place that was durable. The node must not start from it.
     #[error(
         "the log is corrupt: segment {segment:016x} at offset {offset}: {what}. Do not delete anything: move this data \
@@ -90,6 +95,14 @@ pub enum StorageError {
         /// The system's words.
         message: String,
     },
+    /// A thread of the engine panicked: a defect of this program. The node must stop.
+    #[error(
+        "the storage thread {thread} panicked; the node must stop. This is a defect: please report it with the log"
+    )]
+    ThreadPanicked {
+        /// Its name.
+        thread: &'static str,
+    },
     /// An option or argument makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -101,6 +114,11 @@ pub enum StorageError {
 impl StorageError {
     pub(crate) fn io(op: &'static str) -> impl Fn(io::Error) -> StorageError {
         move |e| StorageError::Io { op, kind: e.kind(), message: e.to_string() }
+    }
+
+    /// True if the content of the lower tier cannot be trusted.
+    pub(crate) fn is_damaged_tier(&self) -> bool {
+        matches!(self, StorageError::Tier(TierError::Damaged(_)))
     }
 
     /// True when nothing was written and the same request may be sent again later.

@@ -1,4 +1,5 @@
-//! Reads of a tier that answers when it likes: no async worker waits for it, what waits is bounded, and a stop ends.
+//! Reads of a tier that answers when it likes: no async worker waits for it, what waits is bounded, and a
+//! stop ends.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

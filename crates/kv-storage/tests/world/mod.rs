@@ -1,4 +1,5 @@
-//! Disks that a test can crash: the machine's own with each kind of tier, and one in memory that loses and tears.
+//! Disks that a test can crash: the machine's own with each kind of tier, and one in memory that loses and
+//! tears.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -23,6 +24,10 @@ pub(crate) trait World {
     fn files(&self) -> Vec<PathBuf>;
     fn remove(&self, path: &std::path::Path);
     fn flip(&self, path: &std::path::Path, offset: u64, mask: u8);
+    /// Syncs of the disk so far, where they are counted.
+    fn syncs(&self) -> Option<u64> {
+        None
+    }
 
     fn open(&self) -> (Storage, Recovery) {
         // A tier lets go of its lock a moment after its last handle.
@@ -116,5 +121,8 @@ impl World for Mem {
     }
     fn flip(&self, path: &std::path::Path, offset: u64, mask: u8) {
         self.disk.flip(path, offset, mask).unwrap();
+    }
+    fn syncs(&self) -> Option<u64> {
+        Some(self.disk.syncs())
     }
 }
