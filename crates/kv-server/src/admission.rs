@@ -1,11 +1,13 @@
-//! Who may come in, as a value: no clock, no socket, no lock. It keeps two kinds of account, of the requests that are
-//! under way and of the bytes that they make this node hold, and nobody gets more than a share of either.
+//! Who may come in, as a value: no clock, no socket, no lock. It keeps two kinds of account, of the requests
+//! that are under way and of the bytes that they make this node hold, and no holder gets more than a share of
+//! either.
 //!
-//! *Connections* share what arrives and what waits to be sent. *Classes* (each namespace, administration, health, names
-//! that are unknown) share what is being worked on, and so do the *kinds* of classes: strong, available, other. The rule
-//! is that of dynamic thresholds (Choudhury and Hahne, 1998): a holder may take more only while it holds no more than
-//! what is free. One holder alone gets half, k equal ones 1/(k+1) each, and after k floods, one begun after the other,
-//! 1/2^k is free still: there is room for a calm one without a reservation that would lie idle.
+//! *Connections* share what arrives and what waits to be sent. *Classes* (each namespace, administration,
+//! health, names that are unknown) share what is being worked on, and so do the *kinds* of classes: strong,
+//! available, other. The rule is that of dynamic thresholds (Choudhury and Hahne, 1998): a holder may take
+//! more only while it holds no more than what is free. One holder alone gets half, k equal ones 1/(k+1) each,
+//! and after k floods, one begun after the other, 1/2^k is free still: there is room for a calm one without a
+//! reservation that would lie idle.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,6 +1,7 @@
-//! Connections, bounded before anything is read from them. A port has so many at most; one that does not complete its
-//! HTTP/2 preface in time is closed, and when the port is full the oldest of those makes room for a newcomer, so that
-//! silence keeps nobody out. Descriptors for storage and for other nodes are set aside first.
+//! Connections, bounded before anything is read from them. A port has so many at most; one that does not
+//! complete its HTTP/2 preface in time is closed, and when the port is full the oldest of those makes room
+//! for a newcomer, so that silence does not keep others out. Descriptors for storage and for other nodes are
+//! set aside first.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -164,8 +165,8 @@ impl Table {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A seat for a new connection. When all are taken the oldest connection that said nothing yet is closed; without one
-    /// there is no seat.
+    /// A seat for a new connection. When all are taken the oldest connection that said nothing yet is closed;
+    /// without one there is no seat.
     fn admit(table: &Arc<Self>) -> Option<Admitted> {
         let mut state = table.state();
         if state.open - state.closing >= table.most {

@@ -1,5 +1,5 @@
-//! Namespaces by name. The catalogue is kept by id; here each version of it is indexed once, so that finding the namespace
-//! of a request, or that there is none, costs one look-up however many there are.
+//! Namespaces by name. The catalogue is kept by id; here each version of it is indexed once, so that finding
+//! the namespace of a request, or that there is none, costs one look-up however many there are.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! Where requests are let in: [`Admission`] behind a lock, and the place that a request holds from its first byte until
-//! the last byte of its answer was taken.
+//! Where requests are let in: [`Admission`] behind a lock, and the place that a request holds from its first
+//! byte until the last byte of its answer was taken.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -85,8 +85,8 @@ impl Gate {
     }
 }
 
-/// The place of one request. It is given back when its last holder is gone: the task that serves it, a write that is seen
-/// through although its caller left, and every piece of its answer that was not sent.
+/// The place of one request. It is given back when its last holder is gone: the task that serves it, a write
+/// that is seen through although its caller left, and every piece of its answer that was not sent.
 pub(crate) struct Place {
     gate: Arc<Gate>,
     connection: Option<u64>,
@@ -137,8 +137,8 @@ impl Place {
         held.amount.bytes += bytes;
     }
 
-    /// Lets the request in under its class: `SHUTTING_DOWN` or `OVERLOADED`. Once for each request; it stays counted until
-    /// the place is given back.
+    /// Lets the request in under its class: `SHUTTING_DOWN` or `OVERLOADED`. Once for each request; it stays
+    /// counted until the place is given back.
     pub(crate) fn enter(&self, class: Class) -> Result<(), Failure> {
         if self.gate.stopping.load(Ordering::Relaxed) && class != Class::Health {
             return Err(Failure::new(Reason::ShuttingDown, format!("{} is stopping", self.gate.node)));

@@ -1,5 +1,5 @@
-//! What administrators ask a node about itself: topology, status, owners of a key, digests. Reads like any other, behind
-//! the same admission.
+//! What administrators ask a node about itself: topology, status, owners of a key, digests. Reads like any
+//! other, behind the same admission.
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,14 @@
-//! The members of the cluster file beside those of the catalogue. The file says where a node is: it is what the operator
-//! changes when a node moves. The catalogue says who belongs to the cluster. Where the two differ, a node says so at start.
+//! The members of the cluster file beside those of the catalogue. The file says where a node is: it is what
+//! the operator changes when a node moves. The catalogue says who belongs to the cluster. Where the two
+//! differ, a node says so at start.
 
 use std::collections::BTreeMap;
 
 use kv_types::NodeId;
 use kv_types::catalogue::{Catalogue, Member};
 
-/// The members that clients are told of: those of the catalogue, each where the file says, if it names it. Before there is
-/// a catalogue, those of the file.
+/// The members that clients are told of: those of the catalogue, each where the file says, if it names it.
+/// Before there is a catalogue, those of the file.
 pub(crate) fn advertised(catalogue: &Catalogue, file: &[Member]) -> BTreeMap<NodeId, Member> {
     let mut members = catalogue.members.clone();
     for member in file {

@@ -1,8 +1,10 @@
-//! The public port: HTTP/2 served stream by stream, so that what clients can make this node hold has a bound and an end.
+//! The public port: HTTP/2 served stream by stream, so that what clients can make this node hold has a bound
+//! and an end.
 //!
-//! A request takes its [`Place`] before anything of it is buffered; its message is admitted by the length that stands
-//! before it; its answer is counted until the transport took the last byte; and at its deadline the stream is reset,
-//! whatever the other side reads. tonic decodes, encodes and dispatches; its own transport offers none of the four.
+//! A request takes its [`Place`] before anything of it is buffered; its message is admitted by the length
+//! that stands before it; its answer is counted until the transport took the last byte; and at its deadline
+//! the stream is reset, whatever the other side reads. tonic decodes, encodes and dispatches; its own
+//! transport offers none of the four.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -278,8 +280,8 @@ fn with_code(code: Code, failure: &Failure) -> Status {
     Status::with_details(code, status.message(), Bytes::copy_from_slice(status.details()))
 }
 
-/// What tonic refuses by itself (a message that is not protobuf, a compression that is not offered, an unknown method)
-/// carries no `ErrorInfo`; it never reached a service, so it was not applied.
+/// What tonic refuses by itself (a message that is not protobuf, a compression that is not offered, an
+/// unknown method) carries no `ErrorInfo`; it never reached a service, so it was not applied.
 fn explained(response: http::Response<Body>) -> http::Response<Body> {
     let explained = |headers: &http::HeaderMap| headers.contains_key("grpc-status-details-bin");
     let Some(status) = Status::from_header_map(response.headers()) else { return response };
@@ -400,8 +402,8 @@ impl From<h2::Error> for Unsent {
     }
 }
 
-/// Hands an answer to the transport, no more at a time than it may send, and returns when it has sent all. Each piece may
-/// wait for `stall` at most, where that is given.
+/// Hands an answer to the transport, no more at a time than it may send, and returns when it has sent all.
+/// Each piece may wait for `stall` at most, where that is given.
 async fn answer(
     send: &mut SendStream<Piece>,
     mut body: Body,

@@ -1,5 +1,5 @@
-//! What clients can make a node hold, by a client written on bare HTTP/2: connections that say nothing, requests that do
-//! not end, answers that are not read, one namespace that floods.
+//! What clients can make a node hold, by a client written on bare HTTP/2: connections that say nothing,
+//! requests that do not end, answers that are not read, one namespace that floods.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -63,7 +63,7 @@ async fn calm(cluster: &Cluster) {
 async fn requests_that_do_not_end_are_admitted_by_their_length_and_end_at_their_deadline() {
     let cluster = one_node().await;
     let mut send = raw(&cluster.member(1).client_address, 65_535).await;
-    // As large as nobody may send: refused by the length alone, before any of it is there.
+    // Larger than a request may be: refused by the length alone, before any of it is there.
     let (answer, mut body) = open(&mut send, PUT, Some("5S")).await;
     body.send_data(message(MAX_PUBLIC_MESSAGE_BYTES, b"begun"), false).unwrap();
     let refused = status(answer).await;
@@ -253,7 +253,7 @@ async fn a_flood_of_one_namespace_leaves_the_others_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silent_connections_cost_a_seat_for_seconds_and_keep_nobody_out() {
+async fn silent_connections_cost_a_seat_for_seconds_and_do_not_keep_others_out() {
     const SILENT: usize = 3_000;
     let cluster = one_node().await;
     let address = cluster.member(1).client_address.clone();

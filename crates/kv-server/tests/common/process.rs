@@ -1,4 +1,4 @@
-//! `kvd` as a process.
+//! `kvd` as a process: its cluster file, its command, what it says and what memory it takes.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
