@@ -607,7 +607,7 @@ impl Strong {
         let catalogue = self.0.catalogue.borrow().clone();
         let members = &self.0.config.members;
         let member =
-            catalogue.members.get(&leader).or_else(|| members.iter().find(|member| member.id == leader));
+            members.iter().find(|member| member.id == leader).or_else(|| catalogue.members.get(&leader));
         let address = member.map_or("", |member| member.client_address.as_str());
         Failure::new(
             Reason::NotLeader,

@@ -177,6 +177,8 @@ impl Machine {
             cluster_id: ClusterId(u128::from(mix(self.seed, 0xc105))),
             node_id: self.node,
             members: members.collect(),
+            // The hosts of the simulated network have names that only it resolves.
+            insecure: true,
             data_dir: PathBuf::from(DIR),
             address_map: BTreeMap::new(),
             raft: self.settings.raft.clone(),
