@@ -16,10 +16,12 @@ mod catalogue_machine;
 mod codec;
 mod config;
 mod groups;
+mod incoming;
 mod kv_machine;
 mod log_store;
 mod machine;
 mod network;
+mod outgoing;
 mod proposal;
 mod rejoin;
 mod runtime;
@@ -29,6 +31,7 @@ mod strong;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use codec::CodecError;
 pub use config::RaftConfig;

@@ -44,12 +44,6 @@ pub enum MachineError {
         /// The group.
         group: GroupId,
     },
-    /// A snapshot is too large for a message between nodes.
-    #[error("the snapshot does not fit in one message between nodes ({bound} bytes)")]
-    SnapshotTooLarge {
-        /// The bound.
-        bound: usize,
-    },
     /// A task of the runtime failed.
     #[error(transparent)]
     Io(#[from] io::Error),

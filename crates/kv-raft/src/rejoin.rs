@@ -57,6 +57,8 @@ use crate::config::{LeaderId, LogId, Vote};
 pub(crate) struct SurveyReply {
     /// It is not itself fresh or joining.
     pub(crate) settled: bool,
+    /// A snapshot is on its way to it or being installed.
+    pub(crate) receiving: bool,
     /// Whom its vote is for.
     pub(crate) leader: Option<LeaderId>,
     /// The end of its log.

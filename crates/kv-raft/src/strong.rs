@@ -32,6 +32,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
+use crate::incoming::Gate;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
@@ -80,6 +81,7 @@ struct Inner {
     /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
     seeds: Option<AtomicU64>,
     writes: AtomicU64,
+    gate: Arc<Gate>,
 }
 
 impl Drop for Inner {
@@ -106,12 +108,14 @@ impl Strong {
         peers.set_members(config.members.clone());
         let config = Arc::new(config);
         let (published, catalogue) = watch::channel(Arc::default());
+        let gate = Arc::<Gate>::default();
         let around = Surroundings {
             config: config.clone(),
             storage: storage.clone(),
             peers: peers.clone(),
             env,
             catalogue: catalogue.clone(),
+            gate: gate.clone(),
         };
         let catalogue_group =
             Group::start(GroupId::CATALOGUE, around.clone(), CatalogueMachine::new(published)).await?;
@@ -127,6 +131,7 @@ impl Strong {
             stewards: Mutex::new(stewards),
             seeds: NodeRuntime::draw().map(AtomicU64::new),
             writes: AtomicU64::new(0),
+            gate,
         })))
     }
 
@@ -424,6 +429,7 @@ impl Strong {
             reachable_voters: u32::try_from(reachable).unwrap_or(u32::MAX),
             purged_index: index(&metrics.purged),
             snapshot_index: index(&metrics.snapshot),
+            able_voters: u32::try_from(group.able_voters()).unwrap_or(u32::MAX),
         }
     }
 
@@ -434,6 +440,11 @@ impl Strong {
             admin::GroupLeader { group: group.id.0, leader: leader.map_or(0, |leader| leader.0), term }
         };
         self.0.groups.values().map(leader_of).collect()
+    }
+
+    /// Steps of snapshots from other nodes that were refused since this node started, by the name of the reason.
+    pub fn snapshot_refusals(&self) -> BTreeMap<&'static str, u64> {
+        self.0.gate.refusals()
     }
 
     /// Writes acknowledged by this node as a leader, since it started.

@@ -620,6 +620,11 @@ impl Storage {
         Ok(())
     }
 
+    /// Size of the whole log beyond which commits are refused.
+    pub fn max_log_bytes(&self) -> u64 {
+        self.inner().options.max_log_bytes
+    }
+
     /// The error that poisoned the engine, or that it is closed.
     pub fn check(&self) -> Result<(), StorageError> {
         self.inner().check()
