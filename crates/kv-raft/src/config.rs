@@ -55,8 +55,6 @@ pub(crate) mod limits {
     pub(crate) const WORKING_POLL: Duration = Duration::from_millis(200);
     /// Snapshots that a node receives at a time, over all groups.
     pub(crate) const INCOMING_AT_ONCE: usize = 2;
-    /// Bytes of a received snapshot that are synced together.
-    pub(crate) const PART_SYNC_BYTES: u64 = kv_storage::limits::PART_SYNC_BYTES;
     /// A part of a snapshot that nobody goes on sending is thrown away after so long.
     pub(crate) const PART_KEPT: Duration = Duration::from_secs(600);
     /// Longest encoded membership that a peer may announce.
@@ -118,6 +116,8 @@ pub struct RaftConfig {
     pub snapshot_chunk_bytes: usize,
     /// Bytes of a snapshot that go to one follower in a second; 0 for as many as it takes.
     pub snapshot_bytes_per_second: u64,
+    /// Bytes of a snapshot that is received that are synced together, at most 8 MiB.
+    pub snapshot_sync_bytes: u64,
 }
 
 impl RaftConfig {
@@ -135,6 +135,7 @@ impl RaftConfig {
             entries_kept: 50_000,
             snapshot_chunk_bytes: 512 << 10,
             snapshot_bytes_per_second: 32 << 20,
+            snapshot_sync_bytes: 8 << 20,
         }
     }
 

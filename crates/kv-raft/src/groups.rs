@@ -183,7 +183,8 @@ impl Group {
         };
         let outgoing = Outgoing::new(id, around.config.node_id, pace);
         let seed = around.env.entropy.below(u64::MAX);
-        let incoming = Incoming::new(id, around.storage.snapshots(id), around.gate.clone(), seed);
+        let (files, sync_every) = (around.storage.snapshots(id), around.config.snapshot_sync_bytes);
+        let incoming = Incoming::new(id, files, sync_every, around.gate.clone(), seed);
         let network = Network {
             group: id,
             peers: around.peers.clone(),
@@ -797,7 +798,8 @@ impl Group {
         }
         *looked = Some(Instant::now());
         let me = self.around.config.node_id;
-        let voters = self.voters().into_iter().filter(|id| *id != me && self.around.peers.liveness(*id).is_up());
+        let voters =
+            self.voters().into_iter().filter(|id| *id != me && self.around.peers.liveness(*id).is_up());
         let asked = voters.map(|other| async move { (other, self.ask(other).await) });
         let answers = join_all(asked).await;
         let able = answers.into_iter().filter_map(|(other, said)| {

@@ -17,7 +17,7 @@ use openraft::AsyncRuntime;
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::config::limits::{INCOMING_AT_ONCE, MEMBERSHIP_BYTES, PART_KEPT, PART_SYNC_BYTES, SNAPSHOT_IDLE};
+use crate::config::limits::{INCOMING_AT_ONCE, MEMBERSHIP_BYTES, PART_KEPT, SNAPSHOT_IDLE};
 use crate::config::{LogId, Snapshot, SnapshotMeta, Vote};
 use crate::machine::SnapshotData;
 use crate::runtime::NodeRuntime;
@@ -128,6 +128,8 @@ struct State {
 pub(crate) struct Incoming {
     group: GroupId,
     files: Snapshots,
+    /// Bytes that are synced together.
+    sync_every: u64,
     gate: Arc<Gate>,
     state: Arc<tokio::sync::Mutex<State>>,
     /// A transfer is under way, or its file is being installed.
@@ -137,11 +139,18 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     /// `seed` makes the names of transfers differ from those of an earlier process.
-    pub(crate) fn new(group: GroupId, files: Snapshots, gate: Arc<Gate>, seed: u64) -> Arc<Self> {
+    pub(crate) fn new(
+        group: GroupId,
+        files: Snapshots,
+        sync_every: u64,
+        gate: Arc<Gate>,
+        seed: u64,
+    ) -> Arc<Self> {
         let state = State { transfers: seed, ..State::default() };
         Arc::new(Self {
             group,
             files,
+            sync_every,
             gate,
             state: Arc::new(tokio::sync::Mutex::new(state)),
             receiving: AtomicUsize::new(0),
@@ -168,7 +177,11 @@ impl Incoming {
         I: Future<Output = Result<Vote, Failure>> + Send + 'static,
     {
         let Ok(mut state) = self.state.clone().try_lock_owned() else {
-            return Ok(self.refuse(from, 0, refused(Refusal::AnotherUnderWay, "another step is being served")));
+            return Ok(self.refuse(
+                from,
+                0,
+                refused(Refusal::AnotherUnderWay, "another step is being served"),
+            ));
         };
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         state.swept = false;
@@ -237,8 +250,8 @@ impl Incoming {
         let place = self.gate.enter().ok_or_else(|| {
             refused(Refusal::TooMany, format!("this node receives {INCOMING_AT_ONCE} snapshots at a time"))
         })?;
-        let files = self.files.clone();
-        let opened = on_disk(move || files.receive(&identity.encode(), identity.length, PART_SYNC_BYTES));
+        let (files, sync_every) = (self.files.clone(), self.sync_every);
+        let opened = on_disk(move || files.receive(&identity.encode(), identity.length, sync_every));
         let part = opened.await.map_err(no_room)?;
         state.transfers = state.transfers.wrapping_add(1);
         let receiving = Receiving::new(state.transfers, vote, identity, part.received());
@@ -430,15 +443,15 @@ where
     let part = match checked.await {
         Ok((part, true)) => part,
         other => {
-            let why = other.err().map_or("its header is not what was announced".to_owned(), |e| e.to_string());
+            let why =
+                other.err().map_or("its header is not what was announced".to_owned(), |e| e.to_string());
             tracing::error!(group = group.0, why, "a received snapshot is damaged and was thrown away");
             discard(group, files).await;
             return Outcome::Refused(refused(Refusal::Damaged, why));
         }
     };
     let received = ReceivedPart::new(part);
-    let installed =
-        install(Snapshot { meta, snapshot: SnapshotData::Received(received.clone()) }).await;
+    let installed = install(Snapshot { meta, snapshot: SnapshotData::Received(received.clone()) }).await;
     // Not needed any more: the log came to the same point first, or a newer leader.
     if received.take().is_some() {
         discard(group, files).await;

@@ -187,7 +187,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let give = self.outgoing.give(self.target, vote, snapshot, |body, within| self.ask(Lane::Bulk, body, within));
+        let give = self
+            .outgoing
+            .give(self.target, vote, snapshot, |body, within| self.ask(Lane::Bulk, body, within));
         match select(std::pin::pin!(cancel), std::pin::pin!(give)).await {
             Either::Left((closed, _)) => Err(StreamingError::Closed(closed)),
             Either::Right((Ok(vote), _)) => Ok(SnapshotResponse { vote }),

@@ -190,12 +190,7 @@ impl Outgoing {
 
     /// What the log must keep. `matched` tells how far (exclusive) a follower's log is known to match; the log ends before
     /// `end`; a follower within `near` entries of it needs no hold.
-    pub(crate) fn holds(
-        &self,
-        matched: impl Fn(NodeId) -> u64,
-        end: u64,
-        near: u64,
-    ) -> Vec<Hold> {
+    pub(crate) fn holds(&self, matched: impl Fn(NodeId) -> u64, end: u64, near: u64) -> Vec<Hold> {
         let now = self.now();
         let mut holds = lock(&self.holds);
         holds.retain(|to, hold| match hold.followed(matched(*to), end, near, now) {
@@ -232,8 +227,6 @@ fn hear(answer: Result<Response, PeerError>) -> Heard {
         WireResult::Installed(installed) => vote(installed, Heard::Installed),
         WireResult::Wanted(peer::SnapshotWanted { transfer, offset }) => Heard::Wanted { transfer, offset },
         WireResult::Working(peer::SnapshotWorking { progress }) => Heard::Working { progress },
-        WireResult::Refused(refused) => {
-            Heard::Refused { refusal: refused.reason(), offset: refused.offset }
-        }
+        WireResult::Refused(refused) => Heard::Refused { refusal: refused.reason(), offset: refused.offset },
     }
 }

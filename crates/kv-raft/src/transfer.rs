@@ -358,7 +358,8 @@ impl Receiving {
         if chunk.offset != self.offset {
             return Err(Refusal::WrongOffset);
         }
-        let beyond = chunk.offset.checked_add(chunk.data.len() as u64).is_none_or(|end| end > self.identity.length);
+        let beyond =
+            chunk.offset.checked_add(chunk.data.len() as u64).is_none_or(|end| end > self.identity.length);
         if beyond {
             return Err(Refusal::BeyondLength);
         }
@@ -416,7 +417,12 @@ impl Hold {
 
 /// How far the log may be purged (exclusive): as far as wanted, but not beyond what followers will need after a snapshot,
 /// unless the log has used up the share that is kept for them.
-pub(crate) fn purge_target(wanted: u64, holds: impl Iterator<Item = Hold>, log_bytes: u64, bound: u64) -> u64 {
+pub(crate) fn purge_target(
+    wanted: u64,
+    holds: impl Iterator<Item = Hold>,
+    log_bytes: u64,
+    bound: u64,
+) -> u64 {
     if log_bytes >= bound {
         return wanted;
     }
