@@ -18,7 +18,7 @@ use crate::cluster::Lab;
 pub const STRONG: &str = "ledger-strong";
 /// The available namespace of a ledger.
 pub const AVAILABLE: &str = "ledger-available";
-/// The folder in a node's data directory that holds the lower tier, sled: losing it must lose nothing.
+/// The folder in a node's data directory that holds the lower tier: losing it must lose nothing.
 pub const TIER_FOLDER: &str = "tier";
 /// Writes in flight.
 const CONCURRENCY: usize = 16;

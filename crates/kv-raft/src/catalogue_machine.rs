@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::codec::{self, CodecError, Reader, Write};
 use crate::machine::{Domain, MachineError};
 use crate::proposal::{Created, Point, Proposal, Reply};
-use crate::tables::{Stage, Table, keys};
+use crate::tables::{Space, Stage, Table, keys};
 
 /// Replicas per key of the ring that every cluster has, where there are so many members.
 const DEFAULT_N: u8 = 3;
@@ -103,6 +103,11 @@ pub(crate) struct CatalogueMachine {
 impl CatalogueMachine {
     pub(crate) fn new(published: watch::Sender<Arc<Catalogue>>) -> Self {
         Self { catalogue: Catalogue::default(), creators: BTreeMap::new(), published }
+    }
+
+    /// Whether a proposal is a command that this machine can apply.
+    pub(crate) fn check(proposal: &Proposal) -> Result<(), CodecError> {
+        CatalogueCommand::decode(proposal.0.clone()).map(drop)
     }
 
     fn decide(&mut self, command: CatalogueCommand) -> Result<(Created, bool), Failure> {
@@ -196,8 +201,8 @@ fn is_as_asked(namespace: &Namespace, spec: &NamespaceSpec) -> bool {
 }
 
 impl Domain for CatalogueMachine {
-    fn load(&mut self, storage: &Storage, group: GroupId) -> Result<(), MachineError> {
-        (self.catalogue, self.creators) = match storage.get(Table::Catalogue.id(), &keys::of_group(group))? {
+    fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError> {
+        (self.catalogue, self.creators) = match storage.get(Table::Catalogue.id(), &keys::of_space(space))? {
             Some(row) => decode_catalogue(row.value)?,
             None => (Catalogue::default(), BTreeMap::new()),
         };
@@ -209,7 +214,7 @@ impl Domain for CatalogueMachine {
         let decided = self.decide(command);
         if let Ok((_, true)) = decided {
             let row = encode_catalogue(&self.catalogue, &self.creators);
-            stage.put(Table::Catalogue, keys::of_group(stage.group()), row);
+            stage.put(Table::Catalogue, keys::of_space(stage.space()), row);
         }
         Ok(Reply::Catalogue(decided.map(|(created, _)| created)))
     }

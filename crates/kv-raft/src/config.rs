@@ -7,17 +7,35 @@ use kv_types::{ClusterId, NodeId};
 use openraft::{ConfigError, SnapshotPolicy};
 
 use crate::machine::{Machine, SnapshotData};
-use crate::proposal::{Proposal, Reply};
+use crate::proposal::{Answering, Proposal, Reply};
 use crate::runtime::NodeRuntime;
 
-openraft::declare_raft_types!(
-    /// Every group speaks of opaque proposals and typed replies; members are known by id, addresses are kv-peer's.
-    pub(crate) TypeConfig:
-        D = Proposal,
-        R = Reply,
-        Node = openraft::EmptyNode,
-        AsyncRuntime = NodeRuntime,
-);
+/// Every group speaks of opaque proposals and typed replies; members are known by id, addresses are kv-peer's. Written out
+/// because openraft's macro cannot name a responder of our own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct TypeConfig;
+
+impl openraft::RaftTypeConfig for TypeConfig {
+    type D = Proposal;
+    type R = Reply;
+    type NodeId = u64;
+    type Node = openraft::EmptyNode;
+    type Term = u64;
+    type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = openraft::EntryPayload<Self::D, Self::NodeId, Self::Node>;
+    type Entry = openraft::Entry<<Self::LeaderId as openraft::vote::RaftLeaderId>::Committed, Self::Payload>;
+    type AsyncRuntime = NodeRuntime;
+    type Responder<T>
+        = Answering<T>
+    where
+        T: openraft::OptionalSend + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: openraft::OptionalSend + 'static;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
 
 pub(crate) type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;
 pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;
@@ -32,6 +50,8 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 /// Bounds that only this crate knows.
 pub(crate) mod limits {
     use std::time::Duration;
+
+    use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
     /// Entries in one append.
     pub(crate) const APPEND_ENTRIES: u64 = 1_024;
@@ -48,9 +68,9 @@ pub(crate) mod limits {
     /// Pieces are not made smaller than this when calls run out of time.
     pub(crate) const CHUNK_MIN_BYTES: usize = 16 << 10;
     /// Pause after a step of a transfer that failed; doubled with each that fails in a row.
-    pub(crate) const TRANSFER_PAUSE: Duration = Duration::from_millis(50);
+    pub(crate) const STEP_PAUSE: Duration = Duration::from_millis(50);
     /// The longest such pause.
-    pub(crate) const TRANSFER_PAUSE_MAX: Duration = Duration::from_secs(1);
+    pub(crate) const STEP_PAUSE_MAX: Duration = Duration::from_secs(1);
     /// How often the sender asks how an installation goes.
     pub(crate) const WORKING_POLL: Duration = Duration::from_millis(200);
     /// Snapshots that a node receives at a time, over all groups.
@@ -85,6 +105,33 @@ pub(crate) mod limits {
     pub(crate) const ABILITY_EVERY: Duration = Duration::from_secs(1);
     /// Deadline of one question of a node with a fresh directory; it asks again.
     pub(crate) const SURVEY_DEADLINE: Duration = Duration::from_millis(500);
+    /// Default of [`super::RaftConfig::backlog_entries`]: a few times what keeps a quorum busy (throughput is flat from 256
+    /// in flight on), and so little that the last one in waits for a fraction of a second.
+    pub(crate) const BACKLOG_ENTRIES: u64 = 4_096;
+    /// Default of [`super::RaftConfig::backlog_bytes`]. Half of it, what one namespace may use, holds several of the largest
+    /// values.
+    pub(crate) const BACKLOG_BYTES: u64 = 32 << 20;
+    /// What a proposal costs beside its bytes: its responder, its places in queues and indexes.
+    pub(crate) const PROPOSAL_OVERHEAD_BYTES: u64 = 512;
+    /// The part of the log's bound, one in so many, above which snapshots are taken early and the log below them is not
+    /// kept. Derived, so that no setting makes trimming start only when writes are refused.
+    pub(crate) const LOG_WANTED_SHARE: u64 = 2;
+    /// A term of a peer may be so far above the known one: no cluster holds as many elections, and to use up all terms takes
+    /// as many messages again.
+    pub(crate) const TERM_LEAP: u64 = 1 << 32;
+    /// Largest command in an entry: the largest key and value, and what names them.
+    pub(crate) const MAX_COMMAND_BYTES: usize = MAX_VALUE_BYTES + MAX_KEY_BYTES + (4 << 10);
+    /// No log has as many entries; arithmetic on an index does not overflow below it.
+    pub(crate) const MAX_INDEX: u64 = 1 << 62;
+    /// Pause after the leadership was moved on request, before it is moved again.
+    pub(crate) const TRANSFER_PAUSE: Duration = Duration::from_secs(5);
+    /// A log that owes answers and gave none for so long hangs: a leader gives up then. Far above the slowest healthy fsync;
+    /// one of 1.5 s costs no election.
+    pub(crate) const DISK_SILENCE: Duration = Duration::from_secs(3);
+    /// How often a leader whose disk hangs tries to hand its leadership over.
+    pub(crate) const GIVE_UP_EVERY: Duration = Duration::from_secs(1);
+    /// How long a follower refuses appends after its log was found full, as told to the leader.
+    pub(crate) const FULL_LOG_RETRY_MS: u32 = 500;
     /// How long a read may wait for a quorum when the last one is older than the lease.
     pub(crate) const DOUBTFUL_READ_WAIT: Duration = Duration::from_millis(25);
     /// When a refused request may come back: about what is left of an election.
@@ -108,8 +155,6 @@ pub struct RaftConfig {
     pub election_max: Duration,
     /// A snapshot is taken after so many entries.
     pub snapshot_every: u64,
-    /// Above so many bytes of the node's log, snapshots are taken earlier and the log below them is not kept.
-    pub log_bytes_wanted: u64,
     /// Entries kept in the log below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
     /// Bytes of a snapshot that go to a follower in one message, at most 1 MiB.
@@ -118,6 +163,10 @@ pub struct RaftConfig {
     pub snapshot_bytes_per_second: u64,
     /// Bytes of a snapshot that is received that are synced together, at most 8 MiB.
     pub snapshot_sync_bytes: u64,
+    /// Entries of a group that may be proposed and not applied; more are refused with `OVERLOADED`.
+    pub backlog_entries: u64,
+    /// Their bytes.
+    pub backlog_bytes: u64,
 }
 
 impl RaftConfig {
@@ -131,11 +180,12 @@ impl RaftConfig {
             election_min: Duration::from_millis(250),
             election_max: Duration::from_millis(500),
             snapshot_every: 100_000,
-            log_bytes_wanted: 1 << 30,
             entries_kept: 50_000,
             snapshot_chunk_bytes: 512 << 10,
             snapshot_bytes_per_second: 32 << 20,
             snapshot_sync_bytes: 8 << 20,
+            backlog_entries: limits::BACKLOG_ENTRIES,
+            backlog_bytes: limits::BACKLOG_BYTES,
         }
     }
 
@@ -167,6 +217,11 @@ impl RaftConfig {
         };
         settings.validate()
     }
+}
+
+/// Bytes of the node's log above which its groups trim it, given the bound of the log.
+pub(crate) fn log_bytes_wanted(max_log_bytes: u64) -> u64 {
+    max_log_bytes / limits::LOG_WANTED_SHARE
 }
 
 fn millis(duration: Duration) -> u64 {

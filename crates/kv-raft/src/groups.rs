@@ -27,24 +27,29 @@ use openraft::{AsyncRuntime, EmptyNode, Instant as _, LinearizerOption, ReadPoli
 use tokio::sync::{OwnedRwLockReadGuard, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::backlog::{Full, Load, Place, SharedBacklog};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
-    ABILITY_EVERY, APPEND_ENTRIES, DOUBTFUL_READ_WAIT, HELD_LOG_SHARE, RETRY_AFTER_MS, SNAPSHOT_PAUSE,
-    STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE,
+    ABILITY_EVERY, APPEND_ENTRIES, DISK_SILENCE, DOUBTFUL_READ_WAIT, FULL_LOG_RETRY_MS, GIVE_UP_EVERY,
+    HELD_LOG_SHARE, PROPOSAL_OVERHEAD_BYTES, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK,
+    SURVEY_DEADLINE,
 };
-use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig};
-use crate::incoming::{Gate, Incoming, Standing, check_sender};
+use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig, Vote, log_bytes_wanted};
+use crate::disk_watch::DiskWatch;
+use crate::handover::{TooSoon, Transfers};
+use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
 use crate::kv_machine;
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError};
 use crate::network::Network;
-use crate::outgoing::{Outgoing, Pace};
-use crate::proposal::{Proposal, Reply};
+use crate::proposal::{Answering, Proposal, Reply};
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
+use crate::snapshot_in::{Gate, Incoming, Standing};
+use crate::snapshot_out::{Outgoing, Pace};
 use crate::strong::StartError;
-use crate::tables::Table;
+use crate::tables::{Space, Table};
 use crate::transfer::purge_target;
 
 /// What every group of a node shares.
@@ -64,6 +69,18 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     around: Surroundings,
     applied: Applied,
+    /// What was proposed here and is not applied.
+    backlog: SharedBacklog,
+    /// Whether a proposal of this group can be applied.
+    check: Check,
+    /// Messages of peers that were refused.
+    refusals: Refusals,
+    /// Whether the log answers.
+    disk: DiskWatch,
+    /// The log does not answer: this node neither leads nor campaigns.
+    hangs: AtomicBool,
+    /// When the leadership may be moved.
+    transfers: Mutex<Transfers>,
     /// Whoever digests the state holds it.
     digesting: Arc<tokio::sync::Mutex<()>>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
@@ -107,6 +124,15 @@ pub(crate) enum Unserved {
 impl From<Failure> for Unserved {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
+    }
+}
+
+/// The leadership is being moved while this lives.
+pub(crate) struct TransferTurn<'a>(&'a Group);
+
+impl Drop for TransferTurn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.transfers).end(Instant::now());
     }
 }
 
@@ -172,6 +198,7 @@ impl Group {
         id: GroupId,
         around: Surroundings,
         domain: impl Domain,
+        check: Check,
     ) -> Result<Arc<Self>, StartError> {
         let log: RaftLog = around.storage.raft(id);
         let newborn = log.vote().is_none();
@@ -202,8 +229,9 @@ impl Group {
             around.config.openraft().map_err(|error| StartError::Settings(error.to_string()))?;
         // From its first tick on: whoever forgot something must not campaign.
         settings.enable_elect = role == Role::Settled;
-        let raft =
-            Raft::new(me, Arc::new(settings), network, LogStore::new(log), machine).await.map_err(fatal)?;
+        let disk = DiskWatch::default();
+        let log = LogStore::new(log, disk.clone());
+        let raft = Raft::new(me, Arc::new(settings), network, log, machine).await.map_err(fatal)?;
         if let Role::Joining(joining) = &role
             && !promise(&raft, joining).await.map_err(fatal)?
         {
@@ -215,6 +243,15 @@ impl Group {
             id,
             raft,
             applied,
+            backlog: SharedBacklog::new(Load {
+                entries: around.config.backlog_entries,
+                bytes: around.config.backlog_bytes,
+            }),
+            check,
+            refusals: Refusals::default(),
+            disk,
+            hangs: AtomicBool::new(false),
+            transfers: Mutex::default(),
             digesting: Arc::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && role == Role::Settled),
@@ -238,6 +275,8 @@ impl Group {
         };
         let heard = *lock(&self.leader_heard);
         match leader {
+            // It gives up: it may still be called the leader until another one is heard.
+            _ if leads && self.hangs.load(Ordering::Acquire) => Leadership::Lost,
             _ if leads => Leadership::Leads,
             Some(leader) if heard.is_some_and(|at| at.elapsed() < self.around.config.election_max) => {
                 Leadership::Follows(NodeId(leader))
@@ -279,6 +318,58 @@ impl Group {
         .retry_after_ms(RETRY_AFTER_MS)
     }
 
+    /// The deadline passed before `what`. That is a lost quorum only where no quorum can be reached; what did not happen was
+    /// not begun, so nothing was applied.
+    pub(crate) fn late(&self, what: &str) -> Failure {
+        let (reachable, required) = self.reach();
+        if reachable < required {
+            return self.no_quorum(what);
+        }
+        Failure::new(Reason::DeadlineExpired, format!("{}: the deadline passed before {what}", self.id))
+            .retry_after_ms(RETRY_AFTER_MS)
+    }
+
+    /// Why this node serves nothing of the group when it hears no leader.
+    pub(crate) fn lost(&self) -> Failure {
+        match self.impediment() {
+            Some(why) => Failure::new(Reason::NotLeader, why).retry_after_ms(RETRY_AFTER_MS),
+            None => self.no_quorum("it hears no leader"),
+        }
+    }
+
+    /// What keeps this node from leading, for people.
+    pub(crate) fn impediment(&self) -> Option<String> {
+        self.hangs.load(Ordering::Acquire).then(|| {
+            format!(
+                "{} does not lead {}: its disk has completed no write of the log for {:.1} s",
+                self.around.config.node_id,
+                self.id,
+                self.disk.silent_for().as_secs_f64()
+            )
+        })
+    }
+
+    /// Messages of peers that were refused because no peer sends such.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refusals.total()
+    }
+
+    /// Begins to move the leadership, or says why not now. What is returned ends it when it is dropped.
+    pub(crate) fn begin_transfer(&self) -> Result<TransferTurn<'_>, Failure> {
+        lock(&self.transfers).begin(Instant::now()).map_err(|too_soon| match too_soon {
+            TooSoon::UnderWay => {
+                Failure::new(Reason::Overloaded, format!("the leadership of {} is being moved", self.id))
+                    .retry_after_ms(RETRY_AFTER_MS)
+            }
+            TooSoon::Pause { left_ms } => Failure::new(
+                Reason::Overloaded,
+                format!("the leadership of {} was moved a moment ago; it stays for {left_ms} ms", self.id),
+            )
+            .retry_after_ms(left_ms),
+        })?;
+        Ok(TransferTurn(self))
+    }
+
     fn fatal(&self, fatal: &Fatal<TypeConfig>) -> Failure {
         match fatal {
             Fatal::Stopped => Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending(),
@@ -308,39 +399,100 @@ impl Group {
 
     // ---- proposals and reads
 
-    /// Proposes a command and waits until it is applied here.
+    /// A place for a proposal in the account of what is not applied yet. Refusals come before anything is queued.
+    fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
+        if let Err(pressure) = self.around.storage.log_pressure() {
+            let reason = match pressure {
+                StorageError::LogFull { .. } => Reason::LimitStorage,
+                _ => Reason::Overloaded,
+            };
+            return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));
+        }
+        let bound = self.backlog.bound();
+        let overloaded = |what: &str| {
+            let waiting = self.backlog.total();
+            Failure::new(
+                Reason::Overloaded,
+                format!(
+                    "{} {what}: {} entries of {} bytes wait to be applied; nothing was proposed",
+                    self.id, waiting.entries, waiting.bytes
+                ),
+            )
+            .with("limit_entries", bound.entries)
+            .with("limit_bytes", bound.bytes)
+            .retry_after_ms(RETRY_AFTER_MS)
+        };
+        // What earlier leaders proposed counts too, though it is in no account here.
+        let unapplied = {
+            let metrics = self.raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
+            index(&metrics.last_log).saturating_sub(index(&metrics.last_applied))
+        };
+        if unapplied > bound.entries {
+            return Err(overloaded("has not applied its log"));
+        }
+        let bytes =
+            u64::try_from(proposal.0.len()).unwrap_or(u64::MAX).saturating_add(PROPOSAL_OVERHEAD_BYTES);
+        self.backlog.admit(namespace, bytes).map_err(|full| match full {
+            Full::Group => overloaded("has as much to apply as it may"),
+            Full::Namespace => overloaded("has as much to apply for this namespace as it may"),
+        })
+    }
+
+    /// What was proposed here and is not applied.
+    #[cfg(test)]
+    pub(crate) fn backlog(&self) -> Load {
+        self.backlog.total()
+    }
+
+    /// Nothing is applied while this lives.
+    #[cfg(test)]
+    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<Option<LogId>> {
+        self.applied.clone().read_owned().await
+    }
+
+    /// Proposes a command for a namespace and waits until it is applied here. It holds its place in the account until Raft
+    /// is done with it, also when the deadline passes before.
     pub(crate) async fn propose(
         &self,
+        namespace: NamespaceId,
         proposal: Proposal,
         deadline: Instant,
     ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
-        if let Err(pressure) = self.around.storage.log_pressure() {
-            let reason = match pressure {
-                kv_storage::StorageError::LogFull { .. } => Reason::LimitStorage,
-                _ => Reason::Overloaded,
-            };
-            return Err(Failure::new(reason, pressure.to_string()).into());
+        let place = self.admit_proposal(namespace, &proposal)?;
+        let (responder, answer) = Answering::new(place);
+        let handed = self.raft.write(proposal).responder(responder).into_future();
+        match timeout_at(deadline, handed).await {
+            Ok(Ok(())) => {}
+            // Raft's own queue had no room up to the deadline: it has not taken the message and will not.
+            Err(_) => {
+                let why = format!("{} did not take the proposal by the deadline", self.id);
+                return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS).into());
+            }
+            Ok(Err(fatal)) => return Err(self.fatal(&fatal).after_sending().into()),
         }
         let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
-        match timeout_at(deadline, self.raft.client_write(proposal)).await {
-            Ok(Ok(response)) => Ok(response),
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(Ok(response))) => Ok(response),
             Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
                 Err(self.no_quorum("nothing was decided").into())
             }
             Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
-                Err(self.forwarded(forward))
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(self.forwarded(forward)),
+            Ok(Ok(Err(error))) => Err(unknown(error.to_string()).into()),
+            // The group stopped; it may have been proposed before.
+            Ok(Err(_)) => {
+                let state = self.raft.metrics().borrow_watched().running_state.clone();
+                Err(self.fatal(&state.err().unwrap_or(Fatal::Stopped)).after_sending().into())
             }
-            Ok(Err(RaftError::APIError(error))) => Err(unknown(error.to_string()).into()),
-            // It may have been proposed before the group stopped.
-            Ok(Err(RaftError::Fatal(fatal))) => Err(self.fatal(&fatal).after_sending().into()),
         }
     }
 
     /// A view of the state that includes everything that was decided before this call: the leader lets a quorum confirm it
     /// (read index), then waits until it has applied as much.
     pub(crate) async fn view(&self, deadline: Instant) -> Result<View, Unserved> {
-        let late = || Failure::new(Reason::NoQuorum, "no quorum confirmed the leader by the deadline");
+        let late = || self.late("a quorum confirmed the leader");
         let behind =
             || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
         let lease = self.around.config.election_max;
@@ -408,7 +560,7 @@ impl Group {
             let alone = self.digesting.clone().lock_owned().await;
             let (applied, cut) = {
                 let applied = self.applied.read().await;
-                let cut = kv_machine::cut_of(&self.around.storage, self.id, namespace)
+                let cut = kv_machine::cut_of(&self.around.storage, Space::first(self.id), namespace)
                     .map_err(|error| failed(error.into()))?;
                 (applied.as_ref().map_or(0, |applied| applied.index), cut)
             };
@@ -434,7 +586,7 @@ impl Group {
         let served = async {
             match body {
                 Request::RaftSnapshot(sent) => self.take_snapshot(from, sent).await,
-                body => self.serve(body).await,
+                body => self.serve(from, body).await,
             }
         };
         timeout_at(deadline, served).await.map_err(|_| late())?
@@ -445,9 +597,9 @@ impl Group {
         use peer::raft_snapshot_reply::Result as Reply;
         let answer = |result| Ok(Response::RaftSnapshot(peer::RaftSnapshotReply { result: Some(result) }));
         self.admit(&Request::RaftSnapshot(peer::RaftSnapshot::default()))?;
-        let bad = |error: CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
-        let vote = codec::from_wire_vote(sent.vote).map_err(bad)?;
-        check_sender(from, &vote)?;
+        let vote = codec::from_wire_vote(sent.vote).map_err(|error| self.malformed(from, &error))?;
+        let known_term = self.leader_and_term().1;
+        check_vote(from, &vote, true, known_term).map_err(|why| self.malformed(from, &why))?;
         let step = sent.step.ok_or_else(|| {
             Failure::new(Reason::InvalidRequest, "a step of a snapshot that is unknown here")
         })?;
@@ -495,33 +647,69 @@ impl Group {
         Err(Failure::new(Reason::NotReady, format!("{}: {why}", self.around.config.node_id)))
     }
 
-    async fn serve(&self, body: Request) -> Result<Response, Failure> {
+    /// A message that no peer sends: refused by name, counted, and nothing is changed.
+    fn malformed(&self, from: NodeId, why: &dyn std::fmt::Display) -> Failure {
+        if self.refusals.count() {
+            tracing::warn!(group = %self.id, %from, %why, count = self.refusals.total(), "a message of a peer was refused");
+        }
+        Failure::new(Reason::InvalidRequest, format!("{} of {}: {why}", self.id, self.around.config.node_id))
+    }
+
+    /// Refuses what no leader sends, and entries of together `bytes` bytes for which the log has no room.
+    fn vet_append(
+        &self,
+        from: NodeId,
+        append: &AppendEntriesRequest<TypeConfig>,
+        bytes: usize,
+    ) -> Result<(), Failure> {
+        let log = self.around.storage.raft(self.id);
+        let known = Known {
+            term: self.leader_and_term().1,
+            committed: self.raft.data_metrics().borrow_watched().local_committed,
+            id_of: &|index| log.id_of(index).map(codec::from_storage_id),
+        };
+        check_append(from, append, &known, self.check).map_err(|why| self.malformed(from, &why))?;
+        // A refused append would end the group; heartbeats are answered, so the leader stays.
+        if append.entries.is_empty() {
+            return Ok(());
+        }
+        log.room_for(bytes).map_err(|full| {
+            Failure::new(Reason::LimitStorage, full.to_string()).retry_after_ms(FULL_LOG_RETRY_MS)
+        })
+    }
+
+    async fn take_append(&self, from: NodeId, append: peer::RaftAppend) -> Result<Response, Failure> {
+        let bad = |error: CodecError| self.malformed(from, &error);
+        let bytes = append.entries.iter().map(|entry| entry.payload.len()).sum();
+        let vote = codec::from_wire_vote(append.vote).map_err(bad)?;
+        let entries = append.entries.into_iter().map(codec::from_wire_entry);
+        let request = AppendEntriesRequest {
+            vote,
+            prev_log_id: append.previous.map(codec::from_wire_id),
+            entries: entries.collect::<Result<Vec<Entry>, _>>().map_err(bad)?,
+            leader_commit: append.committed.map(codec::from_wire_id),
+        };
+        self.vet_append(from, &request, bytes)?;
+        let position = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        lock(&self.heard).offered(vote.leader_id, position, request.leader_commit);
+        let reply = self.raft.append_entries(request).await;
+        let reply = reply.map_err(|error| self.fatal(&error.unwrap_fatal()))?;
+        if matches!(reply, AppendEntriesResponse::Success) {
+            lock(&self.heard).taken(vote.leader_id, position);
+        }
+        Ok(Response::RaftAppend(self.append_reply(reply)))
+    }
+
+    async fn serve(&self, from: NodeId, body: Request) -> Result<Response, Failure> {
         self.admit(&body)?;
-        let bad = |error: CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
+        let bad = |error: CodecError| self.malformed(from, &error);
+        let known_term = self.leader_and_term().1;
         let fatal = |error: RaftError<TypeConfig>| self.fatal(&error.unwrap_fatal());
+        let plausible = |vote: &Vote, elected| {
+            check_vote(from, vote, elected, known_term).map_err(|why| self.malformed(from, &why))
+        };
         match body {
-            Request::RaftAppend(append) => {
-                let vote = codec::from_wire_vote(append.vote).map_err(bad)?;
-                let request = AppendEntriesRequest {
-                    vote,
-                    prev_log_id: append.previous.map(codec::from_wire_id),
-                    entries: append
-                        .entries
-                        .into_iter()
-                        .map(codec::from_wire_entry)
-                        .collect::<Result<_, _>>()
-                        .map_err(bad)?,
-                    leader_commit: append.committed.map(codec::from_wire_id),
-                };
-                let position =
-                    request.entries.last().map(|entry: &Entry| entry.log_id).or(request.prev_log_id);
-                lock(&self.heard).offered(vote.leader_id, position, request.leader_commit);
-                let reply = self.raft.append_entries(request).await.map_err(fatal)?;
-                if matches!(reply, AppendEntriesResponse::Success) {
-                    lock(&self.heard).taken(vote.leader_id, position);
-                }
-                Ok(Response::RaftAppend(self.append_reply(reply)))
-            }
+            Request::RaftAppend(append) => self.take_append(from, append).await,
             Request::RaftVote(ask) => {
                 // A leader that hands over has stopped serving by itself, so no lease is broken.
                 let rests = Instant::now() < self.rested && !self.formed.load(Ordering::Acquire);
@@ -530,6 +718,7 @@ impl Group {
                     return Err(Failure::new(Reason::NotReady, why));
                 }
                 let vote = codec::from_wire_vote(ask.vote).map_err(bad)?;
+                plausible(&vote, false)?;
                 if !ask.pre_vote && vote.leader_id.term <= rejoin::FORMING_TERM {
                     let why =
                         "a node that forms a group has asked nobody whether it may campaign; it asks soon";
@@ -552,9 +741,11 @@ impl Group {
                 }))
             }
             Request::RaftTransferLeader(order) => {
-                let from = codec::from_wire_vote(order.from).map_err(bad)?;
+                let vote = codec::from_wire_vote(order.from).map_err(bad)?;
+                plausible(&vote, true)?;
                 let request =
-                    TransferLeaderRequest::new(from, order.to, order.last_log_id.map(codec::from_wire_id));
+                    TransferLeaderRequest::new(vote, order.to, order.last_log_id.map(codec::from_wire_id));
+                lock(&self.transfers).ordered(Instant::now());
                 match self.raft.handle_transfer_leader(request).await.map_err(|f| self.fatal(&f))? {
                     Ok(()) => Ok(Response::RaftTransferLeader(peer::RaftTransferLeaderReply {})),
                     Err(refused) => Err(Failure::new(Reason::NotReady, refused.to_string())),
@@ -617,11 +808,11 @@ impl Group {
     pub(crate) async fn steward(self: Arc<Self>) {
         let mut tick = tokio::time::interval(STEWARD_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut asked = None;
-        let mut looked = None;
+        let (mut asked, mut gave_up, mut looked) = (None, None, None);
         loop {
             tick.tick().await;
             let done = async {
+                self.watch_disk(&mut gave_up).await?;
                 self.settle().await?;
                 self.trim(&mut asked).await?;
                 self.incoming.tidy().await;
@@ -636,6 +827,44 @@ impl Group {
                 return;
             }
         }
+    }
+
+    /// Gives the leadership up, and keeps from campaigning, while the log does not answer. The followers acknowledge what this
+    /// node has not written, so the group goes on without it.
+    async fn watch_disk(&self, gave_up: &mut Option<Instant>) -> Result<(), Fatal<TypeConfig>> {
+        let silent_for = self.disk.silent_for();
+        let hangs = silent_for >= DISK_SILENCE;
+        if self.hangs.swap(hangs, Ordering::AcqRel) != hangs {
+            if hangs {
+                tracing::error!(group = %self.id, ?silent_for, "the disk completes no write of the log: this node gives up leading");
+            } else {
+                tracing::info!(group = %self.id, "the disk writes the log again");
+            }
+            self.raft.runtime_config().heartbeat(!hangs);
+            self.raft.runtime_config().elect(!hangs && *lock(&self.role) == Role::Settled);
+        }
+        let again = gave_up.is_none_or(|at| at.elapsed() >= GIVE_UP_EVERY);
+        if hangs
+            && again
+            && let Some(successor) = self.successor()
+        {
+            *gave_up = Some(Instant::now());
+            self.raft.trigger().transfer_leader(successor).await?;
+        }
+        Ok(())
+    }
+
+    /// The voter that has most of the log of those that answer, where this node leads. Without one the followers elect when
+    /// they have heard no heartbeat for long enough.
+    fn successor(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let me = self.around.config.node_id.0;
+        let replication = metrics.replication.as_ref()?;
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let up = |id: u64| id != me && voters.contains(&id) && self.around.peers.liveness(NodeId(id)).is_up();
+        let candidates = replication.iter().filter(|(id, _)| up(**id));
+        candidates.max_by_key(|(_, matched)| *matched).map(|(id, _)| *id)
     }
 
     /// One step of a node with a fresh directory towards taking part.
@@ -689,7 +918,7 @@ impl Group {
 
     fn settled(&self) {
         *lock(&self.role) = Role::Settled;
-        self.raft.runtime_config().elect(true);
+        self.raft.runtime_config().elect(!self.hangs.load(Ordering::Acquire));
     }
 
     /// Durable when this returns. A failure of the log stops the node by itself.
@@ -761,7 +990,7 @@ impl Group {
         let holds = self.holds();
         // What is held for a follower is not let go by another snapshot either.
         let held = holds.iter().any(|hold| hold.needs < snapshot) && log_bytes < held_bound && !full;
-        let pressed = full || (log_bytes > config.log_bytes_wanted && !held);
+        let pressed = full || (log_bytes > log_bytes_wanted(storage.max_log_bytes()) && !held);
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());

@@ -1,475 +1,170 @@
-//! Receives snapshots of a group from its leader: does what [`Receiving`] decides, keeps the bytes in a part on the disk, and
-//! checks and installs the whole. Whatever a peer sends is judged before anything is written; what is refused is refused by
-//! name and counted.
+//! What a peer sends is checked before Raft sees it, because what Raft takes is persisted: a term that leaps would end all
+//! elections, and an entry that cannot be decoded would end every member that applies it, restarts included. Until peers
+//! prove who they are this is all that stands between one bad frame and the log. What is refused here changes nothing.
 
-use std::collections::BTreeMap;
-use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kv_proto::peer;
-use kv_proto::peer::raft_snapshot::Step;
-use kv_proto::peer::raft_snapshot_reply::Result as Reply;
-use kv_storage::{SnapshotPart, Snapshots, StorageError};
-use kv_types::limits::MAX_MEMBERS;
-use kv_types::{Failure, GroupId, NodeId, Reason};
-use openraft::AsyncRuntime;
-use tokio::time::Instant;
+use kv_types::NodeId;
+use kv_types::limits::MAX_VOTERS;
+use openraft::EntryPayload;
+use openraft::raft::AppendEntriesRequest;
 
-use crate::codec;
-use crate::config::limits::{INCOMING_AT_ONCE, MEMBERSHIP_BYTES, PART_KEPT, SNAPSHOT_IDLE};
-use crate::config::{LogId, Snapshot, SnapshotMeta, Vote};
-use crate::machine::SnapshotData;
-use crate::runtime::NodeRuntime;
-use crate::snapshot::{self, ReceivedPart};
-use crate::transfer::{FileIdentity, Opening, Receiving, Refusal, Taking, refusal_name};
+use crate::codec::CodecError;
+use crate::config::limits::{APPEND_ENTRIES, MAX_COMMAND_BYTES, MAX_INDEX, TERM_LEAP};
+use crate::config::{LogId, TypeConfig, Vote};
+use crate::proposal::Proposal;
 
-/// A step that is not taken: why, and a few words.
-type Refused = (Refusal, String);
+/// Whether a proposal of a group decodes and keeps within the limits of what it holds.
+pub(crate) type Check = fn(&Proposal) -> Result<(), CodecError>;
 
-fn refused(refusal: Refusal, why: impl Into<String>) -> Refused {
-    (refusal, why.into())
+/// Why a message of a peer is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error("TERM_LEAPS: term {term} is more than {TERM_LEAP} above {known}, the term known here")]
+    TermLeaps { term: u64, known: u64 },
+    #[error("FOREIGN_VOTE: {from} speaks for n{of}")]
+    ForeignVote { from: NodeId, of: u64 },
+    #[error("NOT_ELECTED: an append, a snapshot or a transfer carries a vote that no quorum has granted")]
+    NotElected,
+    #[error("ALREADY_ELECTED: a candidate asks with a vote that a quorum has granted")]
+    AlreadyElected,
+    #[error("TOO_MANY_ENTRIES: {entries} entries in one append, the bound is {APPEND_ENTRIES}")]
+    TooManyEntries { entries: usize },
+    #[error("INDEX_TOO_LARGE: {index} is above {MAX_INDEX}")]
+    IndexTooLarge { index: u64 },
+    #[error("GAP: entry {found} stands where {expected} must")]
+    Gap { expected: u64, found: u64 },
+    #[error("LEADERS_GO_BACK: entry {index} has an older leader than the one before it")]
+    LeadersGoBack { index: u64 },
+    #[error("FROM_THE_FUTURE: {what} has a newer leader than the one that sends it")]
+    FromTheFuture { what: &'static str },
+    #[error("CONTRADICTS_COMMITTED: entry {index} is not the one that is committed there")]
+    ContradictsCommitted { index: u64 },
+    #[error("BAD_MEMBERSHIP: a membership of {voters} voters, from 1 to {MAX_VOTERS} may be")]
+    BadMembership { voters: usize },
+    #[error("COMMAND_TOO_LARGE: {bytes} bytes, the bound is {MAX_COMMAND_BYTES}")]
+    CommandTooLarge { bytes: usize },
+    #[error("BAD_ENTRY: {0}")]
+    BadEntry(#[from] CodecError),
 }
 
-/// What every group of a node shares: how many snapshots it receives at a time, and what was refused.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    taken: AtomicUsize,
-    refusals: Mutex<BTreeMap<&'static str, u64>>,
-}
-
-impl Gate {
-    fn enter(self: &Arc<Self>) -> Option<Place> {
-        let enter = |taken: usize| (taken < INCOMING_AT_ONCE).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).ok()?;
-        Some(Place(self.clone()))
-    }
-
-    fn count(&self, refusal: Refusal) -> u64 {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = refusals.entry(refusal_name(refusal)).or_default();
-        *count += 1;
-        *count
-    }
-
-    /// Steps refused since the start, by name.
-    pub(crate) fn refusals(&self) -> BTreeMap<&'static str, u64> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// A place among the snapshots that are received.
-#[derive(Debug)]
-struct Place(Arc<Gate>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Where the group stands when a step arrives.
-#[derive(Debug, Clone)]
-pub(crate) struct Standing {
-    /// The vote that this node holds.
-    pub(crate) vote: Vote,
+/// What this node knows of a group when a message arrives.
+pub(crate) struct Known<'a> {
+    /// Its term.
+    pub(crate) term: u64,
     /// The last entry that it knows to be committed.
     pub(crate) committed: Option<LogId>,
+    /// Names of the entries in its log.
+    pub(crate) id_of: &'a dyn Fn(u64) -> Option<LogId>,
 }
 
-/// How checking and installing goes, or ended.
-#[derive(Debug)]
-enum Outcome {
-    Working(u64),
-    Installed(Vote),
-    Refused(Refused),
-    Failed(Failure),
-}
+/// How many messages of a group were refused.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(AtomicU64);
 
-/// Blocking work on the files; a task that failed is an error of the disk.
-async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-) -> Result<T, StorageError> {
-    match NodeRuntime::blocking(work).await {
-        Ok(done) => done,
-        Err(error) => {
-            let (kind, message) = (error.kind(), error.to_string());
-            Err(StorageError::Io { op: "a snapshot that is received", kind, message })
-        }
+impl Refusals {
+    /// Counts one; true when it is worth a line in the log: the first, and then ever fewer.
+    pub(crate) fn count(&self) -> bool {
+        let count = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        count.is_power_of_two()
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Checking and installing, under way in a task of its own.
-struct Work {
-    /// Bytes that were checked, and then one for each time that it was asked about.
-    progress: Arc<AtomicU64>,
-    finished: Arc<Mutex<Option<Outcome>>>,
-}
-
-struct Current {
-    receiving: Receiving,
-    meta: SnapshotMeta,
-    part: Option<SnapshotPart>,
-    work: Option<Work>,
-    touched: Instant,
-    /// Until the work on the whole is over.
-    place: Option<Place>,
-}
-
-#[derive(Default)]
-struct State {
-    current: Option<Current>,
-    transfers: u64,
-    /// The part on the disk was thrown away, or there never was one, since it was last used.
-    swept: bool,
-}
-
-/// What a group of this node receives.
-pub(crate) struct Incoming {
-    group: GroupId,
-    files: Snapshots,
-    /// Bytes that are synced together.
-    sync_every: u64,
-    gate: Arc<Gate>,
-    state: Arc<tokio::sync::Mutex<State>>,
-    /// A transfer is under way, or its file is being installed.
-    receiving: AtomicUsize,
-    used: Mutex<Instant>,
-}
-
-impl Incoming {
-    /// `seed` makes the names of transfers differ from those of an earlier process.
-    pub(crate) fn new(
-        group: GroupId,
-        files: Snapshots,
-        sync_every: u64,
-        gate: Arc<Gate>,
-        seed: u64,
-    ) -> Arc<Self> {
-        let state = State { transfers: seed, ..State::default() };
-        Arc::new(Self {
-            group,
-            files,
-            sync_every,
-            gate,
-            state: Arc::new(tokio::sync::Mutex::new(state)),
-            receiving: AtomicUsize::new(0),
-            used: Mutex::new(Instant::now()),
-        })
+/// Whether a vote may be what it claims to be; `elected` where only the vote of a leader makes sense.
+pub(crate) fn check_vote(from: NodeId, vote: &Vote, elected: bool, known_term: u64) -> Result<(), Malformed> {
+    let leader = vote.leader_id;
+    if leader.term > known_term.saturating_add(TERM_LEAP) {
+        return Err(Malformed::TermLeaps { term: leader.term, known: known_term });
     }
-
-    /// Whether a snapshot is on its way here or being installed.
-    pub(crate) fn is_receiving(&self) -> bool {
-        self.receiving.load(Ordering::Acquire) > 0
+    if leader.node_id != from.0 {
+        return Err(Malformed::ForeignVote { from, of: leader.node_id });
     }
-
-    /// Takes a step of a leader whose vote is not older than this node's. `install` brings the snapshot to the group and
-    /// returns the vote that the group then holds. It has to be polled to its end: bytes may be on their way to the disk.
-    pub(crate) async fn step<I>(
-        self: Arc<Self>,
-        from: NodeId,
-        vote: Vote,
-        step: Step,
-        standing: Standing,
-        install: impl FnOnce(Snapshot) -> I + Send + 'static,
-    ) -> Result<Reply, Failure>
-    where
-        I: Future<Output = Result<Vote, Failure>> + Send + 'static,
-    {
-        let Ok(mut state) = self.state.clone().try_lock_owned() else {
-            return Ok(self.refuse(
-                from,
-                0,
-                refused(Refusal::AnotherUnderWay, "another step is being served"),
-            ));
-        };
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        state.swept = false;
-        let taken = match step {
-            Step::Begin(begin) => self.begin(&mut state, from, vote, begin, &standing).await,
-            Step::Chunk(chunk) => self.chunk(&mut state, chunk).await,
-            Step::End(end) => match self.end(&mut state, &end, install) {
-                Ok(Outcome::Working(progress)) => Ok(Reply::Working(peer::SnapshotWorking { progress })),
-                Ok(Outcome::Installed(kept)) if kept > vote => {
-                    Ok(Reply::HigherVote(codec::to_wire_vote(&kept)))
-                }
-                Ok(Outcome::Installed(kept)) => Ok(Reply::Installed(codec::to_wire_vote(&kept))),
-                Ok(Outcome::Failed(failure)) => return Err(failure),
-                Ok(Outcome::Refused(why)) | Err(why) => Err(why),
-            },
-        };
-        let under_way = state.current.as_ref().is_some_and(|current| !current.is_over());
-        self.receiving.store(usize::from(under_way), Ordering::Release);
-        let offset = state.current.as_ref().map_or(0, |current| current.receiving.offset());
-        Ok(taken.unwrap_or_else(|why| self.refuse(from, offset, why)))
-    }
-
-    fn refuse(&self, from: NodeId, offset: u64, (refusal, message): Refused) -> Reply {
-        let count = self.gate.count(refusal);
-        if count.is_power_of_two() {
-            tracing::warn!(
-                group = self.group.0, %from, refusal = refusal_name(refusal), count, offset, %message,
-                "a step of a snapshot was refused"
-            );
-        }
-        Reply::Refused(peer::SnapshotRefused { reason: refusal.into(), offset, message })
-    }
-
-    async fn begin(
-        &self,
-        state: &mut State,
-        from: NodeId,
-        vote: Vote,
-        begin: peer::SnapshotBegin,
-        standing: &Standing,
-    ) -> Result<Reply, Refused> {
-        let (meta, identity) = announced(from, &vote, begin)?;
-        // Checked when it was announced: there is a last entry.
-        let last = meta.last_log_id.as_ref().map_or(0, |last| last.index);
-        if meta.last_log_id <= standing.committed {
-            return Ok(Reply::Installed(codec::to_wire_vote(&standing.vote)));
-        }
-        if standing.committed.as_ref().is_some_and(|committed| last <= committed.index) {
-            return Err(refused(Refusal::Invalid, "it contradicts what is committed here"));
-        }
-        if let Some(current) = &mut state.current
-            && !current.is_over()
-        {
-            match current.receiving.announced(&vote, &identity) {
-                Opening::Continue => {
-                    current.touched = Instant::now();
-                    return Ok(current.wanted());
-                }
-                Opening::Refuse(refusal) => {
-                    return Err(refused(refusal, "another snapshot is being taken"));
-                }
-                Opening::Replace => {}
-            }
-        }
-        state.current = None;
-        let place = self.gate.enter().ok_or_else(|| {
-            refused(Refusal::TooMany, format!("this node receives {INCOMING_AT_ONCE} snapshots at a time"))
-        })?;
-        let (files, sync_every) = (self.files.clone(), self.sync_every);
-        let opened = on_disk(move || files.receive(&identity.encode(), identity.length, sync_every));
-        let part = opened.await.map_err(no_room)?;
-        state.transfers = state.transfers.wrapping_add(1);
-        let receiving = Receiving::new(state.transfers, vote, identity, part.received());
-        tracing::info!(
-            group = self.group.0, %from, last = ?meta.last_log_id, bytes = identity.length, from_offset = part.received(),
-            "receiving a snapshot"
-        );
-        let (part, place, touched) = (Some(part), Some(place), Instant::now());
-        let current = Current { receiving, meta, part, work: None, touched, place };
-        let wanted = current.wanted();
-        state.current = Some(current);
-        Ok(wanted)
-    }
-
-    async fn chunk(&self, state: &mut State, chunk: peer::SnapshotChunk) -> Result<Reply, Refused> {
-        let unknown = || refused(Refusal::UnknownTransfer, "there is no such transfer here");
-        let current = state.current.as_mut().ok_or_else(unknown)?;
-        current.receiving.chunk(&chunk).map_err(|refusal| refused(refusal, "the chunk was not taken"))?;
-        let mut part = current.part.take().ok_or_else(unknown)?;
-        let bytes = chunk.data.len();
-        match on_disk(move || part.write(&chunk.data).map(|()| part)).await {
-            Ok(part) => {
-                current.receiving.wrote(bytes);
-                // Our own logic: what the plan says is what the disk has.
-                if part.received() != current.receiving.offset() {
-                    state.current = None;
-                    return Err(refused(Refusal::Damaged, "the part and its plan differ"));
-                }
-                current.part = Some(part);
-                current.touched = Instant::now();
-                Ok(current.wanted())
-            }
-            Err(error) => {
-                // After an error of the disk nothing of the part is certain, and its room is needed.
-                state.current = None;
-                discard(self.group, self.files.clone()).await;
-                Err(no_room(error))
-            }
-        }
-    }
-
-    /// Begins to check and install, or says how it goes.
-    fn end<I>(
-        &self,
-        state: &mut State,
-        end: &peer::SnapshotEnd,
-        install: impl FnOnce(Snapshot) -> I + Send + 'static,
-    ) -> Result<Outcome, Refused>
-    where
-        I: Future<Output = Result<Vote, Failure>> + Send + 'static,
-    {
-        let unknown = || refused(Refusal::UnknownTransfer, "there is no such transfer here");
-        let current = state.current.as_mut().ok_or_else(unknown)?;
-        let judged = current.receiving.end(end.transfer);
-        let begins = judged.map_err(|refusal| refused(refusal, "the end was not taken"))?;
-        current.touched = Instant::now();
-        if begins {
-            let part = current.part.take().ok_or_else(unknown)?;
-            let work = Work { progress: Arc::default(), finished: Arc::default() };
-            let (progress, finished) = (work.progress.clone(), work.finished.clone());
-            let (identity, meta) = (current.receiving.identity, current.meta.clone());
-            let (files, group, place) = (self.files.clone(), self.group, current.place.take());
-            current.work = Some(work);
-            // Detached: it ends by itself, or with the group.
-            drop(NodeRuntime::spawn(async move {
-                let outcome = check_and_install(group, files, part, identity, meta, &progress, install).await;
-                *finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-                drop(place);
-            }));
-        }
-        let work = current.work.as_ref().ok_or_else(unknown)?;
-        let mut finished = work.finished.lock().unwrap_or_else(PoisonError::into_inner);
-        match finished.take() {
-            Some(Outcome::Installed(vote)) => {
-                // It may be asked again, when this answer is lost.
-                *finished = Some(Outcome::Installed(vote));
-                Ok(Outcome::Installed(vote))
-            }
-            Some(other) => {
-                drop(finished);
-                state.current = None;
-                Ok(other)
-            }
-            // Each wait of an installation has a bound in kv-storage, at which the group fails: that it is still under way is
-            // progress.
-            None => Ok(Outcome::Working(work.progress.fetch_add(1, Ordering::Relaxed) + 1)),
-        }
-    }
-
-    /// Forgets a transfer that nobody goes on with; its part stays for a while, then it goes as well.
-    pub(crate) async fn tidy(&self) {
-        let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.elapsed() < SNAPSHOT_IDLE {
-            return;
-        }
-        let Ok(mut state) = self.state.try_lock() else { return };
-        let abandoned = state.current.as_ref().is_some_and(|current| {
-            current.is_over()
-                || (current.receiving.taking == Taking::Bytes && current.touched.elapsed() >= SNAPSHOT_IDLE)
-        });
-        if abandoned {
-            state.current = None;
-            self.receiving.store(0, Ordering::Release);
-        }
-        if state.current.is_none() && !state.swept && used.elapsed() >= PART_KEPT {
-            discard(self.group, self.files.clone()).await;
-            state.swept = true;
-        }
+    match (elected, vote.committed) {
+        (true, false) => Err(Malformed::NotElected),
+        (false, true) => Err(Malformed::AlreadyElected),
+        _ => Ok(()),
     }
 }
 
-impl Current {
-    fn wanted(&self) -> Reply {
-        let (transfer, offset) = (self.receiving.transfer, self.receiving.offset());
-        Reply::Wanted(peer::SnapshotWanted { transfer, offset })
-    }
-
-    fn is_over(&self) -> bool {
-        let over = |work: &Work| work.finished.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        self.work.as_ref().is_some_and(over)
-    }
-}
-
-fn no_room(error: StorageError) -> Refused {
-    match error {
-        StorageError::TooLarge { .. } => refused(Refusal::TooLarge, error.to_string()),
-        error => refused(Refusal::NoRoom, error.to_string()),
-    }
-}
-
-/// What a leader announces, judged by itself.
-fn announced(
+/// Whether an append may be what a leader sends.
+pub(crate) fn check_append(
     from: NodeId,
-    vote: &Vote,
-    begin: peer::SnapshotBegin,
-) -> Result<(SnapshotMeta, FileIdentity), Refused> {
-    let invalid = |why: &str| refused(Refusal::Invalid, why);
-    let last = begin.last_log_id.map(codec::from_wire_id).ok_or_else(|| invalid("it holds no entry"))?;
-    if begin.membership.len() > MEMBERSHIP_BYTES {
-        return Err(invalid("its membership is too long"));
+    append: &AppendEntriesRequest<TypeConfig>,
+    known: &Known<'_>,
+    check: Check,
+) -> Result<(), Malformed> {
+    check_vote(from, &append.vote, true, known.term)?;
+    let entries = append.entries.len();
+    if u64::try_from(entries).unwrap_or(u64::MAX) > APPEND_ENTRIES {
+        return Err(Malformed::TooManyEntries { entries });
     }
-    let last_membership = codec::decode_membership(begin.membership)
-        .map_err(|error| refused(Refusal::Invalid, error.to_string()))?;
-    if last_membership.membership().nodes().count() > MAX_MEMBERS {
-        return Err(invalid("it has more members than a cluster may have"));
+    for (what, id) in [("what precedes", &append.prev_log_id), ("what is committed", &append.leader_commit)] {
+        let Some(id) = id else { continue };
+        check_id(what, id, &append.vote)?;
     }
-    if last_membership.log_id().as_ref().is_some_and(|id| *id > last) {
-        return Err(invalid("its membership is newer than the snapshot"));
+    let mut before = append.prev_log_id;
+    if let Some(previous) = before {
+        check_committed(&previous, known)?;
     }
-    if last.leader_id > vote.leader_id {
-        return Err(invalid("its last entry is newer than the leader"));
-    }
-    if last.index >= u64::MAX - 1 || begin.snapshot_id != snapshot::id_of(Some(&last)) {
-        return Err(invalid("its number does not belong to its last entry"));
-    }
-    if begin.length == 0 {
-        return Err(invalid("it has no bytes"));
-    }
-    if begin.length > kv_storage::limits::MAX_SNAPSHOT_BYTES {
-        return Err(refused(Refusal::TooLarge, "it is longer than a snapshot may be"));
-    }
-    let meta = SnapshotMeta { last_log_id: Some(last), last_membership };
-    let identity = FileIdentity {
-        node: from,
-        snapshot: begin.snapshot_id,
-        length: begin.length,
-        checksum: begin.checksum,
-    };
-    Ok((meta, identity))
-}
-
-async fn check_and_install<I>(
-    group: GroupId,
-    files: Snapshots,
-    part: SnapshotPart,
-    identity: FileIdentity,
-    meta: SnapshotMeta,
-    progress: &Arc<AtomicU64>,
-    install: impl FnOnce(Snapshot) -> I + Send + 'static,
-) -> Outcome
-where
-    I: Future<Output = Result<Vote, Failure>> + Send + 'static,
-{
-    let (header, seen) = (codec::encode_mark(&meta), progress.clone());
-    let checked = on_disk(move || {
-        let found = part.verify(identity.snapshot, identity.checksum, &seen)?;
-        Ok((part, found == header))
-    });
-    let part = match checked.await {
-        Ok((part, true)) => part,
-        other => {
-            let why =
-                other.err().map_or("its header is not what was announced".to_owned(), |e| e.to_string());
-            tracing::error!(group = group.0, why, "a received snapshot is damaged and was thrown away");
-            discard(group, files).await;
-            return Outcome::Refused(refused(Refusal::Damaged, why));
+    for entry in &append.entries {
+        let id = entry.log_id;
+        let expected = before.map_or(0, |before| before.index + 1);
+        if id.index != expected {
+            return Err(Malformed::Gap { expected, found: id.index });
         }
-    };
-    let received = ReceivedPart::new(part);
-    let installed = install(Snapshot { meta, snapshot: SnapshotData::Received(received.clone()) }).await;
-    // Not needed any more: the log came to the same point first, or a newer leader.
-    if received.take().is_some() {
-        discard(group, files).await;
-    }
-    installed.map_or_else(Outcome::Failed, Outcome::Installed)
-}
-
-async fn discard(group: GroupId, files: Snapshots) {
-    if let Err(error) = on_disk(move || files.discard_part()).await {
-        tracing::warn!(group = group.0, %error, "the part of a snapshot was not removed");
-    }
-}
-
-/// Refuses what only a leader may send, and what its own vote denies.
-pub(crate) fn check_sender(from: NodeId, vote: &Vote) -> Result<(), Failure> {
-    if !vote.committed || vote.leader_id.node_id != from.0 {
-        let message = format!("{from} sends a snapshot under a vote that does not make it the leader");
-        return Err(Failure::new(Reason::InvalidRequest, message));
+        check_id("an entry", &id, &append.vote)?;
+        if before.is_some_and(|before| before.leader_id > id.leader_id) {
+            return Err(Malformed::LeadersGoBack { index: id.index });
+        }
+        check_committed(&id, known)?;
+        check_payload(&entry.payload, check)?;
+        before = Some(id);
     }
     Ok(())
+}
+
+fn check_id(what: &'static str, id: &LogId, vote: &Vote) -> Result<(), Malformed> {
+    if id.index > MAX_INDEX {
+        return Err(Malformed::IndexTooLarge { index: id.index });
+    }
+    if id.leader_id > vote.leader_id {
+        return Err(Malformed::FromTheFuture { what });
+    }
+    Ok(())
+}
+
+/// No leader has other entries than those that are committed.
+fn check_committed(id: &LogId, known: &Known<'_>) -> Result<(), Malformed> {
+    let index = id.index;
+    if known.committed.is_some_and(|committed| index <= committed.index)
+        && (known.id_of)(index).is_some_and(|ours| ours != *id)
+    {
+        return Err(Malformed::ContradictsCommitted { index });
+    }
+    Ok(())
+}
+
+fn check_payload(
+    payload: &EntryPayload<Proposal, u64, openraft::EmptyNode>,
+    check: Check,
+) -> Result<(), Malformed> {
+    match payload {
+        EntryPayload::Blank => Ok(()),
+        EntryPayload::Normal(proposal) => match proposal.0.len() {
+            bytes if bytes > MAX_COMMAND_BYTES => Err(Malformed::CommandTooLarge { bytes }),
+            _ => Ok(check(proposal)?),
+        },
+        EntryPayload::Membership(membership) => {
+            // A change has two sets of voters while it is under way.
+            let voters = membership.get_joint_config().iter().map(|voters| voters.len()).max().unwrap_or(0);
+            match voters {
+                1..=MAX_VOTERS => Ok(()),
+                _ => Err(Malformed::BadMembership { voters }),
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes};
 use kv_storage::{Cut, Storage, StorageError};
-use kv_types::{ClientId, GroupId, Mutation, NamespaceId, RequestId};
+use kv_types::{ClientId, Failure, Key, Mutation, NamespaceId, RequestId, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{self, CodecError, Reader, Write};
@@ -11,7 +11,7 @@ use crate::config::limits::ROWS_AT_ONCE;
 use crate::machine::{Domain, MachineError};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
 use crate::sessions::{Admission, Sessions};
-use crate::tables::{Stage, Table, keys};
+use crate::tables::{Space, Stage, Table, keys};
 
 /// A write to a strong namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,8 +128,8 @@ pub(crate) fn decode_revision(bytes: Bytes) -> Result<u64, CodecError> {
 }
 
 /// Freezes what a group has of a namespace; whoever wants it of one point of the log holds the group's applied lock.
-pub(crate) fn cut_of(storage: &Storage, group: GroupId, namespace: NamespaceId) -> Result<Cut, StorageError> {
-    let (revision, data) = (keys::revision(group, namespace), keys::data(group, namespace, &[]));
+pub(crate) fn cut_of(storage: &Storage, space: Space, namespace: NamespaceId) -> Result<Cut, StorageError> {
+    let (revision, data) = (keys::revision(space, namespace), keys::of_namespace(space, namespace));
     storage.cut(&[(Table::Meta.id(), &revision), (Table::Data.id(), &data)])
 }
 
@@ -145,6 +145,8 @@ pub(crate) fn digest(mut cut: Cut) -> Result<(u64, u64), MachineError> {
                 hash.update(&decode_revision(row)?.to_be_bytes());
                 continue;
             }
+            // Where it stands on this node is not what it means.
+            let (_, key) = keys::of_data(&key)?;
             let (revision, value) = decode_value(row)?;
             hash.update(&codec::length(key.len()).to_be_bytes());
             hash.update(&key);
@@ -164,10 +166,23 @@ pub(crate) struct KvMachine {
 }
 
 impl KvMachine {
+    /// Whether a proposal is a write that this machine can apply.
+    pub(crate) fn check(proposal: &Proposal) -> Result<(), CodecError> {
+        let command = WriteCommand::decode(proposal.0.clone())?;
+        let invalid = |why: Failure| CodecError::Invalid { what: "write command", why: why.message };
+        Key::new(command.key).map_err(invalid)?;
+        match command.operation {
+            Operation::Put(value) | Operation::CompareAndSet { value, .. } => {
+                Value::new(value).map(drop).map_err(invalid)
+            }
+            Operation::Delete => Ok(()),
+        }
+    }
+
     fn write(stage: &mut Stage<'_>, point: Point, command: &WriteCommand) -> Result<Written, MachineError> {
-        let group = stage.group();
-        let place = || keys::data(group, command.namespace, &command.key);
-        let counter = || keys::revision(group, command.namespace);
+        let space = stage.space();
+        let place = || keys::data(space, command.namespace, &command.key);
+        let counter = || keys::revision(space, command.namespace);
         let found = stage.get(Table::Data, place())?.map(decode_value).transpose()?;
         let revision = stage.get(Table::Meta, counter())?.map(decode_revision).transpose()?.unwrap_or(0);
         let next = revision + 1;
@@ -206,8 +221,8 @@ impl KvMachine {
 }
 
 impl Domain for KvMachine {
-    fn load(&mut self, storage: &Storage, group: GroupId) -> Result<(), MachineError> {
-        self.sessions = Sessions::load(storage, group)?;
+    fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError> {
+        self.sessions = Sessions::load(storage, space)?;
         Ok(())
     }
 

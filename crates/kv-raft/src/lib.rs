@@ -12,21 +12,25 @@
 //! - The tables are derived: they may be lost or lag behind, the log and the snapshot files bring them back.
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
+mod backlog;
 mod catalogue_machine;
 mod codec;
 mod config;
+mod disk_watch;
 mod groups;
+mod handover;
 mod incoming;
 mod kv_machine;
 mod log_store;
 mod machine;
 mod network;
-mod outgoing;
 mod proposal;
 mod rejoin;
 mod runtime;
 mod sessions;
 mod snapshot;
+mod snapshot_in;
+mod snapshot_out;
 mod strong;
 mod tables;
 #[cfg(test)]

@@ -13,18 +13,23 @@ use openraft::{LogState, OptionalSend, RaftLogReader};
 use crate::codec;
 use crate::config::limits::APPEND_BYTES;
 use crate::config::{Entry, LogId, TypeConfig, Vote};
+use crate::disk_watch::DiskWatch;
 
 /// The log of one group. Readers and the writer are the same handle.
 #[derive(Clone)]
-pub(crate) struct LogStore(RaftLog);
+pub(crate) struct LogStore {
+    log: RaftLog,
+    watch: DiskWatch,
+}
 
 impl LogStore {
-    pub(crate) fn new(log: RaftLog) -> Self {
-        Self(log)
+    /// The log, whose writes `watch` follows.
+    pub(crate) fn new(log: RaftLog, watch: DiskWatch) -> Self {
+        Self { log, watch }
     }
 
     fn read(&self, range: impl RangeBounds<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        let entries = self.0.read(range, max_bytes)?;
+        let entries = self.log.read(range, max_bytes)?;
         entries.into_iter().map(|entry| Ok(codec::from_storage_entry(entry)?)).collect()
     }
 }
@@ -52,7 +57,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        Ok(self.0.vote().map(codec::decode_vote).transpose()?)
+        Ok(self.log.vote().map(codec::decode_vote).transpose()?)
     }
 }
 
@@ -64,7 +69,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
-        let bounds = self.0.bounds();
+        let bounds = self.log.bounds();
         Ok(LogState {
             last_purged_log_id: bounds.purged.map(codec::from_storage_id),
             last_log_id: bounds.last.map(codec::from_storage_id),
@@ -72,20 +77,21 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.0.save_vote(codec::encode_vote(vote)).await
+        let _write = self.watch.begin();
+        self.log.save_vote(codec::encode_vote(vote)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        self.0.save_committed(committed.as_ref().map(codec::encode_log_id));
+        self.log.save_committed(committed.as_ref().map(codec::encode_log_id));
         Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        let Some(committed) = self.0.committed().map(codec::decode_log_id).transpose()? else {
+        let Some(committed) = self.log.committed().map(codec::decode_log_id).transpose()? else {
             return Ok(None);
         };
-        let in_log = |index| self.0.id_of(index).map(codec::from_storage_id);
-        let last = self.0.bounds().last.map(codec::from_storage_id);
+        let in_log = |index| self.log.id_of(index).map(codec::from_storage_id);
+        let last = self.log.bounds().last.map(codec::from_storage_id);
         Ok(proven_committed(committed, in_log(committed.index), last))
     }
 
@@ -95,15 +101,22 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries = entries.into_iter().map(|entry| codec::to_storage_entry(&entry)).collect();
-        self.0.append(entries, Box::new(move |result| callback.io_completed(result)))
+        let write = self.watch.begin();
+        self.log.append(
+            entries,
+            Box::new(move |result| {
+                drop(write);
+                callback.io_completed(result);
+            }),
+        )
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.0.truncate_after(last.map(|last| last.index))
+        self.log.truncate_after(last.map(|last| last.index))
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.0.purge(codec::to_storage_id(&upto))
+        self.log.purge(codec::to_storage_id(&upto))
     }
 }
 

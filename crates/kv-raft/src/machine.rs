@@ -21,7 +21,7 @@ use crate::proposal::{Point, Proposal, Reply};
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, batch_of};
-use crate::tables::{Stage, Table, keys};
+use crate::tables::{Space, Stage, Table, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +62,7 @@ impl From<MachineError> for io::Error {
 /// What the entries of a group mean. Deterministic: the same log gives the same state on every member.
 pub(crate) trait Domain: Send + Sync + 'static {
     /// Reads what it keeps in memory from the tables.
-    fn load(&mut self, storage: &Storage, group: GroupId) -> Result<(), MachineError>;
+    fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError>;
 
     /// Applies one committed proposal on the stage.
     fn apply(
@@ -81,7 +81,7 @@ pub(crate) type Applied = Arc<RwLock<Option<LogId>>>;
 
 /// A group's state machine.
 pub(crate) struct Machine {
-    group: GroupId,
+    space: Space,
     storage: Storage,
     files: Snapshots,
     domain: Box<dyn Domain>,
@@ -98,7 +98,7 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let files = storage.snapshots(group);
         let mut machine = Self {
-            group,
+            space: Space::first(group),
             storage,
             files,
             domain: Box::new(domain),
@@ -124,11 +124,11 @@ impl Machine {
     }
 
     fn stored_mark(&self) -> Result<SnapshotMeta, MachineError> {
-        stored_mark(&self.storage, self.group)
+        stored_mark(&self.storage, self.space)
     }
 
     async fn reload(&mut self, mark: SnapshotMeta) -> Result<(), MachineError> {
-        self.domain.load(&self.storage, self.group)?;
+        self.domain.load(&self.storage, self.space)?;
         *self.applied.write().await = mark.last_log_id;
         self.mark = mark;
         self.domain.publish();
@@ -138,7 +138,7 @@ impl Machine {
     /// Brings a step to the tables and answers its clients.
     async fn finish(&mut self, step: Step<'_>) -> Result<(), MachineError> {
         let Step { mut stage, mark, replies, .. } = step;
-        stage.put(Table::Applied, keys::of_group(self.group), codec::encode_mark(&mark));
+        stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
         {
             let mut applied = self.applied.write().await;
             self.storage.apply(stage.into_batch()).await?;
@@ -156,8 +156,8 @@ impl Machine {
     async fn replace_with(&mut self, id: u64, mark: SnapshotMeta) -> Result<(), MachineError> {
         let data = SnapshotData::File { files: self.files.clone(), id };
         let mut blocks = NodeRuntime::blocking(move || data.blocks()).await??;
-        let name = format!("raft {}", self.group);
-        let prefix = keys::of_group(self.group);
+        let name = format!("raft {}", self.space.group);
+        let prefix = keys::of_space(self.space);
         let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
         let applied = self.applied.clone();
         let mut applied = applied.write().await;
@@ -180,8 +180,8 @@ impl Machine {
     }
 }
 
-fn stored_mark(storage: &Storage, group: GroupId) -> Result<SnapshotMeta, MachineError> {
-    match storage.get(Table::Applied.id(), &keys::of_group(group))? {
+fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineError> {
+    match storage.get(Table::Applied.id(), &keys::of_space(space))? {
         Some(row) => Ok(codec::decode_mark(row.value)?),
         None => Ok(SnapshotMeta::default()),
     }
@@ -198,8 +198,8 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    fn new(storage: &'a Storage, group: GroupId, mark: SnapshotMeta) -> Self {
-        Self { stage: Stage::new(storage, group), mark, replies: Vec::new(), entries: 0 }
+    fn new(storage: &'a Storage, space: Space, mark: SnapshotMeta) -> Self {
+        Self { stage: Stage::new(storage, space), mark, replies: Vec::new(), entries: 0 }
     }
 
     fn is_full(&self) -> bool {
@@ -243,11 +243,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
         let storage = self.storage.clone();
-        let mut step = Step::new(&storage, self.group, self.mark.clone());
+        let mut step = Step::new(&storage, self.space, self.mark.clone());
         while let Some(entry) = entries.try_next().await? {
             step.add(self.domain.as_mut(), entry)?;
             if step.is_full() {
-                let next = Step::new(&storage, self.group, step.mark.clone());
+                let next = Step::new(&storage, self.space, step.mark.clone());
                 self.finish(std::mem::replace(&mut step, next)).await?;
             }
         }
@@ -263,7 +263,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
-            group: self.group,
+            space: self.space,
             storage: self.storage.clone(),
             files: self.files.clone(),
             applied: self.applied.clone(),
@@ -272,14 +272,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         // The log lets go of what contradicts the snapshot first: after a crash it must not end in entries of an older leader.
-        self.storage.raft(self.group).barrier().await?;
+        self.storage.raft(self.space.group).barrier().await?;
         let (files, mark) = (self.files.clone(), meta.clone());
         // Durable first: from here on a crash finds the file, and what it replaces may be lost.
         let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
         self.replace_with(id, meta.clone()).await?;
         let files = self.files.clone();
         NodeRuntime::blocking(move || files.keep_newest(SNAPSHOTS_KEPT)).await?.map_err(io::Error::from)?;
-        tracing::info!(group = self.group.0, last = ?meta.last_log_id, "snapshot installed");
+        tracing::info!(group = self.space.group.0, last = ?meta.last_log_id, "snapshot installed");
         Ok(())
     }
 
@@ -295,7 +295,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
 /// Builds a snapshot of the state at the time when it begins.
 pub(crate) struct Builder {
-    group: GroupId,
+    space: Space,
     storage: Storage,
     files: Snapshots,
     applied: Applied,
@@ -310,7 +310,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         match self.build().await {
             Ok(snapshot) => Ok(snapshot),
             Err(error) => {
-                tracing::warn!(group = self.group.0, %error, "no snapshot was taken; the log is kept until one is");
+                tracing::warn!(group = self.space.group.0, %error, "no snapshot was taken; the log is kept until one is");
                 let files = self.files.clone();
                 let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
                 let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
@@ -324,16 +324,16 @@ impl Builder {
     async fn build(&self) -> Result<Snapshot, MachineError> {
         let (mark, cut) = {
             let _applied = self.applied.read().await;
-            let prefix = keys::of_group(self.group);
+            let prefix = keys::of_space(self.space);
             let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
-            let mark = stored_mark(&self.storage, self.group)?;
+            let mark = stored_mark(&self.storage, self.space)?;
             (mark, self.storage.cut(&ranges)?)
         };
         // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead of the log.
-        self.storage.raft(self.group).barrier().await?;
+        self.storage.raft(self.space.group).barrier().await?;
         let (files, meta) = (self.files.clone(), mark.clone());
         let id = NodeRuntime::blocking(move || snapshot::write(&files, &meta, cut)).await??;
-        tracing::info!(group = self.group.0, last = ?mark.last_log_id, "snapshot taken");
+        tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, "snapshot taken");
         Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id } })
     }
 }

@@ -26,7 +26,7 @@ use crate::codec;
 use crate::config::limits::APPEND_DEADLINE;
 use crate::config::{Snapshot, TypeConfig, Vote};
 use crate::machine::SnapshotData;
-use crate::outgoing::Outgoing;
+use crate::snapshot_out::Outgoing;
 
 type RpcError = RPCError<TypeConfig>;
 

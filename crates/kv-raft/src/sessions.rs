@@ -15,13 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{BufMut, Bytes};
 use kv_storage::Storage;
 use kv_types::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
-use kv_types::{ClientId, Failure, GroupId, Mutation, Reason};
+use kv_types::{ClientId, Failure, Mutation, Reason};
 
 use crate::codec::{self, CodecError, Reader, Write};
 use crate::config::limits::{SESSION_RESULT_BYTES, SESSIONS_FORGOTTEN_AT_ONCE};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Written};
-use crate::tables::{Stage, Table, for_each_row, keys};
+use crate::tables::{Space, Stage, Table, for_each_row, keys};
 
 /// What is to be done with a write.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,12 +75,12 @@ struct Record {
 
 impl Sessions {
     /// Reads the index from the tables.
-    pub(crate) fn load(storage: &Storage, group: GroupId) -> Result<Self, MachineError> {
+    pub(crate) fn load(storage: &Storage, space: Space) -> Result<Self, MachineError> {
         let mut sessions = Self::default();
-        if let Some(row) = storage.get(Table::Meta.id(), &keys::clock(group))? {
+        if let Some(row) = storage.get(Table::Meta.id(), &keys::clock(space))? {
             (sessions.now, sessions.horizon) = decode_clock(row.value)?;
         }
-        for_each_row(storage, group, Table::Sessions, |key, value| {
+        for_each_row(storage, space, Table::Sessions, |key, value| {
             let (client, seq) = decode_place(key)?;
             let bytes = value.len() as u64;
             let record = Record::decode(value)?;
@@ -106,7 +106,7 @@ impl Sessions {
                 _ => break,
             }
         }
-        stage.put(Table::Meta, keys::clock(stage.group()), encode_clock(self.now, self.horizon));
+        stage.put(Table::Meta, keys::clock(stage.space()), encode_clock(self.now, self.horizon));
     }
 
     fn is_idle(&self, last_used: u64) -> bool {
@@ -118,9 +118,9 @@ impl Sessions {
         self.by_use.remove(&(session.last_used, client));
         self.horizon = self.horizon.max(session.issued);
         for seq in session.kept.into_keys() {
-            stage.delete(Table::Sessions, keys::result(stage.group(), client.0, seq));
+            stage.delete(Table::Sessions, keys::result(stage.space(), client.0, seq));
         }
-        stage.put(Table::Meta, keys::clock(stage.group()), encode_clock(self.now, self.horizon));
+        stage.put(Table::Meta, keys::clock(stage.space()), encode_clock(self.now, self.horizon));
     }
 
     /// Whether a write is new. `body` is a hash of what it asks for.
@@ -157,7 +157,7 @@ impl Sessions {
             return Ok(Admission::New);
         };
         if session.kept.contains_key(&seq) && !kv_types::mutant!(ResendAppliedAgain) {
-            let row = stage.get(Table::Sessions, keys::result(stage.group(), client.0, seq))?;
+            let row = stage.get(Table::Sessions, keys::result(stage.space(), client.0, seq))?;
             let record = Record::decode(row.ok_or(MachineError::Lost { what: "a session's result" })?)?;
             if record.body != body {
                 let message = "this request id was used before for something else".to_owned();
@@ -181,7 +181,7 @@ impl Sessions {
         {
             self.forget(stage, longest_unused);
         }
-        let group = stage.group();
+        let space = stage.space();
         // How far ahead an opening may be issued, `admit` bounds: the horizon moves for everybody.
         let opened = || Session { issued: mutation.issued_at_ms, ..Session::default() };
         let session = self.by_client.entry(client).or_insert_with(opened);
@@ -208,12 +208,12 @@ impl Sessions {
             let (old, bytes) = oldest.remove_entry();
             session.bytes -= bytes;
             session.floor = session.floor.max(old + 1);
-            stage.delete(Table::Sessions, keys::result(group, client.0, old));
+            stage.delete(Table::Sessions, keys::result(space, client.0, old));
         }
         record.floor = session.floor;
         self.by_use.insert((session.last_used, client));
         if session.kept.contains_key(&seq) {
-            stage.put(Table::Sessions, keys::result(group, client.0, seq), record.encode());
+            stage.put(Table::Sessions, keys::result(space, client.0, seq), record.encode());
         }
     }
 }
@@ -237,7 +237,8 @@ fn decode_clock(bytes: Bytes) -> Result<(u64, u64), CodecError> {
 
 fn decode_place(key: &[u8]) -> Result<(ClientId, u64), CodecError> {
     let error = || CodecError::Truncated { what: "key of a session's result" };
-    let (client, seq) = key.get(4..).and_then(|place| place.split_first_chunk::<16>()).ok_or_else(error)?;
+    let (client, seq) =
+        key.get(keys::SPACE_BYTES..).and_then(|place| place.split_first_chunk::<16>()).ok_or_else(error)?;
     let seq: [u8; 8] = seq.try_into().map_err(|_| error())?;
     Ok((ClientId(u128::from_be_bytes(*client)), u64::from_be_bytes(seq)))
 }

@@ -32,12 +32,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
-use crate::incoming::Gate;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
 use crate::runtime::NodeRuntime;
-use crate::tables::{Table, keys};
+use crate::snapshot_in::Gate;
+use crate::tables::{Space, Table, keys};
 
 /// Why the groups of a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -117,9 +117,15 @@ impl Strong {
             catalogue: catalogue.clone(),
             gate: gate.clone(),
         };
-        let catalogue_group =
-            Group::start(GroupId::CATALOGUE, around.clone(), CatalogueMachine::new(published)).await?;
-        let data_group = Group::start(GroupId::FIRST_DATA, around, KvMachine::default()).await?;
+        let catalogue_group = Group::start(
+            GroupId::CATALOGUE,
+            around.clone(),
+            CatalogueMachine::new(published),
+            CatalogueMachine::check,
+        )
+        .await?;
+        let data_group =
+            Group::start(GroupId::FIRST_DATA, around, KvMachine::default(), KvMachine::check).await?;
         let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
         let stewards = groups.values().map(|group| NodeRuntime::spawn(group.clone().steward())).collect();
         Ok(Self(Arc::new(Inner {
@@ -182,10 +188,11 @@ impl Strong {
             let key = Key::new(request.key.clone())?;
             let local = async {
                 let view = group.view(deadline).await?;
-                let place = keys::data(group.id, namespace.id, key.as_bytes());
+                let space = Space::first(group.id);
+                let place = keys::data(space, namespace.id, key.as_bytes());
                 let found = view.get(Table::Data, &place, decode_value)?;
                 let revision =
-                    view.get(Table::Meta, &keys::revision(group.id, namespace.id), decode_revision)?;
+                    view.get(Table::Meta, &keys::revision(space, namespace.id), decode_revision)?;
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
                 let (revision_of_value, value) = found.unwrap_or_default();
                 Ok(v1::GetResponse {
@@ -295,7 +302,7 @@ impl Strong {
             }
             let spec = namespace_spec(&request, members)?;
             let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id };
-            let response = group.propose(command.encode(), deadline).await?;
+            let response = group.propose(NamespaceId::default(), command.encode(), deadline).await?;
             let Reply::Catalogue(decided) = response.data else { return Err(odd_reply().into()) };
             let created = decided?;
             self.0.writes.fetch_add(1, Ordering::Relaxed);
@@ -355,6 +362,7 @@ impl Strong {
             let late =
                 |_| Failure::new(Reason::Unreachable, format!("{to} has not answered by the deadline"));
             timeout_at(deadline, group.check_successor(to)).await.map_err(late)??;
+            let _turn = group.begin_transfer()?;
             let mut metrics = group.raft.server_metrics();
             let moved = async {
                 loop {
@@ -447,6 +455,16 @@ impl Strong {
         self.0.gate.refusals()
     }
 
+    /// What keeps this node from leading its groups, for people: a disk that hangs.
+    pub fn impediments(&self) -> Vec<String> {
+        self.0.groups.values().filter_map(|group| group.impediment()).collect()
+    }
+
+    /// Messages of peers that were refused because no peer sends such.
+    pub fn peer_messages_refused(&self) -> u64 {
+        self.0.groups.values().map(|group| group.refused()).sum()
+    }
+
     /// Writes acknowledged by this node as a leader, since it started.
     pub fn writes_acknowledged(&self) -> u64 {
         self.0.writes.load(Ordering::Relaxed)
@@ -472,7 +490,7 @@ impl Strong {
 
     // ---- inside
 
-    fn group(&self, id: GroupId) -> Result<&Arc<Group>, Failure> {
+    pub(crate) fn group(&self, id: GroupId) -> Result<&Arc<Group>, Failure> {
         self.0.groups.get(&id).ok_or_else(|| {
             Failure::new(Reason::WrongGroup, format!("{} has no {id}", self.0.config.node_id))
                 .with("group", id.0)
@@ -518,7 +536,7 @@ impl Strong {
                 self.forward(group, namespace, leader, effectless, body, deadline).await
             }
             (Some(leader), Hop::Forwarded) => Err(self.not_leader(group, leader)),
-            (None, _) => Err(group.no_quorum("it hears no leader")),
+            (None, _) => Err(group.lost()),
         }
     }
 
@@ -591,7 +609,7 @@ impl Strong {
                 key,
                 operation,
             };
-            let response = group.propose(command.encode(), deadline).await?;
+            let response = group.propose(namespace.id, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
             let written = decided?;
             let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);

@@ -1,4 +1,4 @@
-//! Where a group's state lives: tables of kv-storage, keyed by group, and a [`Stage`] on which entries are applied before
+//! Where a group's state lives: tables of kv-storage, keyed by [`Space`], and a [`Stage`] on which entries are applied before
 //! their changes reach the tables as one batch. A stage shows its own changes, so that entries of one step see each other.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use kv_storage::{Batch, Storage, StorageError, TableId};
 use kv_types::{GroupId, NamespaceId};
 
+use crate::codec::CodecError;
 use crate::config::limits::ROWS_AT_ONCE;
 
 /// The tables of this crate: 16 to 31 belong to it. Numbers are on disk for ever.
@@ -46,51 +47,131 @@ impl Table {
     }
 }
 
-/// The keys of a group's rows: all begin with the group, so that a snapshot is a few prefixes.
+/// Where the rows of a group's state stand: every key in every table of this crate begins with it, so that a whole state
+/// is a few prefixes and the next one can be written beside the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Space {
+    /// The group.
+    pub(crate) group: GroupId,
+    /// Which of its states: a replacement is written under the next one. A node's own business, never compared with others'.
+    pub(crate) generation: u64,
+}
+
+impl Space {
+    /// The space of a group whose state was never replaced.
+    pub(crate) const fn first(group: GroupId) -> Self {
+        Self { group, generation: 1 }
+    }
+
+    /// The first key behind every key of this space; none behind the last space of all.
+    fn end(self) -> Option<Vec<u8>> {
+        let next = match self.generation.checked_add(1) {
+            Some(generation) => Self { generation, ..self },
+            None => Self { group: GroupId(self.group.0.checked_add(1)?), generation: 0 },
+        };
+        Some(keys::of_space(next))
+    }
+}
+
+/// The keys of a group's rows. All integers are big endian, so that keys sort by what they mean.
+///
+/// A data key is `space | namespace | user key, escaped | 0 1`, where a zero byte within the user key is written `0 255`.
+/// Keys sort by namespace and user key, and none is a prefix of another: a suffix (a revision) can follow.
 pub(crate) mod keys {
     use super::*;
 
-    /// The prefix of every row of a group, and the key of its single rows.
-    pub(crate) fn of_group(group: GroupId) -> Vec<u8> {
-        group.0.to_be_bytes().to_vec()
+    /// Bytes of a space before a key.
+    pub(crate) const SPACE_BYTES: usize = 12;
+    const ZERO: u8 = 0;
+    const ESCAPED: u8 = 255;
+    const TERMINATOR: [u8; 2] = [ZERO, 1];
+
+    /// The prefix of every row of a space, and the key of its single rows.
+    pub(crate) fn of_space(space: Space) -> Vec<u8> {
+        with(space, &[], 0)
+    }
+
+    fn with(space: Space, rest: &[&[u8]], more: usize) -> Vec<u8> {
+        let bytes = rest.iter().map(|part| part.len()).sum::<usize>();
+        let mut key = Vec::with_capacity(SPACE_BYTES + bytes + more);
+        key.extend_from_slice(&space.group.0.to_be_bytes());
+        key.extend_from_slice(&space.generation.to_be_bytes());
+        rest.iter().for_each(|part| key.extend_from_slice(part));
+        key
+    }
+
+    /// The prefix of every value of a namespace.
+    pub(crate) fn of_namespace(space: Space, namespace: NamespaceId) -> Vec<u8> {
+        with(space, &[&namespace.0.to_be_bytes()], 0)
     }
 
     /// A value.
-    pub(crate) fn data(group: GroupId, namespace: NamespaceId, key: &[u8]) -> Vec<u8> {
-        [&group.0.to_be_bytes()[..], &namespace.0.to_be_bytes(), key].concat()
+    pub(crate) fn data(space: Space, namespace: NamespaceId, key: &[u8]) -> Vec<u8> {
+        let mut place = with(space, &[&namespace.0.to_be_bytes()], key.len() + TERMINATOR.len());
+        for byte in key {
+            place.push(*byte);
+            if *byte == ZERO {
+                place.push(ESCAPED);
+            }
+        }
+        place.extend_from_slice(&TERMINATOR);
+        place
+    }
+
+    /// Namespace and user key of a data key.
+    pub(crate) fn of_data(place: &[u8]) -> Result<(NamespaceId, Vec<u8>), CodecError> {
+        const WHAT: &str = "key of a value";
+        let truncated = || CodecError::Truncated { what: WHAT };
+        let (_, place) = place.split_at_checked(SPACE_BYTES).ok_or_else(truncated)?;
+        let (namespace, escaped) = place.split_first_chunk::<8>().ok_or_else(truncated)?;
+        let mut key = Vec::with_capacity(escaped.len());
+        let mut rest = escaped.iter().copied();
+        loop {
+            match rest.next().ok_or_else(truncated)? {
+                ZERO => match rest.next().ok_or_else(truncated)? {
+                    ESCAPED => key.push(ZERO),
+                    1 if rest.len() == 0 => return Ok((NamespaceId(u64::from_be_bytes(*namespace)), key)),
+                    1 => return Err(CodecError::Trailing { what: WHAT, bytes: rest.len() }),
+                    found => {
+                        return Err(CodecError::Unknown { what: WHAT, field: "escape", found: found.into() });
+                    }
+                },
+                byte => key.push(byte),
+            }
+        }
     }
 
     /// The clock.
-    pub(crate) fn clock(group: GroupId) -> Vec<u8> {
-        [&group.0.to_be_bytes()[..], &[0]].concat()
+    pub(crate) fn clock(space: Space) -> Vec<u8> {
+        with(space, &[&[0]], 0)
     }
 
     /// A namespace's revision.
-    pub(crate) fn revision(group: GroupId, namespace: NamespaceId) -> Vec<u8> {
-        [&group.0.to_be_bytes()[..], &[1], &namespace.0.to_be_bytes()].concat()
+    pub(crate) fn revision(space: Space, namespace: NamespaceId) -> Vec<u8> {
+        with(space, &[&[1], &namespace.0.to_be_bytes()], 0)
     }
 
     /// A result.
-    pub(crate) fn result(group: GroupId, client: u128, seq: u64) -> Vec<u8> {
-        [&group.0.to_be_bytes()[..], &client.to_be_bytes(), &seq.to_be_bytes()].concat()
+    pub(crate) fn result(space: Space, client: u128, seq: u64) -> Vec<u8> {
+        with(space, &[&client.to_be_bytes(), &seq.to_be_bytes()], 0)
     }
 }
 
 /// Changes that are not in the tables yet, above the tables.
 pub(crate) struct Stage<'a> {
     storage: &'a Storage,
-    group: GroupId,
+    space: Space,
     changes: BTreeMap<(Table, Vec<u8>), Option<Bytes>>,
     bytes: usize,
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn new(storage: &'a Storage, group: GroupId) -> Self {
-        Self { storage, group, changes: BTreeMap::new(), bytes: 0 }
+    pub(crate) fn new(storage: &'a Storage, space: Space) -> Self {
+        Self { storage, space, changes: BTreeMap::new(), bytes: 0 }
     }
 
-    pub(crate) fn group(&self) -> GroupId {
-        self.group
+    pub(crate) fn space(&self) -> Space {
+        self.space
     }
 
     /// Bytes that were staged, roughly.
@@ -130,17 +211,17 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Calls `visit` with every row of a group's table, in order. For the start of a node; pages keep the memory small.
+/// Calls `visit` with every row of a space's table, in order. For the start of a node; pages keep the memory small.
 pub(crate) fn for_each_row<E: From<StorageError>>(
     storage: &Storage,
-    group: GroupId,
+    space: Space,
     table: Table,
     mut visit: impl FnMut(&[u8], Bytes) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut from = keys::of_group(group);
-    let to = keys::of_group(GroupId(group.0.saturating_add(1)));
+    let mut from = keys::of_space(space);
+    let to = space.end();
     loop {
-        let page = storage.scan(table.id(), &from, Some(&to), ROWS_AT_ONCE)?;
+        let page = storage.scan(table.id(), &from, to.as_deref(), ROWS_AT_ONCE)?;
         let Some((last, _)) = page.last() else { return Ok(()) };
         // The least key after `last`.
         from = [last.as_ref(), &[0]].concat();
@@ -151,5 +232,62 @@ pub(crate) fn for_each_row<E: From<StorageError>>(
         if !full {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Keys that are hard to tell apart: short, of few different bytes, the least and the greatest among them.
+    fn any_key() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(prop_oneof![Just(0), Just(1), Just(254), Just(255), any::<u8>()], 1..6)
+    }
+
+    fn any_space() -> impl Strategy<Value = Space> {
+        let number = prop_oneof![0..3_u64, Just(u64::MAX)];
+        (0..3_u32, number).prop_map(|(group, generation)| Space { group: GroupId(group), generation })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn data_keys_sort_by_meaning_and_none_is_a_prefix_of_another(
+            left in (any_space(), 0..3_u64, any_key()), right in (any_space(), 0..3_u64, any_key()),
+        ) {
+            let encoded = |(space, namespace, key): &(Space, u64, Vec<u8>)| keys::data(*space, NamespaceId(*namespace), key);
+            let (a, b) = (encoded(&left), encoded(&right));
+            prop_assert_eq!(left.cmp(&right), a.cmp(&b));
+            prop_assert_eq!(a.starts_with(&b), left == right);
+            prop_assert!(a.starts_with(&keys::of_namespace(left.0, NamespaceId(left.1))));
+            prop_assert!(keys::of_space(left.0) < a);
+            prop_assert!(left.0.end().is_none_or(|end| a < end));
+            prop_assert_eq!(keys::of_data(&a).unwrap(), (NamespaceId(left.1), left.2.clone()));
+            // What follows a key stays between it and the next key.
+            if left < right {
+                prop_assert!([&a[..], &[255; 16]].concat() < b);
+            }
+        }
+
+        #[test]
+        fn bad_data_keys_are_errors(place in proptest::collection::vec(prop_oneof![0..3_u8, any::<u8>()], 0..40)) {
+            if let Ok((namespace, key)) = keys::of_data(&place) {
+                let space = Space { group: GroupId(0), generation: 0 };
+                prop_assert_eq!(&keys::data(space, namespace, &key)[keys::SPACE_BYTES..], &place[keys::SPACE_BYTES..]);
+            }
+        }
+    }
+
+    #[test]
+    fn cut_keys_are_named() {
+        let place = keys::data(Space::first(GroupId(1)), NamespaceId(7), b"a\0b");
+        for cut in 0..place.len() {
+            let error = keys::of_data(&place[..cut]).unwrap_err();
+            assert_eq!(error, CodecError::Truncated { what: "key of a value" }, "cut at {cut}");
+        }
+        let longer = [&place[..], &[0]].concat();
+        assert_eq!(keys::of_data(&longer), Err(CodecError::Trailing { what: "key of a value", bytes: 1 }));
     }
 }

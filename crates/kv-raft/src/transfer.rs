@@ -1,6 +1,6 @@
 //! How a snapshot file travels from a leader to a follower, decided without clock, disk or socket: what the sender does next
 //! ([`Sending`]), what the receiver takes ([`Receiving`]), and how much of the log is kept meanwhile ([`purge_target`]). The
-//! acts are in `outgoing` and `incoming`.
+//! acts are in `snapshot_out` and `snapshot_in`.
 //!
 //! The receiver names the offset that it wants; the sender sends one chunk at a time from there and looks at the answer
 //! before the next. So a lost, repeated, reordered or corrupted chunk costs one exchange, and a restart of either side costs
@@ -15,7 +15,7 @@ use kv_types::NodeId;
 use crate::codec;
 use crate::config::Vote;
 use crate::config::limits::{
-    CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, SNAPSHOT_IDLE, TRANSFER_PAUSE, TRANSFER_PAUSE_MAX, WORKING_POLL,
+    CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, SNAPSHOT_IDLE, STEP_PAUSE, STEP_PAUSE_MAX, WORKING_POLL,
 };
 
 /// Which file travels. Two files are the same only if all of this is equal.
@@ -284,7 +284,7 @@ impl Sending {
     }
 
     fn pause(&mut self, now: Duration) {
-        let pause = TRANSFER_PAUSE.saturating_mul(1 << self.failures.min(8)).min(TRANSFER_PAUSE_MAX);
+        let pause = STEP_PAUSE.saturating_mul(1 << self.failures.min(8)).min(STEP_PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
         self.not_before = now + pause;
     }

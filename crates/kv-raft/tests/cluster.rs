@@ -27,6 +27,7 @@ use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, client_id_bytes, peer, v1};
 use kv_raft::{Hop, RaftConfig, Strong};
+use kv_storage::tier::TierKind;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::Member;
 use kv_types::{Applied, ClientId, ClusterId, Failure, GroupId, Namespace, NodeId, Reason};
@@ -167,7 +168,10 @@ impl Node {
         let env = Env::real();
         let options =
             StorageOptions { segment_bytes: 4 << 20, max_record_bytes: 1 << 20, ..StorageOptions::new(dir) };
-        let (storage, _) = tokio::task::spawn_blocking(|| Storage::open_dir(options)).await.unwrap().unwrap();
+        let (storage, _) = tokio::task::spawn_blocking(|| Storage::open_dir(options, TierKind::default()))
+            .await
+            .unwrap()
+            .unwrap();
         let peers = Peers::new(PeerConfig::new(CLUSTER, member.id), env.clone());
         let router = Arc::new(Router(OnceLock::new(), valve));
         // The port was free a moment ago, or belonged to this node before it stopped.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kv_storage::tier::TierKind;
 use kv_types::catalogue::Member;
 use kv_types::limits::{MAX_DEADLINE, MAX_MEMBERS};
 use kv_types::{ClusterId, NodeId};
@@ -129,6 +130,9 @@ impl Default for RaftSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StorageSettings {
+    /// Which library keeps the rows of the lower tier. A data directory stays with the one that made it.
+    #[serde(deserialize_with = "tier")]
+    pub tier: TierKind,
     /// Size of a log segment.
     #[serde(deserialize_with = "size")]
     pub segment_size: u64,
@@ -149,6 +153,7 @@ pub struct StorageSettings {
 impl Default for StorageSettings {
     fn default() -> Self {
         Self {
+            tier: TierKind::default(),
             segment_size: 64 << 20,
             max_log_size: 2 << 30,
             memtable_size: 64 << 20,
@@ -444,6 +449,12 @@ fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
         .map_err(|_| D::Error::custom(format!("`{text}` is no duration such as 250ms or 5s")))
 }
 
+fn tier<'de, D: Deserializer<'de>>(input: D) -> Result<TierKind, D::Error> {
+    let text = String::deserialize(input)?;
+    let kinds = TierKind::ALL.map(|kind| format!("`{kind}`")).join(" or ");
+    TierKind::named(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is not a tier: {kinds}")))
+}
+
 fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     let text = String::deserialize(input)?;
     parse_size(&text).ok_or_else(|| {
@@ -505,7 +516,9 @@ mod tests {
         let more = "[raft]\nheartbeat = \"50ms\"\nelection_min=\"1s\"\nelection_max=\"2s\"\n[storage]\nsegment_size = \"16MiB\"";
         let config = read(&format!("{NODES}\n{more}"), 1).unwrap();
         assert_eq!(config.raft.heartbeat, Duration::from_millis(50));
-        assert_eq!(config.storage.segment_size, 16 << 20);
+        assert_eq!((config.storage.segment_size, config.storage.tier), (16 << 20, TierKind::Fjall));
+        let config = read(&format!("{NODES}\n[storage]\ntier = \"sled\""), 1).unwrap();
+        assert_eq!(config.storage.tier, TierKind::Sled);
         assert_eq!((parse_size("1GiB"), parse_size("7 B")), (Some(1 << 30), Some(7)));
         for wrong in ["", "7", "MiB", "7MB", "-7B", "99999999999999GiB"] {
             assert_eq!(parse_size(wrong), None, "{wrong}");
@@ -531,6 +544,7 @@ mod tests {
             ("[raft]\nheartbeat = 100", "invalid type"),
             ("[raft]\nheartbeat = \"fast\"", "no duration"),
             ("[storage]\nsegment_size = \"64MB\"", "no size"),
+            ("[storage]\ntier = \"rocks\"", "`rocks` is not a tier: `fjall` or `sled`"),
             ("[storage]\nsegment_size = \"1B\"", "segment_size"),
             ("[peer]\nsuspect_after = \"100ms\"", "do not fit"),
             ("[limits]\nconcurrent_requests = 0", "at least 1"),

@@ -11,7 +11,7 @@ use kv_proto::admin::admin_service_server::AdminServiceServer;
 use kv_proto::v1::kv_service_server::KvServiceServer;
 use kv_raft::{RaftConfig, Strong};
 use kv_storage::disk::Disk;
-use kv_storage::tier::TierSource;
+use kv_storage::tier::{TierFolders, TierSource};
 use kv_storage::{Drive, Identity, Recovery, Storage, StorageError, StorageOptions};
 use kv_types::catalogue::{Catalogue, Member};
 use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
@@ -33,8 +33,8 @@ pub struct NodeEnv {
     pub env: Env,
     /// The file system.
     pub disk: Arc<dyn Disk>,
-    /// Opens the lower tier of storage.
-    pub tiers: Arc<dyn TierSource>,
+    /// Opens the lower tier of storage; `None` opens the one that the configuration names.
+    pub tiers: Option<Arc<dyn TierSource>>,
     /// Who runs the background steps of storage.
     pub drive: Drive,
 }
@@ -45,7 +45,7 @@ impl NodeEnv {
         Self {
             env: Env::real(),
             disk: Arc::new(kv_storage::disk::RealDisk),
-            tiers: Arc::new(kv_storage::tier::SledTiers),
+            tiers: None,
             drive: Drive::Threads,
         }
     }
@@ -231,7 +231,9 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         checkpoint_interval: settings.checkpoint_interval,
         ..fitted(settings.segment_size, settings.memtable_size, &dir)
     };
-    let (disk, tiers) = (Arc::clone(&node_env.disk), Arc::clone(&node_env.tiers));
+    let disk = Arc::clone(&node_env.disk);
+    let named = || -> Arc<dyn TierSource> { Arc::new(TierFolders::new(settings.tier)) };
+    let tiers = node_env.tiers.clone().unwrap_or_else(named);
     let opened = match node_env.drive {
         // Replaying a log blocks; peers and clients only wait meanwhile.
         Drive::Threads => tokio::task::spawn_blocking(move || Storage::open(options, disk, tiers))
@@ -240,7 +242,7 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         Drive::Manual => Storage::open(options, disk, tiers),
     };
     let (storage, recovery) = opened.map_err(|error| match error {
-        StorageError::ForeignDataDir { .. } | StorageError::InUse(_) => {
+        StorageError::ForeignDataDir { .. } | StorageError::ForeignTier(_) | StorageError::InUse(_) => {
             StartError::ForeignDataDir(format!("{}: {error}", dir.display()))
         }
         StorageError::CorruptLog { .. } => StartError::LogCorrupt(format!("{}: {error}", dir.display())),

@@ -68,7 +68,8 @@ async fn a_flood_on_a_slow_disk_causes_no_election() {
     let disks: Vec<Arc<MemDisk>> = (0..3).map(|seed| Arc::new(MemDisk::new(seed))).collect();
     let mut nodes = Vec::new();
     for (member, disk) in members.iter().zip(&disks) {
-        let env = NodeEnv { disk: disk.clone(), tiers: Arc::new(MemTiers::default()), ..NodeEnv::real() };
+        let env =
+            NodeEnv { disk: disk.clone(), tiers: Some(Arc::new(MemTiers::default())), ..NodeEnv::real() };
         let config = config(member.id, members.clone(), Path::new("data"));
         nodes.push(Node::start(config, env).await.unwrap());
     }

@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use kv_storage::{Batch, RaftEntry, RaftLog, RaftLogId, Storage, StorageOptions, TableId};
+use kv_storage::{Batch, RaftEntry, RaftLog, RaftLogId, Storage, StorageOptions, TableId, tier::TierKind};
 use kv_types::GroupId;
 
 const PAYLOAD: usize = 256;
@@ -130,7 +130,8 @@ fn main() {
     println!("entries of {PAYLOAD} B; entries/s, p50 and p99 in microseconds of a durable batch");
     println!("| per sync | raw | p50 | p99 | log | p50 | p99 | ratio |");
     println!("|---|---|---|---|---|---|---|---|");
-    let (storage, _) = Storage::open_dir(StorageOptions::new(dir.path().join("log"))).unwrap();
+    let (storage, _) =
+        Storage::open_dir(StorageOptions::new(dir.path().join("log")), TierKind::default()).unwrap();
     let mut worst = f64::MAX;
     for (n, batch) in [1usize, 32, 256].into_iter().enumerate() {
         let bytes = 32 + batch * (PAYLOAD + 37);

@@ -1,7 +1,7 @@
 //! Kills the engine in the middle of load, draining and checkpoints, again and again, and checks after each start that
-//! every acknowledged write is there; counts apart what sled made of it.
+//! every acknowledged write is there; counts apart what the tier made of it.
 //!
-//! `cargo run --release -p kv-storage --example torture -- 200 [dir]` prints one line of JSON and exits 1 after a loss.
+//! `cargo run --release -p kv-storage --example torture -- fjall 200 [dir]` prints one line of JSON and exits 1 after a loss.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kv_storage::{Batch, RaftEntry, RaftLogId, Storage, StorageOptions, TableId};
+use kv_storage::{Batch, RaftEntry, RaftLogId, Storage, StorageOptions, TableId, tier::TierKind};
 use kv_types::GroupId;
 use tokio::sync::mpsc;
 
@@ -60,8 +60,8 @@ fn version(value: &[u8]) -> u64 {
 }
 
 /// The child: writes until it is killed; a line on its output for everything that is durable.
-async fn load(dir: &Path, seed: u64) {
-    let (storage, _) = Storage::open_dir(options(dir)).unwrap();
+async fn load(dir: &Path, kind: TierKind, seed: u64) {
+    let (storage, _) = Storage::open_dir(options(dir), kind).unwrap();
     let (send, mut receive) = mpsc::channel::<String>(10_000);
     std::thread::spawn(move || {
         let mut out = std::io::stdout().lock();
@@ -138,9 +138,9 @@ struct Counts {
     wrong: u64,
     refused_starts: u64,
     torn_tails: u64,
-    sled_fine: u64,
-    sled_not_opened: u64,
-    sled_lost_checkpointed: u64,
+    tier_fine: u64,
+    tier_not_opened: u64,
+    tier_lost_checkpointed: u64,
     rebuilt_from_log: u64,
     lost_tier: u64,
     derived_lost: u64,
@@ -148,9 +148,9 @@ struct Counts {
     loads_that_ended: u64,
 }
 
-fn verify(dir: &Path, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
+fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
     let start = Instant::now();
-    let (storage, recovery) = match Storage::open_dir(options(dir)) {
+    let (storage, recovery) = match Storage::open_dir(options(dir), kind) {
         Ok(opened) => opened,
         Err(e) => {
             eprintln!("refused to start: {e}");
@@ -161,14 +161,14 @@ fn verify(dir: &Path, seed: u64, known: &mut Acknowledged, counts: &mut Counts) 
     counts.open_ms_max = counts.open_ms_max.max(start.elapsed().as_millis());
     counts.torn_tails += u64::from(recovery.torn_tail_bytes > 0);
     match &recovery.tier_error {
-        None => counts.sled_fine += 1,
-        // The words of `open`: an error or panic of sled, or a tier that opened and was behind its checkpoint.
+        None => counts.tier_fine += 1,
+        // The words of `open`: an error or panic of the library, or a tier that opened and was behind its checkpoint.
         Some(e) if e.contains("was on disk up to") || e.contains("it is empty") => {
-            counts.sled_lost_checkpointed += 1
+            counts.tier_lost_checkpointed += 1
         }
         Some(e) => {
-            eprintln!("sled: {e}");
-            counts.sled_not_opened += 1;
+            eprintln!("tier: {e}");
+            counts.tier_not_opened += 1;
         }
     }
     counts.rebuilt_from_log += u64::from(recovery.tier_rebuilt);
@@ -236,18 +236,20 @@ fn main() {
     if args.get(1).is_some_and(|a| a == "--load") {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-        runtime.block_on(load(Path::new(&args[2]), args[3].parse().unwrap()));
+        let kind = TierKind::named(&args[3]).unwrap();
+        runtime.block_on(load(Path::new(&args[2]), kind, args[4].parse().unwrap()));
         return;
     }
-    let kills: u64 = args.get(1).map_or(200, |n| n.parse().expect("a number of kills"));
-    let parent = args.get(2).map_or_else(std::env::temp_dir, PathBuf::from);
+    let kind = args.get(1).map_or(TierKind::default(), |name| TierKind::named(name).expect("fjall or sled"));
+    let kills: u64 = args.get(2).map_or(200, |n| n.parse().expect("a number of kills"));
+    let parent = args.get(3).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = tempfile::tempdir_in(parent).unwrap();
     let seed = fastrand::u64(..);
     let data = dir.path().join("data");
     let (mut known, mut counts) = (Acknowledged::default(), Counts::default());
     for _ in 0..kills {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--load", data.to_str().unwrap(), &seed.to_string()])
+            .args(["--load", data.to_str().unwrap(), kind.name(), &seed.to_string()])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -278,15 +280,15 @@ fn main() {
                 _ => panic!("what is {line:?}"),
             }
         }
-        verify(&data, seed, &mut known, &mut counts);
+        verify(&data, kind, seed, &mut known, &mut counts);
         if counts.refused_starts > 0 {
             break;
         }
     }
     let c = &counts;
     println!(
-        "{{\"kills\":{},\"acknowledged\":{},\"awaited_checkpoints\":{},\"lost\":{},\"wrong\":{},\"refused_starts\":{},\
-         \"torn_tails\":{},\"sled_fine\":{},\"sled_not_opened\":{},\"sled_lost_checkpointed\":{},\"rebuilt_from_log\":{},\
+        "{{\"tier\":\"{kind}\",\"seed\":{seed},\"kills\":{},\"acknowledged\":{},\"awaited_checkpoints\":{},\"lost\":{},\"wrong\":{},\"refused_starts\":{},\
+         \"torn_tails\":{},\"tier_fine\":{},\"tier_not_opened\":{},\"tier_lost_checkpointed\":{},\"rebuilt_from_log\":{},\
          \"lost_tier\":{},\"derived_lost\":{},\"loads_that_ended\":{},\"open_ms_max\":{}}}",
         c.kills,
         c.writes,
@@ -295,9 +297,9 @@ fn main() {
         c.wrong,
         c.refused_starts,
         c.torn_tails,
-        c.sled_fine,
-        c.sled_not_opened,
-        c.sled_lost_checkpointed,
+        c.tier_fine,
+        c.tier_not_opened,
+        c.tier_lost_checkpointed,
         c.rebuilt_from_log,
         c.lost_tier,
         c.derived_lost,

@@ -40,15 +40,16 @@ impl Merge {
             return Ok(());
         }
         let Some(from) = self.next.take() else { return Ok(()) };
-        let rows = self.tier.scan(&from, self.to.as_deref(), limits::TIER_CHUNK_ROWS)?;
-        if rows.len() == limits::TIER_CHUNK_ROWS
-            && let Some((last, _)) = rows.last()
+        let to = self.to.as_deref();
+        let chunk = self.tier.scan(&from, to, limits::TIER_CHUNK_ROWS, limits::TIER_CHUNK_BYTES)?;
+        if chunk.more
+            && let Some((last, _)) = chunk.rows.last()
         {
             let mut next = last.to_vec();
             next.push(0);
             self.next = Some(next);
         }
-        self.chunk = rows.into();
+        self.chunk = chunk.rows.into();
         Ok(())
     }
 

@@ -38,11 +38,12 @@ impl Inner {
         let mut drained = lock(&self.drain_mark);
         let durable = self.durable_seq.load(Ordering::Acquire);
         let raft_written = self.raft_written.load(Ordering::Acquire);
-        let drainable = read(&self.mem).take_drainable(durable, raft_written, self.options.drain_batch_bytes);
+        let tier = self.tier()?;
+        let max_bytes = self.options.drain_batch_bytes.min(tier.batch_bytes());
+        let drainable = read(&self.mem).take_drainable(durable, raft_written, max_bytes);
         let Some(batch) = drainable else {
             return Ok(false);
         };
-        let tier = self.tier()?;
         let mark = TierMark { id: drained.id, drained: batch.seq, batch: drained.batch + 1 };
         {
             // Scans and cuts hold the gate: the tier does not change under them.

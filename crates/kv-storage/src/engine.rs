@@ -17,7 +17,11 @@ use std::{
 
 use bytes::Bytes;
 use kv_types::GroupId;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{
+    Notify,
+    oneshot::{self, error::TryRecvError},
+    watch,
+};
 
 use crate::{
     batch::{self, Batch, Op, Position, Row, SMALL_USER, TableId, full_key, prefix_end, split_key},
@@ -30,9 +34,10 @@ use crate::{
     memtable::Mem,
     options::{Drive, StorageOptions},
     raft_log::{Group, Location, RaftLog, RaftLogId},
+    reads::Readers,
     snapshot::{Snapshots, Temporaries},
     threads::refuse,
-    tier::{Tier, TierMark},
+    tier::{Tier, TierError, TierMark},
     wal::{
         DataItem, Item, Queues,
         frame::{ENTRY_HEAD, EntryHead},
@@ -147,6 +152,7 @@ pub(crate) struct Inner {
     pub(crate) alive: watch::Sender<usize>,
     pub(crate) counters: Counters,
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
+    pub(crate) readers: Readers,
 }
 
 impl fmt::Debug for Inner {
@@ -197,10 +203,11 @@ impl Inner {
             let first = failed.is_none();
             if first {
                 *failed = Some(e.clone());
+                // Before the waiters of `failed` are woken: none of them finds a commit accepted after it.
+                self.has_failed.store(true, Ordering::Release);
             }
             first
         });
-        self.has_failed.store(true, Ordering::Release);
         if first && e != StorageError::Closed {
             tracing::error!(error = %e, dir = %self.options.dir.display(), "storage failed; the node must stop");
         }
@@ -215,8 +222,7 @@ impl Inner {
 
     /// The tier failed while running. A damaged one is marked, so that the next start sets it aside.
     pub(crate) fn tier_failed(&self, e: StorageError) {
-        if let StorageError::Tier(what) = &e
-            && what.starts_with("damaged")
+        if let StorageError::Tier(TierError::Damaged(_)) = &e
             && let Err(e) = crate::open::mark_suspect(&*self.disk, &self.options.dir)
         {
             tracing::error!(error = %e, "the damaged tier could not be marked");
@@ -240,25 +246,23 @@ impl Inner {
         {
             return Err(StorageError::LogFull { bytes, max, pinned_by: format!("the disk ({e})") });
         }
-        if bytes < max {
-            return Ok(());
-        }
+        if bytes < max { Ok(()) } else { Err(self.refusal_of_log(max)) }
+    }
+
+    /// The error that says who keeps the log long; also asks for what shortens it.
+    fn refusal_of_log(&self, max: u64) -> StorageError {
         let pinned_by = {
             let named = lock(&self.pinned_by).clone();
             if named.is_empty() { "data that is not yet in the tier".into() } else { named }
         };
         self.wake_checkpointer();
-        Err(StorageError::LogFull { bytes, max, pinned_by })
+        StorageError::LogFull { bytes: self.log_bytes(), max, pinned_by }
     }
 
     /// Raft records may use a quarter more than commits; beyond that the group must wait for a purge.
-    pub(crate) fn admit_raft(&self, bytes: usize) -> Result<(), StorageError> {
-        let max = self.options.hard_log_bytes();
+    pub(crate) fn admit_raft(&self, bytes: usize, max: u64) -> Result<(), StorageError> {
         let queued = (lock(&self.queues).raft_bytes + bytes) as u64;
-        if self.log_bytes() + queued > max {
-            self.log_full(0)?;
-        }
-        Ok(())
+        if self.log_bytes() + queued > max { Err(self.refusal_of_log(max)) } else { Ok(()) }
     }
 
     fn commit(&self, batch: Batch, bulk: bool) -> Result<Position, StorageError> {
@@ -420,7 +424,7 @@ impl Inner {
 
     /// Starts a scan of full keys: a view that does not change while the caller holds the gate.
     pub(crate) fn merge(
-        self: &Arc<Self>,
+        &self,
         from: Vec<u8>,
         to: Option<Vec<u8>>,
         limit: usize,
@@ -524,10 +528,7 @@ impl Storage {
         }
     }
 
-    fn tier_read<T>(
-        &self,
-        f: impl FnOnce(&dyn Tier) -> Result<T, crate::tier::TierError>,
-    ) -> Result<T, StorageError> {
+    fn tier_read<T>(&self, f: impl FnOnce(&dyn Tier) -> Result<T, TierError>) -> Result<T, StorageError> {
         let tier = self.inner().tier()?;
         f(&*tier).map_err(|e| {
             let e = StorageError::from(e);
@@ -620,7 +621,8 @@ impl Storage {
         Ok(())
     }
 
-    /// Size of the whole log beyond which commits are refused.
+    /// Size of the log beyond which commits are refused, bytes: [`StorageOptions::max_log_bytes`]. What trims the log by size
+    /// must start well below it.
     pub fn max_log_bytes(&self) -> u64 {
         self.inner().options.max_log_bytes
     }
@@ -745,7 +747,11 @@ impl Storage {
         }
         let mut alive = inner.alive.subscribe();
         let _ = alive.wait_for(|n| *n == 0).await;
-        *write(&inner.tier) = None;
+        if let Some(closed) = inner.close_tier()
+            && tokio::time::timeout(limits::TIER_CLOSE_WAIT, closed).await.is_err()
+        {
+            tracing::error!("the lower tier does not close; it is left open, as by a kill");
+        }
     }
 
     /// Stops at once, as a power cut would: what waits for the log is never written. For tests and simulation.
@@ -759,7 +765,13 @@ impl Storage {
             }
         }
         inner.refuse_rest();
-        *write(&inner.tier) = None;
+        if let Some(mut closed) = inner.close_tier() {
+            let mut waited = Duration::ZERO;
+            while waited < limits::TIER_CLOSE_WAIT && closed.try_recv() == Err(TryRecvError::Empty) {
+                thread::sleep(limits::TIER_CLOSE_LOOK);
+                waited += limits::TIER_CLOSE_LOOK;
+            }
+        }
     }
 }
 

@@ -76,7 +76,10 @@ pub enum StorageError {
     InUse(String),
     /// The lower tier failed while running; the node must stop, and the next start decides what is left of it.
     #[error("the lower tier failed: {0}")]
-    Tier(String),
+    Tier(TierError),
+    /// Another kind of tier, or another release, made the tier of the directory.
+    #[error("{0}")]
+    ForeignTier(String),
     /// An operation of the file system failed. If it was a log write, the log is poisoned.
     #[error("{op}: {message}")]
     Io {
@@ -117,7 +120,8 @@ impl From<TierError> for StorageError {
     fn from(e: TierError) -> Self {
         match e {
             TierError::InUse(m) => StorageError::InUse(m),
-            other => StorageError::Tier(other.to_string()),
+            TierError::Foreign(m) => StorageError::ForeignTier(m),
+            other => StorageError::Tier(other),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! or the loss is reported ([`Recovery::tier_lost`]) and the layers above rebuild it.
 //!
 //! Invariants of this crate:
-//! - sled is named in `tier/sled.rs` alone, the operating system's files in `disk/real.rs` alone.
+//! - fjall is named in `tier/fjall.rs` alone, sled in `tier/sled.rs`, the operating system's files in `disk/real.rs` alone.
 //! - Nothing read from a disk panics; damage is an error with a name.
 //! - Nothing is acknowledged before the log's `fdatasync` returned; after an error of it nothing is acknowledged again.
 //! - A segment is removed only when the tier is on disk up to it, and no live Raft entry is in it.
@@ -20,11 +20,13 @@ mod drain;
 mod engine;
 mod error;
 mod identity;
+pub mod journal;
 pub mod limits;
 mod memtable;
 mod open;
 mod options;
 mod raft_log;
+mod reads;
 mod replace;
 mod snapshot;
 mod snapshot_parts;
@@ -40,6 +42,7 @@ pub use identity::Identity;
 pub use open::Recovery;
 pub use options::{Drive, StorageOptions};
 pub use raft_log::{Done, RaftBounds, RaftEntry, RaftLog, RaftLogId};
+pub use reads::RowChunk;
 pub use replace::Replace;
 pub use snapshot::{SnapshotInfo, SnapshotReader, SnapshotWriter, Snapshots};
 pub use snapshot_parts::{SnapshotBytes, SnapshotPart};

@@ -32,13 +32,39 @@ pub const PART_READ_BYTES: usize = 1 << 20;
 pub const MAX_PART_NOTE: u64 = (MAX_SNAPSHOT_BYTES / PART_SYNC_BYTES + 1) * 16 + 1024;
 /// Live Raft bytes of the oldest segment that are copied forward to let it go.
 pub const MAX_COPY_FORWARD_BYTES: usize = 1 << 20;
+/// Share of `max_log_bytes` (one in so many) above it that only Raft records may use. Of it, the first half is for appends that
+/// were asked for with [`crate::RaftLog::room_for`]; the second half takes what was on its way between the question and the
+/// append, votes, purge points, truncations and copies of laggards, so that an append whose question was answered with yes
+/// is not refused.
+pub const RAFT_RESERVE_SHARE: u64 = 4;
 /// How long an idle background thread sleeps before it looks again.
 pub const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// How long the writer waits for the segment being prepared: a disk that cannot take a segment of zeros in this time is as
 /// good as failed, and the node stops instead of hanging.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
+/// Threads that read the lower tier.
+pub const READERS: usize = 4;
+/// Reads that may wait for them, and the bytes of their keys; beyond it a read is refused.
+pub const READ_QUEUE: usize = 4096;
+/// Bytes of keys that may wait.
+pub const READ_QUEUE_BYTES: usize = 8 << 20;
+/// Reads for the apply of committed entries that may wait besides: more than there are groups.
+pub const READ_QUEUE_APPLY: usize = 1024;
+/// Keys of one read.
+pub const MAX_READ_KEYS: usize = 4096;
+/// Bytes of rows that one read takes from the tier; a single row may be larger.
+pub const MAX_READ_BYTES: usize = 64 << 20;
 /// Rows that a cut or a scan takes from the tier at a time.
 pub const TIER_CHUNK_ROWS: usize = 256;
+/// Bytes of keys and values that they take at a time; one row may be larger.
+pub const TIER_CHUNK_BYTES: usize = 1 << 20;
+/// How long a batch or a checkpoint of the lower tier may take. Beyond it the tier counts as failed: the node stops instead of
+/// filling its memtable and its log.
+pub const TIER_WAIT: Duration = Duration::from_secs(30);
+/// How long a stop waits for the lower tier to close; after it the process ends with the tier open, as after a kill.
+pub const TIER_CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// How often a stop that may not await looks whether the tier is closed.
+pub const TIER_CLOSE_LOOK: Duration = Duration::from_millis(1);
 /// Zeros written at a time when a segment is prepared.
 pub const ZERO_CHUNK: usize = 1 << 20;
 /// How far the zeros of the next segment keep ahead of the writer in its own: done when three quarters are written.

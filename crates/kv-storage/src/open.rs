@@ -25,7 +25,8 @@ use crate::{
     memtable::Mem,
     options::{Drive, StorageOptions},
     raft_log::when_durable,
-    tier::{MemTiers, SledTiers, Tier, TierError, TierMark, TierSource},
+    reads::Readers,
+    tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
     wal::{
         FIRST_SEGMENT, Queues, recover, segment_path,
         segments::{self, Prepared, SegmentInfo, Segments},
@@ -91,7 +92,7 @@ enum FirstLook {
 fn look(tiers: &dyn TierSource, disk: &dyn Disk, dir: &Path) -> Result<FirstLook, StorageError> {
     let suspect = disk.exists(&dir.join(SUSPECT));
     match tiers.open(dir) {
-        Err(TierError::InUse(who)) => Err(TierError::InUse(who).into()),
+        Err(refused @ (TierError::InUse(_) | TierError::Foreign(_))) => Err(refused.into()),
         found if suspect => Ok(FirstLook::Suspect(found.ok())),
         Ok(tier) => Ok(FirstLook::Held(tier)),
         Err(TierError::Damaged(why)) => Ok(FirstLook::Damaged(why)),
@@ -233,13 +234,14 @@ impl Storage {
         }
         if inner.options.drive == Drive::Threads {
             inner.start_threads()?;
+            inner.start_readers()?;
         }
         Ok((storage, recovery))
     }
 
-    /// Opens a directory of this machine, with sled as lower tier.
-    pub fn open_dir(options: StorageOptions) -> Result<(Storage, Recovery), StorageError> {
-        Storage::open(options, Arc::new(RealDisk), Arc::new(SledTiers))
+    /// Opens a directory of this machine, with a lower tier of that kind.
+    pub fn open_dir(options: StorageOptions, kind: TierKind) -> Result<(Storage, Recovery), StorageError> {
+        Storage::open(options, Arc::new(RealDisk), Arc::new(TierFolders::new(kind)))
     }
 
     /// A new engine in memory, for tests.
@@ -361,6 +363,7 @@ impl Storage {
             alive: watch::Sender::new(0),
             counters: Counters::default(),
             temporaries: Arc::default(),
+            readers: Readers::default(),
         });
         if start {
             let mut w = crate::engine::lock(&inner.writer);

@@ -158,7 +158,13 @@ impl StorageOptions {
         self.segment_bytes - self.small_state_bytes() - 2048
     }
 
+    /// Size of the log beyond which Raft entries are refused too.
     pub(crate) fn hard_log_bytes(&self) -> u64 {
-        self.max_log_bytes + self.max_log_bytes / 4
+        self.max_log_bytes + self.max_log_bytes / limits::RAFT_RESERVE_SHARE
+    }
+
+    /// Size of the log up to which a group is told that it may append.
+    pub(crate) fn askable_log_bytes(&self) -> u64 {
+        self.max_log_bytes + self.max_log_bytes / (2 * limits::RAFT_RESERVE_SHARE)
     }
 }

@@ -255,7 +255,7 @@ impl RaftLog {
             }
             total += bytes + ENTRY_HEAD;
         }
-        self.storage.inner().admit_raft(total)?;
+        self.storage.inner().admit_raft(total, options.hard_log_bytes())?;
         let mut g = lock(&self.state);
         let mut expected = g.last().map(|last| last.index + 1);
         for entry in &entries {
@@ -287,6 +287,18 @@ impl RaftLog {
         // when the writer has written them: before that they cannot leave it.
         self.storage.inner().push_raft(items);
         Ok(())
+    }
+
+    /// Whether entries of `bytes` payload bytes may be appended now. Ask before an append from a leader is handed on: an
+    /// append that is refused ends the group, a question that is answered with no costs nothing. An append that follows a yes
+    /// finds room, also if several groups asked at the same time: the answer is no at half of the reserve for Raft records
+    /// ([`crate::limits::RAFT_RESERVE_SHARE`]) already. Votes, truncations and purges need not ask.
+    ///
+    /// Errors: [`StorageError::LogFull`] until the log is trimmed, or the error that stopped the engine.
+    pub fn room_for(&self, bytes: usize) -> Result<(), StorageError> {
+        let inner = self.storage.inner();
+        inner.check()?;
+        inner.admit_raft(bytes, inner.options.askable_log_bytes())
     }
 
     /// Entries of one append as runs of at most `most` bytes, or of a single entry.

@@ -5,10 +5,13 @@ use std::{
     thread,
 };
 
+use tokio::sync::oneshot;
+
 use crate::{
-    engine::{DRAINING, HALTED, Inner, RUNNING, lock},
+    engine::{DRAINING, HALTED, Inner, RUNNING, lock, write},
     error::StorageError,
     limits,
+    options::Drive,
     wal::Item,
 };
 
@@ -29,11 +32,28 @@ impl Inner {
             let mut q = lock(&self.queues);
             q.closed = true;
         }
+        self.readers.close();
         self.queued.notify_all();
         self.prepared_changed.notify_all();
         self.wake_background();
         self.work.notify_one();
         self.room.notify_waiters();
+    }
+
+    /// Lets go of the tier on a thread of its own: libraries write and wait when their last handle goes, and a disk that hangs
+    /// must not hold up the stop. Resolves when the tier is closed; `None` if that has happened, or no thread may be started.
+    pub(crate) fn close_tier(&self) -> Option<oneshot::Receiver<()>> {
+        let tier = write(&self.tier).take()?;
+        if self.options.drive == Drive::Manual {
+            return None;
+        }
+        let (closed, receive) = oneshot::channel();
+        let close = move || {
+            drop(tier);
+            let _ = closed.send(());
+        };
+        // Without a thread the closure, and the tier with it, was dropped here.
+        thread::Builder::new().name("kv-close".into()).spawn(close).ok().map(|_| receive)
     }
 
     /// What still waits gets an answer.

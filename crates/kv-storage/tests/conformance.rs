@@ -1,5 +1,5 @@
-//! What every pair of disk and tier must do: one suite, run on the machine's files with sled and on the disk in memory
-//! that loses and tears what was not synced.
+//! What every pair of disk and tier must do: one suite, run on the machine's files with each kind of tier and on the disk in
+//! memory that loses and tears what was not synced.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,7 +14,7 @@ mod world;
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
-use kv_storage::{Batch, Identity, RaftEntry, RaftLog, RaftLogId, Storage, StorageError};
+use kv_storage::{Batch, Identity, RaftEntry, RaftLog, RaftLogId, Storage, StorageError, tier::TierKind};
 use kv_types::{ClusterId, GroupId, NodeId};
 use tokio::sync::oneshot;
 use world::{Mem, Real, T, U, World};
@@ -25,10 +25,11 @@ fn run<T>(f: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("in time") })
 }
 
-/// Each case on both worlds, on the torn one with several seeds.
+/// Each case on all worlds, on the torn one with several seeds.
 macro_rules! suite {
     ($($name:ident),* $(,)?) => {
-        mod real { $( #[test] fn $name() { super::$name(&mut super::Real::new()); } )* }
+        mod fjall { $( #[test] fn $name() { super::$name(&mut super::Real::new(super::TierKind::Fjall)); } )* }
+        mod sled { $( #[test] fn $name() { super::$name(&mut super::Real::new(super::TierKind::Sled)); } )* }
         mod torn { $( #[test] fn $name() { for seed in 0..6 { super::$name(&mut super::Mem::new(seed)); } } )* }
     };
 }

@@ -161,6 +161,38 @@ fn a_full_disk_refuses_and_recovers() {
     });
 }
 
+/// A follower that asks before it appends is told to wait while there is still room for what it was told it may append.
+#[test]
+fn an_append_that_was_asked_for_finds_room_in_a_full_log() {
+    let mut w = manual(21);
+    w.options().max_log_bytes = 1 << 20;
+    let (s, _) = w.open();
+    assert_eq!(s.max_log_bytes(), 1 << 20);
+    let logs: Vec<RaftLog> = (1..=3).map(|g| s.raft(GroupId(g))).collect();
+    let mut index = 0;
+    let full = loop {
+        // All groups ask first, then all append: what the first appends, the last one has not seen.
+        match logs.iter().find_map(|log| log.room_for(20_000).err()) {
+            Some(e) => break e,
+            None => logs.iter().for_each(|log| drop(append(log, index, 20_000))),
+        }
+        while s.pump() {}
+        index += 1;
+        assert!(index < 100, "there is an end");
+    };
+    assert!(matches!(&full, StorageError::LogFull { max, .. } if *max == (1 << 20) * 9 / 8), "{full}");
+    assert!(full.is_refusal() && s.check().is_ok());
+    assert!(index > 10, "the log was used: {index} appends");
+    // Votes and purge points need not ask, and make room.
+    let last = RaftLogId { term: 1, node: 1, index: index - 1 };
+    logs.iter().for_each(|log| log.purge(last).unwrap());
+    while s.pump() {}
+    for log in &logs {
+        log.room_for(20_000).unwrap();
+        drop(append(log, index, 20_000));
+    }
+}
+
 #[test]
 fn full_queues_refuse_and_nothing_happens() {
     let w = manual(3);

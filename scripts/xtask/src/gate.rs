@@ -302,6 +302,7 @@ pub(crate) fn fix() -> Result<ExitCode, String> {
     let clippy = ["clippy", "--fix", "--workspace", "--all-targets", "--allow-dirty", "--allow-staged"];
     passes(&mut cargo(&clippy), "clippy could not mend everything")?;
     passes(&mut cargo(&["fmt", "--all"]), "rustfmt failed")?;
+    tidy::shrink(&Workspace::load()?)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -15,7 +15,7 @@ cargo xtask test             the whole gate, read-only: format, tidy, lints, tes
 cargo xtask test --quick     the gate up to the tests
 cargo xtask mutants          builds with the seeded bugs, and says where the programs are
 cargo xtask tidy             the rules of the workspace that no compiler checks
-cargo xtask fix              formats, and applies what clippy can apply";
+cargo xtask fix              formats, applies what clippy can apply, and shortens tidy's lists of exceptions";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -8,13 +8,14 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use crate::config::TypeConfig;
+use crate::disk_watch::DiskWatch;
 use crate::kv_machine::KvMachine;
 use crate::log_store::LogStore;
 use crate::machine::Machine;
 
 async fn stores(storage: &Storage) -> (LogStore, Machine) {
     let machine = Machine::open(storage.clone(), GroupId(1), KvMachine::default()).await.unwrap();
-    (LogStore::new(storage.raft(GroupId(1))), machine)
+    (LogStore::new(storage.raft(GroupId(1)), DiskWatch::default()), machine)
 }
 
 /// Keeps a storage and its directory as long as a test runs.
@@ -36,7 +37,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, Guard> for RealDir {
             max_record_bytes: 1 << 20,
             ..StorageOptions::new(dir.path())
         };
-        let (storage, _) = Storage::open_dir(options).unwrap();
+        let (storage, _) = Storage::open_dir(options, kv_storage::tier::TierKind::default()).unwrap();
         let (log, machine) = stores(&storage).await;
         Ok((Guard(storage, Some(dir)), log, machine))
     }

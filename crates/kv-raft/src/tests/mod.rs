@@ -1,6 +1,8 @@
 //! Tests of what only this crate can see: openraft's conformance suite on our storage, and the rules of the state machine.
 
 mod conformance;
+mod peers;
+mod pressure;
 mod writes;
 
 use std::sync::Arc;

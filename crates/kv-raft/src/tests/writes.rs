@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use kv_storage::{Batch, Storage};
-use kv_types::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
+use kv_types::limits::{MAX_KEY_BYTES, MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
 use kv_types::{Applied, ClientId, Failure, GroupId, Mutation, NamespaceId, Reason, RequestId};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use proptest::prelude::*;
@@ -15,9 +15,10 @@ use crate::machine::{Domain, Machine, SnapshotData};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
 use crate::sessions::{Admission, Sessions};
 use crate::snapshot::{self, ReceivedPart};
-use crate::tables::{Stage, Table, keys};
+use crate::tables::{Space, Stage, Table, keys};
 
 const GROUP: GroupId = GroupId(1);
+const SPACE: Space = Space::first(GROUP);
 const IDLE: u64 = SESSION_IDLE.as_millis() as u64;
 
 /// A machine and the storage under it, without Raft.
@@ -36,7 +37,7 @@ impl Bench {
 
     async fn apply(&mut self, command: &WriteCommand) -> Result<Written, Failure> {
         self.index += 1;
-        let mut stage = Stage::new(&self.storage, GROUP);
+        let mut stage = Stage::new(&self.storage, SPACE);
         let point = Point { term: 1, index: self.index };
         let reply = self.machine.apply(&mut stage, point, &command.encode()).unwrap();
         self.storage.apply(stage.into_batch()).await.unwrap();
@@ -65,7 +66,7 @@ impl Bench {
 
     fn reload(&mut self) {
         self.machine = KvMachine::default();
-        self.machine.load(&self.storage, GROUP).unwrap();
+        self.machine.load(&self.storage, SPACE).unwrap();
     }
 }
 
@@ -242,7 +243,7 @@ async fn the_session_unused_longest_goes_first_while_time_stands_still() {
     let clients: Vec<u128> = (1..=MAX_SESSIONS as u128).rev().collect();
     let mut index = 0;
     for step in clients.chunks(1_000) {
-        let mut stage = Stage::new(&storage, GROUP);
+        let mut stage = Stage::new(&storage, SPACE);
         sessions.advance(&mut stage, 1_000_000);
         for client in step {
             index += 1;
@@ -252,9 +253,9 @@ async fn the_session_unused_longest_goes_first_while_time_stands_still() {
     }
     for restarted in [false, true] {
         if restarted {
-            sessions = Sessions::load(&storage, GROUP).unwrap();
+            sessions = Sessions::load(&storage, SPACE).unwrap();
         }
-        let mut stage = Stage::new(&storage, GROUP);
+        let mut stage = Stage::new(&storage, SPACE);
         index += 1;
         sessions.keep(&mut stage, &mutation(u128::from(u64::MAX) + u128::from(index)), 7, &written(index));
         let longest_unused = MAX_SESSIONS as u128 - u128::from(restarted);
@@ -315,9 +316,20 @@ async fn sessions_and_revisions_travel_in_snapshots() {
     from.halt();
 }
 
+/// A key is longer in the tables than it is for its client, twice as long at worst: that must fit as well.
+#[tokio::test]
+async fn the_longest_key_of_zeros_is_stored_and_found() {
+    let mut bench = Bench::new();
+    let zeros = "\0".repeat(MAX_KEY_BYTES);
+    bench.write(1, 1, &zeros, put("1")).await.unwrap();
+    let found = bench.write(1, 2, &zeros, swap(1, "2")).await.unwrap();
+    assert_eq!(found.effect, Effect::Swapped);
+    assert_eq!(digest(&bench.storage, 1).1, 1);
+}
+
 /// What a storage has of a namespace, digested.
 fn digest(storage: &Storage, namespace: u64) -> (u64, u64) {
-    kv_machine::digest(kv_machine::cut_of(storage, GROUP, NamespaceId(namespace)).unwrap()).unwrap()
+    kv_machine::digest(kv_machine::cut_of(storage, SPACE, NamespaceId(namespace)).unwrap()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,7 +357,7 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
     assert_eq!(digest(&storages[2], 1), whole);
 
     // A key, a revision, a value and the revision of the namespace: each of them tells.
-    let (key, counter) = (keys::data(GROUP, NamespaceId(1), b"k3"), keys::revision(GROUP, NamespaceId(1)));
+    let (key, counter) = (keys::data(SPACE, NamespaceId(1), b"k3"), keys::revision(SPACE, NamespaceId(1)));
     let row = |table: Table, key: &[u8]| storages[2].get(table.id(), key).unwrap().unwrap().value;
     let (good, revision) = (row(Table::Data, &key), row(Table::Meta, &counter));
     let doctored = |row: &Bytes, at: usize| {
@@ -358,21 +370,21 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
         Batch::new().delete(data, &key),
         Batch::new().put(data, &key, doctored(&good, 8)),
         Batch::new().put(data, &key, doctored(&good, 9)),
-        Batch::new().put(data, keys::data(GROUP, NamespaceId(1), b"k9"), &good),
+        Batch::new().put(data, keys::data(SPACE, NamespaceId(1), b"k9"), &good),
         Batch::new().put(Table::Meta.id(), &counter, doctored(&revision, 8)),
     ] {
         storages[2].apply(wrong).await.unwrap();
         assert_ne!(digest(&storages[2], 1), whole);
         let right = Batch::new()
             .put(data, &key, &good)
-            .delete(data, keys::data(GROUP, NamespaceId(1), b"k9"))
+            .delete(data, keys::data(SPACE, NamespaceId(1), b"k9"))
             .put(Table::Meta.id(), &counter, &revision);
         storages[2].apply(right).await.unwrap();
         assert_eq!(digest(&storages[2], 1), whole);
     }
     // What does not decode is an error.
     storages[2].apply(Batch::new().put(data, &key, "")).await.unwrap();
-    let cut = kv_machine::cut_of(&storages[2], GROUP, NamespaceId(1)).unwrap();
+    let cut = kv_machine::cut_of(&storages[2], SPACE, NamespaceId(1)).unwrap();
     assert!(kv_machine::digest(cut).is_err());
     storages.iter().for_each(Storage::halt);
 }

@@ -86,6 +86,7 @@ impl Settings {
             memtable_size: 2 << 20,
             checkpoint_log_size: segment_size,
             checkpoint_interval: Duration::from_secs(dice.u64(1..5)),
+            ..StorageSettings::default()
         };
         let dynamo =
             DynamoSettings { max_hints_size: *dice.choice(&[16_u64 << 10, 64 << 20]).unwrap_or(&(64 << 20)) };
@@ -205,7 +206,7 @@ impl Machine {
         let node_env = NodeEnv {
             env,
             disk: Arc::new(self.disk.clone()),
-            tiers: Arc::new(self.tiers.clone()),
+            tiers: Some(Arc::new(self.tiers.clone())),
             drive: Drive::Manual,
         };
         NodeRuntime::scope(mix(seed, 0x4af7), async move {

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Tier, TierError, TierMark, TierSource, TierWrites};
+use super::{Tier, TierChunk, TierError, TierMark, TierSource, TierWrites};
 use crate::engine::lock;
 
 /// Tiers in memory, by data directory. Clones share them.
@@ -113,14 +113,20 @@ impl Tier for MemTier {
         Ok(self.state()?.rows.get(key).cloned())
     }
 
-    fn scan(&self, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<(Bytes, Bytes)>, TierError> {
+    fn scan(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<TierChunk, TierError> {
         if to.is_some_and(|to| to <= from) {
-            return Ok(Vec::new());
+            return Ok(TierChunk::default());
         }
         let upper = to.map_or(Bound::Unbounded, Bound::Excluded);
         let s = self.state()?;
         let rows = s.rows.range::<[u8], _>((Bound::Included(from), upper));
-        Ok(rows.take(limit).map(|(k, v)| (k.clone(), v.clone())).collect())
+        TierChunk::collect(rows.map(|(k, v)| Ok((k.clone(), v.clone()))), limit_rows, limit_bytes)
     }
 
     fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {

@@ -1,11 +1,11 @@
-//! Disks that a test can crash: the machine's own with sled, and one in memory that loses and tears.
+//! Disks that a test can crash: the machine's own with each kind of tier, and one in memory that loses and tears.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use kv_storage::{
     Recovery, Storage, StorageError, StorageOptions, TableId,
     disk::{Disk, MemDisk, RealDisk},
-    tier::{MemTiers, SledTiers},
+    tier::{MemTiers, TierFolders, TierKind},
 };
 
 pub(crate) const T: TableId = TableId::new(16);
@@ -25,7 +25,7 @@ pub(crate) trait World {
     fn flip(&self, path: &std::path::Path, offset: u64, mask: u8);
 
     fn open(&self) -> (Storage, Recovery) {
-        // sled lets go of its lock a moment after its last handle.
+        // A tier lets go of its lock a moment after its last handle.
         for _ in 0..500 {
             match self.try_open() {
                 Err(StorageError::InUse(_)) => std::thread::sleep(Duration::from_millis(10)),
@@ -39,15 +39,16 @@ pub(crate) trait World {
 #[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) struct Real {
     _dir: tempfile::TempDir,
+    kind: TierKind,
     options: StorageOptions,
 }
 
 impl Real {
     #[allow(dead_code, reason = "each test binary uses its part")]
-    pub(crate) fn new() -> Real {
+    pub(crate) fn new(kind: TierKind) -> Real {
         let dir = tempfile::tempdir().unwrap();
         let options = StorageOptions::small(dir.path());
-        Real { _dir: dir, options }
+        Real { _dir: dir, kind, options }
     }
 }
 
@@ -56,7 +57,7 @@ impl World for Real {
         &mut self.options
     }
     fn try_open(&self) -> Result<(Storage, Recovery), StorageError> {
-        Storage::open(self.options.clone(), Arc::new(RealDisk), Arc::new(SledTiers))
+        Storage::open(self.options.clone(), Arc::new(RealDisk), Arc::new(TierFolders::new(self.kind)))
     }
     fn crash(&self, storage: Storage) {
         storage.halt();

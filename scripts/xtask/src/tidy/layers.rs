@@ -1,10 +1,10 @@
 //! Which crate may use which: the layer table of ARCHITECTURE.md, as code.
 
-use super::{File, Finding};
+use super::finding::{File, Finding};
 use crate::cargo::Package;
 
 /// Arrows point strictly down, so two crates of one level never see each other.
-const LEVELS: [(&str, u8); 16] = [
+const LEVELS: [(&str, u8); 15] = [
     ("kv-sim", 5),
     ("kv-server", 4),
     ("kvctl", 4),
@@ -18,7 +18,6 @@ const LEVELS: [(&str, u8); 16] = [
     ("kv-proto", 1),
     ("kv-env", 1),
     ("kv-check", 1),
-    ("kv-console", 1),
     ("kv-types", 0),
     // The task runner stands beside the layers: it uses no crate of ours, and none uses it.
     ("xtask", 0),
@@ -27,13 +26,13 @@ const LEVELS: [(&str, u8); 16] = [
 /// What `kvd` is made of, and what talks to it from outside: neither links the other (kv-sim may link both). The
 /// tests of the one may use the client of the other.
 const SERVER: [&str; 5] = ["kv-server", "kv-raft", "kv-dynamo", "kv-storage", "kv-peer"];
-const TOOLS: [&str; 6] = ["kvctl", "jepsen-tests", "kv-lab", "kv-client", "kv-check", "kv-console"];
+const TOOLS: [&str; 5] = ["kvctl", "jepsen-tests", "kv-lab", "kv-client", "kv-check"];
 
 /// Crates that use these packages from outside and no others.
 const PURE: [(&str, &[&str]); 2] = [("kv-check", &["serde", "serde_json"]), ("xtask", &["serde_json"])];
 
 /// Libraries that one crate hides: dependencies that only it may have.
-const HIDDEN: [(&str, &str); 2] = [("openraft", "kv-raft"), ("sled", "kv-storage")];
+const HIDDEN: [(&str, &str); 3] = [("openraft", "kv-raft"), ("fjall", "kv-storage"), ("sled", "kv-storage")];
 
 pub(super) fn check(packages: &[Package], files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -98,7 +97,7 @@ fn names(line: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file;
+    use super::super::finding::file;
     use super::*;
     use crate::cargo::Dependency;
 
@@ -176,6 +175,7 @@ mod tests {
         };
         assert_eq!(found("kv-server", "openraft"), [3]);
         assert_eq!(found("kv-raft", "sled"), [3]);
+        assert_eq!(found("kv-server", "fjall"), [3]);
         assert_eq!(found("kv-peer", "openraft-rt"), [3]);
         assert_eq!(found("kv-check", "tokio"), [3]);
         assert_eq!(found("xtask", "clap"), [3]);

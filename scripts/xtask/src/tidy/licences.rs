@@ -1,6 +1,6 @@
 //! What the dependency tree may contain: licences we can ship under Apache-2.0, and no package we decided against.
 
-use super::{File, Finding};
+use super::finding::{File, Finding};
 use crate::cargo::Package;
 
 /// Permissive licences, compatible with Apache-2.0. A new one is added after reading it.
@@ -22,7 +22,7 @@ const BANNED: [(&str, &str); 8] = [
     ("openssl", "it needs a C library to be installed; TLS is rustls'"),
     ("openssl-sys", "it needs a C library to be installed; TLS is rustls'"),
     ("native-tls", "it behaves differently on every system; TLS is rustls'"),
-    ("librocksdb-sys", "it needs a C++ compiler; storage is ours over sled"),
+    ("librocksdb-sys", "it needs a C++ compiler; storage is ours over fjall"),
     ("protobuf-src", "it builds protoc from C++; protox compiles our files"),
     ("async-std", "there is one runtime, tokio"),
     ("madsim", "simulation is turmoil's, without patched dependencies"),
@@ -92,7 +92,7 @@ fn one(words: &mut Words<'_>) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file;
+    use super::super::finding::file;
     use super::*;
 
     #[test]

@@ -1,0 +1,240 @@
+//! A node under pressure: what cannot be applied soon is refused before it is proposed, one namespace leaves room for the
+//! next, and what was taken is applied once.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use kv_env::Env;
+use kv_peer::{PeerConfig, Peers};
+use kv_proto::{client_id_bytes, v1};
+use kv_storage::disk::MemDisk;
+use kv_storage::tier::MemTiers;
+use kv_storage::{Storage, StorageOptions};
+use kv_types::catalogue::Member;
+use kv_types::{
+    Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName, NodeId,
+    Placement, Reason,
+};
+use tokio::sync::OwnedRwLockReadGuard;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::backlog::Load;
+use crate::config::{LogId, RaftConfig, log_bytes_wanted};
+use crate::strong::{Hop, Strong};
+
+const CLUSTER: ClusterId = ClusterId(5);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A cluster of one.
+struct Lone {
+    strong: Strong,
+    storage: Storage,
+    clients: AtomicU64,
+}
+
+impl Lone {
+    async fn start(tune: impl FnOnce(&mut RaftConfig)) -> Arc<Self> {
+        let options = StorageOptions::small("/lone");
+        let (storage, _) =
+            Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(MemTiers::new())).unwrap();
+        let member = Member {
+            id: NodeId(1),
+            client_address: "client-of-n1".into(),
+            peer_address: "nowhere:1".into(),
+            zone: String::new(),
+        };
+        let mut config = RaftConfig::new(CLUSTER, member.id, vec![member.clone()]);
+        tune(&mut config);
+        let env = Env::real();
+        let peers = Peers::new(PeerConfig::new(CLUSTER, member.id), env.clone());
+        let strong = Strong::start(config, storage.clone(), peers, env).await.unwrap();
+        let lone = Arc::new(Self { strong, storage, clients: AtomicU64::new(1) });
+        until("it serves", || async { lone.put(bank(1_000), "first", 1, soon()).await.ok() }).await;
+        lone
+    }
+
+    /// Writes `bytes` bytes as a client that never wrote before.
+    fn put(
+        &self,
+        bank: Namespace,
+        key: &str,
+        bytes: usize,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<v1::PutResponse, Failure>> + use<> {
+        let client = self.clients.fetch_add(1, Ordering::Relaxed);
+        let request = v1::PutRequest {
+            namespace: bank.name.to_string(),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::from(vec![b'v'; bytes]),
+            mutation: Some(v1::Mutation {
+                client_id: client_id_bytes(ClientId(client.into())),
+                seq: 1,
+                issued_at_ms: Env::real().clock.wall_ms(),
+                lowest_unacked: 1,
+                attempt: 1,
+            }),
+            ..Default::default()
+        };
+        let strong = self.strong.clone();
+        async move { strong.put(&bank, request, deadline, Hop::Client).await }
+    }
+
+    fn waiting(&self) -> Load {
+        self.strong.group(GroupId::FIRST_DATA).unwrap().backlog()
+    }
+
+    /// Nothing is applied while the guard lives.
+    async fn stand_still(&self) -> OwnedRwLockReadGuard<Option<LogId>> {
+        self.strong.group(GroupId::FIRST_DATA).unwrap().stand_still().await
+    }
+
+    /// Writes values of 16 KiB to a namespace until one is refused; what waits.
+    async fn fill(&self, to: u64) -> Vec<Pending> {
+        let mut pending = Vec::new();
+        loop {
+            let before = self.waiting().entries;
+            let put = self.put(bank(to), &format!("k{}", pending.len()), 16 << 10, soon());
+            let task = tokio::spawn(put);
+            let counted = || self.waiting().entries > before;
+            until("it is taken or refused", || async { (task.is_finished() || counted()).then_some(()) })
+                .await;
+            if task.is_finished() {
+                is_refused(task.await.unwrap());
+                return pending;
+            }
+            pending.push(task);
+        }
+    }
+
+    async fn stop(&self) {
+        self.strong.shutdown().await;
+        self.storage.halt();
+    }
+}
+
+type Pending = JoinHandle<Result<v1::PutResponse, Failure>>;
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+fn bank(id: u64) -> Namespace {
+    Namespace {
+        id: NamespaceId(id),
+        name: NamespaceName::new(format!("bank{id}")).unwrap(),
+        settings_version: 1,
+        guarantee: Guarantee::Linearizable,
+        placement: Placement::Strong { group: GroupId::FIRST_DATA },
+    }
+}
+
+async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
+    let deadline = soon();
+    loop {
+        if let Some(found) = attempt().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn is_refused(put: Result<v1::PutResponse, Failure>) {
+    let refused = put.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::Overloaded, Applied::No), "{refused}");
+    assert!(refused.retry_after_ms.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_applied_soon_is_refused_and_what_was_taken_is_applied_once() {
+    let lone = Lone::start(|config| config.backlog_entries = 64).await;
+    let still = lone.stand_still().await;
+    let pending = lone.fill(1).await;
+    // Half of the account, and nothing beyond it, however often it is tried.
+    let full = lone.waiting();
+    assert_eq!((pending.len(), full.entries), (32, 32));
+    for n in 0..500 {
+        let refused = lone.put(bank(1), &format!("r{n}"), 16 << 10, soon());
+        is_refused(timeout(Duration::from_secs(1), refused).await.expect("refused at once"));
+    }
+    assert_eq!(lone.waiting(), full);
+    assert!(lone.storage.stats().raft_queue_bytes <= full.bytes);
+
+    drop(still);
+    let mut revisions: Vec<u64> =
+        join_all(pending).await.into_iter().map(|put| put.unwrap().unwrap().revision).collect();
+    revisions.sort_unstable();
+    // The namespace counts effects: one for each that was taken, and none for the rest.
+    assert_eq!(revisions, (1..=32).collect::<Vec<_>>());
+    until("an empty account", || async { (lone.waiting() == Load::default()).then_some(()) }).await;
+    assert_eq!(lone.put(bank(1), "next", 1, soon()).await.unwrap().revision, 33);
+    for n in [0, 499] {
+        let request = v1::GetRequest { key: format!("r{n}").into(), ..Default::default() };
+        let read = lone.strong.get(&bank(1), request, soon(), Hop::Client).await.unwrap();
+        assert_eq!(read.presence(), v1::Presence::Absent);
+    }
+    lone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_floods_leaves_room_for_a_calm_one() {
+    let lone = Lone::start(|config| config.backlog_entries = 64).await;
+    let still = lone.stand_still().await;
+    let flood = lone.fill(1).await;
+    let calm: Vec<Pending> =
+        (0..8).map(|n| tokio::spawn(lone.put(bank(2), &format!("c{n}"), 100, soon()))).collect();
+    until("all of the calm one are taken", || async { (lone.waiting().entries == 40).then_some(()) }).await;
+    is_refused(lone.put(bank(1), "more", 1, soon()).await);
+    drop(still);
+    for put in calm.into_iter().chain(flood) {
+        put.await.unwrap().unwrap();
+    }
+    lone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_keeps_its_place_when_its_caller_gives_up() {
+    let lone = Lone::start(|config| config.backlog_entries = 64).await;
+    let still = lone.stand_still().await;
+    let pending = lone.fill(1).await;
+    let late = lone.put(bank(2), "late", 100, Instant::now() + Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!((late.reason, late.applied), (Reason::ResultUnknown, Applied::Unknown));
+    pending.iter().for_each(JoinHandle::abort);
+    join_all(pending).await;
+    assert_eq!(lone.waiting().entries, 33);
+    drop(still);
+    until("an empty account", || async { (lone.waiting() == Load::default()).then_some(()) }).await;
+    let read = v1::GetRequest { key: "late".into(), ..Default::default() };
+    let read = lone.strong.get(&bank(2), read, soon(), Hop::Client).await.unwrap();
+    assert_eq!(read.presence(), v1::Presence::Found);
+    lone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_are_refused_as_entries_are() {
+    let lone = Lone::start(|config| config.backlog_bytes = 256 << 10).await;
+    let still = lone.stand_still().await;
+    assert_eq!(lone.fill(1).await.len(), 7);
+    assert!(lone.waiting().bytes <= 128 << 10, "{:?}", lone.waiting());
+    drop(still);
+    lone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_log_is_trimmed_before_it_is_full() {
+    let lone = Lone::start(|config| config.entries_kept = 0).await;
+    let max = lone.storage.max_log_bytes();
+    // More than what is wanted, less than what is allowed.
+    for n in 0..max * 3 / 4 / (60 << 10) {
+        lone.put(bank(1), &format!("k{}", n % 10), 60 << 10, soon()).await.unwrap();
+    }
+    assert!(lone.storage.log_pressure().is_ok());
+    let trimmed = || lone.storage.stats().log_bytes < log_bytes_wanted(max);
+    until("the log is trimmed", || async { trimmed().then_some(()) }).await;
+    lone.stop().await;
+}

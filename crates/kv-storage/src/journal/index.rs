@@ -1,0 +1,215 @@
+//! Where the entries of a journal are: per stream its floor, its end and its blocks, and per file the bytes that are still
+//! wanted. A value: it is told what a run says and touches no disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
+
+use bytes::Bytes;
+
+use super::format::{BlockEntry, Line};
+
+/// Where a block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockRef {
+    pub(super) before: Option<u64>,
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) count: u32,
+    pub(super) file: u64,
+    /// In the file.
+    pub(super) offset: u64,
+    pub(super) bytes: u32,
+    pub(super) crc: u32,
+}
+
+/// One stream of a journal.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Stream {
+    /// Entries below are given up.
+    pub(super) floor: u64,
+    /// The highest id that was ever appended.
+    pub(super) last: Option<u64>,
+    /// By their first id.
+    blocks: BTreeMap<u64, BlockRef>,
+    /// Ranges that were lost to damage, by their first id.
+    gaps: BTreeMap<u64, u64>,
+}
+
+impl Stream {
+    /// The first block that has an entry at or above `from`.
+    pub(super) fn block_at(&self, from: u64) -> Option<BlockRef> {
+        let before = self.blocks.range(..=from).next_back().map(|(_, b)| *b).filter(|b| b.last >= from);
+        before.or_else(|| self.blocks.range(from..).next().map(|(_, b)| *b))
+    }
+
+    /// The first lost range that has an id in the range.
+    pub(super) fn gap_in(&self, range: RangeInclusive<u64>) -> Option<(u64, u64)> {
+        let (first, last) = self.gaps.range(..=*range.end()).next_back()?;
+        (*last >= *range.start()).then_some((*first, *last))
+    }
+}
+
+/// The state of a journal's files and streams.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Index {
+    pub(super) streams: BTreeMap<Bytes, Stream>,
+    /// Bytes of blocks that are still wanted, by file. Every file has a line.
+    live: BTreeMap<u64, u64>,
+}
+
+/// What a run says that cannot be true of what came before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Contradiction(pub(super) String);
+
+impl Index {
+    /// A new file, the newest.
+    pub(super) fn add_file(&mut self, file: u64) {
+        let old = self.live.insert(file, 0);
+        assert!(old.is_none(), "journal file {file} is added once");
+    }
+
+    /// The oldest file and its wanted bytes.
+    pub(super) fn oldest(&self) -> Option<(u64, u64)> {
+        self.live.first_key_value().map(|(file, live)| (*file, *live))
+    }
+
+    /// How many files there are.
+    pub(super) fn files(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Forgets a file of which nothing is wanted.
+    pub(super) fn remove_file(&mut self, file: u64) {
+        let live = self.live.remove(&file);
+        assert_eq!(live, Some(0), "a journal file is removed when nothing in it is wanted");
+    }
+
+    /// Wanted blocks of a file with their streams, in order.
+    pub(super) fn blocks_in(&self, file: u64) -> Vec<(Bytes, BlockRef)> {
+        let blocks = self.streams.iter().flat_map(|(name, s)| s.blocks.values().map(move |b| (name, b)));
+        blocks.filter(|(_, b)| b.file == file).map(|(name, b)| (name.clone(), *b)).collect()
+    }
+
+    /// What the head of the next file says: where every stream stands.
+    pub(super) fn head(&self) -> Vec<Line> {
+        let stood =
+            |(name, s): (&Bytes, &Stream)| Line::Stood { stream: name.clone(), floor: s.floor, last: s.last };
+        self.streams.iter().map(stood).collect()
+    }
+
+    /// A stream with what is wanted of it, for the caller of `trim`: the bytes of its blocks.
+    pub(super) fn bytes_of(&self, stream: &[u8]) -> u64 {
+        self.streams.get(stream).map_or(0, |s| s.blocks.values().map(|b| u64::from(b.bytes)).sum())
+    }
+
+    /// Takes in what a run says; its payload starts at `payload_at` of `file`. `first_file`: what its head says of ids that
+    /// no file has is no loss, they were in files that are gone.
+    pub(super) fn take(
+        &mut self,
+        file: u64,
+        payload_at: u64,
+        lines: &[Line],
+        first_file: bool,
+    ) -> Result<(), Contradiction> {
+        for line in lines {
+            match line {
+                Line::Block(block) => self.block(file, payload_at, block)?,
+                Line::Trim { stream, below } => self.trim(stream, *below),
+                Line::Stood { stream, floor, last } => {
+                    let own = self.streams.entry(stream.clone()).or_default();
+                    if let Some(last) = *last
+                        && own.last.is_none_or(|known| known < last)
+                    {
+                        if !first_file {
+                            own.gaps.insert(own.last.map_or(0, |known| known + 1), last);
+                        }
+                        own.last = Some(last);
+                    }
+                    self.trim(stream, *floor);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, file: u64, payload_at: u64, entry: &BlockEntry) -> Result<(), Contradiction> {
+        let stream = self.streams.entry(entry.stream.clone()).or_default();
+        if !entry.copied {
+            if stream.last.is_some_and(|last| last >= entry.first) {
+                let why =
+                    format!("a block from id {} on, where the stream has {:?}", entry.first, stream.last);
+                return Err(Contradiction(why));
+            }
+            if entry.before > stream.last {
+                let first = stream.last.map_or(0, |last| last + 1);
+                stream.gaps.insert(first, entry.before.unwrap_or(first));
+            }
+        }
+        stream.last = stream.last.max(Some(entry.last));
+        if entry.last < stream.floor {
+            return Ok(());
+        }
+        let block = BlockRef {
+            before: entry.before,
+            first: entry.first,
+            last: entry.last,
+            count: entry.count,
+            file,
+            offset: payload_at + u64::from(entry.offset),
+            bytes: entry.bytes,
+            crc: entry.crc,
+        };
+        if let Some(old) = stream.blocks.insert(block.first, block) {
+            self.forget(&old);
+        }
+        *self.live.entry(file).or_default() += u64::from(block.bytes);
+        Ok(())
+    }
+
+    fn forget(&mut self, block: &BlockRef) {
+        let live = self.live.entry(block.file).or_default();
+        assert!(*live >= u64::from(block.bytes), "the account of journal file {} is short", block.file);
+        *live -= u64::from(block.bytes);
+    }
+
+    fn trim(&mut self, name: &Bytes, below: u64) {
+        let stream = self.streams.entry(name.clone()).or_default();
+        stream.floor = stream.floor.max(below);
+        let floor = stream.floor;
+        let mut gone = Vec::new();
+        while let Some(first) = stream.blocks.first_entry().filter(|b| b.get().last < floor) {
+            gone.push(first.remove());
+        }
+        stream.gaps.retain(|_, last| *last >= floor);
+        for block in gone {
+            self.forget(&block);
+        }
+    }
+
+    /// A block whose bytes are damaged: its range is lost, and says so until it is trimmed.
+    pub(super) fn lose(&mut self, name: &Bytes, block: &BlockRef) {
+        let Some(stream) = self.streams.get_mut(name) else { return };
+        if stream.blocks.get(&block.first) == Some(block) {
+            stream.blocks.remove(&block.first);
+            stream.gaps.insert(block.first, block.last);
+            self.forget(block);
+        }
+    }
+
+    /// The ranges that are lost, by stream.
+    pub(super) fn lost(&self) -> Vec<(Bytes, u64, u64)> {
+        let gaps = self.streams.iter().flat_map(|(name, s)| s.gaps.iter().map(move |gap| (name, gap)));
+        gaps.map(|(name, (first, last))| (name.clone(), *first, *last)).collect()
+    }
+
+    /// Streams with a block in a file, each with the id behind the last of those.
+    pub(super) fn ends_in(&self, file: u64) -> BTreeSet<(Bytes, u64)> {
+        let ends = self.streams.iter().filter_map(|(name, s)| {
+            let last = s.blocks.values().filter(|b| b.file == file).map(|b| b.last).max()?;
+            Some((name.clone(), last.saturating_add(1)))
+        });
+        ends.collect()
+    }
+}

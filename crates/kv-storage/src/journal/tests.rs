@@ -1,0 +1,254 @@
+//! A journal against a model, on a disk that forgets what was not synced.
+
+use std::path::Path;
+
+use super::*;
+use crate::disk::MemDisk;
+
+const FILE: u64 = 4 << 10;
+const DIR: &str = "/data/journal/7";
+
+fn open(disk: &MemDisk) -> Journal {
+    Journal::open(Arc::new(disk.clone()), DIR.into(), 7, FILE).unwrap()
+}
+
+fn name(stream: u64) -> Bytes {
+    Bytes::from(format!("stream {stream}"))
+}
+
+fn append(stream: u64, id: u64, content: impl Into<Bytes>) -> JournalOp {
+    JournalOp::Append { stream: name(stream), id, content: content.into() }
+}
+
+fn trim(stream: u64, below: u64) -> JournalOp {
+    JournalOp::Trim { stream: name(stream), below }
+}
+
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Model(BTreeMap<Bytes, (u64, BTreeMap<u64, Bytes>)>);
+
+impl Model {
+    fn take(&mut self, ops: &[JournalOp]) {
+        for op in ops {
+            match op {
+                JournalOp::Append { stream, id, content } => {
+                    self.0.entry(stream.clone()).or_default().1.insert(*id, content.clone());
+                }
+                JournalOp::Trim { stream, below } => {
+                    let floor = &mut self.0.entry(stream.clone()).or_default().0;
+                    *floor = (*floor).max(*below);
+                }
+            }
+        }
+    }
+
+    fn check(&self, journal: &Journal, random: &mut fastrand::Rng) {
+        for (stream, (floor, entries)) in &self.0 {
+            let kept: Vec<_> = entries.range(floor..).map(|(id, c)| (*id, c.clone())).collect();
+            assert_eq!(journal.read(stream, *floor, usize::MAX, usize::MAX).unwrap(), kept);
+            if *floor > 0 {
+                let below = journal.read(stream, floor - 1, 1, 1);
+                assert_eq!(below, Err(JournalError::Trimmed { floor: *floor }));
+            }
+            // Pages, from anywhere.
+            let mut at = random.u64(*floor..floor + 200);
+            let expected: Vec<_> = kept.iter().filter(|(id, _)| *id >= at).cloned().collect();
+            let mut pages = Vec::new();
+            loop {
+                let page = journal.read(stream, at, random.usize(1..5), random.usize(0..300)).unwrap();
+                let Some((last, _)) = page.last() else { break };
+                at = last + 1;
+                pages.extend(page);
+            }
+            assert_eq!(pages, expected);
+        }
+    }
+}
+
+/// Appends of a few streams, above what the model has, with trims in between.
+fn some_ops(model: &Model, random: &mut fastrand::Rng) -> Vec<JournalOp> {
+    let mut ops = Vec::new();
+    for stream in 0..4 {
+        if random.bool() {
+            continue;
+        }
+        let entries = model.0.get(&name(stream)).map(|(_, entries)| entries);
+        let mut id = entries.and_then(|e| e.last_key_value()).map_or(0, |(id, _)| *id);
+        for _ in 0..random.u64(0..6) {
+            id += random.u64(1..3);
+            let bytes = if random.u8(..) == 0 { 6_000 } else { random.usize(0..200) };
+            ops.push(append(stream, id, vec![id as u8; bytes]));
+        }
+        if random.u8(..) < 60 {
+            ops.push(trim(stream, id.saturating_sub(random.u64(0..20))));
+        }
+    }
+    ops
+}
+
+#[test]
+fn whatever_happens_a_run_is_there_or_not_and_what_was_acknowledged_stays() {
+    for seed in 0..200 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let disk = MemDisk::new(seed);
+        let mut journal = open(&disk);
+        let mut model = Model::default();
+        for _ in 0..60 {
+            let ops = some_ops(&model, &mut random);
+            let lost = random.u8(..) < 50;
+            disk.fail_syncs(lost.then_some(0));
+            let answer = journal.append(&ops);
+            disk.fail_syncs(None);
+            if answer.is_ok() {
+                model.take(&ops);
+            } else {
+                assert_eq!(journal.append(&ops), Err(JournalError::Broken { table: 7 }), "seed {seed}");
+                disk.crash();
+                journal = open(&disk);
+                // The log brings the step again, whether or not the run survived.
+                journal.append(&ops).unwrap();
+                model.take(&ops);
+            }
+            if random.u8(..) < 40 {
+                disk.crash();
+                journal = open(&disk);
+            }
+            while random.bool() && journal.reclaim(Laggards::Copy).unwrap() {}
+            assert_eq!(journal.lost(), [], "seed {seed}");
+            model.check(&journal, &mut random);
+        }
+    }
+}
+
+#[test]
+fn space_comes_back_though_one_stream_rests() {
+    let disk = MemDisk::new(1);
+    let journal = open(&disk);
+    journal.append(&[append(0, 1, vec![7; 100])]).unwrap();
+    for id in 1..500 {
+        journal.append(&[append(1, id, vec![1; 200]), trim(1, id)]).unwrap();
+        while journal.reclaim(Laggards::Copy).unwrap() {}
+        assert!(journal.disk_bytes() <= 3 * FILE, "{} bytes at {id}", journal.disk_bytes());
+    }
+    assert_eq!(journal.read(&name(0), 0, 9, 999).unwrap(), [(1, Bytes::from(vec![7; 100]))]);
+    drop(journal);
+    assert_eq!(open(&disk).read(&name(0), 0, 9, 999).unwrap(), [(1, Bytes::from(vec![7; 100]))]);
+}
+
+#[test]
+fn a_laggard_is_given_up_above_the_bound_and_not_before() {
+    let disk = MemDisk::new(1);
+    let journal = open(&disk);
+    journal.append(&[append(0, 1, vec![7; 100])]).unwrap();
+    for id in 1..60 {
+        journal.append(&[append(1, id, vec![1; 200])]).unwrap();
+    }
+    while journal.reclaim(Laggards::GiveUp { above: 1 << 30 }).unwrap() {}
+    assert_eq!(journal.bounds(&name(0)), Some((0, 1)));
+    let above = 2 * FILE;
+    while journal.reclaim(Laggards::GiveUp { above }).unwrap() {}
+    assert!(journal.disk_bytes() <= above);
+    assert_eq!(journal.read(&name(0), 1, 9, 999), Err(JournalError::Trimmed { floor: 2 }));
+    let (floor, last) = journal.bounds(&name(1)).unwrap();
+    assert!(floor > 1 && last == 59);
+    assert_eq!(journal.read(&name(1), floor, 999, 1 << 20).unwrap().len() as u64, last + 1 - floor);
+}
+
+/// Three entries in runs of their own, and where the second one's content stands.
+fn three_runs(disk: &MemDisk) -> u64 {
+    let journal = open(disk);
+    for id in 1..=3 {
+        journal.append(&[append(0, id, format!("entry number {id}"))]).unwrap();
+    }
+    let file = disk.open(&path_of(Path::new(DIR), 1), false).unwrap();
+    let bytes = crate::disk::read_all(&*file).unwrap();
+    let needle = b"entry number 2";
+    bytes.windows(needle.len()).position(|w| w == needle).unwrap() as u64
+}
+
+#[test]
+fn a_damaged_block_is_named_and_given_up_and_the_rest_is_read() {
+    let disk = MemDisk::new(1);
+    let at = three_runs(&disk);
+    disk.flip(&path_of(Path::new(DIR), 1), at, 1).unwrap();
+    let journal = open(&disk);
+    let damaged = Err(JournalError::Damaged { table: 7, stream: name(0), first: 2, last: 2 });
+    // What comes before it is handed out first.
+    assert_eq!(journal.read(&name(0), 1, 9, 999).unwrap().len(), 1);
+    assert_eq!(journal.read(&name(0), 2, 9, 999), damaged);
+    assert_eq!(journal.read(&name(0), 2, 9, 999), damaged, "and it stays lost");
+    assert_eq!(journal.lost(), [(name(0), 2, 2)]);
+    assert_eq!(journal.read(&name(0), 3, 9, 999).unwrap(), [(3, Bytes::from("entry number 3"))]);
+    journal.append(&[append(0, 4, "more"), trim(0, 3)]).unwrap();
+    assert_eq!(journal.lost(), []);
+    assert_eq!(journal.read(&name(0), 3, 9, 999).unwrap().len(), 2);
+}
+
+#[test]
+fn a_damaged_directory_in_the_middle_is_found_by_what_comes_after_it() {
+    let disk = MemDisk::new(1);
+    let at = three_runs(&disk);
+    // The directory stands right before the payload.
+    disk.flip(&path_of(Path::new(DIR), 1), at - 20, 1).unwrap();
+    let journal = open(&disk);
+    assert_eq!(journal.lost(), [(name(0), 2, 2)]);
+    assert_eq!(journal.read(&name(0), 1, 9, 999).unwrap().len(), 1);
+    assert_eq!(journal.read(&name(0), 3, 9, 999).unwrap().len(), 1);
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_written_again() {
+    for flip_back in [0, 20] {
+        let disk = MemDisk::new(1);
+        three_runs(&disk);
+        let file = disk.open(&path_of(Path::new(DIR), 1), false).unwrap();
+        let bytes = crate::disk::read_all(&*file).unwrap();
+        let at = bytes.windows(14).position(|w| w == b"entry number 3").unwrap() as u64;
+        disk.flip(&path_of(Path::new(DIR), 1), at - flip_back, 1).unwrap();
+        let journal = open(&disk);
+        assert_eq!(journal.lost(), []);
+        assert_eq!(journal.bounds(&name(0)), Some((0, 2)));
+        journal.append(&[append(0, 3, "x")]).unwrap();
+        drop(journal);
+        let journal = open(&disk);
+        assert_eq!(journal.read(&name(0), 3, 9, 999).unwrap(), [(3, Bytes::from("x"))]);
+    }
+}
+
+#[test]
+fn an_entry_that_comes_again_must_be_the_same() {
+    let disk = MemDisk::new(1);
+    three_runs(&disk);
+    let journal = open(&disk);
+    journal.append(&[append(0, 2, "entry number 2"), append(0, 4, "new")]).unwrap();
+    let conflict = |id| Err(JournalError::Conflict { table: 7, stream: name(0), id });
+    assert_eq!(journal.append(&[append(0, 2, "another")]), conflict(2));
+    assert_eq!(journal.append(&[append(0, 9, "a"), append(0, 9, "b")]), conflict(9));
+    journal.append(&[append(0, 5, "goes on")]).unwrap();
+}
+
+#[test]
+fn bounds_hold_at_the_bound() {
+    let disk = MemDisk::new(1);
+    let journal = open(&disk);
+    let op =
+        |bytes: usize| JournalOp::Append { stream: vec![b's'; bytes].into(), id: 1, content: Bytes::new() };
+    journal.append(&[op(MAX_STREAM_BYTES)]).unwrap();
+    assert!(matches!(journal.append(&[op(MAX_STREAM_BYTES + 1)]), Err(JournalError::Bound { .. })));
+    // Blocks end at their bound, and one that is larger alone is whole.
+    let half = BLOCK_BYTES / 2 - ENTRY_HEAD;
+    let ops =
+        [append(0, 1, vec![1; half]), append(0, 2, vec![2; half]), append(0, 3, vec![3; 3 * BLOCK_BYTES])];
+    journal.append(&ops).unwrap();
+    let sizes: Vec<_> =
+        journal.index().blocks_in(journal.writer().file).iter().map(|(_, b)| (b.count, b.bytes)).collect();
+    assert!(
+        sizes.contains(&(2, BLOCK_BYTES as u32))
+            && sizes.contains(&(1, (3 * BLOCK_BYTES + ENTRY_HEAD) as u32))
+    );
+    let read = open(&disk).read(&name(0), 0, 9, usize::MAX).unwrap();
+    assert_eq!(
+        read.iter().map(|(id, c)| (*id, c.len())).collect::<Vec<_>>(),
+        [(1, half), (2, half), (3, 3 * BLOCK_BYTES)]
+    );
+}

@@ -1,0 +1,375 @@
+//! Reads of a tier that answers when it likes: no async worker waits for it, what waits is bounded, and a stop ends.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test"
+)]
+
+mod world;
+
+use std::{
+    future::Future,
+    path::Path,
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use kv_storage::{
+    Batch, Drive, Position, Recovery, Row, Storage, StorageError, StorageOptions,
+    disk::{Disk, MemDisk, RealDisk},
+    limits,
+    tier::{
+        MemTiers, Tier, TierChunk, TierError, TierFolders, TierKind, TierMark, TierSource, TierWrites,
+        Watched,
+    },
+};
+use world::{T, U};
+
+/// Which calls of the tier wait.
+#[derive(Debug, Default)]
+struct Held {
+    reads: bool,
+    writes: bool,
+    close: bool,
+}
+
+/// Holds calls of a tier up, and counts those that wait.
+#[derive(Debug, Clone, Default)]
+struct Gate(Arc<(Mutex<(Held, usize)>, Condvar)>);
+
+impl Gate {
+    fn set(&self, held: Held) {
+        self.0.0.lock().unwrap().0 = held;
+        self.0.1.notify_all();
+    }
+    fn waiting(&self) -> usize {
+        self.0.0.lock().unwrap().1
+    }
+    fn pass(&self, held: impl Fn(&Held) -> bool) {
+        let mut state = self.0.0.lock().unwrap();
+        state.1 += 1;
+        while held(&state.0) {
+            state = self.0.1.wait(state).unwrap();
+        }
+        state.1 -= 1;
+    }
+}
+
+#[derive(Debug)]
+struct SlowTier {
+    tier: Arc<dyn Tier>,
+    gate: Gate,
+}
+
+impl Tier for SlowTier {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TierError> {
+        self.gate.pass(|held| held.reads);
+        self.tier.get(key)
+    }
+    fn scan(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<TierChunk, TierError> {
+        self.gate.pass(|held| held.reads);
+        self.tier.scan(from, to, limit_rows, limit_bytes)
+    }
+    fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
+        self.gate.pass(|held| held.writes);
+        self.tier.apply(writes, mark)
+    }
+    fn mark(&self) -> Result<Option<TierMark>, TierError> {
+        self.tier.mark()
+    }
+    fn checkpoint(&self) -> Result<(), TierError> {
+        self.tier.checkpoint()
+    }
+}
+
+impl Drop for SlowTier {
+    fn drop(&mut self) {
+        self.gate.pass(|held| held.close);
+    }
+}
+
+#[derive(Debug)]
+struct SlowTiers {
+    tiers: Arc<dyn TierSource>,
+    gate: Gate,
+    bound: Duration,
+}
+
+impl TierSource for SlowTiers {
+    fn open(&self, dir: &Path) -> Result<Arc<dyn Tier>, TierError> {
+        let slow = SlowTier { tier: self.tiers.open(dir)?, gate: self.gate.clone() };
+        Ok(Arc::new(Watched::new(Arc::new(slow), self.bound)?))
+    }
+    fn set_aside(&self, dir: &Path) -> Result<(), TierError> {
+        self.tiers.set_aside(dir)
+    }
+}
+
+struct Slow {
+    options: StorageOptions,
+    disk: Arc<dyn Disk>,
+    tiers: Arc<dyn TierSource>,
+    gate: Gate,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Slow {
+    fn memory() -> Slow {
+        let (disk, tiers) = (Arc::new(MemDisk::new(1)), Arc::new(MemTiers::new()));
+        Slow { options: StorageOptions::small("/data"), disk, tiers, gate: Gate::default(), _dir: None }
+    }
+    fn real(kind: TierKind) -> Slow {
+        let dir = tempfile::tempdir().unwrap();
+        Slow {
+            options: StorageOptions::small(dir.path()),
+            disk: Arc::new(RealDisk),
+            tiers: Arc::new(TierFolders::new(kind)),
+            _dir: Some(dir),
+            ..Slow::memory()
+        }
+    }
+    fn open_within(&self, bound: Duration) -> (Storage, Recovery) {
+        let tiers = SlowTiers { tiers: self.tiers.clone(), gate: self.gate.clone(), bound };
+        Storage::open(self.options.clone(), self.disk.clone(), Arc::new(tiers)).unwrap()
+    }
+    fn open(&self) -> Storage {
+        self.open_within(Duration::from_secs(60)).0
+    }
+}
+
+/// One thread for everything, as the runtime of a node has.
+fn run<T>(f: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("in time") })
+}
+
+async fn until(what: &str, mut f: impl FnMut() -> bool) {
+    for _ in 0..5000 {
+        if f() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("not in time: {what}");
+}
+
+async fn put(s: &Storage, key: &str, bytes: usize) {
+    let position = s.commit(Batch::new().put(T, key, vec![7; bytes])).unwrap();
+    s.durable(position).await.unwrap();
+}
+
+fn keys(keys: &[&str]) -> Vec<(kv_storage::TableId, Vec<u8>)> {
+    keys.iter().map(|key| (T, key.as_bytes().to_vec())).collect()
+}
+
+fn a_stalled_tier_holds_up_its_readers_alone(w: &Slow) {
+    run(async {
+        let s = w.open();
+        put(&s, "drained", 10).await;
+        s.checkpoint().await.unwrap();
+        put(&s, "new", 20).await;
+        w.gate.set(Held { reads: true, ..Held::default() });
+        let reading = tokio::spawn({
+            let s = s.clone();
+            async move { s.read_rows(keys(&["drained", "new", "absent"])).await }
+        });
+        let scanning = tokio::spawn({
+            let s = s.clone();
+            async move { s.read_range(T, b"", None, 10, 1000).await }
+        });
+        until("the tier is asked", || w.gate.waiting() == 2).await;
+        // The only thread of this runtime goes on: it commits, and reads what is in memory.
+        put(&s, "meanwhile", 30).await;
+        let rows = s.read_rows(keys(&["meanwhile", "new"])).await.unwrap();
+        assert_eq!(rows.iter().flatten().map(|row| row.value.len()).collect::<Vec<_>>(), [30, 20]);
+        assert!(!reading.is_finished() && !scanning.is_finished());
+        w.gate.set(Held::default());
+        let rows = reading.await.unwrap().unwrap();
+        assert_eq!(rows[0], Some(Row { value: vec![7; 10].into(), position: Position::DURABLE }));
+        assert_eq!((rows[1].as_ref().unwrap().value.len(), &rows[2]), (20, &None));
+        assert!(scanning.await.unwrap().unwrap().rows.len() >= 2);
+        s.shutdown().await;
+    });
+}
+
+#[test]
+fn a_stalled_tier_holds_up_its_readers_alone_in_memory() {
+    a_stalled_tier_holds_up_its_readers_alone(&Slow::memory());
+}
+
+#[test]
+fn a_stalled_tier_holds_up_its_readers_alone_on_disk() {
+    for kind in TierKind::ALL {
+        a_stalled_tier_holds_up_its_readers_alone(&Slow::real(kind));
+    }
+}
+
+#[test]
+fn reads_that_wait_are_bounded_and_those_of_apply_go_first() {
+    run(async {
+        let w = Slow::memory();
+        let s = w.open();
+        w.gate.set(Held { reads: true, ..Held::default() });
+        let read = |apply: bool| {
+            let s = s.clone();
+            tokio::spawn(async move {
+                match apply {
+                    true => s.read_rows_for_apply(keys(&["k"])).await,
+                    false => s.read_rows(keys(&["k"])).await,
+                }
+            })
+        };
+        let mut clients: Vec<_> = (0..limits::READERS).map(|_| read(false)).collect();
+        until("all readers are busy", || w.gate.waiting() == limits::READERS).await;
+        clients.extend((0..=limits::READ_QUEUE).map(|_| read(false)));
+        let full = Err(StorageError::Overloaded { what: "the queue of reads" });
+        until("one too many is refused", || clients.iter().any(|client| client.is_finished())).await;
+        let at = clients.iter().position(|client| client.is_finished()).unwrap();
+        assert_eq!(clients.remove(at).await.unwrap(), full);
+        assert_eq!(s.read_rows(keys(&["k"])).await, full);
+        assert!(full.is_err_and(|e: StorageError| e.is_refusal()));
+        assert!(s.read_range(T, b"", None, 1, 1).await.unwrap_err().is_refusal());
+        let first = read(true);
+        tokio::task::yield_now().await;
+        assert!(clients.iter().chain([&first]).all(|client| !client.is_finished()));
+        w.gate.set(Held::default());
+        assert_eq!(first.await.unwrap(), Ok(vec![None]));
+        for client in clients {
+            assert_eq!(client.await.unwrap(), Ok(vec![None]));
+        }
+    });
+}
+
+#[test]
+fn bounds_of_a_read_are_named_and_met() {
+    run(async {
+        let w = Slow::memory();
+        let s = w.open();
+        let many = |n| vec![(T, b"k".to_vec()); n];
+        assert_eq!(s.read_rows(many(limits::MAX_READ_KEYS)).await.unwrap().len(), limits::MAX_READ_KEYS);
+        let e = s.read_rows(many(limits::MAX_READ_KEYS + 1)).await.unwrap_err();
+        assert!(matches!(e, StorageError::TooLarge { what: "the number of keys of a read", .. }), "{e}");
+        put(&s, "k", 60_000).await;
+        s.checkpoint().await.unwrap();
+        let fit = limits::MAX_READ_BYTES / 60_000;
+        assert_eq!(s.read_rows(many(fit)).await.unwrap().len(), fit);
+        let e = s.read_rows(many(fit + 1)).await.unwrap_err();
+        assert!(matches!(e, StorageError::TooLarge { what: "the answer of a read", .. }), "{e}");
+        assert!(s.check().is_ok());
+    });
+}
+
+#[test]
+fn a_range_ends_at_its_bounds_whether_rows_are_drained_or_not() {
+    for drive in [Drive::Threads, Drive::Manual] {
+        run(async {
+            let mut w = Slow::memory();
+            w.options.drive = drive;
+            let s = w.open();
+            let pump = || while drive == Drive::Manual && s.pump() {};
+            // Every other row is drained; keys of 3 bytes with 2 of table, values of 95.
+            for n in 0..40 {
+                let batch = Batch::new().put(T, format!("{:03}", n * 2), vec![1; 95]).put(U, "x", "");
+                s.commit(batch).unwrap();
+            }
+            pump();
+            let (checkpoint, ()) = tokio::join!(s.checkpoint(), async {
+                for _ in 0..100 {
+                    pump();
+                    tokio::task::yield_now().await;
+                }
+            });
+            checkpoint.unwrap();
+            for n in 0..40 {
+                s.commit(Batch::new().put(T, format!("{:03}", n * 2 + 1), vec![1; 95])).unwrap();
+            }
+            let part = |from: &'static [u8], rows, bytes| {
+                let s = s.clone();
+                async move {
+                    let chunk = s.read_range(T, from, None, rows, bytes).await.unwrap();
+                    (chunk.rows.len(), chunk.more)
+                }
+            };
+            assert_eq!(part(b"", 100, 1 << 20).await, (80, false));
+            assert_eq!(part(b"", 80, 1 << 20).await, (80, false));
+            assert_eq!(part(b"", 79, 1 << 20).await, (79, true));
+            assert_eq!(part(b"", 100, 1000).await, (10, true));
+            assert_eq!(part(b"", 100, 999).await, (9, true));
+            assert_eq!(part(b"", 100, 1).await, (1, true), "one at least");
+            assert_eq!(part(b"079", 100, 1).await, (1, false));
+            assert_eq!(part(b"08", 100, 1).await, (0, false));
+            let rows = s.read_rows(keys(&["000", "001", "zz"])).await.unwrap();
+            assert_eq!(rows.iter().flatten().count(), 2);
+            s.halt();
+        });
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_read_and_answers_those_that_wait() {
+    run(async {
+        let w = Slow::memory();
+        let s = w.open();
+        w.gate.set(Held { reads: true, ..Held::default() });
+        let reads: Vec<_> = (0..limits::READERS + 3)
+            .map(|_| {
+                let s = s.clone();
+                tokio::spawn(async move { s.read_rows(keys(&["k"])).await })
+            })
+            .collect();
+        until("all readers are busy", || w.gate.waiting() == limits::READERS).await;
+        s.shutdown().await;
+        assert_eq!(s.read_rows(keys(&["k"])).await, Err(StorageError::Closed));
+        w.gate.set(Held::default());
+        let mut closed = 0;
+        for read in reads {
+            closed += usize::from(read.await.unwrap() == Err(StorageError::Closed));
+        }
+        assert_eq!(closed, 3);
+    });
+}
+
+#[test]
+fn a_tier_that_takes_no_batch_is_given_up_by_name() {
+    run(async {
+        let w = Slow::memory();
+        let (s, _) = w.open_within(Duration::from_millis(50));
+        w.gate.set(Held { writes: true, ..Held::default() });
+        put(&s, "k", 10).await;
+        let e = s.failed().await;
+        assert!(matches!(&e, StorageError::Tier(TierError::Stalled { .. })), "{e}");
+        assert!(e.to_string().contains("a batch of the lower tier did not return within 50ms"), "{e}");
+        assert_eq!(s.commit(Batch::new().put(T, "k", "")), Err(e));
+        s.shutdown().await;
+        drop(s);
+        // What was acknowledged is there at the next start, and the tier is not taken for damaged.
+        w.gate.set(Held::default());
+        let (s, recovery) = w.open_within(Duration::from_secs(60));
+        assert_eq!(recovery.tier_error, None);
+        assert!(s.read_rows(keys(&["k"])).await.unwrap()[0].is_some());
+    });
+}
+
+#[test]
+fn a_stop_ends_though_the_tier_does_not_close() {
+    let w = Slow::memory();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let s = w.open();
+        w.gate.set(Held { close: true, ..Held::default() });
+        s.shutdown().await;
+        assert_eq!(s.check(), Err(StorageError::Closed));
+    });
+    w.gate.set(Held::default());
+}
