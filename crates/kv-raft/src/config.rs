@@ -158,11 +158,11 @@ pub struct RaftConfig {
     /// Entries kept in the log below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
     /// Bytes of a snapshot that go to a follower in one message, at most 1 MiB.
-    pub snapshot_chunk_bytes: usize,
+    pub transfer_chunk_bytes: usize,
     /// Bytes of a snapshot that go to one follower in a second; 0 for as many as it takes.
-    pub snapshot_bytes_per_second: u64,
+    pub transfer_bytes_per_second: u64,
     /// Bytes of a snapshot that is received that are synced together, at most 8 MiB.
-    pub snapshot_sync_bytes: u64,
+    pub transfer_sync_bytes: u64,
     /// Entries of a group that may be proposed and not applied; more are refused with `OVERLOADED`.
     pub backlog_entries: u64,
     /// Their bytes.
@@ -181,9 +181,9 @@ impl RaftConfig {
             election_max: Duration::from_millis(500),
             snapshot_every: 100_000,
             entries_kept: 50_000,
-            snapshot_chunk_bytes: 512 << 10,
-            snapshot_bytes_per_second: 32 << 20,
-            snapshot_sync_bytes: 8 << 20,
+            transfer_chunk_bytes: 512 << 10,
+            transfer_bytes_per_second: 32 << 20,
+            transfer_sync_bytes: 8 << 20,
             backlog_entries: limits::BACKLOG_ENTRIES,
             backlog_bytes: limits::BACKLOG_BYTES,
         }

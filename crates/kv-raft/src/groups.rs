@@ -205,12 +205,12 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let applied = machine.applied();
         let pace = Pace {
-            chunk_bytes: around.config.snapshot_chunk_bytes,
-            bytes_per_second: around.config.snapshot_bytes_per_second,
+            chunk_bytes: around.config.transfer_chunk_bytes,
+            bytes_per_second: around.config.transfer_bytes_per_second,
         };
         let outgoing = Outgoing::new(id, around.config.node_id, pace);
         let seed = around.env.entropy.below(u64::MAX);
-        let (files, sync_every) = (around.storage.snapshots(id), around.config.snapshot_sync_bytes);
+        let (files, sync_every) = (around.storage.snapshots(id), around.config.transfer_sync_bytes);
         let incoming = Incoming::new(id, files, sync_every, around.gate.clone(), seed);
         let network = Network {
             group: id,
@@ -985,12 +985,12 @@ impl Group {
         let fresh = applied.saturating_sub(snapshot);
         let storage = &self.around.storage;
         let log_bytes = storage.stats().log_bytes;
-        let full = storage.log_pressure().is_err();
         let held_bound = share_of(storage.max_log_bytes(), HELD_LOG_SHARE);
         let holds = self.holds();
         // What is held for a follower is not let go by another snapshot either.
-        let held = holds.iter().any(|hold| hold.needs < snapshot) && log_bytes < held_bound && !full;
-        let pressed = full || (log_bytes > log_bytes_wanted(storage.max_log_bytes()) && !held);
+        let held = holds.iter().any(|hold| hold.needs < snapshot) && log_bytes < held_bound;
+        let wanted = log_bytes_wanted(storage.max_log_bytes());
+        let pressed = storage.log_pressure().is_err() || (log_bytes > wanted && !held);
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());
@@ -998,7 +998,7 @@ impl Group {
             return Ok(());
         }
         let wanted = if pressed { snapshot } else { snapshot.saturating_sub(config.entries_kept) };
-        let target = purge_target(wanted, holds.into_iter(), log_bytes, if full { 0 } else { held_bound });
+        let target = purge_target(wanted, holds.into_iter(), log_bytes, held_bound);
         let batch = if pressed { 1 } else { (config.entries_kept / 8).clamp(1, APPEND_ENTRIES) };
         if target >= purged.saturating_add(batch) {
             self.raft.trigger().purge_log(target - 1).await?;

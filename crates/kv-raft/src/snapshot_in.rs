@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kv_proto::peer;
@@ -133,7 +133,7 @@ pub(crate) struct Incoming {
     gate: Arc<Gate>,
     state: Arc<tokio::sync::Mutex<State>>,
     /// A transfer is under way, or its file is being installed.
-    receiving: AtomicUsize,
+    receiving: Arc<AtomicBool>,
     used: Mutex<Instant>,
 }
 
@@ -153,14 +153,14 @@ impl Incoming {
             sync_every,
             gate,
             state: Arc::new(tokio::sync::Mutex::new(state)),
-            receiving: AtomicUsize::new(0),
+            receiving: Arc::default(),
             used: Mutex::new(Instant::now()),
         })
     }
 
     /// Whether a snapshot is on its way here or being installed.
     pub(crate) fn is_receiving(&self) -> bool {
-        self.receiving.load(Ordering::Acquire) > 0
+        self.receiving.load(Ordering::Acquire)
     }
 
     /// Takes a step of a leader whose vote is not older than this node's. `install` brings the snapshot to the group and
@@ -199,7 +199,7 @@ impl Incoming {
             },
         };
         let under_way = state.current.as_ref().is_some_and(|current| !current.is_over());
-        self.receiving.store(usize::from(under_way), Ordering::Release);
+        self.receiving.store(under_way, Ordering::Release);
         let offset = state.current.as_ref().map_or(0, |current| current.receiving.offset());
         Ok(taken.unwrap_or_else(|why| self.refuse(from, offset, why)))
     }
@@ -227,6 +227,10 @@ impl Incoming {
         // Checked when it was announced: there is a last entry.
         let last = meta.last_log_id.as_ref().map_or(0, |last| last.index);
         if meta.last_log_id <= standing.committed {
+            // The answer counts as an acknowledgement, so the leader has to be known first; its next heartbeat sees to that.
+            if standing.vote != vote {
+                return Err(refused(Refusal::AnotherUnderWay, "this leader is not known here yet"));
+            }
             return Ok(Reply::Installed(codec::to_wire_vote(&standing.vote)));
         }
         if standing.committed.as_ref().is_some_and(|committed| last <= committed.index) {
@@ -314,11 +318,13 @@ impl Incoming {
             let (progress, finished) = (work.progress.clone(), work.finished.clone());
             let (identity, meta) = (current.receiving.identity, current.meta.clone());
             let (files, group, place) = (self.files.clone(), self.group, current.place.take());
+            let receiving = self.receiving.clone();
             current.work = Some(work);
             // Detached: it ends by itself, or with the group.
             drop(NodeRuntime::spawn(async move {
                 let outcome = check_and_install(group, files, part, identity, meta, &progress, install).await;
                 *finished.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+                receiving.store(false, Ordering::Release);
                 drop(place);
             }));
         }
@@ -354,7 +360,7 @@ impl Incoming {
         });
         if abandoned {
             state.current = None;
-            self.receiving.store(0, Ordering::Release);
+            self.receiving.store(false, Ordering::Release);
         }
         if state.current.is_none() && !state.swept && used.elapsed() >= PART_KEPT {
             discard(self.group, self.files.clone()).await;

@@ -818,10 +818,10 @@ async fn a_sixth_member_learns() {
 fn in_pieces(config: &mut RaftConfig) {
     config.snapshot_every = 40;
     config.entries_kept = 5;
-    config.snapshot_chunk_bytes = 2 << 10;
-    config.snapshot_sync_bytes = 8 << 10;
+    config.transfer_chunk_bytes = 2 << 10;
+    config.transfer_sync_bytes = 8 << 10;
     // Some two seconds for the whole.
-    config.snapshot_bytes_per_second = 256 << 10;
+    config.transfer_bytes_per_second = 256 << 10;
 }
 
 const VALUE_BYTES: usize = 8 << 10;

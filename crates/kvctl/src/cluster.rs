@@ -458,6 +458,7 @@ mod tests {
             voters: (1..=5).collect(),
             quorum,
             reachable_voters,
+            able_voters: reachable_voters,
             ..Default::default()
         };
         NodeStatus { node, peers: peers.collect(), groups: vec![group], ..Default::default() }
@@ -495,6 +496,16 @@ mod tests {
             .into(),
             leaders: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn a_voter_that_cannot_acknowledge_yet_is_no_spare() {
+        let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
+        let mut whole = status(1, true, &[]);
+        let can_lose = |status: &NodeStatus| View { topology: &topology, status }.strong().can_lose;
+        assert_eq!(can_lose(&whole), 2);
+        whole.groups[0].able_voters = 3;
+        assert_eq!(can_lose(&whole), 0, "all are reached, two of them join or wait for a snapshot");
     }
 
     #[test]

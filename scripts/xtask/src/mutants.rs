@@ -13,7 +13,8 @@ const CFG: &str = "quorate_mutants";
 /// Programs that have the bugs, or choose them.
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
 /// Tests that catch bugs which no run of a few seconds does: package and name. Copied as `package-name`.
-const TESTS: [(&str, &str); 2] = [("kv-dynamo", "cluster"), ("kv-storage", "conformance")];
+const TESTS: [(&str, &str); 3] =
+    [("kv-dynamo", "cluster"), ("kv-raft", "cluster"), ("kv-storage", "conformance")];
 
 /// As a wrapper: calls the compiler with the cfg. None if this process is not one.
 pub(crate) fn compiler(args: &[&str]) -> Option<Result<ExitCode, String>> {
@@ -54,7 +55,7 @@ pub(crate) fn build_into(workspace: &Workspace) -> Result<PathBuf, String> {
     }
     let messages = test_programs()?;
     for (package, name) in TESTS {
-        let from = executable(&messages, name)
+        let from = executable(&messages, package, name)
             .ok_or_else(|| format!("cargo does not say where the test {name} of {package} is"))?;
         copy(&from, &folder.join(format!("{package}-{name}{}", std::env::consts::EXE_SUFFIX)))?;
     }
@@ -78,9 +79,9 @@ fn run(command: &mut Command, otherwise: &str) -> Result<(), String> {
 /// Builds the tests with the bugs; what cargo says of them.
 fn test_programs() -> Result<String, String> {
     // Of the whole workspace, whose members agree on the features of what they share: a test asked for by its package would
-    // have half the tree compiled again. Left out are packages that call another test by one of these names.
+    // have half the tree compiled again. Left out are packages whose tests of these names are not wanted.
     let mut words = vec!["test", "--no-run", "--message-format", "json", "--workspace"];
-    words.extend(["xtask", "kv-raft", "kv-server"].iter().flat_map(|other| ["--exclude", other]));
+    words.extend(["xtask", "kv-server"].iter().flat_map(|other| ["--exclude", other]));
     words.extend(TESTS.iter().flat_map(|(_, name)| ["--test", name]));
     let mut command = wrapped(&words)?;
     let output =
@@ -92,12 +93,16 @@ fn test_programs() -> Result<String, String> {
     }
 }
 
-/// The executable of a target in cargo's messages.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+/// The executable of a package's target in cargo's messages.
+fn executable(messages: &str, package: &str, name: &str) -> Option<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find(|message| message.pointer("/target/name").and_then(serde_json::Value::as_str) == Some(name))
+        .find(|message| {
+            let text = |place: &str| message.pointer(place).and_then(serde_json::Value::as_str);
+            let folder = format!("/{package}#");
+            text("/target/name") == Some(name) && text("/package_id").is_some_and(|id| id.contains(&folder))
+        })
         .and_then(|message| message.get("executable")?.as_str().map(PathBuf::from))
 }
 
@@ -116,9 +121,13 @@ mod tests {
         let messages = concat!(
             r#"{"reason":"compiler-artifact","target":{"name":"kv_storage"},"executable":null}"#,
             "\n not json \n",
-            r#"{"reason":"compiler-artifact","target":{"name":"conformance"},"executable":"/t/conformance-1"}"#
+            r#"{"package_id":"path+file:///c/kv-raft#0.1.0","target":{"name":"cluster"},"executable":"/t/cluster-1"}"#,
+            "\n",
+            r#"{"package_id":"path+file:///c/kv-dynamo#0.1.0","target":{"name":"cluster"},"executable":"/t/cluster-2"}"#
         );
-        assert_eq!(executable(messages, "conformance"), Some(PathBuf::from("/t/conformance-1")));
-        assert_eq!(executable(messages, "other"), None);
+        assert_eq!(executable(messages, "kv-dynamo", "cluster"), Some(PathBuf::from("/t/cluster-2")));
+        assert_eq!(executable(messages, "kv-raft", "cluster"), Some(PathBuf::from("/t/cluster-1")));
+        assert_eq!(executable(messages, "kv-peer", "cluster"), None);
+        assert_eq!(executable(messages, "kv-raft", "other"), None);
     }
 }
