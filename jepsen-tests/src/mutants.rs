@@ -123,6 +123,18 @@ pub fn traps() -> Vec<Trap> {
             &["a_transfer_goes_on"],
         ),
         trap("resend-applied-again", "a request is applied once", Simulation(&[14]), LINEARIZABLE),
+        trap(
+            "found-value-kept",
+            "what is kept for resends is bounded in bytes",
+            Test("kv-raft-kv_raft", "what_a_comparison_found_is_not_kept"),
+            &["what_a_comparison_found"],
+        ),
+        trap(
+            "horizon-moved-by-eviction",
+            "a client whose clock is ahead locks out no other",
+            Test("kv-raft-kv_raft", "a_clock_that_is_ahead_locks_out_no_other"),
+            &["a_clock_that_is_ahead"],
+        ),
         trap("stale-cas", "a swap takes the present revision only", Simulation(&[0]), LINEARIZABLE),
         trap("revision-reused", "a revision is used once", Simulation(&[0]), LINEARIZABLE),
         trap(

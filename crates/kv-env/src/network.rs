@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
@@ -25,19 +27,30 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 /// One connection.
 pub struct Connection {
     inner: Box<dyn ByteStream>,
-    remote: Option<String>,
+    info: ConnectionInfo,
+}
+
+/// How many bytes a connection has received so far. Clones count the same connection.
+#[derive(Debug, Clone, Default)]
+pub struct ReceivedBytes(Arc<AtomicU64>);
+
+impl ReceivedBytes {
+    /// The count.
+    pub fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Connection {
     /// Wraps a byte stream; `remote` is for logs.
     pub fn new(inner: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, remote: Option<String>) -> Self {
-        Self { inner: Box::new(inner), remote }
+        Self { inner: Box::new(inner), info: ConnectionInfo { remote, received: ReceivedBytes::default() } }
     }
 }
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("remote", &self.remote).finish_non_exhaustive()
+        f.debug_struct("Connection").field("remote", &self.info.remote).finish_non_exhaustive()
     }
 }
 
@@ -47,7 +60,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let bytes = u64::try_from(buf.filled().len() - before).unwrap_or(u64::MAX);
+        self.info.received.0.fetch_add(bytes, Ordering::Relaxed);
+        read
     }
 }
 
@@ -77,15 +94,20 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Who is at the other end, as far as the socket says.
+/// What the accepting side knows of the connection on which a request came.
 #[derive(Debug, Clone, Default)]
-pub struct PeerAddress(pub Option<String>);
+pub struct ConnectionInfo {
+    /// Who is at the other end, as far as the socket says; for logs.
+    pub remote: Option<String>,
+    /// What has arrived so far.
+    pub received: ReceivedBytes,
+}
 
 impl Connected for Connection {
-    type ConnectInfo = PeerAddress;
+    type ConnectInfo = ConnectionInfo;
 
-    fn connect_info(&self) -> PeerAddress {
-        PeerAddress(self.remote.clone())
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
     }
 }
 
@@ -164,7 +186,8 @@ mod tests {
         let mut read = [0; 4];
         inside.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"ping");
-        assert!(inside.connect_info().0.is_some());
+        assert!(inside.connect_info().remote.is_some());
+        assert_eq!(inside.connect_info().received.total(), 4);
     }
 
     #[tokio::test]

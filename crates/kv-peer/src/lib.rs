@@ -92,6 +92,34 @@ pub struct Address {
     pub epoch: Epoch,
 }
 
+/// How long a call may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Up to this point in time.
+    Until(Instant),
+    /// As long as its link moves: answers come, or the peer says that bytes arrive. For calls that are large for the link they
+    /// take, whose time no fixed deadline fits.
+    WhileMoving {
+        /// Without any of that for this long the call ends.
+        idle: Duration,
+        /// However it moves, it ends after this long.
+        at_most: Duration,
+    },
+}
+
+/// What kept a call from being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsent {
+    /// There is no connection.
+    NoConnection,
+    /// The link has as much to do as it may.
+    Full,
+    /// The deadline passed while it was queued.
+    Late,
+    /// It is too large for a message, or for a peer that does not exist.
+    Invalid,
+}
+
 /// Why a call has no answer, or that the answer was no.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
@@ -99,6 +127,8 @@ pub enum PeerError {
     #[error("not sent: {why}")]
     NotSent {
         /// What stood in the way.
+        cause: Unsent,
+        /// The same, for people.
         why: String,
     },
     /// It was handed to the transport, then the stream broke: its fate is open.
@@ -116,8 +146,8 @@ pub enum PeerError {
 }
 
 impl PeerError {
-    pub(crate) fn not_sent(why: impl Into<String>) -> Self {
-        Self::NotSent { why: why.into() }
+    pub(crate) fn not_sent(cause: Unsent, why: impl Into<String>) -> Self {
+        Self::NotSent { cause, why: why.into() }
     }
 
     /// Whether anything may have reached the peer.
@@ -134,12 +164,17 @@ impl PeerError {
         }
     }
 
-    /// As the failure of a request that was passed on to `to`: `UNREACHABLE` (not applied), `RESULT_UNKNOWN` (unknown),
-    /// or what the peer said.
+    /// As the failure of a request that was passed on to `to`: `UNREACHABLE`, `OVERLOADED` or `DEADLINE_EXPIRED` (not
+    /// applied), `RESULT_UNKNOWN` (unknown), or what the peer said.
     pub fn into_failure(self, to: NodeId) -> Failure {
         match self {
-            Self::NotSent { why } => {
-                Failure::new(Reason::Unreachable, format!("{to} was not reached: {why}"))
+            Self::NotSent { cause, why } => {
+                let reason = match cause {
+                    Unsent::NoConnection | Unsent::Invalid => Reason::Unreachable,
+                    Unsent::Full => Reason::Overloaded,
+                    Unsent::Late => Reason::DeadlineExpired,
+                };
+                Failure::new(reason, format!("{to} was not reached: {why}"))
             }
             Self::Lost { why } => Failure::new(
                 Reason::ResultUnknown,

@@ -40,6 +40,10 @@ pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a keep-alive ping may stay unanswered.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often the accepting side of a stream says that bytes of an unfinished message arrive. Well below the shortest idle
+/// time that callers use, and below [`KEEP_ALIVE_INTERVAL`], whose ping would wait behind those bytes.
+pub(crate) const REPORT_EVERY: Duration = Duration::from_millis(250);
+
 /// Flow-control window of one stream.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Flow-control window of one connection.
@@ -55,4 +59,5 @@ pub(crate) const SUSPECT_AFTER: Duration = Duration::from_millis(300);
 pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(3);
 
 const _: () = assert!(STREAM_CONCURRENCY >= LINK_IN_FLIGHT);
+const _: () = assert!(REPORT_EVERY.as_millis() * 2 <= KEEP_ALIVE_INTERVAL.as_millis());
 const _: () = assert!(LINK_CALLS >= LINK_IN_FLIGHT);

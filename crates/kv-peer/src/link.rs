@@ -24,7 +24,7 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::liveness::Heard;
-use crate::{Address, Lane, PeerConfig, PeerError, limits};
+use crate::{Address, Lane, Patience, PeerConfig, PeerError, Unsent, limits};
 
 type Answer = Result<response_frame::Body, PeerError>;
 
@@ -50,6 +50,8 @@ struct State {
     /// Waiting for an answer, queued or sent.
     calls: BTreeMap<u64, Call>,
     bytes: usize,
+    /// When the peer was last heard on this link: an answer, or that bytes arrive there.
+    moved: Instant,
     /// The sending half, when it found nothing to send.
     sender: Option<Waker>,
 }
@@ -66,7 +68,7 @@ enum Phase {
 
 struct Queued {
     about: Address,
-    deadline: Instant,
+    patience: Patience,
     body: request_frame::Body,
     bytes: usize,
 }
@@ -134,6 +136,7 @@ impl Link {
             queue: BTreeMap::new(),
             calls: BTreeMap::new(),
             bytes: 0,
+            moved: Instant::now(),
             sender: None,
         });
         Self { config, env, cluster_id, to, lane, dial, heard, state }
@@ -143,24 +146,45 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) async fn call(&self, about: Address, body: request_frame::Body, deadline: Instant) -> Answer {
-        if deadline <= Instant::now() {
-            return Err(PeerError::not_sent("the deadline had passed"));
+    pub(crate) async fn call(&self, about: Address, body: request_frame::Body, patience: Patience) -> Answer {
+        let begun = Instant::now();
+        if matches!(patience, Patience::Until(deadline) if deadline <= begun) {
+            return Err(PeerError::not_sent(Unsent::Late, "the deadline had passed"));
         }
         let body_bytes = body.encoded_len();
         if body_bytes > limits::MAX_BODY_BYTES {
-            return Err(PeerError::not_sent(format!("{body_bytes} bytes are too many for one message")));
+            let why = format!("{body_bytes} bytes are too many for one message");
+            return Err(PeerError::not_sent(Unsent::Invalid, why));
         }
-        let (waiting, answer) =
-            self.enqueue(about, body, body_bytes + limits::FRAME_OVERHEAD_BYTES, deadline)?;
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
-            // The link dropped the call without a word; it never does.
-            Ok(Err(_)) => Err(PeerError::Lost { why: "the link was torn down".into() }),
-            Err(_) => match waiting.give_up() {
-                Some(false) => Err(PeerError::not_sent("the deadline passed while it was queued")),
-                _ => Err(PeerError::TimedOut),
-            },
+        let (waiting, mut answer) =
+            self.enqueue(about, body, body_bytes + limits::FRAME_OVERHEAD_BYTES, patience)?;
+        loop {
+            // Moves on while the link does: what passed before says nothing then.
+            let end = self.end_of(patience, begun);
+            match timeout_at(end, &mut answer).await {
+                Ok(Ok(answer)) => return answer,
+                // The link dropped the call without a word; it never does.
+                Ok(Err(_)) => return Err(PeerError::Lost { why: "the link was torn down".into() }),
+                Err(_) if self.end_of(patience, begun) > end => {}
+                Err(_) => {
+                    return Err(match waiting.give_up() {
+                        Some(false) => {
+                            PeerError::not_sent(Unsent::Late, "the deadline passed while it was queued")
+                        }
+                        _ => PeerError::TimedOut,
+                    });
+                }
+            }
+        }
+    }
+
+    /// When a call that began at `begun` ends without an answer, as it looks now.
+    fn end_of(&self, patience: Patience, begun: Instant) -> Instant {
+        match patience {
+            Patience::Until(deadline) => deadline,
+            Patience::WhileMoving { idle, at_most } => {
+                (self.state().moved.max(begun) + idle).min(begun + at_most)
+            }
         }
     }
 
@@ -169,22 +193,23 @@ impl Link {
         about: Address,
         body: request_frame::Body,
         bytes: usize,
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<(Waiting<'_>, oneshot::Receiver<Answer>), PeerError> {
         let mut state = self.state();
         if let Phase::Closed { why } = &state.phase {
-            return Err(PeerError::not_sent(why.clone()));
+            return Err(PeerError::not_sent(Unsent::NoConnection, why.clone()));
         }
         let too_large = state.bytes + bytes > self.config.link_bytes && !state.calls.is_empty();
         if state.calls.len() >= self.config.link_calls || too_large {
-            return Err(PeerError::not_sent(format!("the {:?} queue to {} is full", self.lane, self.to)));
+            let why = format!("the {:?} queue to {} is full", self.lane, self.to);
+            return Err(PeerError::not_sent(Unsent::Full, why));
         }
         let id = state.next_id;
         state.next_id += 1;
         state.bytes += bytes;
         let (answer, receiver) = oneshot::channel();
         state.calls.insert(id, Call { answer, bytes });
-        state.queue.insert(id, Queued { about, deadline, body, bytes });
+        state.queue.insert(id, Queued { about, patience, body, bytes });
         state.wake_sender();
         Ok((Waiting { link: self, id }, receiver))
     }
@@ -276,6 +301,7 @@ impl Link {
                 self.heard.now();
             }
             let mut state = self.state();
+            state.moved = Instant::now();
             let full = state.calls.len() - state.queue.len() >= self.config.link_in_flight;
             for frame in message.frames {
                 // Nobody waits for it any more: the answer of a call that was given up. One that is still queued here
@@ -313,7 +339,7 @@ impl Link {
         drop(state);
         for (id, call) in calls {
             let error = if queue.contains_key(&id) {
-                PeerError::not_sent(why)
+                PeerError::not_sent(Unsent::NoConnection, why)
             } else {
                 PeerError::Lost { why: why.to_owned() }
             };
@@ -343,13 +369,19 @@ impl Link {
                     break;
                 }
                 let (id, queued) = next.remove_entry();
-                let left = queued.deadline.saturating_duration_since(now).as_millis();
+                let left = match queued.patience {
+                    Patience::Until(deadline) => deadline.saturating_duration_since(now),
+                    // From when the whole has arrived.
+                    Patience::WhileMoving { idle, .. } => idle,
+                };
+                let left = left.as_millis();
                 let Some(deadline_ms) = u32::try_from(left).ok().or(Some(u32::MAX)).filter(|ms| *ms > 0)
                 else {
                     if let Some((call, _)) = state.remove(id) {
-                        let _ = call
-                            .answer
-                            .send(Err(PeerError::not_sent("the deadline passed while it was queued")));
+                        let _ = call.answer.send(Err(PeerError::not_sent(
+                            Unsent::Late,
+                            "the deadline passed while it was queued",
+                        )));
                     }
                     continue;
                 };

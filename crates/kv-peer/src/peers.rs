@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::link::Link;
 use crate::liveness::Heard;
-use crate::{Address, Lane, Liveness, PeerConfig, PeerError};
+use crate::{Address, Lane, Liveness, Patience, PeerConfig, PeerError, Unsent};
 
 /// Calls to other nodes. Clones share everything; [`Peers::shutdown`] ends them all.
 #[derive(Clone)]
@@ -129,12 +129,26 @@ impl Peers {
         body: request_frame::Body,
         deadline: Instant,
     ) -> Result<response_frame::Body, PeerError> {
+        self.call_with(to, lane, about, body, Patience::Until(deadline)).await
+    }
+
+    /// As [`Self::call`], with another kind of patience.
+    pub async fn call_with(
+        &self,
+        to: NodeId,
+        lane: Lane,
+        about: Address,
+        body: request_frame::Body,
+        patience: Patience,
+    ) -> Result<response_frame::Body, PeerError> {
         let peer = self.peer(to);
         let link = peer.as_ref().and_then(|peer| peer.links.get(&lane)).cloned();
         drop(peer);
         match link {
-            Some(link) => link.call(about, body, deadline).await,
-            None => Err(PeerError::not_sent(format!("{to} is no peer of {}", self.node_id()))),
+            Some(link) => link.call(about, body, patience).await,
+            None => {
+                Err(PeerError::not_sent(Unsent::Invalid, format!("{to} is no peer of {}", self.node_id())))
+            }
         }
     }
 
@@ -168,6 +182,8 @@ async fn ping(control: Arc<Link>, config: Arc<PeerConfig>) {
     loop {
         ticks.tick().await;
         let deadline = Instant::now() + config.suspect_after;
-        let _ = control.call(Address::default(), request_frame::Body::Ping(Ping {}), deadline).await;
+        let _ = control
+            .call(Address::default(), request_frame::Body::Ping(Ping {}), Patience::Until(deadline))
+            .await;
     }
 }

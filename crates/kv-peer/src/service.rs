@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
+use kv_env::{ConnectionInfo, ReceivedBytes};
 use kv_proto::peer::peer_service_server::{PeerService, PeerServiceServer};
 use kv_proto::peer::{
     ExchangeRequest, ExchangeResponse, Pong, RequestFrame, ResponseFrame, request_frame, response_frame,
@@ -15,7 +16,7 @@ use kv_proto::peer::{
 use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
 use kv_types::{Epoch, Failure, GroupId, NamespaceId, NodeId, Reason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{Address, PeerConfig, PeerHandler, PeerRequest, Peers, limits};
@@ -86,11 +87,16 @@ impl PeerService for Service {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
         let (until, also_until) = (stopped(self.stopped.clone()), stopped(self.stopped.clone()));
+        let arriving = request
+            .extensions()
+            .get::<ConnectionInfo>()
+            .map(|info| info.received.clone())
+            .unwrap_or_default();
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = until => {}
-                () = exchange.run(request.into_inner()) => {}
+                () = exchange.run(request.into_inner(), arriving) => {}
             }
         });
         let answers = Answers { answers, ready: Vec::new() }.map(Ok).take_until(Box::pin(also_until));
@@ -108,9 +114,25 @@ struct Exchange {
 }
 
 impl Exchange {
-    async fn run(self, mut requests: Streaming<ExchangeRequest>) {
-        while let Ok(Some(message)) = requests.message().await {
+    /// Serves until the stream ends. `arriving` counts what its connection has received.
+    async fn run(self, mut requests: Streaming<ExchangeRequest>, arriving: ReceivedBytes) {
+        let mut report = interval(limits::REPORT_EVERY);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = arriving.total();
+        loop {
+            let message = tokio::select! {
+                biased;
+                _ = report.tick() => {
+                    // A large message on a slow link: whoever waits for its answer learns that it moves.
+                    let now = arriving.total();
+                    let answered = std::mem::replace(&mut told, now) == now || self.answer(0, pong());
+                    if answered { continue } else { return }
+                }
+                message = requests.message() => message,
+            };
+            let Ok(Some(message)) = message else { return };
             let arrived = Instant::now();
+            told = arriving.total();
             for frame in message.frames {
                 let id = frame.id;
                 let answer = match self.begin(frame, arrived) {
@@ -118,14 +140,22 @@ impl Exchange {
                     Ok(Some(body)) => body,
                     Err(failure) => refusal(&failure),
                 };
-                let frame = ResponseFrame { id, body: Some(answer) };
-                if self.out.try_send(Answer { frame, _place: None }).is_err() {
-                    // The peer asks and does not read, or is gone: end the stream.
-                    tracing::warn!("a peer does not read its answers; its stream is closed");
+                if !self.answer(id, answer) {
                     return;
                 }
             }
         }
+    }
+
+    /// Answers at once; false when the stream must end.
+    fn answer(&self, id: u64, body: response_frame::Body) -> bool {
+        let frame = ResponseFrame { id, body: Some(body) };
+        let sent = self.out.try_send(Answer { frame, _place: None }).is_ok();
+        if !sent {
+            // The peer asks and does not read, or is gone.
+            tracing::warn!("a peer does not read its answers; its stream is closed");
+        }
+        sent
     }
 
     /// Checks a frame; an immediate answer, or none when the handler was begun.
@@ -145,7 +175,7 @@ impl Exchange {
             Failure::new(Reason::InvalidRequest, "the frame asks for something unknown here")
         })?;
         if matches!(body, request_frame::Body::Ping(_)) {
-            return Ok(Some(response_frame::Body::Pong(Pong {})));
+            return Ok(Some(pong()));
         }
         if frame.deadline_ms == 0 {
             return Err(expired());
@@ -179,6 +209,10 @@ impl Exchange {
         });
         Ok(None)
     }
+}
+
+fn pong() -> response_frame::Body {
+    response_frame::Body::Pong(Pong {})
 }
 
 fn expired() -> Failure {

@@ -311,7 +311,10 @@ async fn a_full_queue_refuses_at_once() {
         eventually(Duration::from_secs(5), "two calls are begun", async || echo.begun() == 2).await;
         let begun = Instant::now();
         let refused = call(&peers, "x", patience).await;
-        assert!(matches!(&refused, Err(PeerError::NotSent { why }) if why.contains("full")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(PeerError::NotSent { why, .. }) if why.contains("full")),
+            "{refused:?}"
+        );
         assert!(begun.elapsed() < Duration::from_millis(100));
         echo.permits.add_permits(2);
     };

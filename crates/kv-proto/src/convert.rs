@@ -43,13 +43,12 @@ pub fn client_id_bytes(id: ClientId) -> Bytes {
 
 /// A client id from its 16 bytes: `REQUEST_ID_INVALID` for anything else.
 pub fn client_id_from_bytes(bytes: &[u8]) -> Result<ClientId, DecodeError> {
-    let id = bytes.try_into().map(u128::from_be_bytes).ok().filter(|id| *id != 0);
-    id.map(ClientId).ok_or_else(|| {
-        Failure::new(
-            Reason::RequestIdInvalid,
-            format!("a client id has 16 random bytes, not {}", bytes.len()),
-        )
-    })
+    let message = match bytes.try_into().map(u128::from_be_bytes) {
+        Ok(0) => "a client id has 16 random bytes, not 16 zeros".to_owned(),
+        Ok(id) => return Ok(ClientId(id)),
+        Err(_) => format!("a client id has 16 random bytes, not {}", bytes.len()),
+    };
+    Err(Failure::new(Reason::RequestIdInvalid, message))
 }
 
 impl From<Mutation> for v1::Mutation {
@@ -466,6 +465,9 @@ mod tests {
         assert_eq!(broken(|m| m.seq = 0), Err(Reason::RequestIdInvalid));
         assert_eq!(broken(|m| m.client_id = Bytes::new()), Err(Reason::RequestIdInvalid));
         assert_eq!(broken(|m| m.lowest_unacked = 5), Err(Reason::RequestIdInvalid));
+        let words = |id: &[u8]| client_id_from_bytes(id).unwrap_err().message;
+        assert_eq!(words(&[0; 16]), "a client id has 16 random bytes, not 16 zeros");
+        assert_eq!(words(&[1; 15]), "a client id has 16 random bytes, not 15");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use kv_storage::Storage;
-use kv_types::catalogue::{Catalogue, Group, Member, Ring};
+use kv_types::catalogue::{Catalogue, FeatureLevel, Group, Member, Ring};
 use kv_types::limits::{MAX_NAMESPACES, MAX_VOTERS, RING_PARTITIONS};
 use kv_types::{
     ClientId, ClusterId, Epoch, Failure, GroupId, Guarantee, Mode, Namespace, NamespaceId, NamespaceName,
@@ -32,6 +32,13 @@ pub(crate) enum CatalogueCommand {
         /// Its members.
         members: Vec<Member>,
     },
+    /// The cluster may use more from now on.
+    RaiseLevel {
+        /// What.
+        to: FeatureLevel,
+        /// What each member said that it supports, when the proposer asked.
+        reports: BTreeMap<NodeId, FeatureLevel>,
+    },
     /// A new namespace.
     CreateNamespace {
         /// Which.
@@ -43,6 +50,10 @@ pub(crate) enum CatalogueCommand {
 
 const INIT_CLUSTER: u8 = 0;
 const CREATE_NAMESPACE: u8 = 1;
+const RAISE_LEVEL: u8 = 2;
+
+/// Version of the catalogue's row: the first had no feature level.
+const VERSION: u8 = 2;
 
 impl CatalogueCommand {
     pub(crate) fn encode(&self) -> Proposal {
@@ -52,6 +63,15 @@ impl CatalogueCommand {
                 out.put_u8(INIT_CLUSTER);
                 out.put_u128(cluster_id.0);
                 put_members(&mut out, members.iter());
+            }
+            Self::RaiseLevel { to, reports } => {
+                out.put_u8(RAISE_LEVEL);
+                out.put_u32(to.0);
+                out.put_u32(codec::length(reports.len()));
+                for (member, level) in reports {
+                    out.put_u64(member.0);
+                    out.put_u32(level.0);
+                }
             }
             Self::CreateNamespace { spec, request_id } => {
                 out.put_u8(CREATE_NAMESPACE);
@@ -85,7 +105,13 @@ impl CatalogueCommand {
                     request_id,
                 }
             }
-            found => return Err(reader.unknown("kind", found)),
+            RAISE_LEVEL => {
+                let to = FeatureLevel(reader.u32()?);
+                let reports =
+                    reader.list(|reader| Ok((NodeId(reader.u64()?), FeatureLevel(reader.u32()?))))?;
+                Self::RaiseLevel { to, reports: reports.into_iter().collect() }
+            }
+            found => return Err(reader.newer("kind", found)),
         };
         reader.end().map(|()| command)
     }
@@ -119,6 +145,7 @@ impl CatalogueMachine {
                 }
                 Ok((Created { namespace: None, deduplicated: !first }, first))
             }
+            CatalogueCommand::RaiseLevel { to, reports } => self.raise(to, &reports),
             CatalogueCommand::CreateNamespace { spec, request_id } => {
                 self.create(&spec, request_id).map_err(|failure| failure.of_request(request_id))
             }
@@ -129,12 +156,45 @@ impl CatalogueMachine {
         let catalogue = &mut self.catalogue;
         catalogue.cluster_id = cluster_id;
         catalogue.epoch = Epoch(1);
+        catalogue.level = FeatureLevel::FIRST;
         catalogue.next_namespace = 1;
         catalogue.members = members.into_iter().map(|member| (member.id, member)).collect();
         let voters = catalogue.members.keys().copied().take(MAX_VOTERS).collect();
         catalogue.groups.insert(GroupId::FIRST_DATA, Group { id: GroupId::FIRST_DATA, voters });
         let n = u8::try_from(catalogue.members.len()).unwrap_or(DEFAULT_N).min(DEFAULT_N);
         self.ring_for(n);
+    }
+
+    /// Raises the level when every member said that it supports as much.
+    fn raise(
+        &mut self,
+        to: FeatureLevel,
+        reports: &BTreeMap<NodeId, FeatureLevel>,
+    ) -> Result<(Created, bool), Failure> {
+        let catalogue = &mut self.catalogue;
+        if catalogue.members.is_empty() {
+            return Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet"));
+        }
+        let raised = to > catalogue.level;
+        if raised {
+            for member in catalogue.members.keys() {
+                let message = match reports.get(member) {
+                    Some(supported) if *supported >= to => continue,
+                    Some(supported) => format!("{member} supports up to {supported}: upgrade it first"),
+                    None => format!("{member} did not say what it supports; every member has to be up"),
+                };
+                return Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0));
+            }
+            catalogue.level = to;
+            catalogue.epoch.0 += 1;
+        }
+        Ok((Created { namespace: None, deduplicated: !raised }, raised))
+    }
+
+    /// Refuses a catalogue that this program does not understand.
+    fn check_level(&self) -> Result<(), MachineError> {
+        let (level, supported) = (self.catalogue.level, FeatureLevel::SUPPORTED);
+        if level > supported { Err(MachineError::TooOld { level, supported }) } else { Ok(()) }
     }
 
     /// The ring with that many replicas; a new one when there is none.
@@ -206,7 +266,7 @@ impl Domain for CatalogueMachine {
             Some(row) => decode_catalogue(row.value)?,
             None => (Catalogue::default(), BTreeMap::new()),
         };
-        Ok(())
+        self.check_level()
     }
 
     fn apply(&mut self, stage: &mut Stage<'_>, _: Point, proposal: &Proposal) -> Result<Reply, MachineError> {
@@ -216,6 +276,7 @@ impl Domain for CatalogueMachine {
             let row = encode_catalogue(&self.catalogue, &self.creators);
             stage.put(Table::Catalogue, keys::of_space(stage.space()), row);
         }
+        self.check_level()?;
         Ok(Reply::Catalogue(decided.map(|(created, _)| created)))
     }
 
@@ -304,10 +365,12 @@ fn nodes(reader: &mut Reader) -> Result<Vec<NodeId>, CodecError> {
 }
 
 fn encode_catalogue(catalogue: &Catalogue, creators: &BTreeMap<NamespaceId, RequestId>) -> Vec<u8> {
-    let Catalogue { cluster_id, epoch, members, rings, namespaces, groups, next_namespace } = catalogue;
-    let mut out = codec::versioned(codec::VERSION, 8 << 10);
+    let Catalogue { cluster_id, epoch, level, members, rings, namespaces, groups, next_namespace } =
+        catalogue;
+    let mut out = codec::versioned(VERSION, 8 << 10);
     out.put_u128(cluster_id.0);
     out.put_u64(epoch.0);
+    out.put_u32(level.0);
     out.put_u64(*next_namespace);
     put_members(&mut out, members.values());
     out.put_u32(codec::length(rings.len()));
@@ -350,9 +413,10 @@ fn encode_catalogue(catalogue: &Catalogue, creators: &BTreeMap<NamespaceId, Requ
 }
 
 fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, BTreeMap<NamespaceId, RequestId>), CodecError> {
-    let mut reader = Reader::versioned(bytes, "catalogue", codec::VERSION)?;
+    let mut reader = Reader::versioned(bytes, "catalogue", VERSION)?;
     let cluster_id = ClusterId(reader.u128()?);
     let epoch = Epoch(reader.u64()?);
+    let level = FeatureLevel(reader.u32()?);
     let next_namespace = reader.u64()?;
     let members = members(&mut reader)?;
     let rings = reader.list(|reader| {
@@ -380,6 +444,7 @@ fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, BTreeMap<NamespaceId, Re
     let catalogue = Catalogue {
         cluster_id,
         epoch,
+        level,
         members: members.into_iter().map(|member| (member.id, member)).collect(),
         rings: rings.into_iter().map(|ring| (ring.id, ring)).collect(),
         namespaces: namespaces.into_iter().map(|namespace| (namespace.id, namespace)).collect(),
@@ -456,6 +521,49 @@ mod tests {
     }
 
     #[test]
+    fn the_level_is_raised_once_every_member_supports_it() {
+        let (mut machine, mut shown) = machine();
+        machine.publish();
+        assert_eq!(shown.borrow_and_update().level, FeatureLevel::FIRST);
+        let all =
+            |level: u32| (1..=5).map(|id| (NodeId(id), FeatureLevel(level))).collect::<BTreeMap<_, _>>();
+        let raise = |to: u32, reports| CatalogueCommand::RaiseLevel { to: FeatureLevel(to), reports };
+        let mut silent = all(3);
+        silent.remove(&NodeId(4));
+        let mut old = all(3);
+        old.insert(NodeId(2), FeatureLevel(2));
+        for (reports, words) in
+            [(silent, "n4 did not say"), (old, "n2 supports up to feature level 2: upgrade it")]
+        {
+            let refused = machine.decide(raise(3, reports)).unwrap_err();
+            assert_eq!((refused.reason, refused.applied), (Reason::NotReady, kv_types::Applied::No));
+            assert!(refused.message.contains(words), "{refused}");
+            assert_eq!((machine.catalogue.level, machine.catalogue.epoch), (FeatureLevel::FIRST, Epoch(1)));
+        }
+        let raised = Created { namespace: None, deduplicated: false };
+        assert_eq!(machine.decide(raise(3, all(3))), Ok((raised, true)));
+        assert_eq!((machine.catalogue.level, machine.catalogue.epoch), (FeatureLevel(3), Epoch(2)));
+        // Again, and downwards: nothing happens.
+        for to in [3, 1] {
+            let before = Created { namespace: None, deduplicated: true };
+            assert_eq!(machine.decide(raise(to, all(3))), Ok((before, false)));
+        }
+        assert_eq!(machine.catalogue.level, FeatureLevel(3));
+        let mut empty = CatalogueMachine::new(watch::channel(Arc::default()).0);
+        assert_eq!(empty.decide(raise(1, all(1))).unwrap_err().reason, Reason::NotReady);
+    }
+
+    /// What an older release would do in a cluster that was raised beyond it.
+    #[test]
+    fn a_level_beyond_this_program_stops_it_by_name() {
+        let (mut machine, _) = machine();
+        assert!(machine.check_level().is_ok());
+        machine.catalogue.level = FeatureLevel(FeatureLevel::SUPPORTED.0 + 1);
+        let error = machine.check_level().unwrap_err().to_string();
+        assert!(error.contains("feature level 2") && error.contains("upgrade this node"), "{error}");
+    }
+
+    #[test]
     fn another_n_gets_a_ring_of_its_own() {
         let (mut machine, _) = machine();
         let ring_of = |machine: &CatalogueMachine, name: &str| match machine
@@ -494,6 +602,11 @@ mod tests {
             assert_eq!(CatalogueCommand::decode(command.encode().0).unwrap(), command);
             machine.decide(command).unwrap();
         }
+        let reports = BTreeMap::from([(NodeId(1), FeatureLevel(2))]);
+        let raise = CatalogueCommand::RaiseLevel { to: FeatureLevel(2), reports };
+        assert_eq!(CatalogueCommand::decode(raise.encode().0).unwrap(), raise);
+        let unknown = CatalogueCommand::decode(Bytes::from_static(&[codec::VERSION, 77])).unwrap_err();
+        assert_eq!(unknown, CodecError::Newer { what: "catalogue command", field: "kind", found: 77 });
         let init = CatalogueCommand::InitCluster { cluster_id: ClusterId(7), members: five() };
         assert_eq!(CatalogueCommand::decode(init.encode().0).unwrap(), init);
         let bytes = Bytes::from(encode_catalogue(&machine.catalogue, &machine.creators));
@@ -507,8 +620,9 @@ mod tests {
     proptest! {
         #[test]
         fn bad_bytes_are_errors(mut bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
-            bytes[0] = codec::VERSION;
+            bytes[0] = VERSION;
             let _ = decode_catalogue(bytes.clone().into());
+            bytes[0] = codec::VERSION;
             let _ = CatalogueCommand::decode(bytes.into());
         }
     }

@@ -43,6 +43,18 @@ pub enum CodecError {
         /// The number.
         found: u64,
     },
+    /// A version or a kind that a newer program writes.
+    #[error(
+        "{what} has the {field} {found}, which this version of the program does not know: a newer one wrote it; upgrade this node"
+    )]
+    Newer {
+        /// What was being read.
+        what: &'static str,
+        /// Which of its fields.
+        field: &'static str,
+        /// The number.
+        found: u64,
+    },
     /// A part that is not valid by itself.
     #[error("{what} is not valid: {why}")]
     Invalid {
@@ -71,12 +83,18 @@ impl Reader {
         let mut reader = Self { rest: bytes, what };
         match reader.u8()? {
             found if found == version => Ok(reader),
+            found if found > version => Err(reader.newer("version", found)),
             found => Err(reader.unknown("version", found)),
         }
     }
 
     pub(crate) fn unknown(&self, field: &'static str, found: impl Into<u64>) -> CodecError {
         CodecError::Unknown { what: self.what, field, found: found.into() }
+    }
+
+    /// A number that this version does not know and a newer one may.
+    pub(crate) fn newer(&self, field: &'static str, found: impl Into<u64>) -> CodecError {
+        CodecError::Newer { what: self.what, field, found: found.into() }
     }
 
     pub(crate) fn invalid(&self, why: impl ToString) -> CodecError {
@@ -105,6 +123,24 @@ impl Reader {
 
     pub(crate) fn u128(&mut self) -> Result<u128, CodecError> {
         self.need(16).map(|()| self.rest.get_u128())
+    }
+
+    /// A number in as many bytes as it needs, seven bits in each, the lowest first. Only the shortest form is taken.
+    pub(crate) fn varint(&mut self) -> Result<u64, CodecError> {
+        let mut number = 0_u64;
+        for shift in (0..64_u32).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits.checked_shl(shift).is_none_or(|shifted| shifted >> shift != bits) {
+                break;
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                let shortest = byte != 0 || shift == 0;
+                return if shortest { Ok(number) } else { Err(self.invalid("a number is written too long")) };
+            }
+        }
+        Err(self.invalid("a number is too large"))
     }
 
     pub(crate) fn flag(&mut self) -> Result<bool, CodecError> {
@@ -189,6 +225,15 @@ pub(crate) trait Write: BufMut {
     fn put_block(&mut self, bytes: &[u8]) {
         self.put_u32(length(bytes.len()));
         self.put_slice(bytes);
+    }
+
+    /// A number in as many bytes as it needs, ten at most.
+    fn put_varint(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.put_u8((number & 0x7f) as u8 | 0x80);
+            number >>= 7;
+        }
+        self.put_u8((number & 0x7f) as u8);
     }
 
     fn put_flag(&mut self, flag: bool) {
@@ -474,10 +519,39 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn short_numbers_survive_and_have_one_form(number in prop_oneof![any::<u64>(), 0..300_u64], more: bool) {
+            let mut out = versioned(VERSION, 11);
+            out.put_varint(number);
+            prop_assert!(out.len() <= 11);
+            let read = |out: &[u8]| Reader::versioned(Bytes::copy_from_slice(out), "number", VERSION).unwrap().varint();
+            prop_assert_eq!(read(&out), Ok(number));
+            // The same number, one byte longer.
+            *out.last_mut().unwrap() |= 0x80;
+            out.push(u8::from(more));
+            prop_assert_ne!(read(&out), Ok(number));
+        }
+    }
+
+    #[test]
+    fn a_number_ends_after_64_bits() {
+        let read = |bytes: &[u8]| {
+            Reader::versioned([&[VERSION], bytes].concat().into(), "number", VERSION).unwrap().varint()
+        };
+        assert_eq!(read(&[[0xff; 9].as_slice(), &[1]].concat()), Ok(u64::MAX));
+        assert!(matches!(read(&[[0xff; 9].as_slice(), &[2]].concat()), Err(CodecError::Invalid { .. })));
+        assert!(matches!(read(&[0xff; 12]), Err(CodecError::Invalid { .. })));
+        assert!(matches!(read(&[0xff; 3]), Err(CodecError::Truncated { .. })));
+    }
+
     #[test]
     fn another_version_is_refused_by_name() {
         let error = decode_vote(Bytes::from_static(&[9, 0, 0])).unwrap_err();
-        assert_eq!(error, CodecError::Unknown { what: "vote", field: "version", found: 9 });
+        assert_eq!(error, CodecError::Newer { what: "vote", field: "version", found: 9 });
+        assert!(error.to_string().contains("upgrade this node"), "{error}");
+        let error = decode_vote(Bytes::from_static(&[0, 0, 0])).unwrap_err();
+        assert_eq!(error, CodecError::Unknown { what: "vote", field: "version", found: 0 });
     }
 
     #[test]

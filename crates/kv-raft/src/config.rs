@@ -51,14 +51,21 @@ pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 pub(crate) mod limits {
     use std::time::Duration;
 
-    use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+    use kv_types::limits::{MAX_KEY_BYTES, MAX_SESSIONS, MAX_VALUE_BYTES, SESSION_IDLE, SESSION_WINDOW};
 
     /// Entries in one append.
     pub(crate) const APPEND_ENTRIES: u64 = 1_024;
     /// Bytes of entries in one append; a single entry may be larger (a value is at most 1 MiB).
     pub(crate) const APPEND_BYTES: usize = 2 << 20;
-    /// Deadline of an append: far above an fsync stall, so that a slow disk is not mistaken for a lost peer.
-    pub(crate) const APPEND_DEADLINE: Duration = Duration::from_secs(1);
+    /// The smallest budget of appends on a slow link.
+    pub(crate) const APPEND_BYTES_MIN: usize = 32 << 10;
+    /// How long an append may take before appends become smaller.
+    pub(crate) const APPEND_TARGET: Duration = Duration::from_millis(500);
+    /// An append on whose link nothing moves for so long is given up: far above an fsync stall, so that a slow disk is not
+    /// mistaken for a lost peer.
+    pub(crate) const APPEND_IDLE: Duration = Duration::from_secs(1);
+    /// However slowly it moves, an append is given up after so long. The largest entry needs a link of some 20 kB/s.
+    pub(crate) const APPEND_AT_MOST: Duration = Duration::from_secs(60);
     /// A transfer of a snapshot is given up when nothing of it has moved for so long; there is no bound on the whole.
     pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
     /// Deadline of one step of a transfer: far above an fsync stall, and enough for the smallest chunk on a bad link.
@@ -93,8 +100,18 @@ pub(crate) mod limits {
     pub(crate) const STEP_ENTRIES: usize = 256;
     /// Idle sessions that one command forgets on the way.
     pub(crate) const SESSIONS_FORGOTTEN_AT_ONCE: usize = 8;
-    /// Bytes of results that one session keeps (a compare mismatch holds the value found).
-    pub(crate) const SESSION_RESULT_BYTES: u64 = 4 << 20;
+    /// Bytes that a session counts for besides its results, in memory and as a row.
+    pub(crate) const SESSION_BYTES: u64 = 192;
+    /// Bytes that one kept result counts for: no less than it takes in memory, or encoded.
+    pub(crate) const SESSION_RESULT_BYTES: u64 = 64;
+    /// Bytes of all sessions of a group; beyond it the one unused longest is forgotten.
+    pub(crate) const SESSIONS_BYTES: u64 = 64 << 20;
+    /// Sessions of a group whose opening was issued later than the latest clock of a leader; beyond it none more is opened.
+    pub(crate) const MAX_SESSIONS_AHEAD: usize = MAX_SESSIONS / 8;
+    /// How much later than the latest clock of a leader an opening may claim to have been issued.
+    pub(crate) const MAX_SESSION_AHEAD: Duration = Duration::from_secs(60);
+    /// How far one command may move log time.
+    pub(crate) const LOG_TIME_STEP: Duration = Duration::from_secs(60);
     /// How often the log of a group is looked at: snapshots, purges, members that are missing.
     pub(crate) const STEWARD_TICK: Duration = Duration::from_millis(100);
     /// Least pause between snapshots that are taken because the log is large.
@@ -136,6 +153,11 @@ pub(crate) mod limits {
     pub(crate) const DOUBTFUL_READ_WAIT: Duration = Duration::from_millis(25);
     /// When a refused request may come back: about what is left of an election.
     pub(crate) const RETRY_AFTER_MS: u32 = 100;
+
+    /// A full window leaves room for other sessions, and none is forgotten as idle before its issue time has come.
+    const _: () = assert!(SESSION_BYTES + SESSION_WINDOW * SESSION_RESULT_BYTES <= SESSIONS_BYTES / 512);
+    const _: () = assert!(MAX_SESSIONS as u64 * (SESSION_BYTES + SESSION_RESULT_BYTES) <= SESSIONS_BYTES);
+    const _: () = assert!(MAX_SESSION_AHEAD.as_secs() < SESSION_IDLE.as_secs());
 }
 
 /// What a node's Raft groups are started with.

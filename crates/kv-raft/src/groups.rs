@@ -12,7 +12,7 @@ use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer};
 use kv_storage::{Batch, RaftLog, Storage, StorageError};
-use kv_types::catalogue::Catalogue;
+use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::limits::MAX_VOTERS;
 use kv_types::{Failure, GroupId, NamespaceId, NodeId, Reason};
 use openraft::async_runtime::WatchReceiver;
@@ -761,7 +761,14 @@ impl Group {
                 let last_log_id =
                     log.bounds().last.map(codec::from_storage_id).as_ref().map(codec::to_wire_id);
                 let receiving = self.incoming.is_receiving();
-                Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled, receiving }))
+                let feature_level = FeatureLevel::SUPPORTED.0;
+                Ok(Response::RaftSurvey(peer::RaftSurveyReply {
+                    vote,
+                    last_log_id,
+                    settled,
+                    feature_level,
+                    receiving,
+                }))
             }
             _ => Err(Failure::new(Reason::InvalidRequest, "not a message of Raft")),
         }
@@ -943,18 +950,35 @@ impl Group {
         join_all(others.map(|other| self.ask(other))).await.into_iter().flatten().collect()
     }
 
+    /// What each of these members, of which this node may be one, says that its program supports; nothing of one that does
+    /// not answer.
+    pub(crate) async fn levels(
+        &self,
+        members: impl Iterator<Item = NodeId>,
+    ) -> BTreeMap<NodeId, FeatureLevel> {
+        let me = self.around.config.node_id;
+        let others = members.filter(|member| *member != me);
+        let asked = others.map(async |member| (member, self.inquire(member).await));
+        let heard = join_all(asked).await.into_iter();
+        let others = heard.filter_map(|(member, reply)| Some((member, FeatureLevel(reply?.feature_level))));
+        others.chain([(me, FeatureLevel::SUPPORTED)]).collect()
+    }
+
     /// What another member says of the group.
     async fn ask(&self, other: NodeId) -> Option<SurveyReply> {
+        let reply = self.inquire(other).await?;
+        let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
+        let last = reply.last_log_id.map(codec::from_wire_id);
+        let leader = vote.map(|vote| vote.leader_id);
+        Some(SurveyReply { settled: reply.settled, receiving: reply.receiving, leader, last })
+    }
+
+    async fn inquire(&self, other: NodeId) -> Option<peer::RaftSurveyReply> {
         let about = Address { group: self.id, ..Address::default() };
         let body = Request::RaftSurvey(peer::RaftSurvey {});
         let deadline = Instant::now() + SURVEY_DEADLINE;
         match self.around.peers.call(other, Lane::Control, about, body, deadline).await {
-            Ok(Response::RaftSurvey(reply)) => {
-                let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
-                let last = reply.last_log_id.map(codec::from_wire_id);
-                let leader = vote.map(|vote| vote.leader_id);
-                Some(SurveyReply { settled: reply.settled, receiving: reply.receiving, leader, last })
-            }
+            Ok(Response::RaftSurvey(reply)) => Some(reply),
             _ => None,
         }
     }

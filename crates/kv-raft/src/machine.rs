@@ -4,12 +4,14 @@
 //!
 //! Readers and the applier meet at one lock that holds how far the tables are applied: a read sees one point of the log.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
 use futures_util::{Stream, TryStreamExt};
 use kv_storage::{Batch, Snapshots, Storage, StorageError};
 use kv_types::GroupId;
+use kv_types::catalogue::FeatureLevel;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
@@ -21,7 +23,7 @@ use crate::proposal::{Point, Proposal, Reply};
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, batch_of};
-use crate::tables::{Space, Stage, Table, keys};
+use crate::tables::{Rows, Space, Stage, Table, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,16 @@ pub enum MachineError {
         /// The group.
         group: GroupId,
     },
+    /// The cluster uses what this program does not know.
+    #[error(
+        "the cluster is at {level}, and this version of the program supports up to {supported}: upgrade this node"
+    )]
+    TooOld {
+        /// The cluster's.
+        level: FeatureLevel,
+        /// This program's.
+        supported: FeatureLevel,
+    },
     /// A task of the runtime failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -64,6 +76,11 @@ pub(crate) trait Domain: Send + Sync + 'static {
     /// Reads what it keeps in memory from the tables.
     fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError>;
 
+    /// The row that applying a proposal reads, if it reads one: those of many are read at once beforehand.
+    fn reads(&self, _: Space, _: &Proposal) -> Result<Option<(Table, Vec<u8>)>, MachineError> {
+        Ok(None)
+    }
+
     /// Applies one committed proposal on the stage.
     fn apply(
         &mut self,
@@ -71,6 +88,9 @@ pub(crate) trait Domain: Send + Sync + 'static {
         point: Point,
         proposal: &Proposal,
     ) -> Result<Reply, MachineError>;
+
+    /// Brings to the stage what it keeps in memory and a step's entries changed.
+    fn seal(&mut self, _: &mut Stage<'_>) {}
 
     /// Shows the state to others; called when what was applied, loaded or installed is in the tables.
     fn publish(&self);
@@ -135,9 +155,51 @@ impl Machine {
         Ok(())
     }
 
+    /// Applies entries, as few steps as their changes fit in.
+    async fn apply_waiting(&mut self, waiting: &mut VecDeque<Arrived>) -> Result<(), MachineError> {
+        let storage = self.storage.clone();
+        while !waiting.is_empty() {
+            let (mut left, found) = self.old_rows(waiting).await?;
+            let mut step = Step::new(&storage, self.space, self.mark.clone(), found);
+            while left > 0
+                && !step.is_full()
+                && let Some(entry) = waiting.pop_front()
+            {
+                step.add(self.domain.as_mut(), entry)?;
+                left -= 1;
+            }
+            self.finish(step).await?;
+        }
+        Ok(())
+    }
+
+    /// What the tables have of the rows that entries will read, in one read: of as many of the first entries as may be read
+    /// at once, and how many these are.
+    async fn old_rows(&self, entries: &VecDeque<Arrived>) -> Result<(usize, Rows), MachineError> {
+        let mut count = entries.len();
+        loop {
+            let mut places = BTreeSet::new();
+            for (entry, _) in entries.iter().take(count) {
+                if let EntryPayload::Normal(proposal) = &entry.payload {
+                    places.extend(self.domain.reads(self.space, proposal)?);
+                }
+            }
+            let keys = places.iter().map(|(table, key)| (table.id(), key.clone())).collect();
+            match self.storage.read_rows_for_apply(keys).await {
+                Ok(rows) => {
+                    let values = rows.into_iter().map(|row| row.map(|row| row.value));
+                    return Ok((count, places.into_iter().zip(values).collect()));
+                }
+                Err(StorageError::TooLarge { .. }) if count > 1 => count = count.div_ceil(2),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Brings a step to the tables and answers its clients.
     async fn finish(&mut self, step: Step<'_>) -> Result<(), MachineError> {
         let Step { mut stage, mark, replies, .. } = step;
+        self.domain.seal(&mut stage);
         stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
         {
             let mut applied = self.applied.write().await;
@@ -188,6 +250,15 @@ fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineE
 }
 
 type Responder = openraft::storage::ApplyResponder<TypeConfig>;
+/// An entry that was committed, and who waits for its reply.
+type Arrived = EntryResponder<TypeConfig>;
+
+fn payload_bytes((entry, _): &Arrived) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
 
 /// Entries that are applied together: their changes become visible at once, then their clients are answered.
 struct Step<'a> {
@@ -198,19 +269,15 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    fn new(storage: &'a Storage, space: Space, mark: SnapshotMeta) -> Self {
-        Self { stage: Stage::new(storage, space), mark, replies: Vec::new(), entries: 0 }
+    fn new(storage: &'a Storage, space: Space, mark: SnapshotMeta, found: Rows) -> Self {
+        Self { stage: Stage::new(storage, space).with_found(found), mark, replies: Vec::new(), entries: 0 }
     }
 
     fn is_full(&self) -> bool {
         self.entries >= STEP_ENTRIES || self.stage.bytes() >= STEP_BYTES
     }
 
-    fn add(
-        &mut self,
-        domain: &mut dyn Domain,
-        (entry, responder): EntryResponder<TypeConfig>,
-    ) -> Result<(), MachineError> {
+    fn add(&mut self, domain: &mut dyn Domain, (entry, responder): Arrived) -> Result<(), MachineError> {
         let id = entry.log_id;
         self.mark.last_log_id = Some(id);
         self.entries += 1;
@@ -242,19 +309,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        let storage = self.storage.clone();
-        let mut step = Step::new(&storage, self.space, self.mark.clone());
+        let (mut waiting, mut bytes) = (VecDeque::new(), 0);
         while let Some(entry) = entries.try_next().await? {
-            step.add(self.domain.as_mut(), entry)?;
-            if step.is_full() {
-                let next = Step::new(&storage, self.space, step.mark.clone());
-                self.finish(std::mem::replace(&mut step, next)).await?;
+            bytes += payload_bytes(&entry);
+            waiting.push_back(entry);
+            if waiting.len() >= STEP_ENTRIES || bytes >= STEP_BYTES {
+                self.apply_waiting(&mut waiting).await?;
+                bytes = 0;
             }
         }
-        if step.entries > 0 {
-            self.finish(step).await?;
-        }
-        Ok(())
+        Ok(self.apply_waiting(&mut waiting).await?)
     }
 
     async fn try_create_snapshot_builder(&mut self, _: bool) -> Option<Builder> {

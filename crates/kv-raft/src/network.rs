@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use kv_peer::{Address, Lane, PeerError, Peers};
+use kv_peer::{Address, Lane, Patience, PeerError, Peers};
 use kv_proto::peer;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
@@ -18,14 +18,15 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
+use openraft::{EmptyNode, EntryPayload, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::config::limits::APPEND_DEADLINE;
-use crate::config::{Snapshot, TypeConfig, Vote};
+use crate::config::limits::{APPEND_AT_MOST, APPEND_IDLE};
+use crate::config::{Entry, Snapshot, TypeConfig, Vote};
 use crate::machine::SnapshotData;
+use crate::pace::Pace;
 use crate::snapshot_out::Outgoing;
 
 type RpcError = RPCError<TypeConfig>;
@@ -47,6 +48,7 @@ impl Network {
             outgoing: self.outgoing.clone(),
             target: NodeId(target),
             append_lane,
+            pace: Pace::default(),
         }
     }
 }
@@ -75,16 +77,22 @@ pub(crate) struct Client {
     outgoing: Arc<Outgoing>,
     target: NodeId,
     append_lane: Lane,
+    /// How much the target gets at once.
+    pace: Pace,
 }
 
 impl Client {
-    async fn ask(&self, lane: Lane, body: Request, within: Duration) -> Result<Response, PeerError> {
+    async fn ask(&self, lane: Lane, body: Request, patience: Patience) -> Result<Response, PeerError> {
         let about = Address { group: self.group, epoch: self.catalogue.borrow().epoch, ..Address::default() };
-        self.peers.call(self.target, lane, about, body, Instant::now() + within).await
+        self.peers.call_with(self.target, lane, about, body, patience).await
     }
 
     async fn call(&self, lane: Lane, body: Request, within: Duration) -> Result<Response, RpcError> {
-        self.ask(lane, body, within).await.map_err(|error| match error {
+        self.call_with(lane, body, Patience::Until(Instant::now() + within)).await
+    }
+
+    async fn call_with(&self, lane: Lane, body: Request, patience: Patience) -> Result<Response, RpcError> {
+        self.ask(lane, body, patience).await.map_err(|error| match error {
             // A refusal will be repeated for a while, a missing connection too: back off.
             PeerError::NotSent { .. } | PeerError::Refused(_) => {
                 RpcError::Unreachable(Unreachable::from_string(error.to_string()))
@@ -118,6 +126,16 @@ impl Client {
     }
 }
 
+/// What an entry weighs on the wire, about.
+fn payload_bytes(entry: &Entry) -> usize {
+    /// Its name and the envelope.
+    const OVERHEAD: usize = 32;
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.0.len() + OVERHEAD,
+        EntryPayload::Blank | EntryPayload::Membership(_) => OVERHEAD,
+    }
+}
+
 fn unexpected() -> RpcError {
     RpcError::Unreachable(Unreachable::from_string("the peer's answer is to another question"))
 }
@@ -135,22 +153,40 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         use peer::raft_append_reply::Result as Reply;
-        let within = match self.append_lane {
-            Lane::Control => option.hard_ttl(),
-            // openraft offers one heartbeat's time, which a slow fsync of the follower exceeds.
-            _ => option.hard_ttl().max(APPEND_DEADLINE),
+        let begun = Instant::now();
+        let patience = match self.append_lane {
+            Lane::Control => Patience::Until(begun + option.hard_ttl()),
+            // openraft offers one heartbeat's time, which a slow fsync of the follower or a slow link exceeds.
+            _ => Patience::WhileMoving { idle: option.hard_ttl().max(APPEND_IDLE), at_most: APPEND_AT_MOST },
         };
+        // What is over the budget is sent after the answer: openraft goes on behind a partial success.
+        let keep = self.pace.prefix(request.entries.iter().map(payload_bytes));
+        let entries = request.entries.get(..keep).unwrap_or(&request.entries);
+        let last_of_part = entries.last().filter(|_| entries.len() < request.entries.len());
+        let last_of_part = last_of_part.map(|entry| entry.log_id);
+        let bytes = entries.iter().map(payload_bytes).sum();
         let body = Request::RaftAppend(peer::RaftAppend {
             vote: Some(codec::to_wire_vote(&request.vote)),
             previous: request.prev_log_id.as_ref().map(codec::to_wire_id),
-            entries: request.entries.iter().map(codec::to_wire_entry).collect(),
+            entries: entries.iter().map(codec::to_wire_entry).collect(),
             committed: request.leader_commit.as_ref().map(codec::to_wire_id),
         });
-        let Response::RaftAppend(reply) = self.call(self.append_lane, body, within).await? else {
-            return Err(unexpected());
+        let reply = match self.call_with(self.append_lane, body, patience).await {
+            Ok(Response::RaftAppend(reply)) => reply,
+            Ok(_) => return Err(unexpected()),
+            Err(error) => {
+                if matches!(error, RpcError::Network(_)) {
+                    self.pace.stalled();
+                }
+                return Err(error);
+            }
         };
+        self.pace.took(bytes, begun.elapsed());
         match reply.result {
-            Some(Reply::Success(true)) => Ok(AppendEntriesResponse::Success),
+            Some(Reply::Success(true)) => Ok(match last_of_part {
+                Some(last) => AppendEntriesResponse::PartialSuccess(Some(last)),
+                None => AppendEntriesResponse::Success,
+            }),
             Some(Reply::Partial(id)) => {
                 Ok(AppendEntriesResponse::PartialSuccess(Some(codec::from_wire_id(id))))
             }
@@ -187,9 +223,9 @@ impl RaftNetworkV2<TypeConfig> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let give = self
-            .outgoing
-            .give(self.target, vote, snapshot, |body, within| self.ask(Lane::Bulk, body, within));
+        let give = self.outgoing.give(self.target, vote, snapshot, |body, within| {
+            self.ask(Lane::Bulk, body, Patience::Until(Instant::now() + within))
+        });
         match select(std::pin::pin!(cancel), std::pin::pin!(give)).await {
             Either::Left((closed, _)) => Err(StreamingError::Closed(closed)),
             Either::Right((Ok(vote), _)) => Ok(SnapshotResponse { vote }),

@@ -156,7 +156,7 @@ pub(crate) fn batch_of(block: Bytes) -> Result<Batch, MachineError> {
     let mut batch = Batch::new();
     while !reader.is_empty() {
         let number = reader.u16()?;
-        let table = Table::of(number).ok_or_else(|| reader.unknown("table", number))?;
+        let table = Table::of(number).ok_or_else(|| reader.newer("table", number))?;
         batch.push_put(table.id(), reader.bytes()?, reader.bytes()?);
     }
     Ok(batch)

@@ -11,14 +11,14 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, select_all};
 use kv_env::Env;
-use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers};
+use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers, Unsent};
 use kv_proto::peer::forward::Request as Forwarded;
 use kv_proto::peer::forward_reply::Response as ForwardedReply;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer, v1};
 use kv_storage::Storage;
-use kv_types::catalogue::Catalogue;
+use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::{
     Degradation, Evidence, Failure, GroupId, Guarantee, Key, Mode, Mutation, Namespace, NamespaceId,
     NamespaceName, NamespaceSpec, NodeId, Placement, ReadPath, Reason, Receipt, Replication, StrongEvidence,
@@ -31,11 +31,14 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
+use crate::config::limits::RETRY_AFTER_MS;
 use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
-use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision, decode_value};
+use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
+use crate::row::Live;
 use crate::runtime::NodeRuntime;
+use crate::sessions::Openings;
 use crate::snapshot_in::Gate;
 use crate::tables::{Space, Table, keys};
 
@@ -77,6 +80,8 @@ struct Inner {
     peers: Peers,
     groups: BTreeMap<GroupId, Arc<Group>>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
+    /// When an opening of a session may have been issued, by data group.
+    openings: BTreeMap<GroupId, watch::Receiver<Openings>>,
     stewards: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
     seeds: Option<AtomicU64>,
@@ -124,8 +129,9 @@ impl Strong {
             CatalogueMachine::check,
         )
         .await?;
+        let (shown, openings) = watch::channel(Openings::default());
         let data_group =
-            Group::start(GroupId::FIRST_DATA, around, KvMachine::default(), KvMachine::check).await?;
+            Group::start(GroupId::FIRST_DATA, around, KvMachine::new(shown), KvMachine::check).await?;
         let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
         let stewards = groups.values().map(|group| NodeRuntime::spawn(group.clone().steward())).collect();
         Ok(Self(Arc::new(Inner {
@@ -134,6 +140,7 @@ impl Strong {
             peers,
             groups,
             catalogue,
+            openings: BTreeMap::from([(GroupId::FIRST_DATA, openings)]),
             stewards: Mutex::new(stewards),
             seeds: NodeRuntime::draw().map(AtomicU64::new),
             writes: AtomicU64::new(0),
@@ -190,11 +197,12 @@ impl Strong {
                 let view = group.view(deadline).await?;
                 let space = Space::first(group.id);
                 let place = keys::data(space, namespace.id, key.as_bytes());
-                let found = view.get(Table::Data, &place, decode_value)?;
+                let found = view.get(Table::Data, &place, Live::decode)?;
                 let revision =
                     view.get(Table::Meta, &keys::revision(space, namespace.id), decode_revision)?;
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
-                let (revision_of_value, value) = found.unwrap_or_default();
+                let (revision_of_value, value) =
+                    found.map(|row| (row.revision, row.value)).unwrap_or_default();
                 Ok(v1::GetResponse {
                     presence: presence.into(),
                     value,
@@ -337,6 +345,43 @@ impl Strong {
             let _ = timeout_at(patience, shown.wait_for(|catalogue| catalogue.epoch.0 >= epoch)).await;
         }
         Ok(created)
+    }
+
+    /// Raises what the cluster may use, once every member supports it; the level afterwards. Asks the members, so it is for the
+    /// leader of group 0; `NOT_LEADER` elsewhere. `NOT_READY` names a member that has to be upgraded, or did not answer.
+    pub async fn raise_level(&self, to: FeatureLevel, deadline: Instant) -> Result<FeatureLevel, Failure> {
+        let group = self.group(GroupId::CATALOGUE)?;
+        match group.leadership() {
+            Leadership::Leads => {}
+            Leadership::Follows(leader) => return Err(self.not_leader(group, leader)),
+            Leadership::Lost => return Err(group.no_quorum("it hears no leader")),
+        }
+        let members: Vec<NodeId> = self.0.catalogue.borrow().members.keys().copied().collect();
+        let late =
+            |_| Failure::new(Reason::DeadlineExpired, "the members were not all heard by the deadline");
+        let reports = timeout_at(deadline, group.levels(members.into_iter())).await.map_err(late)?;
+        let command = CatalogueCommand::RaiseLevel { to, reports };
+        let response = match group.propose(NamespaceId::default(), command.encode(), deadline).await {
+            Ok(response) => response,
+            Err(Unserved::Failed(failure)) => return Err(failure),
+            Err(Unserved::Elsewhere(Some(leader))) => return Err(self.not_leader(group, leader)),
+            Err(Unserved::Elsewhere(None)) => return Err(group.no_quorum("it does not lead any more")),
+        };
+        let Reply::Catalogue(decided) = response.data else { return Err(odd_reply()) };
+        decided.map(|_| self.0.catalogue.borrow().level)
+    }
+
+    /// Refuses what the cluster's level does not allow: a member of an older release could not read it.
+    fn check_level(&self, needed: FeatureLevel) -> Result<(), Failure> {
+        let catalogue = self.0.catalogue.borrow();
+        if catalogue.allows(needed) {
+            return Ok(());
+        }
+        let message = format!(
+            "this needs {needed}, and the cluster is at {}: upgrade every member, then raise the level",
+            catalogue.level
+        );
+        Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0))
     }
 
     /// Moves the leadership of a group.
@@ -567,10 +612,19 @@ impl Strong {
             Err(error) => error,
         };
         let what = format!("the leader of {} is {leader}: {why}", group.id);
-        match (why.was_sent(), effectless) {
-            (true, Effectless::No) => Err(Failure::new(Reason::ResultUnknown, what)),
-            _ => Err(group.no_quorum(&what).with("leader", leader)),
+        Err(match (why, effectless) {
+            (PeerError::Lost { .. } | PeerError::TimedOut, Effectless::No) => {
+                Failure::new(Reason::ResultUnknown, what)
+            }
+            (PeerError::TimedOut | PeerError::NotSent { cause: Unsent::Late, .. }, _) => {
+                group.late(&format!("an answer came: {what}"))
+            }
+            (PeerError::NotSent { cause: Unsent::Full, .. }, _) => {
+                Failure::new(Reason::Overloaded, what).retry_after_ms(RETRY_AFTER_MS)
+            }
+            _ => group.no_quorum(&what),
         }
+        .with("leader", leader))
     }
 
     fn not_leader(&self, group: &Group, leader: NodeId) -> Failure {
@@ -602,13 +656,10 @@ impl Strong {
         let group = self.group_of(namespace).map_err(named)?;
         let key = Key::new(key.clone()).map_err(named)?.as_bytes().clone();
         let local = async {
-            let command = WriteCommand {
-                proposed_at_ms: group.wall_ms(),
-                mutation,
-                namespace: namespace.id,
-                key,
-                operation,
-            };
+            self.check_level(operation.needs())?;
+            let proposed_at_ms = group.wall_ms();
+            self.check_opening(group, &mutation, proposed_at_ms)?;
+            let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
             let response = group.propose(namespace.id, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
             let written = decided?;
@@ -617,6 +668,16 @@ impl Strong {
             Ok(answer(&written, Some(receipt)).ok_or_else(odd_reply)?)
         };
         self.serve(group, namespace.id, Effectless::No, local, onward, deadline, hop).await.map_err(named)
+    }
+
+    /// Refuses the first attempt of a session's opening when it would be refused for its issue time: nothing was proposed, so
+    /// that is *not applied*. A later attempt goes through the log, which may know the session.
+    fn check_opening(&self, group: &Group, mutation: &Mutation, wall_ms: u64) -> Result<(), Failure> {
+        if (mutation.attempt, mutation.request_id.seq) != (1, 1) {
+            return Ok(());
+        }
+        let openings = self.0.openings.get(&group.id).map(|openings| *openings.borrow());
+        openings.map_or(Ok(()), |openings| openings.at(wall_ms).check(mutation))
     }
 
     fn receipt_of_write(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kv_storage::{Batch, Storage, StorageError, TableId};
-use kv_types::{GroupId, NamespaceId};
+use kv_types::{ClientId, GroupId, NamespaceId};
 
 use crate::codec::CodecError;
 use crate::config::limits::ROWS_AT_ONCE;
@@ -21,7 +21,7 @@ pub(crate) enum Table {
     Data,
     /// The group's clock, and the revision of each namespace.
     Meta,
-    /// Results by client and seq.
+    /// Sessions by namespace and client.
     Sessions,
 }
 
@@ -151,9 +151,30 @@ pub(crate) mod keys {
         with(space, &[&[1], &namespace.0.to_be_bytes()], 0)
     }
 
-    /// A result.
-    pub(crate) fn result(space: Space, client: u128, seq: u64) -> Vec<u8> {
-        with(space, &[&client.to_be_bytes(), &seq.to_be_bytes()], 0)
+    /// The namespace of a revision; none for other rows beside it.
+    pub(crate) fn of_revision(place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
+        match place.get(SPACE_BYTES..).and_then(|place| place.split_first()) {
+            Some((1, namespace)) => {
+                let namespace = namespace.try_into();
+                let namespace = namespace.map_err(|_| CodecError::Truncated { what: "key of a revision" })?;
+                Ok(Some(NamespaceId(u64::from_be_bytes(namespace))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A client's session with a namespace.
+    pub(crate) fn session(space: Space, (namespace, client): (NamespaceId, ClientId)) -> Vec<u8> {
+        with(space, &[&namespace.0.to_be_bytes(), &client.0.to_be_bytes()], 0)
+    }
+
+    /// Namespace and client of a session.
+    pub(crate) fn of_session(place: &[u8]) -> Result<(NamespaceId, ClientId), CodecError> {
+        let truncated = || CodecError::Truncated { what: "key of a session" };
+        let (_, place) = place.split_at_checked(SPACE_BYTES).ok_or_else(truncated)?;
+        let (namespace, client) = place.split_first_chunk::<8>().ok_or_else(truncated)?;
+        let client = client.try_into().map_err(|_| truncated())?;
+        Ok((NamespaceId(u64::from_be_bytes(*namespace)), ClientId(u128::from_be_bytes(client))))
     }
 }
 
@@ -161,28 +182,49 @@ pub(crate) mod keys {
 pub(crate) struct Stage<'a> {
     storage: &'a Storage,
     space: Space,
-    changes: BTreeMap<(Table, Vec<u8>), Option<Bytes>>,
+    /// What the tables have of some keys.
+    found: Rows,
+    changes: Rows,
     bytes: usize,
 }
 
+/// Rows by table and key; none where there is no such row.
+pub(crate) type Rows = BTreeMap<(Table, Vec<u8>), Option<Bytes>>;
+
 impl<'a> Stage<'a> {
     pub(crate) fn new(storage: &'a Storage, space: Space) -> Self {
-        Self { storage, space, changes: BTreeMap::new(), bytes: 0 }
+        Self { storage, space, found: Rows::new(), changes: Rows::new(), bytes: 0 }
+    }
+
+    /// Takes rows that were read before, so that they need not be read one by one.
+    pub(crate) fn with_found(self, found: Rows) -> Self {
+        Self { found, ..self }
     }
 
     pub(crate) fn space(&self) -> Space {
         self.space
     }
 
-    /// Bytes that were staged, roughly.
+    /// Bytes that were staged or are expected, roughly.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
+    /// Counts bytes that will be staged at the end.
+    pub(crate) fn expect(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+
+    /// How many rows are changed.
+    #[cfg(test)]
+    pub(crate) fn changes(&self, table: Table) -> usize {
+        self.changes.keys().filter(|(of, _)| *of == table).count()
+    }
+
     pub(crate) fn get(&self, table: Table, key: Vec<u8>) -> Result<Option<Bytes>, StorageError> {
         let place = (table, key);
-        match self.changes.get(&place) {
-            Some(changed) => Ok(changed.clone()),
+        match self.changes.get(&place).or_else(|| self.found.get(&place)) {
+            Some(row) => Ok(row.clone()),
             None => Ok(self.storage.get(table.id(), &place.1)?.map(|row| row.value)),
         }
     }

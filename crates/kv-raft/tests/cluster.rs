@@ -29,7 +29,7 @@ use kv_proto::{admin, client_id_bytes, peer, v1};
 use kv_raft::{Hop, RaftConfig, Strong};
 use kv_storage::tier::TierKind;
 use kv_storage::{Storage, StorageOptions};
-use kv_types::catalogue::Member;
+use kv_types::catalogue::{FeatureLevel, Member};
 use kv_types::{Applied, ClientId, ClusterId, Failure, GroupId, Namespace, NodeId, Reason};
 use tokio::time::Instant;
 
@@ -1046,5 +1046,49 @@ async fn snapshots_that_cannot_be_are_refused_by_name() {
     assert!(matches!(result(begin(have).await), SnapshotReply::Installed(_)));
     assert_eq!(value(cluster.strong(to), &bank, "a").await.0, Bytes::from_static(b"1"));
     assert_eq!(put(cluster.strong(to), &bank, Client::new(2).put("b", "1")).await.revision, 2);
+    cluster.stop().await;
+}
+
+/// A client whose clock is wrong hears so from its first attempt, and nothing of it reaches the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opening_from_the_future_is_refused_before_it_is_proposed() {
+    let cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    put(cluster.strong(leader), &bank, Client::new(1).put("a", "1")).await;
+    let before = cluster.data(leader).last_index;
+    let mut ahead = Client::new(2).put("a", "2");
+    ahead.mutation.as_mut().unwrap().issued_at_ms += 10 * 60_000;
+    for id in 1..=3 {
+        let refused = cluster.strong(id).put(&bank, ahead.clone(), soon(), Hop::Client).await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::RequestIdInvalid, Applied::No), "{refused}");
+        assert!(refused.detail("clock_ahead_ms").is_some(), "{refused:?}");
+    }
+    assert_eq!(cluster.data(leader).last_index, before);
+    assert_eq!(value(cluster.strong(leader), &bank, "a").await.1, 1);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_level_is_not_raised_beyond_what_members_support() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let leader = cluster.leader(GroupId::CATALOGUE).await;
+    let supported = FeatureLevel::SUPPORTED;
+    assert_eq!(cluster.strong(leader).raise_level(supported, soon()).await, Ok(supported));
+    let beyond = FeatureLevel(supported.0 + 1);
+    let refused = cluster.strong(leader).raise_level(beyond, soon()).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NotReady, Applied::No));
+    assert!(refused.message.contains("upgrade it first"), "{refused}");
+    let follower = leader % 3 + 1;
+    let refused = cluster.strong(follower).raise_level(beyond, soon()).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::NotLeader);
+    // One that does not answer may be of an older release.
+    cluster.kill(follower).await;
+    let refused = cluster.strong(leader).raise_level(beyond, soon()).await.unwrap_err();
+    assert!(
+        refused.message.contains("upgrade it first") || refused.message.contains("did not say"),
+        "{refused}"
+    );
+    assert_eq!(cluster.strong(leader).catalogue().borrow().level, supported);
     cluster.stop().await;
 }

@@ -90,6 +90,14 @@ pub enum StorageError {
         /// The system's words.
         message: String,
     },
+    /// A thread of the engine panicked: a defect of this program. The node must stop.
+    #[error(
+        "the storage thread {thread} panicked; the node must stop. This is a defect: please report it with the log"
+    )]
+    ThreadPanicked {
+        /// Its name.
+        thread: &'static str,
+    },
     /// An option or argument makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -101,6 +109,11 @@ pub enum StorageError {
 impl StorageError {
     pub(crate) fn io(op: &'static str) -> impl Fn(io::Error) -> StorageError {
         move |e| StorageError::Io { op, kind: e.kind(), message: e.to_string() }
+    }
+
+    /// True if the content of the lower tier cannot be trusted.
+    pub(crate) fn is_damaged_tier(&self) -> bool {
+        matches!(self, StorageError::Tier(TierError::Damaged(_)))
     }
 
     /// True when nothing was written and the same request may be sent again later.

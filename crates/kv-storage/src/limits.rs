@@ -56,15 +56,28 @@ pub const MAX_READ_KEYS: usize = 4096;
 pub const MAX_READ_BYTES: usize = 64 << 20;
 /// Rows that a cut or a scan takes from the tier at a time.
 pub const TIER_CHUNK_ROWS: usize = 256;
+/// Memory of the index of a Raft entry, bytes, where a term and a segment have many entries. Its payload is not counted.
+pub const INDEX_ENTRY_BYTES: usize = 16;
+/// What an entry in the cache of a Raft group costs beside its payload, bytes, about.
+pub const CACHED_ENTRY_BYTES: usize = 64;
+/// Bytes of other records between two entries of a group that are read with them: a second read would cost more.
+pub const READ_GAP_BYTES: usize = 4 << 10;
+/// Bytes of the log that are read at a time for entries of a group.
+pub const READ_STRETCH_BYTES: usize = 1 << 20;
+/// How far apart the places are at which a replay of data batches may start, bytes of the log.
+pub const REPLAY_MARK_BYTES: u64 = 1 << 20;
+/// How long a stop waits for the threads of the engine to end: as long as a slow disk may take for what is under way. After
+/// it the stop returns without them, and what waits for the log is refused, as after a kill.
+pub const THREADS_STOP_WAIT: Duration = Duration::from_secs(10);
+/// How long a stop waits for the lower tier to close. After it the tier is left open, as by a kill.
+pub const TIER_CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// How often a stop that may not await looks whether that has happened.
+pub const STOP_LOOK: Duration = Duration::from_millis(1);
 /// Bytes of keys and values that they take at a time; one row may be larger.
 pub const TIER_CHUNK_BYTES: usize = 1 << 20;
 /// How long a batch or a checkpoint of the lower tier may take. Beyond it the tier counts as failed: the node stops instead of
 /// filling its memtable and its log.
 pub const TIER_WAIT: Duration = Duration::from_secs(30);
-/// How long a stop waits for the lower tier to close; after it the process ends with the tier open, as after a kill.
-pub const TIER_CLOSE_WAIT: Duration = Duration::from_secs(10);
-/// How often a stop that may not await looks whether the tier is closed.
-pub const TIER_CLOSE_LOOK: Duration = Duration::from_millis(1);
 /// Zeros written at a time when a segment is prepared.
 pub const ZERO_CHUNK: usize = 1 << 20;
 /// How far the zeros of the next segment keep ahead of the writer in its own: done when three quarters are written.

@@ -3,12 +3,16 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound,
+    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 
-use crate::batch::Op;
+use crate::{batch::Op, error::StorageError, locks};
 
 /// The newest value of a key that is not in the tier.
 #[derive(Debug, Clone)]
@@ -42,20 +46,16 @@ pub(crate) struct Mem {
     pub(crate) fifo: VecDeque<Pending>,
     pub(crate) bytes: usize,
     pub(crate) last_ord: u64,
-    pub(crate) last_seq: u64,
     pub(crate) drained_ord: u64,
     pub(crate) drained_seq: u64,
-    pub(crate) small: BTreeMap<Bytes, Bytes>,
-    pub(crate) small_bytes: usize,
     /// Ranges (of full keys, by prefix) whose content is being replaced, by the replacement's name.
     pub(crate) replacing: BTreeMap<Bytes, Vec<Bytes>>,
 }
 
 impl Mem {
-    /// An empty memtable above a log and a tier.
-    pub(crate) fn new(small: BTreeMap<Bytes, Bytes>, last_seq: u64, drained_seq: u64) -> Mem {
-        let small_bytes = small.iter().map(|(k, v)| k.len() + v.len()).sum();
-        Mem { small, small_bytes, last_seq, drained_seq, ..Mem::default() }
+    /// An empty memtable above a tier that has the data batches up to `drained_seq`.
+    pub(crate) fn new(drained_seq: u64) -> Mem {
+        Mem { drained_seq, ..Mem::default() }
     }
 
     /// Adds a batch; its operations are visible from now on.
@@ -64,41 +64,16 @@ impl Mem {
         let ord = self.last_ord;
         let mut table = Vec::with_capacity(ops.len());
         for op in ops {
-            match op {
-                Op::Table(key, value) => {
-                    let slot = Slot { value: value.clone(), ord, seq: seq.unwrap_or(0) };
-                    self.map.insert(key.clone(), slot);
-                    table.push((key, value));
-                }
-                Op::Small(key, value) => self.set_small(&key, value.as_deref()),
+            // The small state is the log's.
+            if let Op::Table(key, value) = op {
+                let slot = Slot { value: value.clone(), ord, seq: seq.unwrap_or(0) };
+                self.map.insert(key.clone(), slot);
+                table.push((key, value));
             }
         }
         self.bytes += bytes;
         self.fifo.push_back(Pending { ord, seq, after_raft, ops: table, bytes, at: Instant::now() });
         ord
-    }
-
-    /// Changes the small state. Copies: it outlives the batch.
-    pub(crate) fn set_small(&mut self, key: &[u8], value: Option<&[u8]>) {
-        if let Some(old) = self.small.remove(key) {
-            self.small_bytes -= key.len() + old.len();
-        }
-        if let Some(value) = value {
-            self.small_bytes += key.len() + value.len();
-            self.small.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
-        }
-    }
-
-    /// What the small state would grow by.
-    pub(crate) fn small_growth(&self, ops: &[Op]) -> usize {
-        let added = ops.iter().map(|op| match op {
-            Op::Small(key, Some(value)) => {
-                let old = self.small.get(key).map_or(0, |old| key.len() + old.len());
-                (key.len() + value.len()).saturating_sub(old)
-            }
-            _ => 0,
-        });
-        added.sum()
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<(Option<Bytes>, u64)> {
@@ -174,4 +149,77 @@ pub(crate) struct Drainable {
     pub(crate) rows: Vec<(Bytes, Option<Bytes>)>,
     pub(crate) ord: u64,
     pub(crate) seq: u64,
+}
+
+/// The memtable of an engine.
+#[derive(Debug)]
+pub(crate) struct Memtable {
+    mem: RwLock<Mem>,
+    /// Told when batches left it.
+    drained: Notify,
+}
+
+impl Memtable {
+    pub(crate) fn new(mem: Mem) -> Memtable {
+        Memtable { mem: RwLock::new(mem), drained: Notify::new() }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Mem> {
+        locks::read(&self.mem)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Mem> {
+        locks::write(&self.mem)
+    }
+
+    /// Adds a batch of `bytes` bytes that `log` puts into the log under the number that it returns. Within `max` bytes, or
+    /// alone; after an error nothing happened. Batches are in the memtable in the order of their numbers.
+    pub(crate) fn commit(
+        &self,
+        ops: Vec<Op>,
+        bytes: usize,
+        max: usize,
+        log: impl FnOnce(&[Op]) -> Result<u64, StorageError>,
+    ) -> Result<u64, StorageError> {
+        let mut mem = self.write();
+        if mem.bytes > 0 && mem.bytes + bytes > max {
+            return Err(StorageError::Overloaded { what: "the memtable" });
+        }
+        let seq = log(&ops)?;
+        mem.insert(ops, Some(seq), 0, bytes);
+        Ok(seq)
+    }
+
+    /// Adds a derived batch if it fits within `max` bytes, or is alone; gives it back otherwise. `raft_pushed` tells how many
+    /// Raft records were handed to the log before.
+    pub(crate) fn apply(
+        &self,
+        ops: Vec<Op>,
+        bytes: usize,
+        max: usize,
+        raft_pushed: impl FnOnce() -> u64,
+    ) -> Result<(), Vec<Op>> {
+        let mut mem = self.write();
+        if mem.bytes > 0 && mem.bytes + bytes > max {
+            return Err(ops);
+        }
+        mem.insert(ops, None, raft_pushed(), bytes);
+        Ok(())
+    }
+
+    /// The batches up to this one are in the tier.
+    pub(crate) fn drained(&self, done: &Drainable) {
+        self.write().drained(done);
+        self.drained.notify_waiters();
+    }
+
+    /// Resolves when batches left the memtable after this call.
+    pub(crate) fn room(&self) -> Notified<'_> {
+        self.drained.notified()
+    }
+
+    /// Those who wait for room look again.
+    pub(crate) fn wake(&self) {
+        self.drained.notify_waiters();
+    }
 }

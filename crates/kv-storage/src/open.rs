@@ -5,33 +5,31 @@ use std::{
     collections::hash_map::RandomState,
     hash::{BuildHasher, Hasher},
     path::Path,
-    sync::{
-        Arc, Condvar, Mutex, RwLock,
-        atomic::{AtomicBool, AtomicU64},
-    },
+    sync::Arc,
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
 
 use crate::{
-    batch,
-    checkpoint::{Checkpointer, decode_mark, encode_mark},
-    codec::Cursor,
-    disk::{Disk, DiskFile, MemDisk, RealDisk},
-    engine::{Counters, Inner, Storage, Waiters, live_of, write},
+    batch::Op,
+    disk::{Disk, MemDisk, RealDisk},
+    drain,
+    engine::Storage,
     error::StorageError,
     identity::{self, Identity},
-    memtable::Mem,
+    lifecycle::Lifecycle,
+    lower::{LowerTier, clear_suspect, decode_mark, encode_mark, is_suspect},
+    memtable::{Mem, Memtable},
     options::{Drive, StorageOptions},
-    raft_log::when_durable,
-    reads::Readers,
+    parts::{Parts, Refusals},
+    reads, replace, steps,
     tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
     wal::{
-        FIRST_SEGMENT, Queues, recover, segment_path,
-        segments::{self, Prepared, SegmentInfo, Segments},
-        small_key,
-        writer::Writer,
+        entry::when_durable,
+        log::Log,
+        recover::{self, FoundLog, Recovered},
+        segments::FIRST_SEGMENT,
+        small::small_key,
     },
 };
 
@@ -55,15 +53,6 @@ pub struct Recovery {
     pub unfinished_replaces: Vec<Bytes>,
     /// Whose directory it is.
     pub identity: Option<Identity>,
-}
-
-const SUSPECT: &str = "TIER-SUSPECT";
-
-/// Tells the next start to set the tier aside.
-pub(crate) fn mark_suspect(disk: &dyn Disk, dir: &Path) -> Result<(), StorageError> {
-    disk.open(&dir.join(SUSPECT), true)
-        .and_then(|_| disk.sync_dir(dir))
-        .map_err(StorageError::io("mark the tier as damaged"))
 }
 
 /// A number that no other tier has. Not for order or decisions, only for telling tiers apart.
@@ -90,7 +79,7 @@ enum FirstLook {
 
 /// Opens the tier: its lock keeps a second process away from the log too.
 fn look(tiers: &dyn TierSource, disk: &dyn Disk, dir: &Path) -> Result<FirstLook, StorageError> {
-    let suspect = disk.exists(&dir.join(SUSPECT));
+    let suspect = is_suspect(disk, dir);
     match tiers.open(dir) {
         Err(refused @ (TierError::InUse(_) | TierError::Foreign(_))) => Err(refused.into()),
         found if suspect => Ok(FirstLook::Suspect(found.ok())),
@@ -151,6 +140,37 @@ fn settle_tier(
     Ok(OpenedTier { tier, mark, lost: Some(reason) })
 }
 
+/// What the log says about its tier.
+fn known_mark(log: &FoundLog) -> Result<Option<TierMark>, StorageError> {
+    let Some(bytes) = log.small.get(small_key::TIER) else { return Ok(None) };
+    let unknown = || StorageError::CorruptFile {
+        file: "the log's small state".into(),
+        what: "the mark of the tier has a format that this release does not know".into(),
+    };
+    decode_mark(bytes).map(Some).ok_or_else(unknown)
+}
+
+/// Errors that can be seen before anything is opened or changed.
+fn check_owner(disk: &dyn Disk, options: &StorageOptions) -> Result<Option<Identity>, StorageError> {
+    let found = identity::read(disk, &options.dir)?;
+    match (found, options.identity) {
+        (Some(found), Some(expected)) if found != expected => {
+            Err(StorageError::ForeignDataDir { found: found.to_string(), expected: expected.to_string() })
+        }
+        _ => Ok(found),
+    }
+}
+
+/// The log is never behind its tier: everything was durable in it before it was drained.
+fn check_order(log: &FoundLog, mark: TierMark) -> Result<(), StorageError> {
+    if mark.drained <= log.last_seq {
+        return Ok(());
+    }
+    let (segment, offset) = log.end();
+    let what = format!("the log ends at batch {}, but the tier has batch {}", log.last_seq, mark.drained);
+    Err(StorageError::CorruptLog { segment, offset, what })
+}
+
 impl Storage {
     /// Opens a data directory, creating it if missing. Blocks while the log is read: call it at start-up or off the
     /// async workers.
@@ -163,16 +183,9 @@ impl Storage {
         let dir = options.dir.clone();
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(StorageError::io("create the data directory"))?;
-        if let (Some(found), Some(expected)) = (identity::read(&*disk, &dir)?, options.identity)
-            && found != expected
-        {
-            return Err(StorageError::ForeignDataDir {
-                found: found.to_string(),
-                expected: expected.to_string(),
-            });
-        }
+        let owner = check_owner(&*disk, &options)?;
         let log = recover::scan(&*disk, &wal_dir)?;
-        if log.segments.is_empty() && identity::read(&*disk, &dir)?.is_some() {
+        if log.segments.is_empty() && owner.is_some() {
             // The name is written after the first segment.
             let what = "the log is missing, but the directory has an owner".to_string();
             return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
@@ -182,61 +195,21 @@ impl Storage {
         let found = look(&*tiers, &*disk, &dir)?;
         drop(log);
         let log = recover::scan(&*disk, &wal_dir)?;
-        let known = match log.small.get(small_key::TIER) {
-            Some(bytes) => Some(decode_mark(bytes).ok_or_else(|| StorageError::CorruptFile {
-                file: "the log's small state".into(),
-                what: "the mark of the tier has a format that this release does not know".into(),
-            })?),
-            None => None,
-        };
+        let known = known_mark(&log)?;
         let opened = settle_tier(&*tiers, &dir, found, known)?;
-        if opened.mark.drained > log.last_seq {
-            let (segment, found) = log.segments.last_key_value().map_or((0, 0), |(id, s)| (*id, s.end));
-            let what = format!(
-                "the log ends at batch {}, but the tier has batch {}",
-                log.last_seq, opened.mark.drained
-            );
-            return Err(StorageError::CorruptLog { segment, offset: found, what });
-        }
-        let mut recovery = Recovery {
+        check_order(&log, opened.mark)?;
+        let whole = log.is_whole();
+        let recovery = Recovery {
             fresh: log.segments.is_empty(),
             tier_error: opened.lost.clone(),
             torn_tail_bytes: log.torn.map_or(0, |(_, n)| n as u64),
+            tier_rebuilt: opened.lost.is_some() && whole,
+            tier_lost: (opened.lost.is_some() && !whole) || log.small.get(small_key::TIER_LOST).is_some(),
             ..Recovery::default()
         };
-        let whole = log.is_whole();
-        recovery.tier_rebuilt = opened.lost.is_some() && whole;
-        recovery.tier_lost =
-            (opened.lost.is_some() && !whole) || log.small.contains_key(small_key::TIER_LOST);
-        let storage = Storage::assemble(options, disk.clone(), wal_dir, log, &opened, &mut recovery)?;
-        let inner = storage.inner();
-        recovery.identity = identity::check(&*disk, &dir, inner.options.identity)?;
-        // Which tier belongs to the log is durable before the tier gets its first row.
-        if known.is_none_or(|known| known.id != opened.mark.id) {
-            let mut marks = vec![(Bytes::from_static(small_key::TIER), Some(encode_mark(opened.mark)))];
-            if recovery.tier_lost {
-                // First: a crash between the two must not make an empty tier look like one that never lost anything.
-                marks.insert(0, (Bytes::from_static(small_key::TIER_LOST), Some(Bytes::from_static(b"1"))));
-            }
-            for (key, value) in marks {
-                let (done, mut durable) = when_durable();
-                inner.put_own(key, value, Some(done));
-                while inner.writer_step() {}
-                let written = durable.try_recv().unwrap_or_else(|_| Err(StorageError::Closed.into()));
-                written.map_err(StorageError::io("record the tier in the log"))?;
-            }
-        }
-        let suspect = dir.join(SUSPECT);
-        if disk.exists(&suspect) {
-            disk.remove(&suspect)
-                .and_then(|()| disk.sync_dir(&dir))
-                .map_err(StorageError::io("clear the mark"))?;
-        }
-        if inner.options.drive == Drive::Threads {
-            inner.start_threads()?;
-            inner.start_readers()?;
-        }
-        Ok((storage, recovery))
+        let checkpointed = if opened.lost.is_none() { known.map_or(0, |known| known.drained) } else { 0 };
+        let start = Start { options, disk, checkpointed, opened, known, recovery };
+        start.finish(log)
     }
 
     /// Opens a directory of this machine, with a lower tier of that kind.
@@ -249,161 +222,111 @@ impl Storage {
         let options = StorageOptions::memory("/memory");
         Storage::open(options, Arc::new(MemDisk::new(seed)), Arc::new(MemTiers::new()))
     }
+}
 
-    fn assemble(
-        options: StorageOptions,
-        disk: Arc<dyn Disk>,
-        wal_dir: std::path::PathBuf,
-        log: recover::Log,
-        opened: &OpenedTier,
-        recovery: &mut Recovery,
-    ) -> Result<Storage, StorageError> {
-        let fail = StorageError::io("clean the end of the log");
-        for id in &log.empty {
-            disk.remove(&segment_path(&wal_dir, *id)).map_err(&fail)?;
+/// A start that has found nothing wrong.
+struct Start {
+    options: StorageOptions,
+    disk: Arc<dyn Disk>,
+    /// Data batches that are on disk in the tier.
+    checkpointed: u64,
+    opened: OpenedTier,
+    known: Option<TierMark>,
+    recovery: Recovery,
+}
+
+impl Start {
+    fn finish(mut self, log: FoundLog) -> Result<(Storage, Recovery), StorageError> {
+        let dir = self.options.dir.clone();
+        let drained = self.opened.mark.drained;
+        let missing: BTreeMap<u64, Recovered> = log
+            .segments
+            .iter()
+            .filter(|(_, s)| s.max_seq > drained)
+            .map(|(id, s)| (*id, s.clone()))
+            .collect();
+        let storage = self.assemble(log)?;
+        let parts = storage.parts();
+        self.recovery.identity = identity::check(&*self.disk, &dir, parts.options.identity)?;
+        self.record_tier(parts)?;
+        self.recovery.replayed = replay(parts, &missing, drained)?;
+        clear_suspect(&*self.disk, &dir)?;
+        if parts.options.drive == Drive::Threads {
+            steps::start_threads(parts)?;
+            reads::start(parts)?;
         }
-        if !log.empty.is_empty() {
-            disk.sync_dir(&wal_dir).map_err(&fail)?;
-        }
-        if let (Some((from, n)), Some((id, last))) = (log.torn, log.segments.last_key_value()) {
-            tracing::warn!(segment = id, offset = from, bytes = n, "the last write was torn and is cut off");
-            last.file.write_at(&vec![0; n], from).map_err(&fail)?;
-        }
-        // The last frame may have been written and never synced, by a process killed in between; the ones before it were, or
-        // it would not be there. From here on it counts as durable, is voted by and answered from, and what follows it must
-        // not outlive it. It is written again first: Linux drops the pages of a sync that failed, shows them as long as it has
-        // them and calls them clean, so that a second sync alone would succeed without them.
-        if let Some(last) = log.segments.values().next_back() {
-            let again =
-                log.unproven.as_ref().map_or(Ok(()), |(from, frame)| last.file.write_at(frame, *from));
-            again
-                .and_then(|()| last.file.sync_data())
-                .map_err(StorageError::io("make the end of the log durable"))?;
-        }
-        let mut mem = Mem::new(log.small.clone(), log.last_seq, opened.mark.drained);
-        for (key, value) in &log.small {
+        Ok((storage, self.recovery))
+    }
+
+    fn assemble(&mut self, log: FoundLog) -> Result<Storage, StorageError> {
+        let options = Arc::new(self.options.clone());
+        let life = Arc::new(Lifecycle::new(options.dir.clone(), options.drive));
+        let mut mem = Mem::new(self.opened.mark.drained);
+        for (key, value) in log.small.rows() {
             if let Some(name) = key.strip_prefix(small_key::REPLACE) {
                 let name = Bytes::copy_from_slice(name);
-                mem.replacing.insert(name.clone(), crate::replace::decode_ranges(value).unwrap_or_default());
-                recovery.unfinished_replaces.push(name);
+                mem.replacing.insert(name.clone(), replace::decode_ranges(value).unwrap_or_default());
+                self.recovery.unfinished_replaces.push(name);
             }
         }
-        let mut segments = Segments::default();
-        for (id, found) in &log.segments {
-            segments.known.insert(*id, SegmentInfo { max_seq: found.max_seq, live: 0 });
-        }
-        for (group, first, of) in live_of(&log.groups) {
-            segments.restore(group, first, of);
-        }
-        let files: BTreeMap<u64, Arc<dyn DiskFile>> =
-            log.segments.iter().map(|(id, s)| (*id, s.file.clone())).collect();
-        let first_segment = log.segments.keys().next().copied().unwrap_or(FIRST_SEGMENT);
-        let (segment, file, offset, start) = match log.segments.last_key_value() {
-            Some((id, last)) => (*id, last.file.clone(), last.end, false),
-            None => {
-                let bytes = options.segment_bytes;
-                let file = segments::create(&*disk, &wal_dir, FIRST_SEGMENT, bytes, true, &|_| true)?;
-                (FIRST_SEGMENT, file, 0, true)
-            }
-        };
-        let checkpointed = match (&opened.lost, log.small.get(small_key::TIER).and_then(|b| decode_mark(b))) {
-            (None, Some(known)) => known.drained,
-            _ => 0,
-        };
-        let writer = Writer {
-            segment,
-            file,
-            offset,
-            number: log.frame_number,
-            small: log.small,
-            last_seq: log.last_seq,
-            segments,
-            buf: Vec::new(),
-            runs_at: Vec::new(),
-        };
-        let groups = log.groups.into_iter().map(|(id, g)| (id, Arc::new(Mutex::new(g)))).collect();
-        let inner = Arc::new(Inner {
+        let around = (self.disk.clone(), options.clone(), life.clone());
+        let tier = LowerTier::new(around, self.opened.tier.clone(), self.opened.mark, self.checkpointed);
+        let log = Log::open(options.clone(), life.clone(), self.disk.clone(), options.dir.join("wal"), log)?;
+        let parts = Parts {
             options,
-            disk,
-            wal_dir,
-            mem: RwLock::new(mem),
-            queues: Mutex::new(Queues::default()),
-            queued: Condvar::new(),
-            closed_segments: AtomicU64::new(log.segments.len().saturating_sub(1) as u64),
-            active_bytes: AtomicU64::new(offset),
-            writer: Mutex::new(writer),
-            files: RwLock::new(files),
-            prepared: Mutex::new(Prepared::default()),
-            prepared_changed: Condvar::new(),
-            prepare_failed: AtomicBool::new(false),
-            segment_wanted: AtomicBool::new(false),
-            groups: RwLock::new(groups),
-            tier: RwLock::new(Some(opened.tier.clone())),
-            raft_pushed: Default::default(),
-            raft_written: Default::default(),
-            drain_mark: Mutex::new(opened.mark),
-            gate: RwLock::new(()),
-            cuts: Mutex::default(),
-            checkpointer: Mutex::new(Checkpointer::new(first_segment)),
-            removable: AtomicU64::new(first_segment),
-            durable_seq: AtomicU64::new(log.last_seq),
-            waiters: Mutex::<Waiters>::default(),
-            checkpointed_seq: AtomicU64::new(checkpointed),
-            checkpointed: watch::Sender::new(0),
-            wanted_ord: AtomicU64::new(0),
-            pinned_by: Mutex::default(),
-            failed: watch::Sender::new(None),
-            has_failed: AtomicBool::new(false),
-            state: AtomicU64::new(0),
-            work: Notify::new(),
-            room: Notify::new(),
-            background: Mutex::new(0),
-            background_changed: Condvar::new(),
-            threads: Mutex::default(),
-            alive: watch::Sender::new(0),
-            counters: Counters::default(),
+            disk: self.disk.clone(),
+            life,
+            log,
+            memtable: Memtable::new(mem),
+            tier,
             temporaries: Arc::default(),
-            readers: Readers::default(),
-        });
-        if start {
-            let mut w = crate::engine::lock(&inner.writer);
-            let file = w.file.clone();
-            inner.open_segment(&mut w, FIRST_SEGMENT, file, (0, 0))?;
+            refusals: Refusals::default(),
+            readers: Arc::default(),
+        };
+        Ok(Storage::new(Arc::new(parts)))
+    }
+
+    /// Which tier belongs to the log is durable before the tier gets its first row.
+    fn record_tier(&self, parts: &Parts) -> Result<(), StorageError> {
+        if self.known.is_some_and(|known| known.id == self.opened.mark.id) {
+            return Ok(());
         }
-        for (id, found) in &log.segments {
-            if found.max_seq > opened.mark.drained {
-                recovery.replayed += inner.replay(*id, found, opened.mark.drained)?;
-            }
+        let mut marks = vec![(Bytes::from_static(small_key::TIER), Some(encode_mark(self.opened.mark)))];
+        if self.recovery.tier_lost {
+            // First: a crash between the two must not make an empty tier look like one that never lost anything.
+            marks.insert(0, (Bytes::from_static(small_key::TIER_LOST), Some(Bytes::from_static(b"1"))));
         }
-        Ok(Storage::new(inner))
+        for (key, value) in marks {
+            let (done, mut durable) = when_durable();
+            parts.log.put_small(key, value, Some(done));
+            while parts.log.write_step() {}
+            let written = durable.try_recv().unwrap_or_else(|_| Err(StorageError::Closed.into()));
+            written.map_err(StorageError::io("record the tier in the log"))?;
+        }
+        Ok(())
     }
 }
 
-impl Inner {
-    /// Puts the data batches of a segment that the tier misses into the memtable; drains when that is full.
-    fn replay(&self, id: u64, segment: &recover::Recovered, drained: u64) -> Result<u64, StorageError> {
-        let mut replayed = 0;
-        for body in recover::data_of(id, segment)? {
-            let seq = Cursor::new(&body).u64().unwrap_or(0);
-            if seq <= drained {
-                continue;
-            }
-            let Some((_, ops)) = batch::decode(&body) else { continue };
+/// Puts the data batches that the tier misses into the memtable; drains when that is full. How many there were.
+fn replay(parts: &Parts, segments: &BTreeMap<u64, Recovered>, drained: u64) -> Result<u64, StorageError> {
+    let (mut last, mut replayed) = (None, 0);
+    for (id, segment) in segments {
+        segment.replay(*id, drained, |seq, ops, bytes| {
+            // The first one that is missing may be gone with its segment: then the loss of the tier was reported.
+            assert!(last.is_none_or(|last| seq == last + 1), "data batch {seq} is replayed after {last:?}");
+            (last, replayed) = (Some(seq), replayed + 1);
             // The small state is already as the whole log leaves it.
-            let ops = ops.into_iter().filter(|op| matches!(op, batch::Op::Table(..))).collect();
+            let ops = ops.into_iter().filter(|op| matches!(op, Op::Table(..))).collect();
             let full = {
-                let mut mem = write(&self.mem);
-                mem.insert(ops, Some(seq), 0, body.len());
-                mem.bytes > self.options.memtable_bytes / 2
+                let mut mem = parts.memtable.write();
+                mem.insert(ops, Some(seq), 0, bytes);
+                mem.bytes > parts.options.memtable_bytes / 2
             };
-            replayed += 1;
             if full {
-                while self.drain_step() {}
-                if let Some(e) = self.failure() {
-                    return Err(e);
-                }
+                while drain::step(parts) {}
             }
-        }
-        Ok(replayed)
+            parts.life.failure().map_or(Ok(()), Err)
+        })?;
     }
+    Ok(replayed)
 }

@@ -5,11 +5,14 @@ use bytes::Bytes;
 use crate::{
     batch::{Batch, TableId, full_key, prefix_end, split_key},
     codec::{Cursor, put_bytes},
-    engine::{Storage, read, write},
+    engine::{Storage, apply},
     error::StorageError,
     limits,
-    raft_log::{wait, when_durable},
-    wal::small_key,
+    merge::Merge,
+    wal::{
+        entry::{durably, when_durable},
+        small::small_key,
+    },
 };
 
 /// A replacement under way. Dropped before [`Replace::finish`], its ranges stay refused until it is done again.
@@ -48,8 +51,8 @@ impl Storage {
     /// gone; from now on reads inside the ranges answer [`StorageError::Replacing`], across restarts, until
     /// [`Replace::finish`]. The rows are derived state: after a crash they come again from the same source.
     pub async fn replace(&self, name: &[u8], ranges: &[(TableId, &[u8])]) -> Result<Replace, StorageError> {
-        let inner = self.inner();
-        inner.check()?;
+        let parts = self.parts();
+        parts.life.check()?;
         if name.len() > limits::MAX_KEY_BYTES || ranges.is_empty() {
             return Err(StorageError::Invalid(
                 "a replacement needs a short name and at least one range".into(),
@@ -61,9 +64,9 @@ impl Storage {
         let full: Vec<Bytes> = ranges.iter().map(|(table, prefix)| full_key(*table, prefix).into()).collect();
         let name = Bytes::copy_from_slice(name);
         let (done, durable) = when_durable();
-        write(&inner.mem).replacing.insert(name.clone(), full.clone());
-        inner.put_own(key_of(&name), Some(encode_ranges(&full)), Some(done));
-        wait(durable).await.map_err(StorageError::io("record a replacement"))?;
+        parts.memtable.write().replacing.insert(name.clone(), full.clone());
+        parts.log.put_small(key_of(&name), Some(encode_ranges(&full)), Some(done));
+        durably(durable).await.map_err(StorageError::io("record a replacement"))?;
         for from in full {
             self.clear(from.to_vec()).await?;
         }
@@ -75,9 +78,10 @@ impl Storage {
         loop {
             let mut batch = Batch::new();
             {
-                let inner = self.inner();
-                let _gate = read(&inner.gate);
-                let mut merge = inner.merge(from.clone(), to.clone(), limits::TIER_CHUNK_ROWS)?;
+                let parts = self.parts();
+                let _still = parts.tier.hold_still();
+                let rows = parts.memtable.read().range(&from, to.as_deref(), limits::TIER_CHUNK_ROWS);
+                let mut merge = Merge::new(parts.tier.handle()?, rows, from.clone(), to.clone());
                 while batch.len() < limits::TIER_CHUNK_ROWS
                     && let Some((key, ..)) = merge.next()?
                 {
@@ -91,7 +95,7 @@ impl Storage {
             if batch.is_empty() {
                 return Ok(());
             }
-            self.inner().apply(batch).await?;
+            apply(self.parts(), batch).await?;
         }
     }
 }
@@ -99,20 +103,20 @@ impl Storage {
 impl Replace {
     /// Adds rows.
     pub async fn push(&mut self, batch: Batch) -> Result<(), StorageError> {
-        self.storage.inner().apply(batch).await
+        apply(self.storage.parts(), batch).await
     }
 
     /// Adds the last rows, puts everything on disk, and opens the ranges for readers. Durable when this returns.
     pub async fn finish(self, batch: Batch) -> Result<(), StorageError> {
-        let inner = self.storage.inner();
+        let parts = self.storage.parts();
         if !batch.is_empty() {
-            inner.apply(batch).await?;
+            apply(parts, batch).await?;
         }
         self.storage.checkpoint().await?;
         let (done, durable) = when_durable();
-        inner.put_own(key_of(&self.name), None, Some(done));
-        wait(durable).await.map_err(StorageError::io("record the end of a replacement"))?;
-        write(&inner.mem).replacing.remove(&self.name);
+        parts.log.put_small(key_of(&self.name), None, Some(done));
+        durably(durable).await.map_err(StorageError::io("record the end of a replacement"))?;
+        parts.memtable.write().replacing.remove(&self.name);
         Ok(())
     }
 }

@@ -19,9 +19,9 @@ use bytes::Bytes;
 use crate::{
     codec::Cursor,
     disk::{Disk, DiskFile},
-    engine::lock,
     error::StorageError,
     limits,
+    locks::lock,
 };
 
 const MAGIC: &[u8] = b"QSNP";

@@ -1,5 +1,5 @@
-//! What every pair of disk and tier must do: one suite, run on the machine's files with each kind of tier and on the disk in
-//! memory that loses and tears what was not synced.
+//! What every pair of disk and tier must do: one suite, run on the machine's files with each kind of tier
+//! and on the disk in memory that loses and tears what was not synced.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -14,7 +14,7 @@ mod world;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use kv_storage::{Drive, SnapshotBytes, Snapshots, Storage, StorageError, limits};
+use kv_storage::{Drive, SnapshotBytes, Snapshots, Storage, StorageError, limits, tier::TierKind};
 use kv_types::GroupId;
 use world::{Mem, Real, World};
 
@@ -69,7 +69,7 @@ fn manual(seed: u64) -> Mem {
 }
 
 fn both(test: impl Fn(&mut dyn World)) {
-    test(&mut Real::new());
+    test(&mut Real::new(TierKind::Fjall));
     let mut memory = manual(1);
     test(&mut memory);
 }

@@ -2,6 +2,7 @@
 //! known epoch, also when it is cut off.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -117,6 +118,26 @@ impl Ring {
     }
 }
 
+/// What all members of a cluster understand, as one number that only grows. A kind of command, of row or of message that came
+/// after the first release is used only when the cluster's level allows it, so that a member of an older release never meets
+/// one it cannot read. An operator raises the level once every member runs a release that supports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct FeatureLevel(pub u32);
+
+impl FeatureLevel {
+    /// That of the first release that knows levels, and of every new cluster. It has writes, deletes and comparisons of
+    /// single keys, and the creation of namespaces.
+    pub const FIRST: Self = Self(1);
+    /// The highest one that this program supports.
+    pub const SUPPORTED: Self = Self::FIRST;
+}
+
+impl fmt::Display for FeatureLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "feature level {}", self.0)
+    }
+}
+
 /// Everything that the control plane decides.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Catalogue {
@@ -124,6 +145,8 @@ pub struct Catalogue {
     pub cluster_id: ClusterId,
     /// Counts changes.
     pub epoch: Epoch,
+    /// What all members understand; 0 before the cluster is initialized.
+    pub level: FeatureLevel,
     /// The nodes.
     pub members: BTreeMap<NodeId, Member>,
     /// The rings.
@@ -137,6 +160,11 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
+    /// Whether something that needs this level may be used.
+    pub fn allows(&self, needed: FeatureLevel) -> bool {
+        needed <= self.level
+    }
+
     /// The namespace of that name.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.values().find(|ns| ns.name.as_str() == name)
@@ -158,6 +186,14 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[test]
+    fn a_level_allows_what_it_covers() {
+        let catalogue = Catalogue { level: FeatureLevel(2), ..Catalogue::default() };
+        assert!(catalogue.allows(FeatureLevel::FIRST) && catalogue.allows(FeatureLevel(2)));
+        assert!(!catalogue.allows(FeatureLevel(3)));
+        assert!(!Catalogue::default().allows(FeatureLevel::FIRST), "there is no cluster yet");
     }
 
     #[test]

@@ -193,6 +193,12 @@ impl Failure {
         self
     }
 
+    /// Whatever raised it knows that nothing was applied, nor will be: *unknown* becomes *no*.
+    pub fn not_applied(mut self) -> Self {
+        self.applied = Applied::No;
+        self
+    }
+
     /// Adds a detail.
     pub fn with(mut self, name: &str, value: impl fmt::Display) -> Self {
         self.details.push((name.to_owned(), value.to_string()));

@@ -72,6 +72,10 @@ mutants! {
     ChunkChecksumIgnored = "chunk-checksum-ignored", Node, "replicas equal in the end";
     /// kv-raft: a known request is applied again when it is resent.
     ResendAppliedAgain = "resend-applied-again", Node, "linearizable";
+    /// kv-raft: a session keeps the value that a comparison found instead of its own, so that memory follows the values.
+    FoundValueKept = "found-value-kept", Node, "sessions are bounded in bytes";
+    /// kv-raft: a session is forgotten before its issue time has come, so a client whose clock is ahead locks out the others.
+    HorizonMovedByEviction = "horizon-moved-by-eviction", Node, "a session opens for whoever has the right time";
     /// kv-raft: compare-and-set also accepts the revision before the present one.
     StaleCas = "stale-cas", Node, "linearizable";
     /// kv-raft: a swap takes a revision without using it up, so the next write has the same.

@@ -12,9 +12,10 @@ const WRAPPER: &str = "QUORATE_RUSTC_WRAPPER";
 const CFG: &str = "quorate_mutants";
 /// Programs that have the bugs, or choose them.
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
-/// Tests that catch bugs which no run of a few seconds does: package and name. Copied as `package-name`.
-const TESTS: [(&str, &str); 3] =
-    [("kv-dynamo", "cluster"), ("kv-raft", "cluster"), ("kv-storage", "conformance")];
+/// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the tests within.
+/// Copied as `package-name`.
+const TESTS: [(&str, &str); 4] =
+    [("kv-dynamo", "cluster"), ("kv-raft", "cluster"), ("kv-storage", "conformance"), ("kv-raft", "kv_raft")];
 
 /// As a wrapper: calls the compiler with the cfg. None if this process is not one.
 pub(crate) fn compiler(args: &[&str]) -> Option<Result<ExitCode, String>> {
@@ -79,10 +80,11 @@ fn run(command: &mut Command, otherwise: &str) -> Result<(), String> {
 /// Builds the tests with the bugs; what cargo says of them.
 fn test_programs() -> Result<String, String> {
     // Of the whole workspace, whose members agree on the features of what they share: a test asked for by its package would
-    // have half the tree compiled again. Left out are packages whose tests of these names are not wanted.
-    let mut words = vec!["test", "--no-run", "--message-format", "json", "--workspace"];
+    // have half the tree compiled again. Left out are packages that call a large test by one of these names.
+    let mut words = vec!["test", "--no-run", "--message-format", "json", "--workspace", "--lib"];
     words.extend(["xtask", "kv-server"].iter().flat_map(|other| ["--exclude", other]));
-    words.extend(TESTS.iter().flat_map(|(_, name)| ["--test", name]));
+    let files = TESTS.iter().filter(|(package, name)| package.replace('-', "_") != *name);
+    words.extend(files.flat_map(|(_, name)| ["--test", name]));
     let mut command = wrapped(&words)?;
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot run cargo: {error}"))?;
@@ -93,17 +95,17 @@ fn test_programs() -> Result<String, String> {
     }
 }
 
-/// The executable of a package's target in cargo's messages.
+/// The executable of a package's target in cargo's messages. A package's folder has its name.
 fn executable(messages: &str, package: &str, name: &str) -> Option<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find(|message| {
-            let text = |place: &str| message.pointer(place).and_then(serde_json::Value::as_str);
-            let folder = format!("/{package}#");
-            text("/target/name") == Some(name) && text("/package_id").is_some_and(|id| id.contains(&folder))
+        .filter(|message| message.pointer("/target/name").and_then(serde_json::Value::as_str) == Some(name))
+        .filter(|message| {
+            let manifest = message.get("manifest_path").and_then(serde_json::Value::as_str).map(Path::new);
+            manifest.and_then(|file| file.parent()?.file_name()).is_some_and(|folder| folder == package)
         })
-        .and_then(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .find_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {
@@ -119,15 +121,21 @@ mod tests {
     #[test]
     fn the_executable_is_found_among_messages() {
         let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"name":"kv_storage"},"executable":null}"#,
+            r#"{"target":{"name":"kv_storage"},"manifest_path":"/w/kv-storage/Cargo.toml","executable":null}"#,
             "\n not json \n",
-            r#"{"package_id":"path+file:///c/kv-raft#0.1.0","target":{"name":"cluster"},"executable":"/t/cluster-1"}"#,
+            r#"{"target":{"name":"same"},"manifest_path":"/w/other/Cargo.toml","executable":"/t/same-1"}"#,
             "\n",
-            r#"{"package_id":"path+file:///c/kv-dynamo#0.1.0","target":{"name":"cluster"},"executable":"/t/cluster-2"}"#
+            r#"{"target":{"name":"same"},"manifest_path":"/w/kv-storage/Cargo.toml","executable":"/t/same-2"}"#,
+            "\n",
+            r#"{"target":{"name":"kv_storage"},"manifest_path":"/w/kv-storage/Cargo.toml","executable":"/t/kv_storage-3"}"#
         );
-        assert_eq!(executable(messages, "kv-dynamo", "cluster"), Some(PathBuf::from("/t/cluster-2")));
-        assert_eq!(executable(messages, "kv-raft", "cluster"), Some(PathBuf::from("/t/cluster-1")));
-        assert_eq!(executable(messages, "kv-peer", "cluster"), None);
-        assert_eq!(executable(messages, "kv-raft", "other"), None);
+        let found = |package, name| executable(messages, package, name);
+        assert_eq!(found("kv-storage", "same"), Some(PathBuf::from("/t/same-2")));
+        assert_eq!(
+            found("kv-storage", "kv_storage"),
+            Some(PathBuf::from("/t/kv_storage-3")),
+            "the tests, not the library"
+        );
+        assert_eq!(found("kv-storage", "other"), None);
     }
 }

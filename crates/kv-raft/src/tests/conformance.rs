@@ -14,7 +14,8 @@ use crate::log_store::LogStore;
 use crate::machine::Machine;
 
 async fn stores(storage: &Storage) -> (LogStore, Machine) {
-    let machine = Machine::open(storage.clone(), GroupId(1), KvMachine::default()).await.unwrap();
+    let machine =
+        Machine::open(storage.clone(), GroupId(1), KvMachine::new(Default::default())).await.unwrap();
     (LogStore::new(storage.raft(GroupId(1)), DiskWatch::default()), machine)
 }
 

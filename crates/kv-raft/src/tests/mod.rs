@@ -1,8 +1,10 @@
 //! Tests of what only this crate can see: openraft's conformance suite on our storage, and the rules of the state machine.
 
+mod bench;
 mod conformance;
 mod peers;
 mod pressure;
+mod sessions;
 mod writes;
 
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{Disk, DiskFile};
-use crate::engine::lock;
+use crate::locks::lock;
 
 /// What survives a crash or not is decided in units of this size.
 const SECTOR: usize = 512;

@@ -1,19 +1,23 @@
 //! fjall 3 as lower tier: the only file that names it.
 //!
 //! What its source (3.1.13) asks of a user, and the answers:
-//! - Its journal is not used. A batch that a power cut tore makes its recovery fail as a whole, a damaged record in the
-//!   middle ends a journal silently, and nothing above needs it: our log is the journal. A checkpoint therefore writes the
-//!   memtable out as tables, which are synced and have checksums, and an open empties the journals first. What is found is the
-//!   state of a whole batch, with its mark.
-//! - An open without any journal would start its sequence numbers again below those of the rows: one is left, empty.
-//! - Writers wait for its workers in loops without an end, also after a worker died. Here the same waits look at poison and
-//!   have a deadline, and end before its own would begin. What still does not return is given up by [`super::Watched`].
-//! - Its workers rotate memtables between other work, so a busy pair of them lets the memtable grow. Here the writer does it.
-//! - It says only that it is poisoned, never why. Reading everything back tells damage from a refusal of the disk.
+//! - Its journal is not used. A batch that a power cut tore makes its recovery fail as a whole, a damaged
+//!   record in the middle ends a journal silently, and nothing above needs it: our log is the journal. A
+//!   checkpoint therefore writes the memtable out as tables, which are synced and have checksums, and an
+//!   open empties the journals first. What is found is the state of a whole batch, with its mark.
+//! - An open without any journal would start its sequence numbers again below those of the rows: one is
+//!   left, empty.
+//! - Writers wait for its workers in loops without an end, also after a worker died. Here the same waits
+//!   look at poison and have a deadline, and end before its own would begin. What still does not return is
+//!   given up by [`super::Watched`].
+//! - Its workers rotate memtables between other work, so a busy pair of them lets the memtable grow. Here
+//!   the writer does it.
+//! - It says only that it is poisoned, never why. Reading everything back tells damage from a refusal of
+//!   the disk.
 
 use std::{
     fs::{self, File},
-    io::{self as stdio, ErrorKind, Write},
+    io::Write,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -28,7 +32,7 @@ use tokio::time::Instant;
 
 use super::{
     Tier, TierChunk, TierError, TierMark, TierWrites,
-    folder::{io, sync_folder},
+    files::{failed, passed_on, sync_folder},
     mark,
     watched::guarded,
 };
@@ -40,7 +44,8 @@ const CACHE_BYTES: u64 = 32 << 20;
 const MEMTABLE_BYTES: u64 = 8 << 20;
 /// Sealed memtables at which a batch waits: fjall's own endless wait begins at four.
 const MAX_SEALED: usize = 3;
-/// Runs of the first level at which a batch waits: fjall slows down at twenty and waits without end at thirty.
+/// Runs of the first level at which a batch waits: fjall slows down at twenty and waits without end at
+/// thirty.
 const MAX_RUNS: usize = 16;
 /// Its own threads: one prefers writing memtables out, the others compact.
 const WORKERS: usize = 2;
@@ -59,10 +64,6 @@ const KEYSPACE: &str = "rows";
 const VERSION_FILE: &str = "version";
 const JOURNAL: &str = "jnl";
 
-/// Too many open files, in the system and in the process.
-const ENFILE: i32 = 23;
-const EMFILE: i32 = 24;
-
 pub(super) struct FjallTier {
     // Before the database, which closes when its last handle goes.
     rows: Keyspace,
@@ -76,22 +77,9 @@ impl std::fmt::Debug for FjallTier {
     }
 }
 
-fn io_error(e: &stdio::Error) -> TierError {
-    match e.kind() {
-        // Refusals of the file system that another start may not meet. A short or missing file is damage.
-        ErrorKind::PermissionDenied
-        | ErrorKind::StorageFull
-        | ErrorKind::QuotaExceeded
-        | ErrorKind::ReadOnlyFilesystem
-        | ErrorKind::OutOfMemory => TierError::Io(e.to_string()),
-        _ if matches!(e.raw_os_error(), Some(EMFILE | ENFILE)) => TierError::Io(e.to_string()),
-        _ => TierError::Damaged(e.to_string()),
-    }
-}
-
 fn error(e: Error) -> TierError {
     match e {
-        Error::Io(e) | Error::Storage(LsmError::Io(e)) => io_error(&e),
+        Error::Io(e) | Error::Storage(LsmError::Io(e)) => passed_on(&e),
         Error::Locked => TierError::InUse("another process has the folder of the tier open".into()),
         Error::Poisoned => TierError::Io("an earlier write of the tier failed".into()),
         other => TierError::Damaged(other.to_string()),
@@ -104,8 +92,8 @@ fn forget_journals(dir: &Path) -> Result<(), TierError> {
         return Ok(());
     }
     let mut journals: Vec<(u64, PathBuf)> = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io)? {
-        let path = entry.map_err(io)?.path();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
         if path.extension().is_none_or(|extension| extension != JOURNAL) {
             continue;
         }
@@ -116,9 +104,9 @@ fn forget_journals(dir: &Path) -> Result<(), TierError> {
     journals.sort();
     let newest = journals.pop().map_or_else(|| dir.join(format!("0.{JOURNAL}")), |(_, path)| path);
     for (_, path) in journals {
-        fs::remove_file(path).map_err(io)?;
+        fs::remove_file(path).map_err(failed)?;
     }
-    File::create(newest).and_then(|journal| journal.sync_all()).map_err(io)?;
+    File::create(newest).and_then(|journal| journal.sync_all()).map_err(failed)?;
     sync_folder(dir)
 }
 
@@ -132,14 +120,14 @@ fn options() -> KeyspaceCreateOptions {
 
 /// Opens the fjall database in a folder, or creates one.
 pub(super) fn open(dir: &Path) -> Result<FjallTier, TierError> {
-    // Whoever has the lock writes the journals: it is taken first, and again by fjall.
+    // The process that has the lock writes the journals: it is taken first, and again by fjall.
     let lock = dir.join("lock");
     if lock.exists() {
-        let file = File::options().read(true).write(true).open(&lock).map_err(io)?;
+        let file = File::options().read(true).write(true).open(&lock).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => forget_journals(dir)?,
             Err(fs::TryLockError::WouldBlock) => return Err(error(Error::Locked)),
-            Err(fs::TryLockError::Error(e)) => return Err(io(e)),
+            Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
         }
     }
     let (db, rows) = guarded(|| {
@@ -209,7 +197,7 @@ impl FjallTier {
             .and_then(|mut file| file.write_all(&[0; 64 << 10]).and_then(|()| file.sync_all()))
             .and_then(|()| fs::remove_file(&probe));
         if let Err(e) = room {
-            return io_error(&e);
+            return passed_on(&e);
         }
         let deadline = Instant::now() + DIAGNOSIS;
         let read = guarded(|| {

@@ -3,13 +3,16 @@
 //! The file is there, synced, before the tier is: a folder without it was made by another release.
 
 use std::{
-    fmt,
-    fs::{self, File},
+    fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{Tier, TierError, TierSource, Watched, fjall, sled};
+use super::{
+    Tier, TierError, TierSource, Watched,
+    files::{failed, sync_folder},
+    fjall, sled,
+};
 use crate::{
     disk::{self, Disk, RealDisk},
     limits,
@@ -68,15 +71,6 @@ impl TierFolders {
     }
 }
 
-pub(super) fn io(e: std::io::Error) -> TierError {
-    TierError::Io(e.to_string())
-}
-
-/// Makes the names of a folder durable.
-pub(super) fn sync_folder(dir: &Path) -> Result<(), TierError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)
-}
-
 fn foreign(what: impl fmt::Display) -> TierError {
     TierError::Foreign(what.to_string())
 }
@@ -87,7 +81,7 @@ fn made_by(dir: &Path) -> Result<Option<TierKind>, TierError> {
     if !RealDisk.exists(&path) {
         return Ok(None);
     }
-    let bytes = RealDisk.open(&path, false).and_then(|file| disk::read_all(&*file)).map_err(io)?;
+    let bytes = RealDisk.open(&path, false).and_then(|file| disk::read_all(&*file)).map_err(failed)?;
     let unreadable = |what: &str| {
         foreign(format!(
             "{}: {what}. It says which library made the tier beside it; put back the file that was there, or start this \
@@ -136,8 +130,8 @@ fn claim(dir: &Path, kind: TierKind) -> Result<(), TierError> {
         None => {
             let body = format!("{VERSION}\nkind {kind}\n");
             let text = format!("{body}sum {:08x}\n", crc32c::crc32c(body.as_bytes()));
-            RealDisk.create_dir_all(dir).map_err(io)?;
-            disk::write_durably(&RealDisk, dir, FILE, text.as_bytes()).map_err(io)?;
+            RealDisk.create_dir_all(dir).map_err(failed)?;
+            disk::write_durably(&RealDisk, dir, FILE, text.as_bytes()).map_err(failed)?;
             let written = made_by(dir)?;
             assert_eq!(written, Some(kind), "what {FILE} says is what was written");
             Ok(())
@@ -162,8 +156,8 @@ impl TierSource for TierFolders {
             return Ok(());
         }
         let mut lost: Vec<(u64, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(dir).map_err(io)? {
-            let path = entry.map_err(io)?.path();
+        for entry in fs::read_dir(dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
             let number = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("tier.lost-"));
             if let Some(number) = number.and_then(|n| n.parse().ok()) {
                 lost.push((number, path));
@@ -171,11 +165,11 @@ impl TierSource for TierFolders {
         }
         lost.sort();
         let next = lost.last().map_or(1, |(n, _)| n + 1);
-        fs::rename(&tier, dir.join(format!("tier.lost-{next}"))).map_err(io)?;
+        fs::rename(&tier, dir.join(format!("tier.lost-{next}"))).map_err(failed)?;
         sync_folder(dir)?;
         let spare = (lost.len() + 1).saturating_sub(limits::KEEP_LOST_TIERS);
         for (_, path) in lost.into_iter().take(spare) {
-            fs::remove_dir_all(path).map_err(io)?;
+            fs::remove_dir_all(path).map_err(failed)?;
         }
         Ok(())
     }

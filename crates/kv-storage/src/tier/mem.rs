@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{Tier, TierChunk, TierError, TierMark, TierSource, TierWrites};
-use crate::engine::lock;
+use crate::locks::lock;
 
 /// Tiers in memory, by data directory. Clones share them.
 #[derive(Debug, Clone, Default)]

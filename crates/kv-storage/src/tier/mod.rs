@@ -1,5 +1,7 @@
-//! The lower tier: where drained rows live. It may vanish at any time; the log, snapshots or peers restore it.
+//! The lower tier: where drained rows live. It may vanish at any time; the log, snapshots or peers restore
+//! it.
 
+mod files;
 mod fjall;
 mod folder;
 mod mark;
@@ -93,8 +95,8 @@ impl TierChunk {
 pub trait Tier: Debug + Send + Sync {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TierError>;
-    /// Rows from `from` (inclusive) to `to` (exclusive), in order: at most `limit_rows` of them with keys and values of
-    /// together `limit_bytes`, but at least one.
+    /// Rows from `from` (inclusive) to `to` (exclusive), in order: at most `limit_rows` of them with keys
+    /// and values of together `limit_bytes`, but at least one.
     fn scan(
         &self,
         from: &[u8],

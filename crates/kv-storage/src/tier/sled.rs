@@ -1,5 +1,6 @@
-//! sled 0.34.7 as lower tier: the only file that names it. Its `flush` does not reach the disk on Linux, its `open` may
-//! panic on damage, its iterators are not point-in-time; each is answered here or by the engine above.
+//! sled 0.34.7 as lower tier: the only file that names it. Its `flush` does not reach the disk on Linux,
+//! its `open` may panic on damage, its iterators are not point-in-time; each is answered here or by the
+//! engine above.
 
 use std::{
     fs::{self, File},
@@ -12,21 +13,19 @@ use bytes::Bytes;
 
 use super::{
     Tier, TierChunk, TierError, TierMark, TierWrites,
-    folder::{io, sync_folder},
+    files::{failed, passed_on, sync_folder},
     mark,
     watched::guarded,
 };
 
-/// sled's page cache. Small: the working set is in the memtable and the system's page cache, and sled overshoots.
+/// sled's page cache. Small: the working set is in the memtable and the system's page cache, and sled
+/// overshoots.
 const CACHE_BYTES: u64 = 64 << 20;
-/// Bytes of one batch: sled keeps a copy of every page that a batch touches until the next flush, so that large batches of
-/// keys in random order hold many times their size.
+/// Bytes of one batch: sled keeps a copy of every page that a batch touches until the next flush, so that
+/// large batches of keys in random order hold many times their size.
 const BATCH_BYTES: usize = 16 << 10;
 /// Bytes written after which dirty pages are written back.
 const FLUSH_BYTES: u64 = 16 << 20;
-/// Too many open files, in the system and in the process.
-const ENFILE: i32 = 23;
-const EMFILE: i32 = 24;
 
 #[derive(Debug)]
 pub(super) struct SledTier {
@@ -41,17 +40,7 @@ fn error(e: sled::Error) -> TierError {
         sled::Error::Io(e) if e.to_string().contains("could not acquire lock") => {
             TierError::InUse(e.to_string())
         }
-        sled::Error::Io(e) => match e.kind() {
-            // Refusals of the file system that another start may not meet. Everything else (a short file, a missing
-            // one, a read error) is damage, though sled reports it as input and output.
-            ErrorKind::PermissionDenied
-            | ErrorKind::StorageFull
-            | ErrorKind::QuotaExceeded
-            | ErrorKind::ReadOnlyFilesystem
-            | ErrorKind::OutOfMemory => TierError::Io(e.to_string()),
-            _ if matches!(e.raw_os_error(), Some(EMFILE | ENFILE)) => TierError::Io(e.to_string()),
-            _ => TierError::Damaged(e.to_string()),
-        },
+        sled::Error::Io(e) => passed_on(&e),
         other => TierError::Damaged(other.to_string()),
     }
 }
@@ -125,14 +114,14 @@ impl Tier for SledTier {
         self.dirty.store(0, Ordering::Release);
         // `flush` calls sync_file_range only: no metadata, no device cache. These calls make it true.
         for dir in [self.dir.join("blobs"), self.dir.clone()] {
-            for entry in fs::read_dir(&dir).map_err(io)? {
-                let path = entry.map_err(io)?.path();
+            for entry in fs::read_dir(&dir).map_err(failed)? {
+                let path = entry.map_err(failed)?.path();
                 match File::open(&path) {
-                    Ok(file) if path.is_file() => file.sync_data().map_err(io)?,
+                    Ok(file) if path.is_file() => file.sync_data().map_err(failed)?,
                     Ok(_) => {}
                     // sled removes its own old snapshots and blobs while we look.
                     Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    Err(e) => return Err(io(e)),
+                    Err(e) => return Err(failed(e)),
                 }
             }
             sync_folder(&dir)?;

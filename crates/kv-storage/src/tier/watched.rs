@@ -1,5 +1,5 @@
-//! A tier whose writes have a deadline. They run on a thread that is given up when one does not return: libraries below wait
-//! in loops that look at no clock, and a disk may hang for good.
+//! A tier whose writes have a deadline. They run on a thread that is given up when one does not return:
+//! libraries below wait in loops that look at no clock, and a disk may hang for good.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -135,7 +135,7 @@ mod tests {
     use std::sync::{Condvar, Mutex};
 
     use super::*;
-    use crate::engine::lock;
+    use crate::locks::lock;
 
     /// A tier whose writes wait until they are let go.
     #[derive(Debug, Default)]

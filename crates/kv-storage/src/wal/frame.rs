@@ -94,10 +94,16 @@ pub(crate) fn seal(buf: &mut Vec<u8>, kind: Kind, segment: u64, offset: u64, num
     buf.resize(aligned(buf.len()), 0);
 }
 
-/// Reads what stands at `offset` of a segment.
+/// Reads what stands at `offset` of a segment, of which `bytes` are all.
 pub(crate) fn read(segment: u64, bytes: &[u8], offset: usize) -> Found<'_> {
+    read_from(segment, bytes, 0, offset)
+}
+
+/// Reads what stands at `offset` of a segment, of which `bytes` are those from `base` on.
+pub(crate) fn read_from(segment: u64, bytes: &[u8], base: usize, offset: usize) -> Found<'_> {
     let parse = || -> Option<Found<'_>> {
-        let header = bytes.get(offset..offset.checked_add(HEADER)?)?;
+        let place = offset.checked_sub(base)?;
+        let header = bytes.get(place..place.checked_add(HEADER)?)?;
         let mut c = Cursor::new(header);
         if c.u32()? != MAGIC {
             return None;
@@ -106,7 +112,7 @@ pub(crate) fn read(segment: u64, bytes: &[u8], offset: usize) -> Found<'_> {
         let (kind, version, _, durable, number) = (c.u8()?, c.u8()?, c.u16()?, c.u64()?, c.u64()?);
         let payload_at = offset + HEADER;
         let end = payload_at.checked_add(len)?;
-        let payload = bytes.get(payload_at..end)?;
+        let payload = bytes.get(payload_at - base..end - base)?;
         if checksum(segment, offset as u64, header, payload) != sum {
             return None;
         }

@@ -1,81 +1,117 @@
 //! The writer: takes what waits, writes it as one frame, syncs once, completes in order.
 
-use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
-
-use bytes::Bytes;
-use tokio::time::Instant;
+use std::sync::{Arc, Mutex};
 
 use super::{
-    Item, Taken,
+    durable::Durable,
+    entry::{RaftEntry, RaftLogId},
+    files::SegmentFiles,
     frame::{self, EntryHead},
-    lazy_bytes,
-    segments::{self, Prepared, Segments},
-    small_key,
+    groups::Groups,
+    prepare::NextSegment,
+    progress::Progress,
+    queue::{Item, Queue, Taken},
+    segments::Segments,
+    small::{SmallState, small_key},
 };
 use crate::{
-    disk::DiskFile,
-    engine::{Inner, RUNNING, lock, write},
-    error::StorageError,
-    limits,
-    options::Drive,
-    raft_log::{RaftEntry, RaftLogId},
+    batch, disk::DiskFile, error::StorageError, lifecycle::Lifecycle, locks::lock, options::StorageOptions,
 };
 
-/// What only the writer (and whoever removes segments) touches.
+/// Where the log ends, and what the disk has.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct End {
     pub(crate) segment: u64,
     pub(crate) file: Arc<dyn DiskFile>,
     pub(crate) offset: u64,
+    /// Of the last frame.
     pub(crate) number: u64,
-    /// Small state as written; what the next head repeats.
-    pub(crate) small: BTreeMap<Bytes, Bytes>,
     pub(crate) last_seq: u64,
+    /// As written; what the next head repeats.
+    pub(crate) small: SmallState,
     pub(crate) segments: Segments,
-    pub(crate) buf: Vec<u8>,
-    /// Where the runs of the frame being written have the head of their first entry.
-    pub(crate) runs_at: Vec<u32>,
 }
 
-impl Inner {
+#[derive(Debug)]
+struct State {
+    end: End,
+    buf: Vec<u8>,
+    /// Where the runs of the frame being written have the head of their first entry.
+    runs_at: Vec<u32>,
+}
+
+/// What is kept of the log, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) first: u64,
+    /// The oldest segment that must stay.
+    pub(crate) keep_from: u64,
+    pub(crate) pinned_by: String,
+}
+
+/// The writer of the log, and whoever asks for its account.
+pub(crate) struct Writer {
+    options: Arc<StorageOptions>,
+    life: Arc<Lifecycle>,
+    queue: Arc<Queue>,
+    next: Arc<NextSegment>,
+    files: Arc<SegmentFiles>,
+    groups: Arc<Groups>,
+    durable: Arc<Durable>,
+    progress: Arc<Progress>,
+    state: Mutex<State>,
+}
+
+/// What the writer works with.
+pub(crate) struct Around {
+    pub(crate) options: Arc<StorageOptions>,
+    pub(crate) life: Arc<Lifecycle>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) next: Arc<NextSegment>,
+    pub(crate) files: Arc<SegmentFiles>,
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) durable: Arc<Durable>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+impl Writer {
+    pub(crate) fn new(around: Around, end: End) -> Writer {
+        let Around { options, life, queue, next, files, groups, durable, progress } = around;
+        progress.set_segments(end.segments.len());
+        progress.set_active(end.offset);
+        let state = Mutex::new(State { end, buf: Vec::new(), runs_at: Vec::new() });
+        Writer { options, life, queue, next, files, groups, durable, progress, state }
+    }
+
+    /// Writes the head of the very first segment.
+    pub(crate) fn begin(&self) -> Result<(), StorageError> {
+        let mut state = lock(&self.state);
+        let (segment, file) = (state.end.segment, state.end.file.clone());
+        self.open_segment(&mut state, segment, file, (0, 0))
+    }
+
     /// One write of the log, if anything waits.
-    pub(crate) fn writer_step(&self) -> bool {
-        let mut w = lock(&self.writer);
-        let o = &self.options;
-        let taken = lock(&self.queues).take(o.raft_bytes_per_write, o.data_bytes_per_write, o.frame_bytes());
+    pub(crate) fn step(&self) -> bool {
+        let mut state = lock(&self.state);
+        let taken = self.queue.take(&self.options);
         if taken.is_empty() {
             return false;
         }
-        let result = match self.failure() {
+        let result = match self.life.failure() {
             Some(e) => Err(e),
-            None => self.write_frame(&mut w, &taken),
+            None => self.write_frame(&mut state, &taken),
         };
-        drop(w);
-        lock(&self.queues).settle(&taken);
+        drop(state);
+        self.queue.settle(&taken);
         if let Err(e) = &result {
-            self.poison(e.clone());
+            self.life.fail(e);
+            self.durable.refuse(e);
         }
         self.complete(taken, result);
         true
     }
 
-    /// Entries that are on disk now leave memory beyond the cache's bound.
-    fn shrink_caches(&self, raft: &[Item]) {
-        let groups = raft.iter().filter_map(|item| match item {
-            Item::Run(run, _) => Some(run.group),
-            _ => None,
-        });
-        let mut last = None;
-        for group in groups {
-            if last.replace(group) != Some(group)
-                && let Some(group) = self.group_if_known(group)
-            {
-                lock(&group).shrink_cache(self.options.raft_cache_bytes);
-            }
-        }
-    }
-
-    /// Callbacks in the order of the log. What costs time and nobody waits for comes after them.
+    /// Callbacks in the order of the log. What costs time and is not waited for comes after them.
     fn complete(&self, mut taken: Taken, result: Result<(), StorageError>) {
         for item in &mut taken.raft {
             if let Some(done) = item.done() {
@@ -83,247 +119,190 @@ impl Inner {
             }
         }
         if result.is_ok() {
-            self.raft_written.fetch_add(taken.raft.len() as u64, Ordering::AcqRel);
+            self.queue.count_written(taken.raft.len());
+            if let Some(last) = taken.data.last() {
+                self.durable.advance(last.seq);
+            }
         }
-        if let (Some(last), Ok(())) = (taken.data.last(), &result) {
-            self.advance_durable(last.seq);
-        }
-        self.shrink_caches(&taken.raft);
+        self.shrink_caches(&taken);
     }
 
-    fn write_frame(&self, w: &mut Writer, taken: &Taken) -> Result<(), StorageError> {
-        let only_barriers = taken.raft.iter().all(|i| matches!(i, Item::Barrier { .. }));
-        if only_barriers && taken.data.is_empty() {
-            let mut queues = lock(&self.queues);
-            for (key, value) in &taken.lazy {
-                queues.lazy.entry(key.clone()).or_insert_with(|| value.clone());
+    /// Entries that are on disk now leave memory beyond the cache's bound.
+    fn shrink_caches(&self, taken: &Taken) {
+        let mut last = None;
+        for group in taken.runs().map(|run| run.group()) {
+            if last.replace(group) != Some(group)
+                && let Some(index) = self.groups.known(group)
+            {
+                lock(&index).shrink_cache(self.options.raft_cache_bytes);
             }
+        }
+    }
+
+    fn write_frame(&self, state: &mut State, taken: &Taken) -> Result<(), StorageError> {
+        if taken.only_barriers() {
+            self.queue.give_back(&taken.lazy);
             return Ok(());
         }
-        let payload = taken.raft_bytes + taken.data_bytes + lazy_bytes(&taken.lazy);
-        if w.offset as usize + frame::aligned(frame::HEADER + payload) > self.options.segment_bytes {
-            self.roll(w)?;
+        let payload = taken.payload_bytes();
+        if state.end.offset as usize + frame::aligned(frame::HEADER + payload) > self.options.segment_bytes {
+            self.roll(state)?;
         }
-        let mut buf = std::mem::take(&mut w.buf);
+        let mut buf = std::mem::take(&mut state.buf);
         frame::begin(&mut buf);
         buf.reserve(payload + frame::HEADER);
-        w.runs_at.clear();
-        for (key, value) in &taken.lazy {
-            frame::put_small(&mut buf, key, Some(value));
+        encode(&mut buf, &mut state.runs_at, state.end.offset, taken);
+        assert!(buf.len() <= frame::HEADER + payload, "a frame is as large as its records were counted");
+        let end = &mut state.end;
+        end.number += 1;
+        frame::seal(&mut buf, frame::Kind::Batch, end.segment, end.offset, end.number);
+        assert!(
+            end.offset as usize + buf.len() <= self.options.segment_bytes,
+            "a frame of {} bytes at {} ends behind its segment",
+            buf.len(),
+            end.offset
+        );
+        end.file.write_at(&buf, end.offset).map_err(StorageError::io("write the log"))?;
+        if !kv_types::mutant!(AckBeforeFsync) || end.number.is_multiple_of(16) {
+            end.file.sync_data().map_err(StorageError::io("sync the log"))?;
         }
-        for item in &taken.raft {
-            match item {
-                Item::Run(run, _) => {
-                    w.runs_at.push((w.offset as usize + buf.len() + frame::RECORD_HEAD) as u32);
-                    for RaftEntry { id, payload } in &run.entries {
-                        let head =
-                            EntryHead { group: run.group, term: id.term, node: id.node, index: id.index };
-                        frame::put_entry(&mut buf, run.copied, head, payload);
-                    }
-                }
-                Item::Truncate { group, after } => frame::put_truncate(&mut buf, *group, *after),
-                Item::Small { key, value, .. } => frame::put_small(&mut buf, key, value.as_deref()),
-                Item::Barrier { .. } => {}
-            }
-        }
-        for data in &taken.data {
-            frame::put_data(&mut buf, data.seq, &data.encoded);
-        }
-        w.number += 1;
-        frame::seal(&mut buf, frame::Kind::Batch, w.segment, w.offset, w.number);
-        w.file.write_at(&buf, w.offset).map_err(StorageError::io("write the log"))?;
-        if !kv_types::mutant!(AckBeforeFsync) || w.number.is_multiple_of(16) {
-            w.file.sync_data().map_err(StorageError::io("sync the log"))?;
-        }
-        w.offset += buf.len() as u64;
-        self.counters.fsyncs.fetch_add(1, Ordering::Relaxed);
-        let records = taken.raft.iter().map(Item::records).sum::<usize>() + taken.data.len();
-        self.counters.records.fetch_add(records as u64, Ordering::Relaxed);
-        self.counters.bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        self.active_bytes.store(w.offset, Ordering::Relaxed);
+        end.offset += buf.len() as u64;
+        self.progress.wrote(taken.records(), buf.len());
+        self.progress.set_active(end.offset);
         if buf.capacity() > 2 * self.options.raft_bytes_per_write {
             buf = Vec::new();
         }
-        w.buf = buf;
-        self.account(w, taken);
-        let runs = taken.raft.iter().filter_map(|item| match item {
-            Item::Run(run, _) => Some(run),
-            _ => None,
-        });
-        for (run, at) in runs.zip(&w.runs_at) {
-            if let Some(group) = self.group_if_known(run.group) {
-                lock(&group).located(run, w.segment, *at);
+        account(end, taken);
+        for (run, at) in taken.runs().zip(&state.runs_at) {
+            if let Some(index) = self.groups.known(run.group()) {
+                lock(&index).located(run, end.segment, *at);
             }
         }
+        state.buf = buf;
         Ok(())
-    }
-
-    /// Brings the writer's own account up to the frame just written, in the order of its records.
-    fn account(&self, w: &mut Writer, taken: &Taken) {
-        w.small.extend(taken.lazy.clone());
-        let segment = w.segment;
-        for item in &taken.raft {
-            match item {
-                Item::Run(run, _) if run.copied => {
-                    run.entries.iter().for_each(|e| w.segments.copied(run.group, e.id.index, segment));
-                }
-                Item::Run(run, _) => {
-                    if let Some(first) = run.entries.first() {
-                        w.segments.appended(run.group, first.id.index, run.entries.len(), segment);
-                    }
-                }
-                Item::Truncate { group, after } => w.segments.truncate(*group, *after),
-                Item::Small { key, value, .. } => {
-                    if let Some(group) = small_key::purged_group(key)
-                        && let Some(id) = value.as_deref().and_then(RaftLogId::decode)
-                    {
-                        w.segments.purge(group, id.index);
-                    }
-                    set(&mut w.small, key, value.as_ref());
-                }
-                Item::Barrier { .. } => {}
-            }
-        }
-        for data in &taken.data {
-            let ops = data.has_small.then(|| crate::batch::decode(&data.encoded)).flatten();
-            for op in ops.map(|(_, ops)| ops).unwrap_or_default() {
-                if let crate::batch::Op::Small(key, value) = op {
-                    // Copies: the small state outlives the batch by far.
-                    let value = value.map(|v| Bytes::copy_from_slice(&v));
-                    set(&mut w.small, &Bytes::copy_from_slice(&key), value.as_ref());
-                }
-            }
-            w.last_seq = data.seq;
-            if let Some(info) = w.segments.known.get_mut(&segment) {
-                info.max_seq = data.seq;
-            }
-        }
     }
 
     /// Closes the current segment and opens the next, whose head is synced before anything is written behind it.
-    pub(crate) fn roll(&self, w: &mut Writer) -> Result<(), StorageError> {
-        let id = w.segment + 1;
-        let file = self.next_segment(id)?;
-        self.open_segment(w, id, file, (w.segment, w.offset))?;
-        self.wake_preparer();
+    fn roll(&self, state: &mut State) -> Result<(), StorageError> {
+        let id = state.end.segment + 1;
+        let file = self.next.take(id)?;
+        let previous = (state.end.segment, state.end.offset);
+        self.open_segment(state, id, file, previous)?;
+        self.life.wake_background();
         Ok(())
     }
 
-    pub(crate) fn open_segment(
+    fn open_segment(
         &self,
-        w: &mut Writer,
+        state: &mut State,
         id: u64,
         file: Arc<dyn DiskFile>,
         previous: (u64, u64),
     ) -> Result<(), StorageError> {
-        let mut buf = std::mem::take(&mut w.buf);
-        frame::begin(&mut buf);
-        frame::Head::encode(&mut buf, previous, w.last_seq, w.small.iter());
-        w.number += 1;
-        frame::seal(&mut buf, frame::Kind::Head, id, 0, w.number);
-        file.write_at(&buf, 0).map_err(StorageError::io("write a segment head"))?;
+        let buf = &mut state.buf;
+        let end = &mut state.end;
+        frame::begin(buf);
+        frame::Head::encode(buf, previous, end.last_seq, end.small.rows().iter());
+        end.number += 1;
+        frame::seal(buf, frame::Kind::Head, id, 0, end.number);
+        file.write_at(buf, 0).map_err(StorageError::io("write a segment head"))?;
         file.sync_data().map_err(StorageError::io("sync a segment head"))?;
-        (w.segment, w.offset, w.file) = (id, buf.len() as u64, file.clone());
-        w.buf = buf;
-        w.segments.known.insert(id, segments::SegmentInfo::default());
-        write(&self.files).insert(id, file);
-        self.closed_segments.store(w.segments.known.len() as u64 - 1, Ordering::Relaxed);
-        self.active_bytes.store(w.offset, Ordering::Relaxed);
+        (end.segment, end.offset, end.file) = (id, buf.len() as u64, file.clone());
+        end.segments.add(id, 0);
+        self.files.add(id, file);
+        self.progress.set_segments(end.segments.len());
+        self.progress.set_active(end.offset);
         Ok(())
     }
 
-    fn next_segment(&self, id: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
-        let mut prepared = lock(&self.prepared);
-        let give_up = Instant::now() + limits::PREPARE_WAIT;
-        loop {
-            match std::mem::take(&mut *prepared) {
-                Prepared::Ready(ready, file) if ready == id => return Ok(file),
-                Prepared::InProgress if self.options.drive == Drive::Threads => {
-                    *prepared = Prepared::InProgress;
-                    self.segment_wanted.store(true, Ordering::Release);
-                    let waited = self.prepared_changed.wait_timeout(prepared, limits::IDLE_WAIT);
-                    prepared = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
-                    if self.halted() {
-                        return Err(StorageError::Closed);
-                    }
-                    if let Some(failure) = self.failure() {
-                        return Err(failure);
-                    }
-                    if Instant::now() > give_up {
-                        let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
-                        return Err(StorageError::io("prepare the next segment of the log")(late));
-                    }
-                }
-                // Nobody makes it: without zeros, slower to sync but at once.
-                _ => {
-                    let o = &self.options;
-                    let file =
-                        segments::create(&*self.disk, &self.wal_dir, id, o.segment_bytes, false, &|_| true)?;
-                    *prepared = Prepared::Missing;
-                    return Ok(file);
-                }
-            }
+    /// What must be kept, given up to which data batch the tier is on disk.
+    pub(crate) fn kept(&self, checkpointed: u64) -> Kept {
+        let state = lock(&self.state);
+        let segments = &state.end.segments;
+        Kept {
+            first: segments.first().unwrap_or(0),
+            keep_from: segments.keep_from(checkpointed),
+            pinned_by: segments.pinned_by(checkpointed),
         }
     }
 
-    /// Waits until the next piece of the next segment may be written; false to give up. While the log is being written,
-    /// zeros keep just so far ahead of it that they are done in time; they take the disk for themselves while it rests.
-    fn pace_zeros(&self, done: usize) -> bool {
-        let (to, of) = limits::ZERO_LEAD;
-        while self.options.drive == Drive::Threads && self.state.load(Ordering::Acquire) == RUNNING {
-            let active = self.active_bytes.load(Ordering::Relaxed);
-            let behind = (done as u64) * of < active * to;
-            if behind || self.segment_wanted.load(Ordering::Acquire) || self.failure().is_some() {
-                break;
-            }
-            std::thread::sleep(limits::ZERO_PAUSE);
-            let waiting = {
-                let q = lock(&self.queues);
-                q.raft_bytes + q.data_bytes > 0
-            };
-            if !waiting && active == self.active_bytes.load(Ordering::Relaxed) {
-                break;
-            }
-        }
-        !self.halted()
+    /// Forgets the segments before one that the log durably names as its first; which they were.
+    pub(crate) fn forget_before(&self, first: u64) -> Vec<u64> {
+        let mut state = lock(&self.state);
+        let gone = state.end.segments.forget_before(first);
+        self.progress.set_segments(state.end.segments.len());
+        gone
     }
 
-    /// Makes the next segment ahead, if it is wanted.
-    pub(crate) fn prepare_step(&self) -> bool {
-        let id = {
-            let w = lock(&self.writer);
-            let mut prepared = lock(&self.prepared);
-            match &*prepared {
-                Prepared::Missing | Prepared::Failed(_) => *prepared = Prepared::InProgress,
-                Prepared::Ready(id, _) if *id <= w.segment => *prepared = Prepared::InProgress,
-                _ => return false,
-            }
-            w.segment + 1
-        };
-        let bytes = self.options.segment_bytes;
-        let made =
-            segments::create(&*self.disk, &self.wal_dir, id, bytes, true, &|done| self.pace_zeros(done));
-        let mut prepared = lock(&self.prepared);
-        let ok = made.is_ok();
-        if let Err(e) = &made
-            && !self.halted()
-        {
-            tracing::warn!(error = %e, "the next log segment could not be prepared; commits are refused until it can");
-        }
-        *prepared = match made {
-            Ok(file) => Prepared::Ready(id, file),
-            Err(e) => Prepared::Failed(e),
-        };
-        self.segment_wanted.store(false, Ordering::Release);
-        self.prepare_failed.store(!ok, Ordering::Relaxed);
-        self.prepared_changed.notify_all();
-        ok
+    /// The groups whose live entries alone keep a segment, if that is so.
+    pub(crate) fn movable(&self, segment: u64, checkpointed: u64) -> Option<Vec<u32>> {
+        let groups = lock(&self.state).end.segments.movable(segment, checkpointed)?;
+        Some(groups.into_iter().collect())
     }
 }
 
-fn set(small: &mut BTreeMap<Bytes, Bytes>, key: &Bytes, value: Option<&Bytes>) {
-    match value {
-        Some(value) => small.insert(key.clone(), value.clone()),
-        None => small.remove(key),
-    };
+/// The records of a frame, in the order in which they count.
+fn encode(buf: &mut Vec<u8>, runs_at: &mut Vec<u32>, offset: u64, taken: &Taken) {
+    runs_at.clear();
+    for (key, value) in &taken.lazy {
+        frame::put_small(buf, key, Some(value));
+    }
+    for item in &taken.raft {
+        match item {
+            Item::Run(run, _) => {
+                runs_at.push((offset as usize + buf.len() + frame::RECORD_HEAD) as u32);
+                for RaftEntry { id, payload } in run.entries() {
+                    let head =
+                        EntryHead { group: run.group(), term: id.term, node: id.node, index: id.index };
+                    frame::put_entry(buf, run.is_copied(), head, payload);
+                }
+            }
+            Item::Truncate { group, after } => frame::put_truncate(buf, *group, *after),
+            Item::Small { key, value, .. } => frame::put_small(buf, key, value.as_deref()),
+            Item::Barrier { .. } => {}
+        }
+    }
+    for data in &taken.data {
+        frame::put_data(buf, data.seq, &data.encoded);
+    }
+}
+
+/// Brings the writer's own account up to the frame just written, in the order of its records.
+fn account(end: &mut End, taken: &Taken) {
+    for (key, value) in &taken.lazy {
+        end.small.set(key, Some(value));
+    }
+    let segment = end.segment;
+    for item in &taken.raft {
+        match item {
+            Item::Run(run, _) if run.is_copied() => {
+                run.entries().iter().for_each(|e| end.segments.copied(run.group(), e.id.index, segment));
+            }
+            Item::Run(run, _) => {
+                if let Some(first) = run.entries().first() {
+                    end.segments.appended(run.group(), first.id.index, run.entries().len(), segment);
+                }
+            }
+            Item::Truncate { group, after } => end.segments.truncate(*group, *after),
+            Item::Small { key, value, .. } => {
+                if let Some(group) = small_key::purged_group(key)
+                    && let Some(id) = value.as_deref().and_then(RaftLogId::decode)
+                {
+                    end.segments.purge(group, id.index);
+                }
+                end.small.set(key, value.as_deref());
+            }
+            Item::Barrier { .. } => {}
+        }
+    }
+    for data in &taken.data {
+        assert_eq!(data.seq, end.last_seq + 1, "data batches are written in order");
+        if data.has_small
+            && let Some((_, ops)) = batch::decode(&data.encoded)
+        {
+            end.small.apply(&ops);
+        }
+        end.last_seq = data.seq;
+        end.segments.wrote_data(segment, data.seq);
+    }
 }

@@ -1,4 +1,5 @@
-//! Disks that a test can crash: the machine's own with each kind of tier, and one in memory that loses and tears.
+//! Disks that a test can crash: the machine's own with each kind of tier, and one in memory that loses and
+//! tears.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,6 +9,7 @@ use kv_storage::{
     tier::{MemTiers, TierFolders, TierKind},
 };
 
+#[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) const T: TableId = TableId::new(16);
 #[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) const U: TableId = TableId::new(17);

@@ -4,7 +4,8 @@ use super::finding::{File, Finding};
 use crate::cargo::Package;
 
 /// Permissive licences, compatible with Apache-2.0. A new one is added after reading it.
-const ALLOWED: [&str; 10] = [
+const ALLOWED: [&str; 11] = [
+    "0BSD",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",

@@ -1,0 +1,97 @@
+//! What an engine consists of. Each part owns its state and its locks; what concerns several of them (a commit, a drain, a
+//! checkpoint) is done by the files above, in the order in which locks are taken: the tier's mark, the memtable, the log.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    disk::Disk,
+    error::StorageError,
+    lifecycle::{Lifecycle, Phase},
+    lower::LowerTier,
+    memtable::Memtable,
+    options::StorageOptions,
+    readers::Readers,
+    snapshot::Temporaries,
+    wal::log::Log,
+};
+
+/// The owners, and what they share.
+pub(crate) struct Parts {
+    pub(crate) options: Arc<StorageOptions>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) life: Arc<Lifecycle>,
+    pub(crate) log: Log,
+    pub(crate) memtable: Memtable,
+    pub(crate) tier: LowerTier,
+    pub(crate) temporaries: Arc<Mutex<Temporaries>>,
+    pub(crate) refusals: Refusals,
+    pub(crate) readers: Arc<Readers>,
+}
+
+/// Commits that were refused for a bound.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(AtomicU64);
+
+impl Refusals {
+    /// Counts a result if it is a refusal.
+    pub(crate) fn count<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
+        if result.as_ref().is_err_and(StorageError::is_refusal) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    pub(crate) fn so_far(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Storage").field("dir", &self.options.dir).finish_non_exhaustive()
+    }
+}
+
+impl Parts {
+    /// The tier failed while running. A damaged one is marked, so that the next start sets it aside.
+    pub(crate) fn tier_failed(&self, e: &StorageError) {
+        if e.is_damaged_tier() {
+            self.tier.mark_suspect();
+        }
+        self.log.fail(e);
+    }
+
+    /// Enters a later phase of life.
+    pub(crate) fn stop(&self, phase: Phase) {
+        self.life.stop(phase);
+        self.log.close();
+        self.memtable.wake();
+        self.readers.close();
+    }
+}
+
+/// Keeps the engine open; the last one closes it. It does not wait for that, whichever thread drops it.
+#[derive(Debug)]
+pub(crate) struct KeepOpen(Arc<Parts>);
+
+impl KeepOpen {
+    pub(crate) fn new(parts: Arc<Parts>) -> KeepOpen {
+        KeepOpen(parts)
+    }
+
+    pub(crate) fn parts(&self) -> &Arc<Parts> {
+        &self.0
+    }
+}
+
+impl Drop for KeepOpen {
+    fn drop(&mut self) {
+        self.0.stop(Phase::Draining);
+    }
+}

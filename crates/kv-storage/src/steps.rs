@@ -1,0 +1,55 @@
+//! Who runs the steps: four threads, or one caller that pumps.
+
+use std::sync::Arc;
+
+use crate::{checkpoint, drain, error::StorageError, limits, parts::Parts};
+
+/// Runs a step while the engine runs, and waits where there is nothing to do.
+fn run(parts: &Arc<Parts>, step: impl Fn(&Arc<Parts>) -> bool) {
+    let wait = limits::IDLE_WAIT.min(parts.options.drain_interval);
+    let mut seen = 0;
+    while parts.life.check().is_ok() {
+        if !step(parts) {
+            parts.life.idle(&mut seen, wait);
+        }
+    }
+}
+
+fn drain_step(parts: &Parts) -> bool {
+    drain::is_due(parts) && drain::step(parts)
+}
+
+/// One round of all background work on this thread; true if there was any.
+pub(crate) fn pump(parts: &Arc<Parts>) -> bool {
+    if parts.life.is_halted() {
+        return false;
+    }
+    let mut worked = parts.log.write_step();
+    worked |= parts.log.prepare_step();
+    worked |= drain_step(parts);
+    worked |= checkpoint::step(parts);
+    worked | checkpoint::retention_step(parts)
+}
+
+/// Starts the threads. A panic of one of them ends the engine.
+pub(crate) fn start_threads(parts: &Arc<Parts>) -> Result<(), StorageError> {
+    type Body = fn(&Arc<Parts>);
+    let bodies: [(&str, Body); 4] = [
+        ("kv-log", |p| p.log.run_writer()),
+        ("kv-prepare", |p| run(p, |p| p.log.prepare_step())),
+        ("kv-drain", |p| run(p, |p| drain_step(p))),
+        ("kv-checkpoint", |p| run(p, |p| checkpoint::step(p) | checkpoint::retention_step(p))),
+    ];
+    for (name, body) in bodies {
+        let (own, panicked) = (parts.clone(), parts.clone());
+        parts.life.spawn(
+            name,
+            move || body(&own),
+            move |e| {
+                panicked.log.fail(&e);
+                panicked.log.refuse_rest();
+            },
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! The segment after the current one, made ahead: its zeros are written while the log is at rest, so that the writer's own
+//! syncs carry no metadata.
+
+use std::{
+    mem,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use tokio::time::Instant;
+
+use super::{progress::Progress, queue::Queue, segments::segment_path};
+use crate::{
+    disk::{Disk, DiskFile},
+    error::StorageError,
+    lifecycle::Lifecycle,
+    limits,
+    locks::lock,
+};
+
+#[derive(Debug, Default)]
+enum Made {
+    /// Wanted.
+    #[default]
+    Missing,
+    /// A thread writes zeros.
+    InProgress,
+    /// It is there.
+    Ready(u64, Arc<dyn DiskFile>),
+    /// The last attempt failed.
+    Failed(StorageError),
+}
+
+#[derive(Debug)]
+struct Next {
+    /// The segment that the writer has. Only the one after it may be made.
+    current: u64,
+    made: Made,
+}
+
+/// The next segment.
+pub(crate) struct NextSegment {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    segment_bytes: usize,
+    life: Arc<Lifecycle>,
+    queue: Arc<Queue>,
+    progress: Arc<Progress>,
+    next: Mutex<Next>,
+    changed: Condvar,
+    failed: AtomicBool,
+    /// The writer waits for it.
+    wanted: AtomicBool,
+}
+
+impl NextSegment {
+    pub(crate) fn new(
+        (disk, dir, segment_bytes): (Arc<dyn Disk>, PathBuf, usize),
+        life: Arc<Lifecycle>,
+        queue: Arc<Queue>,
+        progress: Arc<Progress>,
+        current: u64,
+    ) -> NextSegment {
+        NextSegment {
+            disk,
+            dir,
+            segment_bytes,
+            life,
+            queue,
+            progress,
+            next: Mutex::new(Next { current, made: Made::Missing }),
+            changed: Condvar::new(),
+            failed: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
+        }
+    }
+
+    /// Why the last attempt failed, until one succeeds.
+    pub(crate) fn failure(&self) -> Option<StorageError> {
+        if !self.failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        match &lock(&self.next).made {
+            Made::Failed(e) => Some(e.clone()),
+            _ => None,
+        }
+    }
+
+    /// Hands out the segment with this number, which becomes the writer's. If it is not being made: without zeros, slower to
+    /// sync but at once.
+    pub(crate) fn take(&self, id: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
+        let mut next = lock(&self.next);
+        assert_eq!(id, next.current + 1, "segments follow each other");
+        let give_up = Instant::now() + limits::PREPARE_WAIT;
+        loop {
+            match mem::take(&mut next.made) {
+                Made::Ready(ready, file) if ready == id => {
+                    next.current = id;
+                    return Ok(file);
+                }
+                Made::InProgress if self.life.has_threads() => {
+                    next.made = Made::InProgress;
+                    self.wanted.store(true, Ordering::Release);
+                    let waited = self.changed.wait_timeout(next, limits::IDLE_WAIT);
+                    next = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    if self.life.is_halted() {
+                        return Err(StorageError::Closed);
+                    }
+                    if let Some(failure) = self.life.failure() {
+                        return Err(failure);
+                    }
+                    if Instant::now() > give_up {
+                        let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                        return Err(StorageError::io("prepare the next segment of the log")(late));
+                    }
+                }
+                _ => {
+                    let file = create(&*self.disk, &self.dir, id, self.segment_bytes, false, &|_| true)?;
+                    next.current = id;
+                    return Ok(file);
+                }
+            }
+        }
+    }
+
+    /// Makes the next segment, if it is wanted; true if it is there now.
+    pub(crate) fn prepare_step(&self) -> bool {
+        let id = {
+            let mut next = lock(&self.next);
+            match &next.made {
+                Made::Missing | Made::Failed(_) => next.made = Made::InProgress,
+                Made::Ready(id, _) if *id <= next.current => next.made = Made::InProgress,
+                _ => return false,
+            }
+            next.current + 1
+        };
+        let made =
+            create(&*self.disk, &self.dir, id, self.segment_bytes, true, &|done| self.pace_zeros(done));
+        let ok = made.is_ok();
+        if let Err(e) = &made
+            && !self.life.is_halted()
+        {
+            tracing::warn!(error = %e, "the next log segment could not be prepared; commits are refused until it can");
+        }
+        lock(&self.next).made = match made {
+            Ok(file) => Made::Ready(id, file),
+            Err(e) => Made::Failed(e),
+        };
+        self.wanted.store(false, Ordering::Release);
+        self.failed.store(!ok, Ordering::Relaxed);
+        self.changed.notify_all();
+        ok
+    }
+
+    /// The engine ends: the writer does not wait on.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits until the next piece of zeros may be written; false to give up. While the log is being written, zeros keep just
+    /// so far ahead of it that they are done in time; they take the disk for themselves while it rests.
+    fn pace_zeros(&self, done: usize) -> bool {
+        let (to, of) = limits::ZERO_LEAD;
+        while self.life.has_threads() && self.life.is_running() {
+            let active = self.progress.active_bytes();
+            let behind = (done as u64) * of < active * to;
+            if behind || self.wanted.load(Ordering::Acquire) || self.life.failure().is_some() {
+                break;
+            }
+            thread::sleep(limits::ZERO_PAUSE);
+            if self.queue.waiting_bytes() == (0, 0) && active == self.progress.active_bytes() {
+                break;
+            }
+        }
+        !self.life.is_halted()
+    }
+}
+
+/// Makes a segment file. With `zeros` its blocks are written, so that later syncs need no metadata; `go_on` is asked before
+/// each piece, given what is done, and may take its time to answer.
+pub(crate) fn create(
+    disk: &dyn Disk,
+    dir: &Path,
+    id: u64,
+    bytes: usize,
+    zeros: bool,
+    go_on: &dyn Fn(usize) -> bool,
+) -> Result<Arc<dyn DiskFile>, StorageError> {
+    let fail = StorageError::io("prepare a log segment");
+    let file = disk.open(&segment_path(dir, id), true).map_err(&fail)?;
+    if zeros {
+        let chunk = vec![0; limits::ZERO_CHUNK.min(bytes)];
+        let mut at = 0;
+        while at < bytes {
+            if !go_on(at) {
+                return Err(StorageError::Closed);
+            }
+            let n = chunk.len().min(bytes - at);
+            file.write_at(chunk.get(..n).unwrap_or_default(), at as u64).map_err(&fail)?;
+            at += n;
+            // In pieces: one sync of a whole segment would hold up the log's own syncs.
+            file.sync_data().map_err(&fail)?;
+        }
+    }
+    file.set_len(bytes as u64).map_err(&fail)?;
+    file.sync_all().map_err(&fail)?;
+    disk.sync_dir(dir).map_err(&fail)?;
+    Ok(file)
+}
