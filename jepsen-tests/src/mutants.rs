@@ -104,6 +104,12 @@ pub fn traps() -> Vec<Trap> {
             &["raft_truncate"],
         ),
         trap(
+            "tail-batch-lost",
+            "a copy is what was there at its close",
+            Test("kv-storage-copies", "a_copy_is_what_was_there_at_its_close"),
+            &["a_copy"],
+        ),
+        trap(
             "skip-read-index",
             "a leader answers reads once a quorum confirmed it",
             Simulation(&[2]),

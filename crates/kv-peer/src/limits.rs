@@ -48,8 +48,10 @@ pub(crate) const REPORT_EVERY: Duration = Duration::from_millis(250);
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Flow-control window of one connection.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// Largest HTTP/2 frame: fewer of them for snapshots and large values.
-pub(crate) const H2_FRAME_BYTES: u32 = 256 << 10;
+/// Largest HTTP/2 frame. The keep-alive hears whole frames: one that takes longer than [`KEEP_ALIVE_INTERVAL`] on a slow link
+/// makes the accepting side ping, the answer waits behind the bytes that are on their way, and the connection is given up
+/// in the middle of a message, again and again. So links down to 32 kB/s work.
+pub(crate) const H2_FRAME_BYTES: u32 = 32 << 10;
 
 /// Default of [`crate::PeerConfig::ping_every`].
 pub(crate) const PING_EVERY: Duration = Duration::from_millis(100);

@@ -297,7 +297,8 @@ impl Link {
                 Ok(None) => return format!("{} closed the stream", self.to),
                 Err(status) => return format!("{}: {}", self.dial, chain(&status)),
             };
-            if message.frames.iter().any(|frame| !is_identity_refusal(frame)) {
+            // That bytes arrive (id 0) is said by the one that accepts them, before it knows for whom they are.
+            if message.frames.iter().any(|frame| frame.id != 0 && !is_identity_refusal(frame)) {
                 self.heard.now();
             }
             let mut state = self.state();

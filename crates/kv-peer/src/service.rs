@@ -123,7 +123,7 @@ impl Exchange {
             let message = tokio::select! {
                 biased;
                 _ = report.tick() => {
-                    // A large message on a slow link: whoever waits for its answer learns that it moves.
+                    // A large message on a slow link: who waits for its answer learns that it moves.
                     let now = arriving.total();
                     let answered = std::mem::replace(&mut told, now) == now || self.answer(0, pong());
                     if answered { continue } else { return }

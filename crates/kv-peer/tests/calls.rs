@@ -15,10 +15,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kv_env::Env;
-use kv_peer::{Address, Lane, PeerConfig, PeerError, PeerHandler, PeerRequest, PeerState, Peers};
+use kv_peer::{Address, Lane, Patience, PeerConfig, PeerError, PeerHandler, PeerRequest, PeerState, Peers};
 use kv_proto::peer::peer_service_client::PeerServiceClient;
 use kv_proto::peer::{
-    ExchangeRequest, ReplicaRead, ReplicaReadReply, RequestFrame, request_frame, response_frame,
+    ExchangeRequest, LogEntry, RaftAppend, ReplicaRead, ReplicaReadReply, RequestFrame, request_frame,
+    response_frame,
 };
 use kv_types::catalogue::Member;
 use kv_types::{Applied, ClusterId, Failure, NodeId, Reason};
@@ -129,6 +130,8 @@ async fn eventually(within: Duration, what: &str, condition: impl AsyncFn() -> b
 #[derive(Clone, Copy, PartialEq)]
 enum Flow {
     Pass,
+    /// 16 KiB at a time, 20 times a second.
+    Slow,
     Swallow,
     Cut,
 }
@@ -163,9 +166,10 @@ async fn pump(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut flow: watch::Receiver<Flow>,
 ) {
-    let mut buffer = vec![0; 64 << 10];
+    let moves = |flow: &Flow| matches!(flow, Flow::Pass | Flow::Slow);
+    let mut buffer = vec![0; 16 << 10];
     loop {
-        if flow.wait_for(|flow| *flow == Flow::Pass).await.is_err() {
+        if flow.wait_for(moves).await.is_err() {
             return;
         }
         let read = tokio::select! {
@@ -173,8 +177,11 @@ async fn pump(
             changed = flow.changed() => match changed { Ok(()) => continue, Err(_) => return },
             read = from.read(&mut buffer) => read.unwrap_or(0),
         };
-        if read == 0 || flow.wait_for(|flow| *flow == Flow::Pass).await.is_err() {
+        if read == 0 || flow.wait_for(moves).await.is_err() {
             return;
+        }
+        if *flow.borrow() == Flow::Slow {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
@@ -279,6 +286,55 @@ async fn a_swallowed_call_times_out_at_its_deadline_and_the_link_heals() {
     })
     .await;
     println!("healed after {healed:?}");
+}
+
+/// A request of so many bytes, which n2 refuses when it has all of it.
+fn large(bytes: usize) -> request_frame::Body {
+    let entry = LogEntry { id: None, payload: vec![0; bytes].into() };
+    request_frame::Body::RaftAppend(RaftAppend { entries: vec![entry], ..RaftAppend::default() })
+}
+
+#[tokio::test]
+async fn a_large_call_may_take_as_long_as_its_link_moves() {
+    let echo = Echo::new(0);
+    let (address, _server) = serve(&echo, |_| {}).await;
+    let (through, flow) = proxy(address).await;
+    let peers = caller(N2, &through, |_| {});
+    assert!(call(&peers, "free", Duration::from_secs(5)).await.is_ok());
+    let patient = |idle: Duration, at_most: Duration, body| {
+        let patience = Patience::WhileMoving { idle, at_most };
+        peers.call_with(N2, Lane::Data, Address::default(), body, patience)
+    };
+    let (idle, long) = (Duration::from_millis(800), Duration::from_secs(30));
+
+    // Three seconds for the whole, far more than the idle time, and it arrives once.
+    flow.send_replace(Flow::Slow);
+    let begun = Instant::now();
+    let refused = patient(idle, long, large(960 << 10)).await;
+    assert!(matches!(refused, Err(PeerError::Refused(_))), "{refused:?}");
+    assert!(begun.elapsed() > idle * 2, "{:?}", begun.elapsed());
+    assert_eq!(echo.begun(), 2);
+
+    // However it moves, it ends.
+    let begun = Instant::now();
+    let cut_off = patient(idle, Duration::from_secs(1), large(960 << 10)).await;
+    assert_eq!(cut_off, Err(PeerError::TimedOut));
+    assert!(begun.elapsed() < Duration::from_millis(1_300), "{:?}", begun.elapsed());
+    flow.send_replace(Flow::Pass);
+    eventually(Duration::from_secs(5), "the rest has passed", async || echo.begun() == 3).await;
+
+    // An answer that does not come is not progress.
+    let begun = Instant::now();
+    assert_eq!(patient(idle, long, read("held")).await, Err(PeerError::TimedOut));
+    let took = begun.elapsed();
+    assert!(took >= idle && took < idle * 2, "{took:?}");
+
+    // Nor is a link that swallows what it is given.
+    flow.send_replace(Flow::Swallow);
+    let begun = Instant::now();
+    assert_eq!(patient(idle, long, large(960 << 10)).await, Err(PeerError::TimedOut));
+    let took = begun.elapsed();
+    assert!(took >= idle && took < idle * 2, "{took:?}");
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
-//! How much of a group was proposed on this node and is not applied yet, by namespace. A proposal is counted before it
-//! reaches Raft and leaves the account when it is applied or can no longer be, whether or not its caller still waits. So
-//! the queues behind it are bounded, and what is refused here was never proposed.
+//! How much of a group was proposed on this node and is not applied yet, by namespace. A proposal is counted
+//! before it reaches Raft and leaves the account when it is applied or can no longer be, whether or not its
+//! caller still waits. So the queues behind it are bounded, and what is refused here was never proposed.
 //!
-//! No namespace may fill the account: each may hold at most half of what the others leave. One alone gets a half, two that
-//! flood get a third each, and so on, and a part stays free for those who come (the rule of dynamic thresholds that shared
-//! switch buffers use: Choudhury and Hahne, 1998).
+//! No namespace may fill the account: each may hold at most half of what the others leave. One alone gets a
+//! half, two that flood get a third each, and so on, and a part stays free for those who come (the rule of
+//! dynamic thresholds that shared switch buffers use: Choudhury and Hahne, 1998).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -69,8 +69,8 @@ impl Backlog {
         self.total
     }
 
-    /// Counts a proposal, or says why there is no room. The first proposal of a namespace needs no share, only room; an
-    /// empty account takes a proposal of any size, or it would never be applied.
+    /// Counts a proposal, or says why there is no room. The first proposal of a namespace needs no share,
+    /// only room; an empty account takes a proposal of any size, or it would never be applied.
     pub(crate) fn admit(&mut self, namespace: NamespaceId, bytes: u64) -> Result<(), Full> {
         let one = Load { entries: 1, bytes };
         let total = self.total.plus(one);
@@ -238,8 +238,9 @@ mod tests {
             }
         }
 
-        /// Entries are applied in the order in which they were admitted, and every namespace asks again and again, the greedy
-        /// ones many times in a row. A calm one is admitted before as much was applied as the account holds.
+        /// Entries are applied in the order in which they were admitted, and every namespace asks again and
+        /// again, the greedy ones many times in a row. A calm one is admitted before as much was applied as
+        /// the account holds.
         #[test]
         fn no_namespace_with_demand_is_starved(
             greed in prop::collection::vec((1u64..4_000, 1usize..200), 1..12),

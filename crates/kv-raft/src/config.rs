@@ -88,11 +88,25 @@ pub(crate) mod limits {
     pub(crate) const MEMBERSHIP_BYTES: usize = 16 << 10;
     /// Share of the log's bound up to which the log keeps what followers need after a snapshot in transit.
     pub(crate) const HELD_LOG_SHARE: (u64, u64) = (3, 4);
-    /// Snapshot files kept per group.
-    pub(crate) const SNAPSHOTS_KEPT: usize = 2;
+    /// Complete snapshot files kept per group; whoever reads a removed one keeps it open. One more is being written at most.
+    pub(crate) const SNAPSHOTS_KEPT: usize = 1;
+    /// A snapshot is due after so much of a group's log, or after half the state's size if that is more.
+    pub(crate) const SNAPSHOT_LOG_BYTES: u64 = 256 << 20;
+    /// Snapshots are written at this rate, so that the log's syncs do not wait for theirs.
+    pub(crate) const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
+    /// What may be written of a snapshot at once after a rest.
+    pub(crate) const SNAPSHOT_BURST_BYTES: u64 = 2 << 20;
+    /// Rows of a copy that are taken at once, bytes.
+    pub(crate) const PIECE_BYTES: usize = 1 << 20;
+    /// What an entry costs in the log beside its content, about.
+    pub(crate) const LOG_ENTRY_BYTES: u64 = 48;
+    /// Parts of a namespace that a digest reads under the applied lock at most.
+    pub(crate) const DIGEST_PARTS_AT_CLOSE: usize = 16;
+    /// How often a digest reads what was written to meanwhile before it tries to close.
+    pub(crate) const DIGEST_PASSES: usize = 4;
     /// Bytes of rows in one block of a snapshot.
     pub(crate) const SNAPSHOT_BLOCK_BYTES: usize = 1 << 20;
-    /// Rows taken from a cut, or read from a table, at once.
+    /// Rows taken from a copy, or read from a table, at once.
     pub(crate) const ROWS_AT_ONCE: usize = 1_024;
     /// Bytes of state changes that are applied at once; clients of one step are answered together.
     pub(crate) const STEP_BYTES: usize = 1 << 20;
@@ -114,6 +128,10 @@ pub(crate) mod limits {
     pub(crate) const LOG_TIME_STEP: Duration = Duration::from_secs(60);
     /// How often the log of a group is looked at: snapshots, purges, members that are missing.
     pub(crate) const STEWARD_TICK: Duration = Duration::from_millis(100);
+    /// A member that learns counts as caught up when it lacks fewer entries than twice this.
+    pub(crate) const LEARNER_LAG_ENTRIES: u64 = 100_000;
+    /// How long a snapshot that is written waits until openraft has heard of everything that is in it.
+    pub(crate) const TOLD_WAIT: Duration = Duration::from_secs(60);
     /// Least pause between snapshots that are taken because the log is large.
     pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
     /// Deadline of what a steward proposes or asks.
@@ -175,8 +193,10 @@ pub struct RaftConfig {
     pub election_min: Duration,
     /// The longest election timeout, and the lease of a leader.
     pub election_max: Duration,
-    /// A snapshot is taken after so many entries.
+    /// A snapshot is taken after so many entries at the latest; usually the size of the log decides earlier.
     pub snapshot_every: u64,
+    /// Snapshots of this node are written at this rate, bytes per second, one at a time.
+    pub snapshot_bytes_per_second: u64,
     /// Entries kept in the log below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
     /// Bytes of a snapshot that go to a follower in one message, at most 1 MiB.
@@ -201,7 +221,8 @@ impl RaftConfig {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(250),
             election_max: Duration::from_millis(500),
-            snapshot_every: 100_000,
+            snapshot_every: 4_000_000,
+            snapshot_bytes_per_second: limits::SNAPSHOT_BYTES_PER_SECOND,
             entries_kept: 50_000,
             transfer_chunk_bytes: 512 << 10,
             transfer_bytes_per_second: 32 << 20,
@@ -226,7 +247,7 @@ impl RaftConfig {
             snapshot_policy: SnapshotPolicy::Never,
             // So is the purge: it waits for followers that a snapshot is on its way to.
             max_in_snapshot_log_to_keep: u64::MAX,
-            replication_lag_threshold: self.snapshot_every.saturating_mul(2),
+            replication_lag_threshold: self.snapshot_every.min(limits::LEARNER_LAG_ENTRIES).saturating_mul(2),
             install_snapshot_timeout: millis(limits::SNAPSHOT_IDLE),
             // One-way partitions: a leader that is heard but hears nobody falls silent, so that others may campaign.
             quorum_loss_probe_interval: Some(lease * 2),

@@ -1,6 +1,6 @@
-//! Whether the log of this node still makes progress. A leader whose disk hangs keeps its followers with heartbeats and
-//! cannot take writes for long, although they could: it has to notice and to give up. An account of what was handed to the
-//! log and is not durable yet; it has no clock of its own.
+//! Whether the log of this node still makes progress. A leader whose disk hangs keeps its followers with
+//! heartbeats and cannot take writes for long, although they could: it has to notice and to give up. An
+//! account of what was handed to the log and is not durable yet; it has no clock of its own.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -8,49 +8,61 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::join_all;
 use kv_env::Env;
 use kv_peer::{Address, Lane, PeerRequest, Peers};
+use kv_proto::peer;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
-use kv_proto::{admin, peer};
 use kv_storage::{Batch, RaftLog, Storage, StorageError};
 use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::limits::MAX_VOTERS;
-use kv_types::{Failure, GroupId, NamespaceId, NodeId, Reason};
+use kv_types::{Failure, GroupId, NodeId, Reason};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{
-    ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, LinearizableReadError,
-    RaftError,
-};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, ClientWriteResponse, TransferLeaderRequest, VoteRequest,
-};
-use openraft::{AsyncRuntime, EmptyNode, Instant as _, LinearizerOption, ReadPolicy, ServerState};
-use tokio::sync::{OwnedRwLockReadGuard, watch};
+use openraft::errors::{Fatal, ForwardReason, ForwardToLeader, InitializeError, RaftError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use openraft::{AsyncRuntime, EmptyNode, ServerState};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::backlog::{Full, Load, Place, SharedBacklog};
+use crate::backlog::{Load, SharedBacklog};
+use crate::builder::{Account, SnapshotWork};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
-    ABILITY_EVERY, APPEND_ENTRIES, DISK_SILENCE, DOUBTFUL_READ_WAIT, FULL_LOG_RETRY_MS, GIVE_UP_EVERY,
-    HELD_LOG_SHARE, PROPOSAL_OVERHEAD_BYTES, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK,
-    SURVEY_DEADLINE,
+    ABILITY_EVERY, APPEND_ENTRIES, DISK_SILENCE, FULL_LOG_RETRY_MS, GIVE_UP_EVERY, HELD_LOG_SHARE,
+    RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE, TOLD_WAIT,
 };
 use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig, Vote, log_bytes_wanted};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
 use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
-use crate::kv_machine;
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError};
 use crate::network::Network;
-use crate::proposal::{Answering, Proposal, Reply};
+use crate::proposal::Reply;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
+use crate::schedule::{self, Growth};
 use crate::snapshot_in::{Gate, Incoming, Standing};
 use crate::snapshot_out::{Outgoing, Pace};
-use crate::strong::StartError;
-use crate::tables::{Space, Table};
 use crate::transfer::purge_target;
+
+/// Why the groups of a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The timings or bounds do not fit together.
+    #[error("the settings of Raft do not fit together: {0}")]
+    Settings(String),
+    /// The state in the tables or snapshots cannot be read.
+    #[error("the replicated state cannot be read: {0}")]
+    State(#[from] MachineError),
+    /// Raft refused.
+    #[error("{group} did not start: {why}")]
+    Raft {
+        /// The group.
+        group: GroupId,
+        /// Raft's words.
+        why: String,
+    },
+}
 
 /// What every group of a node shares.
 #[derive(Clone)]
@@ -61,16 +73,18 @@ pub(crate) struct Surroundings {
     pub(crate) env: Env,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) snapshots: SnapshotWork,
 }
 
 /// A Raft group as this node knows it.
 pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) raft: Raft,
-    around: Surroundings,
-    applied: Applied,
+    pub(crate) around: Surroundings,
+    pub(crate) applied: Applied,
+    account: Arc<Account>,
     /// What was proposed here and is not applied.
-    backlog: SharedBacklog,
+    pub(crate) backlog: SharedBacklog,
     /// Whether a proposal of this group can be applied.
     check: Check,
     /// Messages of peers that were refused.
@@ -82,7 +96,7 @@ pub(crate) struct Group {
     /// When the leadership may be moved.
     transfers: Mutex<Transfers>,
     /// Whoever digests the state holds it.
-    digesting: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) digesting: tokio::sync::Mutex<()>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
     rested: Instant,
     /// It never granted anything before this process began.
@@ -136,36 +150,6 @@ impl Drop for TransferTurn<'_> {
     }
 }
 
-/// The state of a group at one point of its log; it stands still while this lives.
-pub(crate) struct View {
-    applied: OwnedRwLockReadGuard<Option<LogId>>,
-    storage: Storage,
-    /// The term in which this node was confirmed as the leader.
-    pub(crate) term: u64,
-    /// Entries that were committed and are not in the state.
-    pub(crate) lag: u64,
-}
-
-impl View {
-    /// The last entry in the state.
-    pub(crate) fn index(&self) -> u64 {
-        self.applied.as_ref().map_or(0, |applied| applied.index)
-    }
-
-    /// A row, decoded.
-    pub(crate) fn get<T>(
-        &self,
-        table: Table,
-        key: &[u8],
-        decode: impl FnOnce(bytes::Bytes) -> Result<T, CodecError>,
-    ) -> Result<Option<T>, Failure> {
-        let failed =
-            |error: &dyn std::fmt::Display| Failure::new(Reason::StorageFailed, error.to_string()).of_read();
-        let row = self.storage.get(table.id(), key).map_err(|error| failed(&error))?;
-        row.map(|row| decode(row.value)).transpose().map_err(|error| failed(&error))
-    }
-}
-
 /// Why a voter that joins is not made the leader.
 const NOT_ELIGIBLE_TO_LEAD: &str = "its directory was fresh; it takes no leadership before it has caught up";
 
@@ -191,6 +175,19 @@ async fn promise(raft: &Raft, joining: &JoinState) -> Result<bool, Fatal<TypeCon
     Ok(promised)
 }
 
+/// Lets snapshots wait until openraft has heard how far the state was applied.
+fn tell_of_progress(raft: &Raft, account: &Account) {
+    let progress = raft.watch_apply_progress();
+    let _ = account.told.set(Box::new(move |last| {
+        let mut progress = progress.clone();
+        Box::pin(async move {
+            let deadline = Instant::now() + TOLD_WAIT;
+            let told = timeout_at(deadline, progress.wait_until_ge(&Some(last))).await?;
+            told.map(drop).map_err(std::io::Error::other)
+        })
+    }));
+}
+
 impl Group {
     /// Recovers the group and runs it. With a fresh directory it takes part in nothing before its steward has asked the
     /// other voters.
@@ -203,7 +200,8 @@ impl Group {
         let log: RaftLog = around.storage.raft(id);
         let newborn = log.vote().is_none();
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
-        let applied = machine.applied();
+        let machine = machine.with_snapshot_work(around.snapshots.clone());
+        let (applied, account) = (machine.applied(), machine.account());
         let pace = Pace {
             chunk_bytes: around.config.transfer_chunk_bytes,
             bytes_per_second: around.config.transfer_bytes_per_second,
@@ -232,6 +230,7 @@ impl Group {
         let disk = DiskWatch::default();
         let log = LogStore::new(log, disk.clone());
         let raft = Raft::new(me, Arc::new(settings), network, log, machine).await.map_err(fatal)?;
+        tell_of_progress(&raft, &account);
         if let Role::Joining(joining) = &role
             && !promise(&raft, joining).await.map_err(fatal)?
         {
@@ -243,6 +242,7 @@ impl Group {
             id,
             raft,
             applied,
+            account,
             backlog: SharedBacklog::new(Load {
                 entries: around.config.backlog_entries,
                 bytes: around.config.backlog_bytes,
@@ -252,7 +252,7 @@ impl Group {
             disk,
             hangs: AtomicBool::new(false),
             transfers: Mutex::default(),
-            digesting: Arc::default(),
+            digesting: tokio::sync::Mutex::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && role == Role::Settled),
             leader_heard: Mutex::new(None),
@@ -370,7 +370,7 @@ impl Group {
         Ok(TransferTurn(self))
     }
 
-    fn fatal(&self, fatal: &Fatal<TypeConfig>) -> Failure {
+    pub(crate) fn fatal(&self, fatal: &Fatal<TypeConfig>) -> Failure {
         match fatal {
             Fatal::Stopped => Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending(),
             Fatal::StorageError(error) => {
@@ -380,7 +380,7 @@ impl Group {
         }
     }
 
-    fn forwarded(&self, forward: ForwardToLeader<TypeConfig>) -> Unserved {
+    pub(crate) fn forwarded(&self, forward: ForwardToLeader<TypeConfig>) -> Unserved {
         match forward.reason {
             ForwardReason::NotLeader => {
                 let other =
@@ -395,187 +395,6 @@ impl Group {
                 Unserved::Failed(self.no_quorum("it leads, but no quorum has answered it for a lease"))
             }
         }
-    }
-
-    // ---- proposals and reads
-
-    /// A place for a proposal in the account of what is not applied yet. Refusals come before anything is queued.
-    fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
-        if let Err(pressure) = self.around.storage.log_pressure() {
-            let reason = match pressure {
-                StorageError::LogFull { .. } => Reason::LimitStorage,
-                _ => Reason::Overloaded,
-            };
-            return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));
-        }
-        let bound = self.backlog.bound();
-        let overloaded = |what: &str| {
-            let waiting = self.backlog.total();
-            Failure::new(
-                Reason::Overloaded,
-                format!(
-                    "{} {what}: {} entries of {} bytes wait to be applied; nothing was proposed",
-                    self.id, waiting.entries, waiting.bytes
-                ),
-            )
-            .with("limit_entries", bound.entries)
-            .with("limit_bytes", bound.bytes)
-            .retry_after_ms(RETRY_AFTER_MS)
-        };
-        // What earlier leaders proposed counts too, though it is in no account here.
-        let unapplied = {
-            let metrics = self.raft.data_metrics();
-            let metrics = metrics.borrow_watched();
-            let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
-            index(&metrics.last_log).saturating_sub(index(&metrics.last_applied))
-        };
-        if unapplied > bound.entries {
-            return Err(overloaded("has not applied its log"));
-        }
-        let bytes =
-            u64::try_from(proposal.0.len()).unwrap_or(u64::MAX).saturating_add(PROPOSAL_OVERHEAD_BYTES);
-        self.backlog.admit(namespace, bytes).map_err(|full| match full {
-            Full::Group => overloaded("has as much to apply as it may"),
-            Full::Namespace => overloaded("has as much to apply for this namespace as it may"),
-        })
-    }
-
-    /// What was proposed here and is not applied.
-    #[cfg(test)]
-    pub(crate) fn backlog(&self) -> Load {
-        self.backlog.total()
-    }
-
-    /// Nothing is applied while this lives.
-    #[cfg(test)]
-    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<Option<LogId>> {
-        self.applied.clone().read_owned().await
-    }
-
-    /// Proposes a command for a namespace and waits until it is applied here. It holds its place in the account until Raft
-    /// is done with it, also when the deadline passes before.
-    pub(crate) async fn propose(
-        &self,
-        namespace: NamespaceId,
-        proposal: Proposal,
-        deadline: Instant,
-    ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
-        let place = self.admit_proposal(namespace, &proposal)?;
-        let (responder, answer) = Answering::new(place);
-        let handed = self.raft.write(proposal).responder(responder).into_future();
-        match timeout_at(deadline, handed).await {
-            Ok(Ok(())) => {}
-            // Raft's own queue had no room up to the deadline: it has not taken the message and will not.
-            Err(_) => {
-                let why = format!("{} did not take the proposal by the deadline", self.id);
-                return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS).into());
-            }
-            Ok(Err(fatal)) => return Err(self.fatal(&fatal).after_sending().into()),
-        }
-        let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(Ok(response))) => Ok(response),
-            Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
-                Err(self.no_quorum("nothing was decided").into())
-            }
-            Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
-            Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(self.forwarded(forward)),
-            Ok(Ok(Err(error))) => Err(unknown(error.to_string()).into()),
-            // The group stopped; it may have been proposed before.
-            Ok(Err(_)) => {
-                let state = self.raft.metrics().borrow_watched().running_state.clone();
-                Err(self.fatal(&state.err().unwrap_or(Fatal::Stopped)).after_sending().into())
-            }
-        }
-    }
-
-    /// A view of the state that includes everything that was decided before this call: the leader lets a quorum confirm it
-    /// (read index), then waits until it has applied as much.
-    pub(crate) async fn view(&self, deadline: Instant) -> Result<View, Unserved> {
-        let late = || self.late("a quorum confirmed the leader");
-        let behind =
-            || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
-        let lease = self.around.config.election_max;
-        let metrics = self.raft.data_metrics();
-        let last_quorum = metrics.borrow_watched().last_quorum_acked.map(|at| at.into_inner().elapsed());
-        // Cut off from the quorum: do not let every read find that out by itself for a whole lease.
-        let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
-        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
-        if kv_types::mutant!(SkipReadIndex) && self.leadership() == Leadership::Leads {
-            let applied =
-                timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
-            return Ok(View {
-                applied,
-                storage: self.around.storage.clone(),
-                term: self.leader_and_term().1,
-                lag: 0,
-            });
-        }
-        let confirmed =
-            timeout_at(deadline, self.raft.get_read_linearizer(option)).await.map_err(|_| late())?;
-        let linearizer = confirmed.map_err(|error| match error {
-            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => self.forwarded(forward),
-            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
-                Unserved::Failed(self.no_quorum("no quorum confirmed that it still leads"))
-            }
-            RaftError::Fatal(fatal) => Unserved::Failed(self.fatal(&fatal)),
-        })?;
-        let term = linearizer.read_log_id().committed_leader_id().term;
-        let left = deadline.saturating_duration_since(Instant::now());
-        match linearizer.try_await_ready(&self.raft, Some(left)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(behind().into()),
-            Err(fatal) => return Err(self.fatal(&fatal).into()),
-        }
-        let applied = timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
-        let committed = metrics.borrow_watched().local_committed.map_or(0, |id| id.index);
-        let lag = committed.saturating_sub(applied.as_ref().map_or(0, |id| id.index));
-        Ok(View { applied, storage: self.around.storage.clone(), term, lag })
-    }
-
-    /// A digest of this node's own replica of a namespace at one point of the log, which it names. Nobody is asked.
-    ///
-    /// The lock is held for the cut alone, so that a namespace of any size does not keep entries from being applied; a cut that
-    /// is open holds up the drain, so there is one at a time.
-    pub(crate) async fn digest(
-        &self,
-        namespace: NamespaceId,
-        deadline: Instant,
-    ) -> Result<admin::GetDigestResponse, Failure> {
-        let late = || {
-            Failure::new(Reason::Overloaded, format!("{} was not digested by the deadline", self.id))
-                .retry_after_ms(RETRY_AFTER_MS)
-        };
-        let failed = |error: MachineError| {
-            match error {
-            MachineError::Storage(StorageError::CutExpired) => Failure::new(
-                Reason::Overloaded,
-                "the namespace was not read to its end while its state could be held; ask again when less is written",
-            )
-            .retry_after_ms(RETRY_AFTER_MS),
-            error => Failure::new(Reason::StorageFailed, error.to_string()).of_read(),
-        }
-        };
-        let digest = async {
-            let alone = self.digesting.clone().lock_owned().await;
-            let (applied, cut) = {
-                let applied = self.applied.read().await;
-                let cut = kv_machine::cut_of(&self.around.storage, Space::first(self.id), namespace)
-                    .map_err(|error| failed(error.into()))?;
-                (applied.as_ref().map_or(0, |applied| applied.index), cut)
-            };
-            let digested = NodeRuntime::blocking(move || {
-                let _alone = alone;
-                kv_machine::digest(cut)
-            });
-            let (digest, keys) = digested.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
-            Ok(admin::GetDigestResponse {
-                partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
-                applied_index: Some(applied),
-                ..admin::GetDigestResponse::default()
-            })
-        };
-        timeout_at(deadline, digest).await.map_err(|_| late())?
     }
 
     // ---- from peers
@@ -1016,7 +835,10 @@ impl Group {
         let wanted = log_bytes_wanted(storage.max_log_bytes());
         let pressed = storage.log_pressure().is_err() || (log_bytes > wanted && !held);
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
-        if rested && (fresh >= config.snapshot_every || (pressed && fresh > 0)) {
+        let (bytes, state_bytes) = self.account.growth();
+        let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
+        let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
+        if rested && (due || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;
             return Ok(());

@@ -1,5 +1,6 @@
-//! When the leadership of a group may be moved on request. Each move interrupts the group for a moment, so there is one at
-//! a time and a pause after it, which the new leader keeps too: a loop of requests does not take a group out of service.
+//! When the leadership of a group may be moved on request. Each move interrupts the group for a moment, so
+//! there is one at a time and a pause after it, which the new leader keeps too: a loop of requests does not
+//! take a group out of service.
 
 use tokio::time::Instant;
 

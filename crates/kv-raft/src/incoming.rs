@@ -1,6 +1,7 @@
-//! What a peer sends is checked before Raft sees it, because what Raft takes is persisted: a term that leaps would end all
-//! elections, and an entry that cannot be decoded would end every member that applies it, restarts included. Until peers
-//! prove who they are this is all that stands between one bad frame and the log. What is refused here changes nothing.
+//! What a peer sends is checked before Raft sees it, because what Raft takes is persisted: a term that leaps
+//! would end all elections, and an entry that cannot be decoded would end every member that applies it,
+//! restarts included. Until peers prove who they are this is all that stands between one bad frame and the
+//! log. What is refused here changes nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes};
-use kv_storage::{Cut, Storage, StorageError};
+use kv_storage::Storage;
 use kv_types::catalogue::FeatureLevel;
 use kv_types::{ClientId, Failure, Key, Mutation, NamespaceId, Reason, RequestId, Value};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{self, CodecError, Reader, Write};
-use crate::config::limits::ROWS_AT_ONCE;
 use crate::machine::{Domain, MachineError};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
 use crate::row::Live;
@@ -141,38 +140,6 @@ pub(crate) fn decode_revision(bytes: Bytes) -> Result<u64, CodecError> {
     let mut reader = Reader::versioned(bytes, "revision", codec::VERSION)?;
     let revision = reader.u64()?;
     reader.end().map(|()| revision)
-}
-
-/// Freezes what a group has of a namespace; whoever wants it of one point of the log holds the group's applied lock.
-pub(crate) fn cut_of(storage: &Storage, space: Space, namespace: NamespaceId) -> Result<Cut, StorageError> {
-    let (revision, data) = (keys::revision(space, namespace), keys::of_namespace(space, namespace));
-    storage.cut(&[(Table::Meta.id(), &revision), (Table::Data.id(), &data)])
-}
-
-/// A hash of the revision of a namespace and of its keys with all that their rows say, in the order of the keys, and how
-/// many keys there are. Equal on replicas that applied the same entries. Blocks: call it off the async workers.
-pub(crate) fn digest(mut cut: Cut) -> Result<(u64, u64), MachineError> {
-    let mut hash = Xxh3::new();
-    let mut count = 0;
-    while let Some(rows) = cut.next_chunk(ROWS_AT_ONCE)? {
-        for (table, key, row) in rows {
-            // What rows mean is hashed, not how they are written: that may change between versions.
-            if table == Table::Meta.id() {
-                hash.update(&decode_revision(row)?.to_be_bytes());
-                continue;
-            }
-            // Where it stands on this node is not what it means.
-            let (_, key) = keys::of_data(&key)?;
-            let Live { create, revision, version, lease, value } = Live::decode(row)?;
-            hash.update(&codec::length(key.len()).to_be_bytes());
-            hash.update(&key);
-            [create, revision, version, lease].into_iter().for_each(|n| hash.update(&n.to_be_bytes()));
-            hash.update(&codec::length(value.len()).to_be_bytes());
-            hash.update(&value);
-            count += 1;
-        }
-    }
-    Ok((hash.digest(), count))
 }
 
 /// A key-value group's state. Counters, clock and sessions are in memory; what a step changed of them reaches the tables

@@ -2,7 +2,7 @@
 //! others hold key-value data with client sessions, so that a write is applied once.
 //!
 //! Layers, from the wire to the disk: [`Strong`] (requests, forwarding, receipts) over `groups` (one Raft group: standing,
-//! proposals, reads, its steward) over openraft, which sees `network` (kv-peer), `log_store` (the node's log) and
+//! peers' messages, its steward) and `requests` (proposals and reads) over openraft, which sees `network` (kv-peer), `log_store` (the node's log) and
 //! `machine` (tables, snapshots). What entries mean is decided by the domains `catalogue_machine` and `kv_machine`, pure
 //! functions of the log. `config` and `codec` keep openraft's types off the disk and the wire; this crate alone names it.
 //!
@@ -15,9 +15,11 @@
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
 mod backlog;
+mod builder;
 mod catalogue_machine;
 mod codec;
 mod config;
+mod digest;
 mod disk_watch;
 mod groups;
 mod handover;
@@ -30,8 +32,10 @@ mod network;
 mod pace;
 mod proposal;
 mod rejoin;
+mod requests;
 mod row;
 mod runtime;
+mod schedule;
 mod sessions;
 mod snapshot;
 mod snapshot_in;
@@ -44,6 +48,7 @@ mod transfer;
 
 pub use codec::CodecError;
 pub use config::RaftConfig;
+pub use groups::StartError;
 pub use machine::MachineError;
 pub use runtime::NodeRuntime;
-pub use strong::{Hop, StartError, Strong};
+pub use strong::{Hop, Strong};

@@ -2,12 +2,14 @@
 //!
 //! A command carries the wall clock of the leader that proposed it. Two things are made of that:
 //!
-//! - **Log time** moves by what passes on the clock of one leader within its term, at most [`LOG_TIME_STEP`] a command. A new
-//!   leader only begins to count: how far its clock is from the last one's does not matter, so a clock that is an hour ahead
-//!   moves nothing by an hour. Log time decides when something is idle or over. While nothing is proposed, and between two
-//!   leaders, it may stand still: what it ends, ends later, never earlier.
-//! - The **latest wall clock** is the latest one that any command carried. It is compared with the clocks of clients. A leader
-//!   whose clock is behind moves it nowhere; one whose clock is ahead can move it beyond true time.
+//! - **Log time** moves by what passes on the clock of one leader within its term, at most [`LOG_TIME_STEP`]
+//!   a command. A new leader only begins to count: how far its clock is from the last one's does not matter,
+//!   so a clock that is an hour ahead moves nothing by an hour. Log time decides when something is idle or
+//!   over. While nothing is proposed, and between two leaders, it may stand still: what it ends, ends later,
+//!   never earlier.
+//! - The **latest wall clock** is the latest one that any command carried. It is compared with the clocks of
+//!   clients. A leader whose clock is behind moves it nowhere; one whose clock is ahead can move it beyond
+//!   true time.
 
 use bytes::BufMut;
 

@@ -12,12 +12,13 @@ use futures_util::{Stream, TryStreamExt};
 use kv_storage::{Batch, Snapshots, Storage, StorageError};
 use kv_types::GroupId;
 use kv_types::catalogue::FeatureLevel;
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
 
+use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec::{self, CodecError};
-use crate::config::limits::{SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
+use crate::config::limits::{LOG_ENTRY_BYTES, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::proposal::{Point, Proposal, Reply};
 use crate::runtime::NodeRuntime;
@@ -96,8 +97,17 @@ pub(crate) trait Domain: Send + Sync + 'static {
     fn publish(&self);
 }
 
-/// How far the tables of a group are applied. Whoever holds it for reading sees the state at exactly this point.
-pub(crate) type Applied = Arc<RwLock<Option<LogId>>>;
+/// Which rows are a group's state, and how far they are applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AppliedState {
+    /// Where the rows stand.
+    pub(crate) space: Space,
+    /// The last entry that is in them.
+    pub(crate) last: Option<LogId>,
+}
+
+/// Whoever holds it for reading sees the state at exactly this point.
+pub(crate) type Applied = Arc<RwLock<AppliedState>>;
 
 /// A group's state machine.
 pub(crate) struct Machine {
@@ -107,6 +117,8 @@ pub(crate) struct Machine {
     domain: Box<dyn Domain>,
     mark: SnapshotMeta,
     applied: Applied,
+    account: Arc<Account>,
+    work: SnapshotWork,
 }
 
 impl Machine {
@@ -123,7 +135,9 @@ impl Machine {
             files,
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
-            applied: Applied::default(),
+            applied: Arc::new(RwLock::new(AppliedState { space: Space::first(group), last: None })),
+            account: Arc::default(),
+            work: SnapshotWork::default(),
         };
         match machine.stored_mark() {
             Ok(mark) => machine.reload(mark).await?,
@@ -143,13 +157,23 @@ impl Machine {
         self.applied.clone()
     }
 
+    /// What the steward reads and openraft's progress is told to.
+    pub(crate) fn account(&self) -> Arc<Account> {
+        self.account.clone()
+    }
+
+    /// Shares the snapshots' turn and pace with the node's other groups.
+    pub(crate) fn with_snapshot_work(self, work: SnapshotWork) -> Self {
+        Self { work, ..self }
+    }
+
     fn stored_mark(&self) -> Result<SnapshotMeta, MachineError> {
         stored_mark(&self.storage, self.space)
     }
 
     async fn reload(&mut self, mark: SnapshotMeta) -> Result<(), MachineError> {
         self.domain.load(&self.storage, self.space)?;
-        *self.applied.write().await = mark.last_log_id;
+        self.applied.write().await.last = mark.last_log_id;
         self.mark = mark;
         self.domain.publish();
         Ok(())
@@ -198,13 +222,14 @@ impl Machine {
 
     /// Brings a step to the tables and answers its clients.
     async fn finish(&mut self, step: Step<'_>) -> Result<(), MachineError> {
-        let Step { mut stage, mark, replies, .. } = step;
+        let Step { mut stage, mark, replies, log_bytes, .. } = step;
         self.domain.seal(&mut stage);
         stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
         {
             let mut applied = self.applied.write().await;
             self.storage.apply(stage.into_batch()).await?;
-            *applied = mark.last_log_id;
+            applied.last = mark.last_log_id;
+            self.account.applied(log_bytes);
         }
         self.mark = mark;
         self.domain.publish();
@@ -231,18 +256,18 @@ impl Machine {
             })
             .await?;
             blocks = rest;
-            let Some(block) = block? else { break };
-            replace.push(batch_of(block)?).await?;
+            let Some((_, block)) = block? else { break };
+            replace.push(batch_of(block, self.space)?).await?;
         }
         let row = Batch::new().put(Table::Applied.id(), &prefix, codec::encode_mark(&mark));
         replace.finish(row).await?;
-        *applied = mark.last_log_id;
+        applied.last = mark.last_log_id;
         drop(applied);
         self.reload(mark).await
     }
 }
 
-fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineError> {
+pub(crate) fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineError> {
     match storage.get(Table::Applied.id(), &keys::of_space(space))? {
         Some(row) => Ok(codec::decode_mark(row.value)?),
         None => Ok(SnapshotMeta::default()),
@@ -266,11 +291,14 @@ struct Step<'a> {
     mark: SnapshotMeta,
     replies: Vec<(Responder, Reply)>,
     entries: usize,
+    /// Bytes of the entries in the log.
+    log_bytes: u64,
 }
 
 impl<'a> Step<'a> {
     fn new(storage: &'a Storage, space: Space, mark: SnapshotMeta, found: Rows) -> Self {
-        Self { stage: Stage::new(storage, space).with_found(found), mark, replies: Vec::new(), entries: 0 }
+        let stage = Stage::new(storage, space).with_found(found);
+        Self { stage, mark, replies: Vec::new(), entries: 0, log_bytes: 0 }
     }
 
     fn is_full(&self) -> bool {
@@ -281,6 +309,7 @@ impl<'a> Step<'a> {
         let id = entry.log_id;
         self.mark.last_log_id = Some(id);
         self.entries += 1;
+        self.log_bytes += LOG_ENTRY_BYTES;
         let reply = match entry.payload {
             EntryPayload::Blank => Reply::None,
             EntryPayload::Membership(membership) => {
@@ -288,6 +317,7 @@ impl<'a> Step<'a> {
                 Reply::None
             }
             EntryPayload::Normal(proposal) => {
+                self.log_bytes += proposal.0.len() as u64;
                 let point = Point { term: id.leader_id.term, index: id.index };
                 domain.apply(&mut self.stage, point, &proposal)?
             }
@@ -331,6 +361,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             storage: self.storage.clone(),
             files: self.files.clone(),
             applied: self.applied.clone(),
+            account: self.account.clone(),
+            work: self.work.clone(),
         }
     }
 
@@ -350,54 +382,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let files = self.files.clone();
         let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
-        Ok(newest.map(|(file, meta)| Snapshot {
-            meta,
-            snapshot: SnapshotData::File { files: self.files.clone(), id: file.id },
+        Ok(newest.map(|(file, meta)| {
+            self.account.has_snapshot(0, file.bytes);
+            Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id: file.id } }
         }))
-    }
-}
-
-/// Builds a snapshot of the state at the time when it begins.
-pub(crate) struct Builder {
-    space: Space,
-    storage: Storage,
-    files: Snapshots,
-    applied: Applied,
-}
-
-impl RaftSnapshotBuilder<TypeConfig> for Builder {
-    type SnapshotData = SnapshotData;
-
-    /// A snapshot that cannot be taken now (the disk is full, the cut grew too old) is no reason to stop a voter: the newest
-    /// one stands, nothing is purged, and the steward asks again.
-    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        match self.build().await {
-            Ok(snapshot) => Ok(snapshot),
-            Err(error) => {
-                tracing::warn!(group = self.space.group.0, %error, "no snapshot was taken; the log is kept until one is");
-                let files = self.files.clone();
-                let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
-                let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
-                Ok(Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id } })
-            }
-        }
-    }
-}
-
-impl Builder {
-    async fn build(&self) -> Result<Snapshot, MachineError> {
-        let (mark, cut) = {
-            let _applied = self.applied.read().await;
-            let prefix = keys::of_space(self.space);
-            let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
-            let mark = stored_mark(&self.storage, self.space)?;
-            (mark, self.storage.cut(&ranges)?)
-        };
-        // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead of the log.
-        self.storage.raft(self.space.group).barrier().await?;
-        let (files, meta) = (self.files.clone(), mark.clone());
-        let id = NodeRuntime::blocking(move || snapshot::write(&files, &meta, cut)).await??;
-        tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, "snapshot taken");
-        Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id } })
     }
 }

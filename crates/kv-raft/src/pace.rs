@@ -1,6 +1,7 @@
-//! How much of the log goes to a peer at once, learned from how long appends take: so much that one takes about half a
-//! second at most, and no less than one entry. On a slow link large appends hold up what comes behind them; on a fast one
-//! small ones waste round trips. A value: it is told what happened and has no clock.
+//! How much of the log goes to a peer at once, learned from how long appends take: so much that one takes
+//! about half a second at most, and no less than one entry. On a slow link large appends hold up what comes
+//! behind them; on a fast one small ones waste round trips. A value: it is told what happened and has no
+//! clock.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// How many of the entries, given by their bytes, go into the next append: as many as fit, and at least one.
+    /// How many of the entries, given by their bytes, go into the next append: as many as fit, and at least
+    /// one.
     pub(crate) fn prefix(&self, entries: impl IntoIterator<Item = usize>) -> usize {
         let mut bytes = 0usize;
         let fits = entries.into_iter().take_while(|entry| {
@@ -42,7 +44,8 @@ impl Pace {
         if within < self.budget {
             self.budget = within.max(APPEND_BYTES_MIN);
         } else if bytes >= self.budget / 2 {
-            // It was the budget that kept it small: at most twice as much next time, whatever one fast answer seems to say.
+            // It was the budget that kept it small: at most twice as much next time, whatever one fast answer
+            // seems to say.
             self.budget = within.min(self.budget.saturating_mul(2)).min(APPEND_BYTES);
         }
     }
@@ -93,7 +96,8 @@ mod tests {
     }
 
     proptest! {
-        /// After a few full appends over a steady link one takes no longer than the target, unless it is as small as may be.
+        /// After a few full appends over a steady link one takes no longer than the target, unless it is as
+        /// small as may be.
         #[test]
         fn it_settles(rate in 50_000usize..200_000_000, start in APPEND_BYTES_MIN..=APPEND_BYTES) {
             let mut pace = Pace { budget: start };

@@ -1,8 +1,9 @@
 //! What the tables say of a key of a strong namespace, as bytes.
 //!
-//! A row is `version | kind | create | mod | version of the key | lease | value`, the four numbers as 64 bits, big endian.
-//! There is one kind today, a live value. The second is given away already: a delete will leave a tombstone once there is
-//! history to be compacted. A kind that is not known here was written by a newer node, and is refused by name.
+//! A row is `version | kind | create | mod | version of the key | lease | value`, the four numbers as 64
+//! bits, big endian. There is one kind today, a live value. The second is given away already: a delete will
+//! leave a tombstone once there is history to be compacted. A kind that is not known here was written by a
+//! newer node, and is refused by name.
 
 use bytes::{BufMut, Bytes};
 

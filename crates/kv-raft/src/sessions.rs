@@ -1,26 +1,31 @@
-//! Client sessions in the state machine (Ongaro's dissertation, 6.3): a write is applied once, however often it is sent.
+//! Client sessions in the state machine (Ongaro's dissertation, 6.3): a write is applied once, however often
+//! it is sent.
 //!
-//! A session belongs to a client and a namespace. Its first write (seq 1) opens it. Results are kept per seq, in a window and
-//! above what the client has acknowledged; a resend gets the first result. What is kept is small: of a comparison that did
-//! not hold, only that it did not. What can no longer be proved is refused: a session that was forgotten
-//! (`SESSION_EXPIRED`), a seq below what is kept (`REQUEST_EXPIRED`), an opening that may have been forgotten. Such a refusal
-//! is *unknown*, unless the write was sent for the first time: then nothing of it was applied.
+//! A session belongs to a client and a namespace. Its first write (seq 1) opens it. Results are kept per seq,
+//! in a window and above what the client has acknowledged; a resend gets the first result. What is kept is
+//! small: of a comparison that did not hold, only that it did not. What can no longer be proved is refused: a
+//! session that was forgotten (`SESSION_EXPIRED`), a seq below what is kept (`REQUEST_EXPIRED`), an opening
+//! that may have been forgotten. Such a refusal is *unknown*, unless the write was sent for the first time:
+//! then nothing of it was applied.
 //!
-//! **Why a late opening is not applied twice.** Forgetting a session moves the *horizon* to its issue time or beyond, and the
-//! horizon never goes back; an opening that was issued at or before the horizon is refused. A resend repeats the issue time.
-//! So once the session that an opening made is forgotten, every resend of it is refused.
+//! **Why a late opening is not applied twice.** Forgetting a session moves the *horizon* to its issue time or
+//! beyond, and the horizon never goes back; an opening that was issued at or before the horizon is refused. A
+//! resend repeats the issue time. So once the session that an opening made is forgotten, every resend of it
+//! is refused.
 //!
-//! **Why nobody is locked out by another's clock.** Clients say when they issued an opening, so the horizon must not follow
-//! a clock that is ahead. A session is forgotten only when the latest wall clock of a leader ([`LogTime::latest`]) has
-//! reached its issue time. So the horizon never passes the latest clock of a leader, whatever clients say, and an opening that
-//! is issued after that is taken. Until then such a session stays; there is a bound for how far ahead an opening may be
-//! issued, and one for how many such sessions there are.
+//! **Why no client is locked out by another's clock.** Clients say when they issued an opening, so the horizon
+//! must not follow a clock that is ahead. A session is forgotten only when the latest wall clock of a leader
+//! ([`LogTime::latest`]) has reached its issue time. So the horizon never passes the latest clock of a
+//! leader, whatever clients say, and an opening that is issued after that is taken. Until then such a session
+//! stays; there is a bound for how far ahead an opening may be issued, and one for how many such sessions
+//! there are.
 //!
-//! **Bounds.** Sessions are bounded in number and in bytes, counted by fixed prices. Where there is no room, the session
-//! unused longest is forgotten; where none may be forgotten, the write is refused before it is applied (`OVERLOADED`).
+//! **Bounds.** Sessions are bounded in number and in bytes, counted by fixed prices. Where there is no room,
+//! the session unused longest is forgotten; where none may be forgotten, the write is refused before it is
+//! applied (`OVERLOADED`).
 //!
-//! Everything here is a function of the log. A row per session is the whole persistent state, written at most once a step
-//! ([`Sessions::seal`]); the index in memory is read from the rows.
+//! Everything here is a function of the log. A row per session is the whole persistent state, written at most
+//! once a step ([`Sessions::seal`]); the index in memory is read from the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,7 +77,8 @@ pub(crate) enum Outcome {
     Deleted { existed: bool },
     /// The comparison held.
     Swapped,
-    /// The comparison did not hold. What was found is not kept: values are large, and a session must stay small.
+    /// The comparison did not hold. What was found is not kept: values are large, and a session must stay
+    /// small.
     Mismatch,
 }
 
@@ -104,7 +110,8 @@ impl Default for SessionBounds {
     }
 }
 
-/// When an opening may have been issued: from behind the horizon up to a little after the latest clock of a leader.
+/// When an opening may have been issued: from behind the horizon up to a little after the latest clock of a
+/// leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Openings {
     /// Sessions issued at or before it may have been forgotten, ms.
@@ -119,8 +126,9 @@ impl Openings {
         Self { latest: self.latest.max(wall_ms), ..self }
     }
 
-    /// Refuses an opening by its issue time. For one that is sent for the first time the refusal is definite, so the node
-    /// that is asked can say it before it proposes anything; others have to go through the log, which may know them.
+    /// Refuses an opening by its issue time. For one that is sent for the first time the refusal is definite,
+    /// so the node that is asked can say it before it proposes anything; others have to go through the log,
+    /// which may know them.
     pub(crate) fn check(self, mutation: &Mutation) -> Result<(), Failure> {
         let Self { horizon, latest } = self;
         let issued = mutation.issued_at_ms;

@@ -4,13 +4,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{BufMut, Bytes};
-use kv_storage::{Batch, Cut, SnapshotInfo, SnapshotPart, SnapshotReader, Snapshots, StorageError};
+use kv_storage::{Batch, BlockKind, SnapshotInfo, SnapshotPart, SnapshotReader, Snapshots, StorageError};
 
 use crate::codec::{self, CodecError, Reader, Write};
-use crate::config::limits::{ROWS_AT_ONCE, SNAPSHOT_BLOCK_BYTES, SNAPSHOTS_KEPT};
+use crate::config::limits::SNAPSHOT_BLOCK_BYTES;
 use crate::config::{LogId, SnapshotMeta};
 use crate::machine::MachineError;
-use crate::tables::{Table, keys};
+use crate::tables::{Space, Table, keys};
 
 /// A snapshot's contents, where they are.
 #[derive(Clone)]
@@ -55,44 +55,6 @@ pub(crate) fn id_of(last: Option<&LogId>) -> u64 {
     last.map_or(0, |last| last.index.saturating_add(1))
 }
 
-/// Writes a cut as a file, unless there is one of this state already. Blocks: call it off the async workers.
-pub(crate) fn write(files: &Snapshots, mark: &SnapshotMeta, mut cut: Cut) -> Result<u64, MachineError> {
-    let id = id_of(mark.last_log_id.as_ref());
-    let header = codec::encode_mark(mark);
-    if has(files, id, &header)? {
-        return Ok(id);
-    }
-    let mut file = files.create(id, &header)?;
-    let mut block = Block::new();
-    while let Some(rows) = cut.next_chunk(ROWS_AT_ONCE)? {
-        for row in rows {
-            let (table, key, value) = row;
-            if kv_types::mutant!(DedupLostInSnapshot) && table == Table::Sessions.id() {
-                continue;
-            }
-            if kv_types::mutant!(SnapshotDropsValues) && table == Table::Data.id() && drops(&key)? {
-                continue;
-            }
-            block.push(table.get(), &key, &value);
-            if block.is_full() {
-                file.write(&block.take())?;
-            }
-        }
-    }
-    drop(cut);
-    if !block.is_empty() {
-        file.write(&block.take())?;
-    }
-    file.finish()?;
-    files.keep_newest(SNAPSHOTS_KEPT)?;
-    Ok(id)
-}
-
-/// What the seeded bug leaves out.
-fn drops(place: &[u8]) -> Result<bool, CodecError> {
-    Ok(keys::of_data(place)?.1.ends_with(b"0"))
-}
-
 fn has(files: &Snapshots, id: u64, header: &Bytes) -> Result<bool, StorageError> {
     Ok(files.list()?.iter().any(|file| file.id == id && file.header == *header))
 }
@@ -109,8 +71,8 @@ pub(crate) struct Blocks(SnapshotReader);
 
 impl Blocks {
     /// The next block; none after the last. Blocks.
-    pub(crate) fn next(&mut self) -> Result<Option<Bytes>, MachineError> {
-        Ok(self.0.next_chunk()?)
+    pub(crate) fn next(&mut self) -> Result<Option<(BlockKind, Bytes)>, MachineError> {
+        Ok(self.0.next_block()?)
     }
 }
 
@@ -139,52 +101,86 @@ impl SnapshotData {
             }
             return Ok(id);
         }
-        let mut file = files.create(id, &header)?;
+        let mut file = files.create()?;
         let mut blocks = self.blocks()?;
-        while let Some(block) = blocks.next()? {
-            batch_of(block.clone())?;
-            file.write(&block)?;
+        while let Some((kind, block)) = blocks.next()? {
+            rows_of(block.clone())?;
+            file.write(kind, &block)?;
         }
-        file.finish()?;
+        file.finish(id, &header)?;
         Ok(id)
     }
 }
 
-/// The rows of a block.
-pub(crate) fn batch_of(block: Bytes) -> Result<Batch, MachineError> {
+/// A record of a block: table, key without its space, value; `None` removes.
+pub(crate) type Record = (Table, Bytes, Option<Bytes>);
+
+/// The records of a block, in order: a later one of the same key counts.
+pub(crate) fn rows_of(block: Bytes) -> Result<Vec<Record>, MachineError> {
     let mut reader = Reader::versioned(block, "snapshot block", codec::VERSION)?;
-    let mut batch = Batch::new();
+    let mut rows = Vec::new();
     while !reader.is_empty() {
         let number = reader.u16()?;
         let table = Table::of(number).ok_or_else(|| reader.newer("table", number))?;
-        batch.push_put(table.id(), reader.bytes()?, reader.bytes()?);
+        let key = reader.bytes()?;
+        let value = match reader.u8()? {
+            ABSENT => None,
+            PRESENT => Some(reader.bytes()?),
+            found => return Err(reader.unknown("presence", found).into()),
+        };
+        rows.push((table, key, value));
+    }
+    Ok(rows)
+}
+
+/// The records of a block as a batch for a space.
+pub(crate) fn batch_of(block: Bytes, space: Space) -> Result<Batch, MachineError> {
+    let mut batch = Batch::new();
+    let space = keys::of_space(space);
+    for (table, key, value) in rows_of(block)? {
+        let key = [&space[..], &key].concat();
+        match value {
+            Some(value) => batch.push_put(table.id(), key, value),
+            None => batch.push_delete(table.id(), key),
+        }
     }
     Ok(batch)
 }
 
-/// Rows on their way into a file.
-struct Block(Vec<u8>);
+const ABSENT: u8 = 0;
+const PRESENT: u8 = 1;
+
+/// Records on their way into a file. Keys are without the space: that is a node's own business.
+pub(crate) struct Block(Vec<u8>);
 
 impl Block {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(codec::versioned(codec::VERSION, SNAPSHOT_BLOCK_BYTES))
     }
 
-    fn push(&mut self, table: u16, key: &[u8], value: &[u8]) {
+    pub(crate) fn push(&mut self, table: u16, key: &[u8], value: Option<&[u8]>) -> Result<(), CodecError> {
+        let bare = key.get(keys::SPACE_BYTES..).ok_or(CodecError::Truncated { what: "key of a row" })?;
         self.0.put_u16(table);
-        self.0.put_block(key);
-        self.0.put_block(value);
+        self.0.put_block(bare);
+        match value {
+            Some(value) => {
+                self.0.put_u8(PRESENT);
+                self.0.put_block(value);
+            }
+            None => self.0.put_u8(ABSENT),
+        }
+        Ok(())
     }
 
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.0.len() >= SNAPSHOT_BLOCK_BYTES
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.len() <= 1
     }
 
-    fn take(&mut self) -> Vec<u8> {
+    pub(crate) fn take(&mut self) -> Vec<u8> {
         std::mem::replace(self, Self::new()).0
     }
 }

@@ -29,37 +29,19 @@ use openraft::{AsyncRuntime, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::builder::SnapshotWork;
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::config::limits::RETRY_AFTER_MS;
-use crate::groups::{Group, Leadership, Surroundings, Unserved, View};
+use crate::groups::{Group, Leadership, StartError, Surroundings, Unserved};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
-use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Reply, Written};
+use crate::requests::View;
 use crate::row::Live;
 use crate::runtime::NodeRuntime;
 use crate::sessions::Openings;
 use crate::snapshot_in::Gate;
-use crate::tables::{Space, Table, keys};
-
-/// Why the groups of a node did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The timings or bounds do not fit together.
-    #[error("the settings of Raft do not fit together: {0}")]
-    Settings(String),
-    /// The state in the tables or snapshots cannot be read.
-    #[error("the replicated state cannot be read: {0}")]
-    State(#[from] MachineError),
-    /// Raft refused.
-    #[error("{group} did not start: {why}")]
-    Raft {
-        /// The group.
-        group: GroupId,
-        /// Raft's words.
-        why: String,
-    },
-}
+use crate::tables::{Table, keys};
 
 /// How a request came here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +103,7 @@ impl Strong {
             env,
             catalogue: catalogue.clone(),
             gate: gate.clone(),
+            snapshots: SnapshotWork::new(config.snapshot_bytes_per_second),
         };
         let catalogue_group = Group::start(
             GroupId::CATALOGUE,
@@ -195,7 +178,7 @@ impl Strong {
             let key = Key::new(request.key.clone())?;
             let local = async {
                 let view = group.view(deadline).await?;
-                let space = Space::first(group.id);
+                let space = view.space();
                 let place = keys::data(space, namespace.id, key.as_bytes());
                 let found = view.get(Table::Data, &place, Live::decode)?;
                 let revision =
@@ -483,6 +466,7 @@ impl Strong {
             purged_index: index(&metrics.purged),
             snapshot_index: index(&metrics.snapshot),
             able_voters: u32::try_from(group.able_voters()).unwrap_or(u32::MAX),
+            impediment: group.impediment().unwrap_or_default(),
         }
     }
 

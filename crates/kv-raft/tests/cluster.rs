@@ -489,6 +489,14 @@ async fn leadership_moves_on_request() {
     assert_eq!(moved.leader, to);
     assert_eq!(cluster.leader(GroupId::FIRST_DATA).await, to);
     assert_eq!(put(cluster.strong(leader), &bank, client.put("a", "2")).await.revision, 2);
+    // Not again at once, wherever it is asked: each move interrupts the group.
+    for id in 1..=3 {
+        let back = admin::TransferLeaderRequest { group: 1, to: leader };
+        let refused = cluster.strong(id).transfer_leader(back, soon(), Hop::Client).await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::Overloaded, Applied::No), "{refused}");
+        assert!(refused.retry_after_ms.is_some_and(|ms| ms > 1_000), "{refused:?}");
+    }
+    assert_eq!(cluster.leader(GroupId::FIRST_DATA).await, to);
     let nobody = admin::TransferLeaderRequest { group: 1, to: 9 };
     let refused = cluster.strong(1).transfer_leader(nobody, soon(), Hop::Client).await.unwrap_err();
     assert_eq!(refused.reason, Reason::InvalidRequest);

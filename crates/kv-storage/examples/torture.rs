@@ -50,7 +50,8 @@ fn options(dir: &Path) -> StorageOptions {
 fn value(key: u64, version: u64, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed ^ key << 32 ^ version);
     let mut out = version.to_le_bytes().to_vec();
-    let n = random.usize(0..600);
+    // Some are large enough to be kept apart from their keys.
+    let n = if random.u8(0..8) == 0 { random.usize(4_000..20_000) } else { random.usize(0..600) };
     out.extend(std::iter::repeat_with(|| random.u8(..)).take(n));
     out
 }

@@ -209,6 +209,11 @@ pub(crate) fn split_key(full: &Bytes) -> Option<(TableId, Bytes)> {
     Some((TableId(u16::from_be_bytes(table)), full.slice(2..)))
 }
 
+/// The least key after another.
+pub(crate) fn after(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
+}
+
 /// The first key after every key that starts with `prefix`, or `None` if there is none.
 pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix.to_vec();

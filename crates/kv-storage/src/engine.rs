@@ -219,8 +219,7 @@ impl Storage {
         self.parts().log.small_scan(&own).into_iter().map(|(k, v)| (k.slice(1..), v)).collect()
     }
 
-    /// Resolves when everything committed or applied before the call is in the tier and on disk there. Do not hold a
-    /// [`crate::Cut`] meanwhile: it stops the drain.
+    /// Resolves when everything committed or applied before the call is in the tier and on disk there.
     pub async fn checkpoint(&self) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;

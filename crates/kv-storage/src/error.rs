@@ -37,9 +37,14 @@ pub enum StorageError {
     /// The range is being replaced by a snapshot; its content is neither old nor new.
     #[error("this range is being replaced by a snapshot; retry when that is finished")]
     Replacing,
-    /// A cut lived longer than `cut_max` and was closed so that the memtable can drain.
-    #[error("the cut lived longer than its bound and was closed; take a new one")]
-    CutExpired,
+    /// More was written during a copy than its buffer holds (`copy_tail_bytes`): the copy was given up, the writes were not.
+    #[error(
+        "the copy fell behind the writes by more than {max} bytes and was given up; take a new one later"
+    )]
+    CopyOverrun {
+        /// The bound.
+        max: usize,
+    },
     /// The log is damaged in a place that was durable. The node must not start from it.
     #[error(
         "the log is corrupt: segment {segment:016x} at offset {offset}: {what}. Do not delete anything: move this data \

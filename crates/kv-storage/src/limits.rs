@@ -16,8 +16,10 @@ pub const MIN_SEGMENT_BYTES: usize = 16 << 10;
 pub const MAX_SEGMENT_BYTES: usize = 1 << 30;
 /// Segments that the log must be able to hold at least.
 pub const MIN_SEGMENTS: usize = 4;
-/// Largest chunk of a snapshot file.
-pub const MAX_SNAPSHOT_CHUNK: usize = 4 << 20;
+/// Largest block of a snapshot file.
+pub const MAX_SNAPSHOT_BLOCK: usize = 4 << 20;
+/// Bytes of a snapshot file between two syncs: no sync of it takes long, and the log's wait for the disk is short.
+pub const SNAPSHOT_SYNC_BYTES: u64 = 4 << 20;
 /// Longest header of a snapshot file.
 pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
 /// Longest snapshot file that is received from another node.
@@ -54,7 +56,7 @@ pub const READ_QUEUE_APPLY: usize = 1024;
 pub const MAX_READ_KEYS: usize = 4096;
 /// Bytes of rows that one read takes from the tier; a single row may be larger.
 pub const MAX_READ_BYTES: usize = 64 << 20;
-/// Rows that a cut or a scan takes from the tier at a time.
+/// Rows that a scan takes from the tier at a time.
 pub const TIER_CHUNK_ROWS: usize = 256;
 /// Memory of the index of a Raft entry, bytes, where a term and a segment have many entries. Its payload is not counted.
 pub const INDEX_ENTRY_BYTES: usize = 16;
@@ -73,11 +75,17 @@ pub const THREADS_STOP_WAIT: Duration = Duration::from_secs(10);
 pub const TIER_CLOSE_WAIT: Duration = Duration::from_secs(10);
 /// How often a stop that may not await looks whether that has happened.
 pub const STOP_LOOK: Duration = Duration::from_millis(1);
-/// Bytes of keys and values that they take at a time; one row may be larger.
+/// Bytes of keys and values that it takes at a time; one row may be larger.
 pub const TIER_CHUNK_BYTES: usize = 1 << 20;
 /// How long a batch or a checkpoint of the lower tier may take. Beyond it the tier counts as failed: the node stops instead of
 /// filling its memtable and its log.
 pub const TIER_WAIT: Duration = Duration::from_secs(30);
+/// Copies that are taken at the same time: each may keep `copy_tail_bytes` of writes in memory.
+pub const MAX_COPIES: usize = 4;
+/// Writes that wait to be taken by one copy, bytes: the default of `copy_tail_bytes`.
+pub const COPY_TAIL_BYTES: usize = 32 << 20;
+/// What one row that waits for a copy costs beside its key and value, bytes.
+pub const COPY_ROW_BYTES: usize = 96;
 /// Zeros written at a time when a segment is prepared.
 pub const ZERO_CHUNK: usize = 1 << 20;
 /// How far the zeros of the next segment keep ahead of the writer in its own: done when three quarters are written.

@@ -2,10 +2,9 @@
 //!
 //! The mark's lock is held through a drain and through a checkpoint, so neither runs during the other. Readers that must see
 //! one state of the tier hold it still meanwhile ([`LowerTier::hold_still`]). Order of the locks: mark, memtable (outside),
-//! stillness, holds.
+//! stillness.
 
 use std::{
-    collections::BTreeMap,
     ops::Deref,
     path::Path,
     sync::{
@@ -111,13 +110,6 @@ impl Drop for OpenTier {
     }
 }
 
-/// Reasons for the tier to stay as it is beyond a call, with the time at which each gives way.
-#[derive(Debug, Default)]
-struct Holds {
-    next: u64,
-    open: BTreeMap<u64, Instant>,
-}
-
 /// What of the tier is on disk, as the log has it recorded.
 #[derive(Debug)]
 struct OnDisk {
@@ -167,23 +159,21 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Writes a tier batch that ends with data batch `seq`, with the mark that says so; false if the tier must stay as it is.
-    pub(crate) fn apply(&mut self, rows: &TierWrites, seq: u64) -> Result<bool, StorageError> {
+    /// Writes a tier batch that ends with data batch `seq`, with the mark that says so.
+    pub(crate) fn apply(&mut self, rows: &TierWrites, seq: u64) -> Result<(), StorageError> {
         let tier = self.tier.handle()?;
         let last = *self.mark;
         assert!(seq >= last.drained, "batch {seq} is drained after {}", last.drained);
         let mark = TierMark { id: last.id, drained: seq, batch: last.batch + 1 };
         {
-            // Scans hold the tier still: it does not change under them.
+            // Scans hold the tier still: it does not change under them. Copies do not: they read in pieces and hear of every
+            // write.
             let _changing = write(&self.tier.still);
-            if self.tier.is_held() {
-                return Ok(false);
-            }
             tier.apply(rows, mark)?;
         }
         *self.mark = mark;
         self.tier.drains.fetch_add(1, Ordering::Relaxed);
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -197,7 +187,6 @@ pub(crate) struct LowerTier {
     closed: watch::Receiver<bool>,
     mark: Mutex<TierMark>,
     still: RwLock<()>,
-    holds: Mutex<Holds>,
     last: Mutex<LastCheckpoint>,
     on_disk: Arc<OnDisk>,
     /// Order number up to which a caller waits for the memtable to be in the tier and on disk.
@@ -224,7 +213,6 @@ impl LowerTier {
             closed,
             mark: Mutex::new(mark),
             still: RwLock::new(()),
-            holds: Mutex::default(),
             last: Mutex::new(LastCheckpoint { at: Instant::now(), log_bytes: 0, ord: 0 }),
             on_disk: Arc::new(OnDisk {
                 seq: AtomicU64::new(checkpointed_seq),
@@ -274,33 +262,6 @@ impl LowerTier {
     /// While the guard lives the tier does not change.
     pub(crate) fn hold_still(&self) -> RwLockReadGuard<'_, ()> {
         read(&self.still)
-    }
-
-    /// Keeps the tier as it is beyond a call, for `cut_max` at most; the number to let go of it.
-    pub(crate) fn hold(&self) -> u64 {
-        let mut holds = lock(&self.holds);
-        holds.next += 1;
-        let id = holds.next;
-        holds.open.insert(id, Instant::now() + self.options.cut_max);
-        id
-    }
-
-    /// True until the hold was let go of or its time was over.
-    pub(crate) fn holds(&self, id: u64) -> bool {
-        lock(&self.holds).open.contains_key(&id)
-    }
-
-    pub(crate) fn let_go(&self, id: u64) {
-        lock(&self.holds).open.remove(&id);
-        self.life.wake_background();
-    }
-
-    /// True while a hold is in force; closes those whose time is over. The caller has stillness for writing, so no one reads.
-    fn is_held(&self) -> bool {
-        let mut holds = lock(&self.holds);
-        let now = Instant::now();
-        holds.open.retain(|_, deadline| *deadline > now);
-        !holds.open.is_empty()
     }
 
     /// Waits for the right to change the tier.

@@ -12,7 +12,12 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{batch::Op, error::StorageError, locks};
+use crate::{
+    batch::{Op, after},
+    error::StorageError,
+    locks,
+    tee::Tees,
+};
 
 /// The newest value of a key that is not in the tier.
 #[derive(Debug, Clone)]
@@ -48,6 +53,8 @@ pub(crate) struct Mem {
     pub(crate) last_ord: u64,
     pub(crate) drained_ord: u64,
     pub(crate) drained_seq: u64,
+    /// Copies under way: they get every batch.
+    pub(crate) tees: Tees,
     /// Ranges (of full keys, by prefix) whose content is being replaced, by the replacement's name.
     pub(crate) replacing: BTreeMap<Bytes, Vec<Bytes>>,
 }
@@ -71,6 +78,7 @@ impl Mem {
                 table.push((key, value));
             }
         }
+        self.tees.push(&table);
         self.bytes += bytes;
         self.fifo.push_back(Pending { ord, seq, after_raft, ops: table, bytes, at: Instant::now() });
         ord
@@ -96,6 +104,31 @@ impl Mem {
             out.push((key.clone(), slot.value.clone(), slot.seq));
         }
         out
+    }
+
+    /// Rows from `from` on, tombstones included, at most `max_rows` and about `max_bytes`; and where it stopped, if there may
+    /// be more.
+    pub(crate) fn piece(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        max_rows: usize,
+        max_bytes: usize,
+    ) -> (Vec<(Bytes, Option<Bytes>)>, Option<Bytes>) {
+        let upper = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut out, mut bytes) = (Vec::new(), 0);
+        if to.is_some_and(|to| to <= from) {
+            return (out, None);
+        }
+        for (key, slot) in self.map.range::<[u8], _>((Bound::Included(from), upper)) {
+            bytes += key.len() + slot.value.as_ref().map_or(0, Bytes::len);
+            out.push((key.clone(), slot.value.clone()));
+            if out.len() >= max_rows || bytes >= max_bytes {
+                let end = after(key);
+                return (out, Some(end));
+            }
+        }
+        (out, None)
     }
 
     /// True if a range touches one that is being replaced.

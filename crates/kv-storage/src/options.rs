@@ -56,8 +56,8 @@ pub struct StorageOptions {
     pub checkpoint_interval: Duration,
     /// Raft entries kept in memory per group, bytes.
     pub raft_cache_bytes: usize,
-    /// How long a cut may hold up draining.
-    pub cut_max: Duration,
+    /// Writes that wait to be taken by a [`crate::Copy`], bytes. A copy that falls further behind is given up.
+    pub copy_tail_bytes: usize,
 }
 
 impl StorageOptions {
@@ -77,7 +77,7 @@ impl StorageOptions {
             raft_queue_bytes: 32 << 20,
             memtable_bytes: 64 << 20,
             bulk_memtable_bytes: 32 << 20,
-            // Longer than a cut may stay open: a snapshot slows the appliers down, it never stops a node.
+            // Far above the longest stall of a tier that works: what waits this long has no tier to drain into.
             apply_wait: Duration::from_secs(90),
             drain_start_bytes: 8 << 20,
             drain_interval: Duration::from_millis(500),
@@ -85,7 +85,7 @@ impl StorageOptions {
             checkpoint_log_bytes: 128 << 20,
             checkpoint_interval: Duration::from_secs(30),
             raft_cache_bytes: 8 << 20,
-            cut_max: Duration::from_secs(60),
+            copy_tail_bytes: limits::COPY_TAIL_BYTES,
         }
     }
 
@@ -107,7 +107,7 @@ impl StorageOptions {
             checkpoint_log_bytes: 1 << 20,
             checkpoint_interval: Duration::from_secs(1),
             raft_cache_bytes: 64 << 10,
-            cut_max: Duration::from_secs(5),
+            copy_tail_bytes: 1 << 20,
             ..StorageOptions::new(dir)
         }
     }

@@ -1,12 +1,16 @@
-//! Snapshot files: opaque chunks with checksums, complete or absent.
+//! Snapshot files: opaque blocks with checksums, complete or absent.
 //!
 //! ```text
-//! "QSNP" version u16 0 u16 | id u64 | header length u32 | header | CRC32C
-//! chunk: length u32 | CRC32C over number and bytes | bytes         (any number)
-//! end:   u32::MAX | chunks u64 | bytes u64 | CRC32C
+//! head:    "QSNP" | version u16 | 0 u16 | CRC32C
+//! block:   length u32 | kind u8 | CRC32C over number, kind and bytes | bytes         (any number)
+//! header:  the caller's bytes
+//! trailer: "QSNE" | version u16 | 0 u16 | id u64 | blocks u64 | bytes of them u64 | length of the header u32 | its CRC32C
+//!          | CRC32C over the trailer
 //! ```
 //!
-//! Written to a temporary name, synced, renamed, the folder synced: a file under its own name is complete.
+//! What a snapshot is of is known when its last block is written, so id and header stand at the end, and a reader begins there.
+//! Written to a temporary name and synced in pieces, so that no sync has much to do; at the end synced, renamed, and the folder
+//! synced: a file under its own name is complete and never changes.
 
 use std::{
     collections::BTreeSet,
@@ -25,11 +29,35 @@ use crate::{
 };
 
 const MAGIC: &[u8] = b"QSNP";
-const VERSION: u16 = 1;
-const FIXED: usize = 20;
-const END: u32 = u32::MAX;
+const END_MAGIC: &[u8] = b"QSNE";
+const VERSION: u16 = 2;
+const HEAD: usize = 12;
+const BLOCK_HEAD: usize = 9;
+const TRAILER: usize = 44;
 
-/// What is known of a snapshot file without reading its chunks.
+/// What a block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockKind {
+    /// Rows that were there while the file was written.
+    Base,
+    /// What was written meanwhile.
+    Tail,
+}
+
+impl BlockKind {
+    fn number(self) -> u8 {
+        match self {
+            BlockKind::Base => 1,
+            BlockKind::Tail => 2,
+        }
+    }
+
+    fn of(number: u8) -> Option<BlockKind> {
+        [BlockKind::Base, BlockKind::Tail].into_iter().find(|kind| kind.number() == number)
+    }
+}
+
+/// What is known of a snapshot file without reading its blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
     /// The caller's number: larger is newer.
@@ -59,8 +87,53 @@ fn io(e: std::io::Error) -> StorageError {
     StorageError::io("snapshot file")(e)
 }
 
-fn sum_of(number: u64, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes)
+fn sum_of(number: u64, kind: u8, bytes: &[u8]) -> u32 {
+    let place = crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), &[kind]);
+    crc32c::crc32c_append(place, bytes)
+}
+
+fn head() -> Vec<u8> {
+    let mut head = MAGIC.to_vec();
+    head.extend_from_slice(&VERSION.to_le_bytes());
+    head.extend_from_slice(&[0; 2]);
+    let sum = crc32c::crc32c(&head);
+    head.extend_from_slice(&sum.to_le_bytes());
+    head
+}
+
+/// The end of a file, as it is written and read.
+#[derive(Debug, PartialEq, Eq)]
+struct Trailer {
+    id: u64,
+    blocks: u64,
+    payload: u64,
+    header_bytes: u32,
+    header_sum: u32,
+}
+
+impl Trailer {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = END_MAGIC.to_vec();
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 2]);
+        for number in [self.id, self.blocks, self.payload] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.header_bytes.to_le_bytes());
+        out.extend_from_slice(&self.header_sum.to_le_bytes());
+        let sum = crc32c::crc32c(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Trailer> {
+        let mut c = Cursor::new(bytes);
+        (c.take(4)? == END_MAGIC && c.u16()? == VERSION && c.u16()? == 0).then_some(())?;
+        let (id, blocks, payload) = (c.u64()?, c.u64()?, c.u64()?);
+        let trailer = Trailer { id, blocks, payload, header_bytes: c.u32()?, header_sum: c.u32()? };
+        let body = bytes.get(..c.position())?;
+        (c.u32()? == crc32c::crc32c(body) && c.is_empty()).then_some(trailer)
+    }
 }
 
 impl Snapshots {
@@ -73,43 +146,36 @@ impl Snapshots {
     }
 
     /// Starts a snapshot file. It appears in [`Snapshots::list`] only when it is finished.
-    pub fn create(&self, id: u64, header: &[u8]) -> Result<SnapshotWriter, StorageError> {
-        if header.len() > limits::MAX_SNAPSHOT_HEADER {
-            let (bytes, max) = (header.len(), limits::MAX_SNAPSHOT_HEADER);
-            return Err(StorageError::TooLarge { what: "a snapshot header", bytes, max });
-        }
+    pub fn create(&self) -> Result<SnapshotWriter, StorageError> {
         self.disk.create_dir_all(&self.dir).map_err(io)?;
         let temporary = {
             let mut names = lock(&self.temporaries);
             names.next += 1;
-            let path = self.dir.join(format!("{id:016x}.{}.tmp", names.next));
+            let path = self.dir.join(format!("{:016x}.tmp", names.next));
             names.open.insert(path.clone());
             path
         };
-        let file = self.disk.open(&temporary, true).map_err(io)?;
-        file.set_len(0).map_err(io)?;
-        let mut head = MAGIC.to_vec();
-        head.extend_from_slice(&VERSION.to_le_bytes());
-        head.extend_from_slice(&[0; 2]);
-        head.extend_from_slice(&id.to_le_bytes());
-        head.extend_from_slice(&(header.len() as u32).to_le_bytes());
-        head.extend_from_slice(header);
-        let sum = crc32c::crc32c(&head);
-        head.extend_from_slice(&sum.to_le_bytes());
-        file.write_at(&head, 0).map_err(io)?;
+        let started = self.disk.open(&temporary, true).and_then(|file| {
+            file.set_len(0)?;
+            file.write_at(&head(), 0)?;
+            Ok(file)
+        });
+        let file = started.map_err(|e| {
+            lock(&self.temporaries).open.remove(&temporary);
+            io(e)
+        })?;
         Ok(SnapshotWriter {
             store: self.clone(),
-            id,
-            header: Bytes::copy_from_slice(header),
             file,
             temporary: Some(temporary),
-            at: head.len() as u64,
-            chunks: 0,
+            at: HEAD as u64,
+            synced: 0,
+            blocks: 0,
             payload: 0,
         })
     }
 
-    /// Complete files, oldest first. Files whose head cannot be read are left out.
+    /// Complete files, oldest first. Files whose two ends cannot be read are left out.
     pub fn list(&self) -> Result<Vec<SnapshotInfo>, StorageError> {
         let mut out = Vec::new();
         for path in self.disk.list(&self.dir).map_err(io)? {
@@ -126,7 +192,7 @@ impl Snapshots {
         Ok(out)
     }
 
-    /// Opens a complete file for reading from its first chunk.
+    /// Opens a complete file for reading from its first block. Its end is read first.
     pub fn open(&self, id: u64) -> Result<SnapshotReader, StorageError> {
         self.open_at(&self.path(id), id)
     }
@@ -137,33 +203,46 @@ impl Snapshots {
         let file = self.disk.open(path, false).map_err(io)?;
         let bytes = file.len().map_err(io)?;
         let damaged = |what: &str| StorageError::CorruptFile { file: name.clone(), what: what.into() };
-        let mut fixed = vec![0; FIXED];
-        if file.read_at(&mut fixed, 0).map_err(io)? != FIXED {
-            return Err(damaged("shorter than its head"));
+        let mut begin = [0; HEAD];
+        let n = file.read_at(&mut begin, 0).map_err(io)?;
+        let mut c = Cursor::new(begin.get(..n).unwrap_or_default());
+        let (magic, version) = (c.take(4), c.u16());
+        match version {
+            Some(version) if magic == Some(MAGIC) && version != VERSION => {
+                return Err(damaged(&format!(
+                    "it is a snapshot of format {version}, and this release reads format {VERSION}"
+                )));
+            }
+            _ if begin.get(..n) != Some(&head()[..]) => {
+                return Err(damaged("it does not begin as a snapshot"));
+            }
+            _ => {}
         }
-        let mut c = Cursor::new(&fixed);
-        if c.take(4) != Some(MAGIC) || c.u16() != Some(VERSION) {
-            return Err(damaged("not a snapshot of a format that this release knows"));
-        }
-        let (_, found, len) = (c.u16(), c.u64(), c.u32().unwrap_or(END) as usize);
-        if len > limits::MAX_SNAPSHOT_HEADER {
+        let short = || damaged("shorter than its two ends");
+        let trailer_at =
+            bytes.checked_sub(TRAILER as u64).filter(|at| *at >= HEAD as u64).ok_or_else(short)?;
+        let mut end = [0; TRAILER];
+        let n = file.read_at(&mut end, trailer_at).map_err(io)?;
+        let trailer = Trailer::decode(end.get(..n).unwrap_or_default());
+        let trailer = trailer.ok_or_else(|| damaged("the trailer fails its checksum"))?;
+        if trailer.header_bytes as usize > limits::MAX_SNAPSHOT_HEADER {
             return Err(damaged("the header is longer than its bound"));
         }
-        let mut head = vec![0; FIXED + len + 4];
-        let n = file.read_at(&mut head, 0).map_err(io)?;
-        let (body, sum) = head.split_at(FIXED + len);
-        if n != head.len() || Cursor::new(sum).u32() != Some(crc32c::crc32c(body)) || found != Some(id) {
-            return Err(damaged("the head fails its checksum"));
+        let end = trailer_at.checked_sub(u64::from(trailer.header_bytes)).filter(|at| *at >= HEAD as u64);
+        let end = end.ok_or_else(short)?;
+        let mut header = vec![0; trailer.header_bytes as usize];
+        let n = file.read_at(&mut header, end).map_err(io)?;
+        if n != header.len() || crc32c::crc32c(&header) != trailer.header_sum || trailer.id != id {
+            return Err(damaged("the header fails its checksum"));
         }
-        let header = Bytes::copy_from_slice(body.get(FIXED..).unwrap_or_default());
-        let at = head.len() as u64;
-        Ok(SnapshotReader { info: SnapshotInfo { id, header, bytes }, name, file, at, chunks: 0, payload: 0 })
+        let info = SnapshotInfo { id, header: Bytes::from(header), bytes };
+        Ok(SnapshotReader { info, name, file, at: HEAD as u64, end, trailer, blocks: 0, payload: 0 })
     }
 
     /// Reads a file to its end and checks everything.
     pub fn verify(&self, id: u64) -> Result<(), StorageError> {
         let mut reader = self.open(id)?;
-        while reader.next_chunk()?.is_some() {}
+        while reader.next_block()?.is_some() {}
         Ok(())
     }
 
@@ -197,50 +276,75 @@ fn is_temporary(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct SnapshotWriter {
     store: Snapshots,
-    id: u64,
-    header: Bytes,
     file: Arc<dyn DiskFile>,
     temporary: Option<PathBuf>,
     at: u64,
-    chunks: u64,
+    /// Up to where it is on disk.
+    synced: u64,
+    blocks: u64,
     payload: u64,
 }
 
 impl SnapshotWriter {
-    /// Adds a chunk of at most 4 MiB.
-    pub fn write(&mut self, chunk: &[u8]) -> Result<(), StorageError> {
-        if chunk.len() > limits::MAX_SNAPSHOT_CHUNK {
-            let (bytes, max) = (chunk.len(), limits::MAX_SNAPSHOT_CHUNK);
-            return Err(StorageError::TooLarge { what: "a snapshot chunk", bytes, max });
+    /// Adds a block of at most [`limits::MAX_SNAPSHOT_BLOCK`]. Syncs each time when [`limits::SNAPSHOT_SYNC_BYTES`] more were
+    /// written.
+    pub fn write(&mut self, kind: BlockKind, block: &[u8]) -> Result<(), StorageError> {
+        if block.len() > limits::MAX_SNAPSHOT_BLOCK {
+            let (bytes, max) = (block.len(), limits::MAX_SNAPSHOT_BLOCK);
+            return Err(StorageError::TooLarge { what: "a snapshot block", bytes, max });
         }
-        let mut out = Vec::with_capacity(chunk.len() + 8);
-        out.extend_from_slice(&(chunk.len() as u32).to_le_bytes());
-        out.extend_from_slice(&sum_of(self.chunks, chunk).to_le_bytes());
-        out.extend_from_slice(chunk);
+        let mut out = Vec::with_capacity(block.len() + BLOCK_HEAD);
+        out.extend_from_slice(&(block.len() as u32).to_le_bytes());
+        out.push(kind.number());
+        out.extend_from_slice(&sum_of(self.blocks, kind.number(), block).to_le_bytes());
+        out.extend_from_slice(block);
         self.file.write_at(&out, self.at).map_err(io)?;
         self.at += out.len() as u64;
-        self.chunks += 1;
-        self.payload += chunk.len() as u64;
+        self.blocks += 1;
+        self.payload += block.len() as u64;
+        if self.at - self.synced >= limits::SNAPSHOT_SYNC_BYTES {
+            self.file.sync_data().map_err(io)?;
+            self.synced = self.at;
+        }
         Ok(())
     }
 
-    /// Makes the file complete and durable. It replaces one with the same id.
-    pub fn finish(mut self) -> Result<SnapshotInfo, StorageError> {
-        let mut end = END.to_le_bytes().to_vec();
-        end.extend_from_slice(&self.chunks.to_le_bytes());
-        end.extend_from_slice(&self.payload.to_le_bytes());
-        let sum = crc32c::crc32c(&end);
-        end.extend_from_slice(&sum.to_le_bytes());
+    /// Bytes of the file so far.
+    pub fn bytes(&self) -> u64 {
+        self.at
+    }
+
+    /// Makes the file complete and durable under its id. A file that has the id already is kept and this one dropped if their
+    /// headers are equal: a finished file never changes. Otherwise it is replaced.
+    pub fn finish(mut self, id: u64, header: &[u8]) -> Result<SnapshotInfo, StorageError> {
+        if header.len() > limits::MAX_SNAPSHOT_HEADER {
+            let (bytes, max) = (header.len(), limits::MAX_SNAPSHOT_HEADER);
+            return Err(StorageError::TooLarge { what: "a snapshot header", bytes, max });
+        }
+        if let Ok(present) = self.store.open(id)
+            && present.header() == header
+        {
+            return Ok(present.info);
+        }
+        let trailer = Trailer {
+            id,
+            blocks: self.blocks,
+            payload: self.payload,
+            header_bytes: header.len() as u32,
+            header_sum: crc32c::crc32c(header),
+        };
+        let end = [header, &trailer.encode()].concat();
         self.file.write_at(&end, self.at).map_err(io)?;
         self.file.sync_all().map_err(io)?;
         if let Some(temporary) = self.temporary.as_ref() {
-            self.store.disk.rename(temporary, &self.store.path(self.id)).map_err(io)?;
+            self.store.disk.rename(temporary, &self.store.path(id)).map_err(io)?;
         }
         if let Some(temporary) = self.temporary.take() {
             lock(&self.store.temporaries).open.remove(&temporary);
         }
         self.store.disk.sync_dir(&self.store.dir).map_err(io)?;
-        Ok(SnapshotInfo { id: self.id, header: self.header.clone(), bytes: self.at + end.len() as u64 })
+        let header = Bytes::copy_from_slice(header);
+        Ok(SnapshotInfo { id, header, bytes: self.at + end.len() as u64 })
     }
 }
 
@@ -253,14 +357,17 @@ impl Drop for SnapshotWriter {
     }
 }
 
-/// A snapshot file being read.
+/// A snapshot file being read. It stays readable when the file is removed meanwhile.
 #[derive(Debug)]
 pub struct SnapshotReader {
     info: SnapshotInfo,
     name: String,
     file: Arc<dyn DiskFile>,
     at: u64,
-    chunks: u64,
+    /// Where the blocks end.
+    end: u64,
+    trailer: Trailer,
+    blocks: u64,
     payload: u64,
 }
 
@@ -275,37 +382,33 @@ impl SnapshotReader {
         &self.info.header
     }
 
-    /// The next chunk, checked; `None` after the last.
-    pub fn next_chunk(&mut self) -> Result<Option<Bytes>, StorageError> {
+    /// The next block, checked; `None` after the last.
+    pub fn next_block(&mut self) -> Result<Option<(BlockKind, Bytes)>, StorageError> {
         let damaged = |what: String| StorageError::CorruptFile { file: self.name.clone(), what };
-        let mut head = [0; 8];
+        if self.at == self.end {
+            let whole = (self.blocks, self.payload) == (self.trailer.blocks, self.trailer.payload);
+            return if whole { Ok(None) } else { Err(damaged("it lacks blocks that its end counts".into())) };
+        }
+        let mut head = [0; BLOCK_HEAD];
         let n = self.file.read_at(&mut head, self.at).map_err(io)?;
         let mut c = Cursor::new(head.get(..n).unwrap_or_default());
-        let (len, sum) = (c.u32(), c.u32());
-        if len == Some(END) {
-            let mut end = [0; 24];
-            let n = self.file.read_at(&mut end, self.at).map_err(io)?;
-            let mut c = Cursor::new(end.get(..n).unwrap_or_default());
-            let (_, chunks, payload, sum) = (c.u32(), c.u64(), c.u64(), c.u32());
-            let right = chunks == Some(self.chunks)
-                && payload == Some(self.payload)
-                && sum == Some(crc32c::crc32c(end.get(..20).unwrap_or_default()));
-            return if right { Ok(None) } else { Err(damaged("the end fails its checksum".into())) };
-        }
-        let (Some(len), Some(sum)) = (len, sum) else {
+        let (Some(len), Some(kind), Some(sum)) = (c.u32(), c.u8(), c.u32()) else {
             return Err(damaged("cut short".into()));
         };
-        if len as usize > limits::MAX_SNAPSHOT_CHUNK {
-            return Err(damaged(format!("chunk {} is longer than its bound", self.chunks)));
+        let next = self.at + BLOCK_HEAD as u64 + u64::from(len);
+        if len as usize > limits::MAX_SNAPSHOT_BLOCK || next > self.end {
+            return Err(damaged(format!("block {} is longer than its bound", self.blocks)));
         }
-        let mut chunk = vec![0; len as usize];
-        let n = self.file.read_at(&mut chunk, self.at + 8).map_err(io)?;
-        if n != chunk.len() || sum_of(self.chunks, &chunk) != sum {
-            return Err(damaged(format!("chunk {} fails its checksum", self.chunks)));
+        let mut block = vec![0; len as usize];
+        let n = self.file.read_at(&mut block, self.at + BLOCK_HEAD as u64).map_err(io)?;
+        if n != block.len() || sum_of(self.blocks, kind, &block) != sum {
+            return Err(damaged(format!("block {} fails its checksum", self.blocks)));
         }
-        self.at += 8 + u64::from(len);
-        self.chunks += 1;
+        let known = BlockKind::of(kind)
+            .ok_or_else(|| damaged(format!("block {} is of the unknown kind {kind}", self.blocks)))?;
+        self.at = next;
+        self.blocks += 1;
         self.payload += u64::from(len);
-        Ok(Some(Bytes::from(chunk)))
+        Ok(Some((known, Bytes::from(block))))
     }
 }

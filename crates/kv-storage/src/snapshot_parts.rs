@@ -291,8 +291,8 @@ impl SnapshotPart {
             return Err(damaged("the whole file does not match its checksum".into()));
         }
         let mut reader = self.store.open_at(&path, id)?;
-        while let Some(chunk) = reader.next_chunk()? {
-            progress.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        while let Some((_, block)) = reader.next_block()? {
+            progress.fetch_add(block.len() as u64, Ordering::Relaxed);
         }
         Ok(reader.header().clone())
     }

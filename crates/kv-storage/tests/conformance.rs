@@ -14,7 +14,9 @@ mod world;
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
-use kv_storage::{Batch, Identity, RaftEntry, RaftLog, RaftLogId, Storage, StorageError, tier::TierKind};
+use kv_storage::{
+    Batch, BlockKind, Identity, RaftEntry, RaftLog, RaftLogId, Storage, StorageError, limits, tier::TierKind,
+};
 use kv_types::{ClusterId, GroupId, NodeId};
 use tokio::sync::oneshot;
 use world::{Mem, Real, T, U, World};
@@ -38,7 +40,7 @@ suite! {
     rows_and_scans, batches_are_atomic_and_survive, unawaited_commits_vanish_only_as_a_suffix, small_state,
     derived_rows, drain_checkpoint_and_segment_drop, tier_deleted_with_the_whole_log, tier_deleted_with_a_cut_log,
     raft_log, a_vote_is_durable_when_it_is_saved, raft_truncate_append_crash, raft_purge_beyond_the_end, laggards_are_copied_forward, log_full_names_who,
-    foreign_directory, cuts_are_of_one_moment, replaced_ranges, snapshot_files, damage_in_the_middle_is_refused,
+    foreign_directory, replaced_ranges, snapshot_files, damaged_snapshot_files_are_refused, snapshots_are_synced_in_pieces, damage_in_the_middle_is_refused,
     a_missing_segment_is_refused,
 }
 
@@ -450,36 +452,6 @@ fn foreign_directory(w: &mut dyn World) {
     assert_eq!(w.open().1.identity, Some(mine));
 }
 
-fn cuts_are_of_one_moment(w: &mut dyn World) {
-    w.options().cut_max = Duration::from_millis(400);
-    run(async {
-        let (s, _) = w.open();
-        fill(&s, 0, 20).await;
-        s.checkpoint().await.unwrap();
-        fill(&s, 20, 30).await;
-        let mut cut = s.cut(&[(T, b""), (U, b"x")]).unwrap();
-        let p = s
-            .commit(
-                Batch::new().put(T, "00003", "new").delete(T, "00025").put(T, "zz", "new").put(U, "x", ""),
-            )
-            .unwrap();
-        s.durable(p).await.unwrap();
-        let mut found = Vec::new();
-        while let Some(rows) = cut.next_chunk(7).unwrap() {
-            assert!(rows.len() <= 7);
-            found.extend(rows.into_iter().map(|(table, key, value)| (table, key, value.len())));
-        }
-        let expected: Vec<_> = (0..30).map(|n| (T, Bytes::from(format!("{n:05}")), 10_000)).collect();
-        assert_eq!(found, expected);
-        drop(cut);
-        let mut slow = s.cut(&[(T, b"")]).unwrap();
-        put(&s, "y", "1").await;
-        s.checkpoint().await.unwrap(); // waits until the cut has had its time
-        assert_eq!(slow.next_chunk(1), Err(StorageError::CutExpired));
-        assert_eq!(get(&s, "00003").unwrap(), "new");
-    });
-}
-
 fn replaced_ranges(w: &mut dyn World) {
     run(async {
         let (s, _) = w.open();
@@ -517,15 +489,17 @@ fn snapshot_files(w: &mut dyn World) {
     let snaps = s.snapshots(group);
     assert_eq!(snaps.list().unwrap(), []);
     for id in [5, 3, 9] {
-        let mut writer = snaps.create(id, b"header").unwrap();
+        let mut writer = snaps.create().unwrap();
         for n in 0..id {
-            writer.write(&vec![n as u8; 3_000]).unwrap();
+            let kind = if n < 4 { BlockKind::Base } else { BlockKind::Tail };
+            writer.write(kind, &vec![n as u8; 3_000]).unwrap();
         }
-        writer.finish().unwrap();
+        let info = writer.finish(id, b"header").unwrap();
+        assert_eq!(Some(&info), snaps.list().unwrap().iter().find(|i| i.id == id));
     }
-    let mut unfinished = snaps.create(11, b"").unwrap();
-    unfinished.write(b"half").unwrap();
-    assert!(unfinished.write(&vec![0; (4 << 20) + 1]).is_err());
+    let mut unfinished = snaps.create().unwrap();
+    unfinished.write(BlockKind::Base, b"half").unwrap();
+    assert!(unfinished.write(BlockKind::Base, &vec![0; limits::MAX_SNAPSHOT_BLOCK + 1]).is_err());
     std::mem::forget(unfinished);
     w.crash(s);
     let (s, _) = w.open();
@@ -533,19 +507,69 @@ fn snapshot_files(w: &mut dyn World) {
     assert_eq!(snaps.list().unwrap().iter().map(|i| i.id).collect::<Vec<_>>(), [3, 5, 9]);
     let mut reader = snaps.open(9).unwrap();
     assert_eq!(reader.header(), "header");
-    let mut chunks = 0;
-    while let Some(chunk) = reader.next_chunk().unwrap() {
-        assert_eq!(chunk, vec![chunks; 3_000]);
-        chunks += 1;
+    let mut blocks = 0;
+    while let Some((kind, block)) = reader.next_block().unwrap() {
+        assert_eq!((kind == BlockKind::Tail, block), (blocks >= 4, Bytes::from(vec![blocks; 3_000])));
+        blocks += 1;
     }
-    assert_eq!(chunks, 9);
+    assert_eq!(blocks, 9);
+    // A finished file does not change: the same state again is dropped.
+    let mut again = snaps.create().unwrap();
+    again.write(BlockKind::Base, b"other").unwrap();
+    assert_eq!(again.finish(9, b"header").unwrap(), snaps.open(9).unwrap().info().clone());
     snaps.verify(5).unwrap();
     let path = w.files()[0].parent().unwrap().parent().unwrap().join("snapshots/1/0000000000000005.snap");
     w.flip(&path, 5_000, 4);
     assert!(matches!(snaps.verify(5), Err(StorageError::CorruptFile { .. })));
+    let mut removed = snaps.open(3).unwrap();
     snaps.keep_newest(1).unwrap();
     assert_eq!(snaps.list().unwrap().len(), 1);
+    assert!(removed.next_block().unwrap().is_some(), "whoever reads it keeps it");
     assert!(s.snapshots(GroupId(2)).list().unwrap().is_empty());
+}
+
+fn damaged_snapshot_files_are_refused(w: &mut dyn World) {
+    let (s, _) = w.open();
+    let snaps = s.snapshots(GroupId(1));
+    let mut writer = snaps.create().unwrap();
+    for n in 0..3 {
+        writer.write(BlockKind::Base, &vec![n; 700]).unwrap();
+    }
+    let info = writer.finish(7, b"a header").unwrap();
+    let path = w.files()[0].parent().unwrap().parent().unwrap().join("snapshots/1/0000000000000007.snap");
+    // Every byte counts, those of both ends, of the header and of each block.
+    for at in 0..info.bytes {
+        w.flip(&path, at, 1 << (at % 8));
+        let e = snaps.verify(7).unwrap_err();
+        assert!(matches!(e, StorageError::CorruptFile { .. }), "{at}: {e}");
+        w.flip(&path, at, 1 << (at % 8));
+    }
+    snaps.verify(7).unwrap();
+    // Of an older and of a newer format: refused with words, and left out.
+    for (mask, version) in [(3, 1), (1, 3)] {
+        w.flip(&path, 4, mask);
+        let e = snaps.open(7).unwrap_err();
+        assert!(e.to_string().contains(&format!("format {version}, and this release reads format 2")), "{e}");
+        assert_eq!(snaps.list().unwrap(), []);
+        w.flip(&path, 4, mask);
+    }
+}
+
+fn snapshots_are_synced_in_pieces(w: &mut dyn World) {
+    let (s, _) = w.open();
+    let snaps = s.snapshots(GroupId(1));
+    let mut writer = snaps.create().unwrap();
+    let before = w.syncs();
+    let block = vec![7; limits::MAX_SNAPSHOT_BLOCK / 2];
+    for _ in 0..8 {
+        writer.write(BlockKind::Base, &block).unwrap();
+    }
+    let expected = 8 * block.len() as u64 / limits::SNAPSHOT_SYNC_BYTES;
+    if let (Some(before), Some(after)) = (before, w.syncs()) {
+        assert!(after - before >= expected - 1, "{} syncs", after - before);
+    }
+    writer.finish(1, b"").unwrap();
+    snaps.verify(1).unwrap();
 }
 
 fn damage_in_the_middle_is_refused(w: &mut dyn World) {

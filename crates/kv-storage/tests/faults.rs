@@ -230,9 +230,10 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
         w.options().apply_wait = Duration::from_millis(50);
         w.options().memtable_bytes = 256 << 10;
         w.options().bulk_memtable_bytes = 128 << 10;
+        // Nothing is drained before a checkpoint asks for it.
+        w.options().drain_start_bytes = usize::MAX;
+        w.options().drain_interval = Duration::from_secs(3600);
         let (s, _) = w.open();
-        // A cut keeps the drain from making room.
-        let cut = s.cut(&[(T, b"")]).unwrap();
         let mut bulk = false;
         let full = loop {
             bulk |= s.commit_bulk(put("b", 1_000)) == Err(StorageError::Overloaded { what: "the memtable" });
@@ -246,7 +247,10 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
         let start = Instant::now();
         assert_eq!(s.apply(put("d", 30_000)).await, Err(StorageError::Overloaded { what: "the memtable" }));
         assert!(start.elapsed() >= Duration::from_millis(50));
-        drop(cut);
+        let draining = tokio::spawn({
+            let s = s.clone();
+            async move { s.checkpoint().await }
+        });
         let waiting = tokio::spawn({
             let s = s.clone();
             async move { s.apply(put("d", 30_000)).await }
@@ -256,6 +260,7 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         waiting.await.unwrap().unwrap();
+        draining.await.unwrap().unwrap();
         s.commit(put("k", 20_000)).unwrap();
     });
 }

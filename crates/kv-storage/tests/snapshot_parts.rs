@@ -14,7 +14,7 @@ mod world;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use kv_storage::{Drive, SnapshotBytes, Snapshots, Storage, StorageError, limits, tier::TierKind};
+use kv_storage::{BlockKind, Drive, SnapshotBytes, Snapshots, Storage, StorageError, limits, tier::TierKind};
 use kv_types::GroupId;
 use world::{Mem, Real, World};
 
@@ -25,11 +25,11 @@ const SEEDS: u64 = 60;
 /// A finished file of some 100 kB in a group of its own: the sender's.
 fn sent(s: &Storage) -> SnapshotBytes {
     let files = s.snapshots(GroupId(7));
-    let mut writer = files.create(ID, b"header").unwrap();
+    let mut writer = files.create().unwrap();
     for n in 0..30_u32 {
-        writer.write(&vec![n as u8; 3_000 + n as usize]).unwrap();
+        writer.write(BlockKind::Base, &vec![n as u8; 3_000 + n as usize]).unwrap();
     }
-    writer.finish().unwrap();
+    writer.finish(ID, b"header").unwrap();
     files.bytes_of(ID).unwrap()
 }
 

@@ -62,6 +62,8 @@ mutants! {
     VoteNotSynced = "vote-not-synced", Node, "a vote survives a crash";
     /// kv-storage: recovery overwrites single Raft entries and keeps what was behind them, though it was truncated.
     TailNotTruncated = "tail-not-truncated", Node, "a truncated tail stays away";
+    /// kv-storage: a copy is closed without the last batch that was written during it, so a snapshot lacks what its mark says.
+    TailBatchLost = "tail-batch-lost", Node, "a copy is what was there at its close";
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";
     /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what others apply.
@@ -75,7 +77,7 @@ mutants! {
     /// kv-raft: a session keeps the value that a comparison found instead of its own, so that memory follows the values.
     FoundValueKept = "found-value-kept", Node, "sessions are bounded in bytes";
     /// kv-raft: a session is forgotten before its issue time has come, so a client whose clock is ahead locks out the others.
-    HorizonMovedByEviction = "horizon-moved-by-eviction", Node, "a session opens for whoever has the right time";
+    HorizonMovedByEviction = "horizon-moved-by-eviction", Node, "a client with the right time can open a session";
     /// kv-raft: compare-and-set also accepts the revision before the present one.
     StaleCas = "stale-cas", Node, "linearizable";
     /// kv-raft: a swap takes a revision without using it up, so the next write has the same.

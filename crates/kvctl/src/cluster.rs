@@ -363,8 +363,12 @@ fn judge(views: &Views) -> (Health, Vec<String>) {
         for group in &status.groups {
             if !group.quorum || group.leader == 0 {
                 quorum = false;
-                let why = if group.quorum { "knows no leader" } else { "has no quorum" };
-                complaints.push(format!("{node}: {} {why}", GroupId(group.group)));
+                let id = GroupId(group.group);
+                complaints.push(match group.impediment.as_str() {
+                    "" if group.quorum => format!("{node}: {id} knows no leader"),
+                    "" => format!("{node}: {id} has no quorum"),
+                    why => why.to_owned(),
+                });
             }
         }
         served |= quorum;

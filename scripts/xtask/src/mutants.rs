@@ -14,8 +14,13 @@ const CFG: &str = "quorate_mutants";
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
 /// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the tests within.
 /// Copied as `package-name`.
-const TESTS: [(&str, &str); 4] =
-    [("kv-dynamo", "cluster"), ("kv-raft", "cluster"), ("kv-storage", "conformance"), ("kv-raft", "kv_raft")];
+const TESTS: [(&str, &str); 5] = [
+    ("kv-dynamo", "cluster"),
+    ("kv-raft", "cluster"),
+    ("kv-storage", "conformance"),
+    ("kv-storage", "copies"),
+    ("kv-raft", "kv_raft"),
+];
 
 /// As a wrapper: calls the compiler with the cfg. None if this process is not one.
 pub(crate) fn compiler(args: &[&str]) -> Option<Result<ExitCode, String>> {

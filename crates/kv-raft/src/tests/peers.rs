@@ -42,7 +42,7 @@ fn id(term: u64, node: u64, index: u64) -> peer::LogId {
     peer::LogId { term, node, index }
 }
 
-/// n1 of three, which has followed n2 before. Nobody answers it.
+/// n1 of three, which has followed n2 before. It gets no answers.
 struct Follower {
     strong: Strong,
     storage: Storage,

@@ -1,5 +1,5 @@
-//! A node under pressure: what cannot be applied soon is refused before it is proposed, one namespace leaves room for the
-//! next, and what was taken is applied once.
+//! A node under pressure: what cannot be applied soon is refused before it is proposed, one namespace leaves
+//! room for the next, and what was taken is applied once.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::backlog::Load;
-use crate::config::{LogId, RaftConfig, log_bytes_wanted};
+use crate::config::{RaftConfig, log_bytes_wanted};
+use crate::machine::AppliedState;
 use crate::strong::{Hop, Strong};
 
 const CLUSTER: ClusterId = ClusterId(5);
@@ -89,7 +90,7 @@ impl Lone {
     }
 
     /// Nothing is applied while the guard lives.
-    async fn stand_still(&self) -> OwnedRwLockReadGuard<Option<LogId>> {
+    async fn stand_still(&self) -> OwnedRwLockReadGuard<AppliedState> {
         self.strong.group(GroupId::FIRST_DATA).unwrap().stand_still().await
     }
 

@@ -1,5 +1,5 @@
-//! The rules of sessions: once, whatever clocks say and whatever was forgotten, within bounds, and without one client being
-//! locked out by another.
+//! The rules of sessions: once, whatever clocks say and whatever was forgotten, within bounds, and without
+//! one client being locked out by another.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,12 +110,13 @@ async fn an_idle_session_is_forgotten_and_its_opening_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_leader_an_hour_ahead_forgets_nobody() {
+async fn a_leader_an_hour_ahead_forgets_no_session() {
     let mut bench = Bench::new();
     for client in 1..=20 {
         bench.write(client, 1, "a", put("1")).await.unwrap();
     }
-    // Another leader, whose clock is ahead; then one whose clock is behind; and a clock that leaps within a term.
+    // Another leader, whose clock is ahead; then one whose clock is behind; and a clock that leaps within a
+    // term.
     for (term, now) in [(2, bench.now + HOUR), (3, bench.now - HOUR), (3, bench.now + HOUR)] {
         (bench.term, bench.now) = (term, now);
         bench.write(30 + u128::from(term), 1, "b", put("1")).await.unwrap_or_else(|failure| {
@@ -196,7 +197,8 @@ async fn sessions_ahead_of_time_are_few() {
     bench.apply(&one_more).await.unwrap();
 }
 
-/// Log time may stand still: then the order of the log tells which session was used last, also after a restart.
+/// Log time may stand still: then the order of the log tells which session was used last, also after a
+/// restart.
 #[tokio::test]
 async fn the_session_unused_longest_is_forgotten_first() {
     let mut bench = Bench::bounded(FEW);
@@ -386,8 +388,9 @@ async fn play(events: Vec<Event>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Clocks ahead and behind, leaders that change, sessions that are forgotten, resends: nothing is applied twice, a
-    /// definite *no* is true, the horizon stays behind the leaders' clocks, and who is in time is let in.
+    /// Clocks ahead and behind, leaders that change, sessions that are forgotten, resends: nothing is applied
+    /// twice, a definite *no* is true, the horizon stays behind the leaders' clocks, and who is in time is
+    /// let in.
     #[test]
     fn once_and_just_whatever_the_clocks_say(events in proptest::collection::vec(any_event(), 1..120)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

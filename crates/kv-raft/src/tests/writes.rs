@@ -11,8 +11,9 @@ use proptest::prelude::*;
 use super::bench::{Bench, GROUP, SPACE, put, refusal, revision, swap};
 use crate::codec;
 use crate::config::Snapshot;
-use crate::kv_machine::{self, KvMachine, Operation, WriteCommand};
-use crate::machine::{Machine, SnapshotData};
+use crate::digest::Digesting;
+use crate::kv_machine::{KvMachine, Operation, WriteCommand};
+use crate::machine::{Machine, MachineError, SnapshotData};
 use crate::proposal::{Effect, Point, Proposal, Written};
 use crate::row::Live;
 use crate::snapshot::{self, ReceivedPart};
@@ -191,9 +192,15 @@ async fn the_longest_key_of_zeros_is_stored_and_found() {
     assert_eq!(digest(&bench.storage, 1).1, 1);
 }
 
+fn digested(storage: &Storage, namespace: u64) -> Result<(u64, u64), MachineError> {
+    let mut digesting = Digesting::begin(storage, SPACE, NamespaceId(namespace))?;
+    digesting.read()?;
+    digesting.close()
+}
+
 /// What a storage has of a namespace, digested.
 fn digest(storage: &Storage, namespace: u64) -> (u64, u64) {
-    kv_machine::digest(kv_machine::cut_of(storage, SPACE, NamespaceId(namespace)).unwrap()).unwrap()
+    digested(storage, namespace).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,8 +260,7 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
     }
     // What does not decode is an error.
     storages[2].apply(Batch::new().put(data, &key, "")).await.unwrap();
-    let cut = kv_machine::cut_of(&storages[2], SPACE, NamespaceId(1)).unwrap();
-    assert!(kv_machine::digest(cut).is_err());
+    assert!(digested(&storages[2], 1).is_err());
     storages.iter().for_each(Storage::halt);
 }
 

@@ -25,8 +25,8 @@ use std::{
 
 use bytes::Bytes;
 use fjall::{
-    AbstractTree, Database, Error, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode,
-    compaction::Leveled,
+    AbstractTree, Database, Error, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, LsmError,
+    PersistMode, compaction::Leveled,
 };
 use tokio::time::Instant;
 
@@ -51,6 +51,14 @@ const MAX_RUNS: usize = 16;
 const WORKERS: usize = 2;
 /// Size of a table, bytes: what one compaction writes at least, and the unit of the levels.
 const TABLE_BYTES: u64 = 16 << 20;
+/// Size of a value from which it is kept apart from its key, in files that compactions do not copy.
+const APART_BYTES: u32 = 4 << 10;
+/// Size of a file of such values, bytes.
+const APART_FILE_BYTES: u64 = 16 << 20;
+/// The part of such a file that may be overwritten before the rest of it is copied and the file goes. All such
+/// files are looked at, not the oldest ones alone.
+const APART_STALE: f32 = 0.2;
+const APART_OF_ALL: f32 = 1.0;
 /// Files of tables kept open.
 const OPEN_FILES: usize = 128;
 /// How long a wait for the workers sleeps before it looks again.
@@ -111,7 +119,13 @@ fn forget_journals(dir: &Path) -> Result<(), TierError> {
 }
 
 fn options() -> KeyspaceCreateOptions {
+    let apart = KvSeparationOptions::default()
+        .separation_threshold(APART_BYTES)
+        .file_target_size(APART_FILE_BYTES)
+        .staleness_threshold(APART_STALE)
+        .age_cutoff(APART_OF_ALL);
     KeyspaceCreateOptions::default()
+        .with_kv_separation(Some(apart))
         .manual_journal_persist(true)
         // Sealed by `apply`; larger than that, so that fjall's workers do not do it as well.
         .max_memtable_size(16 * MEMTABLE_BYTES)
@@ -184,6 +198,8 @@ impl FjallTier {
         }
         self.wait_until("a checkpoint of the lower tier", |rows| rows.sealed_memtable_count() == 0)?;
         self.db.persist(PersistMode::SyncAll).map_err(error)?;
+        // fjall syncs the files of values, and never the folder of their names.
+        sync_folder(&self.rows.path().join("blobs"))?;
         self.dir.parent().map_or(Ok(()), sync_folder)
     }
 

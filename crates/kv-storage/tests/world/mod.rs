@@ -25,6 +25,10 @@ pub(crate) trait World {
     fn files(&self) -> Vec<PathBuf>;
     fn remove(&self, path: &std::path::Path);
     fn flip(&self, path: &std::path::Path, offset: u64, mask: u8);
+    /// Syncs of the disk so far, where they are counted.
+    fn syncs(&self) -> Option<u64> {
+        None
+    }
 
     fn open(&self) -> (Storage, Recovery) {
         // A tier lets go of its lock a moment after its last handle.
@@ -118,5 +122,8 @@ impl World for Mem {
     }
     fn flip(&self, path: &std::path::Path, offset: u64, mask: u8) {
         self.disk.flip(path, offset, mask).unwrap();
+    }
+    fn syncs(&self) -> Option<u64> {
+        Some(self.disk.syncs())
     }
 }

@@ -1,0 +1,218 @@
+//! Taking a snapshot of a group: a copy of its rows into a file, while entries are applied. Nothing waits for it; a copy that
+//! cannot keep up is given up, and the steward asks again.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use futures_util::future::BoxFuture;
+use kv_storage::{BlockKind, Copy, Piece, SnapshotInfo, SnapshotWriter, Snapshots, Storage};
+use openraft::storage::RaftSnapshotBuilder;
+use std::io;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::codec;
+use crate::config::limits::{PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOTS_KEPT};
+use crate::config::{LogId, Snapshot, SnapshotMeta, TypeConfig};
+use crate::machine::{Applied, MachineError, stored_mark};
+use crate::runtime::NodeRuntime;
+use crate::schedule::Rate;
+use crate::snapshot::{self, Block, SnapshotData, id_of};
+use crate::tables::{Space, Table, keys};
+
+/// What the snapshots of all groups of a node share.
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotWork {
+    /// One snapshot is written at a time.
+    turn: Arc<Semaphore>,
+    /// Bytes written per second.
+    per_second: u64,
+}
+
+impl SnapshotWork {
+    pub(crate) fn new(per_second: u64) -> Self {
+        Self { turn: Arc::new(Semaphore::new(1)), per_second }
+    }
+}
+
+impl Default for SnapshotWork {
+    fn default() -> Self {
+        Self::new(SNAPSHOT_BYTES_PER_SECOND)
+    }
+}
+
+/// Waits until openraft has heard that so much was applied.
+pub(crate) type Told = Box<dyn Fn(LogId) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
+
+/// What a group's machine, its snapshots and its steward tell each other.
+#[derive(Default)]
+pub(crate) struct Account {
+    /// Bytes of entries applied by this process.
+    applied_bytes: AtomicU64,
+    /// How many of them are in the last snapshot.
+    snapshot_at: AtomicU64,
+    /// Size of the last snapshot's file.
+    snapshot_bytes: AtomicU64,
+    /// Set once openraft runs.
+    pub(crate) told: OnceLock<Told>,
+}
+
+impl Account {
+    pub(crate) fn applied(&self, bytes: u64) {
+        self.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A snapshot of this size has everything up to `at` bytes.
+    pub(crate) fn has_snapshot(&self, at: u64, size: u64) {
+        self.snapshot_at.fetch_max(at, Ordering::Relaxed);
+        self.snapshot_bytes.store(size, Ordering::Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.applied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes applied since the last snapshot, and its size.
+    pub(crate) fn growth(&self) -> (u64, u64) {
+        let since = self.now().saturating_sub(self.snapshot_at.load(Ordering::Relaxed));
+        (since, self.snapshot_bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// Builds a snapshot of the state at the time when it ends.
+pub(crate) struct Builder {
+    pub(crate) space: Space,
+    pub(crate) storage: Storage,
+    pub(crate) files: Snapshots,
+    pub(crate) applied: Applied,
+    pub(crate) account: Arc<Account>,
+    pub(crate) work: SnapshotWork,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotData;
+
+    /// A snapshot that cannot be taken now (the disk is full, too much is written) is no reason to stop a voter: the newest one
+    /// stands, nothing is purged, and the steward asks again.
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        match self.build().await {
+            Ok(snapshot) => Ok(snapshot),
+            Err(error) => {
+                tracing::warn!(group = self.space.group.0, %error, "no snapshot was taken; the log is kept until one is");
+                let files = self.files.clone();
+                let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+                let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
+                Ok(Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id } })
+            }
+        }
+    }
+}
+
+impl Builder {
+    async fn build(&self) -> Result<Snapshot, MachineError> {
+        let _turn = self.work.turn.acquire().await.map_err(io::Error::other)?;
+        let prefix = keys::of_space(self.space);
+        let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
+        let copy = self.storage.copy(&ranges)?;
+        let files = self.files.clone();
+        let mut filling =
+            NodeRuntime::blocking(move || Ok::<_, MachineError>(Filling::new(copy, files.create()?)))
+                .await??;
+        let mut rate = Rate::new(self.work.per_second);
+        let opened = Instant::now();
+        while !filling.copy.base_is_read() {
+            filling = self.fill(filling, &mut rate, opened).await?;
+        }
+        let (mark, at) = {
+            let _applied = self.applied.read().await;
+            let mark = stored_mark(&self.storage, self.space)?;
+            filling.copy.close()?;
+            (mark, self.account.now())
+        };
+        while !filling.is_whole {
+            filling = self.fill(filling, &mut rate, opened).await?;
+        }
+        // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead of the log.
+        self.storage.raft(self.space.group).barrier().await?;
+        // openraft hears of what was applied after the tables have it, and takes no snapshot ahead of that.
+        if let (Some(told), Some(last)) = (self.account.told.get(), mark.last_log_id) {
+            told(last).await?;
+        }
+        let (files, meta) = (self.files.clone(), mark.clone());
+        let info = NodeRuntime::blocking(move || filling.finish(&files, &meta)).await??;
+        self.account.has_snapshot(at, info.bytes);
+        tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, bytes = info.bytes, "snapshot taken");
+        Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id: info.id } })
+    }
+
+    /// Writes the next piece, at this node's pace.
+    async fn fill(
+        &self,
+        mut filling: Filling,
+        rate: &mut Rate,
+        opened: Instant,
+    ) -> Result<Filling, MachineError> {
+        let before = filling.file.bytes();
+        let filling = NodeRuntime::blocking(move || filling.step().map(|()| filling)).await??;
+        let wait = rate.spend(opened.elapsed(), filling.file.bytes() - before);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        Ok(filling)
+    }
+}
+
+/// A copy on its way into a file.
+struct Filling {
+    copy: Copy,
+    file: SnapshotWriter,
+    /// The copy is closed and has no more pieces.
+    is_whole: bool,
+}
+
+impl Filling {
+    fn new(copy: Copy, file: SnapshotWriter) -> Self {
+        Self { copy, file, is_whole: false }
+    }
+
+    /// Moves one piece. Blocks.
+    fn step(&mut self) -> Result<(), MachineError> {
+        let Some(piece) = self.copy.next_piece(ROWS_AT_ONCE, PIECE_BYTES)? else {
+            self.is_whole = self.copy.is_closed();
+            return Ok(());
+        };
+        let kind = match piece {
+            Piece::Base(_) => BlockKind::Base,
+            Piece::Tail(_) => BlockKind::Tail,
+        };
+        let mut block = Block::new();
+        for (table, key, value) in piece.into_rows() {
+            if kv_types::mutant!(DedupLostInSnapshot) && table == Table::Sessions.id() {
+                continue;
+            }
+            if kv_types::mutant!(SnapshotDropsValues) && table == Table::Data.id() && drops(&key)? {
+                continue;
+            }
+            block.push(table.get(), &key, value.as_deref())?;
+            if block.is_full() {
+                self.file.write(kind, &block.take())?;
+            }
+        }
+        if !block.is_empty() {
+            self.file.write(kind, &block.take())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the file complete, under the mark of its close. Blocks.
+    fn finish(self, files: &Snapshots, mark: &SnapshotMeta) -> Result<SnapshotInfo, MachineError> {
+        let info = self.file.finish(id_of(mark.last_log_id.as_ref()), &codec::encode_mark(mark))?;
+        files.keep_newest(SNAPSHOTS_KEPT)?;
+        Ok(info)
+    }
+}
+
+/// What the seeded bug leaves out.
+fn drops(place: &[u8]) -> Result<bool, codec::CodecError> {
+    Ok(keys::of_data(place)?.1.ends_with(b"0"))
+}

@@ -1,0 +1,245 @@
+//! What clients ask of a group on the node that leads it: proposals, which find a place in the account of
+//! what is not applied before anything is queued, and linearizable reads.
+
+use std::future::IntoFuture;
+
+use kv_proto::admin;
+use kv_storage::{Storage, StorageError};
+use kv_types::{Failure, NamespaceId, Reason};
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
+use openraft::raft::ClientWriteResponse;
+use openraft::{Instant as _, LinearizerOption, ReadPolicy};
+use tokio::sync::OwnedRwLockReadGuard;
+use tokio::time::{Instant, timeout_at};
+
+#[cfg(test)]
+use crate::backlog::Load;
+use crate::backlog::{Full, Place};
+use crate::codec::CodecError;
+use crate::config::limits::{DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, RETRY_AFTER_MS};
+use crate::config::{LogId, TypeConfig};
+use crate::digest::Digesting;
+use crate::groups::{Group, Leadership, Unserved};
+use crate::machine::{AppliedState, MachineError};
+use crate::proposal::{Answering, Proposal};
+use crate::runtime::NodeRuntime;
+use crate::tables::{Space, Table};
+
+/// The state of a group at one point of its log; it stands still while this lives.
+pub(crate) struct View {
+    applied: OwnedRwLockReadGuard<AppliedState>,
+    storage: Storage,
+    /// The term in which this node was confirmed as the leader.
+    pub(crate) term: u64,
+    /// Entries that were committed and are not in the state.
+    pub(crate) lag: u64,
+}
+
+impl View {
+    /// The last entry in the state.
+    pub(crate) fn index(&self) -> u64 {
+        self.applied.last.as_ref().map_or(0, |applied| applied.index)
+    }
+
+    /// Where the rows of the state stand.
+    pub(crate) fn space(&self) -> Space {
+        self.applied.space
+    }
+
+    /// A row, decoded.
+    pub(crate) fn get<T>(
+        &self,
+        table: Table,
+        key: &[u8],
+        decode: impl FnOnce(bytes::Bytes) -> Result<T, CodecError>,
+    ) -> Result<Option<T>, Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::new(Reason::StorageFailed, error.to_string()).of_read();
+        let row = self.storage.get(table.id(), key).map_err(|error| failed(&error))?;
+        row.map(|row| decode(row.value)).transpose().map_err(|error| failed(&error))
+    }
+}
+
+impl Group {
+    /// A place for a proposal in the account of what is not applied yet. Refusals come before anything is
+    /// queued.
+    fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
+        if let Err(pressure) = self.around.storage.log_pressure() {
+            let reason = match pressure {
+                StorageError::LogFull { .. } => Reason::LimitStorage,
+                _ => Reason::Overloaded,
+            };
+            return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));
+        }
+        let bound = self.backlog.bound();
+        let overloaded = |what: &str| {
+            let waiting = self.backlog.total();
+            Failure::new(
+                Reason::Overloaded,
+                format!(
+                    "{} {what}: {} entries of {} bytes wait to be applied; nothing was proposed",
+                    self.id, waiting.entries, waiting.bytes
+                ),
+            )
+            .with("limit_entries", bound.entries)
+            .with("limit_bytes", bound.bytes)
+            .retry_after_ms(RETRY_AFTER_MS)
+        };
+        // What earlier leaders proposed counts too, though it is in no account here.
+        let unapplied = {
+            let metrics = self.raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
+            index(&metrics.last_log).saturating_sub(index(&metrics.last_applied))
+        };
+        if unapplied > bound.entries {
+            return Err(overloaded("has not applied its log"));
+        }
+        let bytes =
+            u64::try_from(proposal.0.len()).unwrap_or(u64::MAX).saturating_add(PROPOSAL_OVERHEAD_BYTES);
+        self.backlog.admit(namespace, bytes).map_err(|full| match full {
+            Full::Group => overloaded("has as much to apply as it may"),
+            Full::Namespace => overloaded("has as much to apply for this namespace as it may"),
+        })
+    }
+
+    /// What was proposed here and is not applied.
+    #[cfg(test)]
+    pub(crate) fn backlog(&self) -> Load {
+        self.backlog.total()
+    }
+
+    /// Nothing is applied while this lives.
+    #[cfg(test)]
+    pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<AppliedState> {
+        self.applied.clone().read_owned().await
+    }
+
+    /// Proposes a command for a namespace and waits until it is applied here. It holds its place in the
+    /// account until Raft is done with it, also when the deadline passes before.
+    pub(crate) async fn propose(
+        &self,
+        namespace: NamespaceId,
+        proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
+        let place = self.admit_proposal(namespace, &proposal)?;
+        let (responder, answer) = Answering::new(place);
+        let handed = self.raft.write(proposal).responder(responder).into_future();
+        match timeout_at(deadline, handed).await {
+            Ok(Ok(())) => {}
+            // Raft's own queue had no room up to the deadline: it has not taken the message and will not.
+            Err(_) => {
+                let why = format!("{} did not take the proposal by the deadline", self.id);
+                return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS).into());
+            }
+            Ok(Err(fatal)) => return Err(self.fatal(&fatal).after_sending().into()),
+        }
+        let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(Ok(response))) => Ok(response),
+            Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
+                Err(self.no_quorum("nothing was decided").into())
+            }
+            Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
+            Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(self.forwarded(forward)),
+            Ok(Ok(Err(error))) => Err(unknown(error.to_string()).into()),
+            // The group stopped; it may have been proposed before.
+            Ok(Err(_)) => {
+                let state = self.raft.metrics().borrow_watched().running_state.clone();
+                Err(self.fatal(&state.err().unwrap_or(Fatal::Stopped)).after_sending().into())
+            }
+        }
+    }
+
+    /// A view of the state that includes everything that was decided before this call: the leader lets a
+    /// quorum confirm it (read index), then waits until it has applied as much.
+    pub(crate) async fn view(&self, deadline: Instant) -> Result<View, Unserved> {
+        let late = || self.late("a quorum confirmed the leader");
+        let behind =
+            || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
+        let lease = self.around.config.election_max;
+        let metrics = self.raft.data_metrics();
+        let last_quorum = metrics.borrow_watched().last_quorum_acked.map(|at| at.into_inner().elapsed());
+        // Cut off from the quorum: do not let every read find that out by itself for a whole lease.
+        let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
+        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
+        if kv_types::mutant!(SkipReadIndex) && self.leadership() == Leadership::Leads {
+            let applied =
+                timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
+            return Ok(View {
+                applied,
+                storage: self.around.storage.clone(),
+                term: self.leader_and_term().1,
+                lag: 0,
+            });
+        }
+        let confirmed =
+            timeout_at(deadline, self.raft.get_read_linearizer(option)).await.map_err(|_| late())?;
+        let linearizer = confirmed.map_err(|error| match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => self.forwarded(forward),
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+                Unserved::Failed(self.no_quorum("no quorum confirmed that it still leads"))
+            }
+            RaftError::Fatal(fatal) => Unserved::Failed(self.fatal(&fatal)),
+        })?;
+        let term = linearizer.read_log_id().committed_leader_id().term;
+        let left = deadline.saturating_duration_since(Instant::now());
+        match linearizer.try_await_ready(&self.raft, Some(left)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(behind().into()),
+            Err(fatal) => return Err(self.fatal(&fatal).into()),
+        }
+        let applied = timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
+        let committed = metrics.borrow_watched().local_committed.map_or(0, |id| id.index);
+        let lag = committed.saturating_sub(applied.last.as_ref().map_or(0, |id| id.index));
+        Ok(View { applied, storage: self.around.storage.clone(), term, lag })
+    }
+
+    /// A digest of this node's own replica of a namespace at one point of the log, which it names. No other
+    /// node is asked.
+    ///
+    /// The lock is held for the few parts that were written to since they were read, so that a namespace of any size does not
+    /// keep entries from being applied. One at a time.
+    pub(crate) async fn digest(
+        &self,
+        namespace: NamespaceId,
+        deadline: Instant,
+    ) -> Result<admin::GetDigestResponse, Failure> {
+        let late = || {
+            Failure::new(Reason::Overloaded, format!("{} was not digested by the deadline", self.id))
+                .retry_after_ms(RETRY_AFTER_MS)
+        };
+        let failed = |error: MachineError| match error {
+            MachineError::Storage(StorageError::CopyOverrun { .. } | StorageError::Overloaded { .. }) => {
+                let why = "too much is written for a digest; ask again when less is written";
+                Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS)
+            }
+            error => Failure::new(Reason::StorageFailed, error.to_string()).of_read(),
+        };
+        let off_the_workers = |error: std::io::Error| failed(error.into());
+        let digest = async {
+            let _alone = self.digesting.lock().await;
+            let space = self.applied.read().await.space;
+            let storage = self.around.storage.clone();
+            let digesting = NodeRuntime::blocking(move || {
+                let mut digesting = Digesting::begin(&storage, space, namespace)?;
+                digesting.read().map(|()| digesting)
+            });
+            let digesting = digesting.await.map_err(off_the_workers)?.map_err(failed)?;
+            let applied = self.applied.read().await;
+            if applied.space != space {
+                return Err(failed(StorageError::Overloaded { what: "an installation" }.into()));
+            }
+            let digested = NodeRuntime::blocking(move || digesting.close()).await;
+            let (digest, keys) = digested.map_err(off_the_workers)?.map_err(failed)?;
+            Ok(admin::GetDigestResponse {
+                partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
+                applied_index: Some(applied.last.as_ref().map_or(0, |applied| applied.index)),
+                ..admin::GetDigestResponse::default()
+            })
+        };
+        timeout_at(deadline, digest).await.map_err(|_| late())?
+    }
+}
