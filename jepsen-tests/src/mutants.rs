@@ -134,6 +134,12 @@ pub fn traps() -> Vec<Trap> {
             Simulation(&[1]),
             &["replicas equal in the end of "],
         ),
+        trap(
+            "chunk-checksum-ignored",
+            "a piece of a snapshot that was damaged on the way is not taken",
+            Test("kv-raft-cluster", "a_transfer_goes_on_where_it_was_after_a_restart_of_the_receiver"),
+            &["a_transfer_goes_on"],
+        ),
         trap("resend-applied-again", "a request is applied once", Simulation(&[14]), LINEARIZABLE),
         trap(
             "found-value-kept",

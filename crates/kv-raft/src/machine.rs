@@ -52,12 +52,6 @@ pub enum MachineError {
         /// This program's.
         supported: FeatureLevel,
     },
-    /// A snapshot is too large for a message between nodes.
-    #[error("the snapshot does not fit in one message between nodes ({bound} bytes)")]
-    SnapshotTooLarge {
-        /// The bound.
-        bound: usize,
-    },
     /// A task of the runtime failed.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -117,6 +117,12 @@ pub struct RaftSettings {
     pub snapshot_every: u64,
     /// Entries kept below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
+    /// Bytes of a snapshot that go to a follower in one message, 1 KiB to 1 MiB.
+    #[serde(deserialize_with = "size")]
+    pub transfer_chunk_size: u64,
+    /// Bytes of a snapshot that go to one follower in a second.
+    #[serde(deserialize_with = "size")]
+    pub transfer_rate: u64,
 }
 
 impl Default for RaftSettings {
@@ -127,6 +133,8 @@ impl Default for RaftSettings {
             election_max: Duration::from_millis(500),
             snapshot_every: 4_000_000,
             entries_kept: 50_000,
+            transfer_chunk_size: 512 << 10,
+            transfer_rate: 32 << 20,
         }
     }
 }
@@ -385,6 +393,7 @@ fn is_loopback(address: &str) -> bool {
 fn check_settings(file: &ClusterFile) -> Result<(), String> {
     let show = |duration: Duration| humantime::format_duration(duration).to_string();
     let RaftSettings { heartbeat, election_min, election_max, snapshot_every, .. } = file.raft;
+    let RaftSettings { transfer_chunk_size, transfer_rate, .. } = file.raft;
     if heartbeat < Duration::from_millis(10) {
         return Err(format!("raft.heartbeat of {} is too short: at least 10ms", show(heartbeat)));
     }
@@ -404,6 +413,12 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
     }
     if snapshot_every == 0 {
         return Err("raft.snapshot_every must be at least 1".into());
+    }
+    if !(1 << 10..=1 << 20).contains(&transfer_chunk_size) {
+        return Err("raft.transfer_chunk_size must be between 1KiB and 1MiB".into());
+    }
+    if transfer_rate < transfer_chunk_size {
+        return Err("raft.transfer_rate must be at least raft.transfer_chunk_size, in a second".into());
     }
     let StorageSettings { segment_size, max_log_size, .. } = file.storage;
     if !(4 << 20..=1 << 30).contains(&segment_size) || segment_size % 4096 != 0 {
@@ -620,6 +635,8 @@ mod tests {
         for (more, words) in [
             ("[raft]\nheartbeat = \"200ms\"", "2.5 heartbeats"),
             ("[raft]\nelection_max = \"250ms\"", "must be above"),
+            ("[raft]\ntransfer_chunk_size = \"2MiB\"", "between 1KiB and 1MiB"),
+            ("[raft]\ntransfer_rate = \"100KiB\"", "at least raft.transfer_chunk_size"),
             ("[raft]\nheartbeat = 100", "invalid type"),
             ("[raft]\nheartbeat = \"fast\"", "is not a duration"),
             ("[storage]\nsegment_size = \"64MB\"", "is not a size"),

@@ -304,6 +304,8 @@ fn raft_config(config: &NodeConfig) -> RaftConfig {
         election_max: config.raft.election_max,
         snapshot_every: config.raft.snapshot_every,
         entries_kept: config.raft.entries_kept,
+        transfer_chunk_bytes: usize::try_from(config.raft.transfer_chunk_size).unwrap_or(usize::MAX),
+        transfer_bytes_per_second: config.raft.transfer_rate,
         ..RaftConfig::new(config.cluster_id, config.node_id, config.members.clone())
     }
 }

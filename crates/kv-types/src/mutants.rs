@@ -74,6 +74,8 @@ mutants! {
     DedupLostInSnapshot = "dedup-lost-in-snapshot", Node, "linearizable";
     /// kv-raft: snapshots leave out some values, so whoever installs one keeps less than the others.
     SnapshotDropsValues = "snapshot-drops-values", Node, "replicas equal in the end";
+    /// kv-raft: a piece of a snapshot is taken without comparing its checksum, so a damaged file is only found when it is whole.
+    ChunkChecksumIgnored = "chunk-checksum-ignored", Node, "replicas equal in the end";
     /// kv-raft: a known request is applied again when it is resent.
     ResendAppliedAgain = "resend-applied-again", Node, "linearizable";
     /// kv-raft: a session keeps the value that a comparison found instead of its own, so that memory follows the values.

@@ -21,7 +21,7 @@ use crate::kv_machine::{KvMachine, Operation};
 use crate::log_store::LogStore;
 use crate::machine::{Machine, SnapshotData};
 use crate::proposal::Proposal;
-use crate::snapshot;
+use crate::snapshot::{self, ReceivedPart};
 use crate::tables::{Space, Table, keys};
 
 fn domain() -> KvMachine {
@@ -56,16 +56,24 @@ impl World {
     }
 }
 
-/// A snapshot as a leader sends it.
+/// A snapshot as a leader sends it: the bytes of its file.
 #[derive(Clone)]
 struct Sent {
     meta: SnapshotMeta,
-    packed: Bytes,
+    file: Bytes,
+    checksum: u32,
 }
 
 impl Sent {
-    fn data(&self) -> SnapshotData {
-        SnapshotData::Wire(self.packed.clone())
+    /// What its receiver has when all of it has come.
+    fn received(&self, to: &Storage) -> Result<SnapshotData, StorageError> {
+        let length = u64::try_from(self.file.len()).unwrap();
+        let mut part = to.snapshots(GROUP).receive(b"test", length, 4_096)?;
+        let missing = usize::try_from(part.received()).unwrap();
+        part.write(&self.file.slice(missing..))?;
+        let id = snapshot::id_of(self.meta.last_log_id.as_ref());
+        part.verify(id, self.checksum, &Default::default())?;
+        Ok(SnapshotData::Received(ReceivedPart::new(part)))
     }
 }
 
@@ -79,16 +87,19 @@ async fn two_snapshots() -> [Sent; 2] {
     let deletes = |seq| bench.command(1, seq, &format!("k{}", seq % 7), Operation::Delete).encode();
     let more: Vec<Proposal> = (61..=150).map(put).chain((151..=160).map(deletes)).collect();
     apply(&mut leader, 1, &first).await;
-    let old = taken(&mut leader).await;
+    let old = taken(&storage, &mut leader).await;
     apply(&mut leader, 61, &more).await;
-    let new = taken(&mut leader).await;
+    let new = taken(&storage, &mut leader).await;
     storage.halt();
     [old, new]
 }
 
-async fn taken(leader: &mut Machine) -> Sent {
+async fn taken(storage: &Storage, leader: &mut Machine) -> Sent {
     let built = leader.get_snapshot_builder().await.build_snapshot().await.unwrap();
-    Sent { meta: built.meta, packed: snapshot::pack(&built.snapshot, 1 << 20).unwrap() }
+    let id = snapshot::id_of(built.meta.last_log_id.as_ref());
+    let file = storage.snapshots(GROUP).bytes_of(id).unwrap();
+    let bytes = file.read(0, usize::MAX).unwrap();
+    Sent { meta: built.meta, file: bytes, checksum: file.checksum().unwrap() }
 }
 
 /// How far the state is applied, and what it is.
@@ -128,15 +139,15 @@ async fn an_installation_survives_a_power_cut_at_any_point() {
         let world = World::new(seed);
         let (storage, _) = world.open();
         let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
-        machine.install_snapshot(&old.meta, old.data()).await.unwrap();
+        machine.install_snapshot(&old.meta, old.received(&storage).unwrap()).await.unwrap();
         let before = state(&storage, &mut machine).await;
         assert_eq!(before.0, old.meta.last_log_id);
         // The power is cut after so many syncs of the disk, or at the end.
         let begun = world.disk.syncs();
-        let sent = new.clone();
+        let (sent, to) = (new.clone(), storage.clone());
         let installing = tokio::spawn(async move {
-            let installed = machine.install_snapshot(&sent.meta, sent.data()).await;
-            installed.map(|()| machine)
+            let received = sent.received(&to).map_err(std::io::Error::from)?;
+            machine.install_snapshot(&sent.meta, received).await.map(|()| machine)
         });
         until("the disk syncs", || world.disk.syncs() >= begun + seed || installing.is_finished()).await;
         storage.halt();
@@ -154,7 +165,7 @@ async fn an_installation_survives_a_power_cut_at_any_point() {
             assert_eq!(found, before, "seed {seed}");
             kept += 1;
         }
-        machine.install_snapshot(&new.meta, new.data()).await.unwrap();
+        machine.install_snapshot(&new.meta, new.received(&storage).unwrap()).await.unwrap();
         let whole = state(&storage, &mut machine).await;
         assert_eq!(whole.0, new.meta.last_log_id);
         if found.0 != old.meta.last_log_id {
@@ -179,8 +190,8 @@ async fn garbage_is_removed_after_a_restart() {
     let world = World::new(1);
     let (storage, _) = world.open();
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
-    machine.install_snapshot(&old.meta, old.data()).await.unwrap();
-    machine.install_snapshot(&new.meta, new.data()).await.unwrap();
+    machine.install_snapshot(&old.meta, old.received(&storage).unwrap()).await.unwrap();
+    machine.install_snapshot(&new.meta, new.received(&storage).unwrap()).await.unwrap();
     // At once: the removal has not got far.
     world.cut_power(&storage);
     let (storage, _) = world.open();
