@@ -145,7 +145,6 @@ pub(crate) fn storage_failure(error: StorageError) -> Failure {
         StorageError::LogFull { .. } | StorageError::DiskFull { .. } | StorageError::TooLarge { .. } => {
             Reason::LimitStorage
         }
-        StorageError::Replacing => Reason::NotReady,
         _ => Reason::StorageFailed,
     };
     let failure = Failure::new(reason, error.to_string());

@@ -69,7 +69,7 @@ fn commit(parts: &Parts, batch: Batch, bulk: bool) -> Result<Position, StorageEr
     parts.life.check()?;
     parts.space.check()?;
     parts.log.admit_data()?;
-    let max = if bulk { o.bulk_memtable_bytes } else { o.memtable_bytes };
+    let max = if bulk { o.bulk_memtable_bytes } else { o.memtable_for_commits() };
     let log = |ops: &[Op]| parts.log.push_data(encoded.clone(), ops, bulk);
     parts.memtable.commit(ops, encoded.len(), max, log).map(Position)
 }
@@ -148,17 +148,7 @@ impl Storage {
     pub fn get(&self, table: TableId, key: &[u8]) -> Result<Option<Row>, StorageError> {
         let full = full_key(table, key);
         let parts = self.parts();
-        let found = {
-            let mem = parts.memtable.read();
-            if !mem.replacing.is_empty() {
-                let mut next = full.clone();
-                next.push(0);
-                if mem.is_replacing(&full, Some(&next)) {
-                    return Err(StorageError::Replacing);
-                }
-            }
-            mem.get(&full)
-        };
+        let found = parts.memtable.read().get(&full);
         match found {
             Some((value, seq)) => Ok(value.map(|value| Row { value, position: Position(seq) })),
             None => {
@@ -187,13 +177,7 @@ impl Storage {
             None => prefix_end(&full_key(table, &[])),
         };
         let _still = parts.tier.hold_still();
-        let rows = {
-            let mem = parts.memtable.read();
-            if mem.is_replacing(&from, to.as_deref()) {
-                return Err(StorageError::Replacing);
-            }
-            mem.range(&from, to.as_deref(), limit)
-        };
+        let rows = parts.memtable.read().range(&from, to.as_deref(), limit);
         let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
         let mut out = Vec::new();
         while out.len() < limit

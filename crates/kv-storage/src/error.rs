@@ -45,9 +45,6 @@ pub enum StorageError {
         /// The bound.
         max: usize,
     },
-    /// The range is being replaced by a snapshot; its content is neither old nor new.
-    #[error("this range is being replaced by a snapshot; retry when that is finished")]
-    Replacing,
     /// More was written during a copy than its buffer holds (`copy_tail_bytes`): the copy was given up, the writes were not.
     #[error(
         "the copy fell behind the writes by more than {max} bytes and was given up; take a new one later"
@@ -140,7 +137,6 @@ impl StorageError {
                 | StorageError::LogFull { .. }
                 | StorageError::DiskFull { .. }
                 | StorageError::TooLarge { .. }
-                | StorageError::Replacing
                 | StorageError::Invalid(_)
         )
     }

@@ -23,7 +23,7 @@ use crate::{
     memtable::{Mem, Memtable},
     options::{Drive, StorageOptions},
     parts::{Parts, Refusals},
-    reads, replace,
+    reads,
     space::DiskSpace,
     steps,
     tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
@@ -52,8 +52,6 @@ pub struct Recovery {
     pub replayed: u64,
     /// Bytes of the write that the crash interrupted.
     pub torn_tail_bytes: u64,
-    /// Replacements that never finished, by name: their ranges answer `Replacing` until they are done again.
-    pub unfinished_replaces: Vec<Bytes>,
     /// Whose directory it is.
     pub identity: Option<Identity>,
 }
@@ -267,14 +265,7 @@ impl Start {
     fn assemble(&mut self, log: FoundLog) -> Result<Storage, StorageError> {
         let options = Arc::new(self.options.clone());
         let life = Arc::new(Lifecycle::new(options.dir.clone(), options.drive));
-        let mut mem = Mem::new(self.opened.mark.drained);
-        for (key, value) in log.small.rows() {
-            if let Some(name) = key.strip_prefix(small_key::REPLACE) {
-                let name = Bytes::copy_from_slice(name);
-                mem.replacing.insert(name.clone(), replace::decode_ranges(value).unwrap_or_default());
-                self.recovery.unfinished_replaces.push(name);
-            }
-        }
+        let mem = Mem::new(self.opened.mark.drained);
         let around = (self.disk.clone(), options.clone(), life.clone());
         let tier = LowerTier::new(around, self.opened.tier.clone(), self.opened.mark, self.checkpointed);
         let log = Log::open(options.clone(), life.clone(), self.disk.clone(), options.dir.join("wal"), log)?;

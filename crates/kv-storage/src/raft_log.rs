@@ -238,12 +238,13 @@ impl RaftLog {
         durably(durable).await
     }
 
-    /// Returns when everything that this group handed to the log before is durable.
+    /// Returns when everything that this group handed to the log before is durable, the committed hint included.
     pub async fn barrier(&self) -> io::Result<()> {
         let (done, durable) = when_durable();
         {
             self.parts().life.check()?;
             let _order = lock(&self.index);
+            self.log().write_lazy();
             self.log().push(vec![Item::Barrier { done: Some(done) }]);
         }
         durably(durable).await

@@ -230,6 +230,7 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
         let mut w = manual(4);
         w.options().apply_wait = Duration::from_millis(50);
         w.options().memtable_bytes = 256 << 10;
+        w.options().apply_reserve_bytes = 0;
         w.options().bulk_memtable_bytes = 128 << 10;
         // Nothing is drained before a checkpoint asks for it.
         w.options().drain_start_bytes = usize::MAX;

@@ -9,6 +9,7 @@ use kv_storage::{
     tier::{MemTiers, TierFolders, TierKind},
 };
 
+#[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) const T: TableId = TableId::new(16);
 #[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) const U: TableId = TableId::new(17);
