@@ -185,7 +185,7 @@ impl Storage {
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(StorageError::io("create the data directory"))?;
         let owner = check_owner(&*disk, &options)?;
-        // The lock comes before the log is read: whoever had the directory until now may have written more just before it let go.
+        // The lock comes before the log is read: the process that had the directory until now may have written more just before it let go.
         // And the log comes before the tier is opened, which may change that: a directory with a damaged log is left alone.
         let lock = disk.lock(&dir).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => StorageError::InUse(format!("{} is locked", dir.display())),

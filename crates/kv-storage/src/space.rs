@@ -1,5 +1,6 @@
-//! Room on the disk: commits are refused while the file system has less than a reserve, so that what makes room again (drain,
-//! checkpoint, trimming) and what must not fail (votes, the log's own records) still finds some.
+//! Room on the disk: commits are refused while the file system has less than a reserve, so that what makes
+//! room again (drain, checkpoint, trimming) and what must not fail (votes, the log's own records) still finds
+//! some.
 
 use std::{
     path::PathBuf,
@@ -20,8 +21,8 @@ struct Look {
     written: u64,
 }
 
-/// What is known of the file system of the data directory. Asked by the background steps, never by a commit: a disk that hangs
-/// answers this question late too.
+/// What is known of the file system of the data directory. Asked by the background steps, never by a commit:
+/// a disk that hangs answers this question late too.
 #[derive(Debug)]
 pub(crate) struct DiskSpace {
     disk: Arc<dyn Disk>,

@@ -737,7 +737,7 @@ fn a_stop_ends_though_a_sync_does_not() {
         assert!(s.durable(late).await.is_err() && s.commit(put("new", 1)).is_err());
         let vote = log.save_vote(Bytes::from_static(b"v"));
         assert!(vote.await.is_err());
-        // And nobody waits when the last handle goes.
+        // And no one waits when the last handle goes.
         drop((s, log));
         disk.hold_syncs(false);
         // The write that was under way is answered by its own result when the disk lets go of it.

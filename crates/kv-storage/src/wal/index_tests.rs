@@ -1,4 +1,5 @@
-//! The index against a list of entries, through any history of appends, truncations, purges, writes, copies and restarts.
+//! The index against a list of entries, through any history of appends, truncations, purges, writes, copies
+//! and restarts.
 
 use std::collections::VecDeque;
 

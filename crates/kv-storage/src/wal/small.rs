@@ -1,4 +1,5 @@
-//! The small state: a bounded map that every segment repeats in its head, so that it survives without any tier.
+//! The small state: a bounded map that every segment repeats in its head, so that it survives without any
+//! tier.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -75,7 +76,8 @@ impl SmallState {
         &self.rows
     }
 
-    /// Sets or removes a key. Copies: the small state outlives the batch or frame that the bytes are part of by far.
+    /// Sets or removes a key. Copies: the small state outlives the batch or frame that the bytes are part of
+    /// by far.
     pub(crate) fn set(&mut self, key: &[u8], value: Option<&[u8]>) {
         if let Some(old) = self.rows.remove(key) {
             let gone = key.len() + old.len();
