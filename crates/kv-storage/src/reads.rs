@@ -1,4 +1,5 @@
-//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a bounded queue.
+//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a
+//! bounded queue.
 
 use std::sync::{Arc, Weak};
 
@@ -139,15 +140,16 @@ async fn read_rows(
 }
 
 impl Storage {
-    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with one hop to a thread
-    /// that reads the tier. Each row is as at some moment of the call. At most [`limits::MAX_READ_KEYS`] keys, and rows of
-    /// [`limits::MAX_READ_BYTES`] from the tier: beyond that `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
+    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with
+    /// one hop to a thread that reads the tier. Each row is as at some moment of the call. At most
+    /// [`limits::MAX_READ_KEYS`] keys, and rows of [`limits::MAX_READ_BYTES`] from the tier: beyond that
+    /// `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
     pub async fn read_rows(&self, keys: Vec<(TableId, Vec<u8>)>) -> Result<Vec<Option<Row>>, StorageError> {
         read_rows(self.parts(), Class::Client, keys).await
     }
 
-    /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with places that these
-    /// cannot take. One call of a group at a time.
+    /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with
+    /// places that these cannot take. One call of a group at a time.
     pub async fn read_rows_for_apply(
         &self,
         keys: Vec<(TableId, Vec<u8>)>,
@@ -155,9 +157,9 @@ impl Storage {
         read_rows(self.parts(), Class::Apply, keys).await
     }
 
-    /// Rows from `from` (inclusive) to `to` (exclusive) in key order, one consistent view, read on another thread: at most
-    /// `limit_rows` of them with keys and values of together `limit_bytes`, but at least one. `Overloaded` when too many reads
-    /// wait.
+    /// Rows from `from` (inclusive) to `to` (exclusive) in key order, one consistent view, read on another
+    /// thread: at most `limit_rows` of them with keys and values of together `limit_bytes`, but at least
+    /// one. `Overloaded` when too many reads wait.
     pub async fn read_range(
         &self,
         table: TableId,
