@@ -78,7 +78,7 @@ impl Group {
     fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
         if let Err(pressure) = self.around.storage.log_pressure() {
             let reason = match pressure {
-                StorageError::LogFull { .. } => Reason::LimitStorage,
+                StorageError::LogFull { .. } | StorageError::DiskFull { .. } => Reason::LimitStorage,
                 _ => Reason::Overloaded,
             };
             return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));

@@ -22,6 +22,16 @@ pub const MAX_SNAPSHOT_BLOCK: usize = 4 << 20;
 pub const SNAPSHOT_SYNC_BYTES: u64 = 4 << 20;
 /// Longest header of a snapshot file.
 pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
+/// Longest snapshot file that is received from another node.
+pub const MAX_SNAPSHOT_BYTES: u64 = 1 << 40;
+/// Longest identity of a file that is received.
+pub const MAX_PART_IDENTITY: usize = 256;
+/// Bytes of a received file that are synced together at most.
+pub const PART_SYNC_BYTES: u64 = 8 << 20;
+/// Bytes of a file that are read at once to compare its checksum.
+pub const PART_READ_BYTES: usize = 1 << 20;
+/// Longest note beside a received file: its head, and a record for each synced piece of the longest file.
+pub const MAX_PART_NOTE: u64 = (MAX_SNAPSHOT_BYTES / PART_SYNC_BYTES + 1) * 16 + 1024;
 /// Live Raft bytes of the oldest segment that are copied forward to let it go.
 pub const MAX_COPY_FORWARD_BYTES: usize = 1 << 20;
 /// Share of `max_log_bytes` (one in so many) above it that only Raft records may use. Of it, the first half is for appends that
@@ -50,6 +60,10 @@ pub const MAX_READ_BYTES: usize = 64 << 20;
 pub const TIER_CHUNK_ROWS: usize = 256;
 /// Memory of the index of a Raft entry, bytes, where a term and a segment have many entries. Its payload is not counted.
 pub const INDEX_ENTRY_BYTES: usize = 16;
+/// Largest reserve of a file system (one in so many of its bytes), whatever `disk_reserve_bytes` says: a small disk is usable.
+pub const DISK_RESERVE_SHARE: u64 = 20;
+/// How long an answer about the free space of the disk is used.
+pub const SPACE_LOOK: Duration = Duration::from_millis(100);
 /// What an entry in the cache of a Raft group costs beside its payload, bytes, about.
 pub const CACHED_ENTRY_BYTES: usize = 64;
 /// Bytes of other records between two entries of a group that are read with them: a second read would cost more.
@@ -76,6 +90,12 @@ pub const MAX_COPIES: usize = 4;
 pub const COPY_TAIL_BYTES: usize = 32 << 20;
 /// What one row that waits for a copy costs beside its key and value, bytes.
 pub const COPY_ROW_BYTES: usize = 96;
+/// How long what writes to the tier directly waits for the drain between two of its steps, when the drain is due.
+pub const DRAIN_TURN: Duration = Duration::from_millis(100);
+/// Longest name of a record, bytes.
+pub const MAX_RECORD_NAME: usize = 64;
+/// Longest record, bytes. Records are in the small state.
+pub const MAX_RECORD_BYTES: usize = 64;
 /// Zeros written at a time when a segment is prepared.
 pub const ZERO_CHUNK: usize = 1 << 20;
 /// How far the zeros of the next segment keep ahead of the writer in its own: done when three quarters are written.

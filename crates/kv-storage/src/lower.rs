@@ -159,6 +159,12 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// Writes rows that did not come through the memtable: what is drained stays as it is.
+    pub(crate) fn load(&mut self, rows: &TierWrites) -> Result<(), StorageError> {
+        let drained = self.mark.drained;
+        self.apply(rows, drained)
+    }
+
     /// Writes a tier batch that ends with data batch `seq`, with the mark that says so.
     pub(crate) fn apply(&mut self, rows: &TierWrites, seq: u64) -> Result<(), StorageError> {
         let tier = self.tier.handle()?;

@@ -11,7 +11,6 @@ use crate::{
     engine::Storage,
     error::StorageError,
     limits,
-    memtable::Mem,
     merge::Merge,
     options::Drive,
     parts::Parts,
@@ -25,16 +24,6 @@ pub struct RowChunk {
     pub rows: Vec<(Bytes, Row)>,
     /// A bound ended the chunk: more rows follow its last one.
     pub more: bool,
-}
-
-/// True if one of the keys is being replaced.
-fn any_replacing(mem: &Mem, keys: &[Vec<u8>]) -> bool {
-    !mem.replacing.is_empty()
-        && keys.iter().any(|key| {
-            let mut next = key.clone();
-            next.push(0);
-            mem.is_replacing(key, Some(&next))
-        })
 }
 
 /// Starts the reader threads. They do not keep the engine in memory.
@@ -105,9 +94,6 @@ async fn read_rows(
     let mut missing = Vec::new();
     {
         let mem = parts.memtable.read();
-        if any_replacing(&mem, &keys) {
-            return Err(StorageError::Replacing);
-        }
         for (at, key) in keys.into_iter().enumerate() {
             match mem.get(&key) {
                 Some((value, seq)) => {
@@ -125,12 +111,8 @@ async fn read_rows(
     }
     let (places, keys): (Vec<usize>, Vec<Vec<u8>>) = missing.into_iter().unzip();
     let bytes = keys.iter().map(Vec::len).sum();
-    let read = move |parts: &Parts| tier_values(parts, &keys).map(|values| (values, keys));
-    let (values, keys) = off_the_workers(parts, class, bytes, read).await?;
-    // A replacement that began meanwhile may have cleared what was read.
-    if any_replacing(&parts.memtable.read(), &keys) {
-        return Err(StorageError::Replacing);
-    }
+    let read = move |parts: &Parts| tier_values(parts, &keys);
+    let values = off_the_workers(parts, class, bytes, read).await?;
     for (at, value) in places.into_iter().zip(values) {
         if let Some(row) = rows.get_mut(at) {
             *row = value.map(|value| Row { value, position: Position::DURABLE });
@@ -186,13 +168,7 @@ fn range_chunk(
     // The tier does not change under a scan.
     let _still = parts.tier.hold_still();
     let limit_rows = limit_rows.max(1);
-    let rows = {
-        let mem = parts.memtable.read();
-        if mem.is_replacing(&from, to.as_deref()) {
-            return Err(StorageError::Replacing);
-        }
-        mem.range(&from, to.as_deref(), limit_rows + 1)
-    };
+    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows + 1);
     let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
     let mut chunk = RowChunk::default();
     let mut bytes = 0;

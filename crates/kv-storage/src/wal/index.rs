@@ -403,3 +403,7 @@ impl Recovering {
         Ok(out)
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

@@ -50,8 +50,8 @@ pub(crate) mod small_key {
     pub(crate) const TIER_LOST: &[u8] = &[OWN, b'L'];
     /// The first segment that must exist.
     pub(crate) const FIRST: &[u8] = &[OWN, b'F'];
-    /// Ranges that are being replaced.
-    pub(crate) const REPLACE: &[u8] = &[OWN, b'R'];
+    /// Records of the callers: which of several states counts.
+    pub(crate) const RECORD: &[u8] = &[OWN, b'N'];
 }
 
 /// The small state, with an account of its size.
