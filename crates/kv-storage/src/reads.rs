@@ -1,5 +1,5 @@
-//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a bounded
-//! queue.
+//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a
+//! bounded queue.
 
 use std::sync::{Arc, Weak};
 
@@ -122,8 +122,8 @@ async fn read_rows(
 }
 
 impl Storage {
-    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with one
-    /// hop to a thread that reads the tier. Each row is as at some moment of the call. At most
+    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with
+    /// one hop to a thread that reads the tier. Each row is as at some moment of the call. At most
     /// [`limits::MAX_READ_KEYS`] keys, and rows of [`limits::MAX_READ_BYTES`] from the tier: beyond that
     /// `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
     pub async fn read_rows(&self, keys: Vec<(TableId, Vec<u8>)>) -> Result<Vec<Option<Row>>, StorageError> {
@@ -140,8 +140,8 @@ impl Storage {
     }
 
     /// Rows from `from` (inclusive) to `to` (exclusive) in key order, one consistent view, read on another
-    /// thread: at most `limit_rows` of them with keys and values of together `limit_bytes`, but at least one.
-    /// `Overloaded` when too many reads wait.
+    /// thread: at most `limit_rows` of them with keys and values of together `limit_bytes`, but at least
+    /// one. `Overloaded` when too many reads wait.
     pub async fn read_range(
         &self,
         table: TableId,

@@ -57,8 +57,8 @@ const APART_BYTES: u32 = 4 << 10;
 const APART_FILE_BYTES: u64 = 16 << 20;
 /// The part of such a file that may be overwritten before the rest of it is copied and the file goes.
 const APART_STALE: f32 = 0.2;
-/// The part of the files due for that, the oldest, which one compaction copies. With all of them a compaction took
-/// so long that the first level filled up behind it and batches waited for seconds.
+/// The part of the files due for that, the oldest, which one compaction copies. With all of them a
+/// compaction took so long that the first level filled up behind it and batches waited for seconds.
 const APART_AT_ONCE: f32 = 0.1;
 /// Files of tables kept open.
 const OPEN_FILES: usize = 128;
