@@ -1,4 +1,5 @@
-//! Puts the known-bad histories into the program, so that a run can show that its alarms ring wherever it is run.
+//! Puts the known-bad histories into the program, so that a run can show that its alarms ring wherever it is
+//! run.
 #![allow(clippy::expect_used, reason = "a build that cannot read its own folder has to stop")]
 
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! `jepsen-tests check`: judges recorded histories, ours and those of others, whoever recorded them.
+//! `jepsen-tests check`: judges recorded histories, ours and those of others.
 //!
 //! Histories of others are checked for linearizability by the model that is named. Ours say more: namespaces,
 //! receipts, contexts, digests; `--model quorate` judges all of it, by namespace.
@@ -34,8 +34,8 @@ pub struct CheckArgs {
     /// How histories are written; told by their beginnings unless named
     #[arg(long, value_enum, default_value = "auto")]
     pub format: FormatName,
-    /// Failed operations: strict takes a cas that failed as an observation (Porcupine), removed leaves them out, and lets
-    /// a read of nothing see anything (Knossos)
+    /// Failed operations: strict takes a cas that failed as an observation (Porcupine), removed leaves them
+    /// out, and lets a read of nothing see anything (Knossos)
     #[arg(long, value_enum, default_value = "strict")]
     pub failed: Failed,
     /// Threads; one per core unless said
@@ -251,7 +251,7 @@ fn judge_ours(path: PathBuf, events: &[Event], args: &CheckArgs) -> Judged {
     let plan = Plan {
         namespaces: namespaces(events, &args.available),
         windows: windows(events),
-        minority: Some(crate::verdict::minority()),
+        minority: Some(crate::judge_plan::minority()),
         settled: args.settled_ms.map(|ms| ms.saturating_mul(1_000_000)),
         limits: Options { convention, max_configurations: args.max_configurations, ..Options::default() },
         ..Plan::default()
@@ -294,8 +294,8 @@ pub fn windows(events: &[Event]) -> Vec<Window> {
     events.iter().filter(|event| event.process == kv_check::Process::Nemesis).filter_map(window).collect()
 }
 
-/// The namespaces of a history, and what their operations say about them: lists are read where siblings, sets or lists
-/// are kept; who appends keeps lists; who adds keeps a set, or a counter if an integer is read.
+/// The namespaces of a history, and what their operations say about them: lists are read where siblings, sets
+/// or lists are kept; who appends keeps lists; who adds keeps a set, or a counter if an integer is read.
 pub fn namespaces(events: &[Event], available: &[String]) -> BTreeMap<String, NamespacePlan> {
     let mut names: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
     let clients = events.iter().filter(|event| event.process != kv_check::Process::Nemesis);

@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use kv_check::judge::Ruling;
 use kv_lab::interrupted;
-use kv_lab::report::Coverage;
+use kv_report::Coverage;
 
-use crate::run::{RunOptions, replay, run};
+use crate::options::RunOptions;
+use crate::run::{replay, run};
 use crate::scenario::{BUILT_IN, Mode, Scenario};
 use crate::soak::{Row, SMOKE, exit_code, one, soak, tally};
-use crate::verdict::Summary;
+use crate::summary::Summary;
 use crate::{Broke, check, mutants};
 
 /// Exit code for arguments that make no sense, as Jepsen's.

@@ -1,12 +1,13 @@
-//! Whether the alarms of this very program ring: the checkers are run on histories that are known to be bad, each time a run is
-//! judged, and what the seeded bugs showed last is read if it is there. A page that says *valid* says this too.
+//! Whether the alarms of this very program ring: the checkers are run on histories that are known to be bad,
+//! each time a run is judged, and what the seeded bugs showed last is read if it is there. A page that says
+//! *valid* says this too.
 
 use std::path::Path;
 
 use kv_check::judge::{Expectation, Minority, NamespacePlan, Ruling};
 use kv_check::service::Window;
 use kv_check::{Plan, Workload, format};
-use kv_lab::report::Control;
+use kv_report::Control;
 
 use crate::mutants::Row;
 
@@ -19,7 +20,8 @@ const NS: &str = "t";
 /// A millisecond in nanoseconds.
 const MS: u64 = 1_000_000;
 
-/// Judges the known-bad histories. One that is not in the table, or not rejected for its reason, is not caught.
+/// Judges the known-bad histories. One that is not in the table, or not rejected for its reason, is not
+/// caught.
 pub fn known_bad() -> Vec<Control> {
     KNOWN_BAD.iter().map(|(name, text)| one(name, text)).collect()
 }
@@ -63,15 +65,16 @@ fn expected(name: &str) -> Result<(Plan, String), String> {
             let side = |node| if node < 3 { "minority" } else { "majority" };
             let sides = (1..=5).map(|node| (format!("n{node}"), side(node).to_owned())).collect();
             plan.windows = vec![Window { name: "n1,n2 | n3,n4,n5".into(), from: 0, to: 100 * MS, sides }];
-            plan.minority = Some(Minority { grace_ns: 10 * MS, ..crate::verdict::minority() });
+            plan.minority = Some(Minority { grace_ns: 10 * MS, ..crate::judge_plan::minority() });
         }
         "-" | "no-stale" => {}
-        other => return Err(format!("expected.tsv asks for {other}, which nobody knows")),
+        other => return Err(format!("expected.tsv asks for {other}, which is not known")),
     }
     Ok((plan, (*property).to_owned()))
 }
 
-/// What the seeded bugs showed when they were tried last: `mutants.json` of the command of that name. Nothing if it is not there.
+/// What the seeded bugs showed when they were tried last: `mutants.json` of the command of that name. Nothing
+/// if it is not there.
 pub fn mutants(file: &Path) -> Vec<Control> {
     let Ok(text) = std::fs::read(file) else { return Vec::new() };
     let rows: Vec<Row> = serde_json::from_slice(&text).unwrap_or_default();

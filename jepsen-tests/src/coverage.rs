@@ -1,10 +1,10 @@
-//! Whether enough happened for a verdict to mean anything. Pure: figures from what was recorded, compared with what the scenario
-//! demands. Below its minimum a run is *unknown*, whatever the checkers say.
+//! Whether enough happened for a verdict to mean anything. Pure: figures from what was recorded, compared
+//! with what the scenario demands. Below its minimum a run is *unknown*, whatever the checkers say.
 
 use std::collections::BTreeMap;
 
 use kv_check::{Operation, Outcome};
-use kv_lab::report::Coverage;
+use kv_report::Coverage;
 use kv_types::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub struct Covered {
     pub faults_proven: u64,
     /// Seconds during which some node that ran saw no majority.
     pub minority_s: f64,
-    /// Seconds during which nobody saw a majority.
+    /// Seconds during which no node saw a majority.
     pub no_quorum_s: f64,
     /// Seconds without a majority in sight, by node.
     pub without_quorum_s: BTreeMap<String, f64>,

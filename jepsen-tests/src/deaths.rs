@@ -5,8 +5,8 @@ use kv_check::deaths::{Disturbances, Span};
 use crate::nemesis::Done;
 use crate::scenario::FaultKind;
 
-/// When nodes died, and what made writes last longer than their deadline. None if a node lost what it had: the hints that it
-/// held are gone with it, and nothing can be told.
+/// When nodes died, and what made writes last longer than their deadline. None if a node lost what it had:
+/// the hints that it held are gone with it, and nothing can be told.
 pub fn disturbances(faults: &[Done]) -> Option<Disturbances> {
     let mut all = Disturbances::default();
     for done in faults {

@@ -1,5 +1,5 @@
-//! What a run leaves in its folder. The scenario and the plan are written before anything starts, so that a run that breaks can
-//! be replayed too; the history is on the disk before it is judged.
+//! What a run leaves in its folder. The scenario and the plan are written before anything starts, so that a
+//! run that breaks can be replayed too; the history is on the disk before it is judged.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -8,7 +8,7 @@ use std::path::Path;
 use kv_check::Event;
 
 use crate::Broke;
-use crate::run::RunOptions;
+use crate::options::RunOptions;
 use crate::scenario::Scenario;
 use crate::verdict::Verdict;
 
@@ -51,7 +51,8 @@ pub fn prepare(scenario: &Scenario, options: &RunOptions) -> Result<(), Broke> {
     Ok(())
 }
 
-/// Beside the runs of a scenario stands a link to the latest. It is a convenience: where it cannot be made, nothing is lost.
+/// Beside the runs of a scenario stands a link to the latest. It is a convenience: where it cannot be made,
+/// nothing is lost.
 fn latest(out: &Path) {
     let (Some(folder), Some(name)) = (out.parent(), out.file_name()) else { return };
     let link = folder.join("latest");
@@ -81,7 +82,7 @@ pub fn finish(out: &Path, verdict: &Verdict) -> Result<(), Broke> {
     let summary = out.join("summary.json");
     let text = json(serde_json::to_vec_pretty(&verdict.summary)).map_err(Broke::file(&summary))?;
     write(&summary, &text)?;
-    write(&out.join("report.html"), kv_lab::report::html(&verdict.report).as_bytes())
+    write(&out.join("report.html"), kv_report::html(&verdict.report).as_bytes())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Broke> {

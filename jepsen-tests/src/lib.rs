@@ -1,23 +1,30 @@
 //! Scenarios against real nodes: cut anything, record everything, believe nothing unproven.
 //!
-//! [`scenario`] reads what is to happen, [`plan`] decides purely when and to whom, [`nemesis`] does it and keeps the proof,
-//! [`run`] plays the phases, [`coverage`], [`availability`], [`deaths`] and [`verdict`] say what it means, [`controls`] whether
-//! the alarms ring, [`files`] write it down. [`soak`] runs many.
+//! [`scenario`] reads what is to happen, [`plan`] decides purely when and to whom, [`nemesis`] does it and
+//! keeps the proof, [`run`] plays the phases and leaves what [`recorded`] holds. [`verdict`] says what that
+//! means: `properties` and [`deaths`] judge what no history shows, [`coverage`] whether enough happened,
+//! [`controls`] whether the alarms ring. [`files`] writes it down, with the page of `page`. [`soak`] runs
+//! many.
 
-pub mod availability;
 pub mod check;
 pub mod cli;
 pub mod controls;
 pub mod coverage;
 pub mod deaths;
 pub mod files;
+pub mod judge_plan;
 pub mod mutants;
 pub mod nemesis;
 pub mod observe;
+pub mod options;
+mod page;
 pub mod plan;
+mod properties;
+pub mod recorded;
 pub mod run;
 pub mod scenario;
 pub mod soak;
+pub mod summary;
 pub mod verdict;
 
 use std::path::Path;

@@ -1,10 +1,11 @@
-//! Do the alarms ring? Every seeded bug of the store (`kv_types::mutants`) has a place where it must be caught: seeds of the
-//! simulation, a test, or a scenario against real processes. This runs each of them twice, with the bug and without: the one
-//! must turn red within its budget **by the property that the bug breaks**, the other must be green on the same seed. A run
-//! that dies, or that is red for another reason, catches nothing.
+//! Do the alarms ring? Every seeded bug of the store (`kv_types::mutants`) has a place where it must be
+//! caught: seeds of the simulation, a test, or a scenario against real processes. This runs each of them
+//! twice, with the bug and without: the one must turn red within its budget **by the property that the bug
+//! breaks**, the other must be green on the same seed. A run that dies, or that is red for another reason,
+//! catches nothing.
 //!
-//! It runs the programs beside this one, which a build with the bugs put there (`cargo xtask mutants`). Without a bug they
-//! do what the ordinary ones do: none is on unless it is named.
+//! It runs the programs beside this one, which a build with the bugs put there (`cargo xtask mutants`).
+//! Without a bug they do what the ordinary ones do: none is on unless it is named.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -88,7 +89,26 @@ const LINEARIZABLE: &[&str] = &[
 const LOST: &[&str] = &["no acknowledged write lost of ", "no element lost of "];
 /// The trap of every bug.
 pub fn traps() -> Vec<Trap> {
-    use Catch::{Scenario, Simulation, Test};
+    let mut traps = traps_of_strong();
+    traps.extend(traps_of_available());
+    traps.push(trap(
+        "unknown-as-not-applied",
+        "the client library reports open fates as open",
+        Catch::Simulation(&[0]),
+        &["not applied means not applied of ", "no value from nowhere of ", "linearizable of "],
+    ));
+    traps.push(trap(
+        "cut-not-installed",
+        "a fault counts once it is proven in force",
+        Catch::Scenario("majority-cut", 1),
+        &["faults proven in force"],
+    ));
+    traps
+}
+
+/// Of bugs in the log and in strong namespaces.
+fn traps_of_strong() -> Vec<Trap> {
+    use Catch::{Simulation, Test};
     vec![
         trap("ack-before-fsync", "a write is acknowledged once it is durable", Simulation(&[1]), LOST),
         trap(
@@ -161,6 +181,13 @@ pub fn traps() -> Vec<Trap> {
             Simulation(&[9]),
             LINEARIZABLE,
         ),
+    ]
+}
+
+/// Of bugs in available namespaces.
+fn traps_of_available() -> Vec<Trap> {
+    use Catch::{Scenario, Simulation, Test};
+    vec![
         trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[3]), LOST),
         trap(
             "hints-in-memory-only",
@@ -196,18 +223,6 @@ pub fn traps() -> Vec<Trap> {
             "a node without its disk asks before it speaks",
             Test("kv-dynamo-cluster", "a_wiped_node_pulls_before_it_serves"),
             &["a_wiped_node"],
-        ),
-        trap(
-            "unknown-as-not-applied",
-            "the client library reports open fates as open",
-            Simulation(&[0]),
-            &["not applied means not applied of ", "no value from nowhere of ", "linearizable of "],
-        ),
-        trap(
-            "cut-not-installed",
-            "a fault counts once it is proven in force",
-            Scenario("majority-cut", 1),
-            &["faults proven in force"],
         ),
     ]
 }
@@ -309,7 +324,8 @@ struct Traps {
     clean: Mutex<BTreeMap<String, Arc<OnceCell<Verdict>>>>,
 }
 
-/// Sets every trap and tells `say` of each row as it comes. Writes `mutants.json`, whose rows are in the order of the traps.
+/// Sets every trap and tells `say` of each row as it comes. Writes `mutants.json`, whose rows are in the
+/// order of the traps.
 pub async fn run(options: &Options, mut say: impl FnMut(&Row)) -> Result<Vec<Row>, Broke> {
     let traps = traps();
     if let Some(unknown) = options.only.iter().find(|name| traps.iter().all(|trap| trap.mutant != *name)) {

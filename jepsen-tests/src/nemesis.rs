@@ -1,5 +1,5 @@
-//! The thin driver of a schedule: it does what is planned, keeps the proof of each fault, and writes everything down. A fault
-//! whose proof did not come back does not count.
+//! The thin driver of a schedule: it does what is planned, keeps the proof of each fault, and writes
+//! everything down. A fault whose proof did not come back does not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -10,9 +10,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use kv_client::{Client, ClientOptions};
 use kv_lab::process::{Kept, written_length};
-use kv_lab::workload::Recorder;
 use kv_lab::{Faults, Installed, Lab, LabError, NodeName, Proof};
 use kv_types::NodeId;
+use kv_workload::Recorder;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -33,7 +33,8 @@ const SYNC_DELAY_MS: u64 = 30;
 const LOOK: Duration = Duration::from_millis(2);
 /// How long a question about a key's owners may take.
 const OWNERS_WITHIN: Duration = Duration::from_millis(500);
-/// Where the damage of a flipped bit begins: the first bytes of a log are its head, and the store says so differently.
+/// Where the damage of a flipped bit begins: the first bytes of a log are its head, and the store says so
+/// differently.
 const AFTER_HEAD: u64 = 4096;
 
 /// A fault that is over.
@@ -179,7 +180,8 @@ impl<'a> Nemesis<'a> {
         Ok(nemesis)
     }
 
-    /// Plays the whole schedule, then heals whatever is left. Returns when the last fault was over, nanoseconds.
+    /// Plays the whole schedule, then heals whatever is left. Returns when the last fault was over,
+    /// nanoseconds.
     pub async fn play(&mut self, say: &dyn Fn(&str)) -> Result<u64, LabError> {
         let begun = Instant::now();
         for step in self.schedule.steps() {
@@ -263,7 +265,8 @@ impl<'a> Nemesis<'a> {
         Ok(())
     }
 
-    /// Puts the sum of all faults of links in force. The proof of one that changes nothing is that the links still behave.
+    /// Puts the sum of all faults of links in force. The proof of one that changes nothing is that the links
+    /// still behave.
     async fn install(&mut self, at: Option<usize>, kind: FaultKind) -> Result<(bool, Value), LabError> {
         let sum = merged(self.active.values().map(|active| &active.hit.links));
         let mut installed = self.lab.install(sum).await?;
@@ -358,8 +361,9 @@ impl<'a> Nemesis<'a> {
         }
     }
 
-    /// Kills a node while its disk holds bytes that were not synced, if that comes within its time: a kill that took nothing
-    /// shows nothing about forgotten syncs. Syncs are made slow for that, so that bytes wait long enough to be met.
+    /// Kills a node while its disk holds bytes that were not synced, if that comes within its time: a kill
+    /// that took nothing shows nothing about forgotten syncs. Syncs are made slow for that, so that bytes
+    /// wait long enough to be met.
     async fn lose_power(&self, node: NodeId) -> PowerLoss {
         let give_up = Instant::now() + UNSYNCED_WITHIN;
         let slow = json!({"do": "sync_delay_ms", "ms": SYNC_DELAY_MS});
@@ -409,8 +413,8 @@ impl<'a> Nemesis<'a> {
                             proven = proven && refused_since(before, refused(&answer));
                             proofs.push(answer);
                         }
-                        // A node that stopped is started on a disk that is not full. Why it stopped nobody counted, so that
-                        // shows nothing of the disk.
+                        // A node that stopped is started on a disk that is not full. Why it stopped was not
+                        // recorded, so that shows nothing of the disk.
                         Err(_) => {
                             proven = false;
                             proofs.push(self.start(node, false).await);
@@ -593,7 +597,8 @@ struct PowerLoss {
     killed: (bool, Value),
 }
 
-/// What several power losses prove: that each node was killed with a disk that forgets, and that something was forgotten.
+/// What several power losses prove: that each node was killed with a disk that forgets, and that something
+/// was forgotten.
 fn losses(all: Vec<PowerLoss>) -> (bool, Value) {
     let forgets = |loss: &PowerLoss| loss.before.pointer("/disk/lose_unsynced") == Some(&json!(true));
     let struck = all.iter().all(|loss| loss.killed.0 && forgets(loss));
@@ -613,8 +618,8 @@ fn refused(status: &Value) -> Option<u64> {
     status.pointer("/disk/refused_writes").and_then(Value::as_u64)
 }
 
-/// Whether a full disk refused something meanwhile. A count that is missing proves nothing; one that is smaller is of another
-/// process.
+/// Whether a full disk refused something meanwhile. A count that is missing proves nothing; one that is
+/// smaller is of another process.
 fn refused_since(before: Option<u64>, after: Option<u64>) -> bool {
     matches!((before, after), (Some(before), Some(after)) if after > before)
 }

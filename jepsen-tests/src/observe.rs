@@ -1,6 +1,7 @@
-//! What the nodes say of themselves while a run goes on: who leads, how many hints wait. It aims faults and counts elections;
-//! no promise is judged by it. And what the machine does meanwhile: a disk or a scheduler that stands still for a second makes
-//! nodes silent that did nothing wrong, so a promise about time that is broken then is *unknown*.
+//! What the nodes say of themselves while a run goes on: who leads, how many hints wait. It aims faults and
+//! counts elections; no promise is judged by it. And what the machine does meanwhile: a disk or a scheduler
+//! that stands still for a second makes nodes silent that did nothing wrong, so a promise about time that is
+//! broken then is *unknown*.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,8 +10,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use kv_client::{Client, ClientOptions, NodeStatus};
-use kv_lab::workload::Recorder;
 use kv_types::{GroupId, NodeId};
+use kv_workload::Recorder;
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -20,7 +21,8 @@ const EVERY: Duration = Duration::from_millis(250);
 /// How long one may take to answer.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// For how long after it began a machine that stood still makes nodes late: the usual deadline of an operation, nanoseconds.
+/// For how long after it began a machine that stood still makes nodes late: the usual deadline of an
+/// operation, nanoseconds.
 const LATE_AFTER_NS: u64 = 1_000_000_000;
 /// How often the machine is tried.
 const TRIED_EVERY: Duration = Duration::from_millis(200);
@@ -40,7 +42,8 @@ pub struct Seen {
     pub hints: Vec<(u64, f64)>,
     /// Who holds the most of them now.
     pub hint_holder: Option<NodeId>,
-    /// What the machine took to sync a page of the harness's own, milliseconds by moment, its own lateness included.
+    /// What the machine took to sync a page of the harness's own, milliseconds by moment, its own lateness
+    /// included.
     pub machine: Vec<(u64, f64)>,
 }
 
@@ -56,8 +59,8 @@ impl Seen {
         within.map(|(_, ms)| *ms).fold(0.0, f64::max)
     }
 
-    /// When the machine stood still for longer than so many milliseconds: from when something was due, to a second after it was
-    /// begun, for what nodes were asked meanwhile is late as well.
+    /// When the machine stood still for longer than so many milliseconds: from when something was due, to a
+    /// second after it was begun, for what nodes were asked meanwhile is late as well.
     pub fn stalls(&self, longer_than_ms: f64) -> Vec<(u64, u64)> {
         let stalls = self.machine.iter().filter(|(_, ms)| *ms > longer_than_ms);
         stalls
@@ -65,8 +68,8 @@ impl Seen {
             .collect()
     }
 
-    /// Takes what the nodes said at a moment. Of several that call themselves leader, the one of the highest term leads: one
-    /// that was cut off goes on doing so.
+    /// Takes what the nodes said at a moment. Of several that call themselves leader, the one of the highest
+    /// term leads: one that was cut off goes on doing so.
     fn note(&mut self, at: u64, said: &BTreeMap<NodeId, NodeStatus>) {
         let group = |status: &NodeStatus| {
             let mut groups = status.groups.iter();

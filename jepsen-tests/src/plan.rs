@@ -1,5 +1,6 @@
-//! From a scenario and a seed to a schedule, and from a fault and what is known of the cluster to the nodes and links it hits.
-//! Pure: the same scenario and seed give the same schedule, and a recorded schedule with recorded roles hits the same nodes.
+//! From a scenario and a seed to a schedule, and from a fault and what is known of the cluster to the nodes
+//! and links it hits. Pure: the same scenario and seed give the same schedule, and a recorded schedule with
+//! recorded roles hits the same nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -309,7 +310,8 @@ pub fn merged<'a>(all: impl IntoIterator<Item = &'a Faults>) -> Faults {
     sum
 }
 
-/// Nodes that can exchange messages with a majority of the cluster, themselves included, when these do not run.
+/// Nodes that can exchange messages with a majority of the cluster, themselves included, when these do not
+/// run.
 pub fn with_quorum(nodes: &[NodeId], links: &Faults, down: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     let open = |a: NodeId, b: NodeId| {
         !links.flow(kv_lab::Direction::new(a, b)).blocks()

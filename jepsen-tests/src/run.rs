@@ -1,9 +1,10 @@
-//! One run: warm-up, faults, heal all, converge, every node serves, the load ends, converge again, final reads from every node,
-//! stop. Load continues until it ends, except that available namespaces rest while their replicas become equal: reads repair
-//! what they find and writes make new differences, so under load convergence could not be told from luck.
+//! One run: warm-up, faults, heal all, converge, every node serves, the load ends, converge again, final
+//! reads from every node, stop. Load continues until it ends, except that available namespaces rest while
+//! their replicas become equal: reads repair what they find and writes make new differences, so under load
+//! convergence could not be told from luck.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +12,19 @@ use kv_check::judge::Ruling;
 use kv_check::{Event, operation};
 use kv_client::{Client, ClientOptions};
 use kv_env::Env;
-use kv_lab::workload::converge::{Asked, Convergence, Copies, Meanwhile, Patience, converge};
-use kv_lab::workload::{Driving, Load, Phase, Recorder, Sample, drive};
 use kv_lab::{Lab, LabError, LabOptions, Program};
 use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
+use kv_workload::converge::{Asked, Convergence, Copies, Meanwhile, Patience, converge};
+use kv_workload::{Driving, Load, Phase, Recorder, drive};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::nemesis::{Done, LogLine, Nemesis, State};
-use crate::observe::{Observer, Seen};
+use crate::judge_plan::plan;
+use crate::nemesis::{LogLine, Nemesis};
+use crate::observe::Observer;
+use crate::options::RunOptions;
 use crate::plan::{Roles, Schedule};
+use crate::recorded::{Marks, Recorded};
 use crate::scenario::{Mistake, Mode, Namespace, Plane, Scenario, Server};
 use crate::verdict::{self, Verdict};
 use crate::{Broke, files};
@@ -35,129 +39,6 @@ const POLL: Duration = Duration::from_millis(50);
 const FINAL_READS_WITHIN: Duration = Duration::from_secs(30);
 /// In nanoseconds.
 const MILLISECOND: u64 = 1_000_000;
-
-/// How to run a scenario.
-#[derive(Debug, Clone)]
-pub struct RunOptions {
-    /// All choices of the harness come from it.
-    pub seed: u64,
-    /// Where everything is written.
-    pub out: PathBuf,
-    /// First port; 0 finds a free range.
-    pub port_base: u16,
-    /// The server program; otherwise it is looked for.
-    pub server: Option<PathBuf>,
-    /// Further arguments for the server, such as a mutant's name.
-    pub server_arguments: Vec<String>,
-    /// Keep the nodes' data.
-    pub keep_data: bool,
-    /// Say nothing on the way.
-    pub quiet: bool,
-    /// A schedule of an earlier run, with what was known then.
-    pub replay: Option<(Schedule, BTreeMap<u64, Roles>)>,
-}
-
-impl RunOptions {
-    /// With this seed into this folder.
-    pub fn new(seed: u64, out: impl Into<PathBuf>) -> Self {
-        Self {
-            seed,
-            out: out.into(),
-            port_base: 0,
-            server: None,
-            server_arguments: Vec::new(),
-            keep_data: false,
-            quiet: false,
-            replay: None,
-        }
-    }
-}
-
-/// Everything that a run leaves in memory.
-#[derive(Debug)]
-pub struct Recorded {
-    /// The history.
-    pub history: Vec<Event>,
-    /// One row per operation, with its intended beginning.
-    pub samples: Vec<Sample>,
-    /// The faults.
-    pub faults: Vec<Done>,
-    /// How many were planned.
-    pub planned: usize,
-    /// States of network and nodes.
-    pub states: Vec<State>,
-    /// What the nodes said of themselves.
-    pub seen: Seen,
-    /// The moments.
-    pub marks: Marks,
-    /// What the store did that it may not do, beside what the history shows.
-    pub broken: Vec<String>,
-    /// Keys that the final reads did not get.
-    pub unread: Vec<String>,
-    /// Operations that were not begun because too many were open.
-    pub shed: u64,
-    /// The wall clock when the history's stood at 0, milliseconds since 1970.
-    pub begun_wall_ms: u64,
-    /// The nodes.
-    pub nodes: Vec<NodeId>,
-    /// The logs of the nodes.
-    pub logs: BTreeMap<NodeId, PathBuf>,
-}
-
-/// The moments of a run, nanoseconds since the history's beginning.
-#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
-pub struct Marks {
-    /// The faults begin.
-    pub faults: u64,
-    /// Everything is healed.
-    pub healed: u64,
-    /// Replicas were equal, by available namespace; none if that never came.
-    pub converged: BTreeMap<String, Option<u64>>,
-    /// Why replicas were not equal when they were looked at last, by available namespace.
-    #[serde(default)]
-    pub unequal: BTreeMap<String, String>,
-    /// Where hints left ring partitions that differ, after a run in which a node died: when the reading of every key began, and
-    /// the keys of each of these ring partitions; by available namespace.
-    #[serde(default)]
-    pub reads: BTreeMap<String, (u64, Vec<Vec<String>>)>,
-    /// Available namespaces are used again.
-    pub resumed: u64,
-    /// The load has ended.
-    #[serde(default)]
-    pub stopped: u64,
-    /// Replicas were equal after the load had ended and before the final reads, by namespace; of a strong one, as each node
-    /// applied it.
-    #[serde(default)]
-    pub equal_again: BTreeMap<String, u64>,
-    /// Why they were not, by namespace.
-    #[serde(default)]
-    pub unequal_in_the_end: BTreeMap<String, String>,
-    /// The final reads begin.
-    pub settled: u64,
-    /// The end.
-    pub ended: u64,
-}
-
-impl Marks {
-    /// Takes what was found while available namespaces rested after healing.
-    fn rested(&mut self, recorder: &Recorder, found: BTreeMap<String, Convergence>) {
-        for (ns, convergence) in found {
-            self.converged.insert(ns.clone(), convergence.at.map(|at| recorder.at(at)));
-            if let Some(needed) = convergence.reads {
-                self.reads.insert(ns.clone(), (recorder.at(needed.at), needed.partitions));
-            }
-            self.unequal.extend(convergence.unequal.map(|why| (ns, why)));
-        }
-    }
-
-    /// Takes what was found after the load.
-    fn ended_with(&mut self, recorder: &Recorder, found: BTreeMap<String, Convergence>) {
-        for (ns, convergence) in found {
-            self.equal_again.extend(convergence.at.map(|at| (ns.clone(), recorder.at(at))));
-            self.unequal_in_the_end.extend(convergence.unequal.map(|why| (ns, why)));
-        }
-    }
-}
 
 /// Runs a scenario and judges it. Whatever happens, no process is left; dropping the future ends the run too.
 pub async fn run(scenario: &Scenario, options: &RunOptions) -> Result<Verdict, Broke> {
@@ -232,10 +113,7 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
     say("clients are answered at every node");
     tokio::time::sleep(scenario.warm_up).await;
 
-    let (schedule, roles) = match &options.replay {
-        Some((schedule, roles)) => (schedule.clone(), roles.clone()),
-        None => (Schedule::of(scenario, options.seed), BTreeMap::new()),
-    };
+    let (schedule, roles) = schedule(scenario, options);
     let planned = schedule.faults.len();
     let mut marks = Marks { faults: recorder.now(), ..Marks::default() };
     let hot = loads.hot();
@@ -258,8 +136,8 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
     nemesis.look_for_the_dead().await;
     let shed = loads.stop().await;
     marks.stopped = recorder.now();
-    // Whether what was done since then reached every replica has to be seen before the final reads, which repair what they find.
-    // Nobody died meanwhile, so hints alone owe it.
+    // Whether what was done since then reached every replica has to be seen before the final reads, which
+    // repair what they find. No node died meanwhile, so hints alone owe it.
     let resting = Meanwhile { may_read: false, strong_rests: true };
     marks.ended_with(&recorder, equal(scenario, &addresses, &recorder, &loads, resting).await?);
     if !marks.unequal_in_the_end.is_empty() {
@@ -273,21 +151,11 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
     );
     drop(nemesis);
 
-    marks.settled = recorder.now();
-    recorder.nemesis(kv_check::judge::SETTLED, serde_json::Value::Null);
-    // Calls at the same nanosecond would be both before and after.
-    tokio::time::sleep(Duration::from_millis(1)).await;
-    let unread = loads.read_everything().await?;
-    say("everything was read at every node");
-    lab.stop().await;
-    marks.ended = recorder.now();
+    let unread = end(&lab, &loads, &recorder, &mut marks, &say).await?;
     let logs = lab.nodes().into_iter().map(|node| (node, lab.log_file(node))).collect();
     let (samples, _) = recorder.samples_since(0);
     let nodes = lab.nodes();
-    let _ = std::fs::remove_file(options.out.join(".machine"));
-    if !options.keep_data {
-        let _ = std::fs::remove_dir_all(options.out.join("lab/data")); // only logs are worth keeping
-    }
+    remove_data(options);
     Ok(Recorded {
         history: recorder.history(),
         samples,
@@ -303,6 +171,42 @@ async fn play(scenario: &Scenario, options: &RunOptions) -> Result<Recorded, Bro
         nodes,
         logs,
     })
+}
+
+/// The schedule of a run: that of the run that is replayed, with what was known then, or one of the scenario
+/// and the seed.
+fn schedule(scenario: &Scenario, options: &RunOptions) -> (Schedule, BTreeMap<u64, Roles>) {
+    match &options.replay {
+        Some((schedule, roles)) => (schedule.clone(), roles.clone()),
+        None => (Schedule::of(scenario, options.seed), BTreeMap::new()),
+    }
+}
+
+/// The final reads, and the end of the nodes. Returns what could not be read.
+async fn end(
+    lab: &Lab,
+    loads: &Loads,
+    recorder: &Recorder,
+    marks: &mut Marks,
+    say: &impl Fn(&str),
+) -> Result<Vec<String>, Broke> {
+    marks.settled = recorder.now();
+    recorder.nemesis(kv_check::judge::SETTLED, serde_json::Value::Null);
+    // Calls at the same nanosecond would be both before and after.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let unread = loads.read_everything().await?;
+    say("everything was read at every node");
+    lab.stop().await;
+    marks.ended = recorder.now();
+    Ok(unread)
+}
+
+/// Of the nodes' files only the logs are worth keeping.
+fn remove_data(options: &RunOptions) {
+    let _ = std::fs::remove_file(options.out.join(".machine"));
+    if !options.keep_data {
+        let _ = std::fs::remove_dir_all(options.out.join("lab/data"));
+    }
 }
 
 fn lab_options(scenario: &Scenario, options: &RunOptions) -> Result<LabOptions, Broke> {
@@ -376,7 +280,7 @@ impl Loads {
         seed: u64,
         nodes: &BTreeMap<NodeId, String>,
         recorder: &Arc<Recorder>,
-    ) -> Result<Self, LabError> {
+    ) -> Result<Self, Broke> {
         let (strong, available) =
             (watch::Sender::new(Phase::ReadWrite), watch::Sender::new(Phase::ReadWrite));
         let mut running = Vec::new();
@@ -395,7 +299,7 @@ impl Loads {
                 )
             };
             let phase = if workload.kind.strong() { strong.subscribe() } else { available.subscribe() };
-            running.push(drive(&load, nodes, recorder, &Env::real(), &phase)?);
+            running.push(drive(&load, nodes, recorder, &Env::real(), &phase).map_err(Broke::store)?);
         }
         Ok(Self { running, strong, available })
     }
@@ -440,11 +344,11 @@ impl Loads {
         shed
     }
 
-    async fn read_everything(&self) -> Result<Vec<String>, LabError> {
+    async fn read_everything(&self) -> Result<Vec<String>, Broke> {
         let give_up = Instant::now() + FINAL_READS_WITHIN;
         let mut unread = Vec::new();
         for load in &self.running {
-            unread.extend(load.read_everything(give_up).await?);
+            unread.extend(load.read_everything(give_up).await.map_err(Broke::store)?);
         }
         Ok(unread)
     }
@@ -476,6 +380,6 @@ async fn equal(
 /// Judges a recorded history again; for tests that doctor one.
 pub fn ruling_of(history: &[Event], scenario: &Scenario, marks: &Marks) -> Result<Ruling, Broke> {
     operation::pair(history).map_err(Broke::history)?;
-    let plan = verdict::plan(scenario, marks, &[]);
+    let plan = plan(scenario, marks, &[]);
     Ok(kv_check::judge::judge(history, &plan).map_err(Broke::history)?.ruling)
 }

@@ -1,21 +1,25 @@
-//! Scenarios: what a run does, as data that people read and write. A file is read strictly: an unknown key, a wrong word or a
-//! setting that its fault does not take is an error that names the line and what was probably meant.
+//! Scenarios: what a run does, as data that people read and write. A file is read strictly: an unknown key, a
+//! wrong word or a setting that its fault does not take is an error that names the line and what was probably
+//! meant.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kv_lab::workload::Kind;
 use kv_types::limits::MAX_VOTERS;
+use kv_workload::Kind;
 use serde::Deserialize;
 use toml::Spanned;
 
 /// Words that are this alike are probably meant.
 const ALIKE: f64 = 0.75;
 
+mod cluster;
 mod fault;
 
+use cluster::Span;
+pub use cluster::{Cluster, Plane, Server};
 pub use fault::{Fault, FaultKind, Role, Shape};
 use fault::{FaultEntry, fault};
 
@@ -94,21 +98,6 @@ impl fmt::Display for Mistake {
 
 impl std::error::Error for Mistake {}
 
-/// A length of time with its unit: `8s`, `500ms`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-struct Span(Duration);
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        humantime::parse_duration(&text)
-            .map(Self)
-            .map_err(|why| format!("{text:?} is no time: {why}; write it like \"8s\" or \"500ms\""))
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -125,46 +114,6 @@ struct File {
     fault: Vec<Spanned<FaultEntry>>,
     #[serde(default)]
     expect: Expect,
-}
-
-/// `[cluster]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Cluster {
-    /// How many nodes.
-    pub nodes: u64,
-    /// Which server.
-    pub server: Server,
-    /// Where faults of the network are made.
-    pub plane: Plane,
-    /// Tables of the nodes' configuration: small limits make rare paths common.
-    pub settings: toml::Table,
-}
-
-impl Default for Cluster {
-    fn default() -> Self {
-        Self { nodes: 5, server: Server::Kvd, plane: Plane::Proxy, settings: toml::Table::new() }
-    }
-}
-
-/// Which server runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Server {
-    /// As it is shipped.
-    Kvd,
-    /// On a disk and a clock that can be broken.
-    KvdFaulty,
-}
-
-/// Where faults of the network are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Plane {
-    /// Proxies; no root needed.
-    Proxy,
-    /// Network namespaces and a packet filter; needs root.
-    Netns,
 }
 
 /// `[[namespace]]`.
@@ -193,8 +142,8 @@ pub struct Namespace {
     /// Whether acknowledged writes may be lost: with W=1, when a disk goes.
     #[serde(default)]
     pub may_lose: bool,
-    /// Available: part of the operations that each node must answer while links are cut, from 0 to 1; that of `[expect]` if not
-    /// given.
+    /// Available: part of the operations that each node must answer while links are cut, from 0 to 1; that of
+    /// `[expect]` if not given.
     #[serde(default)]
     pub availability_min: Option<f64>,
 }
@@ -305,12 +254,13 @@ pub struct Expect {
     pub faults: Option<u64>,
     /// Operations of every namespace that were answered.
     pub answered: u64,
-    /// From healing until every node serves again; of an available namespace, which rests until its replicas are equal, from when
-    /// it is used again.
+    /// From healing until every node serves again; of an available namespace, which rests until its replicas
+    /// are equal, from when it is used again.
     pub recovery_ms_max: u64,
     /// From healing until all replicas are equal.
     pub convergence_ms_max: u64,
-    /// Part of the operations that each node must answer in available namespaces while links are cut, from 0 to 1.
+    /// Part of the operations that each node must answer in available namespaces while links are cut, from 0
+    /// to 1.
     pub availability_min: Option<f64>,
     /// Nodes that may end by themselves, as a fault makes them: a disk that fails.
     pub ends: bool,
@@ -379,38 +329,8 @@ impl Scenario {
         if !(1..=9).contains(&parsed.cluster.nodes) {
             return Err(mistake(0, format!("a cluster has 1 to 9 nodes, not {}", parsed.cluster.nodes)));
         }
-        let mut names = BTreeSet::new();
-        for namespace in &parsed.namespace {
-            let (at, namespace) = (namespace.span().start, namespace.get_ref());
-            if !names.insert(namespace.name.clone()) {
-                return Err(mistake(at, format!("there are two namespaces {:?}", namespace.name)));
-            }
-            if let Some(least) = namespace.availability_min
-                && (namespace.mode == Mode::Strong || !(0.0..=1.0).contains(&least))
-            {
-                let message = format!(
-                    "{:?}: availability_min is from 0 to 1, and only available namespaces promise it",
-                    namespace.name
-                );
-                return Err(mistake(at, message));
-            }
-            let (n, nodes) = (namespace.n, parsed.cluster.nodes);
-            if namespace.mode == Mode::Strong && nodes > MAX_VOTERS as u64 {
-                let message = format!(
-                    "{:?} is strong, and only {MAX_VOTERS} of {nodes} nodes vote: a side of a cut is named after how many nodes it \
-                     has, so strong namespaces need at most {MAX_VOTERS} nodes",
-                    namespace.name
-                );
-                return Err(mistake(at, message));
-            }
-            if namespace.mode == Mode::Available
-                && (u64::from(n) > nodes || namespace.r > n || namespace.w > n)
-            {
-                let message =
-                    format!("{:?}: R and W are at most N, and N at most {nodes} nodes", namespace.name);
-                return Err(mistake(at, message));
-            }
-        }
+        check_namespaces(&parsed.namespace, parsed.cluster.nodes)
+            .map_err(|(at, message)| mistake(at, message))?;
         let namespaces: Vec<Namespace> = parsed.namespace.into_iter().map(Spanned::into_inner).collect();
         let mut workloads = Vec::new();
         for entry in parsed.workload {
@@ -484,7 +404,7 @@ fn workload(entry: WorkloadEntry, namespaces: &[Namespace]) -> Result<Workload, 
     let clients = entry.clients.unwrap_or(0);
     let rate = entry.rate.unwrap_or(if clients > 0 { 0 } else { 10 });
     if rate == 0 && clients == 0 {
-        return Err("neither a rate nor clients: nobody does anything".into());
+        return Err("it has neither a rate nor clients, so it does nothing".into());
     }
     if !(1..=5).contains(&entry.attempts.unwrap_or(1)) {
         return Err("attempts are 1 to 5".into());
@@ -498,6 +418,40 @@ fn workload(entry: WorkloadEntry, namespaces: &[Namespace]) -> Result<Workload, 
         attempts: entry.attempts.unwrap_or(1),
         deadline: entry.deadline.map_or(Duration::from_secs(1), |span| span.0),
     })
+}
+
+/// What cannot be promised of namespaces on so many nodes, and where that is said.
+fn check_namespaces(entries: &[Spanned<Namespace>], nodes: u64) -> Result<(), (usize, String)> {
+    let mut names = BTreeSet::new();
+    for namespace in entries {
+        let (at, namespace) = (namespace.span().start, namespace.get_ref());
+        if !names.insert(namespace.name.clone()) {
+            return Err((at, format!("there are two namespaces {:?}", namespace.name)));
+        }
+        if let Some(least) = namespace.availability_min
+            && (namespace.mode == Mode::Strong || !(0.0..=1.0).contains(&least))
+        {
+            let message = format!(
+                "{:?}: availability_min is from 0 to 1, and only available namespaces promise it",
+                namespace.name
+            );
+            return Err((at, message));
+        }
+        let n = namespace.n;
+        if namespace.mode == Mode::Strong && nodes > MAX_VOTERS as u64 {
+            let message = format!(
+                "{:?} is strong, and only {MAX_VOTERS} of {nodes} nodes vote: a side of a cut is named after how many nodes it \
+                 has, so strong namespaces need at most {MAX_VOTERS} nodes",
+                namespace.name
+            );
+            return Err((at, message));
+        }
+        if namespace.mode == Mode::Available && (u64::from(n) > nodes || namespace.r > n || namespace.w > n) {
+            let message = format!("{:?}: R and W are at most N, and N at most {nodes} nodes", namespace.name);
+            return Err((at, message));
+        }
+    }
+    Ok(())
 }
 
 /// Adds what was probably meant to an error about an unknown word, which lists the known ones.
@@ -617,7 +571,7 @@ shape = "leader-in-minority"
     fn nothing_to_do_is_refused() {
         assert!(parse("about = \"x\"").unwrap_err().message.contains("workload"));
         let idle = SMALL.replace("kind = \"cas-register\"", "kind = \"cas-register\"\nrate = 0");
-        assert!(parse(&idle).unwrap_err().message.contains("nobody does anything"));
+        assert!(parse(&idle).unwrap_err().message.contains("it does nothing"));
         let lonely =
             SMALL.replace("[[workload]]", "[[namespace]]\nname = \"x\"\nmode = \"strong\"\n[[workload]]");
         assert!(parse(&lonely).unwrap_err().message.contains("needs workloads"));

@@ -1,4 +1,5 @@
-//! Many runs: the scenarios that come along, and random ones composed from a seed. A failure is kept and the soak goes on.
+//! Many runs: the scenarios that come along, and random ones composed from a seed. A failure is kept and the
+//! soak goes on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,11 +10,13 @@ use kv_lab::interrupted;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::options::RunOptions;
 use crate::plan::Schedule;
-use crate::run::{RunOptions, run};
+use crate::run::run;
 use crate::scenario::{BUILT_IN, Mistake, Plane, Scenario};
 
-/// The matrix of `smoke`: both modes; the leader in the minority and in the majority; kill, pause, lossy disk.
+/// The matrix of `smoke`: both modes; the leader in the minority and in the majority; kill, pause, lossy
+/// disk.
 pub const SMOKE: [&str; 5] =
     ["majority-cut", "leader-in-minority", "kill-leader", "pause-leader", "lossy-disks"];
 
@@ -53,7 +56,7 @@ impl Row {
     }
 }
 
-/// The exit code of several: what broke the store first, then what broke the harness, then what nobody knows.
+/// The exit code of several: what broke the store first, then what broke the harness, then what is unknown.
 pub fn exit_code(rows: &[Row]) -> u8 {
     let codes: Vec<u8> = rows.iter().map(Row::exit_code).collect();
     [1, 255, 2].into_iter().find(|code| codes.contains(code)).unwrap_or(if rows.is_empty() { 2 } else { 0 })
@@ -136,8 +139,8 @@ pub fn pick(seed: u64, at: u64, netns: bool) -> Result<(Scenario, u64), Mistake>
     }
 }
 
-/// A random scenario: a random part of the kinds of faults at random times, on tiny limits. It is a file like any other, and
-/// its copy in the run's folder replays it.
+/// A random scenario: a random part of the kinds of faults at random times, on tiny limits. It is a file like
+/// any other, and its copy in the run's folder replays it.
 pub fn compose(seed: u64) -> Result<Scenario, Mistake> {
     let mut dice = fastrand::Rng::with_seed(seed ^ 0x7377_6172_6d00);
     let mut text =
@@ -174,13 +177,14 @@ pub fn compose(seed: u64) -> Result<Scenario, Mistake> {
     text += "[expect]\nrecovery_ms_max = 5000\nconvergence_ms_max = 20000\nconcurrent_keys = 1\n";
     let parse =
         |text: &str| Scenario::parse("swarm", "composed scenario", &format!("# scenario: swarm\n{text}"));
-    // Some strike what is dead already, and cannot be proven. If most could not, little was tried. How many there are is known
-    // only once they are planned: a flapping cut is many.
+    // Some strike what is dead already, and cannot be proven. If most could not, little was tried. How many
+    // there are is known only once they are planned: a flapping cut is many.
     let planned = Schedule::of(&parse(&text)?, seed).faults.len();
     parse(&format!("{text}faults = {}\n", planned.div_ceil(2)))
 }
 
-/// Two to five faults of different kinds. At most one of them takes a disk: a cluster is not promised to survive two.
+/// Two to five faults of different kinds. At most one of them takes a disk: a cluster is not promised to
+/// survive two.
 fn swarm(dice: &mut fastrand::Rng) -> Vec<String> {
     let shapes = [
         "halves",
@@ -212,7 +216,8 @@ fn swarm(dice: &mut fastrand::Rng) -> Vec<String> {
     chosen.truncate(dice.usize(2..=5));
     let mut faults = Vec::new();
     for (kind, choice) in chosen {
-        // A disk is taken after everything else: with another fault at once more copies than one could be gone.
+        // A disk is taken after everything else: with another fault at once more copies than one could be
+        // gone.
         let alone = kind == "restart-empty";
         let at = if alone { 14_000 } else { dice.u64(0..10_000) };
         let lasts = [600, 1_500, 3_000, 5_000].get(dice.usize(0..4)).copied().unwrap_or(1_500);

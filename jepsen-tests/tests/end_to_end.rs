@@ -1,5 +1,6 @@
-//! A whole short run through the library, against real processes: what it leaves, and that its verdict can be each of the
-//! three: valid as it was, unknown when the scenario demands more than happened, invalid when the history is doctored.
+//! A whole short run through the library, against real processes: what it leaves, and that its verdict can be
+//! each of the three: valid as it was, unknown when the scenario demands more than happened, invalid when the
+//! history is doctored.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,9 +9,12 @@
     reason = "a test"
 )]
 
-use jepsen_tests::run::{Marks, RunOptions, recorded, ruling_of, run};
+use jepsen_tests::options::RunOptions;
+use jepsen_tests::recorded::Marks;
+use jepsen_tests::run::{recorded, ruling_of, run};
 use jepsen_tests::scenario::Scenario;
-use jepsen_tests::verdict::{Summary, ruling};
+use jepsen_tests::summary::Summary;
+use jepsen_tests::verdict::ruling;
 use kv_check::judge::Ruling;
 use kv_check::{Event, EventType, Function};
 
@@ -57,7 +61,8 @@ recovery_ms_max = 20000
 convergence_ms_max = 30000
 "#;
 
-/// A read that shows a value nobody could have read any more: one that was overwritten, and acknowledged so, before.
+/// A read that shows a value that could not be read any more: one that was overwritten, and acknowledged so,
+/// before.
 fn doctored(history: &[Event]) -> Vec<Event> {
     let mut history = history.to_vec();
     let acknowledged = |event: &&Event| {

@@ -1,6 +1,6 @@
-//! What the minority of a strong namespace says while the network is cut, between real processes: writes that the old
-//! leader had taken are *unknown*, later ones are *not applied* at once, and nothing that was reported *not applied* is
-//! ever read, from any node, during the cut or after it.
+//! What the minority of a strong namespace says while the network is cut, between real processes: writes that
+//! the old leader had taken are *unknown*, later ones are *not applied* at once, and nothing that was
+//! reported *not applied* is ever read, from any node, during the cut or after it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,7 +18,8 @@ use kv_lab::{Lab, LabOptions};
 use kv_types::{GroupId, NamespaceName, NamespaceSpec, NodeId, Reason};
 use tokio::time::{Instant, sleep};
 
-/// Longer than this after the cut, the old leader must have noticed: `election_max` of the default configuration.
+/// Longer than this after the cut, the old leader must have noticed: `election_max` of the default
+/// configuration.
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(500);
 const KEYS: usize = 8;
 const WRITERS_PER_NODE: usize = 4;

@@ -1,7 +1,7 @@
 //! The public histories with known verdicts: all of them, by the tool as it is used, in every format.
 //!
-//! They are data of others and not in this repository. Without them the test says so and passes, except where CI is
-//! set: there a missing folder is a failure.
+//! They are data of others and not in this repository. Without them the test says so and passes, except where
+//! CI is set: there a missing folder is a failure.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "a test")]
 

@@ -1,6 +1,8 @@
-//! The checkers against brute force: `cargo run --release -p kv-check --example fuzz -- --histories 2000000 --seed 1`.
+//! The checkers against brute force: `cargo run --release -p kv-check --example fuzz -- --histories 2000000
+//! --seed 1`.
 //!
-//! Prints how many histories of each kind were linearizable and how many were not. The first disagreement ends it.
+//! Prints how many histories of each kind were linearizable and how many were not. The first disagreement
+//! ends it.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::disallowed_methods, reason = "measures")]
 

@@ -1,21 +1,22 @@
 //! Accounting for available namespaces: what a store that always answers still owes its clients.
 //!
-//! Causality is reconstructed from the clients' side alone. Every write has a value of its own, and every mutation
-//! names the values its causal context covered ([`crate::Event::observed`]). Write *b* **supersedes** *a* if *a* is
-//! among the values *b* covered, or is superseded by one of them. Two values neither of which supersedes the other
-//! are **concurrent**, and the store must keep both.
+//! Causality is reconstructed from the clients' side alone. Every write has a value of its own, and every
+//! mutation names the values its causal context covered ([`crate::Event::observed`]). Write *b*
+//! **supersedes** *a* if *a* is among the values *b* covered, or is superseded by one of them. Two values
+//! neither of which supersedes the other are **concurrent**, and the store must keep both.
 //!
-//! An acknowledged write that the final reads do not show is excused only by what is **accounted for** itself:
-//! acknowledged writes and deletes, values that final reads show, and what these superseded in turn. A write of unknown
-//! outcome that covered it, was read, and is gone in the end excuses nothing. A store that merges cannot get there:
-//! a replica gives up a value only for a state that holds what superseded it, so if that state is lost with a disk, the
-//! value is still on the replicas that had not merged it, and shows again. Only if no copy of the value was outside of
-//! that disk is it gone as well, and that is the loss of an acknowledged write: an acknowledgement by W replicas
-//! promises no more than that one of their disks survives, and a configuration whose faults may take them all says so
-//! in [`crate::judge::Expectation::lost`].
+//! An acknowledged write that the final reads do not show is excused only by what is **accounted for**
+//! itself: acknowledged writes and deletes, values that final reads show, and what these superseded in turn.
+//! A write of unknown outcome that covered it, was read, and is gone in the end excuses nothing. A store that
+//! merges cannot get there: a replica gives up a value only for a state that holds what superseded it, so if
+//! that state is lost with a disk, the value is still on the replicas that had not merged it, and shows
+//! again. Only if no copy of the value was outside of that disk is it gone as well, and that is the loss of
+//! an acknowledged write: an acknowledgement by W replicas promises no more than that one of their disks
+//! survives, and a configuration whose faults may take them all says so in
+//! [`crate::judge::Expectation::lost`].
 //!
-//! What a client cannot know is never held against the store: a delete of unknown outcome leaves no trace, so it
-//! only ever excuses.
+//! What a client cannot know is never held against the store: a delete of unknown outcome leaves no trace, so
+//! it only ever excuses.
 
 use crate::history::Malformed;
 use crate::linear::by_key;
@@ -67,28 +68,31 @@ pub struct Account {
     pub lost: Vec<Named>,
     /// As lost, but a delete of unknown outcome that covered them may be the reason.
     pub uncertain: Vec<Named>,
-    /// Acknowledged writes of keys that nobody read after settling: not judged.
+    /// Acknowledged writes of keys that no read saw after settling: not judged.
     pub unread: Vec<Named>,
     /// Writes that the final reads show although an acknowledged delete covered them. The promise is: none.
     pub resurrected: Vec<Named>,
     /// (namespace, key) for which final reads differ from each other: replicas have not converged.
     pub diverged: Vec<(String, String)>,
-    /// Reads (by index) of a value nobody wrote, or whose write was reported as not applied. The promise is: none.
+    /// Reads (by index) of a value that was never written, or whose write was reported as not applied. The
+    /// promise is: none.
     pub phantoms: Vec<u64>,
     /// Those of them whose write was reported as not applied.
     pub refused: Vec<u64>,
-    /// Reads (by index) that showed a value beside one that supersedes it: a false conflict. The promise is: none.
+    /// Reads (by index) that showed a value beside one that supersedes it: a false conflict. The promise is:
+    /// none.
     pub false_conflicts: Vec<u64>,
-    /// Reads before settling that showed such a value of a write that may have a twin: it was forwarded or sent more than
-    /// once, so two replicas may have taken it, each under a dot of its own. Until the dots meet, the one that nobody
-    /// superseded looks like a write of its own. The promise is: none in the end.
+    /// Reads before settling that showed such a value of a write that may have a twin: it was forwarded or
+    /// sent more than once, so two replicas may have taken it, each under a dot of its own. Until the dots
+    /// meet, the one that was not superseded looks like a write of its own. The promise is: none in the end.
     pub late_twins: usize,
     /// Successful reads.
     pub reads: usize,
-    /// Reads that missed a mutation acknowledged before they were called. This is the price of answering always.
+    /// Reads that missed a mutation acknowledged before they were called. This is the price of answering
+    /// always.
     pub stale: Vec<StaleRead>,
-    /// Of reads of a key that had been mutated, the final ones not counted: how long before the call the last mutation had
-    /// been acknowledged, and whether the read was fresh. Sorted.
+    /// Of reads of a key that had been mutated, the final ones not counted: how long before the call the last
+    /// mutation had been acknowledged, and whether the read was fresh. Sorted.
     pub ages: Vec<(u64, bool)>,
     /// Reads that showed more than one value.
     pub reads_with_siblings: usize,
@@ -118,10 +122,10 @@ impl Account {
     }
 }
 
-/// Accounts for operations of available namespaces. Successful reads called at or after `settled` are the final
-/// ones; the caller lets the store settle before, and reads every key at every node.
+/// Accounts for operations of available namespaces. Successful reads called at or after `settled` are the
+/// final ones; the caller lets the store settle before, and reads every key at every node.
 ///
-/// Fails if two writes of a key have the same value: then nobody can tell them apart.
+/// Fails if two writes of a key have the same value: then they cannot be told apart.
 pub fn account(operations: &[Operation], settled: u64) -> Result<Account, Malformed> {
     let mut account = Account::default();
     for ((ns, key), operations) in by_key(operations) {
@@ -248,7 +252,8 @@ impl<'a> KeyHistory<'a> {
     }
 
     fn judge_reads(&self, settled: u64, account: &mut Account) {
-        // When a delete that covers the write was first called (the write may be gone) and acknowledged (it must be).
+        // When a delete that covers the write was first called (the write may be gone) and acknowledged (it
+        // must be).
         let mut may_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
         let mut must_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
         for (delete, covers) in &self.deletes {
@@ -318,9 +323,9 @@ impl<'a> KeyHistory<'a> {
     }
 }
 
-/// Whether a write certainly has one dot. Where its receipt says so: the node that was asked is a replica of the key and took
-/// it itself, at the first attempt. One whose end nobody knows may have been forwarded to anybody. Who gives no receipts is
-/// not excused.
+/// Whether a write certainly has one dot. Where its receipt says so: the node that was asked is a replica of
+/// the key and took it itself, at the first attempt. One whose end is not known may have been forwarded to
+/// anybody. Who gives no receipts is not excused.
 fn minted_once(write: &Operation) -> bool {
     let Some(receipt) = &write.receipt else { return write.ok() };
     let by = receipt.get("by").and_then(Json::as_str);
@@ -398,7 +403,8 @@ mod tests {
 
     #[test]
     fn what_is_gone_in_the_end_excuses_nothing_by_having_been_seen() {
-        // "b" covered the acknowledged "a", somebody read it, and it may have been applied on one replica only.
+        // "b" covered the acknowledged "a", somebody read it, and it may have been applied on one replica
+        // only.
         let history = |last: History| {
             let seen = History::new().write(1..2, "a", &[]).unknown_write(3, "b", &["a"]);
             account_of(seen.read(5..6, values(&["b"])).then(last))
@@ -408,7 +414,7 @@ mod tests {
         assert_eq!((gone.unknown, gone.unknown_applied), (1, 1));
         let all_gone = history(History::new().read(1001..1002, absent()));
         assert_eq!(lost(&all_gone), [json!("a")]);
-        // Whoever is accounted for passes the excuse on, over as many unknown writes as there are.
+        // A write that is accounted for passes the excuse on, over as many unknown writes as there are.
         for kept in [
             History::new().read(1001..1002, values(&["b"])),
             History::new().write(7..8, "c", &["b"]).read(1001..1002, values(&["c"])),
@@ -418,7 +424,8 @@ mod tests {
             let account = history(kept);
             assert!(account.kept() && account.uncertain.is_empty(), "{account:?}");
         }
-        // A delete that is itself of unknown outcome may be the reason, and a write that it did not cover is not.
+        // A delete that is itself of unknown outcome may be the reason, and a write that it did not cover is
+        // not.
         let perhaps = history(History::new().unknown_delete(7, &["b"]).read(1001..1002, absent()));
         assert_eq!((perhaps.lost.len(), perhaps.uncertain.len()), (0, 1));
         let unseen = history(History::new().unknown_write(7, "c", &["b"]).read(1001..1002, absent()));

@@ -1,14 +1,17 @@
-//! Counters: every read lies between what must have been added and what may have been, and reads agree with each other.
+//! Counters: every read lies between what must have been added and what may have been, and reads agree with
+//! each other.
 //!
-//! Three conditions, each necessary for linearizability, none of them sufficient together: which of several open adds a
-//! read contains is a subset sum, and nobody searches for it. So a counter is never called linearizable by this account;
-//! where receipts name points, [`crate::receipts`] knows which adds a read must contain, and leaves no such room.
+//! Three conditions, each necessary for linearizability, none of them sufficient together: which of several
+//! open adds a read contains is a subset sum, and this does not search for it. So a counter is never called
+//! linearizable by this account; where receipts name points, [`crate::receipts`] knows which adds a read must
+//! contain, and leaves no such room.
 //!
-//! - By itself, a read shows every add that was acknowledged before it was called, none that was called after it returned
-//!   or was refused, and any part of the others; each at most once.
-//! - What an earlier read contained, a later one contains: between them lies at most what may have been added since.
-//! - Where nothing is ever taken away, a later read shows at least what any earlier one did and, on top of it, what was
-//!   called after that one had returned and acknowledged before this one was called.
+//! - By itself, a read shows every add that was acknowledged before it was called, none that was called after
+//!   it returned or was refused, and any part of the others; each at most once.
+//! - What an earlier read contained, a later one contains: between them lies at most what may have been added
+//!   since.
+//! - Where nothing is ever taken away, a later read shows at least what any earlier one did and, on top of
+//!   it, what was called after that one had returned and acknowledged before this one was called.
 
 use crate::linear::by_key;
 use crate::{Function, Json, Operation, Outcome};
@@ -69,7 +72,7 @@ pub struct Account {
     pub no_numbers: Vec<u64>,
 }
 
-/// What a read showed, as a number: a counter that nobody ever added to may be absent.
+/// What a read showed, as a number: a counter that was never added to may be absent.
 pub(crate) fn shown(read: &Operation) -> Option<i64> {
     if read.output.is_null() { Some(0) } else { read.output.as_i64() }
 }
@@ -136,8 +139,8 @@ fn compare(key: &str, adds: &[(&Operation, i64)], sums: &Sums, reads: &[&Operati
     // Of the reads that have returned the one that was called last: it leaves the least open.
     let mut latest: Option<(&Operation, i64)> = None;
     for (read, value) in calls {
-        // Returns and acknowledgements before the call, in the order of time; of one moment the read returns first, so
-        // that it owes no more than it must.
+        // Returns and acknowledgements before the call, in the order of time; of one moment the read returns
+        // first, so that it owes no more than it must.
         loop {
             let returned = returns.peek().and_then(|(before, _)| before.ret).filter(|ret| *ret < read.call);
             let added = acknowledged.peek().and_then(|(add, _)| add.ret).filter(|ret| *ret < read.call);
@@ -170,11 +173,13 @@ fn compare(key: &str, adds: &[(&Operation, i64)], sums: &Sums, reads: &[&Operati
     }
 }
 
-/// What a read that is called now must show at least, because of the reads that have returned, where adds only add.
+/// What a read that is called now must show at least, because of the reads that have returned, where adds
+/// only add.
 ///
-/// Each of these owes what it showed and the adds that were called after it returned and are acknowledged by now. An
-/// add counts for all that returned before its call, so of two reads the earlier one's debt grows at least as fast: a
-/// later read matters only while its debt is higher. Kept are therefore those with ever higher debts, as differences.
+/// Each of these owes what it showed and the adds that were called after it returned and are acknowledged by
+/// now. An add counts for all that returned before its call, so of two reads the earlier one's debt grows at
+/// least as fast: a later read matters only while its debt is higher. Kept are therefore those with ever
+/// higher debts, as differences.
 #[derive(Default)]
 struct Owed<'a> {
     /// By the return of a read: by how much its debt is higher than that of the one before.
@@ -193,7 +198,8 @@ impl<'a> Owed<'a> {
     }
 
     fn added(&mut self, add: &Operation, delta: i64) {
-        // The debts of reads that had returned before the call grow; those after them shrink relative to them.
+        // The debts of reads that had returned before the call grow; those after them shrink relative to
+        // them.
         let Some(mut first) = self.steps.first_entry().filter(|first| first.key().0 < add.call) else {
             return;
         };
@@ -226,7 +232,8 @@ impl<'a> Owed<'a> {
 
 /// Running sums, so that each read costs a search and not a walk.
 struct Sums {
-    /// By return of acknowledged adds: what has surely been added, and of that the increments and the decrements.
+    /// By return of acknowledged adds: what has surely been added, and of that the increments and the
+    /// decrements.
     sure: Vec<(u64, i64, i64)>,
     /// By call of all adds: the increments and the decrements that may have been.
     begun: Vec<(u64, i64, i64)>,
@@ -251,8 +258,9 @@ impl Sums {
         until(&self.begun, read.ret.unwrap_or(u64::MAX).saturating_add(1))
     }
 
-    /// The most that may have been taken away and added between two reads: all that was begun by the return of the later
-    /// one, but for what was acknowledged before the earlier one was called, which that contains.
+    /// The most that may have been taken away and added between two reads: all that was begun by the return
+    /// of the later one, but for what was acknowledged before the earlier one was called, which that
+    /// contains.
     fn between(&self, earlier: &Operation, later: &Operation) -> (i64, i64) {
         let (sure_up, sure_down) = until(&self.sure, earlier.call);
         let (up, down) = self.begun_by(later);
@@ -326,7 +334,8 @@ mod tests {
         }
         // Reads that overlap may go either way.
         assert_eq!(shrunk(open().read(3..9, json!(5)).read(6..7, json!(0))), []);
-        // On top of it comes what was added in between: nobody knows what the others are, but that they are still there.
+        // On top of it comes what was added in between: all that is known of the others is that they are
+        // still there.
         let between = |shown: i64| {
             let first = open().read(3..4, json!(7)).add_number(5..6, 1).add_number(6..9, 10);
             first.read(7..8, json!(shown))

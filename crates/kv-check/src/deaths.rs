@@ -1,10 +1,10 @@
 //! What deaths of nodes may have left undone in available namespaces.
 //!
-//! Whoever coordinates a write goes on after its client was answered: until the deadline it waits for the other replicas,
-//! and then notes hints for those that stayed silent. If it dies before, nobody notes them, and until there is
-//! anti-entropy only a read makes these replicas alike. Hints that were noted survive a death, unless the disk is lost. So
-//! after deaths reads may be needed for keys of which a mutation was under way then, and for no other. A disk that refuses a
-//! note, for it is full, is as good as a death.
+//! The coordinator of a write goes on after its client was answered: until the deadline it waits for the
+//! other replicas, and then notes hints for those that stayed silent. If it dies before, they are not noted,
+//! and until there is anti-entropy only a read makes these replicas alike. Hints that were noted survive a
+//! death, unless the disk is lost. So after deaths reads may be needed for keys of which a mutation was under
+//! way then, and for no other. A disk that refuses a note, for it is full, is as good as a death.
 
 use crate::{Operation, Outcome};
 use std::collections::BTreeSet;
@@ -20,15 +20,16 @@ pub const NOTED_WITHIN_NS: u64 = 1_000_000_000;
 pub struct Disturbances {
     /// Nodes died, or could not note hints.
     pub deaths: Vec<Span>,
-    /// Messages were kept back. They arrive at the end, and are begun then: the time that is left to a request travels with
-    /// it, and no hour.
+    /// Messages were kept back. They arrive at the end, and are begun then: the time that is left to a
+    /// request travels with it, and no hour.
     pub held: Vec<Span>,
     /// Messages or nodes were slow or stood still: what is under way may go on all the while.
     pub slowed: Vec<Span>,
 }
 
-/// Keys of which a mutation may have been under way when nodes died, of operations on one namespace: for so long after its
-/// call, its deadline and [`NOTED_WITHIN_NS`]. What was refused as *not applied* left nothing anywhere.
+/// Keys of which a mutation may have been under way when nodes died, of operations on one namespace: for so
+/// long after its call, its deadline and [`NOTED_WITHIN_NS`]. What was refused as *not applied* left nothing
+/// anywhere.
 pub fn left_open<'a>(
     operations: impl IntoIterator<Item = &'a Operation>,
     disturbances: &Disturbances,
@@ -45,8 +46,8 @@ pub fn left_open<'a>(
     mutations.filter(may_be_open).map(|op| op.key.as_str()).collect()
 }
 
-/// When a mutation may have been under way: from its call on, and from the end of what kept it back, again and again where
-/// spans follow each other.
+/// When a mutation may have been under way: from its call on, and from the end of what kept it back, again
+/// and again where spans follow each other.
 fn under_way(call: u64, disturbances: &Disturbances, lasts_ns: u64) -> BTreeSet<Span> {
     let first = (call, call.saturating_add(lasts_ns));
     let mut found = BTreeSet::from([first]);
@@ -61,8 +62,8 @@ fn under_way(call: u64, disturbances: &Disturbances, lasts_ns: u64) -> BTreeSet<
     found
 }
 
-/// Of ring partitions that needed a read, each with its keys, those that no death explains: all that clients wrote there was
-/// over when nodes died.
+/// Of ring partitions that needed a read, each with its keys, those that no death explains: all that clients
+/// wrote there was over when nodes died.
 pub fn unexplained<'a>(partitions: &'a [Vec<String>], open: &BTreeSet<&str>) -> Vec<&'a [String]> {
     let explained = |keys: &[String]| keys.iter().any(|key| open.contains(key.as_str()));
     partitions.iter().map(Vec::as_slice).filter(|keys| !explained(keys)).collect()

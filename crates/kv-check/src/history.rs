@@ -1,9 +1,11 @@
-//! The history format: JSON lines with Jepsen's keys, so that Jepsen's own tools can read them after a conversion.
+//! The history format: JSON lines with Jepsen's keys, so that Jepsen's own tools can read them after a
+//! conversion.
 //!
 //! One object a line, in the order of time, calls before returns where times tie:
 //!
 //! ```json
-//! {"index":12,"time":123456789,"process":7,"type":"invoke","f":"cas","key":"k3","value":[4,9],"node":"n2","ns":"bank"}
+//! {"index":12,"time":123456789,"process":7,"type":"invoke","f":"cas","key":"k3","value":[4,9],
+//!  "node":"n2","ns":"bank"}
 //! ```
 //!
 //! Unknown keys are ignored: the format only grows.
@@ -29,9 +31,10 @@ pub struct Event {
     /// The key; the nemesis has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Read: `null` when invoked, then what was read (`null`: absent; in an available namespace the list of siblings).
-    /// Write: the value. Cas: `[old, new]`, or with [`Event::expect_revision`] only the new value. Delete: `null`.
-    /// Add and append: the element or number. Read of a set or list: the list of its elements; of a counter: the sum.
+    /// Read: `null` when invoked, then what was read (`null`: absent; in an available namespace the list of
+    /// siblings). Write: the value. Cas: `[old, new]`, or with [`Event::expect_revision`] only the new value.
+    /// Delete: `null`. Add and append: the element or number. Read of a set or list: the list of its
+    /// elements; of a counter: the sum.
     #[serde(default)]
     pub value: Json,
     /// The node that was asked.
@@ -40,10 +43,12 @@ pub struct Event {
     /// The namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns: Option<String>,
-    /// Why it failed, as the error's code name; [`crate::operation::MISMATCH`] for a cas whose condition did not hold.
+    /// Why it failed, as the error's code name; [`crate::operation::MISMATCH`] for a cas whose condition did
+    /// not hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub err: Option<String>,
-    /// The revision a mutation got, a read saw, or a mismatch found. A delete that found nothing carries none.
+    /// The revision a mutation got, a read saw, or a mismatch found. A delete that found nothing carries
+    /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
     /// Invocation of a cas on a revision: the revision it requires; 0 requires that the key is absent.
@@ -83,9 +88,10 @@ impl Event {
 /// Who acts: a logical client, which does one thing at a time, or the nemesis. `7` or `"nemesis"` in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Process {
-    /// A logical client. After an outcome that is not known it is dead, and its worker goes on under another number.
+    /// A logical client. After an outcome that is not known it is dead, and its worker goes on under another
+    /// number.
     Client(u64),
-    /// Whoever cuts, pauses and kills.
+    /// The driver of faults, which cuts, pauses and kills.
     Nemesis,
 }
 
@@ -99,7 +105,7 @@ pub enum EventType {
     Ok,
     /// It definitely did not take effect.
     Fail,
-    /// Nobody knows whether it took effect, or ever will.
+    /// It is not known whether it took effect, or ever will.
     Info,
 }
 
@@ -228,8 +234,8 @@ pub fn write(mut sink: impl Write, events: &[Event]) -> io::Result<()> {
     sink.flush()
 }
 
-/// Merges what several workers recorded into one history: in the order of time, invocations before completions
-/// where times tie (an interval may only widen), each worker's own order kept, numbered from 0.
+/// Merges what several workers recorded into one history: in the order of time, invocations before
+/// completions where times tie (an interval may only widen), each worker's own order kept, numbered from 0.
 pub fn arrange(mut events: Vec<Event>) -> Vec<Event> {
     events.sort_by_key(|event| (event.time, event.kind != EventType::Invoke));
     for (index, event) in (0..).zip(&mut events) {

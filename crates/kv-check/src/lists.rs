@@ -1,8 +1,10 @@
-//! Append-only lists, after Elle's idea for a single key: the longest read is the order, so nothing is searched.
+//! Append-only lists, after Elle's idea for a single key: the longest read is the order, so nothing is
+//! searched.
 //!
-//! Elements are unique. Every read must be a beginning of the longest one; reads must grow with time; a read owes
-//! every element whose append had ended before, and knows none whose append begins after; and the order of the list
-//! must not contradict the order of times. These conditions are necessary, and sufficient for linearizability.
+//! Elements are unique. Every read must be a beginning of the longest one; reads must grow with time; a read
+//! owes every element whose append had ended before, and knows none whose append begins after; and the order
+//! of the list must not contradict the order of times. These conditions are necessary, and sufficient for
+//! linearizability.
 
 use crate::linear::by_key;
 use crate::{Function, Json, Operation, Outcome};
@@ -32,7 +34,7 @@ pub enum Kind {
     Reordered,
     /// The order of the list, or of the reads, contradicts the order of times.
     RealTime,
-    /// An element nobody had begun to append.
+    /// An element whose append had not begun.
     Phantom,
     /// An element whose append was reported as not applied.
     Refused,
@@ -142,7 +144,7 @@ impl List<'_> {
                     self.find(Kind::Phantom, &[append.index, read.index], text);
                 }
                 None => {
-                    let text = format!("read #{} shows {element}, which nobody appended", read.index);
+                    let text = format!("read #{} shows {element}, which was never appended", read.index);
                     self.find(Kind::Phantom, &[read.index], text);
                 }
             }
@@ -207,7 +209,17 @@ impl List<'_> {
                 self.find(Kind::Lost, &[append.index, read.index], text);
             }
         }
-        // An element whose append began after another's had ended comes after it.
+        self.judge_order(&ended, appends, order, &place);
+    }
+
+    /// An element whose append began after another's had ended comes after it.
+    fn judge_order(
+        &mut self,
+        ended: &[(u64, &String, &Operation)],
+        appends: &BTreeMap<String, &Operation>,
+        order: &[String],
+        place: &BTreeMap<&String, usize>,
+    ) {
         let mut latest: Option<&Operation> = None; // of the elements so far, the append that began last
         for element in order {
             let Some(append) = appends.get(element) else { continue };
@@ -280,7 +292,7 @@ mod tests {
         assert_eq!(kinds(crossed), [Kind::Reordered]);
         let shrunk = concurrent().read(2..3, values(&["a", "b"])).read(4..5, values(&["a"]));
         assert_eq!(kinds(shrunk), [Kind::RealTime]);
-        // Nobody was called late enough to owe "a", but "b" came later and is there.
+        // No operation was called late enough to owe "a", but "b" came later and is there.
         let overtaken = History::new().append(2..4, "a").append(5..9, "b").read(3..8, values(&["b"]));
         assert_eq!(kinds(overtaken), [Kind::Lost]);
     }

@@ -1,13 +1,15 @@
-//! Operations: an invocation joined with its completion, and the one place where an answer becomes an outcome.
+//! Operations: an invocation joined with its completion, and the one place where an answer becomes an
+//! outcome.
 
 use crate::history::Malformed;
 use crate::{Event, EventType, Function, Json, Process};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The `err` of a cas that was answered "the condition did not hold". It is a response of a working store, not a
-/// failure of it: a strict checker takes it as an observation, and availability counts it as served.
+/// The `err` of a cas that was answered "the condition did not hold". It is a response of a working store,
+/// not a failure of it: a strict checker takes it as an observation, and availability counts it as served.
 pub const MISMATCH: &str = "mismatch";
-/// The error of an operation of several steps that lost every race until its time was over. Nothing was applied.
+/// The error of an operation of several steps that lost every race until its time was over. Nothing was
+/// applied.
 pub const CONTENDED: &str = "CONTENDED";
 
 /// How an operation ended, as far as its client can ever know.
@@ -21,7 +23,8 @@ pub enum Outcome {
     Info,
 }
 
-/// What came back for a request, in the terms of every layer above the wire: *applied*, *not applied*, *unknown*.
+/// What came back for a request, in the terms of every layer above the wire: *applied*, *not applied*,
+/// *unknown*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// An answer.
@@ -76,7 +79,8 @@ pub struct Operation {
     pub ret: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
-    /// What was written: the new value of a write or cas, what was added or appended; `null` for a delete or read.
+    /// What was written: the new value of a write or cas, what was added or appended; `null` for a delete or
+    /// read.
     pub input: Json,
     /// What was read; `null` for everything else.
     pub output: Json,
@@ -137,11 +141,13 @@ impl Operation {
     }
 }
 
-/// Joins invocations with completions, in the order of the invocations. Events of the nemesis are passed over.
+/// Joins invocations with completions, in the order of the invocations. Events of the nemesis are passed
+/// over.
 ///
-/// Refuses a history that no well-behaved harness writes: time that runs backwards, a process with two operations
-/// in flight, a completion of something else than was invoked, or a process that lives on after an unknown outcome.
-/// An operation whose completion is missing counts as [`Outcome::Info`] (a read: [`Outcome::Fail`]).
+/// Refuses a history that no well-behaved harness writes: time that runs backwards, a process with two
+/// operations in flight, a completion of something else than was invoked, or a process that lives on after an
+/// unknown outcome. An operation whose completion is missing counts as [`Outcome::Info`] (a read:
+/// [`Outcome::Fail`]).
 pub fn pair(events: &[Event]) -> Result<Vec<Operation>, Malformed> {
     let mut operations: Vec<Operation> = Vec::with_capacity(events.len() / 2);
     let mut in_flight: BTreeMap<u64, usize> = BTreeMap::new();

@@ -1,18 +1,20 @@
-//! The receipt-assisted check: the server names the serialization point of every answer, so that a history of any
-//! size is verified in *n log n* instead of searched.
+//! The receipt-assisted check: the server names the serialization point of every answer, so that a history of
+//! any size is verified in *n log n* instead of searched.
 //!
-//! A receipt of a strong namespace says `{"strong": {"term": 2, "index": 90, "revision": 41}}`, perhaps with a
-//! `group`: the answer was given by the state after the namespace's 41st change, which the log held up to index 90. If
-//! all receipts are honest, these points are a linearization of the whole namespace, all keys together. So the checker
-//! believes none of them, and looks for a contradiction:
+//! A receipt of a strong namespace says `{"strong": {"term": 2, "index": 90, "revision": 41}}`, perhaps with
+//! a `group`: the answer was given by the state after the namespace's 41st change, which the log held up to
+//! index 90. If all receipts are honest, these points are a linearization of the whole namespace, all keys
+//! together. So the checker believes none of them, and looks for a contradiction:
 //!
 //! - every change has a revision of its own, and the same as its answer;
-//! - revisions and log indices order the changes alike, terms never go back, and reads stand between the right ones;
+//! - revisions and log indices order the changes alike, terms never go back, and reads stand between the
+//!   right ones;
 //! - an operation called after another one returned has no lower point;
-//! - what was read, or found by a cas, is the newest change of that key up to the point, with value and revision;
+//! - what was read, or found by a cas, is the newest change of that key up to the point, with value and
+//!   revision;
 //! - a cas took effect exactly if its condition held at its point;
-//! - a counter, set or list shows exactly the changes up to the point, a list in their order; of changes of unknown outcome
-//!   any part, but once shown they stay.
+//! - a counter, set or list shows exactly the changes up to the point, a list in their order; of changes of
+//!   unknown outcome any part, but once shown they stay.
 //!
 //! It trusts nothing, but it sees only what receipts tell: that the values alone are linearizable is
 //! [`crate::linear`]'s independent proof.
@@ -211,7 +213,8 @@ fn order(answers: &mut [Answer<'_>], account: &mut Account) {
             latest = latest.filter(|before| before.point.term > answer.point.term).or(Some(*answer));
         }
     }
-    // Who looks must not know of changes behind its index; and equal revisions far apart are equal all the same.
+    // Who looks must not know of changes behind its index; and equal revisions far apart are equal all the
+    // same.
     let mut next: Option<Answer<'_>> = None; // change with the lowest revision of a higher index
     let mut at = answers.len();
     while let Some(answer) = at.checked_sub(1).and_then(|last| answers.get(last)) {
@@ -285,13 +288,13 @@ struct Change<'a> {
 
 const ABSENT: &Json = &Json::Null;
 
-/// What was read or found is the newest change of the key up to the point; conditions held or not accordingly.
+/// What was read or found is the newest change of the key up to the point; conditions held or not
+/// accordingly.
 fn contents(operations: &[&Operation], account: &mut Account) {
-    let point = point_of;
     // Known changes by revision. Where two claim one revision, that is reported elsewhere.
     let mut changes: BTreeMap<u64, Change<'_>> = BTreeMap::new();
     for op in operations.iter().filter(|op| op.ok()) {
-        let revision = point(op).map(|point| point.revision).or(op.revision);
+        let revision = point_of(op).map(|point| point.revision).or(op.revision);
         match (&op.f, revision) {
             (Function::Write | Function::Cas, Some(revision)) => {
                 changes.insert(revision, Change { op, value: &op.input });
@@ -308,7 +311,7 @@ fn contents(operations: &[&Operation], account: &mut Account) {
         .copied()
         .filter(|op| match op.outcome {
             Outcome::Info => op.f.mutates(),
-            Outcome::Ok => op.f.mutates() && point(op).is_none() && op.revision.is_none(),
+            Outcome::Ok => op.f.mutates() && point_of(op).is_none() && op.revision.is_none(),
             Outcome::Fail => false,
         })
         .collect();
@@ -317,7 +320,8 @@ fn contents(operations: &[&Operation], account: &mut Account) {
         let value = if op.f == Function::Delete { ABSENT } else { &op.input };
         by_value.entry(value.to_string()).or_default().push(op);
     }
-    // First what looks tell of changes that told nothing themselves, then everything against all that is known.
+    // First what looks tell of changes that told nothing themselves, then everything against all that is
+    // known.
     let mut looks = Vec::new();
     for op in operations.iter().copied() {
         let seen = match op.f {
@@ -327,7 +331,7 @@ fn contents(operations: &[&Operation], account: &mut Account) {
             }
             _ => None,
         };
-        let (Some(point), Some(value)) = (point(op), seen) else { continue };
+        let (Some(point), Some(value)) = (point_of(op), seen) else { continue };
         looks.push((op, point, value));
         let Some(revision) = op.revision.filter(|_| !value.is_null()) else { continue };
         let author = by_value.get(&value.to_string()).and_then(|authors| authors.first());
@@ -335,8 +339,19 @@ fn contents(operations: &[&Operation], account: &mut Account) {
             changes.entry(revision).or_insert(Change { op: author, value });
         }
     }
+    looked(&looks, &changes, &by_value, account);
+    compared(operations, &changes, &by_value, account);
+}
+
+/// A look shows the newest change up to its point.
+fn looked(
+    looks: &[(&Operation, Point, &Json)],
+    changes: &BTreeMap<u64, Change<'_>>,
+    by_value: &BTreeMap<String, Vec<&Operation>>,
+    account: &mut Account,
+) {
     let deletes = by_value.get(&ABSENT.to_string()).map(Vec::as_slice).unwrap_or_default();
-    for (op, point, value) in looks {
+    for (op, point, value) in looks.iter().copied() {
         let newest = changes.range(..=point.revision).next_back();
         // A delete of unknown outcome that was called before the look returned may be the reason.
         let may_be_deleted = deletes.iter().any(|delete| Some(delete.call) <= op.ret);
@@ -359,8 +374,17 @@ fn contents(operations: &[&Operation], account: &mut Account) {
             }
         }
     }
+}
+
+/// A condition held exactly if the change it led to took effect.
+fn compared(
+    operations: &[&Operation],
+    changes: &BTreeMap<u64, Change<'_>>,
+    by_value: &BTreeMap<String, Vec<&Operation>>,
+    account: &mut Account,
+) {
     for op in operations.iter().filter(|op| op.f == Function::Cas) {
-        let (Some(point), Some(expected)) = (point(op), &op.expected) else { continue };
+        let (Some(point), Some(expected)) = (point_of(op), &op.expected) else { continue };
         // The state that a cas met: before its own change.
         let end = if op.ok() { point.revision } else { point.revision.saturating_add(1) };
         let newest = changes.range(..end).next_back();
@@ -370,7 +394,7 @@ fn contents(operations: &[&Operation], account: &mut Account) {
             Expected::Revision(0) => value.is_null(),
             Expected::Revision(wanted) => revision == *wanted && !value.is_null(),
         };
-        // A change that nobody told may have come between.
+        // A change that was not reported may have come between.
         let may_have_changed = by_value.values().flatten().any(|untold| Some(untold.call) <= op.ret);
         if held != op.ok() && !may_have_changed {
             let what =
@@ -403,8 +427,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A read of a counter, set or list shows exactly the changes up to its point. Keys that are changed in another way than
-/// by adding to them are not judged.
+/// A read of a counter, set or list shows exactly the changes up to its point. Keys that are changed in
+/// another way than by adding to them are not judged.
 fn sums(operations: &[&Operation], shape: Shape, account: &mut Account) {
     let grows = if shape == Shape::List { Function::Append } else { Function::Add };
     let changes: Vec<&Operation> =
@@ -523,7 +547,8 @@ fn elements(reads: &[(u64, &Operation)], parts: &Parts<'_>, ordered: bool, accou
     let mut revisions: Vec<u64> = first.values().map(|(revision, _)| *revision).collect();
     revisions.sort_unstable();
     let author = |element: &Json| parts.told.iter().find(|(_, op)| op.input == *element);
-    // What the read before showed: a later one shows it too, a list at its beginning. This holds what is of unknown outcome.
+    // What the read before showed: a later one shows it too, a list at its beginning. This holds what is of
+    // unknown outcome.
     let mut before: Option<(u64, Vec<String>, &Operation)> = None;
     for (revision, read) in reads {
         let shown: Vec<String> = read.values_read().iter().map(Json::to_string).collect();
@@ -535,7 +560,7 @@ fn elements(reads: &[(u64, &Operation)], parts: &Parts<'_>, ordered: bool, accou
             if told.is_some() {
                 known.insert(name);
             } else if !open {
-                let what = format!("at revision {revision} nobody had added {name}");
+                let what = format!("at revision {revision} {name} had not been added");
                 match author(element) {
                     Some((_, later)) => account.find_pair(Kind::Read, &what, read, later),
                     None => account.find(Kind::Read, &[read], format!("{what}:\n  {}", describe(read))),

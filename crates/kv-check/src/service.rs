@@ -1,8 +1,9 @@
 //! Who was served, where and when: availability, silence and recovery, from times and outcomes alone.
 //!
-//! **Served** means that the store gave an answer: success, or the mismatch of a cas. *Key absent* is a success.
-//! Operations belong to the window in which they were called. Meaningful only for an open-loop load, whose requests
-//! come at a fixed rate with a deadline: closed-loop clients stop asking when nobody answers, and hide the outage.
+//! **Served** means that the store gave an answer: success, or the mismatch of a cas. *Key absent* is a
+//! success. Operations belong to the window in which they were called. Meaningful only for an open-loop load,
+//! whose requests come at a fixed rate with a deadline: closed-loop clients stop asking when no node answers,
+//! and hide the outage.
 
 use crate::{Function, Operation, Outcome, operation, receipts};
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,11 +100,12 @@ pub struct CutOff<'a> {
     pub answered: Vec<&'a Operation>,
 }
 
-/// What needs a majority and was asked of nodes on these sides of a window, from one grace after its beginning to one
-/// grace before its end; none if no node is on such a side, or nothing is left of the window.
+/// What needs a majority and was asked of nodes on these sides of a window, from one grace after its
+/// beginning to one grace before its end; none if no node is on such a side, or nothing is left of the
+/// window.
 ///
-/// What was called before may be answered inside: its quorum may be older than the cut. And what is answered in the
-/// last grace may have met the healed network, which its harness notices a little later.
+/// What was called before may be answered inside: its quorum may be older than the cut. And what is answered
+/// in the last grace may have met the healed network, which its harness notices a little later.
 pub fn cut_off<'a>(
     operations: &'a [Operation],
     window: &Window,
@@ -143,12 +145,13 @@ pub fn longest_gap(moments: &[u64], from: u64, to: u64) -> u64 {
     longest
 }
 
-/// Answers in a row that mean *serves again*. Twice as many would be more than the load of a slow scenario leaves room for.
+/// Answers in a row that mean *serves again*. Twice as many would be more than the load of a slow scenario
+/// leaves room for.
 pub const STREAK: usize = 5;
 
-/// From a moment to the answer of the first of [`STREAK`] operations in a row (by call, called since then) that were all
-/// answered; none if that never came. Give it the operations of one namespace at one node or side. Who lost a race was served,
-/// and is left out.
+/// From a moment to the answer of the first of [`STREAK`] operations in a row (by call, called since then)
+/// that were all answered; none if that never came. Give it the operations of one namespace at one node or
+/// side. Who lost a race was served, and is left out.
 pub fn recovery<'a>(operations: impl IntoIterator<Item = &'a Operation>, from: u64) -> Option<u64> {
     let fair = |op: &&Operation| op.err.as_deref() != Some(operation::CONTENDED);
     let since = operations.into_iter().filter(|op| op.call >= from).filter(fair);
@@ -158,8 +161,8 @@ pub fn recovery<'a>(operations: impl IntoIterator<Item = &'a Operation>, from: u
     row.first()?.ret.map(|ret| ret - from)
 }
 
-/// The same at each of these nodes, and there where it took longest; none if it never came at one of them. Give it the
-/// operations of one namespace.
+/// The same at each of these nodes, and there where it took longest; none if it never came at one of them.
+/// Give it the operations of one namespace.
 pub fn recovery_everywhere<'a>(
     operations: &[Operation],
     nodes: impl IntoIterator<Item = &'a str>,
@@ -300,7 +303,8 @@ mod tests {
         assert_eq!(longest_gap(&[5, 12, 99], 10, 50), 38);
     }
 
-    /// Operations at a node, ten nanoseconds apart, that take five: `.` is answered, `c` lost its races, `x` failed.
+    /// Operations at a node, ten nanoseconds apart, that take five: `.` is answered, `c` lost its races, `x`
+    /// failed.
     fn told(mut history: History, node: &str, from: u64, how: &str) -> History {
         for (at, how) in (0..).zip(how.chars()) {
             let at = from + at * 10..from + at * 10 + 5;
@@ -332,7 +336,7 @@ mod tests {
         let operations = history.operations();
         let time = |nodes: &[&str]| recovery_everywhere(&operations, nodes.iter().copied(), 100);
         assert_eq!((time(&["n1"]), time(&["n1", "n2"])), (Some(5), Some(15)));
-        assert_eq!(time(&["n1", "n3"]), None, "nobody asked it");
+        assert_eq!(time(&["n1", "n3"]), None, "it was not asked");
         assert_eq!(time(&[]), None);
     }
 

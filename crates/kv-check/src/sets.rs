@@ -1,11 +1,12 @@
 //! Set-full accounting, after Jepsen's: what became of every element that was added to a grow-only set.
 //!
-//! An element is **known** once its add was acknowledged or a read showed it. From then on every later read owes it.
-//! It is **stable** if the last read called after that moment, and all that follow the last one without it, show it;
-//! the time until then is its stable latency. It is **lost** if reads stop showing it for good. For a linearizable
-//! set more holds: no read without an element that is known when it is called; reads that can be put in one order, in
-//! which they only grow; and whoever shows an element shows those whose adds had ended when its add began. Together
-//! these are not only necessary but sufficient, so for sets no search is needed.
+//! An element is **known** once its add was acknowledged or a read showed it. From then on every later read
+//! owes it. It is **stable** if the last read called after that moment, and all that follow the last one
+//! without it, show it; the time until then is its stable latency. It is **lost** if reads stop showing it
+//! for good. For a linearizable set more holds: no read without an element that is known when it is called;
+//! reads that can be put in one order, in which they only grow; and a read that shows an element shows those
+//! whose adds had ended when its add began. Together these are not only necessary but sufficient, so for sets
+//! no search is needed.
 
 use crate::linear::by_key;
 use crate::{Function, Json, Operation, Outcome};
@@ -18,7 +19,7 @@ pub struct Element {
     pub key: String,
     /// The element.
     pub value: Json,
-    /// Index of the invocation of its add; of the read that showed it, where nobody added it.
+    /// Index of the invocation of its add; of the read that showed it, where it was never added.
     pub index: u64,
     /// Index of the read that is the reason to name it.
     pub read: u64,
@@ -51,7 +52,7 @@ pub struct Account {
     pub never_read: usize,
     /// Elements that a read showed more than once.
     pub duplicated: Vec<Element>,
-    /// Elements that were read though nobody had begun to add them.
+    /// Elements that were read although their adds had not begun.
     pub phantoms: Vec<Element>,
     /// Elements that were read though their add was reported as not applied. The promise is: none.
     pub refused: Vec<Element>,
@@ -83,20 +84,8 @@ pub fn account(operations: &[Operation]) -> Account {
     account
 }
 
-fn account_for_key<'a>(key: &str, operations: &[&'a Operation], account: &mut Account) {
-    let adds: Vec<&Operation> = operations.iter().copied().filter(|op| op.f == Function::Add).collect();
-    let mut reads: Vec<&Operation> =
-        operations.iter().copied().filter(|op| op.f == Function::Read && op.ok()).collect();
-    reads.sort_by_key(|read| read.call);
-    account.reads += reads.len();
-    account.acknowledged += adds.iter().filter(|add| add.ok()).count();
-
-    let named = |value: &Json, add: Option<&Operation>, read: &Operation| Element {
-        key: key.to_owned(),
-        value: value.clone(),
-        index: add.map_or(read.index, |add| add.index),
-        read: read.index,
-    };
+/// What the adds promise of each element.
+fn fates_of_adds<'a>(operations: &[&'a Operation]) -> BTreeMap<String, Fate<'a>> {
     let mut fates: BTreeMap<String, Fate<'a>> = BTreeMap::new();
     let empty = |add| Fate { add, known: None, present: None, absent: None, missed: None };
     // Of several adds of one element the one that promises most counts.
@@ -112,6 +101,60 @@ fn account_for_key<'a>(key: &str, operations: &[&'a Operation], account: &mut Ac
             fate.known = Some(fate.known.map_or(ret, |known| known.min(ret)));
         }
     }
+    fates
+}
+
+/// What became of each element, given the call of the last read.
+fn judge_fates(
+    fates: &BTreeMap<String, Fate<'_>>,
+    last_call: Option<u64>,
+    account: &mut Account,
+    named: &impl Fn(&Json, Option<&Operation>, &Operation) -> Element,
+) {
+    for fate in fates.values() {
+        let Some(add) = fate.add.filter(|add| add.outcome != Outcome::Fail) else { continue };
+        if add.outcome == Outcome::Info {
+            account.unknown += 1;
+            account.unknown_applied += usize::from(fate.present.is_some());
+        }
+        let Some(known) = fate.known else { continue };
+        if last_call.is_none_or(|call| call <= known) && fate.present.is_none() {
+            account.never_read += usize::from(add.ok());
+            continue;
+        }
+        let present = fate.present.map(|read| read.call);
+        match (fate.absent.filter(|read| read.call > known), fate.missed) {
+            (Some(absent), _) if present < Some(absent.call) => {
+                account.lost.push(named(&add.input, Some(add), absent));
+                account.lost_latencies.push(present.map_or(0, |call| call.saturating_sub(known)));
+            }
+            (absent, missed) => {
+                account.stable += 1;
+                account.stable_latencies.push(absent.map_or(0, |read| read.call - known));
+                if let Some(read) = missed {
+                    account.stale.push(named(&add.input, Some(add), read));
+                }
+            }
+        }
+    }
+}
+
+fn account_for_key<'a>(key: &str, operations: &[&'a Operation], account: &mut Account) {
+    let adds: Vec<&Operation> = operations.iter().copied().filter(|op| op.f == Function::Add).collect();
+    let mut reads: Vec<&Operation> =
+        operations.iter().copied().filter(|op| op.f == Function::Read && op.ok()).collect();
+    reads.sort_by_key(|read| read.call);
+    account.reads += reads.len();
+    account.acknowledged += adds.iter().filter(|add| add.ok()).count();
+
+    let named = |value: &Json, add: Option<&Operation>, read: &Operation| Element {
+        key: key.to_owned(),
+        value: value.clone(),
+        index: add.map_or(read.index, |add| add.index),
+        read: read.index,
+    };
+    let mut fates = fates_of_adds(operations);
+    let empty = |add| Fate { add, known: None, present: None, absent: None, missed: None };
     let mut shown: Vec<(&'a Operation, BTreeSet<String>)> = Vec::with_capacity(reads.len());
     for read in reads {
         let mut elements = BTreeSet::new();
@@ -150,36 +193,12 @@ fn account_for_key<'a>(key: &str, operations: &[&'a Operation], account: &mut Ac
         account.stale_reads.extend(stale.then_some(read.call));
     }
     let last_call = shown.last().map(|(read, _)| read.call);
-    for fate in fates.values() {
-        let Some(add) = fate.add.filter(|add| add.outcome != Outcome::Fail) else { continue };
-        if add.outcome == Outcome::Info {
-            account.unknown += 1;
-            account.unknown_applied += usize::from(fate.present.is_some());
-        }
-        let Some(known) = fate.known else { continue };
-        if last_call.is_none_or(|call| call <= known) && fate.present.is_none() {
-            account.never_read += usize::from(add.ok());
-            continue;
-        }
-        let present = fate.present.map(|read| read.call);
-        match (fate.absent.filter(|read| read.call > known), fate.missed) {
-            (Some(absent), _) if present < Some(absent.call) => {
-                account.lost.push(named(&add.input, Some(add), absent));
-                account.lost_latencies.push(present.map_or(0, |call| call.saturating_sub(known)));
-            }
-            (absent, missed) => {
-                account.stable += 1;
-                account.stable_latencies.push(absent.map_or(0, |read| read.call - known));
-                if let Some(read) = missed {
-                    account.stale.push(named(&add.input, Some(add), read));
-                }
-            }
-        }
-    }
+    judge_fates(&fates, last_call, account, &named);
     in_one_order(&fates, &mut shown, account, &named);
 }
 
-/// What only a linearizable set promises: reads grow in one order, and adds are seen in the order of their times.
+/// What only a linearizable set promises: reads grow in one order, and adds are seen in the order of their
+/// times.
 fn in_one_order(
     fates: &BTreeMap<String, Fate<'_>>,
     shown: &mut [(&Operation, BTreeSet<String>)],

@@ -1,8 +1,8 @@
 //! Accounting for strong namespaces: acknowledged writes that are gone, without any search.
 //!
 //! It judges the final reads alone, in the manner of Jepsen's set-full, and so it counts where
-//! [`crate::linear::check`] only says yes or no. A history it faults is never linearizable; the reverse is the
-//! checker's work.
+//! [`crate::linear::check`] only says yes or no. A history it faults is never linearizable; the reverse is
+//! the checker's work.
 
 use crate::available::Named;
 use crate::linear::by_key;
@@ -14,12 +14,13 @@ use std::collections::BTreeSet;
 pub struct Account {
     /// Acknowledged writes and successful cas (deletes not counted).
     pub acknowledged: usize,
-    /// Acknowledged writes whose key, in a final read, was older than them: its revision was lower, or nothing
-    /// that could have come after the write explains what was read. The promise is: none.
+    /// Acknowledged writes whose key, in a final read, was older than them: its revision was lower, or
+    /// nothing that could have come after the write explains what was read. The promise is: none.
     pub lost: Vec<Named>,
-    /// Acknowledged writes of keys that nobody read after settling: not judged.
+    /// Acknowledged writes of keys that no read saw after settling: not judged.
     pub unread: Vec<Named>,
-    /// Reads (by index) of a value nobody wrote, or that only refused mutations wrote. The promise is: none.
+    /// Reads (by index) of a value that was never written, or that only refused mutations wrote. The promise
+    /// is: none.
     pub phantoms: Vec<u64>,
     /// Those of them that only refused mutations wrote: what was reported as not applied was applied.
     pub refused: Vec<u64>,
@@ -38,7 +39,8 @@ impl Account {
     }
 }
 
-/// Accounts for operations of strong namespaces. Successful reads called at or after `settled` are the final ones.
+/// Accounts for operations of strong namespaces. Successful reads called at or after `settled` are the final
+/// ones.
 pub fn account(operations: &[Operation], settled: u64) -> Account {
     let mut account = Account::default();
     for operations in by_key(operations).into_values() {

@@ -129,7 +129,8 @@ impl History {
         self.with(|op| op.receipt = Some(serde_json::json!({"delivered": word})))
     }
 
-    /// Gives the last operation a receipt that names the namespace's revision as its point, and log index alike.
+    /// Gives the last operation a receipt that names the namespace's revision as its point, and log index
+    /// alike.
     pub(crate) fn point(self, revision: u64) -> History {
         let point = serde_json::json!({"term": 1, "index": revision, "revision": revision});
         self.with(|op| op.receipt = Some(serde_json::json!({"strong": point})))

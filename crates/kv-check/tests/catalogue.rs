@@ -1,5 +1,5 @@
-//! The catalogue of known-bad histories: each is rejected for the property it breaks, and accepted once its one bad
-//! line is repaired.
+//! The catalogue of known-bad histories: each is rejected for the property it breaks, and accepted once its
+//! one bad line is repaired.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "a test")]
 
@@ -262,8 +262,8 @@ fn receipts_that_are_demanded_have_to_be_there() {
 fn a_lie_stays_one_where_another_answer_lacks_its_receipt() {
     let case = cases().into_iter().find(|case| case.name == "forged-receipt-of-a-stale-read").unwrap();
     let mut events = events(&text(&folder(), &case));
-    events.push(nobody(&events, EventType::Invoke));
-    events.push(nobody(&events, EventType::Ok));
+    events.push(unread(&events, EventType::Invoke));
+    events.push(unread(&events, EventType::Ok));
     let plan = Plan { receipts: true, ..case.plan.clone() };
     let judgement = judge(&history::arrange(events), &plan).unwrap();
     let found =
@@ -272,10 +272,10 @@ fn a_lie_stays_one_where_another_answer_lacks_its_receipt() {
 }
 
 /// Half of a read of another key that found nothing and has no receipt.
-fn nobody(events: &[Event], kind: EventType) -> Event {
+fn unread(events: &[Event], kind: EventType) -> Event {
     let time = events.last().unwrap().time + 1;
     let mut event = Event::new(time, Process::Client(999), kind, "read".into(), Json::Null);
-    (event.ns, event.key, event.node) = (Some("t".into()), Some("nobody's".into()), Some("n1".into()));
+    (event.ns, event.key, event.node) = (Some("t".into()), Some("unread".into()), Some("n1".into()));
     event
 }
 
@@ -306,8 +306,8 @@ fn staleness_is_a_part_of_the_reads_before_the_store_had_settled() {
     assert!(found.stale_reads > 0 && found.stale_fraction > 0.0, "{found:?}");
     // Everything is read once more at rest: nothing changes.
     let settled = events.last().unwrap().time + 1;
-    events.extend([nobody(&events, EventType::Invoke)]);
-    events.extend([nobody(&events, EventType::Ok)]);
+    events.extend([unread(&events, EventType::Invoke)]);
+    events.extend([unread(&events, EventType::Ok)]);
     let plan = Plan { settled: Some(settled), ..case.plan.clone() };
     let again = judge(&history::arrange(events), &plan).unwrap().quantities.remove("t").unwrap();
     assert_eq!(

@@ -1,7 +1,9 @@
-//! The checkers against brute force on tens of thousands of small random histories, properties that every verdict must
-//! obey, and histories of the size a run produces. Seeds are fixed: a failure is reproduced by running again.
+//! The checkers against brute force on tens of thousands of small random histories, properties that every
+//! verdict must obey, and histories of the size a run produces. Seeds are fixed: a failure is reproduced by
+//! running again.
 //!
-//! `cargo run --release -p kv-check --example fuzz -- --histories 2000000 --seed 1` does the same for as many as wanted.
+//! `cargo run --release -p kv-check --example fuzz -- --histories 2000000 --seed 1` does the same for as many
+//! as wanted.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "a test")]
 

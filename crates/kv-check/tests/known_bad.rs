@@ -6,7 +6,8 @@
 use kv_check::linear::{Convention, Options, Verdict, check};
 use kv_check::{Witness, history, operation};
 
-/// Builds a history from lines like `1 0 invoke write "a"` (time, process, type, f, value, then other members).
+/// Builds a history from lines like `1 0 invoke write "a"` (time, process, type, f, value, then other
+/// members).
 fn judge_as(lines: &str, options: &Options) -> Verdict {
     let mut json = String::new();
     for (index, line) in lines.trim().lines().enumerate() {
@@ -174,7 +175,8 @@ fn a_revision_that_goes_back() {
 
 #[test]
 fn a_retry_that_was_applied_twice() {
-    // An unknown write of "a" may surface late, but once: after "b" was read, "a" must not come back a second time.
+    // An unknown write of "a" may surface late, but once: after "b" was read, "a" must not come back a second
+    // time.
     let history = |last: &str| {
         format!(
             r#"1 0 invoke write "a"

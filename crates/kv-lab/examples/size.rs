@@ -1,8 +1,9 @@
-//! Loads one strong namespace of three real nodes with many keys, and writes down every second what it costs: rate, latency,
-//! memory, log, snapshots. One follower is away for the second half and comes back while writes go on; in the end a node is
-//! restarted. Writes `size.csv`, `size.svg` and one line of JSON.
+//! Loads one strong namespace of three real nodes with many keys, and writes down every second what it costs:
+//! rate, latency, memory, log, snapshots. One follower is away for the second half and comes back while
+//! writes go on; in the end a node is restarted. Writes `size.csv`, `size.svg` and one line of JSON.
 //!
-//! `cargo build --release -p kv-server && cargo run --release -p kv-lab --example size -- --keys 10000000 --out target/size`
+//! `cargo build --release -p kv-server && cargo run --release -p kv-lab --example size -- --keys 10000000
+//! --out target/size`
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

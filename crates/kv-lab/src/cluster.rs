@@ -1,6 +1,6 @@
-//! A cluster of real `kvd` processes on this machine, and the only owner of their lives: it writes their files, starts
-//! them behind the proxies of the fabric, kills and restarts them, and holds a pipe to each as a lifeline, so that they
-//! end when this process does, however it ends.
+//! A cluster of real `kvd` processes on this machine, and the only owner of their lives: it writes their
+//! files, starts them behind the proxies of the fabric, kills and restarts them, and holds a pipe to each as
+//! a lifeline, so that they end when this process does, however it ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,9 +20,11 @@ use tokio::time::Instant;
 
 use crate::LabError;
 use crate::fabric::Fabric;
+use crate::installed::{Counters, Installed};
 use crate::matrix::{Faults, Flow, NodeName};
-use crate::netns::{Counters, Netns};
-use crate::plane::{Installed, Network, Plane};
+use crate::netns::Netns;
+use crate::network::Network;
+use crate::plane::Plane;
 use crate::ports::{self, PEER_OFFSET};
 use crate::process::{self, Process, Proof};
 use crate::server::{self, Program};
@@ -55,8 +57,8 @@ const TAIL_LINES: usize = 12;
 pub struct LabOptions {
     /// How many nodes, n1 and up.
     pub nodes: u64,
-    /// Node *i* serves clients on `port_base + i` and peers on `port_base + 100 + i`. Zero: a free range is found and kept
-    /// from other labs; [`Lab::options`] says which.
+    /// Node *i* serves clients on `port_base + i` and peers on `port_base + 100 + i`. Zero: a free range is
+    /// found and kept from other labs; [`Lab::options`] says which.
     pub port_base: u16,
     /// The lab's folder.
     pub dir: PathBuf,
@@ -117,7 +119,8 @@ pub struct Lab {
 /// Who leads a group, as far as anybody who was asked knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Led {
-    /// The leader of the highest term: one that was cut off goes on calling itself leader, but of an earlier term.
+    /// The leader of the highest term: one that was cut off goes on calling itself leader, but of an earlier
+    /// term.
     pub node: NodeId,
     /// Its term.
     pub term: u64,
@@ -416,7 +419,8 @@ impl Lab {
         }
     }
 
-    /// Flips one bit of a file of a node that does not run. The file is one of [`crate::process::Kept::files`].
+    /// Flips one bit of a file of a node that does not run. The file is one of
+    /// [`crate::process::Kept::files`].
     pub async fn flip_bit(&self, node: NodeId, file: &Path, offset: u64, bit: u8) -> Result<Proof, LabError> {
         let below = self.at_rest(node, file).await?;
         let flipped = process::flip(file, offset, bit);
@@ -441,7 +445,7 @@ impl Lab {
             return Err(LabError::Usage(format!("{node} runs: files are damaged at rest")));
         }
         let below = file.strip_prefix(self.data_dir(node)).map(Path::to_path_buf);
-        below.map_err(|_| LabError::Usage(format!("{} is no file of {node}", file.display())))
+        below.map_err(|_| LabError::Usage(format!("{} is not a file of {node}", file.display())))
     }
 
     /// Who leads a group: the leader of the highest term that any node knows, within a second.
@@ -481,8 +485,8 @@ impl Lab {
         join_all(processes.into_iter().map(|(node, process)| process.stop(node, STOPS_WITHIN))).await;
     }
 
-    /// Waits until every node that runs and is not paused knows a leader of every group, sees every other such node, and
-    /// rebuilds nothing.
+    /// Waits until every node that runs and is not paused knows a leader of every group, sees every other
+    /// such node, and rebuilds nothing.
     pub async fn serving(&self) -> Result<(), LabError> {
         let running = self.awake().await;
         let deadline = Instant::now() + SERVES_WITHIN;
@@ -694,7 +698,8 @@ fn peer_port(base: u16, node: NodeId) -> u16 {
     client_port(base.saturating_add(PEER_OFFSET), node)
 }
 
-/// Where the control sockets of the nodes are: the path of a socket must be short, and that of a lab may be long.
+/// Where the control sockets of the nodes are: the path of a socket must be short, and that of a lab may be
+/// long.
 #[derive(Debug)]
 struct SocketDir {
     path: PathBuf,

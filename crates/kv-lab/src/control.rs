@@ -1,5 +1,6 @@
-//! A lab in the background and how to talk to it: a supervisor process, a Unix socket in the lab's folder, one JSON line
-//! for a request and one for its reply. The folder is the lab's name; nothing else has to be known to find it.
+//! A lab in the background and how to talk to it: a supervisor process, a Unix socket in the lab's folder,
+//! one JSON line for a request and one for its reply. The folder is the lab's name; nothing else has to be
+//! known to find it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,8 +18,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::cluster::{Lab, LabOptions};
+use crate::installed::Installed;
 use crate::matrix::{Fault, Flow, NodeName};
-use crate::plane::Installed;
 use crate::process::Proof;
 use crate::{LabError, interrupted};
 
@@ -176,7 +177,7 @@ pub struct NodeView {
     pub pid: Option<u32>,
 }
 
-/// The lab's folder when nobody names one: `$KVCTL_LAB_DIR`, else `quorate/lab` in the user's state folder.
+/// The lab's folder when none is named: `$KVCTL_LAB_DIR`, else `quorate/lab` in the user's state folder.
 pub fn default_dir() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("KVCTL_LAB_DIR").unwrap_or_else(|| {
@@ -187,8 +188,8 @@ pub fn default_dir() -> PathBuf {
     })
 }
 
-/// Starts a lab in the background; returns when it serves. `supervise` is a command whose process calls [`supervise`]
-/// with the same options.
+/// Starts a lab in the background; returns when it serves. `supervise` is a command whose process calls
+/// [`supervise`] with the same options.
 pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> Result<Status, LabError> {
     refuse_second(&options.dir).await?;
     let system = |what: &str| LabError::system(format!("cannot {what} in {}", options.dir.display()));
@@ -256,7 +257,8 @@ pub async fn ask(dir: &Path, request: Request) -> Result<Reply, LabError> {
     }
 }
 
-/// Runs a lab in this process until it is asked to end, or interrupted. Nothing is left behind but logs and data.
+/// Runs a lab in this process until it is asked to end, or interrupted. Nothing is left behind but logs and
+/// data.
 pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
     refuse_second(&options.dir).await?;
     let end = interrupted();
@@ -287,7 +289,7 @@ pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
     drop(socket);
     if let Some(farewell) = farewell {
         let _ = farewell.send(());
-        // Whoever asked is told; others may be half-way through a request and are not waited for.
+        // The client that asked is told; others may be half-way through a request and are not waited for.
         let _ = tokio::time::timeout(FAREWELL_WITHIN, conversations.join_all()).await;
     }
     Ok(())
@@ -405,7 +407,7 @@ struct Socket {
 impl Socket {
     fn bind(dir: &Path) -> Result<Self, LabError> {
         let path = socket_path(dir)?;
-        let _ = fs::remove_file(&path); // of a supervisor that was killed: nobody answered there
+        let _ = fs::remove_file(&path); // of a supervisor that was killed: it does not answer
         let bind = || {
             let listener = UnixListener::bind(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;

@@ -1,5 +1,6 @@
-//! Kill, and look whether anything acknowledged is gone. The ledger writes unique values to both modes, overwrites some of
-//! them, and keeps only what was acknowledged; whatever is done to the nodes in between, all of it must be there afterwards.
+//! Kill, and look whether anything acknowledged is gone. The ledger writes unique values to both modes,
+//! overwrites some of them, and keeps only what was acknowledged; whatever is done to the nodes in between,
+//! all of it must be there afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,13 +14,12 @@ use tokio::time::Instant;
 
 use crate::LabError;
 use crate::cluster::Lab;
+use crate::process::TIER_FOLDER;
 
 /// The strong namespace of a ledger.
 pub const STRONG: &str = "ledger-strong";
 /// The available namespace of a ledger.
 pub const AVAILABLE: &str = "ledger-available";
-/// The folder in a node's data directory that holds the lower tier: losing it must lose nothing.
-pub const TIER_FOLDER: &str = "tier";
 /// Writes in flight.
 const CONCURRENCY: usize = 16;
 /// Values are long enough that small segments of the log fill and go while a test runs.
@@ -38,7 +38,8 @@ pub struct Ledger {
     client: Client,
     written: AtomicU64,
     kept: Mutex<BTreeMap<(&'static str, String), Kept>>,
-    /// Swaps that were refused although their revision had been acknowledged and nobody else writes the key.
+    /// Swaps that were refused although their revision had been acknowledged and no other client writes the
+    /// key.
     refuted: Mutex<Vec<Missing>>,
     /// Writes without an acknowledgement, by namespace and reason.
     refused: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
@@ -101,8 +102,8 @@ impl Ledger {
         })
     }
 
-    /// Writes `count` unique keys of each namespace, some of them several times; notes what is acknowledged, forgives the
-    /// rest. Returns for how many of the `2 * count` keys everything was acknowledged.
+    /// Writes `count` unique keys of each namespace, some of them several times; notes what is acknowledged,
+    /// forgives the rest. Returns for how many of the `2 * count` keys everything was acknowledged.
     pub async fn write(&self, count: u64) -> u64 {
         let writes = (0..count).flat_map(|_| [STRONG, AVAILABLE]).map(|namespace| self.write_one(namespace));
         stream::iter(writes)
@@ -112,8 +113,8 @@ impl Ledger {
             .await as u64
     }
 
-    /// Writes until the event has happened; for kills under load. Writes that are open then are waited for, so that none
-    /// is acknowledged unseen.
+    /// Writes until the event has happened; for kills under load. Writes that are open then are waited for,
+    /// so that none is acknowledged unseen.
     pub async fn write_during<T>(&self, event: impl Future<Output = T>) -> T {
         let over = AtomicBool::new(false);
         let writing = async {
@@ -139,8 +140,8 @@ impl Ledger {
         lock(&self.refused).clone()
     }
 
-    /// Reads everything that was acknowledged, the available ones from all replicas; returns what is missing, and what
-    /// was found missing while writing.
+    /// Reads everything that was acknowledged, the available ones from all replicas; returns what is missing,
+    /// and what was found missing while writing.
     pub async fn missing(&self) -> Vec<Missing> {
         let kept = lock(&self.kept).clone();
         let reads = kept.into_iter().map(|((namespace, key), kept)| async move {
@@ -195,7 +196,8 @@ impl Ledger {
         swap.map(|_| ())
     }
 
-    /// Puts; to overwrite, reads and puts with the context of what was read. A first value that was not read stays.
+    /// Puts; to overwrite, reads and puts with the context of what was read. A first value that was not read
+    /// stays.
     async fn write_available(&self, key: &str, number: u64, overwrite: bool) -> Result<(), Error> {
         let handle = self.client.available(AVAILABLE);
         let [first, second] = ["first", "second"].map(|which| value(number, which));
@@ -231,8 +233,8 @@ impl Ledger {
         }
     }
 
-    /// Reads until the value is there. Absence from a strong namespace is final; an available one may still be waiting
-    /// for hints, and a node that rebuilds refuses.
+    /// Reads until the value is there. Absence from a strong namespace is final; an available one may still
+    /// be waiting for hints, and a node that rebuilds refuses.
     async fn read(&self, namespace: &str, key: &str, kept: &Kept) -> Result<(), String> {
         let deadline = Instant::now() + READ_WITHIN;
         loop {
@@ -292,7 +294,8 @@ pub async fn restart_all(lab: &Lab) -> Result<(), LabError> {
     lab.serving().await
 }
 
-/// Deletes the lower tier of a node that does not run, as if its files had been lost. Says whether there was one.
+/// Deletes the lower tier of a node that does not run, as if its files had been lost. Says whether there was
+/// one.
 pub fn lose_tier(lab: &Lab, node: NodeId) -> Result<bool, LabError> {
     let folder = lab.data_dir(node).join(TIER_FOLDER);
     match std::fs::remove_dir_all(&folder) {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use kv_types::NodeId;
 
+use crate::plane::Plane;
+
 /// Why a lab did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
@@ -45,7 +47,7 @@ pub enum LabError {
         /// The folder.
         dir: PathBuf,
     },
-    /// A node ended although nobody asked it to.
+    /// A node ended without being asked to.
     #[error("{node} ended ({status}); the end of {log}:\n{tail}")]
     NodeEnded {
         /// The node.
@@ -83,7 +85,7 @@ pub enum LabError {
         /// The fault.
         what: String,
         /// The plane of this lab.
-        plane: crate::Plane,
+        plane: Plane,
     },
     /// The plane of network namespaces cannot be had here.
     #[error("network namespaces are not available: {why}")]
@@ -154,13 +156,13 @@ impl LabError {
     }
 
     /// For `map_err`: what was tried when the system refused.
-    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
     }
 
     /// For `map_err`: what was tried when the store refused.
-    pub(crate) fn store(what: &'static str) -> impl Fn(kv_client::Error) -> Self {
+    pub fn store(what: &'static str) -> impl Fn(kv_client::Error) -> Self {
         move |source| Self::Store { what: what.into(), source: Box::new(source) }
     }
 }

@@ -1,5 +1,5 @@
-//! The network between the nodes of a lab: a proxy for every directed link, a valve for every direction, and the
-//! certainty that a fault is in force before anybody counts on it.
+//! The network between the nodes of a lab: a proxy for every directed link, a valve for every direction, and
+//! the certainty that a fault is in force before anybody counts on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -9,9 +9,9 @@ use futures_util::future::join_all;
 use kv_types::NodeId;
 use tokio::time::Instant;
 
+use crate::installed::{Expected, Installed};
 use crate::link::{Proxy, Valve};
 use crate::matrix::{Direction, Faults};
-use crate::plane::{Expected, Installed};
 use crate::probe;
 
 /// All links between some nodes.
@@ -53,7 +53,8 @@ impl Fabric {
             .fold(Faults::none(), |faults, (way, valve)| faults.with(way.from, way.to, valve.flow()))
     }
 
-    /// Replaces the faults in force by these. They are in force at [`Installed::since`]; the return waits for probes.
+    /// Replaces the faults in force by these. They are in force at [`Installed::since`]; the return waits for
+    /// probes.
     pub(crate) async fn install(&self, faults: &Faults, serving: &BTreeSet<NodeId>) -> Installed {
         let changed: Vec<Direction> = self
             .valves

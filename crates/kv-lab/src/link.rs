@@ -1,17 +1,22 @@
-//! A proxy on one peer link: the only place where the network between nodes can be made to fail, without root.
+//! A proxy on one peer link: the only place where the network between nodes can be made to fail, without
+//! root.
 //!
-//! A connection that node *i* opens to node *j* carries bytes both ways. Those that *i* sends obey the flow of the
-//! direction *i -> j*, those that *j* sends the flow of *j -> i*; which of the two opened it does not matter.
+//! A connection that node *i* opens to node *j* carries bytes both ways. Those that *i* sends obey the flow
+//! of the direction *i -> j*, those that *j* sends the flow of *j -> i*; which of the two opened it does not
+//! matter.
 //!
-//! **Swallow is a network partition, not a closed socket.** Connections stay open and fall silent; bytes, ends and
-//! resets stay where they are, in bounded buffers, and arrive after the healing as TCP's retransmissions would. A new
-//! connection is accepted (the kernel does that) and stays silent; if its opener gives up meanwhile, it never happened.
+//! **Swallow is a network partition, not a closed socket.** Connections stay open and fall silent; bytes,
+//! ends and resets stay where they are, in bounded buffers, and arrive after the healing as TCP's
+//! retransmissions would. A new connection is accepted (the kernel does that) and stays silent; if its opener
+//! gives up meanwhile, it never happened.
 //!
-//! **Reset is the opposite: everybody is told, nobody what arrived.** A connection of a link that is reset in either direction
-//! ends with a TCP reset on both sides, whatever it still held is gone, and so ends every new one.
+//! **Reset is the opposite: both ends are told, and neither learns what arrived.** A connection of a link
+//! that is reset in either direction ends with a TCP reset on both sides, whatever it still held is gone, and
+//! so ends every new one.
 //!
-//! **A flow that is set is in force.** Every byte that moves, moves inside [`Gate::pass`], which holds the flow while
-//! a non-blocking call lasts; setting a flow waits for those. When `set` returns, no byte of the old flow can follow.
+//! **A flow that is set is in force.** Every byte that moves, moves inside [`Gate::pass`], which holds the
+//! flow while a non-blocking call lasts; setting a flow waits for those. When `set` returns, no byte of the
+//! old flow can follow.
 
 use std::io;
 use std::net::SocketAddr;
@@ -171,8 +176,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a port of the system's choice and forwards to `target`; `there` is the flow of what the dialling
-    /// node sends, `back` of what it is answered.
+    /// Listens on a port of the system's choice and forwards to `target`; `there` is the flow of what the
+    /// dialling node sends, `back` of what it is answered.
     pub(crate) async fn start(target: SocketAddr, there: Gate, back: Gate) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -283,8 +288,8 @@ fn tear(socket: &TcpStream) {
     let _ = socket.set_zero_linger();
 }
 
-/// Making a connection takes an exchange, so both directions must be open. Until then what the opener sends waits;
-/// none if it gave up.
+/// Making a connection takes an exchange, so both directions must be open. Until then what the opener sends
+/// waits; none if it gave up.
 async fn until_it_can_be_made(client: &mut TcpStream, there: &mut Gate, back: &mut Gate) -> Option<Bytes> {
     let mut early = Vec::new();
     loop {
@@ -549,7 +554,8 @@ mod tests {
         let flooding = tokio::spawn(async move { while flood.write_all(&[1; 1024]).await.is_ok() {} });
         arrives(&mut server, &[1; 4096]).await;
         bench.there.set(Flow::Swallow);
-        // What had passed before is in the server's socket already; once that is drained, nothing more may come.
+        // What had passed before is in the server's socket already; once that is drained, nothing more may
+        // come.
         let drained = async {
             let mut buffer = vec![0; 1 << 20];
             while matches!(tokio::time::timeout(SILENCE, server.read(&mut buffer)).await, Ok(Ok(1..))) {}

@@ -1,5 +1,6 @@
-//! Which bytes may pass between which nodes. Partitions, isolation and one-way cuts are all the same thing, a flow for
-//! every *direction* between two nodes, so the planes know one word (their flow) and every fault is data.
+//! Which bytes may pass between which nodes. Partitions, isolation and one-way cuts are all the same thing, a
+//! flow for every *direction* between two nodes, so the planes know one word (their flow) and every fault is
+//! data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -43,7 +44,8 @@ impl From<NodeName> for String {
     }
 }
 
-/// A direction between two nodes: the bytes that `from` sends to `to`, whoever opened the connection.
+/// A direction between two nodes: the bytes that `from` sends to `to`, whichever of them opened the
+/// connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Direction {
     /// The sender.
@@ -77,7 +79,7 @@ pub enum Flow {
     /// They arrive.
     #[default]
     Pass,
-    /// They do not, and nobody is told: connections stay open and fall silent.
+    /// They do not, and neither end is told: connections stay open and fall silent.
     Swallow,
     /// They arrive late, in order.
     Delay {
@@ -91,8 +93,9 @@ pub enum Flow {
         /// The rate.
         bytes_per_second: u64,
     },
-    /// Connections that carry them are reset, and so is every new one at once: whoever dials learns that it failed, but
-    /// not whether what was sent before arrived. A connection carries both directions, so this ends the way back too.
+    /// Connections that carry them are reset, and so is every new one at once: a node that dials learns that
+    /// it failed, but not whether what was sent before arrived. A connection carries both directions, so this
+    /// ends the way back too.
     Reset,
     /// Packets are lost at random; TCP sends them again. Only where there are packets (see [`crate::Plane`]).
     Loss {
@@ -102,7 +105,7 @@ pub enum Flow {
 }
 
 impl Flow {
-    /// Whether nothing arrives and nobody is told.
+    /// Whether nothing arrives and neither end is told.
     pub fn swallows(self) -> bool {
         self == Self::Swallow
     }
@@ -152,7 +155,8 @@ pub enum Side {
     Majority,
 }
 
-/// The fault state of a network: the flow of every direction that does not simply pass, and the nodes without a carrier.
+/// The fault state of a network: the flow of every direction that does not simply pass, and the nodes without
+/// a carrier.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Faults {
     flows: BTreeMap<Direction, Flow>,
@@ -198,8 +202,8 @@ impl Faults {
         Self::partition(&halves.each_ref().map(|half| without(half, &[node])))
     }
 
-    /// Every node sees a majority, and no two see the same: in the order given, each sees its neighbours on a ring. With
-    /// fewer than four nodes the neighbours are everybody, and nothing is cut.
+    /// Every node sees a majority, and no two see the same: in the order given, each sees its neighbours on a
+    /// ring. With fewer than four nodes the neighbours are everybody, and nothing is cut.
     pub fn majorities_ring(nodes: &[NodeId]) -> Self {
         let count = nodes.len();
         let reach = (count / 2).div_ceil(2);
@@ -221,7 +225,8 @@ impl Faults {
         ways.filter(|(from, to)| from != to).fold(self, |faults, (from, to)| faults.with(from, to, flow))
     }
 
-    /// The same faults with another flow wherever nothing arrives: a partition by resets in place of silence, say.
+    /// The same faults with another flow wherever nothing arrives: a partition by resets in place of silence,
+    /// say.
     pub fn instead_of_silence(mut self, flow: Flow) -> Self {
         self.flows.values_mut().filter(|found| found.swallows()).for_each(|found| *found = flow);
         self.flows.retain(|_, flow| *flow != Flow::Pass);
@@ -287,13 +292,15 @@ impl Faults {
     }
 }
 
-/// Two halves, shuffled by the seed: the smaller first, and with an even number of nodes the halves are equal. If a node is
-/// named, it is on that side: with the leader once on either side a cut tests the election and once the rest.
+/// Two halves, shuffled by the seed: the smaller first, and with an even number of nodes the halves are
+/// equal. If a node is named, it is on that side: with the leader once on either side a cut tests the
+/// election and once the rest.
 pub fn halves(nodes: &[NodeId], placed: Option<(NodeId, Side)>, seed: u64) -> [Vec<NodeId>; 2] {
     let mut shuffled = nodes.to_vec();
     fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
     if let Some((node, side)) = placed {
-        shuffled.sort_by_key(|other| (*other == node) == (side == Side::Majority)); // stable: the rest stays shuffled
+        // stable: the rest stays shuffled
+        shuffled.sort_by_key(|other| (*other == node) == (side == Side::Majority));
     }
     let larger = shuffled.split_off(shuffled.len() / 2);
     [shuffled, larger]

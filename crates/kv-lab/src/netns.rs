@@ -1,10 +1,11 @@
-//! A network of namespaces, for root: every node in its own, all of them on one bridge in a namespace of its own, and every
-//! rule about who reaches whom in one packet filter there. A change of faults is one transaction of that filter: no packet
-//! ever sees half of it. Packets that it dropped are counted, and the count is the proof that a cut did something.
+//! A network of namespaces, for root: every node in its own, all of them on one bridge in a namespace of its
+//! own, and every rule about who reaches whom in one packet filter there. A change of faults is one
+//! transaction of that filter: no packet ever sees half of it. Packets that it dropped are counted, and the
+//! count is the proof that a cut did something.
 //!
-//! Clients reach each node over a second cable of its own, which no fault touches. Labs do not disturb each other: each has a
-//! number, and with it its names and addresses. A janitor process removes everything when the lab ends, however it ends, and
-//! each start sweeps what a janitor could not.
+//! Clients reach each node over a second cable of its own, which no fault touches. Labs do not disturb each
+//! other: each has a number, and with it its names and addresses. A janitor process removes everything when
+//! the lab ends, however it ends, and each start sweeps what a janitor could not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use kv_types::NodeId;
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 use tokio::process::Command;
@@ -24,15 +24,16 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tokio::time::Instant;
 
 use crate::LabError;
+use crate::installed::{Counters, Expected, Installed};
 use crate::matrix::{Direction, Faults, Flow};
-use crate::plane::{Expected, Installed};
 use crate::probe;
 
 /// Labs at once on one machine.
 const MAX_LABS: u8 = 200;
 /// Longest run of one of the system's tools.
 const TOOL_WITHIN: Duration = Duration::from_secs(20);
-/// How long traffic between nodes may take to lose a packet where packets are lost at random: they ping each other.
+/// How long traffic between nodes may take to lose a packet where packets are lost at random: they ping each
+/// other.
 const LOSS_SEEN_WITHIN: Duration = Duration::from_secs(8);
 /// How often a counter is looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -59,15 +60,6 @@ pub fn available() -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Packets that the filter dropped since the lab started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Counters {
-    /// Between nodes that are cut.
-    pub cut_packets: u64,
-    /// Lost at random.
-    pub lost_packets: u64,
 }
 
 /// The namespaces of one lab.
@@ -130,7 +122,8 @@ impl Netns {
         self.names.peer_host(node)
     }
 
-    /// A command that runs a program in a node's namespace. `ip` becomes the program, so its process is the program's.
+    /// A command that runs a program in a node's namespace. `ip` becomes the program, so its process is the
+    /// program's.
     pub(crate) fn command(&self, node: NodeId, program: &Path) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.names.node(node)]).arg(program);
@@ -270,7 +263,8 @@ impl Names {
         format!("qr{}{node}", self.number)
     }
 
-    /// The two ends of a node's client cable, from the range that RFC 2544 keeps for tests: outside and inside.
+    /// The two ends of a node's client cable, from the range that RFC 2544 keeps for tests: outside and
+    /// inside.
     fn client_hosts(self, node: NodeId) -> (Ipv4Addr, Ipv4Addr) {
         let block = low_byte(node).saturating_mul(4);
         let host = |end: u8| Ipv4Addr::new(198, 18, self.number, block.saturating_add(end));

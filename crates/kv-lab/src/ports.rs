@@ -23,7 +23,8 @@ pub(crate) fn check(base: u16, nodes: u64) -> Result<(), LabError> {
     Err(LabError::PortBusy { port, holder: holder(port), instead })
 }
 
-/// Port bases that are chosen by themselves: below the ports that systems give out, above those that people know.
+/// Port bases that are chosen by themselves: below the ports that systems give out, above those that people
+/// know.
 const CHOSEN: std::ops::Range<u16> = 12_000..25_000;
 /// Their distance: room for clients and peers.
 const CHOSEN_STEP: u16 = 200;
@@ -32,11 +33,11 @@ const CHOSEN_STEP: u16 = 200;
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) base: u16,
-    /// No node listens on the base itself: whoever does, owns the range.
+    /// No node listens on the base itself: a process that does, owns the range.
     _owned: TcpListener,
 }
 
-/// Finds a range of free ports that nobody else has claimed.
+/// Finds a range of free ports that no other lab has claimed.
 pub(crate) fn claim(nodes: u64) -> Result<Claim, LabError> {
     let count = (CHOSEN.end - CHOSEN.start) / CHOSEN_STEP;
     let first = fastrand::u16(0..count);

@@ -1,5 +1,5 @@
-//! Whether a link works, asked over the link itself: an HTTP/2 ping through the proxy to the real node and back. So a
-//! cut is not only installed but seen, and a healed link is not only believed.
+//! Whether a link works, asked over the link itself: an HTTP/2 ping through the proxy to the real node and
+//! back. So a cut is not only installed but seen, and a healed link is not only believed.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! Faults of processes and of the files that they leave: each returns the proof that it happened, for a fault that nobody
-//! saw is not one.
+//! Faults of processes and of the files that they leave: each returns the proof that it happened, for a fault
+//! that was not seen is not one.
 
 use std::fs::File;
 use std::io;
@@ -17,6 +17,8 @@ use tokio::time::Instant;
 use crate::LabError;
 use crate::matrix::NodeName;
 
+/// The folder in a node's data directory that holds the lower tier: losing it must lose nothing.
+pub const TIER_FOLDER: &str = "tier";
 /// How long a process may take until every thread of it stands still, or runs again.
 const STATE_WITHIN: Duration = Duration::from_secs(5);
 /// How often that is looked at.
@@ -146,7 +148,7 @@ impl Kept {
             Self::Identity => vec![data.join(IDENTITY)],
             Self::Log => files_below(&data.join("wal"))?,
             Self::Snapshots => files_below(&data.join("snapshots"))?,
-            Self::Tier => files_below(&data.join(crate::durability::TIER_FOLDER))?,
+            Self::Tier => files_below(&data.join(TIER_FOLDER))?,
         };
         files.retain(|file| file.is_file());
         if self == Self::Log {
@@ -173,7 +175,8 @@ fn files_below(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Where the last byte that is not zero stands, plus one: log segments are longer than what was written to them.
+/// Where the last byte that is not zero stands, plus one: log segments are longer than what was written to
+/// them.
 pub fn written_length(file: &Path) -> io::Result<u64> {
     let bytes = std::fs::read(file)?;
     Ok(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1))
@@ -273,7 +276,7 @@ impl Process {
         })
     }
 
-    /// Asks it to stop and waits, but not for ever.
+    /// Asks it to stop and waits, within a bound.
     pub(crate) async fn stop(mut self, node: NodeId, within: Duration) -> io::Result<Proof> {
         if self.paused {
             let _ = self.resume(node).await; // who stands still cannot stop

@@ -18,7 +18,8 @@ pub enum Program {
     /// The server as it is shipped.
     #[default]
     Kvd,
-    /// The same server on a disk that forgets what was not synced and a clock that can be moved, with a control socket.
+    /// The same server on a disk that forgets what was not synced and a clock that can be moved, with a
+    /// control socket.
     Faulty,
 }
 
@@ -45,8 +46,8 @@ impl Program {
     }
 }
 
-/// The file that was asked for; else the one beside this executable (or above it, for tests, which cargo puts into
-/// `deps/`); else the one that its variable names.
+/// The file that was asked for; else the one beside this executable (or above it, for tests, which cargo puts
+/// into `deps/`); else the one that its variable names.
 pub fn find(program: Program, wanted: Option<&Path>) -> Result<PathBuf, LabError> {
     let executable = std::env::current_exe().map_err(LabError::system("cannot find this executable"))?;
     let beside = executable.parent().unwrap_or(Path::new(".")).to_path_buf();

@@ -1,5 +1,5 @@
-//! A lab in the background, with real nodes: what `kvctl lab` and `kvctl fault` do, and that nothing is left behind, even
-//! when the supervisor is killed.
+//! A lab in the background, with real nodes: what `kvctl lab` and `kvctl fault` do, and that nothing is left
+//! behind, even when the supervisor is killed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -25,7 +25,8 @@ fn options(dir: &Path) -> LabOptions {
     LabOptions { nodes: 3, port_base: PORT_BASE, ..LabOptions::new(dir) }
 }
 
-/// Not a test: the supervisor's process, this executable started again by the tests below, with the folder in its environment.
+/// Not a test: the supervisor's process, this executable started again by the tests below, with the folder in
+/// its environment.
 #[test]
 fn a_supervisor() {
     let Some(dir) = std::env::var_os(DIR) else { return };
@@ -92,7 +93,8 @@ async fn a_lab_comes_up_is_broken_and_healed_and_leaves_nothing() {
     assert!(!dir.join("control.sock").exists());
     assert!(matches!(ask(dir, Request::Status).await, Err(LabError::NotRunning { .. })));
 
-    // Once more, and this time the supervisor is killed: its nodes end with it, and its socket is no obstacle.
+    // Once more, and this time the supervisor is killed: its nodes end with it, and its socket is no
+    // obstacle.
     let status = up(dir).await;
     Command::new("kill").args(["-9", &status.pid.to_string()]).status().unwrap();
     all_end(&status).await;

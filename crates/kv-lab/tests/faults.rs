@@ -1,4 +1,5 @@
-//! Every fault over real processes, with its proof, and what the store makes of it: how soon after a heal everybody serves.
+//! Every fault over real processes, with its proof, and what the store makes of it: how soon after a heal
+//! everybody serves.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -109,7 +110,8 @@ async fn leader_cut_off_and_back(lab: &Lab, what: &str) {
     assert!(!minority.contains(&led.node));
     tokio::time::sleep_until(begun + CUT).await;
     proven(lab.verify().await.unwrap());
-    // Everybody tries from before the heal on; what counts is when the network was whole, not when that was probed.
+    // Everybody tries from before the heal on; what counts is when the network was whole, not when that was
+    // probed.
     let trying = Instant::now();
     let (healed, served) =
         tokio::join!(lab.heal(), join_all(lab.nodes().into_iter().map(|node| serves(lab, node, trying))));
@@ -181,8 +183,9 @@ async fn packets_between_namespaces_are_dropped_counted_and_everybody_is_back_in
     lab.stop().await;
 }
 
-/// A write that is acknowledged by the leader, the voter that loses its disk, and one more; then only those are left that
-/// never had it, and the voter without its memory. They would be a majority, and must not act as one.
+/// A write that is acknowledged by the leader, the voter that loses its disk, and one more; then only those
+/// are left that never had it, and the voter without its memory. They would be a majority, and must not act
+/// as one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_with_an_empty_disk_makes_no_majority_with_those_who_missed_a_write() {
     let dir = tempfile::tempdir().unwrap();

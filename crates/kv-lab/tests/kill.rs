@@ -1,5 +1,5 @@
-//! Nothing acknowledged is ever lost: kills of each node, of all at once, and of all at once with one node's lower tier
-//! deleted, against real processes and both modes.
+//! Nothing acknowledged is ever lost: kills of each node, of all at once, and of all at once with one node's
+//! lower tier deleted, against real processes and both modes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,8 +19,9 @@ use kv_types::NodeId;
 /// Values written to each mode before every kill.
 const COUNT: u64 = 100;
 
-/// Limits so small that snapshots, checkpoints and the cutting of the log happen many times while a test runs. The oldest
-/// segment goes once the log is half of `max_log_size`: only then is the catalogue's group, which rests, copied forward.
+/// Limits so small that snapshots, checkpoints and the cutting of the log happen many times while a test
+/// runs. The oldest segment goes once the log is half of `max_log_size`: only then is the catalogue's group,
+/// which rests, copied forward.
 const TINY: &str = r#"
 [raft]
 snapshot_every = 100

@@ -1,5 +1,5 @@
-//! The command line of `kv-sim`: a parent that hands out seeds, and children that run one seed each and print its summary.
-//! One seed a process, because a run repeats only from a fresh one.
+//! The command line of `kv-sim`: a parent that hands out seeds, and children that run one seed each and print
+//! its summary. One seed a process, because a run repeats only from a fresh one.
 
 mod table;
 

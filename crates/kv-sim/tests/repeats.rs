@@ -1,4 +1,5 @@
-//! The same seed twice gives the same trace byte for byte: without that no failing seed could be looked at again.
+//! The same seed twice gives the same trace byte for byte: without that no failing seed could be looked at
+//! again.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test")]
 
 use std::process::Command;

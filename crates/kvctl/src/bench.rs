@@ -1,5 +1,5 @@
-//! `bench`: a closed loop of clients against one namespace. It states durability and hardware, because a number without
-//! them is an advertisement.
+//! `bench`: a closed loop of clients against one namespace. It states durability and hardware, because a
+//! number without them is an advertisement.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -130,14 +130,7 @@ pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
         fsyncs.filter(|_| total.writes > 0).map(|fsyncs| fsyncs as f64 / total.writes as f64);
     let (p50, p99) = (total.latency_us.value_at_quantile(0.5), total.latency_us.value_at_quantile(0.99));
     let errors = total.not_applied + total.unknown;
-    let durability = match info.namespace.placement {
-        Placement::Strong { .. } => {
-            format!("each acknowledged write fsynced by a majority of {} voters, group commit", info.voters)
-        }
-        Placement::Available { replication, .. } => {
-            format!("each acknowledged write fsynced by {} replicas, group commit", replication.w)
-        }
-    };
+    let durability = durability(info.namespace.placement, info.voters);
     let hardware = hardware(&first, counters.nodes.len());
     if let Some(error) = &total.last_error {
         app.out.note(format!("last error: {error}"));
@@ -167,6 +160,18 @@ pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
         app.out.line(format!("durability: {durability}\nhardware: {hardware}   (closed loop)"))?;
     }
     Ok(if operations > 0 { Exit::Done } else { Exit::Unavailable })
+}
+
+/// What an acknowledged write of a namespace is worth.
+fn durability(placement: Placement, voters: impl std::fmt::Display) -> String {
+    match placement {
+        Placement::Strong { .. } => {
+            format!("each acknowledged write fsynced by a majority of {voters} voters, group commit")
+        }
+        Placement::Available { replication, .. } => {
+            format!("each acknowledged write fsynced by {} replicas, group commit", replication.w)
+        }
+    }
 }
 
 fn key(number: u64) -> String {

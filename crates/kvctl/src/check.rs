@@ -18,7 +18,7 @@ const MAX_HISTORY_BYTES: u64 = 4 << 30;
 
 pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     let malformed = |error: history::Malformed| {
-        Problem::usage(format!("{} is no history: {error}", args.history.display()))
+        Problem::usage(format!("{} is not a history: {error}", args.history.display()))
     };
     let bytes = read(&args.history, MAX_HISTORY_BYTES).await?;
     let operations =
@@ -26,76 +26,88 @@ pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     let available_names = available_namespaces(&operations, args);
     let (leaderless, linearizable): (Vec<Operation>, Vec<Operation>) =
         operations.into_iter().partition(|op| available_names.contains(op.ns.as_str()));
-    // Without a time given nothing is a final read, and only what needs none is judged.
-    let settled = args.settled_ms.map_or(u64::MAX, |ms| ms.saturating_mul(1_000_000));
-
-    let mut worst = Exit::Done;
-    if !linearizable.is_empty() {
-        let verdict = linear::check(&linearizable, &Options::default());
-        let account = strong::account(&linearizable, settled);
-        let (word, exit, detail) = match &verdict {
-            Verdict::Valid if account.kept() => ("valid", Exit::Done, None),
-            Verdict::Valid => {
-                ("invalid", Exit::No, Some(format!("{} acknowledged writes lost", account.lost.len())))
-            }
-            Verdict::Invalid(witness) => ("invalid", Exit::No, Some(witness.to_string())),
-            Verdict::Unknown { key, why } => ("unknown", Exit::Unknown, Some(format!("{key}: {why}"))),
-        };
-        worst = worse(worst, exit);
-        if app.out.is_json() {
-            app.out.json(&json!({
-                "mode": "strong", "property": "linearizable", "verdict": word, "operations": linearizable.len(),
-                "acknowledged": account.acknowledged, "lost": account.lost.len(), "phantoms": account.phantoms.len(),
-                "unknown": account.unknown, "detail": detail,
-            }))?;
-        } else {
-            app.out.line(format!("strong      linearizable: {word}   {} operations", linearizable.len()))?;
-            if let Some(detail) = detail {
-                app.out.line(detail)?;
-            }
-        }
-    }
-    if !leaderless.is_empty() {
-        let account = available::account(&leaderless, settled).map_err(malformed)?;
-        let word = if account.kept() { "valid" } else { "invalid" };
-        // Never claim what was not looked at.
-        let (property, promise) = match args.settled_ms {
-            Some(_) => ("convergent", "no write lost, none resurrected, replicas equal, siblings right"),
-            None => ("siblings", "no value from nowhere, no false conflict"),
-        };
-        worst = worse(worst, if account.kept() { Exit::Done } else { Exit::No });
-        if app.out.is_json() {
-            app.out.json(&json!({
-                "mode": "available", "property": property, "verdict": word, "operations": leaderless.len(),
-                "acknowledged": account.acknowledged, "lost": account.lost.len(),
-                "resurrected": account.resurrected.len(), "diverged": account.diverged.len(),
-                "phantoms": account.phantoms.len(), "false_conflicts": account.false_conflicts.len(),
-                "stale_reads": account.stale.len(), "reads_with_siblings": account.reads_with_siblings,
-                "unread": account.unread.len(), "unknown": account.unknown,
-            }))?;
-        } else {
-            app.out.line(format!(
-                "available   {promise}: {word}   {} operations   \
-                 lost {}  resurrected {}  diverged {}  phantoms {}  false conflicts {}   (stale reads {}, allowed)",
-                leaderless.len(),
-                account.lost.len(),
-                account.resurrected.len(),
-                account.diverged.len(),
-                account.phantoms.len(),
-                account.false_conflicts.len(),
-                account.stale.len()
-            ))?;
-            if args.settled_ms.is_none() {
-                app.out.note(
-                    "note: without --settled-ms no read is a final one: loss and convergence were not judged",
-                );
-            }
-        }
-    }
     if linearizable.is_empty() && leaderless.is_empty() {
         return Err(Problem::usage(format!("{} holds no operations", args.history.display())));
     }
+    // Without a time given nothing is a final read, and only what needs none is judged.
+    let settled = args.settled_ms.map_or(u64::MAX, |ms| ms.saturating_mul(1_000_000));
+    let mut worst = Exit::Done;
+    if !linearizable.is_empty() {
+        worst = worse(worst, check_strong(app, &linearizable, settled)?);
+    }
+    if !leaderless.is_empty() {
+        let account = available::account(&leaderless, settled).map_err(malformed)?;
+        report_available(app, args, leaderless.len(), &account)?;
+        worst = worse(worst, if account.kept() { Exit::Done } else { Exit::No });
+    }
     Ok(worst)
+}
+
+/// Judges operations on strong namespaces and reports the verdict.
+fn check_strong(app: &App, operations: &[Operation], settled: u64) -> Result<Exit, Problem> {
+    let verdict = linear::check(operations, &Options::default());
+    let account = strong::account(operations, settled);
+    let (word, exit, detail) = match &verdict {
+        Verdict::Valid if account.kept() => ("valid", Exit::Done, None),
+        Verdict::Valid => {
+            ("invalid", Exit::No, Some(format!("{} acknowledged writes lost", account.lost.len())))
+        }
+        Verdict::Invalid(witness) => ("invalid", Exit::No, Some(witness.to_string())),
+        Verdict::Unknown { key, why } => ("unknown", Exit::Unknown, Some(format!("{key}: {why}"))),
+    };
+    if app.out.is_json() {
+        app.out.json(&json!({
+            "mode": "strong", "property": "linearizable", "verdict": word, "operations": operations.len(),
+            "acknowledged": account.acknowledged, "lost": account.lost.len(), "phantoms": account.phantoms.len(),
+            "unknown": account.unknown, "detail": detail,
+        }))?;
+    } else {
+        app.out.line(format!("strong      linearizable: {word}   {} operations", operations.len()))?;
+        if let Some(detail) = detail {
+            app.out.line(detail)?;
+        }
+    }
+    Ok(exit)
+}
+
+/// Reports what became of the promises of available namespaces.
+fn report_available(
+    app: &App,
+    args: &Check,
+    operations: usize,
+    account: &available::Account,
+) -> Result<(), Problem> {
+    let word = if account.kept() { "valid" } else { "invalid" };
+    // Never claim what was not looked at.
+    let (property, promise) = match args.settled_ms {
+        Some(_) => ("convergent", "no write lost, none resurrected, replicas equal, siblings right"),
+        None => ("siblings", "no value from nowhere, no false conflict"),
+    };
+    if app.out.is_json() {
+        return Ok(app.out.json(&json!({
+            "mode": "available", "property": property, "verdict": word, "operations": operations,
+            "acknowledged": account.acknowledged, "lost": account.lost.len(),
+            "resurrected": account.resurrected.len(), "diverged": account.diverged.len(),
+            "phantoms": account.phantoms.len(), "false_conflicts": account.false_conflicts.len(),
+            "stale_reads": account.stale.len(), "reads_with_siblings": account.reads_with_siblings,
+            "unread": account.unread.len(), "unknown": account.unknown,
+        }))?);
+    }
+    app.out.line(format!(
+        "available   {promise}: {word}   {operations} operations   \
+         lost {}  resurrected {}  diverged {}  phantoms {}  false conflicts {}   (stale reads {}, allowed)",
+        account.lost.len(),
+        account.resurrected.len(),
+        account.diverged.len(),
+        account.phantoms.len(),
+        account.false_conflicts.len(),
+        account.stale.len()
+    ))?;
+    if args.settled_ms.is_none() {
+        app.out
+            .note("note: without --settled-ms no read is a final one: loss and convergence were not judged");
+    }
+    Ok(())
 }
 
 /// A definite no outweighs not knowing, which outweighs all well.

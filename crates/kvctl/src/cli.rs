@@ -41,7 +41,7 @@ pub(crate) struct Global {
     /// Context to use instead of the selected one
     #[arg(short, long, global = true, env = "KVCTL_CONTEXT", hide_env_values = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
-    /// Node to talk to, host:port (repeat for several). One alone is asked itself and nobody else.
+    /// Node to talk to, host:port (repeat for several). One alone is the only one asked.
     #[arg(
         short,
         long = "endpoint",
@@ -201,7 +201,8 @@ pub(crate) struct Cas {
     pub(crate) expect_absent: bool,
 }
 
-/// The side of CAP on the command line. (Documented values would turn `--help` into pages: a screen is enough.)
+/// The side of CAP on the command line. (Documented values would turn `--help` into pages: a screen is
+/// enough.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ModeArg {
     // Linearizable; refuses in a minority
@@ -352,11 +353,12 @@ pub(crate) enum Fault {
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
     },
-    /// Reset every connection between two nodes that carries bytes from one to the other, and each new one at once
+    /// Reset every connection between two nodes that carries bytes from one to the other, and each new one at
+    /// once
     Reset {
-        /// Whoever sends
+        /// The node that sends
         from: NodeId,
-        /// To whom
+        /// The node that it sends to
         to: NodeId,
         /// Heal everything after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
@@ -364,9 +366,9 @@ pub(crate) enum Fault {
     },
     /// Make the link from one node to another narrow
     Slow {
-        /// Whoever sends
+        /// The node that sends
         from: NodeId,
-        /// To whom
+        /// The node that it sends to
         to: NodeId,
         /// Bytes a second that arrive
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..), value_name = "BYTES")]

@@ -1,5 +1,5 @@
-//! The cluster as its nodes see it. Every view is labelled with its viewpoint, and a node that cannot be asked stays in
-//! the table.
+//! The cluster as its nodes see it. Every view is labelled with its viewpoint, and a node that cannot be
+//! asked stays in the table.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) async fn run(app: &App, command: &Cluster) -> Result<Exit, Problem> {
         Cluster::Health => health(app).await,
         Cluster::TransferLeader { node, group } => {
             let leader = app.client()?.admin().transfer_leader(GroupId(*group), *node).await?;
-            let now = leader.node.map_or("nobody".to_owned(), |node| node.to_string());
+            let now = leader.node.map_or("none".to_owned(), |node| node.to_string());
             if app.out.is_json() {
                 app.out.json(&json!({ "group": group, "leader": now, "term": leader.term }))?;
             } else {

@@ -1,5 +1,5 @@
-//! Contexts: which cluster is meant. `$XDG_CONFIG_HOME/kvctl/config.toml`; a flag beats the environment, which beats the
-//! file.
+//! Contexts: which cluster is meant. `$XDG_CONFIG_HOME/kvctl/config.toml`; a flag beats the environment,
+//! which beats the file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

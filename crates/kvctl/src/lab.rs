@@ -1,5 +1,5 @@
-//! The local cluster of real processes: `kv-lab` does the work, this starts and shows it. A lab that came up is the
-//! selected context.
+//! The local cluster of real processes: `kv-lab` does the work, this starts and shows it. A lab that came up
+//! is the selected context.
 
 use std::path::PathBuf;
 
@@ -117,8 +117,8 @@ fn show(app: &App, status: &Status) -> Result<(), Problem> {
 }
 
 async fn demo(port_base: u16, seed: u64, out: PathBuf) -> Result<Exit, Problem> {
-    let mut options = kv_lab::demo::DemoOptions::new(out);
+    let mut options = kv_report::demo::DemoOptions::new(out);
     (options.port_base, options.seed) = (port_base, seed);
-    let outcome = kv_lab::demo::run(options).await?;
+    let outcome = kv_report::demo::run(options).await?;
     Ok(if outcome.broken.is_empty() { Exit::Done } else { Exit::No })
 }

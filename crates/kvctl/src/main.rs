@@ -1,5 +1,5 @@
-//! The command line of Quorate. Everything it does, `kv-client` and `kv-lab` do; it reads arguments, renders answers, and
-//! ends with an exit code that scripts can trust.
+//! The command line of Quorate. Everything it does, `kv-client` and `kv-lab` do; it reads arguments, renders
+//! answers, and ends with an exit code that scripts can trust.
 
 mod app;
 mod bench;
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         }
     };
     let exit = runtime.block_on(run(&app, &command));
-    // A thread may still wait for standard input; nobody waits for it.
+    // A thread may still wait for standard input; the program does not.
     runtime.shutdown_background();
     exit.into()
 }

@@ -1,4 +1,5 @@
-//! Namespaces. Mode has no default: whoever creates one chooses a side of CAP, and is told what the choice means.
+//! Namespaces. Mode has no default: the user who creates one chooses a side of CAP, and is told what the
+//! choice means.
 
 use kv_client::NamespaceInfo;
 use kv_types::{Mode, NamespaceName, NamespaceSpec, Placement, Replication, majority};

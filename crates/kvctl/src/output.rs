@@ -1,4 +1,5 @@
-//! Results go to standard output, messages to standard error. Text may change between versions; JSON only grows.
+//! Results go to standard output, messages to standard error. Text may change between versions; JSON only
+//! grows.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -81,7 +82,8 @@ impl Output {
     /// A message on standard error; `-q` silences it.
     pub(crate) fn note(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            let _ = writeln!(io::stderr().lock(), "{text}"); // nobody is left to be told that telling failed
+            // there is nowhere left to report that reporting failed
+            let _ = writeln!(io::stderr().lock(), "{text}");
         }
     }
 
@@ -245,7 +247,7 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// A number for JSON without digits that nobody measured.
+/// A number for JSON without digits that were not measured.
 pub(crate) fn round(number: f64, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);
     (number * scale).round() / scale

@@ -1,5 +1,5 @@
-//! An error as people read it, in three parts: what happened and where it was seen; applied or not, why, which request;
-//! what to type next.
+//! An error as people read it, in three parts: what happened and where it was seen; applied or not, why,
+//! which request; what to type next.
 
 use std::fmt;
 
@@ -116,7 +116,7 @@ impl From<LabError> for Problem {
 
 impl From<std::io::Error> for Problem {
     fn from(error: std::io::Error) -> Self {
-        // Whoever read our output has read enough.
+        // The reader of our output has read enough.
         let exit = if error.kind() == std::io::ErrorKind::BrokenPipe { Exit::Done } else { Exit::Refused };
         Self::new(exit, error.to_string())
     }

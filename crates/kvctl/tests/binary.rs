@@ -48,8 +48,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// An address where nobody listens.
-fn nobody() -> String {
+/// An address where nothing listens.
+fn unserved() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
@@ -73,7 +73,7 @@ fn a_namespace_without_a_mode_is_an_error_that_explains_the_choice() {
 #[test]
 fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
     let begun = Instant::now();
-    let output = Home::new().run(&format!("-e {} get -n bank alice", nobody()));
+    let output = Home::new().run(&format!("-e {} get -n bank alice", unserved()));
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(output.status.code(), Some(3));
     let text = stderr(&output);
@@ -85,7 +85,7 @@ fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
 
 #[test]
 fn errors_are_json_when_results_are() {
-    let output = Home::new().run(&format!("-o json -e {} put -n bank alice 1", nobody()));
+    let output = Home::new().run(&format!("-o json -e {} put -n bank alice 1", unserved()));
     assert_eq!(output.status.code(), Some(3));
     let text = stderr(&output);
     assert!(text.starts_with(r#"{"v":1,"error":{"#) && text.contains(r#""applied":"no""#), "{text}");

@@ -1,5 +1,5 @@
-//! The command line against a real cluster whose network is cut: what a reader of the README types, with the exit codes
-//! and streams that a script relies on.
+//! The command line against a real cluster whose network is cut: what a reader of the README types, with the
+//! exit codes and streams that a script relies on.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -84,7 +84,7 @@ fn what_the_readme_says_is_what_happens() {
     // Definite answers, each with its code; a pipe gets the value and nothing else.
     assert!(lab.ok("put -n bank alice 100").contains("revision 1"));
     assert_eq!(lab.ok("get -n bank alice"), "100");
-    let absent = lab.ends("get -n bank nobody", 1);
+    let absent = lab.ends("get -n bank absent", 1);
     assert_eq!(absent.out, "");
     assert!(lab.ok("cas -n bank alice --expect-revision 1 90").contains("revision 2"));
     assert!(lab.ends("cas -n bank alice --expect-revision 1 80", 1).err.contains("revision 2"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::{Cluster, Plane, Server, Span};
+use super::cluster::{Cluster, Plane, Server, Span};
 
 /// Faults of one scenario at most, each repetition counted.
 const MAX_REPEATS: u32 = 100;
@@ -127,7 +127,8 @@ pub enum FaultKind {
         /// 1 is right.
         rate: f64,
     },
-    /// Killed; a bit of its log is flipped; started at the end, with an empty disk if it refuses the damaged one.
+    /// Killed; a bit of its log is flipped; started at the end, with an empty disk if it refuses the damaged
+    /// one.
     BitFlip,
 }
 
@@ -218,7 +219,7 @@ pub enum Role {
     Follower,
     /// The first primary of a hot key of an available namespace.
     Coordinator,
-    /// Whoever holds the most hints.
+    /// The node that holds the most hints.
     HintHolder,
     /// Anybody.
     Random,
@@ -277,6 +278,34 @@ impl fmt::Display for Role {
 pub(super) fn fault(entry: FaultEntry, cluster: &Cluster) -> Result<Fault, String> {
     let word = *entry.kind.get_ref();
     let name = format!("{word:?}");
+    takes_only_its_own(&entry, word)?;
+    let kind = kind(&entry, word)?;
+    if kind.needs_faulty() && cluster.server != Server::KvdFaulty {
+        return Err(format!("{name} needs server = \"kvd-faulty\" in [cluster]"));
+    }
+    let packets = matches!(kind, FaultKind::Loss { .. });
+    let connections = matches!(kind, FaultKind::Delay { .. } | FaultKind::Slow { .. } | FaultKind::Reset);
+    if packets && cluster.plane != Plane::Netns || connections && cluster.plane == Plane::Netns {
+        let plane = if packets { "netns" } else { "proxy" };
+        return Err(format!("{name} needs plane = \"{plane}\" in [cluster]"));
+    }
+    if let Some(Role::Node(node)) = entry.target
+        && !(1..=cluster.nodes).contains(&node)
+    {
+        return Err(format!("there is no node n{node}, only n1 to n{}", cluster.nodes));
+    }
+    let target = match word {
+        Word::KillAll | Word::RollingRestart => Role::All,
+        Word::Delay | Word::Slow | Word::Loss => entry.target.unwrap_or(Role::All),
+        _ => entry.target.unwrap_or(Role::Random),
+    };
+    let Times { repeat, lasts, flap, every } = times(&entry, word)?;
+    let at = entry.at.map_or(Duration::ZERO, |span| span.0);
+    Ok(Fault { kind, at, lasts, repeat, every, target, flap, rolling: word == Word::RollingRestart })
+}
+
+/// Whether an entry has no setting that its kind of fault does not take.
+fn takes_only_its_own(entry: &FaultEntry, word: Word) -> Result<(), String> {
     let mut given: Vec<&str> = Vec::new();
     let mut note = |is: bool, key| is.then(|| given.push(key));
     note(entry.shape.is_some(), "shape");
@@ -297,10 +326,15 @@ pub(super) fn fault(entry: FaultEntry, cluster: &Cluster) -> Result<Fault, Strin
     };
     if let Some(key) = given.iter().find(|key| !takes.contains(key)) {
         let takes = if takes.is_empty() { "nothing of its own".into() } else { takes.join(", ") };
-        return Err(format!("{name} does not take `{key}`: it takes {takes}"));
+        return Err(format!("{word:?} does not take `{key}`: it takes {takes}"));
     }
+    Ok(())
+}
+
+/// What breaks.
+fn kind(entry: &FaultEntry, word: Word) -> Result<FaultKind, String> {
     let shape = entry.shape.unwrap_or(Shape::Halves);
-    let kind = match word {
+    Ok(match word {
         Word::Partition | Word::Flapping => FaultKind::Partition { shape },
         Word::Delay => {
             FaultKind::Delay { ms: entry.ms.unwrap_or(100), jitter_ms: entry.jitter_ms.unwrap_or(50) }
@@ -323,41 +357,33 @@ pub(super) fn fault(entry: FaultEntry, cluster: &Cluster) -> Result<Fault, Strin
             FaultKind::ClockDrift { rate }
         }
         Word::BitFlip => FaultKind::BitFlip,
-    };
-    if kind.needs_faulty() && cluster.server != Server::KvdFaulty {
-        return Err(format!("{name} needs server = \"kvd-faulty\" in [cluster]"));
-    }
-    let packets = matches!(kind, FaultKind::Loss { .. });
-    let connections = matches!(kind, FaultKind::Delay { .. } | FaultKind::Slow { .. } | FaultKind::Reset);
-    if packets && cluster.plane != Plane::Netns || connections && cluster.plane == Plane::Netns {
-        let plane = if packets { "netns" } else { "proxy" };
-        return Err(format!("{name} needs plane = \"{plane}\" in [cluster]"));
-    }
-    if let Some(Role::Node(node)) = entry.target
-        && !(1..=cluster.nodes).contains(&node)
-    {
-        return Err(format!("there is no node n{node}, only n1 to n{}", cluster.nodes));
-    }
-    let target = match word {
-        Word::KillAll | Word::RollingRestart => Role::All,
-        Word::Delay | Word::Slow | Word::Loss => entry.target.unwrap_or(Role::All),
-        _ => entry.target.unwrap_or(Role::Random),
-    };
+    })
+}
+
+/// When a fault happens, and how often.
+struct Times {
+    repeat: u32,
+    lasts: Duration,
+    flap: Option<Duration>,
+    every: Duration,
+}
+
+fn times(entry: &FaultEntry, word: Word) -> Result<Times, String> {
     let repeat = entry.repeat.unwrap_or(1);
     if !(1..=MAX_REPEATS).contains(&repeat) {
         return Err(format!("a fault happens 1 to {MAX_REPEATS} times, not {repeat}"));
     }
-    let lasts = entry.lasts.map_or(Duration::from_secs(3), |span| span.0);
+    let lasts = entry.lasts.as_ref().map_or(Duration::from_secs(3), |span| span.0);
     if lasts.is_zero() {
         return Err("a fault that lasts no time proves nothing".into());
     }
     let flap = match word {
-        Word::Flapping => Some(entry.every.map_or(Duration::from_secs(1), |span| span.0)),
+        Word::Flapping => Some(entry.every.as_ref().map_or(Duration::from_secs(1), |span| span.0)),
         _ => None,
     };
     let every = match flap {
         Some(_) => lasts + Duration::from_secs(1),
-        None => entry.every.map_or(lasts * 2, |span| span.0),
+        None => entry.every.as_ref().map_or(lasts * 2, |span| span.0),
     };
     if repeat > 1 && every < lasts {
         return Err("the next one begins before this one ends: `every` is shorter than `for`".into());
@@ -365,8 +391,7 @@ pub(super) fn fault(entry: FaultEntry, cluster: &Cluster) -> Result<Fault, Strin
     if every.is_zero() || flap.is_some_and(|flap| flap < Duration::from_millis(500)) {
         return Err("`every` is too short: a cut takes a moment to be proven".into());
     }
-    let at = entry.at.map_or(Duration::ZERO, |span| span.0);
-    Ok(Fault { kind, at, lasts, repeat, every, target, flap, rolling: word == Word::RollingRestart })
+    Ok(Times { repeat, lasts, flap, every })
 }
 
 /// A length of time with a sign: `1h`, `-30s`.

@@ -78,8 +78,8 @@ impl Workspace {
         Ok(Workspace { packages: packages.collect(), target: string(&json, "target_directory").into(), root })
     }
 
-    /// Every file that is or may become part of the repository, with its path from the root: what git tracks, and
-    /// what it neither tracks nor ignores.
+    /// Every file that is or may become part of the repository, with its path from the root: what git tracks,
+    /// and what it neither tracks nor ignores.
     pub(crate) fn files(&self) -> Result<Vec<String>, String> {
         let mut git = Command::new("git");
         git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&self.root);

@@ -1,4 +1,5 @@
-//! The gate: every step that a change must pass, in the order from quick to slow, ending at the first that fails.
+//! The gate: every step that a change must pass, in the order from quick to slow, ending at the first that
+//! fails.
 
 use crate::cargo::{Workspace, cargo, output};
 use crate::tidy;
@@ -32,7 +33,8 @@ const REPEATED_SEEDS: &str = "0..2";
 
 type Step<'a> = (&'static str, &'a dyn Fn() -> Result<Count, String>);
 
-/// The whole gate. Prints a heading and the time of each step, then one line per step, and the sum as the last line.
+/// The whole gate. Prints a heading and the time of each step, then one line per step, and the sum as the
+/// last line.
 pub(crate) fn test(whole: bool) -> Result<ExitCode, String> {
     let workspace = Workspace::load()?;
     let format = || {
@@ -123,8 +125,8 @@ fn passes(command: &mut Command, otherwise: &str) -> Result<Count, String> {
     if status.success() { Ok(Count::one(true)) } else { Err(otherwise.to_owned()) }
 }
 
-/// Runs tests, passes on what they print, and adds up their `test result:` lines. A run that fails without a failed
-/// test (it did not compile, or crashed) counts as one failure.
+/// Runs tests, passes on what they print, and adds up their `test result:` lines. A run that fails without a
+/// failed test (it did not compile, or crashed) counts as one failure.
 fn count_tests(command: &mut Command) -> Result<Count, String> {
     let mut child =
         command.stdout(Stdio::piped()).spawn().map_err(|error| format!("cannot run cargo: {error}"))?;

@@ -1,6 +1,7 @@
 //! The task runner behind `cargo xtask`: the demo, the gate, and the command that mends what can be mended.
 //!
-//! There is one gate, and it only reads; everything the project demands of a change is behind `cargo xtask test`.
+//! There is one gate, and it only reads; everything the project demands of a change is behind `cargo xtask
+//! test`.
 
 mod cargo;
 mod gate;

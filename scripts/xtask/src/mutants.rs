@@ -1,6 +1,6 @@
-//! The build with the seeded bugs. We are our own wrapper of the compiler: cargo calls it for members of the workspace only
-//! and gives what it makes other names, so that every dependency is shared with the ordinary build. Programs do get the same
-//! names, so these are copied away and the ordinary ones put back.
+//! The build with the seeded bugs. We are our own wrapper of the compiler: cargo calls it for members of the
+//! workspace only and gives what it makes other names, so that every dependency is shared with the ordinary
+//! build. Programs do get the same names, so these are copied away and the ordinary ones put back.
 
 use crate::cargo::{Workspace, cargo};
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ const WRAPPER: &str = "QUORATE_RUSTC_WRAPPER";
 const CFG: &str = "quorate_mutants";
 /// Programs that have the bugs, or choose them.
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
-/// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the tests within.
-/// Copied as `package-name`.
+/// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the
+/// tests within. Copied as `package-name`.
 const TESTS: [(&str, &str); 5] = [
     ("kv-dynamo", "cluster"),
     ("kv-raft", "cluster"),
@@ -84,8 +84,9 @@ fn run(command: &mut Command, otherwise: &str) -> Result<(), String> {
 
 /// Builds the tests with the bugs; what cargo says of them.
 fn test_programs() -> Result<String, String> {
-    // Of the whole workspace, whose members agree on the features of what they share: a test asked for by its package would
-    // have half the tree compiled again. Left out are packages that call a large test by one of these names.
+    // Of the whole workspace, whose members agree on the features of what they share: a test asked for by its
+    // package would have half the tree compiled again. Left out are packages that call a large test by one of
+    // these names.
     let mut words = vec!["test", "--no-run", "--message-format", "json", "--workspace", "--lib"];
     words.extend(["xtask", "kv-server"].iter().flat_map(|other| ["--exclude", other]));
     let files = TESTS.iter().filter(|(package, name)| package.replace('-', "_") != *name);

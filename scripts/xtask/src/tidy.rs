@@ -1,5 +1,5 @@
-//! The rules of the workspace that no compiler checks. A rule that matters is a test, not a request: each one names
-//! the place, what is wrong, and what to do.
+//! The rules of the workspace that no compiler checks. A rule that matters is a test, not a request: each one
+//! names the place, what is wrong, and what to do.
 
 mod circles;
 mod exceptions;

@@ -1,8 +1,9 @@
 //! Jepsen's EDN: the part of the notation that histories are written in, and histories in it.
 //!
-//! An event is a map with Jepsen's keys, `{:index 12, :time 123, :process 7, :type :invoke, :f :cas, :value [4 9]}`.
-//! We add `:key`, `:ns`, `:node` and what else an [`Event`] knows; where there is a key, the value is Jepsen's
-//! `[key value]` of independent keys, so that its tools can split the history. Keywords become strings.
+//! An event is a map with Jepsen's keys, `{:index 12, :time 123, :process 7, :type :invoke, :f :cas, :value
+//! [4 9]}`. We add `:key`, `:ns`, `:node` and what else an [`Event`] knows; where there is a key, the value
+//! is Jepsen's `[key value]` of independent keys, so that its tools can split the history. Keywords become
+//! strings.
 
 use crate::history::Malformed;
 use crate::operation::MISMATCH;
@@ -329,7 +330,8 @@ pub(super) fn event(map: &Edn) -> Result<Event, String> {
     Ok(event)
 }
 
-/// Reads a history: maps, or one vector of maps. Where none has a time, time is the position, and so with indices.
+/// Reads a history: maps, or one vector of maps. Where none has a time, time is the position, and so with
+/// indices.
 pub fn read(text: &str) -> Result<Vec<Event>, Malformed> {
     let mut forms = parse(text)?;
     if let [(line, Edn::Sequence(maps))] = forms.as_slice() {
@@ -353,7 +355,8 @@ pub fn read(text: &str) -> Result<Vec<Event>, Malformed> {
     Ok(events)
 }
 
-/// Jepsen's independent keys: where every client's value is a pair, though some read or write, it is `[key value]`.
+/// Jepsen's independent keys: where every client's value is a pair, though some read or write, it is `[key
+/// value]`.
 fn split_keys(events: &mut [Event]) {
     let clients = || events.iter().filter(|event| event.process != Process::Nemesis);
     let pair = |event: &Event| matches!(&event.value, Json::Array(pair) if pair.len() == 2);

@@ -13,8 +13,8 @@ pub enum Format {
     Jsonl,
     /// Jepsen's `history.edn`: one map a line, or one vector of maps.
     Edn,
-    /// The vectors that Porcupine is tested with: lines of a Jepsen log, `INFO  jepsen.util - 0  :invoke  :read  nil`,
-    /// or maps without times. Time is the position of the line.
+    /// The vectors that Porcupine is tested with: lines of a Jepsen log, `INFO  jepsen.util - 0  :invoke
+    /// :read  nil`, or maps without times. Time is the position of the line.
     Porcupine,
 }
 
@@ -41,8 +41,8 @@ impl Format {
     }
 }
 
-/// Reads a history; without a format, the detected one. The first thing that is wrong ends it, and is named with its
-/// line. No bytes at all are a history without events.
+/// Reads a history; without a format, the detected one. The first thing that is wrong ends it, and is named
+/// with its line. No bytes at all are a history without events.
 pub fn read(bytes: &[u8], format: Option<Format>) -> Result<Vec<Event>, Malformed> {
     let unknown = || Malformed { line: 1, message: "neither JSON lines nor EDN nor a log of Jepsen".into() };
     if bytes.trim_ascii().is_empty() {

@@ -51,7 +51,7 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
         .collect();
     let nowhere: Vec<u64> =
         account.phantoms.iter().filter(|read| !account.refused.contains(read)).copied().collect();
-    let nowhere = reads(&nowhere, "a value that nobody wrote");
+    let nowhere = reads(&nowhere, "a value that was never written");
     let refused = reads(&account.refused, "a value that was reported as not applied");
     let conflicts = reads(&account.false_conflicts, "a value beside one that supersedes it");
 
@@ -81,9 +81,10 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Only a replica that keeps a key can know that it is absent: an answer that says so names one that was heard. Judged
-/// where reads that found nothing carry receipts that name replies, `{"available": {"replies": ["n1", "n4*", "n2!"]}}`, or
-/// the plan demands them: a fallback is marked with `*`, a replica that was silent with `!`.
+/// Only a replica that keeps a key can know that it is absent: an answer that says so names one that was
+/// heard. Judged where reads that found nothing carry receipts that name replies, `{"available": {"replies":
+/// ["n1", "n4*", "n2!"]}}`, or the plan demands them: a fallback is marked with `*`, a replica that was
+/// silent with `!`.
 fn absences(case: &mut Case<'_>) {
     let empty = |op: &&Operation| op.f == Function::Read && op.ok() && op.values_read().is_empty();
     const NAME: &str = "no false absence";
@@ -116,7 +117,8 @@ fn absences(case: &mut Case<'_>) {
     }
 }
 
-/// Staleness is allowed, unless the configuration rules it out; where it must show, its absence proves nothing.
+/// Staleness is allowed, unless the configuration rules it out; where it must show, its absence proves
+/// nothing.
 fn staleness(case: &mut Case<'_>) {
     let count = case.quantities.stale_reads;
     let reads = case.quantities.reads as usize;

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 /// The `f` of an event of the nemesis that carries the digest of every replica of a namespace, by node:
 ///
 /// ```json
-/// {"index":9,"time":5,"process":"nemesis","type":"info","f":"digests","ns":"bank","value":{"n1":"aa","n2":"aa","n3":"aa"}}
+/// {"index":9,"time":5,"process":"nemesis","type":"info","f":"digests","ns":"bank",
+///  "value":{"n1":"aa","n2":"aa","n3":"aa"}}
 /// ```
 ///
-/// Digests are any JSON values, compared as they are; `null` is that of a replica that did not tell. With a `key` it speaks of
-/// the replicas of a part of the namespace, such as a ring partition, and each part is judged by itself. The last event
-/// of a part counts as the end, so it is recorded once no mutation is under way any more; see [`Plan::digests`].
+/// Digests are any JSON values, compared as they are; `null` is that of a replica that did not tell. With a
+/// `key` it speaks of the replicas of a part of the namespace, such as a ring partition, and each part is
+/// judged by itself. The last event of a part counts as the end, so it is recorded once no mutation is under
+/// way any more; see [`Plan::digests`].
 pub const DIGESTS: &str = "digests";
 /// The `f` of an event of the nemesis: the last fault has been taken back; see [`Plan::healed`].
 pub const HEALED: &str = "healed";
@@ -118,7 +120,7 @@ impl Case<'_> {
         (key, vec![index], text)
     }
 
-    /// A promise about acknowledged mutations in the end; nothing is known of those that nobody read.
+    /// A promise about acknowledged mutations in the end; nothing is known of those that were not read.
     pub(super) fn none_lost(
         &mut self,
         name: &str,
@@ -141,7 +143,8 @@ impl Case<'_> {
         }
     }
 
-    /// The replicas' digests, where the history has them or the plan demands them: equal in the end, and since when.
+    /// The replicas' digests, where the history has them or the plan demands them: equal in the end, and
+    /// since when.
     pub(super) fn convergence(&mut self, events: &[Event]) {
         const NAME: &str = "replicas equal in the end";
         let mut parts: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
@@ -155,7 +158,7 @@ impl Case<'_> {
         let demanded = self.plan.digests.contains(self.name);
         if parts.is_empty() {
             if demanded {
-                let detail = "nobody recorded the digests of the replicas".into();
+                let detail = "the digests of the replicas were not recorded".into();
                 self.add(NAME, "digests", 0, Ruling::Unknown, detail, None);
             }
             return;
@@ -188,7 +191,7 @@ impl Case<'_> {
         let too_little = if let Some(end) = of_ruling(Ruling::Unknown).next() {
             Some(format!("there is nothing to compare: {}", of_part(end)))
         } else if demanded && self.plan.healed.is_some_and(|healed| first < healed) {
-            Some("nobody looked at the replicas once the faults were over".to_owned())
+            Some("the replicas were not compared once the faults were over".to_owned())
         } else if demanded && later > 0 {
             Some(format!("{later} mutations were called after the replicas had been looked at"))
         } else {
@@ -214,7 +217,8 @@ fn replicas(digests: &Json) -> usize {
     digests.as_object().map_or(0, |map| map.values().filter(|digest| !digest.is_null()).count())
 }
 
-/// Whether the replicas that told are equal; unknown with fewer than two, or if they are and one did not tell.
+/// Whether the replicas that told are equal; unknown with fewer than two, or if they are and one did not
+/// tell.
 fn compare(digests: &Json) -> Ruling {
     let Some(all) = digests.as_object() else { return Ruling::Unknown };
     let mut told = all.values().filter(|digest| !digest.is_null());

@@ -1,5 +1,5 @@
-//! The judgement of a whole run: for every namespace the properties it promises, each with the checker that judged
-//! it and how much it saw, and the quantities that are measured rather than judged.
+//! The judgement of a whole run: for every namespace the properties it promises, each with the checker that
+//! judged it and how much it saw, and the quantities that are measured rather than judged.
 //!
 //! A property that too little was seen of is [`Ruling::Unknown`]: an empty history proves nothing.
 
@@ -38,10 +38,11 @@ pub enum Workload {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Expectation {
-    /// Acknowledged writes may be lost: they are counted, and not held against the store. For faults that may take the
-    /// disks of all replicas that acknowledged a write; see [`crate::available`].
+    /// Acknowledged writes may be lost: they are counted, and not held against the store. For faults that may
+    /// take the disks of all replicas that acknowledged a write; see [`crate::available`].
     pub lost: bool,
-    /// Available namespaces. `false`: no read may be stale; `true`: at least one must be, which proves the meter.
+    /// Available namespaces. `false`: no read may be stale; `true`: at least one must be, which proves the
+    /// meter.
     pub stale: Option<bool>,
 }
 
@@ -64,20 +65,20 @@ pub struct Plan {
     pub namespaces: BTreeMap<String, NamespacePlan>,
     /// Spans for which availability is measured, with the sides of the nodes.
     pub windows: Vec<Window>,
-    /// When the last fault was taken back, nanoseconds: recovery and convergence are counted from here. Without it,
-    /// the last event [`HEALED`].
+    /// When the last fault was taken back, nanoseconds: recovery and convergence are counted from here.
+    /// Without it, the last event [`HEALED`].
     pub healed: Option<u64>,
     /// When the store had settled, nanoseconds: successful reads called since then are the final reads.
     /// Without it, the last event [`SETTLED`].
     pub settled: Option<u64>,
-    /// Namespaces whose replicas have to be shown to be equal in the end, by events [`DIGESTS`] that were recorded once
-    /// the faults were over and the mutations done: without them nothing is known. Of others the digests are judged where
-    /// there are any.
+    /// Namespaces whose replicas have to be shown to be equal in the end, by events [`DIGESTS`] that were
+    /// recorded once the faults were over and the mutations done: without them nothing is known. Of others
+    /// the digests are judged where there are any.
     pub digests: BTreeSet<String>,
     /// Whether strong namespaces are held to refuse on the sides of [`Plan::windows`] that have no majority.
     pub minority: Option<Minority>,
-    /// Whether every answer is owed a receipt: where one lacks it, what receipts show is unknown. Else they are judged where
-    /// there are any.
+    /// Whether every answer is owed a receipt: where one lacks it, what receipts show is unknown. Else they
+    /// are judged where there are any.
     pub receipts: bool,
     /// Limits of the searches.
     pub limits: linear::Options,
@@ -88,11 +89,12 @@ pub struct Plan {
 /// Which sides of a network partition cannot have a quorum, and how long they may take to notice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Minority {
-    /// Names of sides whose nodes reach no majority of the voters. It is by name, because several such sides may share
-    /// one: when every node is alone, all of them are on a side that counts as many nodes as there are.
+    /// Names of sides whose nodes reach no majority of the voters. It is by name, because several such sides
+    /// may share one: when every node is alone, all of them are on a side that counts as many nodes as there
+    /// are.
     pub sides: BTreeSet<String>,
-    /// Nanoseconds: an old leader notices within an election timeout or two. As much is left out at the end of a
-    /// window, because a network heals before the harness has seen that it did.
+    /// Nanoseconds: an old leader notices within an election timeout or two. As much is left out at the end
+    /// of a window, because a network heals before the harness has seen that it did.
     pub grace_ns: u64,
 }
 
@@ -102,7 +104,7 @@ pub struct Minority {
 pub enum Ruling {
     /// It was kept.
     Valid,
-    /// Nobody can tell.
+    /// It cannot be decided.
     Unknown,
     /// It was broken.
     Invalid,
@@ -173,8 +175,8 @@ pub struct Judgement {
 
 /// Judges a history by a plan.
 ///
-/// Fails if the history is not well formed (see [`operation::pair`]), or if two writes of a key in an available
-/// namespace share a value.
+/// Fails if the history is not well formed (see [`operation::pair`]), or if two writes of a key in an
+/// available namespace share a value.
 pub fn judge(events: &[Event], plan: &Plan) -> Result<Judgement, Malformed> {
     let mut operations: BTreeMap<String, Vec<Operation>> = BTreeMap::new();
     for op in operation::pair(events)? {

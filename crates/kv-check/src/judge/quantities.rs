@@ -16,8 +16,8 @@ pub struct Quantities {
     pub answered: u64,
     /// Mutations acknowledged.
     pub acknowledged: u64,
-    /// Successful reads; of an available namespace, those called before the store had settled. Later ones, of a store at
-    /// rest, are never stale: with them staleness would look smaller the more is read in the end.
+    /// Successful reads; of an available namespace, those called before the store had settled. Later ones, of
+    /// a store at rest, are never stale: with them staleness would look smaller the more is read in the end.
     pub reads: u64,
     /// Operations refused as *not applied*, and reads without an answer.
     pub refused: u64,
@@ -29,7 +29,7 @@ pub struct Quantities {
     pub lost: u64,
     /// Acknowledged mutations that a delete of unknown outcome may have removed.
     pub perhaps_lost: u64,
-    /// Acknowledged mutations nobody read in the end, so that nothing is known of them.
+    /// Acknowledged mutations that were not read in the end, so that nothing is known of them.
     pub never_read: u64,
     /// Deleted values that came back.
     pub resurrected: u64,
@@ -65,8 +65,9 @@ pub struct Quantities {
     pub lost_latency_max_ns: u64,
     /// The longest time without any answer, over the whole run.
     pub longest_gap_ns: u64,
-    /// From healing to the first of [`service::STREAK`] answers in a row, at the node where that took longest. Of an available
-    /// namespace that rested until its replicas were equal, whoever let it rest counts from when it was used again.
+    /// From healing to the first of [`service::STREAK`] answers in a row, at the node where that took
+    /// longest. Of an available namespace that rested until its replicas were equal, the harness that let it
+    /// rest counts from when it was used again.
     pub recovery_ns: Option<u64>,
     /// From healing until all replicas had equal digests.
     pub convergence_ns: Option<u64>,
@@ -100,7 +101,8 @@ pub struct Share {
 /// One point of the curve *fresh, so long after an acknowledgement*.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freshness {
-    /// Reads called within this time after the last acknowledged mutation of their key (and after the point before).
+    /// Reads called within this time after the last acknowledged mutation of their key (and after the point
+    /// before).
     pub within_ns: u64,
     /// How many.
     pub reads: u64,
@@ -163,7 +165,8 @@ fn freshness(ages: &[(u64, bool)]) -> Vec<Freshness> {
     curve
 }
 
-/// From when on reads do not count for staleness. In a strong namespace every stale read is a violation, the last too.
+/// From when on reads do not count for staleness. In a strong namespace every stale read is a violation, the
+/// last too.
 pub(super) fn at_rest(namespace: &NamespacePlan, plan: &Plan) -> u64 {
     plan.settled.filter(|_| !namespace.strong).unwrap_or(u64::MAX)
 }

@@ -29,8 +29,9 @@ pub(super) fn judge(case: &mut Case<'_>) {
     minority_refuses(case);
 }
 
-/// Who cannot reach a majority answers nothing that needs one: once it had time to notice, and as long as it is cut off.
-/// Without a cut that lasts long enough there is nothing to judge; if nobody asked during one, nothing is known.
+/// Who cannot reach a majority answers nothing that needs one: once it had time to notice, and as long as it
+/// is cut off. Without a cut that lasts long enough there is nothing to judge; if nothing was asked during
+/// one, nothing is known.
 fn minority_refuses(case: &mut Case<'_>) {
     const NAME: &str = "a minority refuses";
     const CHECKER: &str = "sides of partitions";
@@ -52,7 +53,7 @@ fn minority_refuses(case: &mut Case<'_>) {
         }));
     }
     if cuts > 0 && examined == 0 {
-        let detail = format!("nobody asked the side without a majority in any of {cuts} cuts");
+        let detail = format!("the side without a majority was not asked in any of {cuts} cuts");
         case.add(NAME, CHECKER, 0, Ruling::Unknown, detail, None);
     } else if cuts > 0 {
         let cuts = if cuts == 1 { "1 cut".to_owned() } else { format!("{cuts} cuts") };
@@ -160,7 +161,7 @@ fn registers(case: &mut Case<'_>) {
         .phantoms
         .iter()
         .filter(|read| !account.refused.contains(read))
-        .map(|read| case.by_index(*read, "a value that nobody wrote"))
+        .map(|read| case.by_index(*read, "a value that was never written"))
         .collect();
     case.none("no value from nowhere", "final reads", account.reads, &nowhere, "");
     let refused: Vec<_> = account
@@ -180,7 +181,8 @@ pub(super) fn not_applied(case: &mut Case<'_>, checker: &str, seen: &[Contradict
     }
 }
 
-/// By revisions: reads that missed what had been acknowledged before their call, and by how many changes at most.
+/// By revisions: reads that missed what had been acknowledged before their call, and by how many changes at
+/// most.
 fn stale_reads(operations: &[Operation]) -> (u64, u64) {
     let (mut stale, mut most) = (0, 0);
     for operations in linear::by_key(operations).into_values() {
@@ -230,7 +232,7 @@ pub(super) fn set(case: &mut Case<'_>) {
     if case.namespace.strong || case.plan.settled.is_some() {
         case.none_lost("no element lost", CHECKER, account.acknowledged, account.never_read, &lost);
     } else {
-        let detail = "nobody waited until it had settled".into();
+        let detail = "the run did not wait until it had settled".into();
         case.add("no element lost", CHECKER, account.acknowledged, Ruling::Unknown, detail, None);
     }
     case.none("no element twice", CHECKER, account.reads, &all(&account.duplicated, "is there twice"), "");

@@ -33,8 +33,8 @@ impl State {
 pub(super) struct Register {
     values: Values,
     strict: bool,
-    /// Without revisions: the value that the history shows at each of them, none where it contradicts itself, and
-    /// whether it was written once only.
+    /// Without revisions: the value that the history shows at each of them, none where it contradicts itself,
+    /// and whether it was written once only.
     shown: Option<BTreeMap<u64, Option<(u32, bool)>>>,
     #[cfg(test)]
     same_write_is_pure: bool,
@@ -83,8 +83,8 @@ impl Register {
         }
     }
 
-    /// The condition of a cas. Where revisions do not count, one on a revision is one on the value seen there; that
-    /// it was missed says only something if the value was there once.
+    /// The condition of a cas. Where revisions do not count, one on a revision is one on the value seen
+    /// there; that it was missed says only something if the value was there once.
     fn guard(&mut self, op: &Operation, missed: bool) -> Option<Guard> {
         match (op.expected.as_ref()?, &self.shown) {
             (Expected::Value(value), _) => Some(Guard::Value(self.values.number(value))),

@@ -22,15 +22,15 @@ pub(super) trait Model {
     /// What an operation asks of the key at its moment.
     type Action: Copy + PartialEq;
 
-    /// Whether a mutation wipes out what earlier ones did, so that one of unknown outcome is needed only where it
-    /// makes legal what was not.
+    /// Whether a mutation wipes out what earlier ones did, so that one of unknown outcome is needed only
+    /// where it makes legal what was not.
     const FORGETS: bool;
 
     /// The state afterwards, if the action is legal in this one.
     fn apply(&self, action: Self::Action, state: State) -> Option<State>;
 
-    /// The state after a mutation of unknown outcome, whether or not its condition holds in this one; at least as much
-    /// must be legal in it as in the real one.
+    /// The state after a mutation of unknown outcome, whether or not its condition holds in this one; at
+    /// least as much must be legal in it as in the real one.
     fn after(&self, action: Self::Action, state: State) -> State;
 
     /// Whether it is a mutation with a condition.
@@ -50,16 +50,22 @@ pub(super) trait Model {
     /// Whether a mutation of unknown outcome that leads to this state can be of any use.
     fn useful(&self, state: State) -> bool;
 
-    /// Whether no look ever sees what follows a state that is not useful: values only grow.
-    fn grows(&self) -> bool {
+    /// Whether, apart from mutations that replace it, a value only grows: then no look ever sees what follows
+    /// a state that is not useful until the next of these.
+    fn only_grows(&self) -> bool {
+        false
+    }
+
+    /// Whether it is a mutation that replaces the value.
+    fn replaces(&self, _: Self::Action) -> bool {
         false
     }
 
     /// The action without what it told of its moment: at least as much is legal.
     fn forget(&self, action: Self::Action) -> Self::Action;
 
-    /// All states in which a part of a history with these actions could begin, as far as they can tell them apart; none
-    /// if there are too many to say.
+    /// All states in which a part of a history with these actions could begin, as far as they can tell them
+    /// apart; none if there are too many to say.
     fn starts(&self, actions: &mut dyn Iterator<Item = Self::Action>) -> Option<Vec<State>>;
 
     /// Whether the model has reached its own limit: what it says is no longer right.
@@ -148,6 +154,8 @@ pub(super) struct Search<'a, M: Model> {
     told: u32,
     /// Completed operations that only look and are not on the path.
     looks_left: usize,
+    /// Mutations that replace the value, of known or unknown outcome, that are not on the path.
+    replacements_left: usize,
     /// Bits of the completed operations on the path; none set from word `window` on.
     used: Vec<u64>,
     window: usize,
@@ -156,8 +164,8 @@ pub(super) struct Search<'a, M: Model> {
     seen: HashSet<Box<[u64]>, BuildHasherDefault<Quick>>,
     /// The dead end before which most completed operations were explained.
     best: Option<DeadEnd>,
-    /// After how many configurations without getting further it is asked whether going back can help at all, and the
-    /// number of them at which it is asked next.
+    /// After how many configurations without getting further it is asked whether going back can help at all,
+    /// and the number of them at which it is asked next.
     patience: usize,
     ask_at: usize,
 }
@@ -200,9 +208,12 @@ impl<'a, M: Model> Search<'a, M> {
             opens.push(Open { op, action, twin });
         }
         let looks_left = done.iter().filter(|done| model.looks(done.action)).count();
+        let mutations = done.iter().map(|done| done.action).chain(opens.iter().map(|open| open.action));
+        let replacements_left = mutations.filter(|action| model.replaces(*action)).count();
         Search {
             model,
             looks_left,
+            replacements_left,
             used: vec![0; done.len().div_ceil(64)],
             opened: vec![0; opens.len().div_ceil(64)],
             done,
@@ -296,7 +307,8 @@ impl<'a, M: Model> Search<'a, M> {
         at
     }
 
-    /// The completed operations that may be linearized next, the most promising last: the one that must return first.
+    /// The completed operations that may be linearized next, the most promising last: the one that must
+    /// return first.
     fn completed(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut at = self.entries[0].next;
@@ -304,7 +316,10 @@ impl<'a, M: Model> Search<'a, M> {
             let Entry { op, next, .. } = self.entries[at as usize];
             let Done { action, ret, .. } = self.done[op as usize];
             // What leads where no look that is left can be explained any more is a dead end already.
-            let leads_on = |after| self.looks_left == 0 || !self.model.grows() || self.model.useful(after);
+            let replaced = self.replacements_left > usize::from(self.model.replaces(action));
+            let leads_on = |after| {
+                self.looks_left == 0 || replaced || !self.model.only_grows() || self.model.useful(after)
+            };
             if self.in_order(op) && self.model.apply(action, self.state).is_some_and(leads_on) {
                 steps.push((ret, Step::Done(op)));
             }
@@ -348,9 +363,9 @@ impl<'a, M: Model> Search<'a, M> {
         legal.into_iter().map(|(op, ..)| Step::Open(op)).collect()
     }
 
-    /// Keeps what helps a completed operation, directly or through others that it helps: one that is not legal now, or a look
-    /// that is legal only by settling which revision the state has. With another mutation before it, it would have settled
-    /// the revision of that one.
+    /// Keeps what helps a completed operation, directly or through others that it helps: one that is not
+    /// legal now, or a look that is legal only by settling which revision the state has. With another
+    /// mutation before it, it would have settled the revision of that one.
     fn keep_helpful(&self, pool: &mut Vec<(u32, M::Action, State)>, first_return: u32) {
         let mut wanted: Vec<M::Action> = Vec::new();
         let mut at = self.entries[0].next;
@@ -396,6 +411,7 @@ impl<'a, M: Model> Search<'a, M> {
                 self.open[op as usize].action
             }
         };
+        self.replacements_left -= usize::from(self.model.replaces(action));
         self.path.push(step);
         // Only legal steps are taken.
         self.state = self.model.apply(action, self.state).unwrap_or(self.state);
@@ -411,12 +427,16 @@ impl<'a, M: Model> Search<'a, M> {
                 Some(Step::Done(op)) => {
                     let Done { action, call, ret, told, .. } = self.done[op as usize];
                     self.looks_left += usize::from(self.model.looks(action));
+                    self.replacements_left += usize::from(self.model.replaces(action));
                     self.unlift(ret);
                     self.unlift(call);
                     flip(&mut self.used, op);
                     self.told -= u32::from(told);
                 }
-                Some(Step::Open(op)) => flip(&mut self.opened, op),
+                Some(Step::Open(op)) => {
+                    flip(&mut self.opened, op);
+                    self.replacements_left += usize::from(self.model.replaces(self.open[op as usize].action));
+                }
                 None => {}
             }
         }
@@ -466,14 +486,15 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// Whether what lies right before the operation that is stuck cannot be explained from any state whatever. Then
-    /// nothing that is tried further back can help, and a long history need not be gone through to its beginning.
+    /// Whether what lies right before the operation that is stuck cannot be explained from any state
+    /// whatever. Then nothing that is tried further back can help, and a long history need not be gone
+    /// through to its beginning.
     ///
-    /// The stretch holds the operations that were called since some moment and had returned when the stuck one did: they
-    /// must be explained. What had returned before that moment comes before all of them, so all that remains of it is the
-    /// state in which they begin. What was called later than the end comes after all of them. And a mutation that overlaps
-    /// either edge may lie among them or not: it is taken for one of unknown outcome, which allows more. So if the whole
-    /// had an explanation, the stretch would have one.
+    /// The stretch holds the operations that were called since some moment and had returned when the stuck
+    /// one did: they must be explained. What had returned before that moment comes before all of them, so all
+    /// that remains of it is the state in which they begin. What was called later than the end comes after
+    /// all of them. And a mutation that overlaps either edge may lie among them or not: it is taken for one
+    /// of unknown outcome, which allows more. So if the whole had an explanation, the stretch would have one.
     fn hopeless(&self) -> bool {
         let Some(DeadEnd { stuck, .. }) = self.best else { return false };
         let to = self.done[stuck as usize].op.ret.unwrap_or(u64::MAX);
@@ -515,7 +536,7 @@ impl<'a, M: Model> Search<'a, M> {
     }
 }
 
-/// A quick hash of words (Fx): configurations are our own numbers, so nobody chooses them to collide.
+/// A quick hash of words (Fx): configurations are our own numbers, so they are not chosen to collide.
 #[derive(Default)]
 pub(super) struct Quick(u64);
 

@@ -1,9 +1,9 @@
 //! The smallest failing part of a history that is not linearizable.
 //!
-//! Operations are left out while the rest stays a violation, and only such as may be left out: if the whole could be
-//! explained, so could the rest. That holds for every operation that only looks, and for a mutation of which nothing
-//! in the rest shows a trace. What remains therefore proves by itself that the history is wrong: a read is never
-//! left behind without the write it shows.
+//! Operations are left out while the rest stays a violation, and only such as may be left out: if the whole
+//! could be explained, so could the rest. That holds for every operation that only looks, and for a mutation
+//! of which nothing in the rest shows a trace. What remains therefore proves by itself that the history is
+//! wrong: a read is never left behind without the write it shows.
 
 use super::{Model, Options, Verdict, Witness, check_key, describe};
 use crate::operation::Expected;
@@ -22,8 +22,8 @@ pub struct Part {
 /// Configurations that a check of a part may visit: it is repeated often.
 const MAX_CONFIGURATIONS: usize = 100_000;
 
-/// Finds a small part of the operations of one key that is not linearizable, with at most `checks` checks of parts;
-/// none if they all are.
+/// Finds a small part of the operations of one key that is not linearizable, with at most `checks` checks of
+/// parts; none if they all are.
 pub fn shrink(operations: &[&Operation], options: &Options, checks: usize) -> Option<Part> {
     let Verdict::Invalid(first) = check_key(operations, options) else { return None };
     let mut shrinking = Shrinking {

@@ -1,7 +1,7 @@
 //! Strings and lists that grow: a state is a text, and every text that comes up gets a number.
 //!
-//! A list is the text of its elements as JSON, each ended by a character that JSON escapes, so that lists extend each
-//! other exactly where their texts do.
+//! A list is the text of its elements as JSON, each ended by a character that JSON escapes, so that lists
+//! extend each other exactly where their texts do.
 
 use super::search::{self, START, State};
 use super::{Convention, Model, Options};
@@ -12,6 +12,10 @@ use std::rc::Rc;
 
 /// Ends an element of a list; JSON never contains it unescaped.
 const END: char = '\u{1f}';
+
+/// The number of every text that does not begin one that a read saw. Appending keeps it so and no read is
+/// legal in it, so all of these texts are one state: only a write or a delete leads out of it.
+const LOST: u32 = u32::MAX;
 
 /// What an operation asks, by the numbers of texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +32,10 @@ pub(super) enum Action {
 pub(super) struct Texts {
     lists: bool,
     strict: bool,
-    /// Nothing ever replaces a text.
-    grows: bool,
+    /// Whether lost texts are one state.
+    one_lost: bool,
     interned: RefCell<Interned>,
-    /// What reads saw, sorted: a state that is no beginning of these is never seen again.
+    /// What reads saw, sorted: a state that does not begin one of these is never seen again.
     seen: Vec<Rc<str>>,
     max_bytes: usize,
     /// Set when the texts took more.
@@ -69,7 +73,7 @@ impl Texts {
         let mut texts = Texts {
             lists: options.model == Model::Lists,
             strict: options.convention == Convention::Strict,
-            grows: true,
+            one_lost: options.one_lost_text,
             interned: RefCell::new(interned),
             seen: Vec::new(),
             max_bytes: options.max_state_bytes,
@@ -81,7 +85,8 @@ impl Texts {
         texts
     }
 
-    /// What the operation asks, none for one that asks nothing; an error names a value that this model has not.
+    /// What the operation asks, none for one that asks nothing; an error names a value that this model has
+    /// not.
     pub(super) fn action(&mut self, op: &Operation) -> Result<Option<Action>, String> {
         let known = |f: fn(u32) -> Action, text: String, texts: &mut Texts| {
             Ok(Some(f(texts.interned.get_mut().number(&text))))
@@ -92,15 +97,9 @@ impl Texts {
             }
             (Function::Read, _) | (_, Outcome::Fail) => Ok(None),
             (Function::Append, _) => known(Action::Append, self.piece(&op.input)?, self),
-            (Function::Write, _) => {
-                self.grows = false;
-                known(Action::Put, self.read(&op.input)?, self)
-            }
-            (Function::Delete, _) => {
-                self.grows = false;
-                Ok(Some(Action::Put(START.value)))
-            }
-            (f, _) => Err(format!("{} is no operation of a string or list", f.name())),
+            (Function::Write, _) => known(Action::Put, self.read(&op.input)?, self),
+            (Function::Delete, _) => Ok(Some(Action::Put(START.value))),
+            (f, _) => Err(format!("{} is not an operation on a string or list", f.name())),
         }
     }
 
@@ -114,6 +113,12 @@ impl Texts {
             }
             other => Err(format!("{other} is no {}", if self.lists { "list" } else { "string" })),
         }
+    }
+
+    /// Whether some read saw this text or one that it begins.
+    fn begins_a_read(&self, text: &str) -> bool {
+        let at = self.seen.partition_point(|seen| **seen < *text);
+        self.seen.get(at).is_some_and(|seen| seen.starts_with(text))
     }
 
     /// An appended value as text.
@@ -130,7 +135,12 @@ impl search::Model for Texts {
     fn apply(&self, action: Action, state: State) -> Option<State> {
         match action {
             Action::Saw(text) => (state.value == text).then_some(state),
-            Action::Put(text) => Some(State { value: text, ..state }),
+            Action::Put(text) => {
+                let written = State { value: text, ..state };
+                let lost = self.one_lost && !self.useful(written);
+                Some(if lost { State { value: LOST, ..state } } else { written })
+            }
+            Action::Append(_) if state.value == LOST => Some(state),
             Action::Append(piece) => {
                 let mut interned = self.interned.borrow_mut();
                 let value = match interned.appended.get(&(state.value, piece)) {
@@ -138,7 +148,8 @@ impl search::Model for Texts {
                     None => {
                         let mut text = String::from(&*interned.texts[state.value as usize]);
                         text.push_str(&interned.texts[piece as usize]);
-                        let value = interned.number(&text);
+                        let lost = self.one_lost && !self.begins_a_read(&text);
+                        let value = if lost { LOST } else { interned.number(&text) };
                         interned.appended.insert((state.value, piece), value);
                         value
                     }
@@ -167,21 +178,27 @@ impl search::Model for Texts {
         None
     }
 
-    /// Appending is always possible and never demanded, so one of unknown outcome is needed only where a read shows it.
+    /// Appending is always possible and never demanded, so one of unknown outcome is needed only where a read
+    /// shows it.
     fn useful(&self, state: State) -> bool {
+        if state.value == LOST {
+            return false;
+        }
         let mut interned = self.interned.borrow_mut();
         if let Some(useful) = interned.useful.get(&state.value) {
             return *useful;
         }
-        let text = &interned.texts[state.value as usize];
-        let at = self.seen.partition_point(|seen| **seen < **text);
-        let useful = self.seen.get(at).is_some_and(|seen| seen.starts_with(&**text));
+        let useful = self.begins_a_read(&interned.texts[state.value as usize]);
         interned.useful.insert(state.value, useful);
         useful
     }
 
-    fn grows(&self) -> bool {
-        self.grows
+    fn replaces(&self, action: Action) -> bool {
+        matches!(action, Action::Put(_))
+    }
+
+    fn only_grows(&self) -> bool {
+        true
     }
 
     fn forget(&self, action: Action) -> Action {
@@ -198,6 +215,9 @@ impl search::Model for Texts {
     }
 
     fn show(&self, state: State) -> Json {
+        if state.value == LOST {
+            return "(a value that no read shows)".into();
+        }
         let text = self.interned.borrow().texts[state.value as usize].to_string();
         if !self.lists {
             return text.into();
@@ -212,7 +232,7 @@ mod tests {
     use crate::linear::{Model, Options, Verdict, check};
     use crate::test_history::{History, values};
 
-    /// Appends of which eight are open at any time, and nobody looks until all are over.
+    /// Appends of which eight are open at any time, and nothing is read until all are over.
     fn unobserved(order: &[usize]) -> Verdict {
         let names: Vec<String> = (0..order.len()).map(|at| format!("e{at:02}")).collect();
         let mut history = History::new();
@@ -226,8 +246,8 @@ mod tests {
         check(&operations, &few)
     }
 
-    /// Found by the simulation (seed 60794): nineteen appends during an outage, between one read and the next, took all the
-    /// memory that a search may have, for it tried orders that the next read contradicts.
+    /// Found by the simulation (seed 60794): nineteen appends during an outage, between one read and the
+    /// next, took all the memory that a search may have, for it tried orders that the next read contradicts.
     #[test]
     fn the_next_look_leads_the_search_through_what_nobody_saw() {
         let mut order: Vec<usize> = (0..40).collect();

@@ -1,5 +1,5 @@
-//! The fuzz finds the known way to be wrong, which public test vectors do not: a checker that linearizes a write of
-//! the value that is there already at once, as if it were a read.
+//! The fuzz finds the known way to be wrong, which public test vectors do not: a checker that linearizes a
+//! write of the value that is there already at once, as if it were a read.
 
 #[path = "../../tests/random/mod.rs"]
 mod random;

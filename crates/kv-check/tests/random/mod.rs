@@ -81,7 +81,8 @@ pub(crate) fn arbitrary(rng: &mut Rng, revisions: bool) -> Vec<Operation> {
         .collect()
 }
 
-/// A register that remembers, beside its value, what is known of its revision: exactly it, or only what it exceeds.
+/// A register that remembers, beside its value, what is known of its revision: exactly it, or only what it
+/// exceeds.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Register {
     value: Json,
@@ -329,8 +330,8 @@ fn with_honest_receipts(
     Ok(operations)
 }
 
-/// What a correct store shows: each operation acts at a random moment of its interval. Of the answers to mutations
-/// this part is lost, and of all answers this part tells the revision.
+/// What a correct store shows: each operation acts at a random moment of its interval. Of the answers to
+/// mutations this part is lost, and of all answers this part tells the revision.
 pub(crate) fn correct(
     rng: &mut Rng,
     operations: usize,
@@ -385,6 +386,60 @@ pub(crate) fn correct(
     operations
 }
 
+/// What clients of a string that is read, written and appended to see of a correct store: each works on one
+/// of the keys at a time, one operation after the other, each of which acts at a random moment of its
+/// interval.
+pub(crate) fn strings(rng: &mut Rng, operations: usize, clients: usize, keys: usize) -> Vec<Operation> {
+    let mut free_at = vec![0u64; clients];
+    let mut planned: Vec<(u64, Operation)> = (0..operations)
+        .map(|n| {
+            let client = (0..clients).min_by_key(|client| free_at[*client]).unwrap();
+            let call = free_at[client] + rng.u64(1..30);
+            let ret = call + rng.u64(2..200);
+            free_at[client] = ret;
+            let f = [Function::Read, Function::Append, Function::Append, Function::Write][rng.usize(0..4)]
+                .clone();
+            let mut op = operation(f, Outcome::Ok, call, ret);
+            (op.index, op.process, op.key) = (n as u64, client as u64, rng.usize(0..keys).to_string());
+            op.input = if op.f == Function::Read { Json::Null } else { format!("x {client} {n} y").into() };
+            (rng.u64(call..=ret), op)
+        })
+        .collect();
+    planned.sort_by_key(|(moment, op)| (*moment, op.index));
+    let mut values = vec![String::new(); keys];
+    for (_, op) in &mut planned {
+        let value = &mut values[op.key.parse::<usize>().unwrap()];
+        match op.f {
+            Function::Read => op.output = value.clone().into(),
+            Function::Append => value.push_str(op.input.as_str().unwrap()),
+            _ => *value = op.input.as_str().unwrap().to_owned(),
+        }
+    }
+    let mut operations: Vec<Operation> = planned.into_iter().map(|(_, op)| op).collect();
+    operations.sort_by_key(|op| op.index);
+    operations
+}
+
+/// Makes the last read of a key late in the history stale: it shows the value of the read before it although
+/// something was changed in between.
+pub(crate) fn make_stale(operations: &mut [Operation], key: &str) -> bool {
+    let reads: Vec<usize> = (0..operations.len())
+        .filter(|at| operations[*at].f == Function::Read && operations[*at].key == key)
+        .collect();
+    for pair in reads.windows(2).rev() {
+        let (before, after) = (operations[pair[0]].clone(), operations[pair[1]].clone());
+        let changed = before.output != after.output && before.ret < Some(after.call);
+        let between = operations.iter().any(|op| {
+            op.key == key && op.f.mutates() && before.ret < Some(op.call) && op.ret < Some(after.call)
+        });
+        if changed && between {
+            operations[pair[1]].output = before.output;
+            return true;
+        }
+    }
+    false
+}
+
 /// A correct history whose answers all carry receipts, over several keys of one namespace.
 pub(crate) fn with_receipts(rng: &mut Rng, operations: usize, processes: usize) -> Vec<Operation> {
     let mut operations = correct(rng, operations, processes, 0.0, 1.0);
@@ -422,8 +477,8 @@ fn valid(operations: &[Operation], options: &Options) -> bool {
     }
 }
 
-/// One random history of the kind that the seed names, against brute force, and what follows from its verdict for its
-/// relatives. Returns the kind and whether it is linearizable; an error says what disagreed.
+/// One random history of the kind that the seed names, against brute force, and what follows from its verdict
+/// for its relatives. Returns the kind and whether it is linearizable; an error says what disagreed.
 pub(crate) fn differential(seed: u64) -> Result<(usize, bool), String> {
     let mut rng = Rng::with_seed(seed);
     let kind = (seed % KINDS.len() as u64) as usize;

@@ -1,5 +1,5 @@
-//! `kvd-faulty`: the program that `kvd` is, with a disk that forgets what was not synced and a clock that lies when told
-//! to. For tests only.
+//! `kvd-faulty`: the program that `kvd` is, with a disk that forgets what was not synced and a clock that
+//! lies when told to. For tests only.
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -11,7 +11,8 @@ use crate::sim::plan::KINDS;
 
 /// Reasons shown for a seed that is not valid.
 const REASONS: usize = 6;
-/// From so many seeds on, every kind of fault has to have struck and every state that counts to have been reached.
+/// From so many seeds on, every kind of fault has to have struck and every state that counts to have been
+/// reached.
 const MANY: u64 = 40;
 
 /// One seed in a line.

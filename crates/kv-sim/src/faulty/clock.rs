@@ -1,5 +1,5 @@
-//! A wall clock that jumps and drifts when it is told to. Only wall time lies: durations and deadlines come from the
-//! monotonic clock, which no operator can set.
+//! A wall clock that jumps and drifts when it is told to. Only wall time lies: durations and deadlines come
+//! from the monotonic clock, which no operator can set.
 
 use std::sync::{Arc, Mutex};
 

@@ -134,8 +134,8 @@ impl Parts {
     }
 }
 
-/// Listens at `path`, replacing what an earlier process left there, on a thread of its own: a node that hangs can still be
-/// asked.
+/// Listens at `path`, replacing what an earlier process left there, on a thread of its own: a node that hangs
+/// can still be asked.
 pub fn listen(path: &Path, parts: Parts) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -1,9 +1,10 @@
-//! The machine's files behind a layer that forgets. What is written stays in this process until it is synced, names until
-//! their folder is; so a killed process has lost its power, and a missing fsync shows. By a seed, single unsynced sectors
-//! reach the file before their time, as a drive's own cache lets them: a torn write, and a torn end.
+//! The machine's files behind a layer that forgets. What is written stays in this process until it is synced,
+//! names until their folder is; so a killed process has lost its power, and a missing fsync shows. By a seed,
+//! single unsynced sectors reach the file before their time, as a drive's own cache lets them: a torn write,
+//! and a torn end.
 //!
-//! A sync that fails drops what it should have written, as Linux does since 2018 with its page cache: the process still
-//! reads the new bytes, the next sync succeeds, and the file never gets them.
+//! A sync that fails drops what it should have written, as Linux does since 2018 with its page cache: the
+//! process still reads the new bytes, the next sync succeeds, and the file never gets them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -100,7 +100,8 @@ fn run(seed: u64, leaks: bool) -> (DiskStatus, u64) {
             let found = contents(&disk, &path);
             let file = &mut world.files[id];
             if leaks {
-                // Any sector may be any version since the last sync, and a leaked tail may have made the file longer.
+                // Any sector may be any version since the last sync, and a leaked tail may have made the file
+                // longer.
                 let versions = [&file.synced, &file.live].into_iter().chain(&file.since);
                 for sector in 0..found.len().div_ceil(SECTOR) {
                     let is = padded(&found, sector);

@@ -1,5 +1,5 @@
-//! A disk that loses what was not synced, a clock that lies, and the socket that commands both: the environment of
-//! `kvd-faulty`, which is otherwise the program that `kvd` is.
+//! A disk that loses what was not synced, a clock that lies, and the socket that commands both: the
+//! environment of `kvd-faulty`, which is otherwise the program that `kvd` is.
 
 pub mod clock;
 pub mod control;

@@ -1,5 +1,5 @@
-//! Wall clocks of nodes: simulated time, seen through an offset and a rate of each node's own. Clocks jump and drift while
-//! the durations that a node measures stay true, as on a machine whose wall clock is set.
+//! Wall clocks of nodes: simulated time, seen through an offset and a rate of each node's own. Clocks jump
+//! and drift while the durations that a node measures stay true, as on a machine whose wall clock is set.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Five whole nodes as hosts of the simulation. What a node may keep across its lives - disk, lower tier, wall clock - lives
-//! here, outside of its host; everything else dies with it.
+//! Five whole nodes as hosts of the simulation. What a node may keep across its lives - disk, lower tier,
+//! wall clock - lives here, outside of its host; everything else dies with it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -191,7 +191,8 @@ impl Machine {
         }
     }
 
-    /// One life: what the host of this node runs. Every life has a seed of its own, from which all its randomness follows.
+    /// One life: what the host of this node runs. Every life has a seed of its own, from which all its
+    /// randomness follows.
     pub async fn live(self) -> turmoil::Result {
         let life = {
             let mut shared = self.shared();

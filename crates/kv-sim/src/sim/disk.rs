@@ -1,5 +1,5 @@
-//! A node's disk inside the simulation: storage's forgetful disk, with the latency of its writes drawn from the seed. What is
-//! asked for and not yet written when the power goes was never there.
+//! A node's disk inside the simulation: storage's forgetful disk, with the latency of its writes drawn from
+//! the seed. What is asked for and not yet written when the power goes was never there.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! The clients: one host of the simulation from which every node can always be reached, because what is cut are the links
-//! between nodes. It makes the namespaces, drives the loads, and after the faults demands what a healed cluster owes:
-//! convergence, service at every node, and final reads of everything.
+//! The clients: one host of the simulation from which every node can always be reached, because what is cut
+//! are the links between nodes. It makes the namespaces, drives the loads, and after the faults demands what
+//! a healed cluster owes: convergence, service at every node, and final reads of everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,9 +9,9 @@ use std::time::Duration;
 use kv_check::judge::{Expectation, NamespacePlan, SETTLED, Workload};
 use kv_client::{Admin, Client, ClientOptions, NodeStatus, WriteContext};
 use kv_env::{Entropy, Env};
-use kv_lab::workload::converge::{Asked, Copies, Meanwhile, Patience, converge};
-use kv_lab::workload::{Driving, Kind, Load, Phase, Recorder, drive};
 use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
+use kv_workload::converge::{Asked, Copies, Meanwhile, Patience, converge};
+use kv_workload::{Driving, Kind, Load, Phase, Recorder, drive};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -52,11 +52,12 @@ pub struct Part {
     pub plan: NamespacePlan,
 }
 
-/// So many keys that most of those that were written are at rest whenever a node dies: what it had noted of them must reach
-/// the others.
+/// So many keys that most of those that were written are at rest whenever a node dies: what it had noted of
+/// them must reach the others.
 const MANY_KEYS: usize = 200;
 
-/// The namespaces of a seed: always a register and siblings, and one or two more kinds, often one whose quorums must meet.
+/// The namespaces of a seed: always a register and siblings, and one or two more kinds, often one whose
+/// quorums must meet.
 pub fn parts(dice: &mut fastrand::Rng, many_keys: bool) -> Result<Vec<Part>, kv_types::Failure> {
     let strong_more = *dice.choice(&[Kind::Set, Kind::Counter, Kind::Append]).unwrap_or(&Kind::Set);
     let replication = |n, r, w, sloppy| Replication { n, r, w, sloppy };
@@ -106,7 +107,8 @@ fn part(
         attempts: if dice.bool() { 3 } else { 1 },
         ..Load::new(name, kind, dice.u64(..))
     };
-    // Where every quorum of readers meets every quorum of writers, and nobody stands in, no read may miss what was written.
+    // Where every quorum of readers meets every quorum of writers, and no fallback stands in, no read may
+    // miss what was written.
     let meets = replication
         .is_some_and(|replication| !replication.sloppy && replication.r + replication.w > replication.n);
     let expect = Expectation { stale: meets.then_some(false), ..Expectation::default() };
@@ -142,10 +144,11 @@ pub struct Report {
     pub settled: Option<u64>,
     /// From the end of the loads until all replicas were alike; if reads were needed, from those.
     pub converged_after: Option<Duration>,
-    /// A node died, or lost its disk, while it may have coordinated a write, or had no room for a note: what was not noted nobody
-    /// delivers, and until there is anti-entropy only a read finds it.
+    /// A node died, or lost its disk, while it may have coordinated a write, or had no room for a note: what
+    /// was not noted is not delivered, and until there is anti-entropy only a read finds it.
     pub may_read: bool,
-    /// Every key was read once, for hints had left ring partitions that differ: the keys of each of them, by namespace.
+    /// Every key was read once, for hints had left ring partitions that differ: the keys of each of them, by
+    /// namespace.
     pub needed_reads: BTreeMap<String, Vec<Vec<String>>>,
     /// Operations that were not begun because too many were open.
     pub shed: u64,
@@ -316,8 +319,8 @@ impl Clients {
         }
     }
 
-    /// Waits until all replicas are alike and nothing is left to be delivered. Hints alone owe that, unless a node died: then
-    /// every key is read once, and that owes it.
+    /// Waits until all replicas are alike and nothing is left to be delivered. Hints alone owe that, unless a
+    /// node died: then every key is read once, and that owes it.
     async fn converge(
         &self,
         addresses: &BTreeMap<NodeId, String>,

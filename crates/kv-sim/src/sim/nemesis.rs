@@ -1,5 +1,6 @@
-//! Carries a plan of faults out between the steps of the simulation, and is the supervisor that starts nodes again, as an
-//! operator's would. Overlapping faults of the network add up: a link is whole when the last of them has ended.
+//! Carries a plan of faults out between the steps of the simulation, and is the supervisor that starts nodes
+//! again, as an operator's would. Overlapping faults of the network add up: a link is whole when the last of
+//! them has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,8 +22,9 @@ pub const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::f
 
 /// The side of a cut that reaches no majority.
 pub const MINORITY: &str = "minority";
-/// How the disk of the simulation begins the errors that it was told to give. A node may stop because of one, and of nothing
-/// else: whoever refuses a damaged log, or runs into a rule of its own, is not excused by a fault of its disk.
+/// How the disk of the simulation begins the errors that it was told to give. A node may stop because of one,
+/// and of nothing else: a node that refuses a damaged log, or runs into a rule of its own, is not excused by
+/// a fault of its disk.
 const INJECTED: &str = "injected: ";
 
 /// What the nemesis knows of roles, from outside.
@@ -101,7 +103,8 @@ pub struct Nemesis {
     active: Vec<Active>,
     links: BTreeMap<(NodeId, NodeId), Link>,
     restarts: BTreeMap<NodeId, Duration>,
-    /// Nodes whose disk was struck during their present life: a log that failed may be noticed after the fault has ended.
+    /// Nodes whose disk was struck during their present life: a log that failed may be noticed after the
+    /// fault has ended.
     struck: BTreeSet<NodeId>,
     deeds: Vec<Deed>,
     installed: BTreeMap<&'static str, u64>,
@@ -156,12 +159,14 @@ impl Nemesis {
         &self.cuts
     }
 
-    /// When nodes died, and what made writes last longer than their deadline; none if one lost hints that it held.
+    /// When nodes died, and what made writes last longer than their deadline; none if one lost hints that it
+    /// held.
     pub fn disturbances(&self) -> Option<&Disturbances> {
         (!self.tier_lost).then_some(&self.disturbances)
     }
 
-    /// Faults that had an effect, by kind: a process that was running ended, a sync failed, a full disk refused a write.
+    /// Faults that had an effect, by kind: a process that was running ended, a sync failed, a full disk
+    /// refused a write.
     pub fn installed(&self) -> &BTreeMap<&'static str, u64> {
         &self.installed
     }
@@ -317,7 +322,8 @@ impl Nemesis {
         self.apply_links(sim, now);
     }
 
-    /// Strikes a node. Whether that had an effect at once; of a disk that is to fail or fill up it shows later.
+    /// Strikes a node. Whether that had an effect at once; of a disk that is to fail or fill up it shows
+    /// later.
     fn strike_machine(&self, sim: &mut turmoil::Sim<'_>, machine: &Machine, fault: Fault) -> bool {
         let memory = machine.disk.memory();
         let runs = machine.state() != State::Down;

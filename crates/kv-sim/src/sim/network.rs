@@ -1,5 +1,5 @@
-//! Sockets inside the simulation: turmoil's TCP behind `kv_env::Network`, so that tonic, hyper and h2 run unchanged and only
-//! the bytes between them are simulated.
+//! Sockets inside the simulation: turmoil's TCP behind `kv_env::Network`, so that tonic, hyper and h2 run
+//! unchanged and only the bytes between them are simulated.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,6 +1,6 @@
-//! What goes wrong in a run, decided before it begins and from the seed alone: a random subset of all kinds of faults (so that
-//! some seeds see one kind often instead of all kinds seldom), aimed at roles as well as at nodes, overlapping, and striking
-//! during recovery too.
+//! What goes wrong in a run, decided before it begins and from the seed alone: a random subset of all kinds
+//! of faults (so that some seeds see one kind often instead of all kinds seldom), aimed at roles as well as
+//! at nodes, overlapping, and striking during recovery too.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -134,7 +134,8 @@ pub fn ends_lives(kind: &str) -> bool {
     !matches!(kind, "cut" | "hold" | "slow-disk" | "clock-jump" | "clock-drift" | "slow-network")
 }
 
-/// The faults of a run whose phase of faults lasts so long, by time. In one seed of three all nodes live through it.
+/// The faults of a run whose phase of faults lasts so long, by time. In one seed of three all nodes live
+/// through it.
 pub fn draw(dice: &mut fastrand::Rng, lasting: Duration) -> Vec<Planned> {
     let spared = dice.u8(0..3) == 0;
     let chosen: BTreeSet<&str> = loop {
@@ -151,7 +152,8 @@ pub fn draw(dice: &mut fastrand::Rng, lasting: Duration) -> Vec<Planned> {
     let mut at = dice.u64(0..500);
     while at < end {
         let kind = dice.choice(&chosen).copied().unwrap_or("cut");
-        // A node may lose its tier once: more would be more than two copies can stand, and promised is only that.
+        // A node may lose its tier once: more would be more than two copies can stand, and promised is only
+        // that.
         let kind = if kind == "lose-tier" && tier_lost { "cut" } else { kind };
         tier_lost |= kind == "lose-tier";
         let dwell = match dice.u8(0..3) {
@@ -211,7 +213,8 @@ fn shape(dice: &mut fastrand::Rng) -> Shape {
 }
 
 impl Shape {
-    /// The nodes that it leaves without a majority, if it parts all nodes into two sides that do not hear each other.
+    /// The nodes that it leaves without a majority, if it parts all nodes into two sides that do not hear
+    /// each other.
     pub fn minority(self, centre: NodeId) -> Option<BTreeSet<NodeId>> {
         let next = NodeId(centre.0 % NODES + 1);
         match self {
@@ -280,7 +283,7 @@ mod tests {
         assert_eq!(all, BTreeSet::from(KINDS), "every kind occurs");
         assert!((0..50).any(|seed| kinds(seed).len() <= 4), "and some seeds see few");
         let spared = (0..300).filter(|seed| !kinds(*seed).into_iter().any(ends_lives)).count();
-        assert!((80..140).contains(&spared), "in a third of them nobody dies: {spared} of 300");
+        assert!((80..140).contains(&spared), "in a third of them no node dies: {spared} of 300");
         for planned in plan(7) {
             assert!(planned.at < planned.until || planned.until == Duration::from_secs(20));
         }

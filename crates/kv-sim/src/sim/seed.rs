@@ -1,7 +1,8 @@
-//! One run of one seed: the loop around the simulation that moves time, lets the nemesis act between the steps, and leads
-//! through the phases: warm-up, faults, heal, convergence, service, final reads.
+//! One run of one seed: the loop around the simulation that moves time, lets the nemesis act between the
+//! steps, and leads through the phases: warm-up, faults, heal, convergence, service, final reads.
 //!
-//! One run per process: tokio numbers its tasks per process, and drops those of a crashed host in an order that depends on it.
+//! One run per process: tokio numbers its tasks per process, and drops those of a crashed host in an order
+//! that depends on it.
 
 use std::time::Duration;
 

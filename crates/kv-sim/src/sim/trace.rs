@@ -1,5 +1,5 @@
-//! Simulated time, and the trace of a run: one line an event, in the order in which things happened. Two runs of a seed are
-//! the same run exactly if their traces are the same bytes.
+//! Simulated time, and the trace of a run: one line an event, in the order in which things happened. Two runs
+//! of a seed are the same run exactly if their traces are the same bytes.
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};

@@ -1,5 +1,6 @@
-//! The judgement of a run: what `kv-check` says of its history, what the healed cluster owed, and invariants that only a view
-//! from outside of all nodes can check. Also *sometimes* assertions: states that some seed has to reach, or nothing was shown.
+//! The judgement of a run: what `kv-check` says of its history, what the healed cluster owed, and invariants
+//! that only a view from outside of all nodes can check. Also *sometimes* assertions: states that some seed
+//! has to reach, or nothing was shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -39,7 +40,8 @@ pub struct Facts<'a> {
     pub installed: &'a BTreeMap<&'static str, u64>,
     /// Cuts that left a majority on one side.
     pub cuts: &'a [Window],
-    /// When nodes died, and what made writes last longer than their deadline; none if hints may be lost or refused.
+    /// When nodes died, and what made writes last longer than their deadline; none if hints may be lost or
+    /// refused.
     pub disturbances: Option<&'a Disturbances>,
     /// When the faults ended.
     pub healed: Option<Duration>,
@@ -74,8 +76,8 @@ pub struct Summary {
     pub elections: u64,
     /// Simulated seconds.
     pub simulated_seconds: f64,
-    /// Simulated milliseconds from the end of the loads until all replicas were alike; if hints did not make them so, from the
-    /// one read of every key that was made then.
+    /// Simulated milliseconds from the end of the loads until all replicas were alike; if hints did not make
+    /// them so, from the one read of every key that was made then.
     pub converged_ms: Option<u64>,
     /// What made them alike: `hints`, or `reads` (only after a node died).
     #[serde(default)]
@@ -121,7 +123,8 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
     if unscoped > 0 {
         broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
     }
-    // In one seed the few who are cut off may be dead, or too seldom asked. That some seed shows it is demanded of them all.
+    // In one seed the few who are cut off may be dead, or too seldom asked. That some seed shows it is
+    // demanded of them all.
     let judgement = judgement.map(|mut judgement| {
         let unasked = |it: &Property| it.name == MINORITY_REFUSES && it.examined == 0;
         judgement.properties.retain(|property| !unasked(property));
@@ -165,7 +168,8 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
     }
 }
 
-/// Ring partitions that needed reads although nothing was being written there when nodes died: hints are lost that were noted.
+/// Ring partitions that needed reads although nothing was being written there when nodes died: hints are lost
+/// that were noted.
 fn hints_lost(history: &[Event], facts: &Facts<'_>) -> Vec<String> {
     let (Some(disturbances), Ok(operations)) = (facts.disturbances, kv_check::operation::pair(history))
     else {
@@ -194,9 +198,10 @@ fn point(event: &Event) -> Option<(u64, u64, u64, &str)> {
     Some((of("term")?, of("index")?, of("revision")?, receipt.get("by")?.as_str()?))
 }
 
-/// Leaders of one term follow each other and none comes back: openraft orders leaders by term, then node, and elects a
-/// greater node in a term that has a leader already. So in the order of the log, whoever signs the strong answers of a term
-/// only ever becomes greater. What nodes say of themselves proves nothing: who is cut off goes on calling itself a leader.
+/// Leaders of one term follow each other and none comes back: openraft orders leaders by term, then node, and
+/// elects a greater node in a term that has a leader already. So in the order of the log, the node that signs
+/// the strong answers of a term only ever becomes greater. What nodes say of themselves proves nothing: who
+/// is cut off goes on calling itself a leader.
 fn elections(history: &[Event]) -> Vec<String> {
     let mut signed: BTreeMap<u64, BTreeSet<(u64, NodeId)>> = BTreeMap::new();
     let mut broken = Vec::new();
@@ -219,7 +224,8 @@ fn elections(history: &[Event]) -> Vec<String> {
     broken
 }
 
-/// An answer that was decided when it was given, not one that is told again: that is signed by whoever tells it.
+/// An answer that was decided when it was given, not one that is told again: that is signed by the node that
+/// tells it.
 fn fresh(event: &Event) -> Option<&Event> {
     let again = |receipt: &Json| receipt.get("deduplicated").is_some();
     (!event.receipt.as_ref().is_some_and(again)).then_some(event)
@@ -326,7 +332,7 @@ mod tests {
         assert_eq!(back, ["term 1: n2 signs at index 3, after a greater leader had"]);
         let smaller = elections(&history(&[(7, 1, 1, "n4"), (7, 2, 2, "n2")]));
         assert_eq!(smaller.len(), 1, "a smaller node cannot be elected in a term that has a leader");
-        assert_eq!(elections(&history(&[(1, 1, 1, "nobody")])).len(), 1);
+        assert_eq!(elections(&history(&[(1, 1, 1, "other")])).len(), 1);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Files of a crate form no circles: where two need each other, neither can be read, tested or moved alone.
 //!
-//! A path that begins with `crate`, `self`, `super` or the name of a child is an arrow to the file that defines what it names; a
-//! name that a file only passes on with `pub use` counts for the file that it comes from. Calls of a module into its own private
-//! children are not arrows: they are one module, in several files.
+//! A path that begins with `crate`, `self`, `super` or the name of a child is an arrow to the file that
+//! defines what it names; a name that a file only passes on with `pub use` counts for the file that it comes
+//! from. Calls of a module into its own private children are not arrows: they are one module, in several
+//! files.
 
 use super::exceptions::Breach;
 use super::finding::{File, Finding};
@@ -121,8 +122,8 @@ fn named(code: &Code, module: &[String], modules: &BTreeSet<Vec<String>>) -> Vec
     all
 }
 
-/// Reads a path or a tree of them that continues at a token, and returns where it ends. A leaf is a path and the name that it
-/// has here.
+/// Reads a path or a tree of them that continues at a token, and returns where it ends. A leaf is a path and
+/// the name that it has here.
 fn tree(
     tokens: &[(usize, &str)],
     mut at: usize,

@@ -1,5 +1,5 @@
-//! Lists of what broke a rule when the rule came. They only shrink: what is not listed is a finding, and so is a line of a list
-//! that nothing needs any more.
+//! Lists of what broke a rule when the rule came. They only shrink: what is not listed is a finding, and so
+//! is a line of a list that nothing needs any more.
 
 use super::finding::{File, Finding};
 use std::collections::BTreeMap;
@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 /// Where the lists are.
 pub(super) const FOLDER: &str = "scripts/xtask/src/tidy/exceptions";
 
-/// What breaks a rule that has a list of exceptions. All that have one key are excused by one line, up to its number.
+/// What breaks a rule that has a list of exceptions. All that have one key are excused by one line, up to its
+/// number.
 pub(super) struct Breach {
     /// What an exception names: `path`, or `path::function`.
     pub(super) key: String,
@@ -57,7 +58,8 @@ impl Rule {
         findings
     }
 
-    /// The path and the text of the list without what is not needed, if that is another text. Nothing is ever added.
+    /// The path and the text of the list without what is not needed, if that is another text. Nothing is ever
+    /// added.
     pub(super) fn shrunk(&self, files: &[File]) -> Option<(String, String)> {
         let path = self.path();
         let list = files.iter().find(|file| file.path == path)?;

@@ -1,4 +1,5 @@
-//! Functions are short enough to be seen whole: a long one has several things to do, and hides where one ends.
+//! Functions are short enough to be seen whole: a long one has several things to do, and hides where one
+//! ends.
 
 use super::exceptions::Breach;
 use super::finding::{File, Finding};

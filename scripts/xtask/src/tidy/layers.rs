@@ -4,15 +4,17 @@ use super::finding::{File, Finding};
 use crate::cargo::Package;
 
 /// Arrows point strictly down, so two crates of one level never see each other.
-const LEVELS: [(&str, u8); 15] = [
-    ("kv-sim", 5),
-    ("kv-server", 4),
-    ("kvctl", 4),
-    ("jepsen-tests", 4),
-    ("kv-raft", 3),
-    ("kv-dynamo", 3),
+const LEVELS: [(&str, u8); 17] = [
+    ("kv-sim", 6),
+    ("kv-server", 5),
+    ("kvctl", 5),
+    ("jepsen-tests", 5),
+    ("kv-raft", 4),
+    ("kv-dynamo", 4),
+    ("kv-report", 4),
+    ("kv-peer", 3),
     ("kv-lab", 3),
-    ("kv-peer", 2),
+    ("kv-workload", 3),
     ("kv-client", 2),
     ("kv-storage", 1),
     ("kv-proto", 1),
@@ -23,10 +25,11 @@ const LEVELS: [(&str, u8); 15] = [
     ("xtask", 0),
 ];
 
-/// What `kvd` is made of, and what talks to it from outside: neither links the other (kv-sim may link both). The
-/// tests of the one may use the client of the other.
+/// What `kvd` is made of, and what talks to it from outside: neither links the other (kv-sim may link both).
+/// The tests of the one may use the client of the other.
 const SERVER: [&str; 5] = ["kv-server", "kv-raft", "kv-dynamo", "kv-storage", "kv-peer"];
-const TOOLS: [&str; 5] = ["kvctl", "jepsen-tests", "kv-lab", "kv-client", "kv-check"];
+const TOOLS: [&str; 7] =
+    ["kvctl", "jepsen-tests", "kv-report", "kv-lab", "kv-workload", "kv-client", "kv-check"];
 
 /// Crates that use these packages from outside and no others.
 const PURE: [(&str, &[&str]); 2] = [("kv-check", &["serde", "serde_json"]), ("xtask", &["serde_json"])];
@@ -127,6 +130,10 @@ mod tests {
             ("kv-proto", "kv-env"),
             ("kv-peer", "kv-raft"),
             ("kv-lab", "kv-storage"),
+            ("kv-lab", "kv-workload"),
+            ("kv-workload", "kv-lab"),
+            ("kv-lab", "kv-report"),
+            ("kv-report", "kv-raft"),
             ("kv-client", "kv-storage"),
             ("kvctl", "kv-server"),
             ("kvctl", "kv-raft"),
@@ -147,7 +154,11 @@ mod tests {
             ("kv-dynamo", "kv-storage"),
             ("kv-raft", "kv-peer"),
             ("kvctl", "kv-lab"),
-            ("kv-lab", "kv-check"),
+            ("kv-lab", "kv-client"),
+            ("kv-workload", "kv-check"),
+            ("kv-report", "kv-lab"),
+            ("kv-report", "kv-workload"),
+            ("kv-sim", "kv-workload"),
             ("jepsen-tests", "kv-lab"),
             ("kv-storage", "kv-types"),
             ("kv-sim", "kv-server"),

@@ -1,4 +1,5 @@
-//! What the dependency tree may contain: licences we can ship under Apache-2.0, and no package we decided against.
+//! What the dependency tree may contain: licences we can ship under Apache-2.0, and no package we decided
+//! against.
 
 use super::finding::{File, Finding};
 use crate::cargo::Package;
@@ -53,8 +54,8 @@ pub(super) fn check(packages: &[Package], files: &[File]) -> Vec<Finding> {
     findings
 }
 
-/// Whether an SPDX expression can be met with allowed licences. `AND` binds tighter than `OR`; `/` is an old `OR`.
-/// What cannot be understood is not allowed.
+/// Whether an SPDX expression can be met with allowed licences. `AND` binds tighter than `OR`; `/` is an old
+/// `OR`. What cannot be understood is not allowed.
 fn allows(expression: &str) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let mut words = spaced.split_whitespace().peekable();

@@ -14,8 +14,8 @@ pub(super) struct Code {
     pub(super) comments: Vec<bool>,
 }
 
-/// The Rust files that are compiled outside tests too: not those whose name says tests, nor those that a module declares for its
-/// tests alone.
+/// The Rust files that are compiled outside tests too: not those whose name says tests, nor those that a
+/// module declares for its tests alone.
 pub(super) fn outside_tests(files: &[File]) -> Vec<&File> {
     let rust = files.iter().filter(|file| file.is_rust());
     let mut declared = BTreeSet::new();
@@ -50,8 +50,8 @@ impl Code {
         Code { lines, comments }
     }
 
-    /// Words and marks of the code with their line (from 0). A word is a run of letters, digits and `_`; every other character
-    /// that is not a space is a mark of its own, except `::`.
+    /// Words and marks of the code with their line (from 0). A word is a run of letters, digits and `_`;
+    /// every other character that is not a space is a mark of its own, except `::`.
     pub(super) fn tokens(&self) -> Vec<(usize, &str)> {
         let mut tokens = Vec::new();
         for (number, line) in self.lines.iter().enumerate() {
@@ -141,7 +141,8 @@ fn blank(text: &str) -> (String, Vec<bool>) {
     (code, comments)
 }
 
-/// What begins at this character of code, and of how many characters the beginning is. A literal of one character is whole.
+/// What begins at this character of code, and of how many characters the beginning is. A literal of one
+/// character is whole.
 fn enter(chars: &[char], i: usize) -> (Inside, usize) {
     let at = |i: usize| chars.get(i).copied().unwrap_or('\n');
     let in_word = i > 0 && (at(i - 1).is_alphanumeric() || at(i - 1) == '_');
@@ -178,7 +179,8 @@ fn blank_tests(lines: &mut [String]) {
     }
 }
 
-/// The last line of the item that begins on this line: where its braces close, or its first `;` outside of them.
+/// The last line of the item that begins on this line: where its braces close, or its first `;` outside of
+/// them.
 pub(super) fn item_end(lines: &[String], begin: usize) -> usize {
     let (mut braces, mut others) = (0_usize, 0_usize);
     for (number, line) in lines.iter().enumerate().skip(begin) {

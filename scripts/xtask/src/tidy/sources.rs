@@ -171,8 +171,8 @@ fn manifest(file: &File, findings: &mut Vec<Finding>) {
     }
 }
 
-/// A line without its comment and without what stands between double quotes. It looks at one line alone, which is
-/// enough to look for names in code.
+/// A line without its comment and without what stands between double quotes. It looks at one line alone,
+/// which is enough to look for names in code.
 fn code_of(line: &str) -> String {
     let mut code = String::new();
     let mut chars = line.chars().peekable();

@@ -1,0 +1,127 @@
+//! A client of an available namespace: it remembers, as a careful program would, which values the context of
+//! each key covers.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use kv_check::{EventType, Function, Json};
+use kv_client::{Available, CausalContext, Client, ClientOptions, Error, Presence, WriteContext};
+use kv_env::Env;
+use kv_types::NodeId;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::recorder::{Call, Ending, Recorder};
+use crate::{NO_KNOWLEDGE, lock, text};
+
+/// What a client of an available namespace knows of a key: a context, and the values that it covers.
+#[derive(Debug, Clone)]
+struct Known {
+    context: CausalContext,
+    values: Vec<Json>,
+}
+
+/// A client of an available namespace at one node.
+#[derive(Debug)]
+pub struct AvailableClient {
+    recorder: Arc<Recorder>,
+    handle: Available,
+    ns: String,
+    node: NodeId,
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+impl AvailableClient {
+    /// Pinned to the node at this address.
+    pub fn new(recorder: Arc<Recorder>, ns: &str, node: NodeId, address: &str) -> Result<Self, Error> {
+        Self::with_options(recorder, ns, node, ClientOptions::pinned(address), Env::real())
+    }
+
+    /// With options of the caller's, and another clock, randomness and network, as inside a simulation.
+    pub fn with_options(
+        recorder: Arc<Recorder>,
+        ns: &str,
+        node: NodeId,
+        options: ClientOptions,
+        env: Env,
+    ) -> Result<Self, Error> {
+        let handle = Client::connect_in(options, env)?.available(ns);
+        Ok(Self { recorder, handle, ns: ns.to_owned(), node, known: Mutex::default() })
+    }
+
+    /// The same client, whose reads ask every replica.
+    pub fn reading_all(mut self) -> Self {
+        self.handle = self.handle.reading(kv_types::ReplicaCount::All);
+        self
+    }
+
+    /// Reads.
+    pub async fn read(&self, intended: Instant, key: &str) -> Ending {
+        let call = self.call(Function::Read, key, Json::Null, None);
+        let operation = async {
+            match self.handle.get(key).await {
+                Ok(answer) if answer.value.presence == Presence::NoKnowledge => Ending {
+                    kind: EventType::Fail,
+                    err: Some(NO_KNOWLEDGE.into()),
+                    ..Ending::ok(Json::Null, None, answer.receipt)
+                },
+                Ok(answer) => {
+                    let values: Vec<Json> =
+                        answer.value.values.iter().map(|sibling| text(&sibling.value)).collect();
+                    let known = Known { context: answer.value.context, values: values.clone() };
+                    lock(&self.known).insert(key.to_owned(), known);
+                    Ending::ok(Json::Array(values), None, answer.receipt)
+                }
+                Err(error) => Ending::error(&Function::Read, &error),
+            }
+        };
+        self.recorder.record(intended, call, operation).await
+    }
+
+    /// Writes a fresh value that supersedes what this client knows of the key; with `blind`, or when it knows
+    /// nothing, one that supersedes nothing.
+    pub async fn write(&self, intended: Instant, key: &str, blind: bool) -> Ending {
+        let value = self.recorder.fresh_value(self.node);
+        let known = lock(&self.known).get(key).filter(|_| !blind).cloned();
+        let observed = known.as_ref().map(|known| known.values.clone());
+        let context = known.map_or(WriteContext::Blind, |known| WriteContext::Causal(known.context));
+        let call = self.call(Function::Write, key, json!(value), observed.clone());
+        let operation = async {
+            match self.handle.put(key, value.clone(), context).await {
+                Ok(answer) => {
+                    let values = observed.into_iter().flatten().chain([json!(value)]).collect();
+                    if !blind {
+                        lock(&self.known).insert(key.to_owned(), Known { context: answer.value, values });
+                    }
+                    Ending::ok(json!(value), None, answer.receipt)
+                }
+                Err(error) => Ending::error(&Function::Write, &error),
+            }
+        };
+        self.recorder.record(intended, call, operation).await
+    }
+
+    /// Deletes what this client knows of the key; when it knows nothing, reads.
+    pub async fn delete(&self, intended: Instant, key: &str) -> Ending {
+        let known = lock(&self.known).get(key).filter(|known| !known.values.is_empty()).cloned();
+        let Some(known) = known else { return self.read(intended, key).await };
+        let observed = Some(known.values.clone());
+        let call = self.call(Function::Delete, key, Json::Null, observed);
+        let operation = async {
+            match self.handle.delete(key, WriteContext::Causal(known.context.clone())).await {
+                Ok(answer) => {
+                    let known = Known { context: answer.value, values: known.values };
+                    lock(&self.known).insert(key.to_owned(), known);
+                    Ending::ok(Json::Null, None, answer.receipt)
+                }
+                Err(error) => Ending::error(&Function::Delete, &error),
+            }
+        };
+        self.recorder.record(intended, call, operation).await
+    }
+
+    fn call(&self, f: Function, key: &str, value: Json, observed: Option<Vec<Json>>) -> Call {
+        let (ns, key) = (self.ns.clone(), key.to_owned());
+        Call { ns, node: self.node, f, key, value, expect_revision: None, observed }
+    }
+}
