@@ -130,6 +130,18 @@ fn traps_of_strong() -> Vec<Trap> {
             &["a_copy"],
         ),
         trap(
+            "switched-before-durable",
+            "an installed snapshot survives a crash",
+            Test("kv-raft-kv_raft", "an_installation_survives_a_power_cut_at_any_point"),
+            &["an_installation", "tests::installs::an_installation"],
+        ),
+        trap(
+            "reserve-ignored",
+            "apply finds room whatever is committed",
+            Test("kv-storage-conformance", "apply_finds_room_within_one_step_of_the_drain"),
+            &["apply_finds_room"],
+        ),
+        trap(
             "skip-read-index",
             "a leader answers reads once a quorum confirmed it",
             Simulation(&[2]),
@@ -141,6 +153,12 @@ fn traps_of_strong() -> Vec<Trap> {
             "a snapshot carries all that was applied",
             Simulation(&[1]),
             &["replicas equal in the end of "],
+        ),
+        trap(
+            "chunk-checksum-ignored",
+            "a piece of a snapshot that was damaged on the way is not taken",
+            Test("kv-raft-cluster", "a_transfer_goes_on_where_it_was_after_a_restart_of_the_receiver"),
+            &["a_transfer_goes_on"],
         ),
         trap("resend-applied-again", "a request is applied once", Simulation(&[14]), LINEARIZABLE),
         trap(

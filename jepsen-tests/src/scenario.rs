@@ -24,7 +24,7 @@ pub use fault::{Fault, FaultKind, Role, Shape};
 use fault::{FaultEntry, fault};
 
 /// The scenarios that come with the program: name and text.
-pub const BUILT_IN: [(&str, &str); 26] = [
+pub const BUILT_IN: [(&str, &str); 27] = [
     ("majority-cut", include_str!("../scenarios/majority-cut.toml")),
     ("leader-in-minority", include_str!("../scenarios/leader-in-minority.toml")),
     ("ring", include_str!("../scenarios/ring.toml")),
@@ -35,6 +35,7 @@ pub const BUILT_IN: [(&str, &str); 26] = [
     ("slow-links", include_str!("../scenarios/slow-links.toml")),
     ("resets", include_str!("../scenarios/resets.toml")),
     ("kill-leader", include_str!("../scenarios/kill-leader.toml")),
+    ("far-behind", include_str!("../scenarios/far-behind.toml")),
     ("kill-all", include_str!("../scenarios/kill-all.toml")),
     ("hint-holders", include_str!("../scenarios/hint-holders.toml")),
     ("pause-leader", include_str!("../scenarios/pause-leader.toml")),

@@ -221,7 +221,7 @@ impl Attempts {
         deadline: Instant,
     ) -> Result<Q::Reply, Failure> {
         let until = Instant::now() + self.policy.share(attempt, time_left(deadline));
-        let channel = endpoint.channel(until).await?;
+        let connection = endpoint.connection(until).await?;
         let left = time_left(until);
         if left < MIN_ATTEMPT {
             return Err(Failure::new(
@@ -231,8 +231,8 @@ impl Attempts {
         }
         let mut request = tonic::Request::new(request);
         request.set_timeout(left);
-        match timeout(left + ATTEMPT_GRACE, Q::send(channel, request)).await {
-            Ok(result) => endpoint.settle(result).map(tonic::Response::into_inner),
+        match timeout(left + ATTEMPT_GRACE, Q::send(connection.channel.clone(), request)).await {
+            Ok(result) => endpoint.settle(&connection, result).map(tonic::Response::into_inner),
             Err(_) => Err(endpoint.silent()),
         }
     }

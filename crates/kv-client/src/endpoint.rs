@@ -1,8 +1,9 @@
 //! Connections to nodes. A connection is opened explicitly before the first call on it, so that *nothing was sent* is
-//! known and not guessed; a broken one is dropped and opened again by whoever comes next.
+//! known and not guessed; a broken one is dropped, and the next call opens another.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::Uri;
@@ -25,40 +26,89 @@ pub(crate) const MESSAGE_BYTES: usize = MAX_PUBLIC_MESSAGE_BYTES;
 pub(crate) struct Endpoint {
     pub(crate) address: String,
     breaker: Mutex<Breaker>,
-    channel: Mutex<Option<Channel>>,
-    /// Held by whoever opens the connection.
+    open: Mutex<Option<Opened>>,
+    /// Held while a connection is opened.
     dialing: tokio::sync::Mutex<()>,
+    /// Dials begun; the number of a connection is that of its dial.
+    dials: AtomicU64,
+    /// Why the newest dial failed, and its number.
+    failed: Mutex<Option<(u64, String)>>,
     network: Arc<dyn Network>,
 }
 
+/// An open connection and its number, by which the breaker counts it once.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    pub(crate) channel: Channel,
+    number: u64,
+}
+
 impl Endpoint {
+    fn new(address: &str, network: Arc<dyn Network>) -> Self {
+        Self {
+            address: address.to_owned(),
+            breaker: Mutex::default(),
+            open: Mutex::default(),
+            dialing: tokio::sync::Mutex::default(),
+            dials: AtomicU64::new(0),
+            failed: Mutex::default(),
+            network,
+        }
+    }
+
     /// Whether a call may go there now.
     pub(crate) fn admit(&self) -> bool {
         lock(&self.breaker).admit(Instant::now())
     }
 
     /// An open connection: `UNREACHABLE` when there is none in time.
-    pub(crate) async fn channel(&self, deadline: Instant) -> Result<Channel, Failure> {
-        if let Some(channel) = lock(&self.channel).clone() {
-            return Ok(channel);
+    pub(crate) async fn connection(&self, deadline: Instant) -> Result<Opened, Failure> {
+        if let Some(open) = lock(&self.open).clone() {
+            return Ok(open);
         }
         let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
-        let opened = timeout_at(deadline, async {
-            let _alone = self.dialing.lock().await;
-            if let Some(channel) = lock(&self.channel).clone() {
-                return Ok(channel);
+        let failed_before = lock(&self.failed).as_ref().map_or(0, |(number, _)| *number);
+        match timeout_at(deadline, self.dial_once(deadline, failed_before)).await {
+            Ok(result) => result.map_err(|why| self.unreachable(&why)),
+            Err(_) => {
+                // The dial that was waited for, whichever call began it.
+                self.breaker_failure(self.dials.load(Ordering::Relaxed));
+                Err(self.unreachable(&too_late()))
             }
-            let channel = self.dial().await?;
-            *lock(&self.channel) = Some(channel.clone());
-            Ok(channel)
-        });
-        let failed = match opened.await {
-            Ok(Ok(channel)) => return Ok(channel),
-            Ok(Err(why)) => why,
-            Err(_) => format!("no connection within {} ms", CONNECT_TIMEOUT.as_millis()),
-        };
-        lock(&self.breaker).failure(Instant::now());
-        Err(self.unreachable(&failed))
+        }
+    }
+
+    /// Dials, unless another call's dial ended since dial `failed_before` failed: its outcome is then that of both.
+    async fn dial_once(&self, deadline: Instant, failed_before: u64) -> Result<Opened, String> {
+        let _alone = self.dialing.lock().await;
+        if let Some(open) = lock(&self.open).clone() {
+            return Ok(open);
+        }
+        if let Some((number, why)) = lock(&self.failed).clone()
+            && number > failed_before
+        {
+            return Err(why);
+        }
+        if Instant::now() >= deadline {
+            return Err(too_late());
+        }
+        let number = self.dials.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.dial().await {
+            Ok(channel) => {
+                let open = Opened { channel, number };
+                *lock(&self.open) = Some(open.clone());
+                Ok(open)
+            }
+            Err(why) => {
+                *lock(&self.failed) = Some((number, why.clone()));
+                self.breaker_failure(number);
+                Err(why)
+            }
+        }
+    }
+
+    fn breaker_failure(&self, connection: u64) {
+        lock(&self.breaker).failure(Instant::now(), connection);
     }
 
     async fn dial(&self) -> Result<Channel, String> {
@@ -75,9 +125,9 @@ impl Endpoint {
         endpoint.connect_with_connector(connector).await.map_err(|e| root_cause(&e))
     }
 
-    /// What became of a call that was handed to a connection: the node's own words where it sent some, otherwise what can
-    /// be proven. Also settles what the breaker and the connection learn from it.
-    pub(crate) fn settle<T>(&self, result: Result<T, Status>) -> Result<T, Failure> {
+    /// What became of a call that was handed to connection `on`: the node's own words where it sent some, otherwise what
+    /// can be proven. Also settles what the breaker and the connection learn from it.
+    pub(crate) fn settle<T>(&self, on: &Opened, result: Result<T, Status>) -> Result<T, Failure> {
         let failure = match result {
             Ok(answer) => {
                 lock(&self.breaker).success();
@@ -87,7 +137,7 @@ impl Endpoint {
             Err(status) => {
                 let failure = failure_from_status(&status);
                 match (failure.reason, status.code()) {
-                    // Whoever enforced the deadline, nobody said what became of the request.
+                    // The deadline passed, and the node did not say what became of the request.
                     (Reason::ConnectionLost, Code::DeadlineExceeded | Code::Cancelled) => {
                         return Err(self.silent());
                     }
@@ -102,13 +152,14 @@ impl Endpoint {
                 }
             }
         };
-        *lock(&self.channel) = None;
-        lock(&self.breaker).failure(Instant::now());
+        // A later connection is not to blame.
+        lock(&self.open).take_if(|open| open.number == on.number);
+        self.breaker_failure(on.number);
         Err(failure)
     }
 
-    /// It was sent a request and said nothing in time. That is no fault of the connection: a node in a minority may be
-    /// silent for good reason, and the breaker must not hide what it will say next.
+    /// It was sent a request and did not answer in time. The breaker does not count this: a node in a minority may be
+    /// silent for good reason, and its next answer must not be hidden.
     pub(crate) fn silent(&self) -> Failure {
         Failure::new(Reason::ResultUnknown, format!("{} did not answer in time", self.address))
     }
@@ -136,14 +187,8 @@ impl Pool {
         if let Some(known) = endpoints.get(address) {
             return Arc::clone(known);
         }
-        let endpoint = Arc::new(Endpoint {
-            address: address.to_owned(),
-            breaker: Mutex::default(),
-            channel: Mutex::default(),
-            dialing: tokio::sync::Mutex::default(),
-            network: Arc::clone(&self.network),
-        });
-        // Addresses come from options and from the catalogue, both bounded; one beyond the bound is simply not remembered.
+        let endpoint = Arc::new(Endpoint::new(address, Arc::clone(&self.network)));
+        // Addresses come from options and from the catalogue, both bounded; one beyond the bound is not kept.
         if endpoints.len() < MAX_ENDPOINTS {
             endpoints.insert(address.to_owned(), Arc::clone(&endpoint));
         }
@@ -160,13 +205,17 @@ pub(crate) fn parse_address(text: &str) -> Result<String, Failure> {
     }
     Err(Failure::new(
         Reason::InvalidRequest,
-        format!("`{text}` is no endpoint; write host:port, as in 127.0.0.1:7101"),
+        format!("`{text}` is not an endpoint; write host:port, as in 127.0.0.1:7101"),
     ))
 }
 
 /// How much of the time left is worth an attempt's deadline on the wire.
 pub(crate) fn time_left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
+}
+
+fn too_late() -> String {
+    format!("no connection within {} ms", CONNECT_TIMEOUT.as_millis())
 }
 
 fn refused_to_connect(status: &Status) -> bool {

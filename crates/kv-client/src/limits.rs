@@ -22,12 +22,12 @@ pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(5);
 pub const BUDGET_CAP: u32 = 500;
 /// Tokens that one retry costs; a success at the first try earns one.
 pub const RETRY_COST: u32 = 14;
-/// Consecutive connection failures that open a breaker.
+/// Consecutive failed connections that open a breaker.
 pub const BREAKER_FAILURES: u32 = 5;
 /// How long a breaker stays open at first; each failed probe doubles it.
-pub const BREAKER_FIRST: Duration = Duration::from_secs(1);
+pub const BREAKER_FIRST: Duration = Duration::from_millis(250);
 /// How long a breaker stays open at most: a restarted node is found again within this time.
-pub const BREAKER_CAP: Duration = Duration::from_secs(4);
+pub const BREAKER_CAP: Duration = Duration::from_secs(2);
 /// Operations in flight per client; one more is refused at once with `CLIENT_LIMIT`.
 pub const MAX_IN_FLIGHT: usize = 256;
 /// Endpoints that a client remembers.

@@ -161,25 +161,40 @@ impl Budget {
     }
 }
 
-/// A breaker for one endpoint: after [`BREAKER_FAILURES`] connection failures in a row nobody waits for it any more; one
-/// probe at a time finds out when it is back.
+/// A breaker for one endpoint. After [`BREAKER_FAILURES`] connections in a row that failed, calls are refused at once, and
+/// one probe at a time finds out when the endpoint is back.
+///
+/// It counts connections and not calls: when one connection is lost with many calls on it, or many calls wait for one
+/// dial that fails, each reports the same connection number, and the breaker counts it once.
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
+    /// Consecutive failures.
     failures: u32,
-    /// No call before this time; `None` while closed.
-    until: Option<Instant>,
+    /// The newest connection whose failure was counted; 0 before the first.
+    counted: u64,
+    open: Option<Open>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    /// No call before this time.
+    until: Instant,
+    /// How long it stays open; each failed probe doubles it.
     period: Duration,
+    /// Whether a probe was let through since the last failure.
+    probing: bool,
 }
 
 impl Breaker {
     /// Whether a call may go there now. An open breaker whose time is up lets one probe through and waits for as long
-    /// again, so that a probe whose caller gave up blocks nobody for ever.
+    /// again, so that a probe whose caller gave up does not block the endpoint.
     pub(crate) fn admit(&mut self, now: Instant) -> bool {
-        match self.until {
+        match &mut self.open {
             None => true,
-            Some(until) if now < until => false,
-            Some(_) => {
-                self.until = Some(now + self.period);
+            Some(open) if now < open.until => false,
+            Some(open) => {
+                open.until = now + open.period;
+                open.probing = true;
                 true
             }
         }
@@ -187,16 +202,27 @@ impl Breaker {
 
     /// The endpoint answered, whatever it said.
     pub(crate) fn success(&mut self) {
-        *self = Self::default();
+        self.failures = 0;
+        self.open = None;
     }
 
-    /// The endpoint could not be reached, or the connection broke.
-    pub(crate) fn failure(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= BREAKER_FAILURES {
-            self.period = (self.period * 2).clamp(BREAKER_FIRST, BREAKER_CAP);
-            self.until = Some(now + self.period);
+    /// Connection number `connection` (from 1, increasing) could not be opened, or was lost. An open breaker learns from
+    /// its probes only: what else fails then was begun before it opened.
+    pub(crate) fn failure(&mut self, now: Instant, connection: u64) {
+        if connection <= self.counted {
+            return;
         }
+        self.counted = connection;
+        self.failures = self.failures.saturating_add(1);
+        self.open = match self.open {
+            None if self.failures < BREAKER_FAILURES => None,
+            None => Some(Open { until: now + BREAKER_FIRST, period: BREAKER_FIRST, probing: false }),
+            Some(open) if !open.probing => Some(open),
+            Some(Open { period, .. }) => {
+                let period = (period * 2).min(BREAKER_CAP);
+                Some(Open { until: now + period, period, probing: false })
+            }
+        };
     }
 }
 
@@ -298,27 +324,61 @@ mod tests {
         assert_eq!(budget.tokens, BUDGET_CAP);
     }
 
+    /// A breaker that has just opened, the number of the last failed connection, and the time.
+    fn opened() -> (Breaker, u64, Instant) {
+        let (mut breaker, start) = (Breaker::default(), Instant::now());
+        for connection in 1..=u64::from(BREAKER_FAILURES) {
+            assert!(breaker.admit(start), "{connection}");
+            breaker.failure(start, connection);
+        }
+        assert!(!breaker.admit(start));
+        (breaker, BREAKER_FAILURES.into(), start)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_breaker_opens_probes_and_closes() {
-        let mut breaker = Breaker::default();
-        let start = Instant::now();
-        for _ in 1..BREAKER_FAILURES {
-            breaker.failure(start);
-            assert!(breaker.admit(start));
-        }
-        breaker.failure(start);
-        assert!(!breaker.admit(start));
+        let (mut breaker, last, start) = opened();
         let later = start + BREAKER_FIRST;
         assert!(breaker.admit(later), "the probe");
         assert!(!breaker.admit(later), "one at a time");
-        breaker.failure(later);
+        breaker.failure(later, last + 1);
         assert!(!breaker.admit(later + BREAKER_FIRST), "twice as long");
         assert!(breaker.admit(later + BREAKER_FIRST * 2));
         breaker.success();
         assert!(breaker.admit(later + BREAKER_FIRST * 2));
-        for _ in 0..60 {
-            breaker.failure(later);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_counts_once_however_many_calls_were_on_it() {
+        let (mut breaker, start) = (Breaker::default(), Instant::now());
+        for connection in 1..u64::from(BREAKER_FAILURES) {
+            for _ in 0..256 {
+                breaker.failure(start, connection);
+            }
+            assert!(breaker.admit(start), "{connection} connections were lost");
         }
-        assert!(breaker.admit(later + BREAKER_CAP), "never longer than the cap");
+        breaker.failure(start, 1);
+        assert!(breaker.admit(start), "an older connection was counted already");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_breaker_learns_from_its_probes_only() {
+        let (mut breaker, last, start) = opened();
+        for connection in last + 1..last + 60 {
+            breaker.failure(start, connection);
+        }
+        assert!(breaker.admit(start + BREAKER_FIRST), "the period did not grow");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_breaker_never_stays_open_beyond_its_cap() {
+        let (mut breaker, mut connection, mut now) = opened();
+        for _ in 0..60 {
+            now += BREAKER_CAP;
+            assert!(breaker.admit(now));
+            connection += 1;
+            breaker.failure(now, connection);
+        }
+        assert!(breaker.admit(now + BREAKER_CAP));
     }
 }

@@ -19,7 +19,8 @@ use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
 use kv_proto::{admin, status_from_failure, v1};
 use kv_types::{Applied, Failure, Reason, RequestId};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
@@ -392,6 +393,56 @@ async fn the_breaker_stops_calls_to_a_node_that_keeps_failing() {
     let refused = client.strong("bank").put("k", value).await.unwrap_err();
     assert!(matches!(&refused, Error::Failed(f) if f.detail("breaker") == Some("open")), "{refused}");
     assert_eq!(*connections.lock().unwrap(), 5);
+}
+
+/// Passes connections on to a node; each count sent cuts those that are open, and later ones are passed on again.
+async fn cuttable(node: String) -> (String, watch::Sender<u32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (cuts, cut) = watch::channel(0);
+    tokio::spawn(async move {
+        while let Ok((mut outside, _)) = listener.accept().await {
+            let (node, mut cut) = (node.clone(), cut.clone());
+            cut.mark_unchanged();
+            tokio::spawn(async move {
+                let mut inside = TcpStream::connect(node).await.unwrap();
+                tokio::select! {
+                    _ = cut.changed() => {}
+                    _ = tokio::io::copy_bidirectional(&mut outside, &mut inside) => {}
+                }
+            });
+        }
+    });
+    (address, cuts)
+}
+
+#[tokio::test]
+async fn one_lost_connection_is_one_failure_however_many_calls_were_on_it() {
+    const CALLS: usize = 64;
+    let fake = Fake::plays((0..CALLS).map(|_| Act::Wait(Duration::from_secs(30))));
+    let (address, cuts) = cuttable(fake.start().await).await;
+    let options = ClientOptions {
+        attempts: 1,
+        read_timeout: Duration::from_secs(20),
+        ..ClientOptions::pinned(address)
+    };
+    let client = Client::connect(options).unwrap();
+    let calls: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.strong("bank").get("k").await })
+        })
+        .collect();
+    while fake.script(|script| script.calls) < CALLS {
+        sleep(Duration::from_millis(5)).await;
+    }
+    cuts.send_modify(|cuts| *cuts += 1);
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap_err().reason(), Reason::ConnectionLost);
+    }
+    // The node is there again: it is asked and not avoided.
+    client.strong("bank").get("k").await.unwrap();
+    assert_eq!(fake.script(|script| script.calls), CALLS + 1);
 }
 
 #[tokio::test]

@@ -142,8 +142,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn storage_failure(error: StorageError) -> Failure {
     let reason = match &error {
         StorageError::Overloaded { .. } => Reason::Overloaded,
-        StorageError::LogFull { .. } | StorageError::TooLarge { .. } => Reason::LimitStorage,
-        StorageError::Replacing => Reason::NotReady,
+        StorageError::LogFull { .. } | StorageError::DiskFull { .. } | StorageError::TooLarge { .. } => {
+            Reason::LimitStorage
+        }
         _ => Reason::StorageFailed,
     };
     let failure = Failure::new(reason, error.to_string());

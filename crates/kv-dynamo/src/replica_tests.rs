@@ -380,6 +380,7 @@ async fn a_refused_batch_leaves_no_hint_in_the_accounts() {
     let options = StorageOptions {
         max_record_bytes: 16 << 10,
         memtable_bytes: 16 << 10,
+        apply_reserve_bytes: 0,
         bulk_memtable_bytes: 8 << 10,
         drain_start_bytes: 1 << 30,
         drain_interval: Duration::from_secs(3_600),

@@ -552,7 +552,12 @@ impl Lab {
             .as_deref()
             .and_then(cluster_id)
             .unwrap_or_else(|| format!("{:032x}", fastrand::u128(1..)));
-        let mut cluster = format!("# Written by the lab.\n[cluster]\nid = \"{id}\"\n");
+        // In network namespaces the nodes have addresses of their own, which a node accepts only when told so.
+        let insecure = self.nodes().iter().any(|node| {
+            let (clients, peers) = self.network.hosts(*node);
+            !(clients.is_loopback() && peers.is_loopback())
+        });
+        let mut cluster = format!("# Written by the lab.\n[cluster]\nid = \"{id}\"\ninsecure = {insecure}\n");
         for node in self.nodes() {
             cluster += &format!(
                 "\n[[node]]\nid = \"{node}\"\nclient_address = \"{}\"\npeer_address = \"{}\"\ndata_dir = \"data/{node}\"\n",

@@ -24,6 +24,10 @@ pub(crate) const LINK_IN_FLIGHT: usize = 4_096;
 /// given up on still count here.
 pub(crate) const STREAM_CONCURRENCY: usize = 8_192;
 
+/// Streams of one incoming connection. An honest peer has one, for a moment perhaps two; each may hold a message of the
+/// largest size while it arrives.
+pub(crate) const CONNECTION_STREAMS: u32 = 4;
+
 /// Dialling, handshake and the first answer of the peer.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The first pause after a failed attempt.

@@ -42,6 +42,7 @@ pub fn server_builder() -> tonic::transport::Server {
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
         .max_frame_size(limits::H2_FRAME_BYTES)
+        .max_concurrent_streams(limits::CONNECTION_STREAMS)
 }
 
 /// See [`service`].

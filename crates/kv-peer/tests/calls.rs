@@ -214,9 +214,9 @@ async fn large_bodies_pass_and_larger_ones_are_refused_here() {
     let echo = Echo::new(UNBOUND);
     let (address, _server) = serve(&echo, |_| {}).await;
     let peers = caller(N2, &address, |_| {});
-    let large = "x".repeat(40 << 20);
+    let large = "x".repeat(20 << 20);
     assert_eq!(call(&peers, &large, Duration::from_secs(20)).await.map(|key| key.len()), Ok(large.len()));
-    let too_large = "x".repeat(257 << 20);
+    let too_large = "x".repeat((24 << 20) + 1);
     assert!(!call(&peers, &too_large, Duration::from_secs(20)).await.unwrap_err().was_sent());
 }
 
@@ -456,6 +456,34 @@ async fn expired_work_is_dropped_unstarted() {
     assert_eq!(Failure::from(failure).reason, Reason::DeadlineExpired);
     assert!(matches!(seen[1].body, Some(response_frame::Body::ReplicaRead(_))));
     assert_eq!(echo.begun(), 1);
+}
+
+/// Each stream may hold a message of the largest size while it arrives, so a connection has few.
+#[tokio::test]
+async fn a_connection_has_few_streams() {
+    let echo = Echo::new(UNBOUND);
+    let (address, _server) = serve(&echo, |_| {}).await;
+    let client = PeerServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let open = || {
+        let mut client = client.clone();
+        async move { client.exchange(tokio_stream::pending::<ExchangeRequest>()).await.unwrap().into_inner() }
+    };
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(open().await);
+    }
+    let fifth = tokio::spawn(open());
+    assert!(
+        timeout(Duration::from_millis(300), async {
+            while !fifth.is_finished() {
+                tokio::task::yield_now().await
+            }
+        })
+        .await
+        .is_err()
+    );
+    streams.pop();
+    timeout(Duration::from_secs(5), fifth).await.expect("a place is free").unwrap();
 }
 
 #[tokio::test]

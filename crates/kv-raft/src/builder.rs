@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::future::BoxFuture;
-use kv_storage::{BlockKind, Copy, Piece, SnapshotInfo, SnapshotWriter, Snapshots, Storage};
+use kv_storage::{BlockKind, Copy, Piece, SnapshotInfo, SnapshotWriter, Snapshots, Storage, StorageError};
 use openraft::storage::RaftSnapshotBuilder;
 use std::io;
 use tokio::sync::Semaphore;
@@ -124,7 +124,10 @@ impl Builder {
             filling = self.fill(filling, &mut rate, opened).await?;
         }
         let (mark, at) = {
-            let _applied = self.applied.read().await;
+            let applied = self.applied.read().await;
+            if applied.space != self.space {
+                return Err(StorageError::Overloaded { what: "an installation" }.into());
+            }
             let mark = stored_mark(&self.storage, self.space)?;
             filling.copy.close()?;
             (mark, self.account.now())

@@ -43,9 +43,9 @@ pub enum CodecError {
         /// The number.
         found: u64,
     },
-    /// A version or a kind that a newer program writes.
+    /// A version or a kind that only a newer program can have written, if anything did.
     #[error(
-        "{what} has the {field} {found}, which this version of the program does not know: a newer one wrote it; upgrade this node"
+        "{what} has the unknown {field} {found}: a newer version of the program may have written it; then upgrade this node"
     )]
     Newer {
         /// What was being read.

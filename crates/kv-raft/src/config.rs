@@ -66,16 +66,36 @@ pub(crate) mod limits {
     pub(crate) const APPEND_IDLE: Duration = Duration::from_secs(1);
     /// However slowly it moves, an append is given up after so long. The largest entry needs a link of some 20 kB/s.
     pub(crate) const APPEND_AT_MOST: Duration = Duration::from_secs(60);
-    /// Deadline of a whole snapshot, sent and installed.
-    pub(crate) const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
-    /// Room for the envelope of the largest peer message.
-    pub(crate) const SNAPSHOT_ENVELOPE_BYTES: usize = 64 << 10;
+    /// A transfer of a snapshot is given up when nothing of it has moved for so long; there is no bound on the whole.
+    pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
+    /// Deadline of one step of a transfer: far above an fsync stall, and enough for the smallest chunk on a bad link.
+    pub(crate) const SNAPSHOT_CALL_DEADLINE: Duration = Duration::from_secs(10);
+    /// Largest piece of a snapshot in one message.
+    pub(crate) const CHUNK_MAX_BYTES: usize = 1 << 20;
+    /// Pieces are not made smaller than this when calls run out of time.
+    pub(crate) const CHUNK_MIN_BYTES: usize = 16 << 10;
+    /// Pause after a step of a transfer that failed; doubled with each that fails in a row.
+    pub(crate) const STEP_PAUSE: Duration = Duration::from_millis(50);
+    /// The longest such pause.
+    pub(crate) const STEP_PAUSE_MAX: Duration = Duration::from_secs(1);
+    /// How often the sender asks how an installation goes.
+    pub(crate) const WORKING_POLL: Duration = Duration::from_millis(200);
+    /// Snapshots that a node receives at a time, over all groups.
+    pub(crate) const INCOMING_AT_ONCE: usize = 2;
+    /// A part of a snapshot that nobody goes on sending is thrown away after so long.
+    pub(crate) const PART_KEPT: Duration = Duration::from_secs(600);
+    /// Longest encoded membership that a peer may announce.
+    pub(crate) const MEMBERSHIP_BYTES: usize = 16 << 10;
+    /// Share of the log's bound up to which the log keeps what followers need after a snapshot in transit.
+    pub(crate) const HELD_LOG_SHARE: (u64, u64) = (3, 4);
     /// Complete snapshot files kept per group; whoever reads a removed one keeps it open. One more is being written at most.
     pub(crate) const SNAPSHOTS_KEPT: usize = 1;
     /// A snapshot is due after so much of a group's log, or after half the state's size if that is more.
     pub(crate) const SNAPSHOT_LOG_BYTES: u64 = 256 << 20;
     /// Snapshots are written at this rate, so that the log's syncs do not wait for theirs.
     pub(crate) const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
+    /// What no longer counts is removed at this rate.
+    pub(crate) const REMOVED_BYTES_PER_SECOND: u64 = 16 << 20;
     /// What may be written of a snapshot at once after a rest.
     pub(crate) const SNAPSHOT_BURST_BYTES: u64 = 2 << 20;
     /// Rows of a copy that are taken at once, bytes.
@@ -118,6 +138,8 @@ pub(crate) mod limits {
     pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
     /// Deadline of what a steward proposes or asks.
     pub(crate) const STEWARD_DEADLINE: Duration = Duration::from_secs(2);
+    /// How often a node asks the other voters whether they could acknowledge entries.
+    pub(crate) const ABILITY_EVERY: Duration = Duration::from_secs(1);
     /// Deadline of one question of a node with a fresh directory; it asks again.
     pub(crate) const SURVEY_DEADLINE: Duration = Duration::from_millis(500);
     /// Default of [`super::RaftConfig::backlog_entries`]: a few times what keeps a quorum busy (throughput is flat from 256
@@ -179,6 +201,12 @@ pub struct RaftConfig {
     pub snapshot_bytes_per_second: u64,
     /// Entries kept in the log below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
+    /// Bytes of a snapshot that go to a follower in one message, at most 1 MiB.
+    pub transfer_chunk_bytes: usize,
+    /// Bytes of a snapshot that go to one follower in a second; 0 for as many as it takes.
+    pub transfer_bytes_per_second: u64,
+    /// Bytes of a snapshot that is received that are synced together, at most 8 MiB.
+    pub transfer_sync_bytes: u64,
     /// Entries of a group that may be proposed and not applied; more are refused with `OVERLOADED`.
     pub backlog_entries: u64,
     /// Their bytes.
@@ -198,6 +226,9 @@ impl RaftConfig {
             snapshot_every: 4_000_000,
             snapshot_bytes_per_second: limits::SNAPSHOT_BYTES_PER_SECOND,
             entries_kept: 50_000,
+            transfer_chunk_bytes: 512 << 10,
+            transfer_bytes_per_second: 32 << 20,
+            transfer_sync_bytes: 8 << 20,
             backlog_entries: limits::BACKLOG_ENTRIES,
             backlog_bytes: limits::BACKLOG_BYTES,
         }
@@ -216,10 +247,10 @@ impl RaftConfig {
             max_payload_entries: limits::APPEND_ENTRIES,
             // The trigger is ours (`groups`): openraft's counts from zero at every start.
             snapshot_policy: SnapshotPolicy::Never,
-            max_in_snapshot_log_to_keep: self.entries_kept,
-            purge_batch_size: (self.entries_kept / 8).clamp(1, 1_024),
+            // So is the purge: it waits for followers that a snapshot is on its way to.
+            max_in_snapshot_log_to_keep: u64::MAX,
             replication_lag_threshold: self.snapshot_every.min(limits::LEARNER_LAG_ENTRIES).saturating_mul(2),
-            install_snapshot_timeout: millis(limits::SNAPSHOT_DEADLINE),
+            install_snapshot_timeout: millis(limits::SNAPSHOT_IDLE),
             // One-way partitions: a leader that is heard but hears nobody falls silent, so that others may campaign.
             quorum_loss_probe_interval: Some(lease * 2),
             enable_pre_vote: Some(true),
@@ -253,6 +284,7 @@ mod tests {
         assert_eq!(settings.enable_pre_vote, Some(true));
         assert_eq!(settings.quorum_loss_probe_interval, Some(1_000));
         assert_eq!(settings.snapshot_policy, SnapshotPolicy::Never);
+        assert_eq!(settings.max_in_snapshot_log_to_keep, u64::MAX);
         assert_eq!(settings.allow_log_reversion, Some(true));
     }
 }

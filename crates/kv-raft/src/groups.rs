@@ -18,7 +18,7 @@ use kv_types::{Failure, GroupId, NodeId, Reason};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{Fatal, ForwardReason, ForwardToLeader, InitializeError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
-use openraft::{EmptyNode, ServerState};
+use openraft::{AsyncRuntime, EmptyNode, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -27,21 +27,23 @@ use crate::builder::{Account, SnapshotWork};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
-    DISK_SILENCE, FULL_LOG_RETRY_MS, GIVE_UP_EVERY, RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE,
-    STEWARD_TICK, SURVEY_DEADLINE, TOLD_WAIT,
+    ABILITY_EVERY, APPEND_ENTRIES, DISK_SILENCE, FULL_LOG_RETRY_MS, GIVE_UP_EVERY, HELD_LOG_SHARE,
+    RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE, TOLD_WAIT,
 };
-use crate::config::{
-    Entry, LogId, Raft, RaftConfig, Snapshot, SnapshotMeta, TypeConfig, Vote, log_bytes_wanted,
-};
+use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig, Vote, log_bytes_wanted};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
 use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
 use crate::log_store::LogStore;
-use crate::machine::{Applied, Domain, Machine, MachineError, SnapshotData};
+use crate::machine::{Applied, Domain, Machine, MachineError};
 use crate::network::Network;
 use crate::proposal::Reply;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
+use crate::runtime::NodeRuntime;
 use crate::schedule::{self, Growth};
+use crate::snapshot_in::{Gate, Incoming, Standing};
+use crate::snapshot_out::{Outgoing, Pace};
+use crate::transfer::purge_target;
 
 /// Why the groups of a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,7 @@ pub(crate) struct Surroundings {
     pub(crate) peers: Peers,
     pub(crate) env: Env,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) snapshots: SnapshotWork,
 }
 
@@ -104,6 +107,12 @@ pub(crate) struct Group {
     role: Mutex<Role>,
     /// What its leader has sent while it joins.
     heard: Mutex<Heard>,
+    /// Snapshots that it gives to followers.
+    outgoing: Arc<Outgoing>,
+    /// Snapshots that it gets from a leader.
+    incoming: Arc<Incoming>,
+    /// Other voters that said lately that they acknowledge entries, with the end of their logs.
+    able: Mutex<BTreeMap<NodeId, u64>>,
 }
 
 /// Where this node stands in a group.
@@ -143,6 +152,10 @@ impl Drop for TransferTurn<'_> {
 
 /// Why a voter that joins is not made the leader.
 const NOT_ELIGIBLE_TO_LEAD: &str = "its directory was fresh; it takes no leadership before it has caught up";
+
+fn share_of(bytes: u64, (part, whole): (u64, u64)) -> u64 {
+    bytes / whole * part
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -189,7 +202,20 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
         let (applied, account) = (machine.applied(), machine.account());
-        let network = Network { group: id, peers: around.peers.clone(), catalogue: around.catalogue.clone() };
+        let pace = Pace {
+            chunk_bytes: around.config.transfer_chunk_bytes,
+            bytes_per_second: around.config.transfer_bytes_per_second,
+        };
+        let outgoing = Outgoing::new(id, around.config.node_id, pace);
+        let seed = around.env.entropy.below(u64::MAX);
+        let (files, sync_every) = (around.storage.snapshots(id), around.config.transfer_sync_bytes);
+        let incoming = Incoming::new(id, files, sync_every, around.gate.clone(), seed);
+        let network = Network {
+            group: id,
+            peers: around.peers.clone(),
+            catalogue: around.catalogue.clone(),
+            outgoing: outgoing.clone(),
+        };
         let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
         let me = around.config.node_id.0;
         let role = match around.storage.small_get(&rejoin::note_key(id)) {
@@ -232,6 +258,9 @@ impl Group {
             leader_heard: Mutex::new(None),
             role: Mutex::new(role),
             heard: Mutex::default(),
+            outgoing,
+            incoming,
+            able: Mutex::default(),
             around,
         }))
     }
@@ -372,8 +401,52 @@ impl Group {
 
     pub(crate) async fn handle(&self, request: PeerRequest) -> Result<Response, Failure> {
         let late = || Failure::new(Reason::ResultUnknown, "the request was not finished by its deadline");
-        let work = self.serve(request.from, request.body);
-        timeout_at(request.deadline, work).await.map_err(|_| late())?
+        let PeerRequest { from, deadline, body, .. } = request;
+        let served = async {
+            match body {
+                Request::RaftSnapshot(sent) => self.take_snapshot(from, sent).await,
+                body => self.serve(from, body).await,
+            }
+        };
+        timeout_at(deadline, served).await.map_err(|_| late())?
+    }
+
+    /// Takes one step of a snapshot's transfer.
+    async fn take_snapshot(&self, from: NodeId, sent: peer::RaftSnapshot) -> Result<Response, Failure> {
+        use peer::raft_snapshot_reply::Result as Reply;
+        let answer = |result| Ok(Response::RaftSnapshot(peer::RaftSnapshotReply { result: Some(result) }));
+        self.admit(&Request::RaftSnapshot(peer::RaftSnapshot::default()))?;
+        let vote = codec::from_wire_vote(sent.vote).map_err(|error| self.malformed(from, &error))?;
+        let known_term = self.leader_and_term().1;
+        check_vote(from, &vote, true, known_term).map_err(|why| self.malformed(from, &why))?;
+        let step = sent.step.ok_or_else(|| {
+            Failure::new(Reason::InvalidRequest, "a step of a snapshot that is unknown here")
+        })?;
+        let standing = Standing {
+            vote: self.raft.server_metrics().borrow_watched().vote,
+            committed: self.raft.data_metrics().borrow_watched().local_committed,
+        };
+        if standing.vote > vote {
+            return answer(Reply::HigherVote(codec::to_wire_vote(&standing.vote)));
+        }
+        let raft = self.raft.clone();
+        let install = move |snapshot: Snapshot| async move {
+            let installed = raft.install_full_snapshot(vote, snapshot).await;
+            let failed = |fatal: Fatal<TypeConfig>| Failure::new(Reason::Internal, fatal.to_string());
+            installed.map(|reply| reply.vote).map_err(failed)
+        };
+        // In a task of its own: the step is finished whether or not the caller waits, since bytes may be on their way to the
+        // disk.
+        let step = self.incoming.clone().step(from, vote, step, standing, install);
+        let taken = NodeRuntime::spawn(step).await;
+        let reply = taken.map_err(|error| Failure::new(Reason::Internal, error.to_string()))??;
+        if matches!(reply, Reply::Installed(_)) {
+            // What is here already may not be durable yet, and will count as acknowledged.
+            let durable = self.around.storage.raft(self.id).barrier().await;
+            durable.map_err(|error| Failure::new(Reason::StorageFailed, error.to_string()))?;
+        }
+        self.heard_leader();
+        answer(reply)
     }
 
     /// Refuses what a node with a fresh directory must not take part in.
@@ -486,21 +559,6 @@ impl Group {
                     last_log_id: reply.last_log_id.as_ref().map(codec::to_wire_id),
                 }))
             }
-            Request::RaftSnapshot(sent) => {
-                let vote = codec::from_wire_vote(sent.vote).map_err(bad)?;
-                plausible(&vote, true)?;
-                let meta = SnapshotMeta {
-                    last_log_id: sent.last_log_id.map(codec::from_wire_id),
-                    last_membership: codec::decode_membership(sent.membership).map_err(bad)?,
-                };
-                let snapshot = Snapshot { meta, snapshot: SnapshotData::Wire(sent.data) };
-                let reply =
-                    self.raft.install_full_snapshot(vote, snapshot).await.map_err(|f| self.fatal(&f))?;
-                self.heard_leader();
-                Ok(Response::RaftSnapshot(peer::RaftSnapshotReply {
-                    vote: Some(codec::to_wire_vote(&reply.vote)),
-                }))
-            }
             Request::RaftTransferLeader(order) => {
                 let vote = codec::from_wire_vote(order.from).map_err(bad)?;
                 plausible(&vote, true)?;
@@ -521,8 +579,15 @@ impl Group {
                 let vote = vote.as_ref().map(codec::to_wire_vote);
                 let last_log_id =
                     log.bounds().last.map(codec::from_storage_id).as_ref().map(codec::to_wire_id);
+                let receiving = self.incoming.is_receiving();
                 let feature_level = FeatureLevel::SUPPORTED.0;
-                Ok(Response::RaftSurvey(peer::RaftSurveyReply { vote, last_log_id, settled, feature_level }))
+                Ok(Response::RaftSurvey(peer::RaftSurveyReply {
+                    vote,
+                    last_log_id,
+                    settled,
+                    feature_level,
+                    receiving,
+                }))
             }
             _ => Err(Failure::new(Reason::InvalidRequest, "not a message of Raft")),
         }
@@ -569,13 +634,15 @@ impl Group {
     pub(crate) async fn steward(self: Arc<Self>) {
         let mut tick = tokio::time::interval(STEWARD_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut asked, mut gave_up) = (None, None);
+        let (mut asked, mut gave_up, mut looked) = (None, None, None);
         loop {
             tick.tick().await;
             let done = async {
                 self.watch_disk(&mut gave_up).await?;
                 self.settle().await?;
                 self.trim(&mut asked).await?;
+                self.incoming.tidy().await;
+                self.look_around(&mut looked).await;
                 if self.leadership() == Leadership::Leads {
                     self.enroll().await?;
                     self.initialize_cluster().await?;
@@ -722,7 +789,7 @@ impl Group {
         let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
         let last = reply.last_log_id.map(codec::from_wire_id);
         let leader = vote.map(|vote| vote.leader_id);
-        Some(SurveyReply { settled: reply.settled, leader, last })
+        Some(SurveyReply { settled: reply.settled, receiving: reply.receiving, leader, last })
     }
 
     async fn inquire(&self, other: NodeId) -> Option<peer::RaftSurveyReply> {
@@ -760,8 +827,15 @@ impl Group {
         };
         let fresh = applied.saturating_sub(snapshot);
         let storage = &self.around.storage;
-        let pressed = storage.log_pressure().is_err()
-            || storage.stats().log_bytes > log_bytes_wanted(storage.max_log_bytes());
+        let log_bytes = storage.stats().log_bytes;
+        let held_bound = share_of(storage.max_log_bytes(), HELD_LOG_SHARE);
+        let holds = self.holds();
+        // What is held for a follower is not let go by another snapshot either.
+        let held = holds.iter().any(|hold| hold.needs < snapshot) && log_bytes < held_bound;
+        let wanted = log_bytes_wanted(storage.max_log_bytes());
+        // Not for a full disk: a snapshot takes room before it gives any.
+        let refused = storage.log_pressure().is_err_and(|e| !matches!(e, StorageError::DiskFull { .. }));
+        let pressed = refused || (log_bytes > wanted && !held);
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         let (bytes, state_bytes) = self.account.growth();
         let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
@@ -769,10 +843,64 @@ impl Group {
         if rested && (due || (pressed && fresh > 0)) {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;
-        } else if pressed && snapshot > purged {
-            self.raft.trigger().purge_log(snapshot - 1).await?;
+            return Ok(());
+        }
+        let wanted = if pressed { snapshot } else { snapshot.saturating_sub(config.entries_kept) };
+        let target = purge_target(wanted, holds.into_iter(), log_bytes, held_bound);
+        let batch = if pressed { 1 } else { (config.entries_kept / 8).clamp(1, APPEND_ENTRIES) };
+        if target >= purged.saturating_add(batch) {
+            self.raft.trigger().purge_log(target - 1).await?;
         }
         Ok(())
+    }
+
+    /// Followers for which this node keeps entries, when it leads.
+    fn holds(&self) -> Vec<crate::transfer::Hold> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let next = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index + 1);
+        let Some(replication) = &metrics.replication else {
+            self.outgoing.let_go();
+            return Vec::new();
+        };
+        let matched = |to: NodeId| replication.get(&to.0).map_or(0, next);
+        let near = self.around.config.entries_kept / 2;
+        self.outgoing.holds(matched, metrics.last_log_index.map_or(0, |index| index + 1), near)
+    }
+
+    /// Asks the other voters whether they acknowledge entries, from time to time.
+    async fn look_around(&self, looked: &mut Option<Instant>) {
+        if looked.is_some_and(|at: Instant| at.elapsed() < ABILITY_EVERY) {
+            return;
+        }
+        *looked = Some(Instant::now());
+        let me = self.around.config.node_id;
+        let voters =
+            self.voters().into_iter().filter(|id| *id != me && self.around.peers.liveness(*id).is_up());
+        let asked = voters.map(|other| async move { (other, self.ask(other).await) });
+        let answers = join_all(asked).await;
+        let able = answers.into_iter().filter_map(|(other, said)| {
+            let said = said.filter(|said| said.settled && !said.receiving)?;
+            Some((other, said.last.map_or(0, |last| last.index + 1)))
+        });
+        *lock(&self.able) = able.collect();
+    }
+
+    /// How many voters can acknowledge entries now, as far as this node knows, itself included: those that can be reached,
+    /// are not joining, and need no snapshot first.
+    pub(crate) fn able_voters(&self) -> usize {
+        let me = self.around.config.node_id;
+        let purged = {
+            let metrics = self.raft.data_metrics();
+            let purged = metrics.borrow_watched().purged;
+            purged.map_or(0, |id| id.index + 1)
+        };
+        let myself = *lock(&self.role) == Role::Settled && !self.incoming.is_receiving();
+        let able = lock(&self.able).clone();
+        let other = |id: &NodeId| {
+            self.around.peers.liveness(*id).is_up() && able.get(id).is_some_and(|end| *end >= purged)
+        };
+        self.voters().iter().filter(|id| if **id == me { myself } else { other(id) }).count()
     }
 
     /// Members that do not vote learn.

@@ -6,6 +6,8 @@
 //! `machine` (tables, snapshots). What entries mean is decided by the domains `catalogue_machine` and `kv_machine`, pure
 //! functions of the log. `config` and `codec` keep openraft's types off the disk and the wire; this crate alone names it.
 //!
+//! Snapshots travel as files in checked pieces: `transfer` decides, `snapshot_out` sends, `snapshot_in` receives.
+//!
 //! Invariants:
 //! - A vote is durable before it is given, an entry before it is acknowledged; the log is purged only below a durable
 //!   snapshot.
@@ -19,6 +21,7 @@ mod codec;
 mod config;
 mod digest;
 mod disk_watch;
+mod generations;
 mod groups;
 mod handover;
 mod incoming;
@@ -36,10 +39,13 @@ mod runtime;
 mod schedule;
 mod sessions;
 mod snapshot;
+mod snapshot_in;
+mod snapshot_out;
 mod strong;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use codec::CodecError;
 pub use config::RaftConfig;

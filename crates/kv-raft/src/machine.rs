@@ -9,21 +9,22 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::{Stream, TryStreamExt};
-use kv_storage::{Batch, Snapshots, Storage, StorageError};
+use kv_storage::{CopyRow, Snapshots, Storage, StorageError};
 use kv_types::GroupId;
 use kv_types::catalogue::FeatureLevel;
 use openraft::storage::{EntryResponder, RaftStateMachine};
-use openraft::{EntryPayload, OptionalSend};
+use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
 
 use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec::{self, CodecError};
 use crate::config::limits::{LOG_ENTRY_BYTES, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::generations::{self, Generations};
 use crate::proposal::{Point, Proposal, Reply};
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
-use crate::snapshot::{self, batch_of};
+use crate::snapshot::{self, rows_for};
 use crate::tables::{Rows, Space, Stage, Table, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
@@ -41,12 +42,6 @@ pub enum MachineError {
         /// What.
         what: &'static str,
     },
-    /// A snapshot was being installed when the node stopped, and its file is not there any more.
-    #[error("the state of {group} was being replaced by a snapshot and no snapshot file is left")]
-    HalfReplaced {
-        /// The group.
-        group: GroupId,
-    },
     /// The cluster uses what this program does not know.
     #[error(
         "the cluster is at {level}, and this version of the program supports up to {supported}: upgrade this node"
@@ -56,12 +51,6 @@ pub enum MachineError {
         level: FeatureLevel,
         /// This program's.
         supported: FeatureLevel,
-    },
-    /// A snapshot is too large for a message between nodes.
-    #[error("the snapshot does not fit in one message between nodes ({bound} bytes)")]
-    SnapshotTooLarge {
-        /// The bound.
-        bound: usize,
     },
     /// A task of the runtime failed.
     #[error(transparent)]
@@ -128,32 +117,29 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The state as it is in the tables; where a snapshot was half installed, it is installed again.
+    /// The state as it is in the tables, in the generation that counts; what is of others is removed in the background.
     pub(crate) async fn open(
         storage: Storage,
         group: GroupId,
         domain: impl Domain,
     ) -> Result<Self, MachineError> {
         let files = storage.snapshots(group);
+        let generations = Generations::read(&storage, group)?;
+        let space = Space { group, generation: generations.current };
         let mut machine = Self {
-            space: Space::first(group),
+            space,
             storage,
             files,
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
-            applied: Arc::new(RwLock::new(AppliedState { space: Space::first(group), last: None })),
+            applied: Arc::new(RwLock::new(AppliedState { space, last: None })),
             account: Arc::default(),
             work: SnapshotWork::default(),
         };
-        match machine.stored_mark() {
-            Ok(mark) => machine.reload(mark).await?,
-            Err(MachineError::Storage(StorageError::Replacing)) => {
-                let files = machine.files.clone();
-                let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
-                let (file, mark) = newest.ok_or(MachineError::HalfReplaced { group })?;
-                machine.replace_with(file.id, mark).await?;
-            }
-            Err(error) => return Err(error),
+        let mark = stored_mark(&machine.storage, space)?;
+        machine.reload(mark).await?;
+        if generations.attempted > Space::first(group).generation {
+            machine.remove_garbage(generations);
         }
         Ok(machine)
     }
@@ -173,13 +159,9 @@ impl Machine {
         Self { work, ..self }
     }
 
-    fn stored_mark(&self) -> Result<SnapshotMeta, MachineError> {
-        stored_mark(&self.storage, self.space)
-    }
-
     async fn reload(&mut self, mark: SnapshotMeta) -> Result<(), MachineError> {
         self.domain.load(&self.storage, self.space)?;
-        self.applied.write().await.last = mark.last_log_id;
+        *self.applied.write().await = AppliedState { space: self.space, last: mark.last_log_id };
         self.mark = mark;
         self.domain.publish();
         Ok(())
@@ -245,16 +227,29 @@ impl Machine {
         Ok(())
     }
 
-    /// Replaces the whole state by one of this node's own snapshot files. Reads wait meanwhile.
+    /// Replaces the whole state by one of this node's own snapshot files. It is loaded beside the present one, which is read
+    /// meanwhile; a record switches.
     async fn replace_with(&mut self, id: u64, mark: SnapshotMeta) -> Result<(), MachineError> {
+        let group = self.space.group;
+        let generations = Generations::read(&self.storage, group)?.attempt();
+        generations.put(&self.storage, group).await?;
+        let space = Space { group, generation: generations.attempted };
+        self.load(id, space, &mark).await?;
+        if !kv_types::mutant!(SwitchedBeforeDurable) {
+            self.storage.finish_load().await?;
+        }
+        let generations = generations.switched();
+        generations.put(&self.storage, group).await?;
+        self.space = space;
+        self.reload(mark).await?;
+        self.remove_garbage(generations);
+        Ok(())
+    }
+
+    /// Writes the rows of a snapshot file into a space that nothing reads yet.
+    async fn load(&self, id: u64, space: Space, mark: &SnapshotMeta) -> Result<(), MachineError> {
         let data = SnapshotData::File { files: self.files.clone(), id };
         let mut blocks = NodeRuntime::blocking(move || data.blocks()).await??;
-        let name = format!("raft {}", self.space.group);
-        let prefix = keys::of_space(self.space);
-        let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
-        let applied = self.applied.clone();
-        let mut applied = applied.write().await;
-        let mut replace = self.storage.replace(name.as_bytes(), &ranges).await?;
         loop {
             let (rest, block) = NodeRuntime::blocking(move || {
                 let block = blocks.next();
@@ -263,13 +258,39 @@ impl Machine {
             .await?;
             blocks = rest;
             let Some((_, block)) = block? else { break };
-            replace.push(batch_of(block, self.space)?).await?;
+            self.load_rows(rows_for(block, space)?).await?;
         }
-        let row = Batch::new().put(Table::Applied.id(), &prefix, codec::encode_mark(&mark));
-        replace.finish(row).await?;
-        applied.last = mark.last_log_id;
-        drop(applied);
-        self.reload(mark).await
+        let row = (Table::Applied.id(), keys::of_space(space).into(), Some(codec::encode_mark(mark)));
+        self.load_rows(VecDeque::from([row])).await
+    }
+
+    async fn load_rows(&self, mut rows: VecDeque<CopyRow>) -> Result<(), MachineError> {
+        while !rows.is_empty() {
+            let storage = self.storage.clone();
+            rows = NodeRuntime::blocking(move || storage.load(&mut rows).map(|()| rows)).await??;
+            self.storage.let_drain().await;
+        }
+        Ok(())
+    }
+
+    fn remove_garbage(&self, generations: Generations) {
+        let (storage, group) = (self.storage.clone(), self.space.group);
+        drop(NodeRuntime::spawn(async move {
+            if let Err(error) = generations::remove(storage, group, generations.garbage()).await {
+                tracing::warn!(%group, %error, "states that no longer count are left until the next start");
+            }
+        }));
+    }
+
+    /// Whether the log brings the state to a snapshot's point by itself: it reaches from what is applied to there, and is known
+    /// to be committed that far.
+    fn log_reaches(&self, snapshot: &SnapshotMeta) -> Result<bool, MachineError> {
+        let log = self.storage.raft(self.space.group);
+        let committed = log.committed().map(codec::decode_log_id).transpose()?;
+        let purged = log.bounds().purged.map(codec::from_storage_id);
+        let Some(last) = snapshot.last_log_id else { return Ok(true) };
+        let has_it = log.id_of(last.index).map(codec::from_storage_id) == Some(last);
+        Ok(purged <= self.mark.last_log_id && has_it && committed >= Some(last))
     }
 }
 
@@ -387,10 +408,17 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let files = self.files.clone();
-        let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
-        Ok(newest.map(|(file, meta)| {
-            self.account.has_snapshot(0, file.bytes);
-            Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id: file.id } }
-        }))
+        let Some((file, meta)) = NodeRuntime::blocking(move || snapshot::newest(&files)).await?? else {
+            return Ok(None);
+        };
+        self.account.has_snapshot(0, file.bytes);
+        // At a start openraft installs any snapshot that is ahead of the tables, although they catch up by themselves. It asks
+        // again when it has applied what is committed.
+        let starting = self.account.told.get().is_none();
+        if starting && meta.last_log_id > self.mark.last_log_id && self.log_reaches(&meta)? {
+            return Ok(None);
+        }
+        let snapshot = SnapshotData::File { files: self.files.clone(), id: file.id };
+        Ok(Some(Snapshot { meta, snapshot }))
     }
 }

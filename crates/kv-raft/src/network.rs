@@ -11,7 +11,6 @@ use kv_proto::peer;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_types::catalogue::Catalogue;
-use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
 use kv_types::{GroupId, NodeId};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
@@ -24,12 +23,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::config::limits::{APPEND_AT_MOST, APPEND_IDLE, SNAPSHOT_DEADLINE, SNAPSHOT_ENVELOPE_BYTES};
+use crate::config::limits::{APPEND_AT_MOST, APPEND_IDLE};
 use crate::config::{Entry, Snapshot, TypeConfig, Vote};
 use crate::machine::SnapshotData;
 use crate::pace::Pace;
-use crate::runtime::NodeRuntime;
-use crate::snapshot;
+use crate::snapshot_out::Outgoing;
 
 type RpcError = RPCError<TypeConfig>;
 
@@ -38,6 +36,7 @@ pub(crate) struct Network {
     pub(crate) group: GroupId,
     pub(crate) peers: Peers,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) outgoing: Arc<Outgoing>,
 }
 
 impl Network {
@@ -46,6 +45,7 @@ impl Network {
             group: self.group,
             peers: self.peers.clone(),
             catalogue: self.catalogue.clone(),
+            outgoing: self.outgoing.clone(),
             target: NodeId(target),
             append_lane,
             pace: Pace::default(),
@@ -74,6 +74,7 @@ pub(crate) struct Client {
     group: GroupId,
     peers: Peers,
     catalogue: watch::Receiver<Arc<Catalogue>>,
+    outgoing: Arc<Outgoing>,
     target: NodeId,
     append_lane: Lane,
     /// How much the target gets at once.
@@ -81,14 +82,17 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    async fn ask(&self, lane: Lane, body: Request, patience: Patience) -> Result<Response, PeerError> {
+        let about = Address { group: self.group, epoch: self.catalogue.borrow().epoch, ..Address::default() };
+        self.peers.call_with(self.target, lane, about, body, patience).await
+    }
+
     async fn call(&self, lane: Lane, body: Request, within: Duration) -> Result<Response, RpcError> {
         self.call_with(lane, body, Patience::Until(Instant::now() + within)).await
     }
 
     async fn call_with(&self, lane: Lane, body: Request, patience: Patience) -> Result<Response, RpcError> {
-        let about = Address { group: self.group, epoch: self.catalogue.borrow().epoch, ..Address::default() };
-        let answer = self.peers.call_with(self.target, lane, about, body, patience).await;
-        answer.map_err(|error| match error {
+        self.ask(lane, body, patience).await.map_err(|error| match error {
             // A refusal will be repeated for a while, a missing connection too: back off.
             PeerError::NotSent { .. } | PeerError::Refused(_) => {
                 RpcError::Unreachable(Unreachable::from_string(error.to_string()))
@@ -217,35 +221,19 @@ impl RaftNetworkV2<TypeConfig> for Client {
         vote: Vote,
         snapshot: Snapshot,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        option: RPCOption,
+        _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let send = async {
-            let unreadable = |error: String| RpcError::Unreachable(Unreachable::from_string(error));
-            let bound = MAX_PEER_MESSAGE_BYTES - SNAPSHOT_ENVELOPE_BYTES;
-            let contents = snapshot.snapshot;
-            let packed = NodeRuntime::blocking(move || snapshot::pack(&contents, bound)).await;
-            let data = packed
-                .map_err(crate::machine::MachineError::from)
-                .and_then(std::convert::identity)
-                .inspect_err(|error| tracing::error!(group = self.group.0, to = %self.target, %error, "snapshot not sent"))
-                .map_err(|error| unreadable(error.to_string()))?;
-            let body = Request::RaftSnapshot(peer::RaftSnapshot {
-                vote: Some(codec::to_wire_vote(&vote)),
-                last_log_id: snapshot.meta.last_log_id.as_ref().map(codec::to_wire_id),
-                membership: codec::encode_membership(&snapshot.meta.last_membership),
-                data,
-            });
-            match self.call(Lane::Bulk, body, option.hard_ttl().min(SNAPSHOT_DEADLINE)).await? {
-                Response::RaftSnapshot(reply) => {
-                    let vote = codec::from_wire_vote(reply.vote).map_err(undecodable)?;
-                    Ok(SnapshotResponse { vote })
-                }
-                _ => Err(unexpected()),
-            }
-        };
-        match select(std::pin::pin!(cancel), std::pin::pin!(send)).await {
+        let give = self.outgoing.give(self.target, vote, snapshot, |body, within| {
+            self.ask(Lane::Bulk, body, Patience::Until(Instant::now() + within))
+        });
+        match select(std::pin::pin!(cancel), std::pin::pin!(give)).await {
             Either::Left((closed, _)) => Err(StreamingError::Closed(closed)),
-            Either::Right((sent, _)) => sent.map_err(StreamingError::from),
+            Either::Right((Ok(vote), _)) => Ok(SnapshotResponse { vote }),
+            // openraft comes back after a pause, with the newest snapshot there is then.
+            Either::Right((Err(error), _)) => {
+                tracing::warn!(group = self.group.0, to = %self.target, %error, "a snapshot has not arrived");
+                Err(RpcError::Unreachable(Unreachable::from_string(error.to_string())).into())
+            }
         }
     }
 

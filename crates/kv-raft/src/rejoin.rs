@@ -57,6 +57,8 @@ use crate::config::{LeaderId, LogId, Vote};
 pub(crate) struct SurveyReply {
     /// It is not itself fresh or joining.
     pub(crate) settled: bool,
+    /// A snapshot is on its way to it or being installed.
+    pub(crate) receiving: bool,
     /// Whom its vote is for.
     pub(crate) leader: Option<LeaderId>,
     /// The end of its log.
@@ -224,13 +226,13 @@ mod tests {
     }
 
     fn says(term: u64, last: Option<LogId>) -> SurveyReply {
-        SurveyReply { settled: true, leader: Some(LeaderId::new(term, 2)), last }
+        SurveyReply { settled: true, receiving: false, leader: Some(LeaderId::new(term, 2)), last }
     }
 
     #[test]
     fn a_group_is_formed_only_when_no_majority_can_know_more() {
-        let nothing = SurveyReply { settled: false, leader: None, last: None };
-        let formed = SurveyReply { settled: true, leader: None, last: Some(id(0, 0)) };
+        let nothing = SurveyReply { settled: false, receiving: false, leader: None, last: None };
+        let formed = SurveyReply { settled: true, receiving: false, leader: None, last: Some(id(0, 0)) };
         for (voters, needed) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3)] {
             for answers in 0..voters {
                 for rested in [false, true] {
@@ -253,7 +255,12 @@ mod tests {
 
     #[test]
     fn whoever_joins_notes_the_newest_of_what_enough_settled_members_have() {
-        let fresh = SurveyReply { settled: false, leader: Some(LeaderId::new(9, 1)), last: Some(id(8, 8)) };
+        let fresh = SurveyReply {
+            settled: false,
+            receiving: false,
+            leader: Some(LeaderId::new(9, 1)),
+            last: Some(id(8, 8)),
+        };
         let (old, new) = (says(4, Some(id(2, 70))), says(5, Some(id(4, 60))));
         assert_eq!(judge(5, &[old.clone(), new.clone(), fresh.clone()], true), Decision::Ask);
         let some = [old.clone(), new.clone(), fresh, old.clone()];

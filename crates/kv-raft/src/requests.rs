@@ -16,7 +16,6 @@ use tokio::time::{Instant, timeout_at};
 #[cfg(test)]
 use crate::backlog::Load;
 use crate::backlog::{Full, Place};
-use crate::codec::CodecError;
 use crate::config::limits::{DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, RETRY_AFTER_MS};
 use crate::config::{LogId, TypeConfig};
 use crate::digest::Digesting;
@@ -47,18 +46,30 @@ impl View {
         self.applied.space
     }
 
-    /// A row, decoded.
-    pub(crate) fn get<T>(
+    /// Some rows in the order of their keys, read together and off this thread.
+    pub(crate) async fn rows<const N: usize>(
         &self,
-        table: Table,
-        key: &[u8],
-        decode: impl FnOnce(bytes::Bytes) -> Result<T, CodecError>,
-    ) -> Result<Option<T>, Failure> {
-        let failed =
-            |error: &dyn std::fmt::Display| Failure::new(Reason::StorageFailed, error.to_string()).of_read();
-        let row = self.storage.get(table.id(), key).map_err(|error| failed(&error))?;
-        row.map(|row| decode(row.value)).transpose().map_err(|error| failed(&error))
+        keys: [(Table, Vec<u8>); N],
+        deadline: Instant,
+    ) -> Result<[Option<bytes::Bytes>; N], Failure> {
+        let keys = keys.into_iter().map(|(table, key)| (table.id(), key)).collect();
+        let late =
+            |_| Failure::new(Reason::DeadlineExpired, "the state was not read by the deadline").of_read();
+        let rows = timeout_at(deadline, self.storage.read_rows(keys)).await.map_err(late)?;
+        let rows = rows.map_err(|error| match error {
+            StorageError::Overloaded { .. } => {
+                Failure::new(Reason::Overloaded, error.to_string()).of_read().retry_after_ms(RETRY_AFTER_MS)
+            }
+            error => unreadable(&error),
+        })?;
+        let mut rows = rows.into_iter();
+        Ok(std::array::from_fn(|_| rows.next().flatten().map(|row| row.value)))
     }
+}
+
+/// The failure of a read that found what it cannot decode, or that the disk refused.
+pub(crate) fn unreadable(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Reason::StorageFailed, error.to_string()).of_read()
 }
 
 impl Group {
@@ -67,7 +78,7 @@ impl Group {
     fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
         if let Err(pressure) = self.around.storage.log_pressure() {
             let reason = match pressure {
-                StorageError::LogFull { .. } => Reason::LimitStorage,
+                StorageError::LogFull { .. } | StorageError::DiskFull { .. } => Reason::LimitStorage,
                 _ => Reason::Overloaded,
             };
             return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));

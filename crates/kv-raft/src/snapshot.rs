@@ -1,8 +1,11 @@
 //! A group's state as a file: rows of its tables in checksummed blocks. kv-storage keeps the file (fsynced, renamed,
-//! its directory fsynced); what is in the blocks is decided here, and is the same on the wire.
+//! its directory fsynced); what is in the blocks is decided here. Between nodes the file travels as it is (`transfer`).
 
-use bytes::{Buf, BufMut, Bytes};
-use kv_storage::{Batch, BlockKind, SnapshotInfo, SnapshotReader, Snapshots, StorageError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{BufMut, Bytes};
+use kv_storage::{BlockKind, CopyRow, SnapshotInfo, SnapshotPart, SnapshotReader, Snapshots, StorageError};
 
 use crate::codec::{self, CodecError, Reader, Write};
 use crate::config::limits::SNAPSHOT_BLOCK_BYTES;
@@ -20,15 +23,30 @@ pub(crate) enum SnapshotData {
         /// Which of them.
         id: u64,
     },
-    /// As received from the leader.
-    Wire(Bytes),
+    /// Received from the leader and checked; it becomes a file when it is installed.
+    Received(ReceivedPart),
+}
+
+/// A part that holds a whole snapshot, checked. It can be taken once.
+#[derive(Clone)]
+pub(crate) struct ReceivedPart(Arc<Mutex<Option<SnapshotPart>>>);
+
+impl ReceivedPart {
+    pub(crate) fn new(part: SnapshotPart) -> Self {
+        Self(Arc::new(Mutex::new(Some(part))))
+    }
+
+    /// The part, unless it was installed.
+    pub(crate) fn take(&self) -> Option<SnapshotPart> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl std::fmt::Debug for SnapshotData {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File { id, .. } => write!(f, "snapshot file {id}"),
-            Self::Wire(bytes) => write!(f, "snapshot of {} bytes", bytes.len()),
+            Self::Received(_) => write!(f, "received snapshot"),
         }
     }
 }
@@ -49,80 +67,48 @@ pub(crate) fn newest(files: &Snapshots) -> Result<Option<(SnapshotInfo, Snapshot
     Ok(Some((newest, mark)))
 }
 
-/// The contents of a snapshot for the wire: each block behind its length and checksum. Refused above `bound` bytes. Blocks.
-pub(crate) fn pack(data: &SnapshotData, bound: usize) -> Result<Bytes, MachineError> {
-    let mut packed = Vec::new();
-    let mut blocks = data.blocks()?;
-    while let Some((kind, block)) = blocks.next()? {
-        if packed.len() + block.len() + PACKED_HEAD > bound {
-            return Err(MachineError::SnapshotTooLarge { bound });
-        }
-        packed.put_u32(codec::length(block.len()));
-        packed.put_u8(u8::from(kind == BlockKind::Tail));
-        packed.put_u32(crc32c::crc32c(&block));
-        packed.put_slice(&block);
-    }
-    Ok(packed.into())
-}
-
-/// Length, kind and checksum before each block on the wire.
-const PACKED_HEAD: usize = 9;
-
-/// The blocks of a snapshot, each checked when it is read.
-pub(crate) enum Blocks {
-    File(SnapshotReader),
-    Wire(Bytes),
-}
+/// The blocks of a snapshot file, each checked when it is read.
+pub(crate) struct Blocks(SnapshotReader);
 
 impl Blocks {
     /// The next block; none after the last. Blocks.
     pub(crate) fn next(&mut self) -> Result<Option<(BlockKind, Bytes)>, MachineError> {
-        let rest = match self {
-            Self::File(file) => return Ok(file.next_block()?),
-            Self::Wire(rest) if rest.is_empty() => return Ok(None),
-            Self::Wire(rest) => rest,
-        };
-        let truncated = CodecError::Truncated { what: "snapshot" };
-        let head = (rest.try_get_u32(), rest.try_get_u8(), rest.try_get_u32());
-        let (Ok(length), Ok(kind), Ok(checksum)) = head else {
-            return Err(truncated.into());
-        };
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if rest.len() < length {
-            return Err(truncated.into());
-        }
-        let block = rest.split_to(length);
-        if crc32c::crc32c(&block) == checksum {
-            let kind = if kind == 0 { BlockKind::Base } else { BlockKind::Tail };
-            return Ok(Some((kind, block)));
-        }
-        let why = "a block does not match its checksum".to_owned();
-        Err(CodecError::Invalid { what: "snapshot", why }.into())
+        Ok(self.0.next_block()?)
     }
 }
 
 impl SnapshotData {
     /// Its blocks from the first on. Blocks.
     pub(crate) fn blocks(&self) -> Result<Blocks, MachineError> {
-        Ok(match self {
-            Self::File { files, id } => Blocks::File(files.open(*id)?),
-            Self::Wire(bytes) => Blocks::Wire(bytes.clone()),
-        })
+        match self {
+            Self::File { files, id } => Ok(Blocks(files.open(*id)?)),
+            Self::Received(_) => Err(MachineError::Lost { what: "the file of a received snapshot" }),
+        }
     }
 
     /// Makes it a durable file of this node, unless it is one. All blocks are checked before the file exists. Blocks.
     pub(crate) fn import(&self, files: &Snapshots, mark: &SnapshotMeta) -> Result<u64, MachineError> {
         let id = id_of(mark.last_log_id.as_ref());
         let header = codec::encode_mark(mark);
-        if !has(files, id, &header)? {
-            let mut file = files.create()?;
-            let mut blocks = self.blocks()?;
-            while let Some((kind, block)) = blocks.next()? {
-                rows_of(block.clone())?;
-                file.write(kind, &block)?;
-            }
-            file.finish(id, &header)?;
+        if has(files, id, &header)? {
+            return Ok(id);
         }
+        if let Self::Received(received) = self {
+            let part = received.take().ok_or(MachineError::Lost { what: "a received snapshot" })?;
+            let published = part.publish(id)?;
+            // It was checked when it was received; what is on the disk now must still be that.
+            if published.header != header {
+                return Err(MachineError::Lost { what: "the header of a received snapshot" });
+            }
+            return Ok(id);
+        }
+        let mut file = files.create()?;
+        let mut blocks = self.blocks()?;
+        while let Some((kind, block)) = blocks.next()? {
+            rows_of(block.clone())?;
+            file.write(kind, &block)?;
+        }
+        file.finish(id, &header)?;
         Ok(id)
     }
 }
@@ -148,18 +134,11 @@ pub(crate) fn rows_of(block: Bytes) -> Result<Vec<Record>, MachineError> {
     Ok(rows)
 }
 
-/// The records of a block as a batch for a space.
-pub(crate) fn batch_of(block: Bytes, space: Space) -> Result<Batch, MachineError> {
-    let mut batch = Batch::new();
+/// The records of a block as rows of a space.
+pub(crate) fn rows_for(block: Bytes, space: Space) -> Result<VecDeque<CopyRow>, MachineError> {
     let space = keys::of_space(space);
-    for (table, key, value) in rows_of(block)? {
-        let key = [&space[..], &key].concat();
-        match value {
-            Some(value) => batch.push_put(table.id(), key, value),
-            None => batch.push_delete(table.id(), key),
-        }
-    }
-    Ok(batch)
+    let rows = rows_of(block)?.into_iter();
+    Ok(rows.map(|(table, key, value)| (table.id(), [&space[..], &key].concat().into(), value)).collect())
 }
 
 const ABSENT: u8 = 0;

@@ -36,10 +36,11 @@ use crate::config::limits::RETRY_AFTER_MS;
 use crate::groups::{Group, Leadership, StartError, Surroundings, Unserved};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::proposal::{Effect, Point, Reply, Written};
-use crate::requests::View;
+use crate::requests::{View, unreadable};
 use crate::row::Live;
 use crate::runtime::NodeRuntime;
 use crate::sessions::Openings;
+use crate::snapshot_in::Gate;
 use crate::tables::{Table, keys};
 
 /// How a request came here.
@@ -67,6 +68,7 @@ struct Inner {
     /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
     seeds: Option<AtomicU64>,
     writes: AtomicU64,
+    gate: Arc<Gate>,
 }
 
 impl Drop for Inner {
@@ -93,12 +95,14 @@ impl Strong {
         peers.set_members(config.members.clone());
         let config = Arc::new(config);
         let (published, catalogue) = watch::channel(Arc::default());
+        let gate = Arc::<Gate>::default();
         let around = Surroundings {
             config: config.clone(),
             storage: storage.clone(),
             peers: peers.clone(),
             env,
             catalogue: catalogue.clone(),
+            gate: gate.clone(),
             snapshots: SnapshotWork::new(config.snapshot_bytes_per_second),
         };
         let catalogue_group = Group::start(
@@ -123,6 +127,7 @@ impl Strong {
             stewards: Mutex::new(stewards),
             seeds: NodeRuntime::draw().map(AtomicU64::new),
             writes: AtomicU64::new(0),
+            gate,
         })))
     }
 
@@ -175,9 +180,12 @@ impl Strong {
                 let view = group.view(deadline).await?;
                 let space = view.space();
                 let place = keys::data(space, namespace.id, key.as_bytes());
-                let found = view.get(Table::Data, &place, Live::decode)?;
+                let counter = keys::revision(space, namespace.id);
+                let [found, revision] =
+                    view.rows([(Table::Data, place), (Table::Meta, counter)], deadline).await?;
+                let found = found.map(Live::decode).transpose().map_err(|error| unreadable(&error))?;
                 let revision =
-                    view.get(Table::Meta, &keys::revision(space, namespace.id), decode_revision)?;
+                    revision.map(decode_revision).transpose().map_err(|error| unreadable(&error))?;
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
                 let (revision_of_value, value) =
                     found.map(|row| (row.revision, row.value)).unwrap_or_default();
@@ -460,6 +468,7 @@ impl Strong {
             reachable_voters: u32::try_from(reachable).unwrap_or(u32::MAX),
             purged_index: index(&metrics.purged),
             snapshot_index: index(&metrics.snapshot),
+            able_voters: u32::try_from(group.able_voters()).unwrap_or(u32::MAX),
             impediment: group.impediment().unwrap_or_default(),
         }
     }
@@ -471,6 +480,11 @@ impl Strong {
             admin::GroupLeader { group: group.id.0, leader: leader.map_or(0, |leader| leader.0), term }
         };
         self.0.groups.values().map(leader_of).collect()
+    }
+
+    /// Steps of snapshots from other nodes that were refused since this node started, by the name of the reason.
+    pub fn snapshot_refusals(&self) -> BTreeMap<&'static str, u64> {
+        self.0.gate.refusals()
     }
 
     /// What keeps this node from leading its groups, for people: a disk that hangs.
@@ -604,7 +618,7 @@ impl Strong {
         let catalogue = self.0.catalogue.borrow().clone();
         let members = &self.0.config.members;
         let member =
-            catalogue.members.get(&leader).or_else(|| members.iter().find(|member| member.id == leader));
+            members.iter().find(|member| member.id == leader).or_else(|| catalogue.members.get(&leader));
         let address = member.map_or("", |member| member.client_address.as_str());
         Failure::new(
             Reason::NotLeader,

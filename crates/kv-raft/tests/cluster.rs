@@ -20,7 +20,9 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kv_env::Env;
-use kv_peer::{PeerConfig, PeerHandler, PeerRequest, Peers};
+use kv_peer::{Address, Lane, PeerConfig, PeerHandler, PeerRequest, Peers};
+use kv_proto::peer::raft_snapshot::Step;
+use kv_proto::peer::raft_snapshot_reply::Result as SnapshotReply;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, client_id_bytes, peer, v1};
@@ -43,15 +45,34 @@ struct Valve {
     up_to: Option<u64>,
     /// Does not say what it has.
     mute: bool,
+    /// Offsets of the pieces of snapshots that came.
+    pieces: Vec<u64>,
+    /// So many pieces are taken; the next ones are not answered well.
+    pieces_taken: Option<usize>,
+    /// Of so many pieces that come next, a bit flips on the way.
+    flips: usize,
 }
 
 impl Valve {
     /// Narrows a request to what is taken of it; tells the last entry that is, if not all are.
-    fn narrow(&self, request: &mut PeerRequest) -> Result<Option<peer::LogId>, Failure> {
+    fn narrow(&mut self, request: &mut PeerRequest) -> Result<Option<peer::LogId>, Failure> {
         let shut = Err(Failure::new(Reason::NotReady, "the test does not let it through"));
         match &mut request.body {
             _ if request.about.group != GroupId::FIRST_DATA => Ok(None),
             Request::RaftSurvey(_) if self.mute => shut,
+            Request::RaftSnapshot(peer::RaftSnapshot { step: Some(Step::Chunk(chunk)), .. }) => {
+                if self.pieces_taken.is_some_and(|taken| self.pieces.len() >= taken) {
+                    return shut;
+                }
+                self.pieces.push(chunk.offset);
+                if self.flips > 0 {
+                    self.flips -= 1;
+                    let mut data = chunk.data.to_vec();
+                    data[0] ^= 1;
+                    chunk.data = data.into();
+                }
+                Ok(None)
+            }
             Request::RaftAppend(_) if self.deaf => shut,
             Request::RaftAppend(append) => {
                 let index = |entry: &peer::LogEntry| entry.id.unwrap().index;
@@ -798,6 +819,241 @@ async fn a_sixth_member_learns() {
     })
     .await;
     assert_eq!(learner.voters, [1, 2, 3, 4, 5]);
+    cluster.stop().await;
+}
+
+/// Small pieces, so that a small state is far larger than a message.
+fn in_pieces(config: &mut RaftConfig) {
+    config.snapshot_every = 40;
+    config.entries_kept = 5;
+    config.transfer_chunk_bytes = 2 << 10;
+    config.transfer_sync_bytes = 8 << 10;
+    // Some two seconds for the whole.
+    config.transfer_bytes_per_second = 256 << 10;
+}
+
+const VALUE_BYTES: usize = 8 << 10;
+
+/// Kills a follower and writes until the leader has purged what it would need; returns leader and follower.
+async fn left_behind(cluster: &mut Cluster, bank: &Namespace, client: &Client) -> (u64, u64) {
+    put(cluster.strong(1), bank, client.put("first", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let away = leader % 3 + 1;
+    let left = cluster.data(away).last_index;
+    cluster.kill(away).await;
+    let value = "v".repeat(VALUE_BYTES);
+    for n in 0..64 {
+        put(cluster.strong(leader), bank, client.put(&format!("k{n}"), &value)).await;
+    }
+    within("a purged log", || async { (cluster.data(leader).purged_index > left).then_some(()) }).await;
+    (leader, away)
+}
+
+async fn same_digest_everywhere(cluster: &Cluster, bank: &Namespace) {
+    within("one digest of every replica", || async {
+        let mut said = Vec::new();
+        for id in 1..=3 {
+            said.push(cluster.strong(id).digest(bank, soon()).await.ok()?);
+        }
+        said.iter().all(|one| *one == said[0]).then_some(())
+    })
+    .await;
+}
+
+/// Entries come faster than the follower gets the snapshot: what follows the snapshot is kept for it, or it would be behind
+/// the purge point again at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_larger_than_a_message_reaches_a_member_while_writes_go_on() {
+    let mut cluster = Cluster::start(in_pieces).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    let (leader, away) = left_behind(&mut cluster, &bank, &client).await;
+
+    let (strong, load_bank) = (cluster.strong(leader).clone(), bank.clone());
+    let written = Arc::new(AtomicU64::new(0));
+    let counted = written.clone();
+    let load = tokio::spawn(async move {
+        let client = Client::new(2);
+        loop {
+            let n = counted.load(Ordering::Relaxed);
+            put(&strong, &load_bank, client.put(&format!("k{}", n % 64), "w")).await;
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    cluster.bring_up(away).await;
+    // It comes near the end of a log that goes on growing, having begun behind the purge point.
+    within("the follower near the end", || async {
+        let (there, here) = (cluster.data(leader), cluster.data(away));
+        (here.applied_index > 0 && here.applied_index + 20 >= there.last_index).then_some(())
+    })
+    .await;
+    assert!(written.load(Ordering::Relaxed) > 40, "a snapshot was due meanwhile: {written:?}");
+    assert!(!load.is_finished());
+    let pieces = cluster.valve(away).pieces.clone();
+    assert!(pieces.len() > 100, "{} pieces", pieces.len());
+    // One transfer, in order: nothing was sent twice.
+    assert!(pieces.windows(2).all(|pair| pair[0] < pair[1]), "{pieces:?}");
+    load.abort();
+    same_digest_everywhere(&cluster, &bank).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_goes_on_where_it_was_after_a_restart_of_the_receiver() {
+    let mut cluster = Cluster::start(in_pieces).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    let (leader, away) = left_behind(&mut cluster, &bank, &client).await;
+    *cluster.valve(away) = Valve { pieces_taken: Some(60), flips: 3, ..Valve::default() };
+    cluster.bring_up(away).await;
+    within("half of it", || async { (cluster.valve(away).pieces.len() >= 60).then_some(()) }).await;
+    // Pieces that were damaged on the way were sent again, not taken.
+    assert_eq!(cluster.strong(away).snapshot_refusals().get("wrong_checksum"), Some(&3));
+    assert_eq!(cluster.valve(away).pieces[..4], [0, 0, 0, 0]);
+    // Not able to acknowledge anything meanwhile, and not counted as if it were.
+    within("it is reachable and not able", || async {
+        let status = cluster.data(leader);
+        (status.reachable_voters == 3 && status.able_voters == 2).then_some(())
+    })
+    .await;
+    cluster.kill(away).await;
+    *cluster.valve(away) = Valve::default();
+    cluster.bring_up(away).await;
+    within("the state", || async {
+        (cluster.data(away).applied_index == cluster.data(leader).applied_index).then_some(())
+    })
+    .await;
+    let first = cluster.valve(away).pieces[0];
+    assert!(first >= 60 * 1024, "it began again at {first}");
+    same_digest_everywhere(&cluster, &bank).await;
+    within("it counts again", || async { (cluster.data(leader).able_voters == 3).then_some(()) }).await;
+    cluster.stop().await;
+}
+
+/// Whatever is announced or sent: refused by name, and the node goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_that_cannot_be_are_refused_by_name() {
+    let cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    put(cluster.strong(1), &bank, Client::new(1).put("a", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let to = leader % 3 + 1;
+    let term = cluster.data(leader).term;
+    let vote = peer::Vote { term, node: leader, committed: true };
+    let send = |vote: peer::Vote, step: Option<Step>| {
+        let body = Request::RaftSnapshot(peer::RaftSnapshot { vote: Some(vote), step });
+        let about = Address { group: GroupId::FIRST_DATA, ..Address::default() };
+        let peers = cluster.nodes[&leader].peers.clone();
+        async move { peers.call(NodeId(to), Lane::Bulk, about, body, soon()).await }
+    };
+    let result = |answer: Result<Response, kv_peer::PeerError>| match answer.unwrap() {
+        Response::RaftSnapshot(reply) => reply.result.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let name = |answer| match result(answer) {
+        SnapshotReply::Refused(refused) => refused.reason(),
+        other => panic!("{other:?}"),
+    };
+    let last = peer::LogId { term, node: leader, index: 1_000_000 };
+    let membership = {
+        // Version, no log id, one configuration of one voter, one node.
+        let words: [u32; 2] = [1, 1];
+        let mut bytes = vec![1, 0];
+        words.iter().for_each(|word| bytes.extend_from_slice(&word.to_be_bytes()));
+        bytes.extend_from_slice(&1_u64.to_be_bytes());
+        bytes.extend_from_slice(&1_u32.to_be_bytes());
+        bytes.extend_from_slice(&1_u64.to_be_bytes());
+        Bytes::from(bytes)
+    };
+    let good = peer::SnapshotBegin {
+        last_log_id: Some(last),
+        membership: membership.clone(),
+        snapshot_id: 1_000_001,
+        length: 10_000,
+        checksum: 1,
+    };
+    let begin = |begin: peer::SnapshotBegin| send(vote, Some(Step::Begin(begin)));
+    use peer::SnapshotRefusal as R;
+
+    // Announcements.
+    let newer = peer::LogId { term: term + 1, ..last };
+    let beyond = peer::LogId { index: u64::MAX, ..last };
+    for (bad, refusal) in [
+        (peer::SnapshotBegin { last_log_id: None, ..good.clone() }, R::Invalid),
+        (peer::SnapshotBegin { last_log_id: Some(newer), ..good.clone() }, R::Invalid),
+        (
+            peer::SnapshotBegin { last_log_id: Some(beyond), snapshot_id: u64::MAX, ..good.clone() },
+            R::Invalid,
+        ),
+        (peer::SnapshotBegin { membership: Bytes::from_static(b"no"), ..good.clone() }, R::Invalid),
+        (peer::SnapshotBegin { membership: vec![1; 20 << 10].into(), ..good.clone() }, R::Invalid),
+        (peer::SnapshotBegin { snapshot_id: 3, ..good.clone() }, R::Invalid),
+        (peer::SnapshotBegin { length: 0, ..good.clone() }, R::Invalid),
+        (peer::SnapshotBegin { length: (1 << 40) + 1, ..good.clone() }, R::TooLarge),
+        (peer::SnapshotBegin { length: u64::MAX, ..good.clone() }, R::TooLarge),
+    ] {
+        assert_eq!(name(begin(bad.clone()).await), refusal, "{bad:?}");
+    }
+    // Votes: an older leader is told of the newer one; who is not the leader by its own vote is refused.
+    let older = peer::Vote { term: term - 1, ..vote };
+    match result(send(older, Some(Step::Begin(good.clone()))).await) {
+        SnapshotReply::HigherVote(higher) => assert_eq!(higher.term, term),
+        other => panic!("{other:?}"),
+    }
+    for false_vote in [peer::Vote { node: to, ..vote }, peer::Vote { committed: false, ..vote }] {
+        let refused = send(false_vote, Some(Step::Begin(good.clone()))).await.unwrap_err();
+        assert!(refused.to_string().contains("does not make it the leader"), "{refused}");
+    }
+    assert!(send(vote, None).await.unwrap_err().to_string().contains("unknown here"));
+    // Pieces of nothing.
+    let chunk = |transfer, offset, data: &[u8], checksum| {
+        let data = Bytes::copy_from_slice(data);
+        send(vote, Some(Step::Chunk(peer::SnapshotChunk { transfer, offset, data, checksum })))
+    };
+    assert_eq!(name(chunk(1, 0, b"x", 0).await), R::UnknownTransfer);
+    assert_eq!(
+        name(send(vote, Some(Step::End(peer::SnapshotEnd { transfer: 1 }))).await),
+        R::UnknownTransfer
+    );
+    // Pieces that do not fit.
+    let SnapshotReply::Wanted(wanted) = result(begin(good.clone()).await) else { panic!("not wanted") };
+    let (transfer, piece) = (wanted.transfer, vec![7; 6_000]);
+    let sum = crc32c::crc32c(&piece);
+    assert_eq!(wanted.offset, 0);
+    assert_eq!(name(chunk(transfer, 0, &piece, sum ^ 1).await), R::WrongChecksum);
+    assert_eq!(name(chunk(transfer, 5, &piece, sum).await), R::WrongOffset);
+    assert_eq!(name(chunk(transfer, u64::MAX, &piece, sum).await), R::WrongOffset);
+    assert_eq!(name(chunk(transfer + 1, 0, &piece, sum).await), R::UnknownTransfer);
+    assert_eq!(name(chunk(transfer, 0, b"", 0).await), R::Invalid);
+    let end = || send(vote, Some(Step::End(peer::SnapshotEnd { transfer })));
+    assert_eq!(name(end().await), R::Incomplete);
+    assert!(matches!(result(chunk(transfer, 0, &piece, sum).await), SnapshotReply::Wanted(_)));
+    assert_eq!(name(chunk(transfer, 6_000, &piece, sum).await), R::BeyondLength);
+    let rest = vec![8; 4_000];
+    assert!(matches!(
+        result(chunk(transfer, 6_000, &rest, crc32c::crc32c(&rest)).await),
+        SnapshotReply::Wanted(wanted) if wanted.offset == 10_000
+    ));
+    // The whole is not what was announced.
+    let refused = within("a verdict", || async {
+        match result(end().await) {
+            SnapshotReply::Working(_) => None,
+            SnapshotReply::Refused(refused) => Some(refused.reason()),
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    assert_eq!(refused, R::Damaged);
+    let refusals = cluster.strong(to).snapshot_refusals();
+    assert_eq!(refusals.get("damaged"), Some(&1), "{refusals:?}");
+    assert_eq!(refusals.get("too_large"), Some(&2), "{refusals:?}");
+    // Nothing of it is left, what is committed here is not asked for, and the node serves.
+    assert_eq!(name(end().await), R::UnknownTransfer);
+    let known = peer::LogId { index: 1, term: 1, node: leader };
+    let have = peer::SnapshotBegin { last_log_id: Some(known), snapshot_id: 2, ..good };
+    assert!(matches!(result(begin(have).await), SnapshotReply::Installed(_)));
+    assert_eq!(value(cluster.strong(to), &bank, "a").await.0, Bytes::from_static(b"1"));
+    assert_eq!(put(cluster.strong(to), &bank, Client::new(2).put("b", "1")).await.revision, 2);
     cluster.stop().await;
 }
 

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use kv_storage::tier::TierKind;
 use kv_types::catalogue::Member;
-use kv_types::limits::{MAX_DEADLINE, MAX_MEMBERS};
+use kv_types::limits::{MAX_DEADLINE, MAX_MEMBERS, MAX_PUBLIC_MESSAGE_BYTES};
 use kv_types::{ClusterId, NodeId};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::StartError;
-use crate::limits::{CONCURRENT_REQUESTS, CONFIG_BYTES};
+use crate::limits::{BUFFERED_BYTES, CONCURRENT_REQUESTS, CONFIG_BYTES, CONNECTIONS};
 use crate::near::nearest;
 
 /// What a node is started with.
@@ -26,6 +26,8 @@ pub struct NodeConfig {
     pub node_id: NodeId,
     /// All nodes, this one included, by id.
     pub members: Vec<Member>,
+    /// Whether addresses beyond this machine are allowed although nothing is encrypted and no caller is authenticated.
+    pub insecure: bool,
     /// Where this node keeps its data.
     pub data_dir: PathBuf,
     /// Advertised peer address to the address to dial.
@@ -46,6 +48,15 @@ impl NodeConfig {
     /// This node's own entry.
     pub fn member(&self) -> Option<&Member> {
         self.members.iter().find(|member| member.id == self.node_id)
+    }
+
+    /// Refuses addresses beyond this machine, unless `insecure` allows them.
+    pub(crate) fn check_reach(&self) -> Result<(), StartError> {
+        if self.insecure {
+            return Ok(());
+        }
+        let addresses = self.members.iter().map(|node| (node.id, &node.client_address, &node.peer_address));
+        check_loopback(addresses).map_err(StartError::ConfigInvalid)
     }
 }
 
@@ -73,6 +84,8 @@ struct ClusterFile {
 struct ClusterSection {
     #[serde(deserialize_with = "parsed")]
     id: ClusterId,
+    #[serde(default)]
+    insecure: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,10 +113,16 @@ pub struct RaftSettings {
     /// The longest election timeout, and the lease of a leader.
     #[serde(deserialize_with = "duration")]
     pub election_max: Duration,
-    /// A snapshot is taken after so many entries.
+    /// A snapshot is taken after so many entries at the latest; usually the bytes of the log decide earlier.
     pub snapshot_every: u64,
     /// Entries kept below a snapshot, so that a short absence needs no snapshot.
     pub entries_kept: u64,
+    /// Bytes of a snapshot that go to a follower in one message, 1 KiB to 1 MiB.
+    #[serde(deserialize_with = "size")]
+    pub transfer_chunk_size: u64,
+    /// Bytes of a snapshot that go to one follower in a second.
+    #[serde(deserialize_with = "size")]
+    pub transfer_rate: u64,
 }
 
 impl Default for RaftSettings {
@@ -112,8 +131,10 @@ impl Default for RaftSettings {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(250),
             election_max: Duration::from_millis(500),
-            snapshot_every: 100_000,
+            snapshot_every: 4_000_000,
             entries_kept: 50_000,
+            transfer_chunk_size: 512 << 10,
+            transfer_rate: 32 << 20,
         }
     }
 }
@@ -199,8 +220,14 @@ impl Default for PeerSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSettings {
-    /// Client requests under way at once; more are refused with `OVERLOADED`.
+    /// Client requests under way at once; more are refused with `OVERLOADED`. One namespace gets a third at most, and the
+    /// more others there are the less, so that none keeps another out.
     pub concurrent_requests: usize,
+    /// Bytes of requests and answers held at once, shared in the same way; more are refused with `OVERLOADED`.
+    #[serde(deserialize_with = "size")]
+    pub buffered_size: u64,
+    /// Client connections open at once; more are closed. Fewer when the limit of open files allows fewer.
+    pub connections: usize,
     /// Longest deadline that is honoured; longer ones are capped.
     #[serde(deserialize_with = "duration")]
     pub max_deadline: Duration,
@@ -208,7 +235,12 @@ pub struct LimitSettings {
 
 impl Default for LimitSettings {
     fn default() -> Self {
-        Self { concurrent_requests: CONCURRENT_REQUESTS, max_deadline: MAX_DEADLINE }
+        Self {
+            concurrent_requests: CONCURRENT_REQUESTS,
+            buffered_size: BUFFERED_BYTES,
+            connections: CONNECTIONS,
+            max_deadline: MAX_DEADLINE,
+        }
     }
 }
 
@@ -252,6 +284,10 @@ fn resolve(
     let file: ClusterFile = parse(source, text)?;
     let refuse = |what: String| StartError::ConfigInvalid(format!("{source}: {what}"));
     check_nodes(&file.node).map_err(refuse)?;
+    if !file.cluster.insecure {
+        let addresses = file.node.iter().map(|node| (node.id, &node.client_address, &node.peer_address));
+        check_loopback(addresses).map_err(refuse)?;
+    }
     check_settings(&file).map_err(refuse)?;
     check_address_map(&address_map, &file.node).map_err(refuse)?;
     let own = file.node.iter().find(|node| node.id == node_id).ok_or_else(|| {
@@ -276,6 +312,7 @@ fn resolve(
         cluster_id: file.cluster.id,
         node_id,
         members,
+        insecure: file.cluster.insecure,
         data_dir,
         address_map,
         raft: file.raft,
@@ -298,7 +335,7 @@ fn check_nodes(nodes: &[NodeSection]) -> Result<(), String> {
     let mut folders: BTreeMap<&Path, NodeId> = BTreeMap::new();
     for node in nodes {
         if ids.insert(node.id, ()).is_some() {
-            return Err(format!("{} stands here twice; ids are unique and never reused", node.id));
+            return Err(format!("{} is defined twice; ids are unique and never reused", node.id));
         }
         for (key, address) in [("client_address", &node.client_address), ("peer_address", &node.peer_address)]
         {
@@ -323,13 +360,40 @@ fn check_address(address: &str) -> Result<(), String> {
     let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     match parts {
         Some((host, port)) if !host.is_empty() && port > 0 => Ok(()),
-        _ => Err(format!("`{address}` is no host:port such as 127.0.0.1:7101")),
+        _ => Err(format!("`{address}` is not host:port, such as 127.0.0.1:7101")),
     }
+}
+
+/// Until callers are authenticated a node serves its own machine only, unless its file says otherwise.
+fn check_loopback<'a>(
+    nodes: impl IntoIterator<Item = (NodeId, &'a String, &'a String)>,
+) -> Result<(), String> {
+    for (id, client_address, peer_address) in nodes {
+        for (key, address) in [("client_address", client_address), ("peer_address", peer_address)] {
+            if !is_loopback(address) {
+                return Err(format!(
+                    "{key} of {id} is {address}, which other machines may reach, and nothing authenticates callers or \
+                     encrypts traffic yet: anyone who reaches it can read and change everything. Use a loopback address \
+                     such as 127.0.0.1, or, in a network that you trust, write in the section [cluster]:\n\
+                     insecure = true"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether only this machine reaches it. Of names only `localhost` is known; what others resolve to may change.
+fn is_loopback(address: &str) -> bool {
+    let Some((host, _)) = address.rsplit_once(':') else { return false };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|host| host.is_loopback())
 }
 
 fn check_settings(file: &ClusterFile) -> Result<(), String> {
     let show = |duration: Duration| humantime::format_duration(duration).to_string();
     let RaftSettings { heartbeat, election_min, election_max, snapshot_every, .. } = file.raft;
+    let RaftSettings { transfer_chunk_size, transfer_rate, .. } = file.raft;
     if heartbeat < Duration::from_millis(10) {
         return Err(format!("raft.heartbeat of {} is too short: at least 10ms", show(heartbeat)));
     }
@@ -350,6 +414,12 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
     if snapshot_every == 0 {
         return Err("raft.snapshot_every must be at least 1".into());
     }
+    if !(1 << 10..=1 << 20).contains(&transfer_chunk_size) {
+        return Err("raft.transfer_chunk_size must be between 1KiB and 1MiB".into());
+    }
+    if transfer_rate < transfer_chunk_size {
+        return Err("raft.transfer_rate must be at least raft.transfer_chunk_size, in a second".into());
+    }
     let StorageSettings { segment_size, max_log_size, .. } = file.storage;
     if !(4 << 20..=1 << 30).contains(&segment_size) || segment_size % 4096 != 0 {
         return Err("storage.segment_size must be 4MiB to 1GiB and a multiple of 4KiB".into());
@@ -367,10 +437,23 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
             show(down_after)
         ));
     }
-    if file.limits.concurrent_requests == 0 {
+    check_limits(&file.limits)
+}
+
+fn check_limits(limits: &LimitSettings) -> Result<(), String> {
+    let show = |duration: Duration| humantime::format_duration(duration).to_string();
+    if limits.concurrent_requests == 0 {
         return Err("limits.concurrent_requests must be at least 1".into());
     }
-    let longest = file.limits.max_deadline;
+    if limits.connections == 0 {
+        return Err("limits.connections must be at least 1".into());
+    }
+    // One namespace gets a third, and the largest answer has to fit that.
+    let least = 3 * MAX_PUBLIC_MESSAGE_BYTES as u64;
+    if limits.buffered_size < least {
+        return Err(format!("limits.buffered_size must be at least {}MiB", least >> 20));
+    }
+    let longest = limits.max_deadline;
     if longest > MAX_DEADLINE || longest.is_zero() {
         return Err(format!(
             "limits.max_deadline of {} is not within 1ms to {}",
@@ -386,7 +469,9 @@ fn check_address_map(map: &BTreeMap<String, String>, nodes: &[NodeSection]) -> R
         if !nodes.iter().any(|node| node.peer_address == *advertised) {
             let known = nodes.iter().map(|node| node.peer_address.as_str());
             let hint = did_you_mean(&nearest(advertised, known, 1));
-            return Err(format!("the address map names {advertised}, which is no peer_address here{hint}"));
+            return Err(format!(
+                "the address map names {advertised}, which is not a peer_address here{hint}"
+            ));
         }
         check_address(dial).map_err(|what| format!("the address map for {advertised}: {what}"))?;
     }
@@ -431,7 +516,7 @@ fn parsed<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: fmt::Display>>(
 fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(input)?;
     humantime::parse_duration(&text)
-        .map_err(|_| D::Error::custom(format!("`{text}` is no duration such as 250ms or 5s")))
+        .map_err(|_| D::Error::custom(format!("`{text}` is not a duration, such as 250ms or 5s")))
 }
 
 fn tier<'de, D: Deserializer<'de>>(input: D) -> Result<TierKind, D::Error> {
@@ -443,7 +528,7 @@ fn tier<'de, D: Deserializer<'de>>(input: D) -> Result<TierKind, D::Error> {
 fn size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     let text = String::deserialize(input)?;
     parse_size(&text).ok_or_else(|| {
-        D::Error::custom(format!("`{text}` is no size such as 64MiB (units: B, KiB, MiB, GiB)"))
+        D::Error::custom(format!("`{text}` is not a size, such as 64MiB (units: B, KiB, MiB, GiB)"))
     })
 }
 
@@ -497,6 +582,32 @@ mod tests {
     }
 
     #[test]
+    fn other_machines_are_let_in_only_when_the_file_says_so() {
+        let with = |cluster: &str, client: &str, peer: &str| {
+            let text = format!(
+                "[cluster]\nid = \"0123456789abcdef0123456789abcdef\"\n{cluster}\n[[node]]\nid = \"n1\"\n\
+                 client_address = \"{client}\"\npeer_address = \"{peer}\"\ndata_dir = \"d\""
+            );
+            read(&text, 1)
+        };
+        for (client, peer) in [("127.0.0.1:1", "127.9.9.9:2"), ("localhost:1", "[::1]:2")] {
+            assert!(with("", client, peer).is_ok(), "{client} {peer}");
+        }
+        for (client, peer, key) in [
+            ("0.0.0.0:1", "127.0.0.1:2", "client_address of n1 is 0.0.0.0:1"),
+            ("127.0.0.1:1", "10.0.0.1:2", "peer_address of n1 is 10.0.0.1:2"),
+            ("[::]:1", "127.0.0.1:2", "client_address"),
+            ("localhost.example.com:1", "127.0.0.1:2", "client_address"),
+        ] {
+            for cluster in ["", "insecure = false"] {
+                let message = with(cluster, client, peer).unwrap_err();
+                assert!(message.contains(key) && message.ends_with("\ninsecure = true"), "{message}");
+            }
+            assert!(with("insecure = true", client, peer).unwrap().insecure);
+        }
+    }
+
+    #[test]
     fn settings_are_read_with_their_units() {
         let more = "[raft]\nheartbeat = \"50ms\"\nelection_min=\"1s\"\nelection_max=\"2s\"\n[storage]\nsegment_size = \"16MiB\"";
         let config = read(&format!("{NODES}\n{more}"), 1).unwrap();
@@ -524,20 +635,24 @@ mod tests {
         for (more, words) in [
             ("[raft]\nheartbeat = \"200ms\"", "2.5 heartbeats"),
             ("[raft]\nelection_max = \"250ms\"", "must be above"),
+            ("[raft]\ntransfer_chunk_size = \"2MiB\"", "between 1KiB and 1MiB"),
+            ("[raft]\ntransfer_rate = \"100KiB\"", "at least raft.transfer_chunk_size"),
             ("[raft]\nheartbeat = 100", "invalid type"),
-            ("[raft]\nheartbeat = \"fast\"", "no duration"),
-            ("[storage]\nsegment_size = \"64MB\"", "no size"),
+            ("[raft]\nheartbeat = \"fast\"", "is not a duration"),
+            ("[storage]\nsegment_size = \"64MB\"", "is not a size"),
             ("[storage]\ntier = \"rocks\"", "`rocks` is not a tier: `fjall` or `sled`"),
             ("[storage]\nsegment_size = \"1B\"", "segment_size"),
             ("[peer]\nsuspect_after = \"100ms\"", "do not fit"),
             ("[limits]\nconcurrent_requests = 0", "at least 1"),
             ("[limits]\nmax_deadline = \"2h\"", "max_deadline"),
+            ("[limits]\nconnections = 0", "at least 1"),
+            ("[limits]\nbuffered_size = \"47MiB\"", "at least 48MiB"),
             ("[[node]]\nid = \"n1\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"", "twice"),
             (
                 "[[node]]\nid = \"n3\"\nclient_address = \"127.0.0.1:7101\"\npeer_address = \"a:2\"",
                 "each needs its own",
             ),
-            ("[[node]]\nid = \"n3\"\nclient_address = \"a\"\npeer_address = \"a:2\"", "no host:port"),
+            ("[[node]]\nid = \"n3\"\nclient_address = \"a\"\npeer_address = \"a:2\"", "is not host:port"),
             ("[[node]]\nid = \"x\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"", "is not a node"),
             (
                 "[[node]]\nid = \"n3\"\nclient_address = \"a:1\"\npeer_address = \"a:2\"\ndata_dir=\"data/n1\"",
@@ -561,7 +676,7 @@ mod tests {
         };
         assert!(with("127.0.0.1:7202", "127.0.0.1:45111").is_ok());
         assert!(with("127.0.0.1:7203", "127.0.0.1:45111").unwrap_err().contains("did you mean"));
-        assert!(with("127.0.0.1:7202", "nowhere").unwrap_err().contains("no host:port"));
+        assert!(with("127.0.0.1:7202", "nowhere").unwrap_err().contains("is not host:port"));
     }
 
     #[test]

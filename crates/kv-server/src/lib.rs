@@ -1,14 +1,21 @@
 //! kvd: a node as a value. It takes a configuration and an environment, opens storage, joins its peers, runs both modes and
 //! serves clients; what it takes from the world comes through the environment, so that a simulation runs the same node.
 
+mod admission;
 mod config;
+mod connections;
+mod directory;
+mod gate;
 mod health;
+mod inspect;
 mod limits;
+mod membership;
 mod near;
 mod node;
 pub mod program;
 mod requests;
 mod router;
+mod serve;
 mod services;
 
 pub use config::{
@@ -19,7 +26,7 @@ pub use node::{Node, NodeEnv};
 /// Version of the server.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Why a node did not start. All but the last are the operator's to change; each names what.
+/// Why a node did not start, or ended without being asked. All but the last two name what the operator has to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     /// The configuration does not hold together.
@@ -28,7 +35,7 @@ pub enum StartError {
     /// The data directory belongs to another node or cluster, or another process has it open.
     #[error("FOREIGN_DATA_DIR: {0}")]
     ForeignDataDir(String),
-    /// Somebody else listens on an address of this node.
+    /// Another process listens on an address of this node.
     #[error("PORT_BUSY: {0}")]
     PortBusy(String),
     /// The log is damaged in a place that was durable; nothing was changed.
@@ -37,6 +44,9 @@ pub enum StartError {
     /// Storage or a mode did not start.
     #[error("START_FAILED: {0}")]
     Failed(String),
+    /// It ran, and cannot go on.
+    #[error("NODE_FAILED: {0}")]
+    Stopped(String),
 }
 
 impl StartError {
@@ -44,7 +54,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::ConfigInvalid(_) | Self::ForeignDataDir(_) | Self::PortBusy(_) | Self::LogCorrupt(_) => 2,
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::Stopped(_) => 1,
         }
     }
 }

@@ -1,13 +1,30 @@
 //! Bounds and timings that only the server knows.
+//!
+//! What clients can make a node hold is bounded by
+//! `connections × (connection window + opening bytes and codec buffers) + buffered_size + overdraft`: what arrives and is
+//! not admitted yet, what is admitted, and the answers of writes that were applied while the account was full
+//! (`concurrent_requests` × the longest context). The second term is [`crate::admission`]'s account.
 
 use std::time::Duration;
 
+use kv_types::limits::{MAX_CONTEXT_BYTES, MAX_KEY_BYTES, MAX_NAMESPACE_NAME_BYTES, MAX_VALUE_BYTES};
+
 /// Default of `[limits] concurrent_requests`.
-pub(crate) const CONCURRENT_REQUESTS: usize = 8_192;
+pub(crate) const CONCURRENT_REQUESTS: usize = 4_096;
+/// Default of `[limits] connections`.
+pub(crate) const CONNECTIONS: usize = 1_024;
+/// Default of `[limits] buffered_size`, bytes.
+pub(crate) const BUFFERED_BYTES: u64 = 256 << 20;
+/// Streams that may be open for each request that may be worked on: those arriving and those being answered count too.
+pub(crate) const STREAMS_PER_REQUEST: usize = 2;
 /// When a request that was refused for overload may come back.
 pub(crate) const OVERLOAD_RETRY_MS: u32 = 50;
 /// An answer leaves this long before the caller's deadline (or a tenth of its time, if that is less), so that it arrives.
 pub(crate) const ANSWER_MARGIN: Duration = Duration::from_millis(20);
+/// How long past its deadline an answer may still be on its way; then its stream is reset.
+pub(crate) const SEND_GRACE: Duration = Duration::from_millis(250);
+/// How long a call that states no deadline may take to arrive and to take its refusal.
+pub(crate) const UNSTATED_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a request for an unknown namespace waits for the catalogue to bring it: a little more than a heartbeat, which
 /// is what a follower may lag behind the answer to `CreateNamespace`.
 pub(crate) const NAMESPACE_WAIT: Duration = Duration::from_millis(250);
@@ -17,15 +34,62 @@ pub(crate) const HEALTH_EVERY: Duration = Duration::from_millis(100);
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 /// How long each part may take to stop at shutdown.
 pub(crate) const STOP: Duration = Duration::from_secs(10);
+/// How long the whole stop may take before the process ends itself: every part at its bound, and a margin.
+pub(crate) const STOP_WHOLE: Duration = Duration::from_secs(40);
+
+/// Largest request of a client: a value, a key, a context, and room for the rest.
+pub(crate) const MAX_REQUEST_BYTES: usize = MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES + (64 << 10);
 /// HTTP/2 streams of one client connection.
-pub(crate) const CLIENT_STREAMS: u32 = 4_096;
-/// Flow-control window of one client stream and of one client connection.
-pub(crate) const CLIENT_WINDOWS: (u32, u32) = (4 << 20, 32 << 20);
-/// A silent client connection is pinged after this long, and closed after [`CLIENT_KEEP_ALIVE_TIMEOUT`] more.
+pub(crate) const CLIENT_STREAMS: u32 = 1_024;
+/// Flow-control window of one client stream: what may arrive of it before it is admitted, bytes.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+/// Flow-control window of one client connection, bytes.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
+/// Overhead of small DATA frames that arrived and were not taken yet, bytes (h2 counts up to 256 for each): one small
+/// frame on every stream fits twice, so that a burst of small requests does not end its connection.
+pub(crate) const SMALL_FRAME_BYTES: usize = CLIENT_STREAMS as usize * 256 * 2;
+/// Longest headers of a request, bytes.
+pub(crate) const HEADER_BYTES: u32 = 8 << 10;
+/// What one stream hands to the connection at a time, bytes.
+pub(crate) const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// A client connection is pinged this often, and closed when it does not answer within [`CLIENT_KEEP_ALIVE_TIMEOUT`].
 pub(crate) const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a client may leave a keep-alive ping unanswered.
 pub(crate) const CLIENT_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A client connection without a request for this long is closed in order; the client opens another when it needs one.
+pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
+/// How long a piece of a stream without a deadline (`Health/Watch`) may wait to be taken.
+pub(crate) const WATCH_STALL: Duration = Duration::from_secs(10);
+
+/// How long a connection may take until its HTTP/2 preface is there.
+pub(crate) const OPENING_TIME: Duration = Duration::from_secs(3);
+/// The preface with the header of the settings frame that follows it, bytes.
+pub(crate) const OPENING_BYTES: usize = 24 + 9;
+/// Connections that were told to close for newer ones and did not yet.
+pub(crate) const CLOSING_CONNECTIONS: usize = 64;
+/// Pause after the system could not accept a connection (no descriptors, no memory).
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors for storage, listeners, logs and what the runtime needs.
+pub(crate) const RESERVED_DESCRIPTORS: usize = 256;
+/// Connections from each member: four lanes, twice while one replaces the other.
+pub(crate) const CONNECTIONS_PER_MEMBER: usize = 8;
+/// A node that could serve fewer clients than this does not start.
+pub(crate) const MIN_CONNECTIONS: usize = 16;
+
 /// Namespaces named in an error at most.
 pub(crate) const SUGGESTIONS: usize = 3;
+/// Names that are compared with an unknown one at most.
+pub(crate) const SUGGESTION_CANDIDATES: usize = 100;
 /// Configuration files are small; a larger one is a mistake.
 pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
+
+const _: () = assert!(
+    MAX_REQUEST_BYTES > MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES + MAX_NAMESPACE_NAME_BYTES
+);
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+// A single request and a single answer of the largest size fit a class's share, a third.
+const _: () = assert!(BUFFERED_BYTES >= 3 * kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES as u64);
+const _: () = assert!(
+    STOP_WHOLE.as_secs() > DRAIN.as_secs() * 3 + STOP.as_secs() * 2
+        && SEND_GRACE.as_millis() < DRAIN.as_millis()
+);

@@ -1,4 +1,4 @@
-//! Near misses: what somebody probably meant. Small edit distances only, so that a suggestion is worth reading.
+//! Near misses: what was probably meant. Small edit distances only, so that a suggestion is worth reading.
 
 /// Candidates whose spelling is near, nearest first, at most `count`.
 pub(crate) fn nearest<'a>(
@@ -6,7 +6,7 @@ pub(crate) fn nearest<'a>(
     candidates: impl IntoIterator<Item = &'a str>,
     count: usize,
 ) -> Vec<&'a str> {
-    let bound = (word.chars().count() / 3).clamp(1, 3);
+    let bound = bound(word);
     let mut near: Vec<(usize, &str)> = candidates
         .into_iter()
         .map(|candidate| (distance(word, candidate), candidate))
@@ -14,6 +14,20 @@ pub(crate) fn nearest<'a>(
         .collect();
     near.sort_unstable();
     near.into_iter().take(count).map(|(_, candidate)| candidate).collect()
+}
+
+/// The candidates whose length alone does not rule them out: cheap, so that few are left to compare.
+pub(crate) fn within_reach<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> impl Iterator<Item = &'a str> {
+    let (length, bound) = (word.chars().count(), bound(word));
+    candidates.into_iter().filter(move |candidate| candidate.chars().count().abs_diff(length) <= bound)
+}
+
+/// The largest distance at which a word is near.
+fn bound(word: &str) -> usize {
+    (word.chars().count() / 3).clamp(1, 3)
 }
 
 /// Levenshtein's distance in characters.
@@ -48,6 +62,13 @@ mod tests {
         {
             assert_eq!((distance(a, b), distance(b, a)), (wanted, wanted), "{a} {b}");
         }
+    }
+
+    #[test]
+    fn length_alone_rules_nothing_near_out() {
+        let words = ["cart", "carts", "ca", "car", "shopping-cart"];
+        assert_eq!(within_reach("cart", words).collect::<Vec<_>>(), ["cart", "carts", "car"]);
+        assert_eq!(nearest("cart", words, 9), nearest("cart", within_reach("cart", words), 9));
     }
 
     #[test]

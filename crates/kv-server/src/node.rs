@@ -13,16 +13,18 @@ use kv_raft::{RaftConfig, Strong};
 use kv_storage::disk::Disk;
 use kv_storage::tier::{TierFolders, TierSource};
 use kv_storage::{Drive, Identity, Recovery, Storage, StorageError, StorageOptions};
-use kv_types::catalogue::{Catalogue, Member};
+use kv_types::catalogue::Catalogue;
 use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tonic_health::pb::health_server::{Health, HealthServer};
 
-use crate::limits::{
-    CLIENT_KEEP_ALIVE, CLIENT_KEEP_ALIVE_TIMEOUT, CLIENT_STREAMS, CLIENT_WINDOWS, DRAIN, STOP,
-};
+use crate::connections::{Ports, bounded, descriptor_limit};
+use crate::limits::{DRAIN, MAX_REQUEST_BYTES, STOP};
+use crate::membership::{advertised, differences};
 use crate::router::{PeerRouter, Router};
+use crate::serve::{Public, serve};
 use crate::services::Services;
 use crate::{NodeConfig, StartError, health};
 
@@ -80,11 +82,23 @@ impl Node {
             .member()
             .cloned()
             .ok_or_else(|| StartError::ConfigInvalid(format!("{} is not among the nodes", config.node_id)))?;
-        // Ports first: whoever starts a node twice is told so before storage says that its directory is in use.
+        config.check_reach()?;
+        if config.insecure {
+            tracing::warn!(
+                client_address = own.client_address,
+                peer_address = own.peer_address,
+                "INSECURE: the cluster file says insecure = true. Anyone who reaches these addresses can read and change \
+                 everything: nothing is encrypted and no caller is authenticated"
+            );
+        }
+        // Ports first: a node that is started twice says so before storage says that its directory is in use.
+        let ports = Ports::within(config.limits.connections, config.members.len(), descriptor_limit())?;
         let clients = listen(&node_env.env, &own.client_address, "client_address", &config).await?;
         let from_peers = listen(&node_env.env, &own.peer_address, "peer_address", &config).await?;
         let (client_address, peer_address) =
             (clients.local_address.clone(), from_peers.local_address.clone());
+        let clients = bounded(clients, "client_address", ports.clients);
+        let from_peers = bounded(from_peers, "peer_address", ports.peers);
 
         let (storage, recovery) = open(&config, &node_env).await?;
         let peers = Peers::new(peer_config(&config), node_env.env.clone());
@@ -126,22 +140,8 @@ impl Node {
             .serve_with_incoming_shutdown(from_peers, until_stopped());
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::announce(&reporter, false, false).await;
-        let services = Services(Arc::clone(&router));
-        let serve_clients = client_builder()
-            .add_service(
-                KvServiceServer::new(services.clone())
-                    .max_decoding_message_size(MAX_PUBLIC_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),
-            )
-            .add_service(
-                AdminServiceServer::new(services)
-                    .max_decoding_message_size(MAX_PUBLIC_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),
-            )
-            .add_service(health_service)
-            .serve_with_incoming_shutdown(clients, until_stopped());
-
-        let clients = tokio::spawn(served("clients", serve_clients));
+        let public = Arc::new(public(&router, health_service));
+        let clients = tokio::spawn(serve(clients, public, stopping.clone()));
         let others = vec![
             tokio::spawn(served("peers", serve_peers)),
             tokio::spawn(health::follow(Arc::clone(&router), reporter, stopping.clone())),
@@ -161,6 +161,17 @@ impl Node {
         &self.peer_address
     }
 
+    /// Bytes of client requests and answers that it holds now, and the most that it ever held; see `[limits] buffered_size`.
+    pub fn buffered_bytes(&self) -> (usize, usize) {
+        let (now, most) = self.router.gate.held();
+        (now.bytes, most)
+    }
+
+    /// Client requests that are arriving, being served, or being answered.
+    pub fn open_requests(&self) -> usize {
+        self.router.gate.held().0.requests
+    }
+
     /// Resolves when the node has to stop: its log or a Raft group failed, so it can promise nothing any more.
     pub async fn stopped(&self) -> String {
         self.router.strong.failed().await.message
@@ -170,7 +181,7 @@ impl Node {
     pub async fn shutdown(self) {
         let Self { router, stop, clients, others, .. } = self;
         tracing::info!(node = %router.node(), "stopping");
-        router.stop();
+        router.gate.stop();
         stop.send_replace(true);
         let abort = clients.abort_handle();
         if timeout(DRAIN, clients).await.is_err() {
@@ -197,9 +208,9 @@ async fn within<T>(time: Duration, what: &str, work: impl Future<Output = T>) {
     }
 }
 
-async fn served(whom: &str, server: impl Future<Output = Result<(), tonic::transport::Error>>) {
+async fn served(what: &str, server: impl Future<Output = Result<(), tonic::transport::Error>>) {
     if let Err(error) = server.await {
-        tracing::error!(whom, %error, "serving ended");
+        tracing::error!(what, %error, "serving ended");
     }
 }
 
@@ -270,6 +281,9 @@ fn fitted(segment: u64, memtable: u64, dir: &std::path::Path) -> StorageOptions 
     options.max_record_bytes = options.max_record_bytes.min(bytes(segment / 4));
     options.bulk_memtable_bytes = options.bulk_memtable_bytes.min(bytes(memtable / 2));
     options.drain_start_bytes = options.drain_start_bytes.min(bytes(memtable / 4));
+    // Room for what Raft has committed, as long as one record still fits beside it.
+    let beside_a_record = bytes(memtable).saturating_sub(options.max_record_bytes);
+    options.apply_reserve_bytes = options.apply_reserve_bytes.min(bytes(memtable / 4)).min(beside_a_record);
     options
 }
 
@@ -290,6 +304,8 @@ fn raft_config(config: &NodeConfig) -> RaftConfig {
         election_max: config.raft.election_max,
         snapshot_every: config.raft.snapshot_every,
         entries_kept: config.raft.entries_kept,
+        transfer_chunk_bytes: usize::try_from(config.raft.transfer_chunk_size).unwrap_or(usize::MAX),
+        transfer_bytes_per_second: config.raft.transfer_rate,
         ..RaftConfig::new(config.cluster_id, config.node_id, config.members.clone())
     }
 }
@@ -301,27 +317,40 @@ fn dynamo_config(config: &NodeConfig, tier_lost: bool) -> AvailableConfig {
     }
 }
 
-fn client_builder() -> tonic::transport::Server {
-    let (stream, connection) = CLIENT_WINDOWS;
-    tonic::transport::Server::builder()
-        .initial_stream_window_size(stream)
-        .initial_connection_window_size(connection)
-        .max_concurrent_streams(CLIENT_STREAMS)
-        .http2_keepalive_interval(Some(CLIENT_KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(CLIENT_KEEP_ALIVE_TIMEOUT))
+fn public<H: Health>(router: &Arc<Router>, health: HealthServer<H>) -> Public<H> {
+    let services = Services(Arc::clone(router));
+    Public {
+        gate: Arc::clone(&router.gate),
+        kv: KvServiceServer::new(services.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),
+        admin: AdminServiceServer::new(services)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),
+        health,
+        max_deadline: router.config.limits.max_deadline,
+    }
 }
 
 /// Keeps the links in step with the catalogue. Where both know a node, the address of the configuration holds: it is what
-/// the operator changes when a node moves.
+/// the operator changes when a node moves. What else differs is said once, when the catalogue is there.
 async fn follow_members(
     router: Arc<Router>,
     mut catalogue: watch::Receiver<Arc<Catalogue>>,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut compared = false;
     loop {
         let known = Arc::clone(&catalogue.borrow_and_update());
-        let mut members: std::collections::BTreeMap<_, Member> = known.members.clone();
-        members.extend(router.config.members.iter().map(|member| (member.id, member.clone())));
+        let file = &router.config.members;
+        if !compared && !known.members.is_empty() {
+            compared = true;
+            for difference in differences(&known, file) {
+                tracing::warn!("the cluster file differs from the catalogue: {difference}");
+            }
+        }
+        let mut members = advertised(&known, file);
+        members.extend(file.iter().map(|member| (member.id, member.clone())));
         router.peers.set_members(members.into_values().collect());
         tokio::select! {
             biased;

@@ -4,6 +4,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use kv_types::NodeId;
@@ -14,6 +15,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::connections::raise_descriptor_limit;
+use crate::limits::STOP_WHOLE;
 use crate::{Node, NodeEnv, Overrides, StartError, VERSION, load};
 
 /// The flags of a node.
@@ -34,7 +37,7 @@ pub struct Arguments {
     /// Written as JSON once the node listens.
     #[arg(long, env = "KVD_READY_FILE", value_name = "FILE")]
     ready_file: Option<PathBuf>,
-    /// Stop when standard input closes: a node then never outlives whoever started it.
+    /// Stop when standard input closes, so that the node ends with the process that started it.
     #[arg(long, env = "KVD_UNTIL_STDIN_CLOSES")]
     until_stdin_closes: bool,
     /// How to log, to standard error.
@@ -55,7 +58,7 @@ enum LogFormat {
 /// it prints.
 pub fn run(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> ExitCode {
     abort_on_panic(name);
-    match node(arguments, node_env) {
+    match node(name, arguments, node_env) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "{name}: {error}");
@@ -64,8 +67,9 @@ pub fn run(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Exit
     }
 }
 
-fn node(arguments: &Arguments, node_env: NodeEnv) -> Result<(), StartError> {
+fn node(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Result<(), StartError> {
     start_logging(arguments.log)?;
+    raise_descriptor_limit();
     let overrides =
         Overrides { data_dir: arguments.data_dir.clone(), address_map: arguments.address_map.clone() };
     let config = load(&arguments.config, arguments.node, &overrides)?;
@@ -93,11 +97,11 @@ fn node(arguments: &Arguments, node_env: NodeEnv) -> Result<(), StartError> {
             failure = node.stopped() => Some(failure),
             () = asked_to_stop(arguments.until_stdin_closes) => None,
         };
+        end_after(STOP_WHOLE, name);
         node.shutdown().await;
         match why {
-            Some(failure) => Err(StartError::Failed(format!(
-                "the node stopped, because it cannot go on: {failure}. What it acknowledged is safe; see to the disk, \
-                 then start it again"
+            Some(failure) => Err(StartError::Stopped(format!(
+                "{failure}. The node has stopped. What it acknowledged is safe: check the disk, then start the node again"
             ))),
             None => Ok(()),
         }
@@ -105,6 +109,21 @@ fn node(arguments: &Arguments, node_env: NodeEnv) -> Result<(), StartError> {
     // A thread that still reads standard input must not hold up the exit.
     runtime.shutdown_background();
     result
+}
+
+/// A stop always ends: after this time the process ends by itself, whatever hangs. What was acknowledged is on disk.
+fn end_after(time: Duration, name: &'static str) {
+    // A thread and not a task: what hangs may be the thread that runs the tasks.
+    std::thread::spawn(move || {
+        std::thread::sleep(time);
+        let _ = writeln!(
+            std::io::stderr(),
+            "{name}: NODE_FAILED: the node did not stop within {} s, and the process ends without waiting any longer. \
+             What was acknowledged is safe",
+            time.as_secs()
+        );
+        std::process::exit(1);
+    });
 }
 
 /// A defect must not leave half a node behind: the process ends at once, and what was acknowledged is on disk.
@@ -137,7 +156,9 @@ fn start_logging(format: LogFormat) -> Result<(), StartError> {
     let filter = Targets::new()
         .with_default(others)
         .with_target("kv", level)
-        .with_target("openraft", LevelFilter::ERROR.min(level));
+        .with_target("openraft", LevelFilter::ERROR.min(level))
+        // A line for every connection that a client cuts or floods.
+        .with_target("h2", LevelFilter::ERROR.min(level));
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {
@@ -149,7 +170,7 @@ fn start_logging(format: LogFormat) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Written beside and renamed, so that whoever waits for it never reads half of it.
+/// Written beside and renamed, so that a process that waits for it never reads half of it.
 fn write_ready_file(path: &Path, id: NodeId, node: &Node) -> std::io::Result<()> {
     let text = serde_json::json!({
         "node": id.to_string(),

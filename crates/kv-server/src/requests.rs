@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use kv_proto::{admin, v1};
 use kv_types::catalogue::Catalogue;
-use kv_types::limits::MAX_CONTEXT_BYTES;
+use kv_types::limits::{MAX_CONTEXT_BYTES, MAX_NAMESPACE_NAME_BYTES};
 use kv_types::{
     Failure, Key, Mode, Mutation, Namespace, NamespaceName, Placement, Reason, ReplicaCount, Value,
 };
 use tokio::time::Instant;
 
-use crate::limits::{ANSWER_MARGIN, SUGGESTIONS};
-use crate::near::nearest;
+use crate::limits::{ANSWER_MARGIN, SUGGESTION_CANDIDATES, SUGGESTIONS};
+use crate::near::{nearest, within_reach};
 
 /// Until when a request may be worked on, and when its answer has to leave.
 #[derive(Debug, Clone, Copy)]
@@ -24,20 +24,17 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    pub(crate) fn after(time: Duration) -> Self {
-        let now = Instant::now();
+    /// Of a request that began to arrive at `arrived` and was granted `time`.
+    pub(crate) fn of(arrived: Instant, time: Duration) -> Self {
         let margin = ANSWER_MARGIN.min(time / 10);
-        Self { work: now + (time - margin), answer: now + (time - margin / 2) }
+        Self { work: arrived + (time - margin), answer: arrived + (time - margin / 2) }
     }
 }
 
 /// The time that a caller grants: `DEADLINE_MISSING` without one, `DEADLINE_EXPIRED` when there is none left.
-pub(crate) fn time_granted(
-    metadata: &tonic::metadata::MetadataMap,
-    longest: Duration,
-) -> Result<Duration, Failure> {
-    let header = metadata.get("grpc-timeout");
-    let granted = header.and_then(|value| value.to_str().ok()).and_then(parse_timeout).ok_or_else(|| {
+/// `timeout` is the value of the header `grpc-timeout`.
+pub(crate) fn time_granted(timeout: Option<&str>, longest: Duration) -> Result<Duration, Failure> {
+    let granted = timeout.and_then(parse_timeout).ok_or_else(|| {
         let message = "every call needs a deadline (the grpc-timeout header); this one has none";
         Failure::new(Reason::DeadlineMissing, message)
     })?;
@@ -68,26 +65,25 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     }
 }
 
-/// The namespace of that name: `NOT_READY` before there is a catalogue, `NAMESPACE_UNKNOWN` with the nearest names.
-pub(crate) fn namespace<'a>(catalogue: &'a Catalogue, name: &str) -> Result<&'a Namespace, Failure> {
+/// Why there is no namespace of that name: `NOT_READY` before there is a catalogue, `NAMESPACE_UNKNOWN` with the nearest
+/// names, of which a bounded number is considered.
+pub(crate) fn unknown_namespace(catalogue: &Catalogue, name: &str) -> Failure {
     if catalogue.members.is_empty() {
-        return Err(not_ready());
+        return not_ready();
     }
-    catalogue.namespace(name).ok_or_else(|| {
-        let shown: String = name.chars().take(kv_types::limits::MAX_NAMESPACE_NAME_BYTES).collect();
-        let names = catalogue.namespaces.values().map(|namespace| namespace.name.as_str());
-        let near = nearest(&shown, names, SUGGESTIONS);
-        let mut message = format!("there is no namespace `{}`", shown.escape_debug());
-        if near.is_empty() {
-            message.push_str("; create it first, saying which mode it is to have");
-        } else {
-            message.push_str("; did you mean ");
-            message.push_str(&near.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or "));
-            message.push('?');
-        }
-        let failure = Failure::new(Reason::NamespaceUnknown, message);
-        if near.is_empty() { failure } else { failure.with("nearest", near.join(",")) }
-    })
+    let shown: String = name.chars().take(MAX_NAMESPACE_NAME_BYTES).collect();
+    let names = catalogue.namespaces.values().map(|namespace| namespace.name.as_str());
+    let near = nearest(&shown, within_reach(&shown, names).take(SUGGESTION_CANDIDATES), SUGGESTIONS);
+    let mut message = format!("there is no namespace `{}`", shown.escape_debug());
+    if near.is_empty() {
+        message.push_str("; create it first, and say which mode it has");
+    } else {
+        message.push_str("; did you mean ");
+        message.push_str(&near.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or "));
+        message.push('?');
+    }
+    let failure = Failure::new(Reason::NamespaceUnknown, message);
+    if near.is_empty() { failure } else { failure.with("nearest", near.join(",")) }
 }
 
 pub(crate) fn not_ready() -> Failure {
@@ -99,9 +95,20 @@ fn mismatch(namespace: &Namespace, what: &str) -> Failure {
         Mode::Strong => (Mode::Strong, Mode::Available),
         Mode::Available => (Mode::Available, Mode::Strong),
     };
-    let message =
-        format!("`{}` is {mode}, which has no {what}; a namespace of mode {other} has", namespace.name);
+    let message = format!(
+        "`{}` is {} {mode} namespace and does not support {what}; use {} {other} namespace",
+        namespace.name,
+        article(mode),
+        article(other)
+    );
     Failure::new(Reason::ModeMismatch, message).with("mode", mode).with("offered_by", other)
+}
+
+fn article(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Strong => "a",
+        Mode::Available => "an",
+    }
 }
 
 /// What both modes have, or only one.
@@ -113,7 +120,7 @@ fn options(
 ) -> Result<(), Failure> {
     match namespace.placement {
         Placement::Strong { .. } if replicas.is_some() => Err(mismatch(namespace, of)),
-        Placement::Strong { .. } if strict => Err(mismatch(namespace, "strict quorums to ask for")),
+        Placement::Strong { .. } if strict => Err(mismatch(namespace, "strict quorums")),
         Placement::Available { replication, .. } => {
             replicas.map_or(Ok(()), |count| ReplicaCount::try_from(count)?.of(replication.n).map(|_| ()))
         }
@@ -132,7 +139,7 @@ fn context(namespace: &Namespace, context: Option<&v1::WriteContext>) -> Result<
             Err(Failure::new(
                 Reason::BadContext,
                 format!(
-                    "the context has {} bytes; at most {MAX_CONTEXT_BYTES} are ever handed out",
+                    "the context has {} bytes; contexts that a node gives out have at most {MAX_CONTEXT_BYTES}",
                     bytes.len()
                 ),
             ))
@@ -153,7 +160,7 @@ fn context(namespace: &Namespace, context: Option<&v1::WriteContext>) -> Result<
 
 pub(crate) fn get(namespace: &Namespace, request: &v1::GetRequest) -> Result<(), Failure> {
     Key::new(request.key.clone())?;
-    options(namespace, request.read_replicas.as_ref(), request.strict, "count of read replicas")
+    options(namespace, request.read_replicas.as_ref(), request.strict, "a count of read replicas")
 }
 
 pub(crate) fn put(namespace: &Namespace, request: &v1::PutRequest) -> Result<Mutation, Failure> {
@@ -161,7 +168,7 @@ pub(crate) fn put(namespace: &Namespace, request: &v1::PutRequest) -> Result<Mut
     Key::new(request.key.clone())?;
     Value::new(request.value.clone())?;
     context(namespace, request.context.as_ref())?;
-    options(namespace, request.write_replicas.as_ref(), request.strict, "count of write replicas")?;
+    options(namespace, request.write_replicas.as_ref(), request.strict, "a count of write replicas")?;
     Ok(mutation)
 }
 
@@ -169,7 +176,7 @@ pub(crate) fn delete(namespace: &Namespace, request: &v1::DeleteRequest) -> Resu
     let mutation = v1::Mutation::read(request.mutation.as_ref())?;
     Key::new(request.key.clone())?;
     context(namespace, request.context.as_ref())?;
-    options(namespace, request.write_replicas.as_ref(), request.strict, "count of write replicas")?;
+    options(namespace, request.write_replicas.as_ref(), request.strict, "a count of write replicas")?;
     Ok(mutation)
 }
 
@@ -186,7 +193,7 @@ pub(crate) fn compare_and_set(
     }
 }
 
-/// A new namespace has a name, says its mode, and is asked for by somebody; what else it needs the catalogue decides.
+/// A new namespace has a name, a mode and a request id; the catalogue checks its other settings.
 pub(crate) fn create_namespace(request: &admin::CreateNamespaceRequest) -> Result<Mutation, Failure> {
     let mutation = v1::Mutation::read(request.mutation.as_ref())?;
     let name = NamespaceName::new(request.name.clone())?;
@@ -254,19 +261,16 @@ mod tests {
         for wrong in ["", "m", "5", "5x", "-5m", "123456789m", "5ü"] {
             assert_eq!(parse_timeout(wrong), None, "{wrong}");
         }
-        let mut metadata = tonic::metadata::MetadataMap::new();
-        let granted = |metadata: &_| time_granted(metadata, Duration::from_secs(60)).map_err(|e| e.reason);
-        assert_eq!(granted(&metadata), Err(Reason::DeadlineMissing));
-        metadata.insert("grpc-timeout", "0m".parse().unwrap());
-        assert_eq!(granted(&metadata), Err(Reason::DeadlineExpired));
-        metadata.insert("grpc-timeout", "2H".parse().unwrap());
-        assert_eq!(granted(&metadata), Ok(Duration::from_secs(60)));
+        let granted = |timeout| time_granted(timeout, Duration::from_secs(60)).map_err(|e| e.reason);
+        assert_eq!(granted(None), Err(Reason::DeadlineMissing));
+        assert_eq!(granted(Some("0m")), Err(Reason::DeadlineExpired));
+        assert_eq!(granted(Some("2H")), Ok(Duration::from_secs(60)));
     }
 
     #[test]
     fn unknown_namespaces_are_answered_with_near_ones() {
         let mut catalogue = Catalogue::default();
-        assert_eq!(namespace(&catalogue, "bank").unwrap_err().reason, Reason::NotReady);
+        assert_eq!(unknown_namespace(&catalogue, "bank").reason, Reason::NotReady);
         let member = kv_types::catalogue::Member {
             id: kv_types::NodeId(1),
             client_address: String::new(),
@@ -276,10 +280,9 @@ mod tests {
         catalogue.members.insert(member.id, member);
         catalogue.namespaces.insert(NamespaceId(1), bank());
         catalogue.namespaces.insert(NamespaceId(2), cart());
-        assert_eq!(namespace(&catalogue, "bank").map(|found| found.id), Ok(NamespaceId(1)));
-        let unknown = namespace(&catalogue, "bnak").unwrap_err();
+        let unknown = unknown_namespace(&catalogue, "bnak");
         assert_eq!((unknown.reason, unknown.detail("nearest")), (Reason::NamespaceUnknown, None));
-        let near = namespace(&catalogue, "banks").unwrap_err();
+        let near = unknown_namespace(&catalogue, "banks");
         assert_eq!((near.reason, near.detail("nearest")), (Reason::NamespaceUnknown, Some("bank")));
     }
 

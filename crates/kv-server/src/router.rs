@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -15,11 +15,14 @@ use kv_raft::Strong;
 use kv_storage::Storage;
 use kv_types::catalogue::Catalogue;
 use kv_types::{Failure, Mode, Namespace, NodeId, Reason, RequestId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::NodeConfig;
-use crate::limits::{NAMESPACE_WAIT, OVERLOAD_RETRY_MS};
+use crate::admission::Class;
+use crate::directory::{Directory, Names};
+use crate::gate::{Gate, Place};
+use crate::limits::NAMESPACE_WAIT;
 use crate::requests::{self, Deadline};
 
 /// Who brings a request.
@@ -49,6 +52,15 @@ impl From<Hop> for kv_dynamo::Hop {
     }
 }
 
+/// What every request brings beside its message.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    pub(crate) hop: Hop,
+    pub(crate) deadline: Deadline,
+    /// What it is counted by, until its answer was sent.
+    pub(crate) place: Arc<Place>,
+}
+
 /// The parts of a running node, shared by its services.
 pub(crate) struct Router {
     pub(crate) config: NodeConfig,
@@ -56,9 +68,9 @@ pub(crate) struct Router {
     pub(crate) peers: Peers,
     pub(crate) strong: Strong,
     pub(crate) available: Available,
+    pub(crate) gate: Arc<Gate>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
-    places: Arc<Semaphore>,
-    stopping: AtomicBool,
+    directory: Directory,
     acknowledged: Arc<AtomicU64>,
 }
 
@@ -71,16 +83,15 @@ impl Router {
         available: Available,
         catalogue: watch::Receiver<Arc<Catalogue>>,
     ) -> Self {
-        let places = Arc::new(Semaphore::new(config.limits.concurrent_requests.min(Semaphore::MAX_PERMITS)));
         Self {
+            gate: Arc::new(Gate::new(config.node_id, &config.limits)),
             config,
             storage,
             peers,
             strong,
             available,
             catalogue,
-            places,
-            stopping: AtomicBool::new(false),
+            directory: Directory::default(),
             acknowledged: Arc::default(),
         }
     }
@@ -98,43 +109,42 @@ impl Router {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// New requests are refused from here on.
-    pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+    fn names(&self) -> Arc<Names> {
+        self.directory.names(&self.catalogue.borrow())
     }
 
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err(Failure::new(Reason::ShuttingDown, format!("{} is stopping", self.node())));
+    /// The namespace, once the request is let in under it. One that was created elsewhere just now is waited for, and one
+    /// that is unknown is looked for among its neighbours once, under a class of its own.
+    pub(crate) async fn namespace(&self, name: &str, caller: &Caller) -> Result<Arc<Namespace>, Failure> {
+        let enter = |namespace: Arc<Namespace>| {
+            caller.place.enter(Class::Namespace(namespace.mode(), namespace.id)).map(|()| namespace)
+        };
+        if let Some(namespace) = self.names().get(name) {
+            return enter(namespace);
         }
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            let limit = self.config.limits.concurrent_requests;
-            Failure::new(Reason::Overloaded, format!("{} has {limit} requests under way", self.node()))
-                .with("limit", limit)
-                .retry_after_ms(OVERLOAD_RETRY_MS)
-        })
-    }
-
-    /// The namespace, waiting a moment for one that was created elsewhere just now.
-    pub(crate) async fn namespace(&self, name: &str, deadline: Deadline) -> Result<Namespace, Failure> {
-        let known = requests::namespace(&self.catalogue.borrow(), name).cloned();
-        if known.is_ok() {
-            return known;
-        }
-        let until = deadline.work.min(Instant::now() + NAMESPACE_WAIT);
+        caller.place.enter(Class::Unknown)?;
         let mut catalogue = self.catalogue.clone();
-        let found = catalogue.wait_for(|catalogue| requests::namespace(catalogue, name).is_ok());
-        let _ = timeout_at(until, found).await;
-        requests::namespace(&self.catalogue.borrow(), name).cloned()
+        let found = async {
+            loop {
+                if let Some(namespace) = self.names().get(name) {
+                    return Some(namespace);
+                }
+                catalogue.changed().await.ok()?;
+            }
+        };
+        let until = caller.deadline.work.min(Instant::now() + NAMESPACE_WAIT);
+        match timeout_at(until, found).await {
+            Ok(Some(namespace)) => enter(namespace),
+            _ => Err(requests::unknown_namespace(self.names().catalogue(), name)),
+        }
     }
 
     /// A read: given up when its caller is gone.
-    async fn read<T>(
+    pub(crate) async fn read<T>(
         &self,
         deadline: Deadline,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let _place = self.admit()?;
         match timeout_at(deadline.answer, work).await {
             Ok(result) => result.map_err(Failure::of_read),
             Err(_) => Err(Failure::new(
@@ -148,17 +158,17 @@ impl Router {
     async fn mutate<T: Send + 'static>(
         &self,
         request: RequestId,
-        deadline: Deadline,
+        caller: &Caller,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
         receipt: impl FnOnce(&T) -> Option<&v1::Receipt>,
     ) -> Result<T, Failure> {
-        let place = self.admit()?;
+        let place = Arc::clone(&caller.place);
         let task = tokio::spawn(async move {
             let result = work.await;
             drop(place);
             result
         });
-        let result = match timeout_at(deadline.answer, task).await {
+        let result = match timeout_at(caller.deadline.answer, task).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => {
                 Err(Failure::new(Reason::Internal, format!("{} failed while it served this", self.node())))
@@ -180,11 +190,11 @@ impl Router {
     pub(crate) async fn get(
         &self,
         request: v1::GetRequest,
-        deadline: Deadline,
-        hop: Hop,
+        caller: &Caller,
     ) -> Result<v1::GetResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, deadline).await.map_err(Failure::of_read)?;
+        let namespace = self.namespace(&request.namespace, caller).await.map_err(Failure::of_read)?;
         requests::get(&namespace, &request)?;
+        let Caller { hop, deadline, .. } = *caller;
         self.read(deadline, async {
             match namespace.mode() {
                 Mode::Strong => self.strong.get(&namespace, request, deadline.work, hop.into()).await,
@@ -197,12 +207,12 @@ impl Router {
     pub(crate) async fn put(
         &self,
         request: v1::PutRequest,
-        deadline: Deadline,
-        hop: Hop,
+        caller: &Caller,
     ) -> Result<v1::PutResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, deadline).await?;
+        let namespace = self.namespace(&request.namespace, caller).await?;
         let mutation =
             requests::put(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let Caller { hop, deadline, .. } = *caller;
         let (strong, available) = (self.strong.clone(), self.available.clone());
         let work = async move {
             match namespace.mode() {
@@ -210,18 +220,18 @@ impl Router {
                 Mode::Available => available.put(&namespace, request, deadline.work, hop.into()).await,
             }
         };
-        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
     }
 
     pub(crate) async fn delete(
         &self,
         request: v1::DeleteRequest,
-        deadline: Deadline,
-        hop: Hop,
+        caller: &Caller,
     ) -> Result<v1::DeleteResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, deadline).await?;
+        let namespace = self.namespace(&request.namespace, caller).await?;
         let mutation =
             requests::delete(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        let Caller { hop, deadline, .. } = *caller;
         let (strong, available) = (self.strong.clone(), self.available.clone());
         let work = async move {
             match namespace.mode() {
@@ -229,47 +239,48 @@ impl Router {
                 Mode::Available => available.delete(&namespace, request, deadline.work, hop.into()).await,
             }
         };
-        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
     }
 
     pub(crate) async fn compare_and_set(
         &self,
         request: v1::CompareAndSetRequest,
-        deadline: Deadline,
-        hop: Hop,
+        caller: &Caller,
     ) -> Result<v1::CompareAndSetResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, deadline).await?;
+        let namespace = self.namespace(&request.namespace, caller).await?;
         let mutation = requests::compare_and_set(&namespace, &request)
             .map_err(|f| named(f, request.mutation.as_ref()))?;
+        let Caller { hop, deadline, .. } = *caller;
         let strong = self.strong.clone();
         let work =
             async move { strong.compare_and_set(&namespace, request, deadline.work, hop.into()).await };
-        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
     }
 
     pub(crate) async fn create_namespace(
         &self,
         request: admin::CreateNamespaceRequest,
-        deadline: Deadline,
-        hop: Hop,
+        caller: &Caller,
     ) -> Result<admin::CreateNamespaceResponse, Failure> {
+        caller.place.enter(Class::Admin)?;
         let mutation =
             requests::create_namespace(&request).map_err(|f| named(f, request.mutation.as_ref()))?;
         if self.catalogue.borrow().members.is_empty() {
             return Err(requests::not_ready().of_request(mutation.request_id));
         }
+        let Caller { hop, deadline, .. } = *caller;
         let strong = self.strong.clone();
         let work = async move { strong.create_namespace(request, deadline.work, hop.into()).await };
-        self.mutate(mutation.request_id, deadline, work, |answer| answer.receipt.as_ref()).await
+        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
     }
 
     pub(crate) async fn transfer_leader(
         &self,
         request: admin::TransferLeaderRequest,
-        deadline: Deadline,
-        hop: Hop,
+        caller: &Caller,
     ) -> Result<admin::TransferLeaderResponse, Failure> {
-        let _place = self.admit()?;
+        caller.place.enter(Class::Admin)?;
+        let Caller { hop, deadline, .. } = *caller;
         timeout_at(deadline.answer, self.strong.transfer_leader(request, deadline.work, hop.into()))
             .await
             .unwrap_or_else(|_| {
@@ -280,22 +291,24 @@ impl Router {
     async fn forwarded(&self, message: Forward, left: Duration) -> Result<response_frame::Body, Failure> {
         use forward::Request;
         use forward_reply::Response;
-        let (deadline, hop) = (Deadline::after(left), Hop::Forwarded);
+        let place = self.gate.forwarded();
+        let deadline = Deadline::of(place.arrived(), left);
+        let caller = &Caller { hop: Hop::Forwarded, deadline, place };
         let request = message
             .request
             .ok_or_else(|| Failure::new(Reason::InvalidRequest, "a forwarded request of an unknown kind"))?;
         let response = match request {
-            Request::Get(request) => Response::Get(self.get(request, deadline, hop).await?),
-            Request::Put(request) => Response::Put(self.put(request, deadline, hop).await?),
-            Request::Delete(request) => Response::Delete(self.delete(request, deadline, hop).await?),
+            Request::Get(request) => Response::Get(self.get(request, caller).await?),
+            Request::Put(request) => Response::Put(self.put(request, caller).await?),
+            Request::Delete(request) => Response::Delete(self.delete(request, caller).await?),
             Request::CompareAndSet(request) => {
-                Response::CompareAndSet(self.compare_and_set(request, deadline, hop).await?)
+                Response::CompareAndSet(self.compare_and_set(request, caller).await?)
             }
             Request::CreateNamespace(request) => {
-                Response::CreateNamespace(self.create_namespace(request, deadline, hop).await?)
+                Response::CreateNamespace(self.create_namespace(request, caller).await?)
             }
             Request::TransferLeader(request) => {
-                Response::TransferLeader(self.transfer_leader(request, deadline, hop).await?)
+                Response::TransferLeader(self.transfer_leader(request, caller).await?)
             }
         };
         Ok(response_frame::Body::Forward(ForwardReply { response: Some(response) }))
@@ -324,7 +337,7 @@ impl PeerHandler for PeerRouter {
         let router = Arc::clone(&self.0);
         if !router.is_member(request.from) {
             let message =
-                format!("{} is no member of the cluster that {} knows", request.from, router.node());
+                format!("{} is not a member of the cluster that {} knows", request.from, router.node());
             return Box::pin(std::future::ready(Err(Failure::new(Reason::WrongNode, message))));
         }
         match request.body {

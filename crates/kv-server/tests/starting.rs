@@ -13,56 +13,16 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use common::{Cluster, PATIENCE, config, eventually, members, observed, within};
+use common::process::{cluster_file, ends, kvd, ready, refused, terminate};
+use common::{Cluster, config, members, observed, within};
+use kv_proto::admin::admin_service_client::AdminServiceClient;
 use kv_proto::{admin, v1};
 use kv_server::{Node, NodeEnv, StartError};
-use kv_types::catalogue::Member;
 use kv_types::{ClusterId, NodeId};
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::time::timeout;
-
-fn cluster_file(folder: &Path, members: &[Member], more: &str) -> PathBuf {
-    let mut text = String::from("[cluster]\nid = \"0000000000000000000000005155304f\"\n");
-    for Member { id, client_address, peer_address, .. } in members {
-        text.push_str(&format!(
-            "[[node]]\nid = \"{id}\"\nclient_address = \"{client_address}\"\npeer_address = \"{peer_address}\"\ndata_dir = \"{id}\"\n"
-        ));
-    }
-    let path = folder.join("cluster.toml");
-    std::fs::write(&path, text + more).unwrap();
-    path
-}
-
-fn kvd(file: &Path, node: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvd"));
-    command.args(["--config".as_ref(), file.as_os_str()]).args(["--node", node]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    command
-}
-
-/// Exit code and words of a process that does not start.
-async fn refused(mut command: Command) -> (Option<i32>, String) {
-    let output = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
-}
-
-async fn ready(file: &Path) -> serde_json::Value {
-    eventually("the ready file is there", async || file.exists()).await;
-    serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
-}
-
-async fn ends(mut child: Child) -> (Option<i32>, String) {
-    let mut words = String::new();
-    let status = timeout(PATIENCE, async {
-        child.stderr.take().unwrap().read_to_string(&mut words).await.unwrap();
-        child.wait().await.unwrap()
-    });
-    (status.await.unwrap().code(), words)
-}
 
 #[tokio::test]
 async fn configurations_that_do_not_hold_end_in_words_and_exit_2() {
@@ -116,8 +76,8 @@ async fn a_node_says_when_it_is_ready_and_stops_when_asked() {
         match signal {
             None => drop(child.stdin.take()),
             Some(signal) => {
-                let kill = Command::new("kill").args([signal, &child.id().unwrap().to_string()]).status();
-                assert!(kill.await.unwrap().success());
+                assert_eq!(signal, "-TERM");
+                terminate(&child).await;
             }
         }
         let (code, words) = ends(child).await;
@@ -277,4 +237,67 @@ async fn a_refused_start_loses_nothing() {
     assert!(before == contents(&cluster.data_dir(1)), "a refused start changed the data");
     nothing_is_lost(&mut cluster).await;
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn other_machines_are_let_in_only_with_insecure_which_every_start_repeats() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = members(1);
+    let port = members[0].client_address.split(':').nth(1).unwrap().to_owned();
+    members[0].client_address = format!("0.0.0.0:{port}");
+    let file = cluster_file(folder.path(), &members, "");
+    let (code, words) = refused(kvd(&file, "n1")).await;
+    assert_eq!(code, Some(2), "{words}");
+    for part in ["CONFIG_INVALID", "client_address of n1", "insecure = true"] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("[cluster]\n", "[cluster]\ninsecure = true\n")).unwrap();
+    for start in ["first", "second"] {
+        let ready_file = folder.path().join(start);
+        let mut command = kvd(&file, "n1");
+        command.arg("--ready-file").arg(&ready_file);
+        let child = command.spawn().unwrap();
+        ready(&ready_file).await;
+        terminate(&child).await;
+        let (code, words) = ends(child).await;
+        assert!(code == Some(0) && words.contains("WARN") && words.contains("INSECURE"), "{start}: {words}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_gives_out_the_addresses_of_its_file_and_says_what_differs() {
+    let mut cluster = with_data().await;
+    cluster.stop_node(1).await;
+    let before = cluster.member(1).clone();
+    // Moved, and the file names one more.
+    let moved = members(2);
+    let folder = tempfile::tempdir().unwrap();
+    let (file, ready_file) = (cluster_file(folder.path(), &moved, STORAGE), folder.path().join("ready"));
+    let mut command = kvd(&file, "n1");
+    command.arg("--data-dir").arg(cluster.data_dir(1)).arg("--ready-file").arg(&ready_file);
+    let child = command.spawn().unwrap();
+    ready(&ready_file).await;
+    let address = format!("http://{}", moved[0].client_address);
+    let mut client = AdminServiceClient::connect(address).await.unwrap();
+    let mut topology = client.get_topology(within(admin::GetTopologyRequest {})).await.unwrap().into_inner();
+    while topology.epoch == 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        topology = client.get_topology(within(admin::GetTopologyRequest {})).await.unwrap().into_inner();
+    }
+    let given: Vec<_> = topology.members.iter().map(|member| (member.id, &*member.client_address)).collect();
+    assert_eq!(given, [(1, moved[0].client_address.as_str())]);
+    terminate(&child).await;
+    let (code, words) = ends(child).await;
+    assert_eq!(code, Some(0), "{words}");
+    for part in [
+        format!(
+            "client address of n1: `{}` in the file, `{}`",
+            moved[0].client_address, before.client_address
+        ),
+        format!("peer address of n1: `{}` in the file, `{}`", moved[0].peer_address, before.peer_address),
+        "n2 is in the file and not in the catalogue".to_owned(),
+    ] {
+        assert!(words.contains(&part), "{part}: {words}");
+    }
 }

@@ -1,7 +1,8 @@
-//! Kills the engine in the middle of load, draining and checkpoints, again and again, and checks after each start that
-//! every acknowledged write is there; counts apart what the tier made of it.
+//! Kills the engine in the middle of load, draining and checkpoints, again and again, and checks after each
+//! start that every acknowledged write is there; counts apart what the tier made of it.
 //!
-//! `cargo run --release -p kv-storage --example torture -- fjall 200 [dir]` prints one line of JSON and exits 1 after a loss.
+//! `cargo run --release -p kv-storage --example torture -- fjall 200 [dir]` prints one line of JSON and
+//! exits 1 after a loss.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -163,7 +164,8 @@ fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, count
     counts.torn_tails += u64::from(recovery.torn_tail_bytes > 0);
     match &recovery.tier_error {
         None => counts.tier_fine += 1,
-        // The words of `open`: an error or panic of the library, or a tier that opened and was behind its checkpoint.
+        // The words of `open`: an error or panic of the library, or a tier that opened and was behind its
+        // checkpoint.
         Some(e) if e.contains("was on disk up to") || e.contains("it is empty") => {
             counts.tier_lost_checkpointed += 1
         }

@@ -178,12 +178,7 @@ impl Storage {
             })
             .collect();
         let tee = Arc::new(Tee::new(spans.clone(), parts.options.copy_tail_bytes));
-        let mut mem = parts.memtable.write();
-        if spans.iter().any(|span| mem.is_replacing(&span.from, span.to.as_deref())) {
-            return Err(StorageError::Replacing);
-        }
-        mem.tees.attach(tee.clone())?;
-        drop(mem);
+        parts.memtable.write().tees.attach(tee.clone())?;
         Ok(Copy { storage: self.clone(), tee, rest: spans.into(), closed: false, tail_was_last: false })
     }
 }

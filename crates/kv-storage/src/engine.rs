@@ -67,8 +67,9 @@ fn commit(parts: &Parts, batch: Batch, bulk: bool) -> Result<Position, StorageEr
     let encoded = batch.finish(o.max_record_bytes)?;
     let (_, ops) = batch::decode(&encoded).ok_or_else(|| StorageError::Invalid("not a batch".into()))?;
     parts.life.check()?;
+    parts.space.check()?;
     parts.log.admit_data()?;
-    let max = if bulk { o.bulk_memtable_bytes } else { o.memtable_bytes };
+    let max = if bulk { o.bulk_memtable_bytes } else { o.memtable_for_commits() };
     let log = |ops: &[Op]| parts.log.push_data(encoded.clone(), ops, bulk);
     parts.memtable.commit(ops, encoded.len(), max, log).map(Position)
 }
@@ -147,17 +148,7 @@ impl Storage {
     pub fn get(&self, table: TableId, key: &[u8]) -> Result<Option<Row>, StorageError> {
         let full = full_key(table, key);
         let parts = self.parts();
-        let found = {
-            let mem = parts.memtable.read();
-            if !mem.replacing.is_empty() {
-                let mut next = full.clone();
-                next.push(0);
-                if mem.is_replacing(&full, Some(&next)) {
-                    return Err(StorageError::Replacing);
-                }
-            }
-            mem.get(&full)
-        };
+        let found = parts.memtable.read().get(&full);
         match found {
             Some((value, seq)) => Ok(value.map(|value| Row { value, position: Position(seq) })),
             None => {
@@ -186,13 +177,7 @@ impl Storage {
             None => prefix_end(&full_key(table, &[])),
         };
         let _still = parts.tier.hold_still();
-        let rows = {
-            let mem = parts.memtable.read();
-            if mem.is_replacing(&from, to.as_deref()) {
-                return Err(StorageError::Replacing);
-            }
-            mem.range(&from, to.as_deref(), limit)
-        };
+        let rows = parts.memtable.read().range(&from, to.as_deref(), limit);
         let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
         let mut out = Vec::new();
         while out.len() < limit
@@ -231,10 +216,11 @@ impl Storage {
         }
     }
 
-    /// Whether proposals should be refused for now: the log is full or the Raft queue is long.
+    /// Whether proposals should be refused for now: the log or the disk is full, or the Raft queue is long.
     pub fn log_pressure(&self) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;
+        parts.space.check()?;
         parts.log.admit_data()?;
         if parts.log.raft_queue_bytes() > parts.options.raft_queue_bytes {
             return Err(StorageError::Overloaded { what: "the log's Raft queue" });
@@ -363,7 +349,10 @@ impl Storage {
             while parts.log.write_step() {}
             parts.log.refuse_rest();
         }
-        if !parts.life.threads_ended(limits::THREADS_STOP_WAIT).await {
+        let ended = parts.life.threads_ended(limits::THREADS_STOP_WAIT).await;
+        if ended {
+            parts.unlock();
+        } else {
             tracing::error!("a storage thread does not end: the disk hangs; the stop goes on without it");
             parts.stop(Phase::Halted);
             parts.log.refuse_rest();
@@ -379,7 +368,9 @@ impl Storage {
     pub fn halt(&self) {
         let parts = self.parts();
         parts.stop(Phase::Halted);
-        if !parts.life.wait_for_threads(limits::THREADS_STOP_WAIT) {
+        if parts.life.wait_for_threads(limits::THREADS_STOP_WAIT) {
+            parts.unlock();
+        } else {
             tracing::error!("a storage thread does not end: the disk hangs; the stop goes on without it");
         }
         parts.log.refuse_rest();

@@ -24,6 +24,17 @@ pub enum StorageError {
         /// Who keeps its oldest segment.
         pinned_by: String,
     },
+    /// The file system of the data directory is nearly full and nothing happened.
+    #[error(
+        "the disk is nearly full: {free} bytes are free, {reserve} are kept in reserve; nothing was written. Make room on the \
+         file system of the data directory, and the node goes on by itself"
+    )]
+    DiskFull {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        reserve: u64,
+    },
     /// A batch, key, chunk or the small state is larger than its bound; nothing happened.
     #[error("{what} is too large: {bytes} bytes, the bound is {max}")]
     TooLarge {
@@ -34,9 +45,6 @@ pub enum StorageError {
         /// The bound.
         max: usize,
     },
-    /// The range is being replaced by a snapshot; its content is neither old nor new.
-    #[error("this range is being replaced by a snapshot; retry when that is finished")]
-    Replacing,
     /// More was written during a copy than its buffer holds (`copy_tail_bytes`): the copy was given up, the writes were not.
     #[error(
         "the copy fell behind the writes by more than {max} bytes and was given up; take a new one later"
@@ -127,8 +135,8 @@ impl StorageError {
             self,
             StorageError::Overloaded { .. }
                 | StorageError::LogFull { .. }
+                | StorageError::DiskFull { .. }
                 | StorageError::TooLarge { .. }
-                | StorageError::Replacing
                 | StorageError::Invalid(_)
         )
     }
@@ -148,7 +156,7 @@ impl From<StorageError> for io::Error {
     fn from(e: StorageError) -> Self {
         let kind = match &e {
             StorageError::Io { kind, .. } => *kind,
-            StorageError::LogFull { .. } => io::ErrorKind::StorageFull,
+            StorageError::LogFull { .. } | StorageError::DiskFull { .. } => io::ErrorKind::StorageFull,
             StorageError::CorruptLog { .. } | StorageError::CorruptFile { .. } => io::ErrorKind::InvalidData,
             StorageError::TooLarge { .. } | StorageError::Invalid(_) => io::ErrorKind::InvalidInput,
             _ => io::ErrorKind::Other,

@@ -1,4 +1,5 @@
-//! How an engine lives and ends: its phase, its failure, its threads, and who is woken by what. Knows no other owner.
+//! How an engine lives and ends: its phase, its failure, its threads, and who is woken by what. Knows no
+//! other owner.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -39,7 +40,7 @@ pub(crate) struct Lifecycle {
     /// Counts what may give a background thread something to do.
     wakes: Mutex<u64>,
     woken: Condvar,
-    /// Wakes whoever pumps, with [`Drive::Manual`].
+    /// Wakes the caller that pumps, with [`Drive::Manual`].
     driver: Notify,
     /// Threads that have not ended.
     alive: watch::Sender<usize>,
@@ -109,7 +110,8 @@ impl Lifecycle {
             let first = failed.is_none();
             if first {
                 *failed = Some(e.clone());
-                // Before those who wait for the failure are woken: none of them finds a commit accepted after it.
+                // Before those who wait for the failure are woken: none of them finds a commit accepted after
+                // it.
                 self.has_failed.store(true, Ordering::Release);
             }
             first
@@ -138,7 +140,7 @@ impl Lifecycle {
         self.woken.notify_all();
     }
 
-    /// Lets whoever pumps look for work.
+    /// Lets the caller that pumps look for work.
     pub(crate) fn wake_driver(&self) {
         self.driver.notify_one();
     }

@@ -1,5 +1,5 @@
-//! Taking locks. Every critical section of this crate leaves whole values behind, so a lock whose holder panicked is taken
-//! over; the panic itself ends the engine (`StorageError::ThreadPanicked`).
+//! Taking locks. Every critical section of this crate leaves whole values behind, so a lock whose holder
+//! panicked is taken over; the panic itself ends the engine (`StorageError::ThreadPanicked`).
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,8 +1,9 @@
-//! The lower tier while the engine runs: its handle, the mark up to which rows are in it, and what of it is on disk.
+//! The lower tier while the engine runs: its handle, the mark up to which rows are in it, and what of it is
+//! on disk.
 //!
-//! The mark's lock is held through a drain and through a checkpoint, so neither runs during the other. Readers that must see
-//! one state of the tier hold it still meanwhile ([`LowerTier::hold_still`]). Order of the locks: mark, memtable (outside),
-//! stillness.
+//! The mark's lock is held through a drain and through a checkpoint, so neither runs during the other.
+//! Readers that must see one state of the tier hold it still meanwhile ([`LowerTier::hold_still`]). Order of
+//! the locks: mark, memtable (outside), stillness.
 
 use std::{
     ops::Deref,
@@ -70,8 +71,8 @@ pub(crate) fn clear_suspect(disk: &dyn Disk, dir: &Path) -> Result<(), StorageEr
         .map_err(StorageError::io("clear the mark"))
 }
 
-/// A tier in use. Tiers write and wait when their last handle goes, on a disk that hangs without an end; so that happens on a
-/// thread of its own, wherever this is dropped.
+/// A tier in use. Tiers write and wait when their last handle goes, on a disk that hangs without an end; so
+/// that happens on a thread of its own, wherever this is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenTier {
     // In this order: the thread lets go of the tier when `dropped` is gone, and `tier` is gone by then.
@@ -159,6 +160,12 @@ pub(crate) struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// Writes rows that did not come through the memtable: what is drained stays as it is.
+    pub(crate) fn load(&mut self, rows: &TierWrites) -> Result<(), StorageError> {
+        let drained = self.mark.drained;
+        self.apply(rows, drained)
+    }
+
     /// Writes a tier batch that ends with data batch `seq`, with the mark that says so.
     pub(crate) fn apply(&mut self, rows: &TierWrites, seq: u64) -> Result<(), StorageError> {
         let tier = self.tier.handle()?;
@@ -166,8 +173,8 @@ impl Turn<'_> {
         assert!(seq >= last.drained, "batch {seq} is drained after {}", last.drained);
         let mark = TierMark { id: last.id, drained: seq, batch: last.batch + 1 };
         {
-            // Scans hold the tier still: it does not change under them. Copies do not: they read in pieces and hear of every
-            // write.
+            // Scans hold the tier still: it does not change under them. Copies do not: they read in pieces
+            // and hear of every write.
             let _changing = write(&self.tier.still);
             tier.apply(rows, mark)?;
         }
@@ -292,8 +299,8 @@ impl LowerTier {
         self.on_disk.seq.load(Ordering::Acquire)
     }
 
-    /// Makes the tier durable, if that is due: `drained` tells the order number up to which the memtable is in it,
-    /// `log_bytes` the size of the log, `written` the bytes written to it since the start.
+    /// Makes the tier durable, if that is due: `drained` tells the order number up to which the memtable is
+    /// in it, `log_bytes` the size of the log, `written` the bytes written to it since the start.
     pub(crate) fn checkpoint_if_due(
         &self,
         drained: impl Fn() -> u64,
@@ -311,9 +318,9 @@ impl LowerTier {
             return Ok(None);
         }
         (last.at, last.log_bytes) = (Instant::now(), written);
-        // The mark and the order number belong together: taken between two drains. And no drain runs while the tier is
-        // flushed: sled holds a process-wide lock meanwhile, a waiting batch would make every reader wait behind it, also
-        // those on the workers that answer heartbeats.
+        // The mark and the order number belong together: taken between two drains. And no drain runs while
+        // the tier is flushed: sled holds a process-wide lock meanwhile, a waiting batch would make every
+        // reader wait behind it, also those on the workers that answer heartbeats.
         let turn = self.turn();
         let (mark, ord) = (*turn.mark, drained());
         self.handle()?.checkpoint()?;

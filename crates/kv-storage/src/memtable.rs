@@ -55,8 +55,6 @@ pub(crate) struct Mem {
     pub(crate) drained_seq: u64,
     /// Copies under way: they get every batch.
     pub(crate) tees: Tees,
-    /// Ranges (of full keys, by prefix) whose content is being replaced, by the replacement's name.
-    pub(crate) replacing: BTreeMap<Bytes, Vec<Bytes>>,
 }
 
 impl Mem {
@@ -129,14 +127,6 @@ impl Mem {
             }
         }
         (out, None)
-    }
-
-    /// True if a range touches one that is being replaced.
-    pub(crate) fn is_replacing(&self, from: &[u8], to: Option<&[u8]>) -> bool {
-        self.replacing.values().flatten().any(|prefix| {
-            let end = crate::batch::prefix_end(prefix);
-            to.is_none_or(|to| prefix.as_ref() < to) && end.is_none_or(|end| from < end.as_slice())
-        })
     }
 
     /// Whole batches from the front that may go to the tier, merged: rows in key order, last batch, last logged batch.

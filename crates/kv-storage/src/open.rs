@@ -4,15 +4,16 @@ use std::{
     collections::BTreeMap,
     collections::hash_map::RandomState,
     hash::{BuildHasher, Hasher},
+    io,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 
 use crate::{
     batch::Op,
-    disk::{Disk, MemDisk, RealDisk},
+    disk::{DirLock, Disk, MemDisk, RealDisk},
     drain,
     engine::Storage,
     error::StorageError,
@@ -22,7 +23,9 @@ use crate::{
     memtable::{Mem, Memtable},
     options::{Drive, StorageOptions},
     parts::{Parts, Refusals},
-    reads, replace, steps,
+    reads,
+    space::DiskSpace,
+    steps,
     tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
     wal::{
         entry::when_durable,
@@ -49,8 +52,6 @@ pub struct Recovery {
     pub replayed: u64,
     /// Bytes of the write that the crash interrupted.
     pub torn_tail_bytes: u64,
-    /// Replacements that never finished, by name: their ranges answer `Replacing` until they are done again.
-    pub unfinished_replaces: Vec<Bytes>,
     /// Whose directory it is.
     pub identity: Option<Identity>,
 }
@@ -77,7 +78,7 @@ enum FirstLook {
     Damaged(String),
 }
 
-/// Opens the tier: its lock keeps a second process away from the log too.
+/// Opens the tier.
 fn look(tiers: &dyn TierSource, disk: &dyn Disk, dir: &Path) -> Result<FirstLook, StorageError> {
     let suspect = is_suspect(disk, dir);
     match tiers.open(dir) {
@@ -184,17 +185,19 @@ impl Storage {
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(StorageError::io("create the data directory"))?;
         let owner = check_owner(&*disk, &options)?;
+        // The lock comes before the log is read: the process that had the directory until now may have written more just before it let go.
+        // And the log comes before the tier is opened, which may change that: a directory with a damaged log is left alone.
+        let lock = disk.lock(&dir).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => StorageError::InUse(format!("{} is locked", dir.display())),
+            _ => StorageError::io("lock the data directory")(e),
+        })?;
         let log = recover::scan(&*disk, &wal_dir)?;
         if log.segments.is_empty() && owner.is_some() {
             // The name is written after the first segment.
             let what = "the log is missing, but the directory has an owner".to_string();
             return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
         }
-        // A damaged log is left alone: nothing was changed before this line. Whoever has the tier writes the log, so it is read
-        // again with the tier in hand: who had it until now may have written more.
         let found = look(&*tiers, &*disk, &dir)?;
-        drop(log);
-        let log = recover::scan(&*disk, &wal_dir)?;
         let known = known_mark(&log)?;
         let opened = settle_tier(&*tiers, &dir, found, known)?;
         check_order(&log, opened.mark)?;
@@ -208,7 +211,7 @@ impl Storage {
             ..Recovery::default()
         };
         let checkpointed = if opened.lost.is_none() { known.map_or(0, |known| known.drained) } else { 0 };
-        let start = Start { options, disk, checkpointed, opened, known, recovery };
+        let start = Start { options, disk, lock, checkpointed, opened, known, recovery };
         start.finish(log)
     }
 
@@ -228,6 +231,7 @@ impl Storage {
 struct Start {
     options: StorageOptions,
     disk: Arc<dyn Disk>,
+    lock: DirLock,
     /// Data batches that are on disk in the tier.
     checkpointed: u64,
     opened: OpenedTier,
@@ -261,17 +265,11 @@ impl Start {
     fn assemble(&mut self, log: FoundLog) -> Result<Storage, StorageError> {
         let options = Arc::new(self.options.clone());
         let life = Arc::new(Lifecycle::new(options.dir.clone(), options.drive));
-        let mut mem = Mem::new(self.opened.mark.drained);
-        for (key, value) in log.small.rows() {
-            if let Some(name) = key.strip_prefix(small_key::REPLACE) {
-                let name = Bytes::copy_from_slice(name);
-                mem.replacing.insert(name.clone(), replace::decode_ranges(value).unwrap_or_default());
-                self.recovery.unfinished_replaces.push(name);
-            }
-        }
+        let mem = Mem::new(self.opened.mark.drained);
         let around = (self.disk.clone(), options.clone(), life.clone());
         let tier = LowerTier::new(around, self.opened.tier.clone(), self.opened.mark, self.checkpointed);
         let log = Log::open(options.clone(), life.clone(), self.disk.clone(), options.dir.join("wal"), log)?;
+        let space = DiskSpace::new(self.disk.clone(), &options);
         let parts = Parts {
             options,
             disk: self.disk.clone(),
@@ -282,6 +280,8 @@ impl Start {
             temporaries: Arc::default(),
             refusals: Refusals::default(),
             readers: Arc::default(),
+            space,
+            lock: Mutex::new(Some(self.lock.clone())),
         };
         Ok(Storage::new(Arc::new(parts)))
     }

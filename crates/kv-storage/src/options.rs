@@ -26,6 +26,9 @@ pub struct StorageOptions {
     pub segment_bytes: usize,
     /// Size of the whole log beyond which commits are refused. Raft records may use a quarter more.
     pub max_log_bytes: u64,
+    /// Free bytes of the file system below which commits and proposals are refused ([`StorageError::DiskFull`]), while all that
+    /// makes room again goes on; but at most a twentieth of the file system. 0 to never ask.
+    pub disk_reserve_bytes: u64,
     /// Largest batch or Raft entry.
     pub max_record_bytes: usize,
     /// Data bytes (not Raft) taken into one log write: what a Raft record waits for at most.
@@ -38,8 +41,10 @@ pub struct StorageOptions {
     pub bulk_queue_bytes: usize,
     /// Raft records waiting for the log beyond which `log_pressure` says so.
     pub raft_queue_bytes: usize,
-    /// Memtable size beyond which commits are refused and `apply` waits.
+    /// Memtable size beyond which `apply` waits; commits are refused `apply_reserve_bytes` earlier.
     pub memtable_bytes: usize,
+    /// The part of the memtable that commits cannot have: what is applied from committed Raft entries finds room there.
+    pub apply_reserve_bytes: usize,
     /// Memtable size beyond which bulk commits are refused.
     pub bulk_memtable_bytes: usize,
     /// How long `apply` waits for room in the memtable.
@@ -69,6 +74,7 @@ impl StorageOptions {
             drive: Drive::Threads,
             segment_bytes: 64 << 20,
             max_log_bytes: 2 << 30,
+            disk_reserve_bytes: 256 << 20,
             max_record_bytes: 16 << 20,
             data_bytes_per_write: 1 << 20,
             raft_bytes_per_write: 4 << 20,
@@ -76,12 +82,13 @@ impl StorageOptions {
             bulk_queue_bytes: 2 << 20,
             raft_queue_bytes: 32 << 20,
             memtable_bytes: 64 << 20,
+            apply_reserve_bytes: 16 << 20,
             bulk_memtable_bytes: 32 << 20,
             // Far above the longest stall of a tier that works: what waits this long has no tier to drain into.
             apply_wait: Duration::from_secs(90),
             drain_start_bytes: 8 << 20,
             drain_interval: Duration::from_millis(500),
-            drain_batch_bytes: 256 << 10,
+            drain_batch_bytes: 4 << 20,
             checkpoint_log_bytes: 128 << 20,
             checkpoint_interval: Duration::from_secs(30),
             raft_cache_bytes: 8 << 20,
@@ -94,12 +101,14 @@ impl StorageOptions {
         StorageOptions {
             segment_bytes: 256 << 10,
             max_log_bytes: 16 << 20,
+            disk_reserve_bytes: 0,
             max_record_bytes: 64 << 10,
             data_bytes_per_write: 64 << 10,
             raft_bytes_per_write: 64 << 10,
             data_queue_bytes: 1 << 20,
             bulk_queue_bytes: 256 << 10,
             memtable_bytes: 4 << 20,
+            apply_reserve_bytes: 1 << 20,
             bulk_memtable_bytes: 2 << 20,
             drain_start_bytes: 64 << 10,
             drain_interval: Duration::from_millis(20),
@@ -140,13 +149,22 @@ impl StorageOptions {
         if self.max_record_bytes > self.segment_bytes / 2 - 1024 {
             return bad("max_record_bytes must be below half a segment");
         }
-        if self.data_queue_bytes < self.max_record_bytes || self.memtable_bytes < self.max_record_bytes {
-            return bad("the data queue and the memtable must each hold one record of max_record_bytes");
+        let for_commits = self.memtable_for_commits();
+        if self.data_queue_bytes < self.max_record_bytes || for_commits < self.max_record_bytes {
+            return bad(
+                "the data queue and the memtable without its reserve must each hold one record of max_record_bytes",
+            );
         }
-        if self.bulk_queue_bytes > self.data_queue_bytes || self.bulk_memtable_bytes > self.memtable_bytes {
+        if self.bulk_queue_bytes > self.data_queue_bytes || self.bulk_memtable_bytes > for_commits {
             return bad("bulk budgets must not exceed the whole");
         }
         Ok(())
+    }
+
+    /// Memtable size beyond which commits are refused.
+    pub(crate) fn memtable_for_commits(&self) -> usize {
+        let reserved = if kv_types::mutant!(ReserveIgnored) { 0 } else { self.apply_reserve_bytes };
+        self.memtable_bytes.saturating_sub(reserved)
     }
 
     pub(crate) fn small_state_bytes(&self) -> usize {

@@ -1,5 +1,6 @@
-//! What an engine consists of. Each part owns its state and its locks; what concerns several of them (a commit, a drain, a
-//! checkpoint) is done by the files above, in the order in which locks are taken: the tier's mark, the memtable, the log.
+//! What an engine consists of. Each part owns its state and its locks; what concerns several of them (a
+//! commit, a drain, a checkpoint) is done by the files above, in the order in which locks are taken: the
+//! tier's mark, the memtable, the log.
 
 use std::{
     fmt,
@@ -10,14 +11,16 @@ use std::{
 };
 
 use crate::{
-    disk::Disk,
+    disk::{DirLock, Disk},
     error::StorageError,
     lifecycle::{Lifecycle, Phase},
+    locks::lock,
     lower::LowerTier,
     memtable::Memtable,
     options::StorageOptions,
     readers::Readers,
     snapshot::Temporaries,
+    space::DiskSpace,
     wal::log::Log,
 };
 
@@ -32,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
     pub(crate) refusals: Refusals,
     pub(crate) readers: Arc<Readers>,
+    pub(crate) space: DiskSpace,
+    pub(crate) lock: Mutex<Option<DirLock>>,
 }
 
 /// Commits that were refused for a bound.
@@ -65,6 +70,11 @@ impl Parts {
             self.tier.mark_suspect();
         }
         self.log.fail(e);
+    }
+
+    /// Lets another engine have the directory. Only when nothing of this one can write any more.
+    pub(crate) fn unlock(&self) {
+        drop(lock(&self.lock).take());
     }
 
     /// Enters a later phase of life.

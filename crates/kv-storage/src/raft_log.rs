@@ -107,9 +107,11 @@ impl RaftLog {
     /// finds room, also if several groups asked at the same time: the answer is no at half of the reserve for Raft records
     /// ([`crate::limits::RAFT_RESERVE_SHARE`]) already. Votes, truncations and purges need not ask.
     ///
-    /// Errors: [`StorageError::LogFull`] until the log is trimmed, or the error that stopped the engine.
+    /// Errors: [`StorageError::LogFull`] until the log is trimmed, [`StorageError::DiskFull`] until the disk has room, or the
+    /// error that stopped the engine.
     pub fn room_for(&self, bytes: usize) -> Result<(), StorageError> {
         self.parts().life.check()?;
+        self.parts().space.check()?;
         self.log().admit_raft(bytes, self.parts().options.askable_log_bytes())
     }
 
@@ -236,12 +238,13 @@ impl RaftLog {
         durably(durable).await
     }
 
-    /// Returns when everything that this group handed to the log before is durable.
+    /// Returns when everything that this group handed to the log before is durable, the committed hint included.
     pub async fn barrier(&self) -> io::Result<()> {
         let (done, durable) = when_durable();
         {
             self.parts().life.check()?;
             let _order = lock(&self.index);
+            self.log().write_lazy();
             self.log().push(vec![Item::Barrier { done: Some(done) }]);
         }
         durably(durable).await

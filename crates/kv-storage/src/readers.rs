@@ -102,8 +102,8 @@ impl Readers {
         self.changed.notify_all();
     }
 
-    /// Starts the threads; `panicked` is called when a read panics. A stop does not wait for them: a read may hang as long as
-    /// the disk does.
+    /// Starts the threads; `panicked` is called when a read panics. A stop does not wait for them: a read
+    /// may hang as long as the disk does.
     pub(crate) fn start(
         self: &Arc<Self>,
         panicked: impl Fn(StorageError) + Clone + Send + 'static,

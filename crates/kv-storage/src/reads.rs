@@ -1,4 +1,5 @@
-//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a bounded queue.
+//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a
+//! bounded queue.
 
 use std::sync::{Arc, Weak};
 
@@ -10,7 +11,6 @@ use crate::{
     engine::Storage,
     error::StorageError,
     limits,
-    memtable::Mem,
     merge::Merge,
     options::Drive,
     parts::Parts,
@@ -24,16 +24,6 @@ pub struct RowChunk {
     pub rows: Vec<(Bytes, Row)>,
     /// A bound ended the chunk: more rows follow its last one.
     pub more: bool,
-}
-
-/// True if one of the keys is being replaced.
-fn any_replacing(mem: &Mem, keys: &[Vec<u8>]) -> bool {
-    !mem.replacing.is_empty()
-        && keys.iter().any(|key| {
-            let mut next = key.clone();
-            next.push(0);
-            mem.is_replacing(key, Some(&next))
-        })
 }
 
 /// Starts the reader threads. They do not keep the engine in memory.
@@ -104,9 +94,6 @@ async fn read_rows(
     let mut missing = Vec::new();
     {
         let mem = parts.memtable.read();
-        if any_replacing(&mem, &keys) {
-            return Err(StorageError::Replacing);
-        }
         for (at, key) in keys.into_iter().enumerate() {
             match mem.get(&key) {
                 Some((value, seq)) => {
@@ -124,12 +111,8 @@ async fn read_rows(
     }
     let (places, keys): (Vec<usize>, Vec<Vec<u8>>) = missing.into_iter().unzip();
     let bytes = keys.iter().map(Vec::len).sum();
-    let read = move |parts: &Parts| tier_values(parts, &keys).map(|values| (values, keys));
-    let (values, keys) = off_the_workers(parts, class, bytes, read).await?;
-    // A replacement that began meanwhile may have cleared what was read.
-    if any_replacing(&parts.memtable.read(), &keys) {
-        return Err(StorageError::Replacing);
-    }
+    let read = move |parts: &Parts| tier_values(parts, &keys);
+    let values = off_the_workers(parts, class, bytes, read).await?;
     for (at, value) in places.into_iter().zip(values) {
         if let Some(row) = rows.get_mut(at) {
             *row = value.map(|value| Row { value, position: Position::DURABLE });
@@ -139,15 +122,16 @@ async fn read_rows(
 }
 
 impl Storage {
-    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with one hop to a thread
-    /// that reads the tier. Each row is as at some moment of the call. At most [`limits::MAX_READ_KEYS`] keys, and rows of
-    /// [`limits::MAX_READ_BYTES`] from the tier: beyond that `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
+    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with
+    /// one hop to a thread that reads the tier. Each row is as at some moment of the call. At most
+    /// [`limits::MAX_READ_KEYS`] keys, and rows of [`limits::MAX_READ_BYTES`] from the tier: beyond that
+    /// `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
     pub async fn read_rows(&self, keys: Vec<(TableId, Vec<u8>)>) -> Result<Vec<Option<Row>>, StorageError> {
         read_rows(self.parts(), Class::Client, keys).await
     }
 
-    /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with places that these
-    /// cannot take. One call of a group at a time.
+    /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with
+    /// places that these cannot take. One call of a group at a time.
     pub async fn read_rows_for_apply(
         &self,
         keys: Vec<(TableId, Vec<u8>)>,
@@ -155,9 +139,9 @@ impl Storage {
         read_rows(self.parts(), Class::Apply, keys).await
     }
 
-    /// Rows from `from` (inclusive) to `to` (exclusive) in key order, one consistent view, read on another thread: at most
-    /// `limit_rows` of them with keys and values of together `limit_bytes`, but at least one. `Overloaded` when too many reads
-    /// wait.
+    /// Rows from `from` (inclusive) to `to` (exclusive) in key order, one consistent view, read on another
+    /// thread: at most `limit_rows` of them with keys and values of together `limit_bytes`, but at least
+    /// one. `Overloaded` when too many reads wait.
     pub async fn read_range(
         &self,
         table: TableId,
@@ -184,13 +168,7 @@ fn range_chunk(
     // The tier does not change under a scan.
     let _still = parts.tier.hold_still();
     let limit_rows = limit_rows.max(1);
-    let rows = {
-        let mem = parts.memtable.read();
-        if mem.is_replacing(&from, to.as_deref()) {
-            return Err(StorageError::Replacing);
-        }
-        mem.range(&from, to.as_deref(), limit_rows + 1)
-    };
+    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows + 1);
     let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
     let mut chunk = RowChunk::default();
     let mut bytes = 0;

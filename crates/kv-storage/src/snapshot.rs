@@ -71,8 +71,8 @@ pub struct SnapshotInfo {
 /// The snapshot files of a Raft group. All calls block.
 #[derive(Debug, Clone)]
 pub struct Snapshots {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
     temporaries: Arc<Mutex<Temporaries>>,
 }
 
@@ -141,7 +141,7 @@ impl Snapshots {
         Snapshots { disk, dir, temporaries }
     }
 
-    fn path(&self, id: u64) -> PathBuf {
+    pub(crate) fn path(&self, id: u64) -> PathBuf {
         self.dir.join(format!("{id:016x}.snap"))
     }
 
@@ -194,9 +194,13 @@ impl Snapshots {
 
     /// Opens a complete file for reading from its first block. Its end is read first.
     pub fn open(&self, id: u64) -> Result<SnapshotReader, StorageError> {
-        let path = self.path(id);
+        self.open_at(&self.path(id), id)
+    }
+
+    /// Opens a file under another name than its own: one that was received and is not yet complete by that name.
+    pub(crate) fn open_at(&self, path: &Path, id: u64) -> Result<SnapshotReader, StorageError> {
         let name = path.display().to_string();
-        let file = self.disk.open(&path, false).map_err(io)?;
+        let file = self.disk.open(path, false).map_err(io)?;
         let bytes = file.len().map_err(io)?;
         let damaged = |what: &str| StorageError::CorruptFile { file: name.clone(), what: what.into() };
         let mut begin = [0; HEAD];

@@ -9,6 +9,7 @@ fn run(parts: &Arc<Parts>, step: impl Fn(&Arc<Parts>) -> bool) {
     let wait = limits::IDLE_WAIT.min(parts.options.drain_interval);
     let mut seen = 0;
     while parts.life.check().is_ok() {
+        parts.space.look(parts.log.bytes_written());
         if !step(parts) {
             parts.life.idle(&mut seen, wait);
         }
@@ -24,6 +25,7 @@ pub(crate) fn pump(parts: &Arc<Parts>) -> bool {
     if parts.life.is_halted() {
         return false;
     }
+    parts.space.look(parts.log.bytes_written());
     let mut worked = parts.log.write_step();
     worked |= parts.log.prepare_step();
     worked |= drain_step(parts);

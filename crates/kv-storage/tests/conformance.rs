@@ -11,11 +11,12 @@
 
 mod world;
 
-use std::{future::Future, time::Duration};
+use std::{collections::VecDeque, future::Future, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use kv_storage::{
-    Batch, BlockKind, Identity, RaftEntry, RaftLog, RaftLogId, Storage, StorageError, limits, tier::TierKind,
+    Batch, BlockKind, CopyRow, Drive, Identity, RaftEntry, RaftLog, RaftLogId, Storage, StorageError, limits,
+    tier::TierKind,
 };
 use kv_types::{ClusterId, GroupId, NodeId};
 use tokio::sync::oneshot;
@@ -40,7 +41,7 @@ suite! {
     rows_and_scans, batches_are_atomic_and_survive, unawaited_commits_vanish_only_as_a_suffix, small_state,
     derived_rows, drain_checkpoint_and_segment_drop, tier_deleted_with_the_whole_log, tier_deleted_with_a_cut_log,
     raft_log, a_vote_is_durable_when_it_is_saved, raft_truncate_append_crash, raft_purge_beyond_the_end, laggards_are_copied_forward, log_full_names_who,
-    foreign_directory, replaced_ranges, snapshot_files, damaged_snapshot_files_are_refused, snapshots_are_synced_in_pieces, damage_in_the_middle_is_refused,
+    foreign_directory, a_state_is_loaded_beside_another_and_switched, snapshot_files, damaged_snapshot_files_are_refused, snapshots_are_synced_in_pieces, damage_in_the_middle_is_refused,
     a_missing_segment_is_refused,
 }
 
@@ -452,34 +453,67 @@ fn foreign_directory(w: &mut dyn World) {
     assert_eq!(w.open().1.identity, Some(mine));
 }
 
-fn replaced_ranges(w: &mut dyn World) {
+/// Loads rows `from..to` under a prefix.
+async fn load(s: &Storage, prefix: &str, rows: std::ops::Range<usize>) {
+    let row = |n| (T, Bytes::from(format!("{prefix}{n:04}")), Some(Bytes::from(vec![n as u8; 500])));
+    let mut rows: VecDeque<CopyRow> = rows.map(row).collect();
+    while !rows.is_empty() {
+        s.load(&mut rows).unwrap();
+        s.let_drain().await;
+    }
+}
+
+fn loaded(s: &Storage, prefix: &str) -> usize {
+    let found = s.scan(T, prefix.as_bytes(), Some(format!("{prefix}~").as_bytes()), 10_000).unwrap();
+    assert!(found.iter().all(|(key, _)| key.starts_with(prefix.as_bytes())));
+    found.len()
+}
+
+fn a_state_is_loaded_beside_another_and_switched(w: &mut dyn World) {
     run(async {
         let (s, _) = w.open();
-        for n in 0..600 {
-            s.apply(Batch::new().put(T, format!("a/{n}"), "old").put(T, format!("b/{n}"), "old"))
-                .await
-                .unwrap();
-        }
+        fill(&s, 0, 20).await;
+        s.apply(Batch::new().put(T, "new/0000", "in use")).await.unwrap();
+        let mut in_use = VecDeque::from([(T, Bytes::from_static(b"new/0000"), None)]);
+        assert!(matches!(s.load(&mut in_use), Err(StorageError::Invalid(_))));
         s.checkpoint().await.unwrap();
-        let mut replace = s.replace(b"group 1", &[(T, b"a/")]).await.unwrap();
-        replace.push(Batch::new().put(T, "a/1", "new")).await.unwrap();
-        assert_eq!(s.get(T, b"a/1"), Err(StorageError::Replacing));
-        assert_eq!(s.scan(T, b"", None, 10), Err(StorageError::Replacing));
-        assert!(s.get(T, b"b/1").unwrap().is_some(), "others go on");
-        drop(replace);
+        // Writes of others go on, and are drained in between.
+        let others = tokio::spawn({
+            let s = s.clone();
+            async move { fill(&s, 20, 40).await }
+        });
+        load(&s, "a/", 0..300).await;
+        others.await.unwrap();
         w.crash(s);
         let (s, recovery) = w.open();
-        assert_eq!(recovery.unfinished_replaces, ["group 1"]);
-        assert_eq!(s.get(T, b"a/1"), Err(StorageError::Replacing));
-        let mut replace = s.replace(b"group 1", &[(T, b"a/")]).await.unwrap();
-        replace.push(Batch::new().put(T, "a/2", "newer")).await.unwrap();
-        replace.finish(Batch::new().put(T, "a/3", "newer")).await.unwrap();
+        assert!(!recovery.tier_lost, "{recovery:?}");
+        assert_eq!(s.record(b"which").unwrap(), None);
+        assert!(loaded(&s, "a/") <= 300, "some of it, none of it, in any case nothing that counts");
+        assert_eq!(keys(&s, 40).iter().filter(|key| key.len() == 5).count(), 40);
+        load(&s, "b/", 0..300).await;
+        s.finish_load().await.unwrap();
+        s.put_record(b"which", b"b").await.unwrap();
         w.crash(s);
-        let (s, recovery) = w.open();
-        assert_eq!(recovery.unfinished_replaces, [""; 0]);
-        let found = s.scan(T, b"a/", Some(b"a0"), 1000).unwrap();
-        assert_eq!(found.iter().map(|(k, _)| k.as_ref()).collect::<Vec<_>>(), [b"a/2", b"a/3"]);
-        assert_eq!(s.scan(T, b"b/", Some(b"b0"), 1000).unwrap().len(), 600);
+        let (s, _) = w.open();
+        assert_eq!(s.record(b"which").unwrap().unwrap(), "b");
+        assert_eq!(loaded(&s, "b/"), 300, "durable before the record");
+        // What does not count is removed step by step, across a crash.
+        let mut from = Some(Bytes::from_static(b"a/"));
+        let mut steps = 0;
+        while let Some(next) = from.take() {
+            from = s.remove(T, &next, b"a0").unwrap().next;
+            steps += 1;
+        }
+        assert_eq!((loaded(&s, "a/"), loaded(&s, "b/")), (0, 300));
+        assert!(steps <= 3, "{steps}");
+        s.finish_load().await.unwrap();
+        w.crash(s);
+        let (s, _) = w.open();
+        assert_eq!((loaded(&s, "a/"), loaded(&s, "b/")), (0, 300));
+        assert!(s.put_record(b"", b"").await.is_err());
+        assert!(s.put_record(&[1; limits::MAX_RECORD_NAME], &[1; limits::MAX_RECORD_BYTES]).await.is_ok());
+        assert!(s.put_record(&[1; limits::MAX_RECORD_NAME + 1], b"").await.is_err());
+        assert!(s.put_record(b"x", &[1; limits::MAX_RECORD_BYTES + 1]).await.is_err());
     });
 }
 
@@ -608,4 +642,50 @@ fn a_missing_segment_is_refused(w: &mut dyn World) {
     w.remove(&files[0]);
     let e = w.try_open().unwrap_err();
     assert!(matches!(e, StorageError::CorruptLog { segment: 2, .. }), "{e}");
+}
+
+/// A flood of commits takes whatever room there is; a step of apply finds its room all the same.
+#[test]
+fn apply_finds_room_within_one_step_of_the_drain() {
+    run(async {
+        let mut w = Mem::new(1);
+        let o = w.options();
+        o.drive = Drive::Manual;
+        (o.segment_bytes, o.max_log_bytes, o.max_record_bytes) = (4 << 20, 256 << 20, 1 << 20);
+        (o.data_queue_bytes, o.data_bytes_per_write) = (16 << 20, 16 << 20);
+        (o.memtable_bytes, o.apply_reserve_bytes, o.bulk_memtable_bytes) = (8 << 20, 2 << 20, 4 << 20);
+        (o.drain_start_bytes, o.drain_batch_bytes) = (0, 3 << 20);
+        let (s, _) = w.open();
+        let (mut written, mut refused) = (0, 0);
+        let mut flood = |s: &Storage| loop {
+            written += 1;
+            match s.commit(Batch::new().put(T, format!("{written:06}"), vec![0; 4_000])) {
+                Ok(_) => {}
+                Err(e) => {
+                    assert_eq!(e, StorageError::Overloaded { what: "the memtable" });
+                    break refused += 1;
+                }
+            }
+        };
+        for step in 0..60 {
+            flood(&s);
+            let applied = s.apply(Batch::new().put(U, format!("{step}"), vec![0; 1 << 20]));
+            let mut applied = std::pin::pin!(applied);
+            let mut once = async || std::future::poll_fn(|cx| Poll::Ready(applied.as_mut().poll(cx))).await;
+            if once().await.is_pending() {
+                // One tier batch; and whoever comes first takes the room.
+                let drains = s.stats().drains;
+                while s.stats().drains == drains {
+                    assert!(s.pump(), "step {step}: nothing can be drained");
+                }
+                assert_eq!(s.stats().drains, drains + 1);
+                flood(&s);
+                match once().await {
+                    Poll::Ready(applied) => applied.unwrap(),
+                    Poll::Pending => panic!("step {step} of apply found no room after a step of the drain"),
+                }
+            }
+        }
+        assert!(refused >= 60);
+    });
 }

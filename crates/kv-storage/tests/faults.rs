@@ -14,10 +14,11 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kv_storage::{Batch, Drive, Position, RaftEntry, RaftLog, RaftLogId, Storage, StorageError};
+use kv_storage::{StorageOptions, disk::MemDisk, tier::MemTiers};
 use kv_types::GroupId;
 use proptest::prelude::*;
 use tokio::{sync::oneshot, time::Instant};
-use world::{Mem, T, World};
+use world::{Mem, Real, T, Watched, World};
 
 fn run<T>(f: impl Future<Output = T>) -> T {
     let runtime =
@@ -229,6 +230,7 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
         let mut w = manual(4);
         w.options().apply_wait = Duration::from_millis(50);
         w.options().memtable_bytes = 256 << 10;
+        w.options().apply_reserve_bytes = 0;
         w.options().bulk_memtable_bytes = 128 << 10;
         // Nothing is drained before a checkpoint asks for it.
         w.options().drain_start_bytes = usize::MAX;
@@ -598,58 +600,236 @@ fn a_log_that_was_begun_twice_survives_a_power_cut() {
     }
 }
 
-/// The tier's lock, which somebody else holds until he has written once more.
-#[derive(Debug)]
-struct HeldUntil {
-    tiers: kv_storage::tier::MemTiers,
-    holder: std::sync::Mutex<Option<Storage>>,
-    bytes: usize,
-}
-
-impl kv_storage::tier::TierSource for HeldUntil {
-    fn open(
-        &self,
-        dir: &std::path::Path,
-    ) -> Result<Arc<dyn kv_storage::tier::Tier>, kv_storage::tier::TierError> {
-        if let Some(holder) = self.holder.lock().unwrap().take() {
-            let mut left = self.bytes;
-            while left > 0 {
-                let bytes = left.min(3_000);
-                holder.commit(put("late", bytes)).unwrap();
-                while holder.pump() {}
-                left -= bytes;
-            }
-            holder.halt();
-        }
-        self.tiers.open(dir)
-    }
-    fn set_aside(&self, dir: &std::path::Path) -> Result<(), kv_storage::tier::TierError> {
-        self.tiers.set_aside(dir)
-    }
-}
-
 /// A process that is started while the one before it still writes has read an end of the log that is none any more.
 #[test]
 fn what_was_written_until_the_lock_was_given_up_is_kept() {
-    use kv_storage::{StorageOptions, disk::MemDisk, tier::MemTiers};
     // Into the same segment, and over the ends of several.
     for bytes in [0, 100, 3_000, 1 << 20] {
-        let (disk, tiers) = (MemDisk::new(1), MemTiers::new());
+        let (disk, tiers) = (Watched::new(MemDisk::new(1)), MemTiers::new());
         let options = StorageOptions { drive: Drive::Manual, ..StorageOptions::small("/data") };
-        let open = |held| Storage::open(options.clone(), Arc::new(disk.clone()), held);
-        let (first, _) = open(Arc::new(tiers.clone())).unwrap();
+        let open = || Storage::open(options.clone(), Arc::new(disk.clone()), Arc::new(tiers.clone()));
+        let (first, _) = open().unwrap();
         first.commit(put("early", 100)).unwrap();
         while first.pump() {}
-        let holder = std::sync::Mutex::new(Some(first));
-        let (second, _) = open(Arc::new(HeldUntil { tiers: tiers.clone(), holder, bytes })).unwrap();
+        // The first has the lock until it has written once more.
+        disk.before_lock(move || {
+            let mut left = bytes;
+            while left > 0 {
+                let bytes = left.min(3_000);
+                first.commit(put("late", bytes)).unwrap();
+                while first.pump() {}
+                left -= bytes;
+            }
+            first.halt();
+        });
+        let (second, _) = open().unwrap();
         second.commit(put("own", 100)).unwrap();
         while second.pump() {}
         second.halt();
-        disk.crash();
+        disk.disk.crash();
         tiers.crash();
-        let (last, _) = open(Arc::new(tiers.clone())).unwrap();
+        let (last, _) = open().unwrap();
         for (key, there) in [("early", true), ("late", bytes > 0), ("own", true)] {
             assert_eq!(last.get(T, key.as_bytes()).unwrap().is_some(), there, "{bytes} bytes, {key}");
         }
     }
+}
+
+/// A start reads every byte of the log once, and of what the tier lacks once more.
+#[test]
+fn a_start_reads_the_log_once() {
+    let (disk, tiers) = (Watched::new(MemDisk::new(1)), MemTiers::new());
+    let options = StorageOptions {
+        drive: Drive::Manual,
+        drain_start_bytes: 4 << 20,
+        drain_interval: Duration::from_secs(3600),
+        ..StorageOptions::small("/data")
+    };
+    let open = || Storage::open(options.clone(), Arc::new(disk.clone()), Arc::new(tiers.clone())).unwrap();
+    let (s, _) = open();
+    let log = s.raft(GroupId(1));
+    for n in 0..100u32 {
+        s.commit(put(n.to_be_bytes(), 10_000)).unwrap();
+        drop(append(&log, u64::from(n), 10_000));
+        s.pump();
+    }
+    let all = s.stats().segments * (256 << 10);
+    s.halt();
+    let (_, before) = disk.reads();
+    let (s, recovery) = open();
+    let (_, after) = disk.reads();
+    assert_eq!(recovery.replayed, 100, "nothing was drained");
+    // Prepared segments are looked at as well: two of them at most.
+    let once = all + (2 * 256 << 10);
+    assert!(after - before <= 2 * once, "{} bytes read of a log of {all}", after - before);
+    run(async {
+        let checkpoint = s.checkpoint();
+        let pump = async {
+            loop {
+                s.pump();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! { done = checkpoint => done.unwrap(), () = pump => {} }
+    });
+    s.halt();
+    let (_, before) = disk.reads();
+    let (s, recovery) = open();
+    let (_, after) = disk.reads();
+    assert_eq!(recovery.replayed, 0);
+    assert!(after - before <= once, "{} bytes read of a log of {all}", after - before);
+    assert_eq!(s.scan(T, b"", None, 1000).unwrap().len(), 100);
+}
+
+/// What a lagging follower is sent is read in pieces, not entry by entry.
+#[test]
+fn entries_that_left_memory_are_read_in_few_reads() {
+    let (disk, tiers) = (Watched::new(MemDisk::new(1)), MemTiers::new());
+    let options =
+        StorageOptions { drive: Drive::Manual, raft_cache_bytes: 0, ..StorageOptions::small("/data") };
+    let (s, _) = Storage::open(options, Arc::new(disk.clone()), Arc::new(tiers)).unwrap();
+    let (log, other) = (s.raft(GroupId(1)), s.raft(GroupId(2)));
+    for index in 0..1_000 {
+        drop((append(&log, index, 100), append(&other, index, 300)));
+        if index % 10 == 9 {
+            while s.pump() {}
+        }
+    }
+    assert_eq!(s.stats().raft_cache_bytes, 0);
+    assert!(s.stats().raft_index_bytes < 2_000 * 16 + (64 << 10), "{:?}", s.stats());
+    let (before, _) = disk.reads();
+    let found = log.read(.., usize::MAX).unwrap();
+    let (after, bytes) = disk.reads();
+    assert_eq!(found.len(), 1_000);
+    assert!(found.iter().zip(0..).all(|(e, n)| e.id.index == n && e.payload == vec![n as u8; 100]));
+    assert!(after - before <= 6, "{} reads", after - before);
+    // With what lies between them, and no more than that.
+    assert!(bytes < 1 << 20, "{bytes} bytes");
+    let some = log.read(100..200, 1_000).unwrap();
+    assert_eq!(some.iter().map(|e| e.id.index).collect::<Vec<_>>(), (100..110).collect::<Vec<_>>());
+}
+
+/// A sync that never returns holds up the stop for its bound, and the tier for its own.
+#[test]
+fn a_stop_ends_though_a_sync_does_not() {
+    let disk = Watched::new(MemDisk::new(1));
+    let options = StorageOptions::small("/data");
+    let open = || {
+        let tiers: Arc<MemTiers> = Arc::default();
+        Storage::open(options.clone(), Arc::new(disk.clone()), tiers).unwrap().0
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let s = open();
+        let log = s.raft(GroupId(1));
+        let early = s.commit(put("early", 100)).unwrap();
+        s.durable(early).await.unwrap();
+        disk.hold_syncs(true);
+        let late = s.commit(put("late", 100)).unwrap();
+        let appended = append(&log, 1, 10);
+        // In time that only passes when all wait: the two bounds, one after the other.
+        let before = tokio::time::Instant::now();
+        s.shutdown().await;
+        let bound = kv_storage::limits::THREADS_STOP_WAIT + kv_storage::limits::TIER_CLOSE_WAIT;
+        assert!(before.elapsed() <= bound + Duration::from_secs(1), "{:?}", before.elapsed());
+        // All who wait are told.
+        assert!(s.durable(late).await.is_err() && s.commit(put("new", 1)).is_err());
+        let vote = log.save_vote(Bytes::from_static(b"v"));
+        assert!(vote.await.is_err());
+        // And no one waits when the last handle goes.
+        drop((s, log));
+        disk.hold_syncs(false);
+        // The write that was under way is answered by its own result when the disk lets go of it.
+        let _ = appended.await;
+    });
+    // Without a stop before: the last handle goes on a thread of the runtime while the disk hangs.
+    runtime.block_on(async {
+        let s = open();
+        disk.hold_syncs(true);
+        s.commit(put("late", 100)).unwrap();
+        drop(s);
+        disk.hold_syncs(false);
+    });
+}
+
+/// While the disk has less than the reserve, what asks is refused, and what makes room or must not fail goes on.
+#[test]
+fn a_disk_that_is_nearly_full_refuses_before_anything_fails() {
+    let mut w = manual(31);
+    w.options().disk_reserve_bytes = 1 << 20;
+    w.options().max_log_bytes = 64 << 20;
+    let (s, _) = w.open();
+    let log = s.raft(GroupId(1));
+    w.disk.set_capacity(Some(w.disk.used() + (6 << 20) + (1 << 20)));
+    // The log of a group that is not purged grows into the disk.
+    let mut index = 0;
+    let full = loop {
+        match log.room_for(20_000) {
+            Ok(()) => drop(append(&log, index, 20_000)),
+            Err(e) => break StorageError::clone(&e),
+        }
+        index += 1;
+        while s.pump() {}
+        assert!(index < 2_000, "there is an end");
+    };
+    // The reserve is a twentieth of so small a disk.
+    assert!(matches!(full, StorageError::DiskFull { reserve, .. } if reserve < 1 << 20), "{full}");
+    assert!(full.is_refusal() && index > 100, "{index}");
+    assert!(matches!(s.commit(put("k", 10)), Err(StorageError::DiskFull { .. })));
+    assert!(matches!(s.log_pressure(), Err(StorageError::DiskFull { .. })));
+    assert_eq!(s.get(T, b"k").unwrap(), None, "nothing happened");
+    // Derived rows, votes, checkpoints and truncations go on.
+    run(async {
+        let pump = async {
+            loop {
+                s.pump();
+                tokio::task::yield_now().await;
+            }
+        };
+        let work = async {
+            s.apply(put("derived", 100)).await.unwrap();
+            log.save_vote(Bytes::from_static(b"v")).await.unwrap();
+            s.checkpoint().await.unwrap();
+        };
+        tokio::select! { () = work => {}, () = pump => {} }
+    });
+    assert_eq!(w.disk.refused(), 0, "no write found the disk full");
+    s.check().unwrap();
+    // Trimming makes room, and service returns by itself.
+    log.purge(RaftLogId { term: 1, node: 1, index: index - 1 }).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while log.room_for(20_000).is_err() {
+        s.pump();
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    s.commit(put("k", 10)).unwrap();
+    s.log_pressure().unwrap();
+    while s.pump() {}
+    w.crash(s);
+    let (s, _) = w.open();
+    assert!(s.get(T, b"k").unwrap().is_some());
+    assert_eq!(s.raft(GroupId(1)).vote(), Some(Bytes::from_static(b"v")));
+}
+
+/// Another thing fills the file system of a machine's disk: the real call, with the reserve set above what is free.
+#[test]
+fn the_free_space_of_a_real_disk_is_asked() {
+    use kv_storage::disk::{Disk, RealDisk};
+    let dir = tempfile::tempdir().unwrap();
+    let space = RealDisk.free_space(dir.path()).unwrap().unwrap();
+    assert!(space.total > 0 && space.free <= space.total, "{space:?}");
+}
+
+/// The lock of a directory, which another handle of this process has too.
+#[test]
+fn a_directory_is_open_once() {
+    run(async {
+        let w = Real::new(kv_storage::tier::TierKind::Fjall);
+        let (s, _) = w.open();
+        assert!(matches!(w.try_open(), Err(StorageError::InUse(_))));
+        s.shutdown().await;
+        drop(w.open());
+    });
 }

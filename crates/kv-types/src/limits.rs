@@ -21,8 +21,9 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 10;
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
 /// Largest message between client and server, bytes: a value with room for key, contexts and siblings.
 pub const MAX_PUBLIC_MESSAGE_BYTES: usize = 16 << 20;
-/// Largest message between nodes, bytes: a whole snapshot travels in one.
-pub const MAX_PEER_MESSAGE_BYTES: usize = 256 << 20;
+/// Largest message between nodes, bytes: what a client may send or get, or the largest record of storage, with room for an
+/// envelope. Snapshots travel in pieces.
+pub const MAX_PEER_MESSAGE_BYTES: usize = 24 << 20;
 /// Results of one session that a strong group keeps for deduplication.
 pub const SESSION_WINDOW: u64 = 1_024;
 /// Sessions that a strong group keeps; beyond it the one unused longest is forgotten.

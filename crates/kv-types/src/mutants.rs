@@ -64,12 +64,18 @@ mutants! {
     TailNotTruncated = "tail-not-truncated", Node, "a truncated tail stays away";
     /// kv-storage: a copy is closed without the last batch that was written during it, so a snapshot lacks what its mark says.
     TailBatchLost = "tail-batch-lost", Node, "a copy is what was there at its close";
+    /// kv-raft: an installed snapshot counts before its rows are durable. A power cut leaves the group without its state.
+    SwitchedBeforeDurable = "switched-before-durable", Node, "an installed snapshot survives a crash";
+    /// kv-storage: commits also take the room that is reserved for Raft's apply.
+    ReserveIgnored = "reserve-ignored", Node, "apply finds room";
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";
     /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what others apply.
     DedupLostInSnapshot = "dedup-lost-in-snapshot", Node, "linearizable";
     /// kv-raft: snapshots leave out some values, so whoever installs one keeps less than the others.
     SnapshotDropsValues = "snapshot-drops-values", Node, "replicas equal in the end";
+    /// kv-raft: a piece of a snapshot is taken without comparing its checksum, so a damaged file is only found when it is whole.
+    ChunkChecksumIgnored = "chunk-checksum-ignored", Node, "replicas equal in the end";
     /// kv-raft: a known request is applied again when it is resent.
     ResendAppliedAgain = "resend-applied-again", Node, "linearizable";
     /// kv-raft: a session keeps the value that a comparison found instead of its own, so that memory follows the values.

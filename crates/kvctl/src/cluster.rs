@@ -106,7 +106,8 @@ impl View<'_> {
         let groups = || self.status.groups.iter().filter(|group| group.group != GroupId::CATALOGUE.0);
         let quorum = |group: &GroupStatus| u64::try_from(group.voters.len()).unwrap_or(0) / 2 + 1;
         let spare = |group: &GroupStatus| {
-            if group.quorum { u64::from(group.reachable_voters).saturating_sub(quorum(group)) } else { 0 }
+            // A voter that joins or needs a snapshot first is reached, and makes up for nobody.
+            if group.quorum { u64::from(group.able_voters).saturating_sub(quorum(group)) } else { 0 }
         };
         let serves = groups().next().is_some() && groups().all(|group| group.quorum && group.leader != 0);
         let out =
@@ -254,7 +255,7 @@ fn status_json(status: &NodeStatus) -> serde_json::Map<String, Value> {
                 "leader": (group.leader != 0).then(|| NodeId(group.leader).to_string()),
                 "last_index": group.last_index, "applied_index": group.applied_index,
                 "voters": group.voters.iter().map(|node| NodeId(*node).to_string()).collect::<Vec<_>>(),
-                "quorum": group.quorum, "reachable_voters": group.reachable_voters,
+                "quorum": group.quorum, "reachable_voters": group.reachable_voters, "able_voters": group.able_voters,
                 "purged_index": group.purged_index, "snapshot_index": group.snapshot_index,
             })
         })
@@ -461,6 +462,7 @@ mod tests {
             voters: (1..=5).collect(),
             quorum,
             reachable_voters,
+            able_voters: reachable_voters,
             ..Default::default()
         };
         NodeStatus { node, peers: peers.collect(), groups: vec![group], ..Default::default() }
@@ -498,6 +500,16 @@ mod tests {
             .into(),
             leaders: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn a_voter_that_cannot_acknowledge_yet_is_no_spare() {
+        let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
+        let mut whole = status(1, true, &[]);
+        let can_lose = |status: &NodeStatus| View { topology: &topology, status }.strong().can_lose;
+        assert_eq!(can_lose(&whole), 2);
+        whole.groups[0].able_voters = 3;
+        assert_eq!(can_lose(&whole), 0, "all are reached, two of them join or wait for a snapshot");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod bench;
 mod conformance;
+mod installs;
 mod peers;
 mod pressure;
 mod sessions;

@@ -1,5 +1,8 @@
 //! Whole nodes in one process: real sockets on loopback, real storage in temporary folders.
 
+pub mod process;
+pub mod raw;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -51,6 +54,7 @@ pub fn config(node_id: NodeId, members: Vec<Member>, data_dir: &Path) -> NodeCon
         cluster_id: CLUSTER,
         node_id,
         members,
+        insecure: false,
         data_dir: data_dir.to_owned(),
         address_map: BTreeMap::new(),
         raft: Default::default(),
@@ -93,6 +97,10 @@ impl Cluster {
 
     pub fn data_dir(&self, id: u64) -> std::path::PathBuf {
         self.folder.path().join(NodeId(id).to_string())
+    }
+
+    pub fn node(&self, id: u64) -> &Node {
+        &self.nodes[&NodeId(id)]
     }
 
     pub async fn stop_node(&mut self, id: u64) {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use kv_storage::disk::{Disk, DiskFile, RealDisk};
+use kv_storage::disk::{DirLock, Disk, DiskFile, FreeSpace, RealDisk};
 use serde::{Deserialize, Serialize};
 
 use super::lock;
@@ -574,6 +574,18 @@ impl Disk for LossyDisk {
         names.look(dir)?;
         names.settle(dir)?;
         RealDisk.sync_dir(dir)
+    }
+
+    fn lock(&self, dir: &Path) -> io::Result<DirLock> {
+        RealDisk.lock(dir)
+    }
+
+    fn free_space(&self, dir: &Path) -> io::Result<Option<FreeSpace>> {
+        let Some(total) = lock(&self.shared.faults).status.capacity_bytes else {
+            return RealDisk.free_space(dir);
+        };
+        let used = lock(&self.shared.names).used();
+        Ok(Some(FreeSpace { free: total.saturating_sub(used), total }))
     }
 
     fn exists(&self, path: &Path) -> bool {

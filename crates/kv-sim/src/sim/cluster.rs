@@ -75,6 +75,8 @@ impl Settings {
             snapshot_every: *dice.choice(&snapshot_every).unwrap_or(&100),
             // On some seeds a short absence needs a snapshot, on others it tests the cutting of tails.
             entries_kept: *dice.choice(&[5_u64, 20, 500]).unwrap_or(&20),
+            // Many messages for a small state, so that faults strike in the middle of a transfer.
+            transfer_chunk_size: 1 << 10,
             ..RaftSettings::default()
         };
         let segment_size = *dice.choice(&[64_u64 << 10, 256 << 10, 1 << 20]).unwrap_or(&(256 << 10));
@@ -177,6 +179,8 @@ impl Machine {
             cluster_id: ClusterId(u128::from(mix(self.seed, 0xc105))),
             node_id: self.node,
             members: members.collect(),
+            // The hosts of the simulated network have names that only it resolves.
+            insecure: true,
             data_dir: PathBuf::from(DIR),
             address_map: BTreeMap::new(),
             raft: self.settings.raft.clone(),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kv_env::Entropy;
-use kv_storage::disk::{Disk, DiskFile, MemDisk};
+use kv_storage::disk::{Disk, DiskFile, FreeSpace, MemDisk};
 
 /// Latency of a healthy disk, microseconds.
 const HEALTHY_US: (u64, u64) = (200, 2_500);
@@ -66,6 +66,10 @@ impl Disk for SimDisk {
 
     fn exists(&self, path: &Path) -> bool {
         self.memory.exists(path)
+    }
+
+    fn free_space(&self, dir: &Path) -> io::Result<Option<FreeSpace>> {
+        self.memory.free_space(dir)
     }
 
     fn latency(&self) -> Duration {

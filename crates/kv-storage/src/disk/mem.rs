@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Disk, DiskFile};
+use super::{Disk, DiskFile, FreeSpace};
 use crate::locks::lock;
 
 /// What survives a crash or not is decided in units of this size.
@@ -325,6 +325,11 @@ impl Disk for MemDisk {
 
     fn exists(&self, path: &Path) -> bool {
         lock(&self.state).live.contains_key(path)
+    }
+
+    fn free_space(&self, _dir: &Path) -> io::Result<Option<FreeSpace>> {
+        let s = lock(&self.state);
+        Ok(s.capacity.map(|total| FreeSpace { free: total.saturating_sub(s.used()), total }))
     }
 }
 

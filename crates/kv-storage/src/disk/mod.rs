@@ -8,6 +8,18 @@ use std::{fmt::Debug, io, path::Path, path::PathBuf, sync::Arc, time::Duration};
 pub use mem::MemDisk;
 pub use real::RealDisk;
 
+/// Keeps a folder locked while it or a clone of it lives.
+pub type DirLock = Arc<dyn Debug + Send + Sync>;
+
+/// The bytes of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreeSpace {
+    /// Bytes that this process may still write.
+    pub free: u64,
+    /// All.
+    pub total: u64,
+}
+
 /// A file system. Names are durable only after [`Disk::sync_dir`] of their folder.
 pub trait Disk: Debug + Send + Sync + 'static {
     /// Creates a folder and its parents, durably.
@@ -24,6 +36,17 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// True if the file exists.
     fn exists(&self, path: &Path) -> bool;
+    /// Locks a folder against other processes, and other handles of this one: the kind of the error is `WouldBlock` if one of
+    /// them has it. A disk that no other process can reach need not lock.
+    fn lock(&self, dir: &Path) -> io::Result<DirLock> {
+        let _ = dir;
+        Ok(Arc::new(()))
+    }
+    /// The free space of the file system of a folder; `None` if that has no bound.
+    fn free_space(&self, dir: &Path) -> io::Result<Option<FreeSpace>> {
+        let _ = dir;
+        Ok(None)
+    }
     /// How long the next write of the log takes, where nothing may block: [`crate::Storage::drive`] sleeps as long before it.
     /// A simulation lives in that gap between asked and written; real disks take their time inside the calls.
     fn latency(&self) -> Duration {

@@ -8,7 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{Disk, DiskFile};
+use rustix::fs::{FlockOperation, flock, statvfs};
+
+use super::{DirLock, Disk, DiskFile, FreeSpace};
+
+/// The file that stands for the lock of a folder. It stays there; the lock is the system's, and goes with the
+/// process.
+const LOCK_FILE: &str = "LOCK";
 
 /// The machine's own file system.
 #[derive(Debug, Clone, Copy, Default)]
@@ -62,6 +68,19 @@ impl Disk for RealDisk {
 
     fn exists(&self, path: &Path) -> bool {
         path.exists()
+    }
+
+    fn lock(&self, dir: &Path) -> io::Result<DirLock> {
+        let path = dir.join(LOCK_FILE);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Arc::new(file))
+    }
+
+    fn free_space(&self, dir: &Path) -> io::Result<Option<FreeSpace>> {
+        let found = statvfs(dir)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Some(FreeSpace { free: bytes(found.f_bavail), total: bytes(found.f_blocks) }))
     }
 }
 

@@ -46,7 +46,7 @@ const MEMTABLE_BYTES: u64 = 8 << 20;
 const MAX_SEALED: usize = 3;
 /// Runs of the first level at which a batch waits: fjall slows down at twenty and waits without end at
 /// thirty.
-const MAX_RUNS: usize = 16;
+const MAX_RUNS: usize = 24;
 /// Its own threads: one prefers writing memtables out, the others compact.
 const WORKERS: usize = 2;
 /// Size of a table, bytes: what one compaction writes at least, and the unit of the levels.
@@ -55,10 +55,11 @@ const TABLE_BYTES: u64 = 16 << 20;
 const APART_BYTES: u32 = 4 << 10;
 /// Size of a file of such values, bytes.
 const APART_FILE_BYTES: u64 = 16 << 20;
-/// The part of such a file that may be overwritten before the rest of it is copied and the file goes. All such
-/// files are looked at, not the oldest ones alone.
+/// The part of such a file that may be overwritten before the rest of it is copied and the file goes.
 const APART_STALE: f32 = 0.2;
-const APART_OF_ALL: f32 = 1.0;
+/// The part of the files due for that, the oldest, which one compaction copies. With all of them a
+/// compaction took so long that the first level filled up behind it and batches waited for seconds.
+const APART_AT_ONCE: f32 = 0.1;
 /// Files of tables kept open.
 const OPEN_FILES: usize = 128;
 /// How long a wait for the workers sleeps before it looks again.
@@ -123,7 +124,7 @@ fn options() -> KeyspaceCreateOptions {
         .separation_threshold(APART_BYTES)
         .file_target_size(APART_FILE_BYTES)
         .staleness_threshold(APART_STALE)
-        .age_cutoff(APART_OF_ALL);
+        .age_cutoff(APART_AT_ONCE);
     KeyspaceCreateOptions::default()
         .with_kv_separation(Some(apart))
         .manual_journal_persist(true)

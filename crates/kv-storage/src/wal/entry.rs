@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 
 use crate::{codec::Cursor, error::StorageError};
 
-/// Called once, in order, when everything up to its append is durable, or with the error that stopped the log.
+/// Called once, in order, when everything up to its append is durable, or with the error that stopped the
+/// log.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// The name of a Raft entry.

@@ -1,8 +1,9 @@
-//! The index of one Raft group's entries: which there are, where each stands in the log, and the payloads of the newest.
+//! The index of one Raft group's entries: which there are, where each stands in the log, and the payloads of
+//! the newest.
 //!
-//! An entry costs eight bytes ([`Slots`]); its term, its leader and its segment are stored once for each run of entries that
-//! share them ([`RunMap`]). The writer writes the entries of a group in order, so the written ones are a prefix: the map of
-//! segments ends where they end.
+//! An entry costs eight bytes ([`Slots`]); its term, its leader and its segment are stored once for each run
+//! of entries that share them ([`RunMap`]). The writer writes the entries of a group in order, so the written
+//! ones are a prefix: the map of segments ends where they end.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -305,7 +306,8 @@ impl GroupIndex {
 #[derive(Debug, Default)]
 pub(crate) struct Recovering {
     index: GroupIndex,
-    /// Entries that were copied forward and whose first place is gone: they belong before what was found so far.
+    /// Entries that were copied forward and whose first place is gone: they belong before what was found so
+    /// far.
     early: BTreeMap<u64, (RaftLogId, Location)>,
 }
 
@@ -403,3 +405,7 @@ impl Recovering {
         Ok(out)
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

@@ -1,5 +1,5 @@
-//! The log as the rest of the crate sees it: what is handed to it, what is durable, how large it is, and the steps that
-//! threads or a caller run.
+//! The log as the rest of the crate sees it: what is handed to it, what is durable, how large it is, and the
+//! steps that threads or a caller run.
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
@@ -261,7 +261,7 @@ impl Log {
         self.queue.write_lazy();
     }
 
-    /// Takes nothing new; wakes whoever waits inside the log.
+    /// Takes nothing new; wakes the threads that wait inside the log.
     pub(crate) fn close(&self) {
         self.queue.close();
         self.next.wake();
@@ -313,10 +313,11 @@ fn clean_end(disk: &dyn Disk, dir: &std::path::Path, found: &FoundLog) -> Result
         tracing::warn!(segment = id, offset = from, bytes = n, "the last write was torn and is cut off");
         last.file.write_at(&vec![0; n], from).map_err(&fail)?;
     }
-    // The last frame may have been written and never synced, by a process killed in between; the ones before it were, or it
-    // would not be there. From here on it counts as durable, is voted by and answered from, and what follows it must not
-    // outlive it. It is written again first: Linux drops the pages of a sync that failed, shows them as long as it has them
-    // and calls them clean, so that a second sync alone would succeed without them.
+    // The last frame may have been written and never synced, by a process killed in between; the ones before
+    // it were, or it would not be there. From here on it counts as durable, is voted by and answered from,
+    // and what follows it must not outlive it. It is written again first: Linux drops the pages of a sync
+    // that failed, shows them as long as it has them and calls them clean, so that a second sync alone would
+    // succeed without them.
     let again = found.unproven.as_ref().map_or(Ok(()), |(from, frame)| last.file.write_at(frame, *from));
     again.and_then(|()| last.file.sync_data()).map_err(StorageError::io("make the end of the log durable"))
 }

@@ -1,5 +1,5 @@
-//! The segment after the current one, made ahead: its zeros are written while the log is at rest, so that the writer's own
-//! syncs carry no metadata.
+//! The segment after the current one, made ahead: its zeros are written while the log is at rest, so that the
+//! writer's own syncs carry no metadata.
 
 use std::{
     mem,
@@ -90,8 +90,8 @@ impl NextSegment {
         }
     }
 
-    /// Hands out the segment with this number, which becomes the writer's. If it is not being made: without zeros, slower to
-    /// sync but at once.
+    /// Hands out the segment with this number, which becomes the writer's. If it is not being made: without
+    /// zeros, slower to sync but at once.
     pub(crate) fn take(&self, id: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
         let mut next = lock(&self.next);
         assert_eq!(id, next.current + 1, "segments follow each other");
@@ -161,8 +161,9 @@ impl NextSegment {
         self.changed.notify_all();
     }
 
-    /// Waits until the next piece of zeros may be written; false to give up. While the log is being written, zeros keep just
-    /// so far ahead of it that they are done in time; they take the disk for themselves while it rests.
+    /// Waits until the next piece of zeros may be written; false to give up. While the log is being written,
+    /// zeros keep just so far ahead of it that they are done in time; they take the disk for themselves while
+    /// it rests.
     fn pace_zeros(&self, done: usize) -> bool {
         let (to, of) = limits::ZERO_LEAD;
         while self.life.has_threads() && self.life.is_running() {
@@ -180,8 +181,8 @@ impl NextSegment {
     }
 }
 
-/// Makes a segment file. With `zeros` its blocks are written, so that later syncs need no metadata; `go_on` is asked before
-/// each piece, given what is done, and may take its time to answer.
+/// Makes a segment file. With `zeros` its blocks are written, so that later syncs need no metadata; `go_on`
+/// is asked before each piece, given what is done, and may take its time to answer.
 pub(crate) fn create(
     disk: &dyn Disk,
     dir: &Path,

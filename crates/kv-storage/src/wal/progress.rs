@@ -1,4 +1,5 @@
-//! How large the log is and what was written to it: figures that the writer leaves for others to read without its lock.
+//! How large the log is and what was written to it: figures that the writer leaves for others to read without
+//! its lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -236,8 +236,8 @@ pub(crate) struct Queue {
     small_max: usize,
     waiting: Mutex<Waiting>,
     filled: Condvar,
-    /// Raft records handed to the log, and how many of them are in it: derived rows stay out of the tier until the log holds
-    /// what they derive from.
+    /// Raft records handed to the log, and how many of them are in it: derived rows stay out of the tier
+    /// until the log holds what they derive from.
     raft_pushed: AtomicU64,
     raft_written: AtomicU64,
 }

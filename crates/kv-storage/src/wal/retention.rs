@@ -1,5 +1,5 @@
-//! Letting go of the segments that nothing needs. In two steps, so that a missing segment is never a doubt: first the log
-//! records durably which segment is its first, then the files before it are removed.
+//! Letting go of the segments that nothing needs. In two steps, so that a missing segment is never a doubt:
+//! first the log records durably which segment is its first, then the files before it are removed.
 
 use std::{
     path::PathBuf,
@@ -135,7 +135,8 @@ impl Retention {
         self.disk.sync_dir(&self.dir).map_err(&fail)
     }
 
-    /// Writes the few live entries of the oldest segment again, so that a group at rest does not hold the whole log.
+    /// Writes the few live entries of the oldest segment again, so that a group at rest does not hold the
+    /// whole log.
     fn copy_forward(&self, segment: u64, checkpointed: u64) -> bool {
         let Some(groups) = self.writer.movable(segment, checkpointed) else { return false };
         let groups: Vec<_> = groups.into_iter().filter_map(|g| Some((g, self.groups.known(g)?))).collect();

@@ -1,12 +1,13 @@
-//! Values of successive indexes, stored once for each run of equal ones: what an index of millions of entries needs for what
-//! seldom changes (the term, the segment).
+//! Values of successive indexes, stored once for each run of equal ones: what an index of millions of entries
+//! needs for what seldom changes (the term, the segment).
 
 use std::collections::BTreeMap;
 
 /// A value for every index from `first` to `end` (exclusive).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RunMap<V> {
-    /// Where each run starts; it ends where the next starts. The first key is `first` unless the map is empty.
+    /// Where each run starts; it ends where the next starts. The first key is `first` unless the map is
+    /// empty.
     starts: BTreeMap<u64, V>,
     first: u64,
     end: u64,

@@ -1,4 +1,5 @@
-//! Where the entries of a group stand inside their segments: eight bytes each, in pieces that a purge gives back.
+//! Where the entries of a group stand inside their segments: eight bytes each, in pieces that a purge gives
+//! back.
 
 use std::collections::VecDeque;
 
@@ -14,7 +15,8 @@ pub(crate) struct Slot {
     pub(crate) bytes: u32,
 }
 
-/// The slots of successive entries. A deque of pieces: one long buffer would be doubled and copied as it grows.
+/// The slots of successive entries. A deque of pieces: one long buffer would be doubled and copied as it
+/// grows.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Slots {
     /// All full but the last.

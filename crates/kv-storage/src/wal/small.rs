@@ -1,4 +1,5 @@
-//! The small state: a bounded map that every segment repeats in its head, so that it survives without any tier.
+//! The small state: a bounded map that every segment repeats in its head, so that it survives without any
+//! tier.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -50,8 +51,8 @@ pub(crate) mod small_key {
     pub(crate) const TIER_LOST: &[u8] = &[OWN, b'L'];
     /// The first segment that must exist.
     pub(crate) const FIRST: &[u8] = &[OWN, b'F'];
-    /// Ranges that are being replaced.
-    pub(crate) const REPLACE: &[u8] = &[OWN, b'R'];
+    /// Records of the callers: which of several states counts.
+    pub(crate) const RECORD: &[u8] = &[OWN, b'N'];
 }
 
 /// The small state, with an account of its size.
@@ -75,7 +76,8 @@ impl SmallState {
         &self.rows
     }
 
-    /// Sets or removes a key. Copies: the small state outlives the batch or frame that the bytes are part of by far.
+    /// Sets or removes a key. Copies: the small state outlives the batch or frame that the bytes are part of
+    /// by far.
     pub(crate) fn set(&mut self, key: &[u8], value: Option<&[u8]>) {
         if let Some(old) = self.rows.remove(key) {
             let gone = key.len() + old.len();

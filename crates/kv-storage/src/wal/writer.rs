@@ -49,7 +49,7 @@ pub(crate) struct Kept {
     pub(crate) pinned_by: String,
 }
 
-/// The writer of the log, and whoever asks for its account.
+/// The writer of the log, and its account for others.
 pub(crate) struct Writer {
     options: Arc<StorageOptions>,
     life: Arc<Lifecycle>,

@@ -5,10 +5,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use kv_storage::{
     Recovery, Storage, StorageError, StorageOptions, TableId,
-    disk::{Disk, MemDisk, RealDisk},
+    disk::{DirLock, Disk, DiskFile, FreeSpace, MemDisk, RealDisk},
     tier::{MemTiers, TierFolders, TierKind},
 };
 
+#[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) const T: TableId = TableId::new(16);
 #[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) const U: TableId = TableId::new(17);
@@ -124,5 +125,127 @@ impl World for Mem {
     }
     fn syncs(&self) -> Option<u64> {
         Some(self.disk.syncs())
+    }
+}
+
+/// A disk in memory whose calls can be watched, held up, and preceded by something.
+#[derive(Debug, Clone)]
+#[allow(dead_code, reason = "each test binary uses its part")]
+pub(crate) struct Watched {
+    pub(crate) disk: MemDisk,
+    state: Arc<WatchedState>,
+}
+
+#[derive(Default)]
+struct WatchedState {
+    stuck: std::sync::Mutex<bool>,
+    released: std::sync::Condvar,
+    reads: std::sync::atomic::AtomicU64,
+    read_bytes: std::sync::atomic::AtomicU64,
+    before_lock: std::sync::Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for WatchedState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WatchedState").finish_non_exhaustive()
+    }
+}
+
+#[allow(dead_code, reason = "each test binary uses its part")]
+impl Watched {
+    pub(crate) fn new(disk: MemDisk) -> Watched {
+        Watched { disk, state: Arc::default() }
+    }
+
+    /// Every sync waits from now on, until `false`.
+    pub(crate) fn hold_syncs(&self, hold: bool) {
+        *self.state.stuck.lock().unwrap() = hold;
+        self.state.released.notify_all();
+    }
+
+    /// Done by the next call of `lock`, before it returns.
+    pub(crate) fn before_lock(&self, f: impl FnOnce() + Send + 'static) {
+        *self.state.before_lock.lock().unwrap() = Some(Box::new(f));
+    }
+
+    /// Calls of `read_at` so far, and the bytes that they returned.
+    pub(crate) fn reads(&self) -> (u64, u64) {
+        let of = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::SeqCst);
+        (of(&self.state.reads), of(&self.state.read_bytes))
+    }
+}
+
+impl Disk for Watched {
+    fn create_dir_all(&self, dir: &std::path::Path) -> std::io::Result<()> {
+        self.disk.create_dir_all(dir)
+    }
+    fn list(&self, dir: &std::path::Path) -> std::io::Result<Vec<PathBuf>> {
+        self.disk.list(dir)
+    }
+    fn open(&self, path: &std::path::Path, create: bool) -> std::io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(WatchedFile { file: self.disk.open(path, create)?, state: self.state.clone() }))
+    }
+    fn rename(&self, from: &std::path::Path, to: &std::path::Path) -> std::io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &std::path::Path) -> std::io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, dir: &std::path::Path) -> std::io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn exists(&self, path: &std::path::Path) -> bool {
+        self.disk.exists(path)
+    }
+    fn lock(&self, dir: &std::path::Path) -> std::io::Result<DirLock> {
+        let before = self.state.before_lock.lock().unwrap().take();
+        if let Some(before) = before {
+            before();
+        }
+        self.disk.lock(dir)
+    }
+    fn free_space(&self, dir: &std::path::Path) -> std::io::Result<Option<FreeSpace>> {
+        self.disk.free_space(dir)
+    }
+}
+
+#[derive(Debug)]
+struct WatchedFile {
+    file: Arc<dyn DiskFile>,
+    state: Arc<WatchedState>,
+}
+
+impl WatchedFile {
+    fn wait(&self) {
+        let mut stuck = self.state.stuck.lock().unwrap();
+        while *stuck {
+            stuck = self.state.released.wait(stuck).unwrap();
+        }
+    }
+}
+
+impl DiskFile for WatchedFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let n = self.file.read_at(buf, offset)?;
+        self.state.reads.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.state.read_bytes.fetch_add(n as u64, std::sync::atomic::Ordering::SeqCst);
+        Ok(n)
+    }
+    fn write_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
+        self.file.write_at(data, offset)
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.wait();
+        self.file.sync_data()
+    }
+    fn sync_all(&self) -> std::io::Result<()> {
+        self.wait();
+        self.file.sync_all()
     }
 }

@@ -1,0 +1,259 @@
+//! Installing a snapshot: the old state counts until the new one is durable, whenever the power is cut, and what does not
+//! count is removed. And a restart installs nothing that the log has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_storage::disk::MemDisk;
+use kv_storage::tier::MemTiers;
+use kv_storage::{Recovery, Storage, StorageError, StorageOptions};
+use kv_types::NamespaceId;
+use openraft::storage::{RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
+
+use super::bench::{Bench, GROUP, put};
+use super::writes::apply;
+use crate::codec;
+use crate::config::{LogId, SnapshotMeta};
+use crate::digest::Digesting;
+use crate::disk_watch::DiskWatch;
+use crate::kv_machine::{KvMachine, Operation};
+use crate::log_store::LogStore;
+use crate::machine::{Machine, SnapshotData};
+use crate::proposal::Proposal;
+use crate::snapshot::{self, ReceivedPart};
+use crate::tables::{Space, Table, keys};
+
+fn domain() -> KvMachine {
+    KvMachine::new(Default::default())
+}
+
+/// A disk and a tier that lose what was not synced.
+struct World {
+    disk: MemDisk,
+    tiers: MemTiers,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        Self { disk: MemDisk::new(seed), tiers: MemTiers::new() }
+    }
+
+    fn open(&self) -> (Storage, Recovery) {
+        let options = StorageOptions {
+            max_record_bytes: 1 << 20,
+            drain_start_bytes: 16 << 10,
+            drain_batch_bytes: 8 << 10,
+            ..StorageOptions::memory("/installs")
+        };
+        Storage::open(options, Arc::new(self.disk.clone()), Arc::new(self.tiers.clone())).unwrap()
+    }
+
+    fn cut_power(&self, storage: &Storage) {
+        storage.halt();
+        self.disk.crash();
+        self.tiers.crash();
+    }
+}
+
+/// A snapshot as a leader sends it: the bytes of its file.
+#[derive(Clone)]
+struct Sent {
+    meta: SnapshotMeta,
+    file: Bytes,
+    checksum: u32,
+}
+
+impl Sent {
+    /// What its receiver has when all of it has come.
+    fn received(&self, to: &Storage) -> Result<SnapshotData, StorageError> {
+        let length = u64::try_from(self.file.len()).unwrap();
+        let mut part = to.snapshots(GROUP).receive(b"test", length, 4_096)?;
+        let missing = usize::try_from(part.received()).unwrap();
+        part.write(&self.file.slice(missing..))?;
+        let id = snapshot::id_of(self.meta.last_log_id.as_ref());
+        part.verify(id, self.checksum, &Default::default())?;
+        Ok(SnapshotData::Received(ReceivedPart::new(part)))
+    }
+}
+
+/// Snapshots of a leader after some writes, and after more of them, some of which delete.
+async fn two_snapshots() -> [Sent; 2] {
+    let storage = super::memory(1);
+    let mut leader = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    let bench = Bench::new();
+    let put = |seq| bench.command(1, seq, &format!("k{}", seq % 90), put(&"v".repeat(200))).encode();
+    let first: Vec<Proposal> = (1..=60).map(put).collect();
+    let deletes = |seq| bench.command(1, seq, &format!("k{}", seq % 7), Operation::Delete).encode();
+    let more: Vec<Proposal> = (61..=150).map(put).chain((151..=160).map(deletes)).collect();
+    apply(&mut leader, 1, &first).await;
+    let old = taken(&storage, &mut leader).await;
+    apply(&mut leader, 61, &more).await;
+    let new = taken(&storage, &mut leader).await;
+    storage.halt();
+    [old, new]
+}
+
+async fn taken(storage: &Storage, leader: &mut Machine) -> Sent {
+    let built = leader.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let id = snapshot::id_of(built.meta.last_log_id.as_ref());
+    let file = storage.snapshots(GROUP).bytes_of(id).unwrap();
+    let bytes = file.read(0, usize::MAX).unwrap();
+    Sent { meta: built.meta, file: bytes, checksum: file.checksum().unwrap() }
+}
+
+/// How far the state is applied, and what it is.
+async fn state(storage: &Storage, machine: &mut Machine) -> (Option<LogId>, (u64, u64)) {
+    let applied = machine.applied();
+    let applied = applied.read().await;
+    let mut digesting = Digesting::begin(storage, applied.space, NamespaceId(1)).unwrap();
+    digesting.read().unwrap();
+    (applied.last, digesting.close().unwrap())
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(20), async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "not in time: {what}");
+}
+
+/// Rows of every generation but one.
+fn garbage(storage: &Storage, present: Space) -> usize {
+    let (from, to) = (keys::of_space(Space { generation: 0, ..present }), [0xff; 12]);
+    let prefix = keys::of_space(present);
+    let of = |table: Table| {
+        let rows = storage.scan(table.id(), &from, Some(&to), usize::MAX).unwrap();
+        rows.iter().filter(|(key, _)| !key.starts_with(&prefix)).count()
+    };
+    Table::ALL.into_iter().map(of).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_survives_a_power_cut_at_any_point() {
+    let [old, new] = two_snapshots().await;
+    let (mut finished, mut kept) = (0, 0);
+    for seed in 0..28 {
+        let world = World::new(seed);
+        let (storage, _) = world.open();
+        let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+        machine.install_snapshot(&old.meta, old.received(&storage).unwrap()).await.unwrap();
+        let before = state(&storage, &mut machine).await;
+        assert_eq!(before.0, old.meta.last_log_id);
+        // The power is cut after so many syncs of the disk, or at the end.
+        let begun = world.disk.syncs();
+        let (sent, to) = (new.clone(), storage.clone());
+        let installing = tokio::spawn(async move {
+            let received = sent.received(&to).map_err(std::io::Error::from)?;
+            machine.install_snapshot(&sent.meta, received).await.map(|()| machine)
+        });
+        until("the disk syncs", || world.disk.syncs() >= begun + seed || installing.is_finished()).await;
+        storage.halt();
+        let outcome = installing.await.unwrap();
+        world.cut_power(&storage);
+
+        let (storage, recovery) = world.open();
+        assert!(!recovery.tier_lost, "seed {seed}: {recovery:?}");
+        let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+        let found = state(&storage, &mut machine).await;
+        if outcome.is_ok() {
+            assert_eq!(found.0, new.meta.last_log_id, "seed {seed}: it was installed");
+            finished += 1;
+        } else if found.0 == old.meta.last_log_id {
+            assert_eq!(found, before, "seed {seed}");
+            kept += 1;
+        }
+        machine.install_snapshot(&new.meta, new.received(&storage).unwrap()).await.unwrap();
+        let whole = state(&storage, &mut machine).await;
+        assert_eq!(whole.0, new.meta.last_log_id);
+        if found.0 != old.meta.last_log_id {
+            assert_eq!(found, whole, "seed {seed}: the new state is whole or does not count");
+        }
+        // Neither the old state nor what was half written stays.
+        let space = machine.applied().read().await.space;
+        until("garbage is removed", || garbage(&storage, space) == 0).await;
+        assert_eq!(state(&storage, &mut machine).await, whole);
+        world.cut_power(&storage);
+    }
+    assert!(
+        finished > 0 && kept > 0,
+        "{finished} finished, {kept} kept the old state: the points are too few"
+    );
+}
+
+/// The old state is read while the new one is loaded.
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_removed_after_a_restart() {
+    let [old, new] = two_snapshots().await;
+    let world = World::new(1);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    machine.install_snapshot(&old.meta, old.received(&storage).unwrap()).await.unwrap();
+    machine.install_snapshot(&new.meta, new.received(&storage).unwrap()).await.unwrap();
+    // At once: the removal has not got far.
+    world.cut_power(&storage);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    let space = machine.applied().read().await.space;
+    assert_eq!(space.generation, 3);
+    until("garbage is removed", || garbage(&storage, space) == 0).await;
+    assert_eq!(state(&storage, &mut machine).await.0, new.meta.last_log_id);
+    // Losing the tier loses the state; the file brings it back under a generation of its own.
+    storage.shutdown().await;
+    drop((machine, storage));
+    world.tiers.delete("/installs".as_ref());
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    assert_eq!(state(&storage, &mut machine).await.0, None);
+    let kept = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(kept.meta, new.meta);
+    machine.install_snapshot(&kept.meta, kept.snapshot).await.unwrap();
+    assert_eq!(state(&storage, &mut machine).await.0, new.meta.last_log_id);
+    assert_eq!(machine.applied().read().await.space.generation, 4);
+    storage.halt();
+}
+
+/// A snapshot that is taken is ahead of what the tables have on disk. The log brings them there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_does_not_install_what_the_log_has() {
+    let world = World::new(1);
+    let (storage, _) = world.open();
+    let bench = Bench::new();
+    let proposals: Vec<Proposal> =
+        (1..=40).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    let mut log = LogStore::new(storage.raft(GROUP), DiskWatch::default());
+    let entries = (1..).zip(&proposals).map(|(index, proposal)| {
+        let payload = openraft::EntryPayload::Normal(proposal.clone());
+        codec::to_storage_entry(&crate::config::Entry { log_id: codec::log_id(1, 1, index), payload })
+    });
+    let (done, durable) = tokio::sync::oneshot::channel();
+    storage.raft(GROUP).append(entries.collect(), Box::new(move |r| drop(done.send(r)))).unwrap();
+    durable.await.unwrap().unwrap();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    apply(&mut machine, 1, &proposals[..10]).await;
+    storage.checkpoint().await.unwrap();
+    apply(&mut machine, 11, &proposals[10..]).await;
+    log.save_committed(Some(codec::log_id(1, 1, 40))).await.unwrap();
+    let built = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert_eq!(built.meta.last_log_id, Some(codec::log_id(1, 1, 40)));
+    world.cut_power(&storage);
+
+    // The committed hint was made durable with the snapshot.
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    assert_eq!(machine.applied_state().await.unwrap().0, Some(codec::log_id(1, 1, 10)));
+    assert!(machine.get_current_snapshot().await.unwrap().is_none(), "the log has it");
+    apply(&mut machine, 11, &proposals[10..]).await;
+    assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
+    world.cut_power(&storage);
+
+    // Where the log does not reach back, the snapshot is what there is.
+    let (storage, _) = world.open();
+    storage.raft(GROUP).purge(kv_storage::RaftLogId { term: 1, node: 1, index: 20 }).unwrap();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
+    storage.halt();
+    assert!(matches!(storage.record(b"x"), Ok(None) | Err(StorageError::Closed)));
+}

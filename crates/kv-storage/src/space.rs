@@ -1,0 +1,91 @@
+//! Room on the disk: commits are refused while the file system has less than a reserve, so that what makes
+//! room again (drain, checkpoint, trimming) and what must not fail (votes, the log's own records) still finds
+//! some.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use tokio::time::Instant;
+
+use crate::{disk::Disk, error::StorageError, limits, locks::lock, options::StorageOptions};
+
+#[derive(Debug, Default)]
+struct Look {
+    at: Option<Instant>,
+    /// Bytes that the log had written then.
+    written: u64,
+}
+
+/// What is known of the file system of the data directory. Asked by the background steps, never by a commit:
+/// a disk that hangs answers this question late too.
+#[derive(Debug)]
+pub(crate) struct DiskSpace {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    most: u64,
+    last: Mutex<Look>,
+    free: AtomicU64,
+    reserve: AtomicU64,
+    short: AtomicBool,
+}
+
+impl DiskSpace {
+    /// Looks once.
+    pub(crate) fn new(disk: Arc<dyn Disk>, o: &StorageOptions) -> DiskSpace {
+        let space = DiskSpace {
+            disk,
+            dir: o.dir.clone(),
+            most: o.disk_reserve_bytes,
+            last: Mutex::default(),
+            free: AtomicU64::new(u64::MAX),
+            reserve: AtomicU64::new(0),
+            short: AtomicBool::new(false),
+        };
+        space.look(0);
+        space
+    }
+
+    /// Asks the disk, if the last answer is old or much was `written` to the log since.
+    pub(crate) fn look(&self, written: u64) {
+        let mut last = lock(&self.last);
+        let fresh = last.at.is_some_and(|at| at.elapsed() < limits::SPACE_LOOK);
+        let little = written.saturating_sub(last.written) <= self.reserve.load(Ordering::Relaxed) / 8;
+        if self.most == 0 || (fresh && little) {
+            return;
+        }
+        *last = Look { at: Some(Instant::now()), written };
+        match self.disk.free_space(&self.dir) {
+            Ok(None) => {}
+            Ok(Some(space)) => self.saw(space.free, space.total),
+            // Not known is not full: the writes themselves say whether there is room.
+            Err(e) => tracing::debug!(error = %e, "the free space of the disk is not known"),
+        }
+    }
+
+    fn saw(&self, free: u64, total: u64) {
+        let reserve = self.most.min(total / limits::DISK_RESERVE_SHARE);
+        self.free.store(free, Ordering::Relaxed);
+        self.reserve.store(reserve, Ordering::Relaxed);
+        let short = free < reserve;
+        if self.short.swap(short, Ordering::AcqRel) != short {
+            match short {
+                true => tracing::warn!(free, reserve, "the disk is nearly full: commits are refused"),
+                false => tracing::info!(free, reserve, "the disk has room again"),
+            }
+        }
+    }
+
+    /// An error while less is free than the reserve.
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
+        if !self.short.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
+        Err(StorageError::DiskFull { free, reserve })
+    }
+}
