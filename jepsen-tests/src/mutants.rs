@@ -89,7 +89,8 @@ const LINEARIZABLE: &[&str] = &[
 const LOST: &[&str] = &["no acknowledged write lost of ", "no element lost of "];
 /// The trap of every bug.
 pub fn traps() -> Vec<Trap> {
-    let mut traps = traps_of_strong();
+    let mut traps = traps_of_the_log();
+    traps.extend(traps_of_machines());
     traps.extend(traps_of_available());
     traps.push(trap(
         "unknown-as-not-applied",
@@ -106,8 +107,8 @@ pub fn traps() -> Vec<Trap> {
     traps
 }
 
-/// Of bugs in the log and in strong namespaces.
-fn traps_of_strong() -> Vec<Trap> {
+/// Of bugs in the log.
+fn traps_of_the_log() -> Vec<Trap> {
     use Catch::{Simulation, Test};
     vec![
         trap("ack-before-fsync", "a write is acknowledged once it is durable", Simulation(&[1]), LOST),
@@ -141,6 +142,13 @@ fn traps_of_strong() -> Vec<Trap> {
             Test("kv-storage-conformance", "apply_finds_room_within_one_step_of_the_drain"),
             &["apply_finds_room"],
         ),
+    ]
+}
+
+/// Of bugs in what a leader answers, in sessions and in snapshots.
+fn traps_of_machines() -> Vec<Trap> {
+    use Catch::{Simulation, Test};
+    vec![
         trap(
             "skip-read-index",
             "a leader answers reads once a quorum confirmed it",

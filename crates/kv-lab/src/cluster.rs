@@ -552,7 +552,8 @@ impl Lab {
             .as_deref()
             .and_then(cluster_id)
             .unwrap_or_else(|| format!("{:032x}", fastrand::u128(1..)));
-        // In network namespaces the nodes have addresses of their own, which a node accepts only when told so.
+        // In network namespaces the nodes have addresses of their own, which a node accepts only when told
+        // so.
         let insecure = self.nodes().iter().any(|node| {
             let (clients, peers) = self.network.hosts(*node);
             !(clients.is_loopback() && peers.is_loopback())

@@ -106,7 +106,7 @@ impl View<'_> {
         let groups = || self.status.groups.iter().filter(|group| group.group != GroupId::CATALOGUE.0);
         let quorum = |group: &GroupStatus| u64::try_from(group.voters.len()).unwrap_or(0) / 2 + 1;
         let spare = |group: &GroupStatus| {
-            // A voter that joins or needs a snapshot first is reached, and makes up for nobody.
+            // A voter that joins or needs a snapshot first is reached, and makes up for no one.
             if group.quorum { u64::from(group.able_voters).saturating_sub(quorum(group)) } else { 0 }
         };
         let serves = groups().next().is_some() && groups().all(|group| group.quorum && group.leader != 0);

@@ -22,7 +22,8 @@ pub struct Part {
 /// Configurations that a check of a part may visit: it is repeated often.
 const MAX_CONFIGURATIONS: usize = 100_000;
 
-/// Configurations that all checks of parts may visit together: what an explanation may cost beyond the verdict.
+/// Configurations that all checks of parts may visit together: what an explanation may cost beyond the
+/// verdict.
 const EXPLANATION_CONFIGURATIONS: usize = 400_000;
 
 /// Finds a small part of the operations of one key that is not linearizable, with at most `checks` checks of
