@@ -161,6 +161,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What sends and what receives the snapshots of a group.
+fn snapshots_on_the_way(id: GroupId, around: &Surroundings) -> (Arc<Outgoing>, Arc<Incoming>) {
+    let config = &around.config;
+    let pace =
+        Pace { chunk_bytes: config.transfer_chunk_bytes, bytes_per_second: config.transfer_bytes_per_second };
+    let files = around.storage.snapshots(id);
+    let seed = around.env.entropy.below(u64::MAX);
+    let incoming = Incoming::new(id, files, config.transfer_sync_bytes, around.gate.clone(), seed);
+    (Outgoing::new(id, config.node_id, pace), incoming)
+}
+
 /// Takes the newest vote of the others for its own, durably: no older leader is followed. False if that was refused.
 async fn promise(raft: &Raft, joining: &JoinState) -> Result<bool, Fatal<TypeConfig>> {
     // As if for a candidate that lacks nothing and is waited for by nobody: only an even newer vote stands against it.
@@ -202,14 +213,7 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
         let (applied, account) = (machine.applied(), machine.account());
-        let pace = Pace {
-            chunk_bytes: around.config.transfer_chunk_bytes,
-            bytes_per_second: around.config.transfer_bytes_per_second,
-        };
-        let outgoing = Outgoing::new(id, around.config.node_id, pace);
-        let seed = around.env.entropy.below(u64::MAX);
-        let (files, sync_every) = (around.storage.snapshots(id), around.config.transfer_sync_bytes);
-        let incoming = Incoming::new(id, files, sync_every, around.gate.clone(), seed);
+        let (outgoing, incoming) = snapshots_on_the_way(id, &around);
         let network = Network {
             group: id,
             peers: around.peers.clone(),
