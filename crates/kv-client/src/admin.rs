@@ -93,7 +93,8 @@ impl Admin {
         self.read(request, Route::Any).await
     }
 
-    /// Digests of what the node at this endpoint keeps of a namespace: of its ring partitions, or of a strong one as applied there.
+    /// Digests of what the node at this endpoint keeps of a namespace: of its ring partitions, or of a strong
+    /// one as applied there.
     pub async fn digest(&self, endpoint: &str, namespace: &str) -> Result<Digest, Error> {
         let request = admin::GetDigestRequest { namespace: namespace.to_owned() };
         self.read(request, Route::Node(&parse_address(endpoint)?)).await

@@ -1,5 +1,5 @@
-//! What all handles of a client share, and the one loop that sends an operation: one deadline, bounded attempts, one
-//! request id. Nothing else in Quorate retries.
+//! What all handles of a client share, and the one loop that sends an operation: one deadline, bounded
+//! attempts, one request id. Nothing else in Quorate retries.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -237,8 +237,8 @@ impl Attempts {
         }
     }
 
-    /// The node for the next attempt: the hinted one, the leader, or the next in turn, those not yet tried first; none
-    /// whose breaker is open.
+    /// The node for the next attempt: the hinted one, the leader, or the next in turn, those not yet tried
+    /// first; none whose breaker is open.
     fn pick(
         &self,
         route: Route<'_>,

@@ -17,7 +17,8 @@ use crate::{Admin, Available, Strong};
 pub struct ClientOptions {
     /// Nodes to begin with, `host:port`. One that answers is enough: it names the others.
     pub endpoints: Vec<String>,
-    /// Talk to the one endpoint given and to no other: no discovery, no redirects. Shows what *this* node can do.
+    /// Talk to the one endpoint given and to no other: no discovery, no redirects. Shows what *this* node can
+    /// do.
     pub pinned: bool,
     /// Deadline of a read, over all attempts.
     pub read_timeout: Duration,
@@ -27,8 +28,8 @@ pub struct ClientOptions {
     pub attempts: u32,
     /// Operations in flight; one more fails at once with `CLIENT_LIMIT`.
     pub max_in_flight: usize,
-    /// Begin with a random node, so that many clients spread over the cluster. Without it every client begins with the
-    /// first node that answers: for tools whose every run should show the same view.
+    /// Begin with a random node, so that many clients spread over the cluster. Without it every client begins
+    /// with the first node that answers: for tools whose every run should show the same view.
     pub spread: bool,
 }
 
@@ -129,8 +130,8 @@ impl<T> Answer<T> {
 pub struct Client(pub(crate) Arc<Attempts>);
 
 impl Client {
-    /// A client for these nodes. Connections are opened by the operations that need them, so a cluster that is down is
-    /// reported by those; options that make no sense are refused here.
+    /// A client for these nodes. Connections are opened by the operations that need them, so a cluster that
+    /// is down is reported by those; options that make no sense are refused here.
     pub fn connect(options: ClientOptions) -> Result<Self, Error> {
         Self::connect_in(options, Env::real())
     }

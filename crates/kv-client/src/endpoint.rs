@@ -1,5 +1,5 @@
-//! Connections to nodes. A connection is opened explicitly before the first call on it, so that *nothing was sent* is
-//! known and not guessed; a broken one is dropped, and the next call opens another.
+//! Connections to nodes. A connection is opened explicitly before the first call on it, so that *nothing was
+//! sent* is known and not guessed; a broken one is dropped, and the next call opens another.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -78,7 +78,8 @@ impl Endpoint {
         }
     }
 
-    /// Dials, unless another call's dial ended since dial `failed_before` failed: its outcome is then that of both.
+    /// Dials, unless another call's dial ended since dial `failed_before` failed: its outcome is then that of
+    /// both.
     async fn dial_once(&self, deadline: Instant, failed_before: u64) -> Result<Opened, String> {
         let _alone = self.dialing.lock().await;
         if let Some(open) = lock(&self.open).clone() {
@@ -125,8 +126,8 @@ impl Endpoint {
         endpoint.connect_with_connector(connector).await.map_err(|e| root_cause(&e))
     }
 
-    /// What became of a call that was handed to connection `on`: the node's own words where it sent some, otherwise what
-    /// can be proven. Also settles what the breaker and the connection learn from it.
+    /// What became of a call that was handed to connection `on`: the node's own words where it sent some,
+    /// otherwise what can be proven. Also settles what the breaker and the connection learn from it.
     pub(crate) fn settle<T>(&self, on: &Opened, result: Result<T, Status>) -> Result<T, Failure> {
         let failure = match result {
             Ok(answer) => {
@@ -158,8 +159,8 @@ impl Endpoint {
         Err(failure)
     }
 
-    /// It was sent a request and did not answer in time. The breaker does not count this: a node in a minority may be
-    /// silent for good reason, and its next answer must not be hidden.
+    /// It was sent a request and did not answer in time. The breaker does not count this: a node in a
+    /// minority may be silent for good reason, and its next answer must not be hidden.
     pub(crate) fn silent(&self) -> Failure {
         Failure::new(Reason::ResultUnknown, format!("{} did not answer in time", self.address))
     }

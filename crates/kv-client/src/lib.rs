@@ -1,6 +1,7 @@
 //! The client library of Quorate.
 //!
-//! A namespace chose its side of CAP when it was created; its handle has the operations of that side and no others:
+//! A namespace chose its side of CAP when it was created; its handle has the operations of that side and no
+//! others:
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), kv_client::Error> {
@@ -30,9 +31,10 @@
 //! # }
 //! ```
 //!
-//! Every operation has one deadline and one of three outcomes: an [`Answer`] with its receipt, [`Error::Failed`] (it was
-//! definitely not applied) or [`Error::Unknown`] (it may have been, or may still be). This is the one layer that retries:
-//! the same request id in every attempt, so that nothing is applied twice.
+//! Every operation has one deadline and one of three outcomes: an [`Answer`] with its receipt,
+//! [`Error::Failed`] (it was definitely not applied) or [`Error::Unknown`] (it may have been, or may still
+//! be). This is the one layer that retries: the same request id in every attempt, so that nothing is applied
+//! twice.
 
 mod admin;
 mod attempts;

@@ -1,5 +1,5 @@
-//! When to try again, as values: no clock, no randomness, no sockets. Time and random numbers are arguments, so that the
-//! whole discipline is tested without waiting.
+//! When to try again, as values: no clock, no randomness, no sockets. Time and random numbers are arguments,
+//! so that the whole discipline is tested without waiting.
 
 use std::time::Duration;
 
@@ -79,8 +79,8 @@ impl RetryPolicy {
         }
     }
 
-    /// The pause before retry number `retry` (from 1): a random part of the exponential step, after what the server asked
-    /// for.
+    /// The pause before retry number `retry` (from 1): a random part of the exponential step, after what the
+    /// server asked for.
     pub(crate) fn pause(self, retry: u32, retry_after: Option<Duration>, random: u64) -> Duration {
         let step = BACKOFF_BASE.saturating_mul(1 << retry.saturating_sub(1).min(16)).min(BACKOFF_CAP);
         let micros = u64::try_from(step.as_micros()).unwrap_or(u64::MAX);
@@ -88,23 +88,23 @@ impl RetryPolicy {
         retry_after.unwrap_or_default().min(RETRY_AFTER_CAP) + jitter
     }
 
-    /// How much of the remaining time `attempt` may use: half of it while others may follow, so that one silent node does
-    /// not use up the operation.
+    /// How much of the remaining time `attempt` may use: half of it while others may follow, so that one
+    /// silent node does not use up the operation.
     pub(crate) fn share(self, attempt: u32, remaining: Duration) -> Duration {
         if attempt >= self.attempts { remaining } else { (remaining / 2).max(MIN_SHARE).min(remaining) }
     }
 }
 
-/// The outcome of an operation over all its attempts: once one attempt's fate is open, a later refusal of a resend says
-/// nothing about it.
+/// The outcome of an operation over all its attempts: once one attempt's fate is open, a later refusal of a
+/// resend says nothing about it.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     open: Option<Failure>,
 }
 
 impl Verdict {
-    /// Takes a failed attempt into account. Only a refusal that every node must give to these very bytes, whenever it
-    /// sees them, closes what an earlier attempt left open.
+    /// Takes a failed attempt into account. Only a refusal that every node must give to these very bytes,
+    /// whenever it sees them, closes what an earlier attempt left open.
     pub(crate) fn add(&mut self, failure: &Failure) {
         if failure.applied == Applied::Unknown {
             self.open.get_or_insert_with(|| failure.clone());
@@ -128,14 +128,14 @@ impl Verdict {
     }
 }
 
-/// Refusals that every node gives at any time, so that no earlier attempt can have been taken. A request id is not among
-/// them: one that claims to come from the future is refused by the clock of whoever was asked.
+/// Refusals that every node gives at any time, so that no earlier attempt can have been taken. A request id
+/// is not among them: one that claims to come from the future is refused by the clock of whoever was asked.
 fn refused_by_its_bytes(reason: Reason) -> bool {
     matches!(reason, Reason::EmptyKey | Reason::LimitKey | Reason::LimitValue)
 }
 
-/// A token bucket for retries (AWS SDK, retry 2.1): when most first tries fail, retries stop, and a struggling cluster is
-/// left alone.
+/// A token bucket for retries (AWS SDK, retry 2.1): when most first tries fail, retries stop, and a
+/// struggling cluster is left alone.
 #[derive(Debug)]
 pub(crate) struct Budget {
     tokens: u32,
@@ -161,11 +161,11 @@ impl Budget {
     }
 }
 
-/// A breaker for one endpoint. After [`BREAKER_FAILURES`] connections in a row that failed, calls are refused at once, and
-/// one probe at a time finds out when the endpoint is back.
+/// A breaker for one endpoint. After [`BREAKER_FAILURES`] connections in a row that failed, calls are refused
+/// at once, and one probe at a time finds out when the endpoint is back.
 ///
-/// It counts connections and not calls: when one connection is lost with many calls on it, or many calls wait for one
-/// dial that fails, each reports the same connection number, and the breaker counts it once.
+/// It counts connections and not calls: when one connection is lost with many calls on it, or many calls wait
+/// for one dial that fails, each reports the same connection number, and the breaker counts it once.
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
     /// Consecutive failures.
@@ -186,8 +186,8 @@ struct Open {
 }
 
 impl Breaker {
-    /// Whether a call may go there now. An open breaker whose time is up lets one probe through and waits for as long
-    /// again, so that a probe whose caller gave up does not block the endpoint.
+    /// Whether a call may go there now. An open breaker whose time is up lets one probe through and waits for
+    /// as long again, so that a probe whose caller gave up does not block the endpoint.
     pub(crate) fn admit(&mut self, now: Instant) -> bool {
         match &mut self.open {
             None => true,
@@ -206,8 +206,8 @@ impl Breaker {
         self.open = None;
     }
 
-    /// Connection number `connection` (from 1, increasing) could not be opened, or was lost. An open breaker learns from
-    /// its probes only: what else fails then was begun before it opened.
+    /// Connection number `connection` (from 1, increasing) could not be opened, or was lost. An open breaker
+    /// learns from its probes only: what else fails then was begun before it opened.
     pub(crate) fn failure(&mut self, now: Instant, connection: u64) {
         if connection <= self.counted {
             return;

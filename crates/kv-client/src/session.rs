@@ -1,5 +1,6 @@
-//! Request ids. A strong group remembers a session's answers, and a session's first request must have been answered
-//! before any other is sent: otherwise a late second request could not be told from one whose session was forgotten.
+//! Request ids. A strong group remembers a session's answers, and a session's first request must have been
+//! answered before any other is sent: otherwise a late second request could not be told from one whose
+//! session was forgotten.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,8 +31,8 @@ impl Seqs {
         self.open.first().copied().unwrap_or(self.next)
     }
 
-    /// The next number and the lowest that is still unanswered, this one included; `None` when the servers might not
-    /// keep the answers of all between.
+    /// The next number and the lowest that is still unanswered, this one included; `None` when the servers
+    /// might not keep the answers of all between.
     fn issue(&mut self, now: Instant) -> Option<(u64, u64)> {
         let full = self.next - self.lowest_unacked() >= SESSION_SPAN;
         if self.expired || full || now.duration_since(self.used) >= SESSION_REST {
@@ -65,8 +66,8 @@ impl Session {
     }
 }
 
-/// The right to send one request, in as many attempts as it takes. Dropping it acknowledges the answer, or the decision
-/// not to wait for one: either way this number is never sent again.
+/// The right to send one request, in as many attempts as it takes. Dropping it acknowledges the answer, or
+/// the decision not to wait for one: either way this number is never sent again.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     session: Arc<Session>,
@@ -106,8 +107,8 @@ impl Drop for Ticket {
 
 type Opened = Option<Arc<Session>>;
 
-/// The present session with one strong namespace, shared by the handles of a client. Whoever finds it empty opens it,
-/// alone.
+/// The present session with one strong namespace, shared by the handles of a client. Whoever finds it empty
+/// opens it, alone.
 #[derive(Debug, Default)]
 pub(crate) struct SessionSlot(Arc<tokio::sync::Mutex<Opened>>);
 

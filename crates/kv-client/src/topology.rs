@@ -1,5 +1,5 @@
-//! What a client knows of the cluster: members, namespaces and leaders, as some node told it. It orders choices and is
-//! never trusted further than that; the nodes decide.
+//! What a client knows of the cluster: members, namespaces and leaders, as some node told it. It orders
+//! choices and is never trusted further than that; the nodes decide.
 
 use std::collections::BTreeMap;
 
@@ -74,8 +74,8 @@ impl TryFrom<&admin::GetTopologyResponse> for Topology {
 }
 
 impl Topology {
-    /// Takes over what is newer in another node's view: the catalogue of the higher epoch, and of each group the leader
-    /// of the higher term.
+    /// Takes over what is newer in another node's view: the catalogue of the higher epoch, and of each group
+    /// the leader of the higher term.
     pub(crate) fn learn(&mut self, other: Self) {
         let mut leaders = std::mem::take(&mut self.leaders);
         for (group, leader) in &other.leaders {

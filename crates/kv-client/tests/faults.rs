@@ -1,4 +1,5 @@
-//! The client against a server that misbehaves on purpose: what it promises must hold whatever comes back, or does not.
+//! The client against a server that misbehaves on purpose: what it promises must hold whatever comes back, or
+//! does not.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -395,7 +396,8 @@ async fn the_breaker_stops_calls_to_a_node_that_keeps_failing() {
     assert_eq!(*connections.lock().unwrap(), 5);
 }
 
-/// Passes connections on to a node; each count sent cuts those that are open, and later ones are passed on again.
+/// Passes connections on to a node; each count sent cuts those that are open, and later ones are passed on
+/// again.
 async fn cuttable(node: String) -> (String, watch::Sender<u32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

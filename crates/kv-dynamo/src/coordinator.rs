@@ -1,4 +1,5 @@
-//! The node's side of available namespaces: what it is made of, how requests find it, what it answers to peers.
+//! The node's side of available namespaces: what it is made of, how requests find it, what it answers to
+//! peers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,8 +34,8 @@ use crate::{rebuild, replay};
 pub struct AvailableConfig {
     /// This node.
     pub node_id: NodeId,
-    /// `kv_storage::Recovery::tier_lost`: this directory lost data that others rely on. The server acknowledges it to
-    /// storage only after [`Available::start`] returned.
+    /// `kv_storage::Recovery::tier_lost`: this directory lost data that others rely on. The server
+    /// acknowledges it to storage only after [`Available::start`] returned.
     pub tier_lost: bool,
     /// How long a replica may be silent before another stands in.
     pub patience: Duration,
@@ -110,8 +111,8 @@ impl View {
 }
 
 impl Available {
-    /// Opens what the directory holds and begins to serve: at once if it lacks nothing, otherwise after a survey of the
-    /// other members and a pull of what it may lack. Must run inside a tokio runtime.
+    /// Opens what the directory holds and begins to serve: at once if it lacks nothing, otherwise after a
+    /// survey of the other members and a pull of what it may lack. Must run inside a tokio runtime.
     pub async fn start(
         config: AvailableConfig,
         storage: Storage,
@@ -174,8 +175,8 @@ impl Available {
         Ok(v1::DeleteResponse { existed: false, revision: 0, context: written.context, receipt })
     }
 
-    /// Answers a peer: `replica_write`, `replica_read`, `pull_partition`, and a `forward` of get, put or delete for an
-    /// available namespace.
+    /// Answers a peer: `replica_write`, `replica_read`, `pull_partition`, and a `forward` of get, put or
+    /// delete for an available namespace.
     pub fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
         let dynamo = self.clone();
         Box::pin(async move {
@@ -236,8 +237,8 @@ impl Available {
         Ok(response_frame::Body::Forward(peer::ForwardReply { response: Some(response) }))
     }
 
-    /// Digests of the ring partitions of a namespace's ring that this node keeps as a primary: equal on replicas that
-    /// converged.
+    /// Digests of the ring partitions of a namespace's ring that this node keeps as a primary: equal on
+    /// replicas that converged.
     pub async fn digest(&self, namespace: &Namespace) -> Result<admin::GetDigestResponse, Failure> {
         let node = &self.node;
         let catalogue = node.catalogue();
@@ -350,8 +351,8 @@ impl Node {
         node == self.me || self.peers.liveness(node).is_up()
     }
 
-    /// Whether this node keeps the key's ring partition and can tell old requests for it from new ones. A node that still
-    /// pulls cannot: the request may be one that its lost directory took.
+    /// Whether this node keeps the key's ring partition and can tell old requests for it from new ones. A
+    /// node that still pulls cannot: the request may be one that its lost directory took.
     pub(crate) fn may_coordinate(&self, view: &View) -> bool {
         view.primaries.contains(&self.me) && self.is_whole()
     }

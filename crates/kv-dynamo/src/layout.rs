@@ -1,6 +1,6 @@
-//! Where the rows of this crate are: tables 48 to 53 of kv-storage and a few entries of small state. Every key begins with
-//! ring and ring partition (hints: with their target), so that a ring partition moves or goes as one range. Numbers and
-//! layouts are on disk for ever.
+//! Where the rows of this crate are: tables 48 to 53 of kv-storage and a few entries of small state. Every
+//! key begins with ring and ring partition (hints: with their target), so that a ring partition moves or goes
+//! as one range. Numbers and layouts are on disk for ever.
 
 use std::fmt;
 

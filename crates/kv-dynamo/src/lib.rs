@@ -1,18 +1,19 @@
-//! Available namespaces: every key on N replicas of a ring, answered by whoever can be reached, conflicts kept as
-//! siblings, everything merged again after a network partition heals.
+//! Available namespaces: every key on N replicas of a ring, answered by whoever can be reached, conflicts
+//! kept as siblings, everything merged again after a network partition heals.
 //!
-//! The layers: quorum arithmetic and the timing of hints are values without clock or socket (`quorum`, `replay::Rounds`,
-//! `rebuild::judge`); `replica` is what one node keeps, on kv-storage; `write`, `read`, `replay` and `rebuild` are thin
-//! drivers that carry out what the values decide.
+//! The layers: quorum arithmetic and the timing of hints are values without clock or socket (`quorum`,
+//! `replay::Rounds`, `rebuild::judge`); `replica` is what one node keeps, on kv-storage; `write`, `read`,
+//! `replay` and `rebuild` are thin drivers that carry out what the values decide.
 //!
 //! Invariants of this crate:
 //! - Nothing about a write leaves the node before the log record that holds it is fsynced.
-//! - Dots are minted by the coordinating replica in the batch that writes the value; a fallback coordinates only when it
-//!   was told, or found, that no primary can.
-//! - Requests that count towards a quorum carry the epoch of the ring's assignment (`Ring::epoch`, not the catalogue's:
-//!   a new namespace changes nothing about who keeps what) and are refused where it differs. Merge traffic (hints,
-//!   repairs) carries epoch 0 and is never refused for an epoch.
-//! - A node that may have lost data neither coordinates nor answers reads until it has pulled what it may lack.
+//! - Dots are minted by the coordinating replica in the batch that writes the value; a fallback coordinates
+//!   only when it was told, or found, that no primary can.
+//! - Requests that count towards a quorum carry the epoch of the ring's assignment (`Ring::epoch`, not the
+//!   catalogue's: a new namespace changes nothing about who keeps what) and are refused where it differs.
+//!   Merge traffic (hints, repairs) carries epoch 0 and is never refused for an epoch.
+//! - A node that may have lost data neither coordinates nor answers reads until it has pulled what it may
+//!   lack.
 
 mod coordinator;
 mod layout;

@@ -6,7 +6,8 @@ use kv_types::limits::{MAX_KEY_BYTES, MAX_REPLICAS, MAX_VALUE_BYTES, REQUEST_WIN
 
 /// How long a replica may be silent before another stands in for it: several round trips and a slow fsync.
 pub const PATIENCE: Duration = Duration::from_millis(120);
-/// How long an entry node waits for the replica that coordinates on its behalf: it has its own [`PATIENCE`] with others.
+/// How long an entry node waits for the replica that coordinates on its behalf: it has its own [`PATIENCE`]
+/// with others.
 pub const FORWARD_PATIENCE: Duration = Duration::from_millis(250);
 /// How often waits look at liveness.
 pub const LOOK_AROUND: Duration = Duration::from_millis(20);
@@ -16,7 +17,8 @@ pub const COORDINATED: usize = 8_192;
 pub const REPAIRS: usize = 64;
 /// Bytes of hints that a node holds; beyond it the node refuses to be a fallback.
 pub const HINT_BYTES: u64 = 1 << 30;
-/// Writes that one hint row gathers before the next row of the same key begins: rewriting a row costs its length.
+/// Writes that one hint row gathers before the next row of the same key begins: rewriting a row costs its
+/// length.
 pub const HINT_ROW_WRITES: usize = 128;
 /// Hints read from storage at a time, per target.
 pub const HINT_PAGE: usize = 256;
@@ -28,18 +30,19 @@ pub const BACKGROUND_CALL: Duration = Duration::from_millis(1_000);
 pub const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1_000));
 /// Entries of the request table of one ring partition; beyond it new writes are refused.
 pub const REQUESTS: u64 = 1 << 17;
-/// How long an entry of the request table stays after its request was issued: twice the window, so that nodes whose
-/// clocks differ do not forget what another still has to prove.
+/// How long an entry of the request table stays after its request was issued: twice the window, so that nodes
+/// whose clocks differ do not forget what another still has to prove.
 pub const REQUEST_KEPT: Duration = Duration::from_secs(2 * REQUEST_WINDOW.as_secs());
 /// How often expired entries are looked for, and how many go at a time.
 pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
-/// Bytes of the concurrent values of one key that a client write may make. A merge may exceed it, by as much as every
-/// replica could take on its own: that must fit into [`BATCH_BYTES`], or replicas could never become equal again. A
-/// fallback that coordinates writes as much in one batch: a copy for each replica.
+/// Bytes of the concurrent values of one key that a client write may make. A merge may exceed it, by as much
+/// as every replica could take on its own: that must fit into [`BATCH_BYTES`], or replicas could never become
+/// equal again. A fallback that coordinates writes as much in one batch: a copy for each replica.
 pub const RECORD_BYTES: usize = 2 << 20;
 /// Bytes that kv-storage has to take in one batch (`StorageOptions::max_record_bytes`).
 pub const BATCH_BYTES: usize = 16 << 20;
-/// Room in a batch for what stands beside the values of one copy: keys, contexts, writes, request table, node clock.
+/// Room in a batch for what stands beside the values of one copy: keys, contexts, writes, request table, node
+/// clock.
 const BESIDE_VALUES: usize = 256 << 10;
 const _: () = assert!(MAX_REPLICAS as usize * (RECORD_BYTES + BESIDE_VALUES) <= BATCH_BYTES);
 const _: () = assert!(MAX_VALUE_BYTES + MAX_KEY_BYTES <= RECORD_BYTES);

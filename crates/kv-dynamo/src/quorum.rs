@@ -1,10 +1,10 @@
-//! All the quorum arithmetic, as values without clock, socket or randomness: who is asked, who stands in for whom, when a
-//! write or a read is done, and when it is known to be impossible. The drivers feed replies and time in and carry the
-//! actions out.
+//! All the quorum arithmetic, as values without clock, socket or randomness: who is asked, who stands in for
+//! whom, when a write or a read is done, and when it is known to be impossible. The drivers feed replies and
+//! time in and carry the actions out.
 //!
-//! A request names the primaries first, then as many fallbacks at most: 2N nodes. Every primary has a patience; when it
-//! runs out, or the primary is known to be unreachable, a fallback stands in for it (sloppy requests only). A node counts
-//! once. Time is a duration since the request began.
+//! A request names the primaries first, then as many fallbacks at most: 2N nodes. Every primary has a
+//! patience; when it runs out, or the primary is known to be unreachable, a fallback stands in for it (sloppy
+//! requests only). A node counts once. Time is a duration since the request began.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -127,8 +127,8 @@ pub(crate) struct WriteCoordinator {
 }
 
 impl WriteCoordinator {
-    /// Whether W is within reach at all; to be asked before anything is written anywhere. A fallback coordinates only
-    /// sloppy writes.
+    /// Whether W is within reach at all; to be asked before anything is written anywhere. A fallback
+    /// coordinates only sloppy writes.
     pub(crate) fn new(plan: Plan) -> Result<Self, NotMet> {
         plan.check(plan.i_am_primary() || !plan.strict)?;
         let slots =
@@ -137,7 +137,8 @@ impl WriteCoordinator {
         Ok(Self { slots, asked: Vec::new(), fallbacks, answered: false, plan })
     }
 
-    /// The coordinator has the write fsynced: as a record if it is a primary, else as hints for every primary.
+    /// The coordinator has the write fsynced: as a record if it is a primary, else as hints for every
+    /// primary.
     pub(crate) fn begin(&mut self, now: Duration) -> Vec<WriteAction> {
         let mut actions = Vec::new();
         let primary = self.plan.i_am_primary();
@@ -266,8 +267,8 @@ impl WriteCoordinator {
         }
     }
 
-    /// The target did not take it itself (or its stand-in did not). While W is not met another fallback stands in; after
-    /// that, or without one, the coordinator remembers.
+    /// The target did not take it itself (or its stand-in did not). While W is not met another fallback
+    /// stands in; after that, or without one, the coordinator remembers.
     fn stand_in(&mut self, target: NodeId, now: Duration, actions: &mut Vec<WriteAction>) {
         let wanted = self.acknowledged() + self.promising() < self.plan.needed;
         let fallback = if wanted { self.fallbacks.pop_front() } else { None };
@@ -332,7 +333,8 @@ pub(crate) struct ReadCoordinator {
 }
 
 impl ReadCoordinator {
-    /// `me_counts`: this node is itself a primary in good standing, or a fallback. Without it the coordinator only asks.
+    /// `me_counts`: this node is itself a primary in good standing, or a fallback. Without it the coordinator
+    /// only asks.
     pub(crate) fn new(plan: Plan, me_counts: bool) -> Result<Self, NotMet> {
         plan.check(me_counts && (plan.i_am_primary() || !plan.strict))?;
         let usable = |node: NodeId, up: bool| if node == plan.me { me_counts } else { up };

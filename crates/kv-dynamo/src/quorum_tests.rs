@@ -1,5 +1,5 @@
-//! Every order of events for small clusters, and random ones for larger: the arithmetic neither answers too early nor
-//! hangs, and forgets nobody.
+//! Every order of events for small clusters, and random ones for larger: the arithmetic neither answers too
+//! early nor hangs, and forgets nobody.
 
 use std::collections::BTreeSet;
 

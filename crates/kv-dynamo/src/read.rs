@@ -1,5 +1,5 @@
-//! The path of a read: R answers, merged; the values that nothing known supersedes. Any node may coordinate one, for it
-//! mints nothing. Replicas that lacked something get it after the answer.
+//! The path of a read: R answers, merged; the values that nothing known supersedes. Any node may coordinate
+//! one, for it mints nothing. Replicas that lacked something get it after the answer.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -190,8 +190,8 @@ impl Node {
         Some(self.ask(view, node, until).await?.state.record.context)
     }
 
-    /// Gives the primaries that answered what they lacked; false when nobody lacked anything, or too much is repaired
-    /// already.
+    /// Gives the primaries that answered what they lacked; false when nobody lacked anything, or too much is
+    /// repaired already.
     fn repair(self: &Arc<Self>, view: &View, heard: &[Heard], merged: &State) -> bool {
         let lacking: Vec<NodeId> = heard
             .iter()

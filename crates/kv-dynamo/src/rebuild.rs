@@ -1,21 +1,24 @@
 //! Whether a node may speak for what it keeps.
 //!
-//! A directory is **whole** when its incarnation lacks nothing that others rely on: it has held everything that it
-//! acknowledged since it began, and before it began there was nothing, or it has pulled that. One durable mark says so;
-//! rings and ring partitions that appear later need none of their own. Without the mark the node surveys the members:
+//! A directory is **whole** when its incarnation lacks nothing that others rely on: it has held everything
+//! that it acknowledged since it began, and before it began there was nothing, or it has pulled that. One
+//! durable mark says so; rings and ring partitions that appear later need none of their own. Without the mark
+//! the node surveys the members:
 //!
-//! - So many others know of no available namespace that nobody can know of one: the cluster is new and nothing was ever
-//!   promised. This node proves nothing itself, for it may have known and lost it. A catalogue change has a majority of
-//!   the voters, hence half of them (rounded down) without this node; as soon as fewer than that are left unasked, one of
-//!   those who answered would have known. A new cluster of three therefore needs all three at its first start.
-//! - Somebody knows one: this directory is fresh or damaged in a cluster with data. Each of its ring partitions is pulled
-//!   from N-W+1 of the other primaries that are whole themselves, so that every set of W is met, or from all of them,
-//!   whole or not: then there is nobody left to ask.
+//! - So many others know of no available namespace that nobody can know of one: the cluster is new and
+//!   nothing was ever promised. This node proves nothing itself, for it may have known and lost it. A
+//!   catalogue change has a majority of the voters, hence half of them (rounded down) without this node; as
+//!   soon as fewer than that are left unasked, one of those who answered would have known. A new cluster of
+//!   three therefore needs all three at its first start.
+//! - Somebody knows one: this directory is fresh or damaged in a cluster with data. Each of its ring
+//!   partitions is pulled from N-W+1 of the other primaries that are whole themselves, so that every set of W
+//!   is met, or from all of them, whole or not: then there is nobody left to ask.
 //!
-//! Until a ring partition is pulled this node does not answer reads of it, and until all of them are it coordinates no write:
-//! it could not tell a resent request from a new one. It takes writes and hints.
+//! Until a ring partition is pulled this node does not answer reads of it, and until all of them are it
+//! coordinates no write: it could not tell a resent request from a new one. It takes writes and hints.
 //!
-//! The survey travels as a pull of ring 0, which does not exist; its answer stands where the node clock would.
+//! The survey travels as a pull of ring 0, which does not exist; its answer stands where the node clock
+//! would.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,7 +117,8 @@ fn judge(mine: Survey, others: &[Option<Survey>]) -> Verdict {
     if mine.namespaces || answers.clone().any(|survey| survey.namespaces) {
         return Verdict::Pull(answers.map(|survey| survey.epoch).max().unwrap_or(mine.epoch));
     }
-    // A majority less this node: m - 1 with m = voters / 2 + 1. Who votes is not in the catalogue; no more than that do.
+    // A majority less this node: m - 1 with m = voters / 2 + 1. Who votes is not in the catalogue; no more
+    // than that do.
     let knowers = (others.len() + 1).min(MAX_VOTERS) / 2;
     if others.is_empty() || answers.count() + knowers > others.len() {
         Verdict::New
@@ -146,7 +150,8 @@ pub(crate) async fn establish(node: Arc<Node>) {
             attempted = attempt(&node) => match attempted {
                 Ok(Some(pulled)) => match node.replica.set_whole(pulled).await {
                     Ok(proves_from) => {
-                        // Until then even a new request looks like one that the lost directory may have taken.
+                        // Until then even a new request looks like one that the lost directory may have
+                        // taken.
                         tokio::select! {
                             biased;
                             () = stopped(&mut stop) => return,
@@ -184,7 +189,8 @@ async fn attempt(node: &Arc<Node>) -> Result<Option<bool>, Failure> {
         Verdict::Unknown => Ok(None),
         Verdict::New => Ok(Some(false)),
         Verdict::Pull(epoch) if catalogue.epoch < epoch => Ok(None),
-        // What others never had, this node cannot have lost: a pull that found nothing leaves nothing to doubt.
+        // What others never had, this node cannot have lost: a pull that found nothing leaves nothing to
+        // doubt.
         Verdict::Pull(_) => Ok(pull_all(node, &catalogue).await?.then(|| node.standing.found_data())),
     }
 }
@@ -225,7 +231,8 @@ async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failu
     Ok(complete)
 }
 
-/// The fewest acknowledgements with which a namespace on this ring is content; none when there is no namespace.
+/// The fewest acknowledgements with which a namespace on this ring is content; none when there is no
+/// namespace.
 fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
     let of = |placement: &Placement| match placement {
         Placement::Available { ring: id, replication } if *id == ring.id => Some(usize::from(replication.w)),
@@ -435,8 +442,8 @@ mod tests {
             for w in 1..=n {
                 let needed = sources_needed(n, w);
                 assert!(needed < n);
-                // A write that W nodes acknowledged, this one among them, is on W-1 of the N-1 others: any `needed` of
-                // those others include one of them.
+                // A write that W nodes acknowledged, this one among them, is on W-1 of the N-1 others: any
+                // `needed` of those others include one of them.
                 assert!(w == 1 || needed + (w - 1) > n - 1, "N={n} W={w}");
             }
         }

@@ -1,5 +1,5 @@
-//! Hints find their way home: as soon as their target is up, many at a time, until none is left. And the request table
-//! forgets what can no longer matter.
+//! Hints find their way home: as soon as their target is up, many at a time, until none is left. And the
+//! request table forgets what can no longer matter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::coordinator::{Node, replica_write, stopped};
 use crate::limits;
 use crate::replica::Due;
 
-/// Which targets are served when: one round at a time per target, with a back-off after a failed one that a new life of
-/// the target ends at once. A value: time is a duration since the start.
+/// Which targets are served when: one round at a time per target, with a back-off after a failed one that a
+/// new life of the target ends at once. A value: time is a duration since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
     targets: BTreeMap<NodeId, Round>,
@@ -175,8 +175,8 @@ struct Calm {
 }
 
 impl Calm {
-    /// Whether it is calm, and has been for longer than any request can be resent: hints of other nodes have found their
-    /// targets by then too, for they go home as soon as those are up.
+    /// Whether it is calm, and has been for longer than any request can be resent: hints of other nodes have
+    /// found their targets by then too, for they go home as soon as those are up.
     fn lasts(&mut self, calm: bool, now: Duration) -> bool {
         if !calm {
             self.since = None;
@@ -186,8 +186,8 @@ impl Calm {
     }
 }
 
-/// Forgets old requests once every member has been up for long and no hint is pending: until then a hint somewhere may
-/// carry the twin of a request that only the table can recognize.
+/// Forgets old requests once every member has been up for long and no hint is pending: until then a hint
+/// somewhere may carry the twin of a request that only the table can recognize.
 pub(crate) async fn sweep(node: Arc<Node>) {
     let begun = Instant::now();
     let mut calm = Calm::default();

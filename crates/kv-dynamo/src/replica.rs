@@ -1,13 +1,13 @@
-//! What one node keeps, on kv-storage: records, node clocks, the request table and hints. Everything here is short and
-//! synchronous under the lock of one ring partition: load, merge, one batch, commit. The position that comes back must be
-//! durable before anything about it leaves the node; the callers see to that.
+//! What one node keeps, on kv-storage: records, node clocks, the request table and hints. Everything here is
+//! short and synchronous under the lock of one ring partition: load, merge, one batch, commit. The position
+//! that comes back must be durable before anything about it leaves the node; the callers see to that.
 //!
-//! Invariants: a dot is minted in the batch that writes its value; its counter never goes back; a node clock never claims
-//! a dot whose write is not in the same or an earlier batch; hints that counted are removed by delivery alone; what is
-//! counted of hints is what was committed, under the lock of their ring partition.
+//! Invariants: a dot is minted in the batch that writes its value; its counter never goes back; a node clock
+//! never claims a dot whose write is not in the same or an earlier batch; hints that counted are removed by
+//! delivery alone; what is counted of hints is what was committed, under the lock of their ring partition.
 //!
-//! Node clocks are kept on disk from the first day, but contexts are not yet filled from them, nor stripped by them: a
-//! deleted key keeps a record without values. Both belong into `load` and `stage`.
+//! Node clocks are kept on disk from the first day, but contexts are not yet filled from them, nor stripped
+//! by them: a deleted key keeps a record without values. Both belong into `load` and `stage`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,7 +76,8 @@ pub(crate) enum Role<'a> {
 pub(crate) struct Minted {
     /// What the replicas have to merge.
     pub(crate) state: State,
-    /// What the client may say it has seen: its write and what that superseded, never a value it has not seen.
+    /// What the client may say it has seen: its write and what that superseded, never a value it has not
+    /// seen.
     pub(crate) covered: Context,
     pub(crate) position: Position,
     /// The request had been taken before.
@@ -128,8 +129,8 @@ pub(crate) struct Replica {
     held: Mutex<BTreeMap<NodeId, Held>>,
     /// Requests issued before this cannot be told from new ones: their traces may have been lost.
     proves_since_ms: Mutex<u64>,
-    /// Another node returned a write of this incarnation that the directory does not know: it was put back to an older
-    /// state, and any dot that it mints may be used already.
+    /// Another node returned a write of this incarnation that the directory does not know: it was put back to
+    /// an older state, and any dot that it mints may be used already.
     put_back: AtomicBool,
     /// A hint was added.
     pub(crate) hinted: Notify,
@@ -156,8 +157,8 @@ fn corrupt(what: &str) -> Failure {
 }
 
 impl Replica {
-    /// Opens what the directory holds. A fresh or damaged directory gets a new incarnation: a dot must never be minted
-    /// twice, and what was lost must not be taken for what never was.
+    /// Opens what the directory holds. A fresh or damaged directory gets a new incarnation: a dot must never
+    /// be minted twice, and what was lost must not be taken for what never was.
     pub(crate) async fn open(
         storage: Storage,
         env: Env,
@@ -174,8 +175,8 @@ impl Replica {
                 for (key, _) in storage.small_scan(b"dynamo/dot/") {
                     batch.push_small_delete(key);
                 }
-                // What is left of the node clocks may claim writes that are gone. The other tables stay: what is left of
-                // them is true, and merging what is pulled completes them.
+                // What is left of the node clocks may claim writes that are gone. The other tables stay: what
+                // is left of them is true, and merging what is pulled completes them.
                 for (key, _) in storage.scan(CLOCKS, &[], None, usize::MAX).map_err(storage_failure)? {
                     batch.push_delete(CLOCKS, key);
                 }
@@ -219,8 +220,9 @@ impl Replica {
         self.whole_since().is_some()
     }
 
-    /// Writes down that this incarnation lacks nothing. `pulled`: others had to give it what it lacked. Returns how long
-    /// requests that are issued now cannot yet be told from those that were taken before the loss.
+    /// Writes down that this incarnation lacks nothing. `pulled`: others had to give it what it lacked.
+    /// Returns how long requests that are issued now cannot yet be told from those that were taken before the
+    /// loss.
     pub(crate) async fn set_whole(&self, pulled: bool) -> Result<Duration, Failure> {
         self.refuse_put_back()?;
         let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
@@ -234,8 +236,8 @@ impl Replica {
         Ok(skew)
     }
 
-    /// Whether this directory turned out to have been put back to an older state. Nothing is minted then, and nothing
-    /// spoken for, until the next start, which begins a new incarnation and pulls.
+    /// Whether this directory turned out to have been put back to an older state. Nothing is minted then, and
+    /// nothing spoken for, until the next start, which begins a new incarnation and pulls.
     pub(crate) fn is_put_back(&self) -> bool {
         self.put_back.load(Ordering::Acquire)
     }
@@ -249,8 +251,8 @@ impl Replica {
         Err(Failure::new(Reason::NotReady, message))
     }
 
-    /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is known elsewhere
-    /// that it does not know itself.
+    /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is
+    /// known elsewhere that it does not know itself.
     fn stage_put_back(&self, slice: Slice, mine: u64, next: &mut Partition, batch: &mut Batch) -> bool {
         if mine <= next.counter {
             return false;
@@ -316,7 +318,8 @@ impl Replica {
         .transpose()
     }
 
-    /// The rule of twins for what a read merged, with the requests that this node knows: records carry the last few only.
+    /// The rule of twins for what a read merged, with the requests that this node knows: records carry the
+    /// last few only.
     pub(crate) fn bury_known(&self, place: &Place, merged: &mut State) {
         merged.bury_twins(|request| match self.taken(place.slice, request) {
             Ok(Some((taken, _))) => taken.dots,
@@ -360,8 +363,8 @@ impl Replica {
                 ));
             }
             Supersedes::Seen(context) => context.clone(),
-            // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is observed now
-            // is not what the client meant, and may be what superseded it.
+            // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is
+            // observed now is not what the client meant, and may be what superseded it.
             Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
                 Context::new()
             }
@@ -442,8 +445,8 @@ impl Replica {
             let message = format!("request {request} was used before for something else");
             return Err(Failure::new(Reason::RequestIdReused, message));
         }
-        // As the first answer said it. What the client states that it has seen is superseded by this write wherever it was
-        // minted; what a replica observed then is not known any more.
+        // As the first answer said it. What the client states that it has seen is superseded by this write
+        // wherever it was minted; what a replica observed then is not known any more.
         let mut covered = match &order.supersedes {
             Supersedes::Seen(context) => context.clone(),
             _ => Context::new(),
@@ -544,8 +547,8 @@ impl Replica {
         Ok(position)
     }
 
-    /// Prepares the batch by which a record replaces the one before it: twins buried, requests remembered, the clock
-    /// moved on. Says whether the list of keys with siblings changes.
+    /// Prepares the batch by which a record replaces the one before it: twins buried, requests remembered,
+    /// the clock moved on. Says whether the list of keys with siblings changes.
     fn stage(
         &self,
         place: &Place,

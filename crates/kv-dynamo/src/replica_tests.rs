@@ -1,5 +1,5 @@
-//! One replica on an in-memory disk that loses what was not synced: dots are never used twice, what was acknowledged is
-//! there after a power cut, requests are recognized, hints stay until they are delivered.
+//! One replica on an in-memory disk that loses what was not synced: dots are never used twice, what was
+//! acknowledged is there after a power cut, requests are recognized, hints stay until they are delivered.
 
 use kv_env::Clock;
 use kv_storage::StorageOptions;
@@ -128,7 +128,8 @@ async fn a_resend_is_recognized_and_another_body_refused() {
     assert_eq!(other("k", "b"), Reason::RequestIdReused);
     assert_eq!(other("l", "a"), Reason::RequestIdReused);
 
-    // Another replica knows the request as soon as it has merged the write, also when the value is superseded.
+    // Another replica knows the request as soon as it has merged the write, also when the value is
+    // superseded.
     replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Observed)).unwrap();
     let world_b = World::new(3);
     let (_, other) = world_b.open(false, 1 << 20).await;
@@ -163,7 +164,8 @@ async fn a_resend_is_told_what_its_write_supersedes() {
         let again = b.mint(&place(&key), role, &write).unwrap();
         assert!(again.deduplicated && first.covered == again.covered);
 
-        // The next write of this client, taken by one who knows neither, supersedes the old value all the same.
+        // The next write of this client, taken by one who knows neither, supersedes the old value all the
+        // same.
         let world_c = World::new(43);
         let (_, c) = world_c.open(false, 1 << 20).await;
         let next = order(seq + 2, "next", Supersedes::Seen(again.covered));
@@ -179,7 +181,8 @@ async fn a_read_knows_twins_that_records_no_longer_tell_of() {
     let (_, a) = world_a.open(false, 1 << 20).await;
     let (_, b) = world_b.open(false, 1 << 20).await;
     let mint = |replica: &Replica, order: &Order| replica.mint(&place("k"), Role::Primary, order).unwrap();
-    // One request, two dots; then one of them is superseded again and again, until its record forgets whose it was.
+    // One request, two dots; then one of them is superseded again and again, until its record forgets whose
+    // it was.
     mint(&a, &order(1, "twice", Supersedes::Nothing));
     mint(&b, &order(1, "twice", Supersedes::Nothing));
     for seq in 2..RECENT_WRITES as u64 + 4 {
@@ -228,8 +231,8 @@ async fn a_clock_that_was_ahead_and_is_set_right_silences_nobody() {
     let window = REQUEST_WINDOW.as_millis() as u64;
     at(window + 1);
     assert_eq!(reason(mint(1, 0)), Reason::RequestExpired);
-    // Within it stamps run ahead with the clock; once it is right they are right, whatever was minted meanwhile, and the
-    // later write supersedes the earlier one although its stamp is smaller.
+    // Within it stamps run ahead with the clock; once it is right they are right, whatever was minted
+    // meanwhile, and the later write supersedes the earlier one although its stamp is smaller.
     at(4_000);
     assert_eq!(shown(mint(2, 0).unwrap()), [("2".into(), 4_000)]);
     at(0);
@@ -423,7 +426,8 @@ fn world_state(incarnation: u64, seq: u64, value: &str) -> State {
 async fn a_resend_without_a_trace_supersedes_nothing() {
     let world = World::new(13);
     let (_, replica) = world.open(false, 1 << 20).await;
-    // Request 1 became a write elsewhere, request 2 superseded it; only the latter, without a trace of the former, is here.
+    // Request 1 became a write elsewhere, request 2 superseded it; only the latter, without a trace of the
+    // former, is here.
     replica.apply(&place("k"), &world_state(9, 2, "w2"), false).unwrap();
     let mut resent = order(1, "r", Supersedes::Observed);
     resent.mutation.attempt = 2;

@@ -1,6 +1,6 @@
-//! The path of a client's write: to a primary that serves the key, or to a fallback when none can be reached; then to W
-//! nodes. A write that was begun is carried on to its deadline even when its client has gone: whoever did not get it gets
-//! a hint.
+//! The path of a client's write: to a primary that serves the key, or to a fallback when none can be reached;
+//! then to W nodes. A write that was begun is carried on to its deadline even when its client has gone:
+//! whoever did not get it gets a hint.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -191,9 +191,9 @@ impl Node {
         Err(not_met(NotMet { needed: usize::from(wanted.w), reached: 0 }, open))
     }
 
-    /// A forward that is given up may still arrive, seconds later. What it supersedes is therefore settled before anything
-    /// is sent: both twins are the same write, and the late one drops nothing that came between. False if the node that
-    /// was asked did not answer.
+    /// A forward that is given up may still arrive, seconds later. What it supersedes is therefore settled
+    /// before anything is sent: both twins are the same write, and the late one drops nothing that came
+    /// between. False if the node that was asked did not answer.
     async fn settle(
         self: &Arc<Self>,
         at: NodeId,
@@ -360,7 +360,8 @@ impl Spread {
             Err(failure) => return self.reply(Err(failure)),
         };
         if let Err(failure) = self.node.durable_by(minted.position, self.deadline).await {
-            // It is in the log and will be durable yet: the others get it then. A fallback's copy is a hint already.
+            // It is in the log and will be durable yet: the others get it then. A fallback's copy is a hint
+            // already.
             let (me, mut lacking) = (self.node.me, if primary { view.primaries.clone() } else { Vec::new() });
             lacking.retain(|target| *target != me);
             for target in lacking {

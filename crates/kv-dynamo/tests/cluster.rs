@@ -1,5 +1,5 @@
-//! Five nodes in one process over real loopback connections, each with its own storage, and a network that can be cut in
-//! silence: bytes are held back, nothing is closed.
+//! Five nodes in one process over real loopback connections, each with its own storage, and a network that
+//! can be cut in silence: bytes are held back, nothing is closed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,6 @@
-//! What a node is given instead of the real world: clock, entropy, listener and dialer. A node that takes everything
-//! through [`Env`] runs unchanged in production and inside a seeded simulation. Durations and deadlines come from
-//! `tokio::time`, which a simulation controls already; only wall time needs a name here.
+//! What a node is given instead of the real world: clock, entropy, listener and dialer. A node that takes
+//! everything through [`Env`] runs unchanged in production and inside a seeded simulation. Durations and
+//! deadlines come from `tokio::time`, which a simulation controls already; only wall time needs a name here.
 
 mod clock;
 mod entropy;

@@ -1,4 +1,5 @@
-//! Sockets as a node sees them: it listens, it dials, it gets byte streams. TCP outside, simulated inside a simulation.
+//! Sockets as a node sees them: it listens, it dials, it gets byte streams. TCP outside, simulated inside a
+//! simulation.
 
 use std::io;
 use std::pin::Pin;

@@ -1,6 +1,7 @@
-//! Calls between nodes. A call ends in an answer or in a [`PeerError`] that says exactly whether anything left this node,
-//! because everything above decides *not applied* or *unknown* by it. Underneath: one long-lived stream of frames per
-//! peer and [`Lane`], each on a connection of its own, so that bulk traffic never stands before a heartbeat.
+//! Calls between nodes. A call ends in an answer or in a [`PeerError`] that says exactly whether anything
+//! left this node, because everything above decides *not applied* or *unknown* by it. Underneath: one
+//! long-lived stream of frames per peer and [`Lane`], each on a connection of its own, so that bulk traffic
+//! never stands before a heartbeat.
 
 mod limits;
 mod link;
@@ -97,8 +98,8 @@ pub struct Address {
 pub enum Patience {
     /// Up to this point in time.
     Until(Instant),
-    /// As long as its link moves: answers come, or the peer says that bytes arrive. For calls that are large for the link they
-    /// take, whose time no fixed deadline fits.
+    /// As long as its link moves: answers come, or the peer says that bytes arrive. For calls that are large
+    /// for the link they take, whose time no fixed deadline fits.
     WhileMoving {
         /// Without any of that for this long the call ends.
         idle: Duration,
@@ -164,8 +165,8 @@ impl PeerError {
         }
     }
 
-    /// As the failure of a request that was passed on to `to`: `UNREACHABLE`, `OVERLOADED` or `DEADLINE_EXPIRED` (not
-    /// applied), `RESULT_UNKNOWN` (unknown), or what the peer said.
+    /// As the failure of a request that was passed on to `to`: `UNREACHABLE`, `OVERLOADED` or
+    /// `DEADLINE_EXPIRED` (not applied), `RESULT_UNKNOWN` (unknown), or what the peer said.
     pub fn into_failure(self, to: NodeId) -> Failure {
         match self {
             Self::NotSent { cause, why } => {
@@ -188,7 +189,8 @@ impl PeerError {
     }
 }
 
-/// A request from a peer, whose cluster and target were checked. Whether `from` is a member is for the handler to judge.
+/// A request from a peer, whose cluster and target were checked. Whether `from` is a member is for the
+/// handler to judge.
 #[derive(Debug)]
 pub struct PeerRequest {
     /// Who asks.

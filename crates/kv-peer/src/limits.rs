@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
 
-/// Queued frames are sent together up to so many bytes; a larger frame travels alone. Keeps single messages short enough
-/// not to hold up their neighbours, and far above the 256 bytes under which h2 counts DATA frames as suspicious.
+/// Queued frames are sent together up to so many bytes; a larger frame travels alone. Keeps single messages
+/// short enough not to hold up their neighbours, and far above the 256 bytes under which h2 counts DATA
+/// frames as suspicious.
 pub(crate) const COALESCE_BYTES: usize = 256 << 10;
 /// Frames sent together at most.
 pub(crate) const COALESCE_FRAMES: usize = 1_024;
@@ -20,12 +21,12 @@ pub(crate) const LINK_CALLS: usize = 8_192;
 pub(crate) const LINK_BYTES: usize = 64 << 20;
 /// Calls of one link that were sent and not answered; more wait in the queue, where they count as not sent.
 pub(crate) const LINK_IN_FLIGHT: usize = 4_096;
-/// Requests that one incoming stream may have under way; above what an honest sender keeps in flight, since those it has
-/// given up on still count here.
+/// Requests that one incoming stream may have under way; above what an honest sender keeps in flight, since
+/// those it has given up on still count here.
 pub(crate) const STREAM_CONCURRENCY: usize = 8_192;
 
-/// Streams of one incoming connection. An honest peer has one, for a moment perhaps two; each may hold a message of the
-/// largest size while it arrives.
+/// Streams of one incoming connection. An honest peer has one, for a moment perhaps two; each may hold a
+/// message of the largest size while it arrives.
 pub(crate) const CONNECTION_STREAMS: u32 = 4;
 
 /// Dialling, handshake and the first answer of the peer.
@@ -34,23 +35,25 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause: short, because a cluster must converge within two seconds of healing.
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_millis(300);
-/// HTTP/2 pings a silent connection after this long, and gives it up after [`KEEP_ALIVE_TIMEOUT`] more. Without it a
-/// silent cut stalls TCP for many seconds after it heals.
+/// HTTP/2 pings a silent connection after this long, and gives it up after [`KEEP_ALIVE_TIMEOUT`] more.
+/// Without it a silent cut stalls TCP for many seconds after it heals.
 pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a keep-alive ping may stay unanswered.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often the accepting side of a stream says that bytes of an unfinished message arrive. Well below the shortest idle
-/// time that callers use, and below [`KEEP_ALIVE_INTERVAL`], whose ping would wait behind those bytes.
+/// How often the accepting side of a stream says that bytes of an unfinished message arrive. Well below the
+/// shortest idle time that callers use, and below [`KEEP_ALIVE_INTERVAL`], whose ping would wait behind those
+/// bytes.
 pub(crate) const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 /// Flow-control window of one stream.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Flow-control window of one connection.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// Largest HTTP/2 frame. The keep-alive hears whole frames: one that takes longer than [`KEEP_ALIVE_INTERVAL`] on a slow link
-/// makes the accepting side ping, the answer waits behind the bytes that are on their way, and the connection is given up
-/// in the middle of a message, again and again. So links down to 32 kB/s work.
+/// Largest HTTP/2 frame. The keep-alive hears whole frames: one that takes longer than
+/// [`KEEP_ALIVE_INTERVAL`] on a slow link makes the accepting side ping, the answer waits behind the bytes
+/// that are on their way, and the connection is given up in the middle of a message, again and again. So
+/// links down to 32 kB/s work.
 pub(crate) const H2_FRAME_BYTES: u32 = 32 << 10;
 
 /// Default of [`crate::PeerConfig::ping_every`].

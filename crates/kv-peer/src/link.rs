@@ -1,6 +1,7 @@
-//! One lane to one peer: a queue, the calls that wait for an answer, and a task that keeps the stream open. Whether a call
-//! left this node is decided under one lock: it is *sent* from the moment its frame is taken out of the queue for the
-//! transport, and a call that is given up while still queued is taken out and never sent.
+//! One lane to one peer: a queue, the calls that wait for an answer, and a task that keeps the stream open.
+//! Whether a call left this node is decided under one lock: it is *sent* from the moment its frame is taken
+//! out of the queue for the transport, and a call that is given up while still queued is taken out and never
+//! sent.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -251,8 +252,8 @@ impl Link {
         state.connection
     }
 
-    /// Dials and opens the stream; done when the peer's side of it is open, which a socket that merely connects does not
-    /// prove.
+    /// Dials and opens the stream; done when the peer's side of it is open, which a socket that merely
+    /// connects does not prove.
     async fn connect(
         self: &Arc<Self>,
         connection: u64,
@@ -297,7 +298,8 @@ impl Link {
                 Ok(None) => return format!("{} closed the stream", self.to),
                 Err(status) => return format!("{}: {}", self.dial, chain(&status)),
             };
-            // That bytes arrive (id 0) is said by the one that accepts them, before it knows for whom they are.
+            // That bytes arrive (id 0) is said by the one that accepts them, before it knows for whom they
+            // are.
             if message.frames.iter().any(|frame| frame.id != 0 && !is_identity_refusal(frame)) {
                 self.heard.now();
             }
@@ -305,8 +307,8 @@ impl Link {
             state.moved = Instant::now();
             let full = state.calls.len() - state.queue.len() >= self.config.link_in_flight;
             for frame in message.frames {
-                // Nobody waits for it any more: the answer of a call that was given up. One that is still queued here
-                // cannot have been answered.
+                // Nobody waits for it any more: the answer of a call that was given up. One that is still
+                // queued here cannot have been answered.
                 if state.queue.contains_key(&frame.id) {
                     continue;
                 }

@@ -1,5 +1,6 @@
-//! This node's own opinion of another: when did it last answer? Only answers count, not what arrives unasked: under a
-//! one-way cut a peer can be heard and yet not be reached, and choices are made by who can be reached.
+//! This node's own opinion of another: when did it last answer? Only answers count, not what arrives unasked:
+//! under a one-way cut a peer can be heard and yet not be reached, and choices are made by who can be
+//! reached.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -77,8 +77,8 @@ impl Peers {
         self.inner.stopped.subscribe()
     }
 
-    /// Says who the members are, this node perhaps among them. Idempotent: links to members that stay with the same
-    /// address are kept. New ones are connected at once and pinged from then on.
+    /// Says who the members are, this node perhaps among them. Idempotent: links to members that stay with
+    /// the same address are kept. New ones are connected at once and pinged from then on.
     pub fn set_members(&self, members: Vec<Member>) {
         let mut peers = self.inner.peers.write().unwrap_or_else(PoisonError::into_inner);
         if *self.inner.stopped.borrow() {
@@ -119,8 +119,9 @@ impl Peers {
         self.inner.peers.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
     }
 
-    /// Asks a peer. Fails at once when there is no connection (except during the first attempt to get one) or no room;
-    /// otherwise ends by the deadline. Dropping the future gives the call up: if it was still queued it is never sent.
+    /// Asks a peer. Fails at once when there is no connection (except during the first attempt to get one) or
+    /// no room; otherwise ends by the deadline. Dropping the future gives the call up: if it was still queued
+    /// it is never sent.
     pub async fn call(
         &self,
         to: NodeId,
@@ -167,7 +168,8 @@ impl Peers {
         peer.heard.opinion(self.inner.config.suspect_after, self.inner.config.down_after)
     }
 
-    /// Closes all links and all streams that [`crate::service`] serves. Calls under way end as lost or not sent.
+    /// Closes all links and all streams that [`crate::service`] serves. Calls under way end as lost or not
+    /// sent.
     pub fn shutdown(&self) {
         let mut peers = self.inner.peers.write().unwrap_or_else(PoisonError::into_inner);
         self.inner.stopped.send_replace(true);

@@ -1,5 +1,5 @@
-//! The serving side of peer streams: identity first, then bounds, then the handler. Work that has expired before it was
-//! begun is refused unstarted.
+//! The serving side of peer streams: identity first, then bounds, then the handler. Work that has expired
+//! before it was begun is refused unstarted.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,8 +24,9 @@ use crate::{Address, PeerConfig, PeerHandler, PeerRequest, Peers, limits};
 /// The peer service, ready for a tonic router.
 pub type PeerServer = PeerServiceServer<Service>;
 
-/// Serves peers for the node whose [`Peers`] these are, until [`Peers::shutdown`]: checks the cluster and the target of
-/// every frame, answers pings itself, bounds what one stream has under way, and passes the rest to the handler.
+/// Serves peers for the node whose [`Peers`] these are, until [`Peers::shutdown`]: checks the cluster and the
+/// target of every frame, answers pings itself, bounds what one stream has under way, and passes the rest to
+/// the handler.
 pub fn service(peers: &Peers, handler: Arc<dyn PeerHandler>) -> PeerServer {
     let config = peers.config();
     let cluster_id = kv_proto::cluster_id_bytes(config.cluster_id);

@@ -1,5 +1,5 @@
-//! Two nodes over real loopback TCP, through a proxy that can swallow or cut what passes: what a caller is told about its
-//! call is what happened to it.
+//! Two nodes over real loopback TCP, through a proxy that can swallow or cut what passes: what a caller is
+//! told about its call is what happened to it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -466,7 +466,12 @@ async fn a_connection_has_few_streams() {
     let client = PeerServiceClient::connect(format!("http://{address}")).await.unwrap();
     let open = || {
         let mut client = client.clone();
-        async move { client.exchange(tokio_stream::pending::<ExchangeRequest>()).await.unwrap().into_inner() }
+        // A stream of HTTP/2 ends when both its halves do.
+        let (asking, asked) = tokio::sync::mpsc::channel::<ExchangeRequest>(1);
+        async move {
+            let asked = tokio_stream::wrappers::ReceiverStream::new(asked);
+            (asking, client.exchange(asked).await.unwrap().into_inner())
+        }
     };
     let mut streams = Vec::new();
     for _ in 0..4 {

@@ -1,5 +1,5 @@
-//! Conversions between the wire and the vocabulary. What comes from the wire is checked here once and is a named failure
-//! when it does not fit.
+//! Conversions between the wire and the vocabulary. What comes from the wire is checked here once and is a
+//! named failure when it does not fit.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,6 @@
-//! The wire, and nothing but the wire: generated messages and services, their conversions from and to the vocabulary of
-//! kv-types, and the table that maps error reasons to gRPC codes. Field numbers stay behind this crate.
+//! The wire, and nothing but the wire: generated messages and services, their conversions from and to the
+//! vocabulary of kv-types, and the table that maps error reasons to gRPC codes. Field numbers stay behind
+//! this crate.
 
 mod convert;
 mod status;

@@ -1,6 +1,6 @@
-//! The table of error reasons on the wire: each `Failure` becomes a `google.rpc.Status` with `ErrorInfo` (reason,
-//! `applied`, request id) and, where there is one, `RetryInfo`; and back. A status without our `ErrorInfo` proves nothing
-//! about a mutation.
+//! The table of error reasons on the wire: each `Failure` becomes a `google.rpc.Status` with `ErrorInfo`
+//! (reason, `applied`, request id) and, where there is one, `RetryInfo`; and back. A status without our
+//! `ErrorInfo` proves nothing about a mutation.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// `ErrorInfo.domain` of every error of ours.
 pub const ERROR_DOMAIN: &str = "quorate";
 
-/// The gRPC code of a reason. `UNAVAILABLE` is kept for *not applied*, because generic retry policies act on it.
+/// The gRPC code of a reason. `UNAVAILABLE` is kept for *not applied*, because generic retry policies act on
+/// it.
 pub fn code_of(reason: Reason) -> Code {
     match reason {
         Reason::NotLeader
@@ -77,8 +78,8 @@ pub fn status_from_failure(failure: &Failure) -> Status {
     Status::with_error_details(code, truncated(&failure.message), details)
 }
 
-/// What a client makes of it. For a status that is not ours the reason is `CONNECTION_LOST`: whether a mutation was
-/// applied is unknown (only who dialled can know that nothing was sent).
+/// What a client makes of it. For a status that is not ours the reason is `CONNECTION_LOST`: whether a
+/// mutation was applied is unknown (only who dialled can know that nothing was sent).
 pub fn failure_from_status(status: &Status) -> Failure {
     let details = status.get_error_details();
     let ours = details.error_info().filter(|info| info.domain == ERROR_DOMAIN);

@@ -1,5 +1,5 @@
-//! Taking a snapshot of a group: a copy of its rows into a file, while entries are applied. Nothing waits for it; a copy that
-//! cannot keep up is given up, and the steward asks again.
+//! Taking a snapshot of a group: a copy of its rows into a file, while entries are applied. Nothing waits for
+//! it; a copy that cannot keep up is given up, and the steward asks again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -92,8 +92,8 @@ pub(crate) struct Builder {
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotData;
 
-    /// A snapshot that cannot be taken now (the disk is full, too much is written) is no reason to stop a voter: the newest one
-    /// stands, nothing is purged, and the steward asks again.
+    /// A snapshot that cannot be taken now (the disk is full, too much is written) is no reason to stop a
+    /// voter: the newest one stands, nothing is purged, and the steward asks again.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         match self.build().await {
             Ok(snapshot) => Ok(snapshot),
@@ -135,7 +135,8 @@ impl Builder {
         while !filling.is_whole {
             filling = self.fill(filling, &mut rate, opened).await?;
         }
-        // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead of the log.
+        // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead
+        // of the log.
         self.storage.raft(self.space.group).barrier().await?;
         // openraft hears of what was applied after the tables have it, and takes no snapshot ahead of that.
         if let (Some(told), Some(last)) = (self.account.told.get(), mark.last_log_id) {

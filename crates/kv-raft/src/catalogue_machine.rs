@@ -1,5 +1,5 @@
-//! The state of group 0: the catalogue, and which request made each namespace. Every change takes an epoch and is
-//! published whole, so that a node routes by its last known epoch also when it is cut off.
+//! The state of group 0: the catalogue, and which request made each namespace. Every change takes an epoch
+//! and is published whole, so that a node routes by its last known epoch also when it is cut off.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ const DEFAULT_N: u8 = 3;
 /// A change of the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CatalogueCommand {
-    /// The first one: members, the default ring, the first data group. Without effect on a catalogue that has members.
+    /// The first one: members, the default ring, the first data group. Without effect on a catalogue that has
+    /// members.
     InitCluster {
         /// The cluster.
         cluster_id: ClusterId,
@@ -121,7 +122,8 @@ impl CatalogueCommand {
 #[derive(Debug)]
 pub(crate) struct CatalogueMachine {
     catalogue: Catalogue,
-    /// Which request made a namespace: namespaces are few and never removed, so its resends are recognized for ever.
+    /// Which request made a namespace: namespaces are few and never removed, so its resends are recognized
+    /// for ever.
     creators: BTreeMap<NamespaceId, RequestId>,
     published: watch::Sender<Arc<Catalogue>>,
 }

@@ -1,6 +1,6 @@
-//! Our own encodings of everything that reaches a disk or a peer: nothing of openraft's types is serialized by a library,
-//! so that a new version of openraft never touches data. Every encoding opens with a version byte; what cannot be decoded
-//! is a named error, never a panic.
+//! Our own encodings of everything that reaches a disk or a peer: nothing of openraft's types is serialized
+//! by a library, so that a new version of openraft never touches data. Every encoding opens with a version
+//! byte; what cannot be decoded is a named error, never a panic.
 
 use std::collections::BTreeSet;
 
@@ -125,7 +125,8 @@ impl Reader {
         self.need(16).map(|()| self.rest.get_u128())
     }
 
-    /// A number in as many bytes as it needs, seven bits in each, the lowest first. Only the shortest form is taken.
+    /// A number in as many bytes as it needs, seven bits in each, the lowest first. Only the shortest form is
+    /// taken.
     pub(crate) fn varint(&mut self) -> Result<u64, CodecError> {
         let mut number = 0_u64;
         for shift in (0..64_u32).step_by(7) {

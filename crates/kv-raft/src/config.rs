@@ -10,8 +10,8 @@ use crate::machine::{Machine, SnapshotData};
 use crate::proposal::{Answering, Proposal, Reply};
 use crate::runtime::NodeRuntime;
 
-/// Every group speaks of opaque proposals and typed replies; members are known by id, addresses are kv-peer's. Written out
-/// because openraft's macro cannot name a responder of our own.
+/// Every group speaks of opaque proposals and typed replies; members are known by id, addresses are
+/// kv-peer's. Written out because openraft's macro cannot name a responder of our own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct TypeConfig;
 
@@ -61,14 +61,17 @@ pub(crate) mod limits {
     pub(crate) const APPEND_BYTES_MIN: usize = 32 << 10;
     /// How long an append may take before appends become smaller.
     pub(crate) const APPEND_TARGET: Duration = Duration::from_millis(500);
-    /// An append on whose link nothing moves for so long is given up: far above an fsync stall, so that a slow disk is not
-    /// mistaken for a lost peer.
+    /// An append on whose link nothing moves for so long is given up: far above an fsync stall, so that a
+    /// slow disk is not mistaken for a lost peer.
     pub(crate) const APPEND_IDLE: Duration = Duration::from_secs(1);
-    /// However slowly it moves, an append is given up after so long. The largest entry needs a link of some 20 kB/s.
+    /// However slowly it moves, an append is given up after so long. The largest entry needs a link of some
+    /// 20 kB/s.
     pub(crate) const APPEND_AT_MOST: Duration = Duration::from_secs(60);
-    /// A transfer of a snapshot is given up when nothing of it has moved for so long; there is no bound on the whole.
+    /// A transfer of a snapshot is given up when nothing of it has moved for so long; there is no bound on
+    /// the whole.
     pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
-    /// Deadline of one step of a transfer: far above an fsync stall, and enough for the smallest chunk on a bad link.
+    /// Deadline of one step of a transfer: far above an fsync stall, and enough for the smallest chunk on a
+    /// bad link.
     pub(crate) const SNAPSHOT_CALL_DEADLINE: Duration = Duration::from_secs(10);
     /// Largest piece of a snapshot in one message.
     pub(crate) const CHUNK_MAX_BYTES: usize = 1 << 20;
@@ -82,13 +85,14 @@ pub(crate) mod limits {
     pub(crate) const WORKING_POLL: Duration = Duration::from_millis(200);
     /// Snapshots that a node receives at a time, over all groups.
     pub(crate) const INCOMING_AT_ONCE: usize = 2;
-    /// A part of a snapshot that nobody goes on sending is thrown away after so long.
+    /// A part of a snapshot that is not sent any further is thrown away after so long.
     pub(crate) const PART_KEPT: Duration = Duration::from_secs(600);
     /// Longest encoded membership that a peer may announce.
     pub(crate) const MEMBERSHIP_BYTES: usize = 16 << 10;
     /// Share of the log's bound up to which the log keeps what followers need after a snapshot in transit.
     pub(crate) const HELD_LOG_SHARE: (u64, u64) = (3, 4);
-    /// Complete snapshot files kept per group; whoever reads a removed one keeps it open. One more is being written at most.
+    /// Complete snapshot files kept per group; a reader of a removed one keeps it open. One more is being
+    /// written at most.
     pub(crate) const SNAPSHOTS_KEPT: usize = 1;
     /// A snapshot is due after so much of a group's log, or after half the state's size if that is more.
     pub(crate) const SNAPSHOT_LOG_BYTES: u64 = 256 << 20;
@@ -122,7 +126,8 @@ pub(crate) mod limits {
     pub(crate) const SESSION_RESULT_BYTES: u64 = 64;
     /// Bytes of all sessions of a group; beyond it the one unused longest is forgotten.
     pub(crate) const SESSIONS_BYTES: u64 = 64 << 20;
-    /// Sessions of a group whose opening was issued later than the latest clock of a leader; beyond it none more is opened.
+    /// Sessions of a group whose opening was issued later than the latest clock of a leader; beyond it none
+    /// more is opened.
     pub(crate) const MAX_SESSIONS_AHEAD: usize = MAX_SESSIONS / 8;
     /// How much later than the latest clock of a leader an opening may claim to have been issued.
     pub(crate) const MAX_SESSION_AHEAD: Duration = Duration::from_secs(60);
@@ -142,19 +147,19 @@ pub(crate) mod limits {
     pub(crate) const ABILITY_EVERY: Duration = Duration::from_secs(1);
     /// Deadline of one question of a node with a fresh directory; it asks again.
     pub(crate) const SURVEY_DEADLINE: Duration = Duration::from_millis(500);
-    /// Default of [`super::RaftConfig::backlog_entries`]: a few times what keeps a quorum busy (throughput is flat from 256
-    /// in flight on), and so little that the last one in waits for a fraction of a second.
+    /// Default of [`super::RaftConfig::backlog_entries`]: a few times what keeps a quorum busy (throughput is
+    /// flat from 256 in flight on), and so little that the last one in waits for a fraction of a second.
     pub(crate) const BACKLOG_ENTRIES: u64 = 4_096;
-    /// Default of [`super::RaftConfig::backlog_bytes`]. Half of it, what one namespace may use, holds several of the largest
-    /// values.
+    /// Default of [`super::RaftConfig::backlog_bytes`]. Half of it, what one namespace may use, holds several
+    /// of the largest values.
     pub(crate) const BACKLOG_BYTES: u64 = 32 << 20;
     /// What a proposal costs beside its bytes: its responder, its places in queues and indexes.
     pub(crate) const PROPOSAL_OVERHEAD_BYTES: u64 = 512;
-    /// The part of the log's bound, one in so many, above which snapshots are taken early and the log below them is not
-    /// kept. Derived, so that no setting makes trimming start only when writes are refused.
+    /// The part of the log's bound, one in so many, above which snapshots are taken early and the log below
+    /// them is not kept. Derived, so that no setting makes trimming start only when writes are refused.
     pub(crate) const LOG_WANTED_SHARE: u64 = 2;
-    /// A term of a peer may be so far above the known one: no cluster holds as many elections, and to use up all terms takes
-    /// as many messages again.
+    /// A term of a peer may be so far above the known one: no cluster holds as many elections, and to use up
+    /// all terms takes as many messages again.
     pub(crate) const TERM_LEAP: u64 = 1 << 32;
     /// Largest command in an entry: the largest key and value, and what names them.
     pub(crate) const MAX_COMMAND_BYTES: usize = MAX_VALUE_BYTES + MAX_KEY_BYTES + (4 << 10);
@@ -162,8 +167,8 @@ pub(crate) mod limits {
     pub(crate) const MAX_INDEX: u64 = 1 << 62;
     /// Pause after the leadership was moved on request, before it is moved again.
     pub(crate) const TRANSFER_PAUSE: Duration = Duration::from_secs(5);
-    /// A log that owes answers and gave none for so long hangs: a leader gives up then. Far above the slowest healthy fsync;
-    /// one of 1.5 s costs no election.
+    /// A log that owes answers and gave none for so long hangs: a leader gives up then. Far above the slowest
+    /// healthy fsync; one of 1.5 s costs no election.
     pub(crate) const DISK_SILENCE: Duration = Duration::from_secs(3);
     /// How often a leader whose disk hangs tries to hand its leadership over.
     pub(crate) const GIVE_UP_EVERY: Duration = Duration::from_secs(1);
@@ -174,7 +179,8 @@ pub(crate) mod limits {
     /// When a refused request may come back: about what is left of an election.
     pub(crate) const RETRY_AFTER_MS: u32 = 100;
 
-    /// A full window leaves room for other sessions, and none is forgotten as idle before its issue time has come.
+    /// A full window leaves room for other sessions, and none is forgotten as idle before its issue time has
+    /// come.
     const _: () = assert!(SESSION_BYTES + SESSION_WINDOW * SESSION_RESULT_BYTES <= SESSIONS_BYTES / 512);
     const _: () = assert!(MAX_SESSIONS as u64 * (SESSION_BYTES + SESSION_RESULT_BYTES) <= SESSIONS_BYTES);
     const _: () = assert!(MAX_SESSION_AHEAD.as_secs() < SESSION_IDLE.as_secs());
@@ -251,10 +257,12 @@ impl RaftConfig {
             max_in_snapshot_log_to_keep: u64::MAX,
             replication_lag_threshold: self.snapshot_every.min(limits::LEARNER_LAG_ENTRIES).saturating_mul(2),
             install_snapshot_timeout: millis(limits::SNAPSHOT_IDLE),
-            // One-way partitions: a leader that is heard but hears nobody falls silent, so that others may campaign.
+            // One-way partitions: a leader that is heard but hears no one falls silent, so that others may
+            // campaign.
             quorum_loss_probe_interval: Some(lease * 2),
             enable_pre_vote: Some(true),
-            // A restarted leader must be elected: its applied state is not fsynced, so its read index could be stale.
+            // A restarted leader must be elected: its applied state is not fsynced, so its read index could
+            // be stale.
             enable_leader_restore: Some(false),
             // A node that lost its disk comes back with an empty log, under the conditions of `rejoin`.
             allow_log_reversion: Some(true),

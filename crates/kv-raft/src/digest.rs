@@ -1,6 +1,6 @@
-//! A digest of a namespace as it is at one point of the log, of any size, while entries are applied. The namespace is read in
-//! parts without any lock; a copy's tail tells which parts were written to since, and these few are read again at the end,
-//! under the applied lock.
+//! A digest of a namespace as it is at one point of the log, of any size, while entries are applied. The
+//! namespace is read in parts without any lock; a copy's tail tells which parts were written to since, and
+//! these few are read again at the end, under the applied lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,8 @@ struct Part {
 }
 
 impl Part {
-    /// What a row means is hashed, not how or where it is written: that may change between versions and differ between nodes.
+    /// What a row means is hashed, not how or where it is written: that may change between versions and
+    /// differ between nodes.
     fn add(&mut self, table: TableId, key: &[u8], row: Bytes) -> Result<(), MachineError> {
         let mut hash = Xxh3::new();
         if table == Table::Meta.id() {
@@ -120,7 +121,8 @@ impl Digesting {
                         part.add(table, &key, row.unwrap_or_default())?;
                     }
                     if let Some(start) = start {
-                        // A tail before this piece may have counted for the part before, whose end this part takes over.
+                        // A tail before this piece may have counted for the part before, whose end this part
+                        // takes over.
                         self.parts.insert(start, part);
                     }
                 }

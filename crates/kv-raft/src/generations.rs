@@ -1,5 +1,6 @@
-//! Which of the states that a node has of a group counts. A snapshot is loaded under the next generation while the present one is
-//! read; a record switches; what is of no generation that counts is removed in the background, and again after a restart.
+//! Which of the states that a node has of a group counts. A snapshot is loaded under the next generation
+//! while the present one is read; a record switches; what is of no generation that counts is removed in the
+//! background, and again after a restart.
 
 use bytes::{BufMut, Bytes};
 use kv_storage::{Storage, StorageError};
@@ -71,7 +72,8 @@ impl Generations {
         Self { current: self.attempted, ..self }
     }
 
-    /// Generations that do not count: from (inclusive) to (exclusive). What is attempted from now on is not among them.
+    /// Generations that do not count: from (inclusive) to (exclusive). What is attempted from now on is not
+    /// among them.
     pub(crate) fn garbage(self) -> Vec<(u64, u64)> {
         let all = [(0, self.current), (self.current + 1, self.attempted + 1)];
         all.into_iter().filter(|(from, to)| from < to).collect()

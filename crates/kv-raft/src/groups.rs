@@ -1,5 +1,5 @@
-//! One Raft group on this node: where it stands, what peers send it, what is proposed to it, and its steward, which takes
-//! snapshots, lets go of the log and brings a new cluster into being.
+//! One Raft group on this node: where it stands, what peers send it, what is proposed to it, and its steward,
+//! which takes snapshots, lets go of the log and brings a new cluster into being.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,7 +97,8 @@ pub(crate) struct Group {
     transfers: Mutex<Transfers>,
     /// Whoever digests the state holds it.
     pub(crate) digesting: tokio::sync::Mutex<()>,
-    /// One election timeout after the start: what this node granted before - a lease, a vote - is over by then.
+    /// One election timeout after the start: what this node granted before - a lease, a vote - is over by
+    /// then.
     rested: Instant,
     /// It never granted anything before this process began.
     formed: AtomicBool,
@@ -172,9 +173,11 @@ fn snapshots_on_the_way(id: GroupId, around: &Surroundings) -> (Arc<Outgoing>, A
     (Outgoing::new(id, config.node_id, pace), incoming)
 }
 
-/// Takes the newest vote of the others for its own, durably: no older leader is followed. False if that was refused.
+/// Takes the newest vote of the others for its own, durably: no older leader is followed. False if that was
+/// refused.
 async fn promise(raft: &Raft, joining: &JoinState) -> Result<bool, Fatal<TypeConfig>> {
-    // As if for a candidate that lacks nothing and is waited for by nobody: only an even newer vote stands against it.
+    // As if for a candidate that lacks nothing and is waited for by nobody: only an even newer vote stands
+    // against it.
     let own_last = raft.data_metrics().borrow_watched().last_log;
     let last_log_id = joining.beyond.max(own_last);
     let request = VoteRequest { vote: joining.vote(), last_log_id, leadership_transfer: true };
@@ -200,8 +203,8 @@ fn tell_of_progress(raft: &Raft, account: &Account) {
 }
 
 impl Group {
-    /// Recovers the group and runs it. With a fresh directory it takes part in nothing before its steward has asked the
-    /// other voters.
+    /// Recovers the group and runs it. With a fresh directory it takes part in nothing before its steward has
+    /// asked the other voters.
     pub(crate) async fn start(
         id: GroupId,
         around: Surroundings,
@@ -322,8 +325,8 @@ impl Group {
         .retry_after_ms(RETRY_AFTER_MS)
     }
 
-    /// The deadline passed before `what`. That is a lost quorum only where no quorum can be reached; what did not happen was
-    /// not begun, so nothing was applied.
+    /// The deadline passed before `what`. That is a lost quorum only where no quorum can be reached; what did
+    /// not happen was not begun, so nothing was applied.
     pub(crate) fn late(&self, what: &str) -> Failure {
         let (reachable, required) = self.reach();
         if reachable < required {
@@ -439,8 +442,8 @@ impl Group {
             let failed = |fatal: Fatal<TypeConfig>| Failure::new(Reason::Internal, fatal.to_string());
             installed.map(|reply| reply.vote).map_err(failed)
         };
-        // In a task of its own: the step is finished whether or not the caller waits, since bytes may be on their way to the
-        // disk.
+        // In a task of its own: the step is finished whether or not the caller waits, since bytes may be on
+        // their way to the disk.
         let step = self.incoming.clone().step(from, vote, step, standing, install);
         let taken = NodeRuntime::spawn(step).await;
         let reply = taken.map_err(|error| Failure::new(Reason::Internal, error.to_string()))??;
@@ -659,8 +662,8 @@ impl Group {
         }
     }
 
-    /// Gives the leadership up, and keeps from campaigning, while the log does not answer. The followers acknowledge what this
-    /// node has not written, so the group goes on without it.
+    /// Gives the leadership up, and keeps from campaigning, while the log does not answer. The followers
+    /// acknowledge what this node has not written, so the group goes on without it.
     async fn watch_disk(&self, gave_up: &mut Option<Instant>) -> Result<(), Fatal<TypeConfig>> {
         let silent_for = self.disk.silent_for();
         let hangs = silent_for >= DISK_SILENCE;
@@ -684,8 +687,8 @@ impl Group {
         Ok(())
     }
 
-    /// The voter that has most of the log of those that answer, where this node leads. Without one the followers elect when
-    /// they have heard no heartbeat for long enough.
+    /// The voter that has most of the log of those that answer, where this node leads. Without one the
+    /// followers elect when they have heard no heartbeat for long enough.
     fn successor(&self) -> Option<u64> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -773,8 +776,8 @@ impl Group {
         join_all(others.map(|other| self.ask(other))).await.into_iter().flatten().collect()
     }
 
-    /// What each of these members, of which this node may be one, says that its program supports; nothing of one that does
-    /// not answer.
+    /// What each of these members, of which this node may be one, says that its program supports; nothing of
+    /// one that does not answer.
     pub(crate) async fn levels(
         &self,
         members: impl Iterator<Item = NodeId>,
@@ -806,8 +809,8 @@ impl Group {
         }
     }
 
-    /// Refuses to hand the leadership to a member that would not take it: between the order and its refusal nothing is
-    /// served.
+    /// Refuses to hand the leadership to a member that would not take it: between the order and its refusal
+    /// nothing is served.
     pub(crate) async fn check_successor(&self, to: NodeId) -> Result<(), Failure> {
         if to == self.around.config.node_id {
             return Ok(());
@@ -890,8 +893,8 @@ impl Group {
         *lock(&self.able) = able.collect();
     }
 
-    /// How many voters can acknowledge entries now, as far as this node knows, itself included: those that can be reached,
-    /// are not joining, and need no snapshot first.
+    /// How many voters can acknowledge entries now, as far as this node knows, itself included: those that
+    /// can be reached, are not joining, and need no snapshot first.
     pub(crate) fn able_voters(&self) -> usize {
         let me = self.around.config.node_id;
         let purged = {

@@ -1,5 +1,5 @@
-//! The state of a key-value group: per namespace a dense 64-bit revision that every effective write takes one of, values
-//! by key, and the sessions that make writes happen once. A pure function of the log.
+//! The state of a key-value group: per namespace a dense 64-bit revision that every effective write takes one
+//! of, values by key, and the sessions that make writes happen once. A pure function of the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -142,8 +142,8 @@ pub(crate) fn decode_revision(bytes: Bytes) -> Result<u64, CodecError> {
     reader.end().map(|()| revision)
 }
 
-/// A key-value group's state. Counters, clock and sessions are in memory; what a step changed of them reaches the tables
-/// with it.
+/// A key-value group's state. Counters, clock and sessions are in memory; what a step changed of them reaches
+/// the tables with it.
 #[derive(Debug)]
 pub(crate) struct KvMachine {
     sessions: Sessions,
@@ -227,9 +227,10 @@ impl KvMachine {
         Ok(Written { effect, namespace_revision, point, deduplicated: false })
     }
 
-    /// The answer to a resend. Of a comparison that did not hold, what was found then is not kept. It changed nothing, so it
-    /// may as well be answered as if it were made now: where it does not hold now either, the answer is what is found now,
-    /// at this point of the log. Where it would hold now, it must not: the first answer may have been received.
+    /// The answer to a resend. Of a comparison that did not hold, what was found then is not kept. It changed
+    /// nothing, so it may as well be answered as if it were made now: where it does not hold now either, the
+    /// answer is what is found now, at this point of the log. Where it would hold now, it must not: the first
+    /// answer may have been received.
     fn known(
         &self,
         stage: &Stage<'_>,

@@ -1,16 +1,18 @@
-//! The catalogue and the strong namespaces, replicated by Raft groups. Group 0 holds the catalogue on every member; the
-//! others hold key-value data with client sessions, so that a write is applied once.
+//! The catalogue and the strong namespaces, replicated by Raft groups. Group 0 holds the catalogue on every
+//! member; the others hold key-value data with client sessions, so that a write is applied once.
 //!
-//! Layers, from the wire to the disk: [`Strong`] (requests, forwarding, receipts) over `groups` (one Raft group: standing,
-//! peers' messages, its steward) and `requests` (proposals and reads) over openraft, which sees `network` (kv-peer), `log_store` (the node's log) and
-//! `machine` (tables, snapshots). What entries mean is decided by the domains `catalogue_machine` and `kv_machine`, pure
-//! functions of the log. `config` and `codec` keep openraft's types off the disk and the wire; this crate alone names it.
+//! Layers, from the wire to the disk: [`Strong`] (requests, forwarding, receipts) over `groups` (one Raft
+//! group: standing, peers' messages, its steward) and `requests` (proposals and reads) over openraft, which
+//! sees `network` (kv-peer), `log_store` (the node's log) and `machine` (tables, snapshots). What entries
+//! mean is decided by the domains `catalogue_machine` and `kv_machine`, pure functions of the log. `config`
+//! and `codec` keep openraft's types off the disk and the wire; this crate alone names it.
 //!
-//! Snapshots travel as files in checked pieces: `transfer` decides, `snapshot_out` sends, `snapshot_in` receives.
+//! Snapshots travel as files in checked pieces: `transfer` decides, `snapshot_out` sends, `snapshot_in`
+//! receives.
 //!
 //! Invariants:
-//! - A vote is durable before it is given, an entry before it is acknowledged; the log is purged only below a durable
-//!   snapshot.
+//! - A vote is durable before it is given, an entry before it is acknowledged; the log is purged only below a
+//!   durable snapshot.
 //! - The tables are derived: they may be lost or lag behind, the log and the snapshot files bring them back.
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 

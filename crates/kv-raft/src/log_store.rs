@@ -1,6 +1,6 @@
-//! openraft's view of a group's part of the node's log. The log itself - group commit, recovery, segments - is
-//! kv-storage's; here are only the two ways in which the libraries name things, and the byte cap that keeps one append
-//! within one message.
+//! openraft's view of a group's part of the node's log. The log itself - group commit, recovery, segments -
+//! is kv-storage's; here are only the two ways in which the libraries name things, and the byte cap that
+//! keeps one append within one message.
 
 use std::fmt::Debug;
 use std::io;
@@ -34,9 +34,10 @@ impl LogStore {
     }
 }
 
-/// What may be applied again after a restart. The committed mark travels ahead of the entries it speaks of, without an
-/// fsync of its own, so the log may hold less than it says, or a tail of an older leader at the same indices. Only an
-/// entry that is itself the marked one, or one of the same leader before it, is proven; nothing is a safe answer.
+/// What may be applied again after a restart. The committed mark travels ahead of the entries it speaks of,
+/// without an fsync of its own, so the log may hold less than it says, or a tail of an older leader at the
+/// same indices. Only an entry that is itself the marked one, or one of the same leader before it, is proven;
+/// nothing is a safe answer.
 fn proven_committed(committed: LogId, at_its_index: Option<LogId>, last: Option<LogId>) -> Option<LogId> {
     if at_its_index == Some(committed) {
         return Some(committed);

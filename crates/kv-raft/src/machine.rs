@@ -1,8 +1,9 @@
-//! The shell of every replicated state machine: it feeds a [`Domain`] with committed entries, brings each step's changes
-//! and the applied mark to the tables as one batch, and makes and installs snapshots. What the entries mean is the
-//! domain's business.
+//! The shell of every replicated state machine: it feeds a [`Domain`] with committed entries, brings each
+//! step's changes and the applied mark to the tables as one batch, and makes and installs snapshots. What the
+//! entries mean is the domain's business.
 //!
-//! Readers and the applier meet at one lock that holds how far the tables are applied: a read sees one point of the log.
+//! Readers and the applier meet at one lock that holds how far the tables are applied: a read sees one point
+//! of the log.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -117,7 +118,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The state as it is in the tables, in the generation that counts; what is of others is removed in the background.
+    /// The state as it is in the tables, in the generation that counts; what is of others is removed in the
+    /// background.
     pub(crate) async fn open(
         storage: Storage,
         group: GroupId,
@@ -185,8 +187,8 @@ impl Machine {
         Ok(())
     }
 
-    /// What the tables have of the rows that entries will read, in one read: of as many of the first entries as may be read
-    /// at once, and how many these are.
+    /// What the tables have of the rows that entries will read, in one read: of as many of the first entries
+    /// as may be read at once, and how many these are.
     async fn old_rows(&self, entries: &VecDeque<Arrived>) -> Result<(usize, Rows), MachineError> {
         let mut count = entries.len();
         loop {
@@ -227,8 +229,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Replaces the whole state by one of this node's own snapshot files. It is loaded beside the present one, which is read
-    /// meanwhile; a record switches.
+    /// Replaces the whole state by one of this node's own snapshot files. It is loaded beside the present
+    /// one, which is read meanwhile; a record switches.
     async fn replace_with(&mut self, id: u64, mark: SnapshotMeta) -> Result<(), MachineError> {
         let group = self.space.group;
         let generations = Generations::read(&self.storage, group)?.attempt();
@@ -282,8 +284,8 @@ impl Machine {
         }));
     }
 
-    /// Whether the log brings the state to a snapshot's point by itself: it reaches from what is applied to there, and is known
-    /// to be committed that far.
+    /// Whether the log brings the state to a snapshot's point by itself: it reaches from what is applied to
+    /// there, and is known to be committed that far.
     fn log_reaches(&self, snapshot: &SnapshotMeta) -> Result<bool, MachineError> {
         let log = self.storage.raft(self.space.group);
         let committed = log.committed().map(codec::decode_log_id).transpose()?;
@@ -394,7 +396,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
-        // The log lets go of what contradicts the snapshot first: after a crash it must not end in entries of an older leader.
+        // The log lets go of what contradicts the snapshot first: after a crash it must not end in entries of
+        // an older leader.
         self.storage.raft(self.space.group).barrier().await?;
         let (files, mark) = (self.files.clone(), meta.clone());
         // Durable first: from here on a crash finds the file, and what it replaces may be lost.
@@ -412,8 +415,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             return Ok(None);
         };
         self.account.has_snapshot(0, file.bytes);
-        // At a start openraft installs any snapshot that is ahead of the tables, although they catch up by themselves. It asks
-        // again when it has applied what is committed.
+        // At a start openraft installs any snapshot that is ahead of the tables, although they catch up by
+        // themselves. It asks again when it has applied what is committed.
         let starting = self.account.told.get().is_none();
         if starting && meta.last_log_id > self.mark.last_log_id && self.log_reaches(&meta)? {
             return Ok(None);

@@ -1,5 +1,6 @@
-//! Raft's messages over kv-peer. Heartbeats and votes have a lane of their own, so that entries never delay an election;
-//! snapshots have another. Every call has a deadline; what did not leave this node makes openraft back off.
+//! Raft's messages over kv-peer. Heartbeats and votes have a lane of their own, so that entries never delay
+//! an election; snapshots have another. Every call has a deadline; what did not leave this node makes
+//! openraft back off.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -156,7 +157,8 @@ impl RaftNetworkV2<TypeConfig> for Client {
         let begun = Instant::now();
         let patience = match self.append_lane {
             Lane::Control => Patience::Until(begun + option.hard_ttl()),
-            // openraft offers one heartbeat's time, which a slow fsync of the follower or a slow link exceeds.
+            // openraft offers one heartbeat's time, which a slow fsync of the follower or a slow link
+            // exceeds.
             _ => Patience::WhileMoving { idle: option.hard_ttl().max(APPEND_IDLE), at_most: APPEND_AT_MOST },
         };
         // What is over the budget is sent after the answer: openraft goes on behind a partial success.

@@ -1,5 +1,6 @@
-//! What goes through a group's log, and what comes back when it has been applied. The log carries opaque bytes: they are
-//! encoded once where they are proposed and decoded once on every member, when they are applied.
+//! What goes through a group's log, and what comes back when it has been applied. The log carries opaque
+//! bytes: they are encoded once where they are proposed and decoded once on every member, when they are
+//! applied.
 
 use std::fmt;
 
@@ -27,8 +28,8 @@ impl fmt::Display for Proposal {
     }
 }
 
-/// Carries the result of a proposal to who waits for it, and the proposal's place in the account of its group: the place
-/// is free when Raft is done with the proposal, whether or not somebody still waits.
+/// Carries the result of a proposal to who waits for it, and the proposal's place in the account of its
+/// group: the place is free when Raft is done with the proposal, whether or not somebody still waits.
 pub(crate) struct Answering<T> {
     answer: oneshot::Sender<T>,
     place: Place,

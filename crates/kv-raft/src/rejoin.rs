@@ -1,50 +1,57 @@
-//! A voter whose directory is fresh: the cluster is new, or its disk was lost. In the second case it has forgotten entries
-//! that it acknowledged and votes that it gave, and Raft's proof does not cover it: it could elect a leader that lacks what
-//! was committed, or confirm one that was deposed. So it asks before it takes part.
+//! A voter whose directory is fresh: the cluster is new, or its disk was lost. In the second case it has
+//! forgotten entries that it acknowledged and votes that it gave, and Raft's proof does not cover it: it
+//! could elect a leader that lacks what was committed, or confirm one that was deposed. So it asks before it
+//! takes part.
 //!
-//! Let *q* be a majority of *n* voters, and call this voter X. Whatever was committed, and whoever was elected, with the
-//! help of X was so with *q* - 1 others; any *n* - *q* + 1 of the others include one of those, and one of any majority
-//! that X was not in. With that many answers:
+//! Let *q* be a majority of *n* voters, and call this voter X. Whatever was committed, and whoever was
+//! elected, with the help of X was so with *q* - 1 others; any *n* - *q* + 1 of the others include one of
+//! those, and one of any majority that X was not in. With that many answers:
 //!
-//! - nobody has voted for another, or has more than the entry every group begins with: no leader was ever elected. The
-//!   group is new, and is formed. (Whoever forms it campaigns at once, in [`FORMING_TERM`], and has its own vote on its disk
-//!   before anybody else need be there. Nobody gives a vote in that term, so such a vote tells nothing; in later ones a
-//!   majority has agreed to a campaign before it begins, and so the group exists.)
-//! - somebody has: X **joins**. It notes the newest log and the newest vote it heard of and promises to follow no older
-//!   leader, so that none can use it, and takes entries. It settles - votes and campaigns again - when it has all that it
-//!   ever acknowledged and that may count as committed.
+//! - nobody has voted for another, or has more than the entry every group begins with: no leader was ever
+//!   elected. The group is new, and is formed. (Whoever forms it campaigns at once, in [`FORMING_TERM`], and
+//!   has its own vote on its disk before anybody else need be there. Nobody gives a vote in that term, so
+//!   such a vote tells nothing; in later ones a majority has agreed to a campaign before it begins, and so
+//!   the group exists.)
+//! - somebody has: X **joins**. It notes the newest log and the newest vote it heard of and promises to
+//!   follow no older leader, so that none can use it, and takes entries. It settles - votes and campaigns
+//!   again - when it has all that it ever acknowledged and that may count as committed.
 //!
-//! **When to ask.** A vote that X gave just before its disk was lost may still be counted. A candidate waits for an answer
-//! less than one election timeout, so X asks only after one, and then every leader it ever elected has its *q* - 1 other
-//! votes, one of them among the answers. If all *n* - 1 others answer, X need not wait: the candidate is one of them, and
-//! its own vote was on its disk before it asked anybody. So a new cluster of which all nodes are up is formed at once.
+//! **When to ask.** A vote that X gave just before its disk was lost may still be counted. A candidate waits
+//! for an answer less than one election timeout, so X asks only after one, and then every leader it ever
+//! elected has its *q* - 1 other votes, one of them among the answers. If all *n* - 1 others answer, X need
+//! not wait: the candidate is one of them, and its own vote was on its disk before it asked anybody. So a new
+//! cluster of which all nodes are up is formed at once.
 //!
-//! **When it settles.** X follows leader L, no older than its note, and an entry of L is applied here, so L and this entry
-//! have a majority. Let e be an entry that leader M commits by counting what X acknowledged before.
+//! **When it settles.** X follows leader L, no older than its note, and an entry of L is applied here, so L
+//! and this entry have a majority. Let e be an entry that leader M commits by counting what X acknowledged
+//! before.
 //!
-//! - M older than L: the majorities of L and of e have a voter in common that acknowledged e before it voted for L; if only
-//!   X is in both, it did so with its memory, for it gives no vote while it joins, except as below. So L was elected with e,
-//!   and e stands before the applied entry.
-//! - M newer than L: X followed M before, so M was elected before X asked, one of its voters answered, and the note is at
-//!   least M. X follows nobody older than its note: this does not happen.
-//! - M is L: an entry of L comes here only after L has found out that this log was lost and has forgotten what X had
-//!   acknowledged. What L committed by then is in the commit index of every append that it sends with a position in its
-//!   log since, and X waits until it has applied as much as the one that it knew of when it first looked ([`Heard`]).
+//! - M older than L: the majorities of L and of e have a voter in common that acknowledged e before it voted
+//!   for L; if only X is in both, it did so with its memory, for it gives no vote while it joins, except as
+//!   below. So L was elected with e, and e stands before the applied entry.
+//! - M newer than L: X followed M before, so M was elected before X asked, one of its voters answered, and
+//!   the note is at least M. X follows nobody older than its note: this does not happen.
+//! - M is L: an entry of L comes here only after L has found out that this log was lost and has forgotten
+//!   what X had acknowledged. What L committed by then is in the commit index of every append that it sends
+//!   with a position in its log since, and X waits until it has applied as much as the one that it knew of
+//!   when it first looked ([`Heard`]).
 //!
-//! A leader begins with an entry of its own, so an idle group lets X settle; so does one whose log begins with a snapshot,
-//! for that entry is in it, behind it, or superseded by one that is. What is *applied*, and durable, counts, not what is
-//! known to be committed: a snapshot that is being installed is not there yet.
+//! A leader begins with an entry of its own, so an idle group lets X settle; so does one whose log begins
+//! with a snapshot, for that entry is in it, behind it, or superseded by one that is. What is *applied*, and
+//! durable, counts, not what is known to be committed: a snapshot that is being installed is not there yet.
 //!
-//! **Votes while it joins.** If all others answered, as settled members, then whoever leads or led has answered, with a log
-//! that ended not before any entry of its own that X had acknowledged: the note, `beyond`, is at least every such entry,
-//! and X may vote as a voter whose log ends there. It gives its vote to candidates whose log ends at `beyond` or later, and
-//! that are no older than its promise. Let c be the first leader newer than M that is elected without e. Then its log ends
-//! at `beyond` or later, hence at e or later: with an entry of M, and it has e, since logs that share an entry agree
-//! before it; or with an entry of a leader between M and c, which had e. So there is no c. Without this two voters, one of
-//! them fresh, wait for each other.
+//! **Votes while it joins.** If all others answered, as settled members, then whoever leads or led has
+//! answered, with a log that ended not before any entry of its own that X had acknowledged: the note,
+//! `beyond`, is at least every such entry, and X may vote as a voter whose log ends there. It gives its vote
+//! to candidates whose log ends at `beyond` or later, and that are no older than its promise. Let c be the
+//! first leader newer than M that is elected without e. Then its log ends at `beyond` or later, hence at e or
+//! later: with an entry of M, and it has e, since logs that share an entry agree before it; or with an entry
+//! of a leader between M and c, which had e. So there is no c. Without this two voters, one of them fresh,
+//! wait for each other.
 //!
-//! Only answers of settled members prove what there is, so one voter at a time may lose its disk. After Ongaro's
-//! dissertation, section 3.8, which leaves a lost disk to the operator; the rule is that of decision 5 for available data.
+//! Only answers of settled members prove what there is, so one voter at a time may lose its disk. After
+//! Ongaro's dissertation, section 3.8, which leaves a lost disk to the operator; the rule is that of decision
+//! 5 for available data.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_types::{GroupId, majority};
@@ -65,7 +72,8 @@ pub(crate) struct SurveyReply {
     pub(crate) last: Option<LogId>,
 }
 
-/// The term in which whoever forms a group campaigns, without having asked whether others would vote. They do not.
+/// The term in which whoever forms a group campaigns, without having asked whether others would vote. They do
+/// not.
 pub(crate) const FORMING_TERM: u64 = 1;
 
 impl SurveyReply {
@@ -110,8 +118,8 @@ pub(crate) enum Decision {
     Join(JoinState),
 }
 
-/// Judges the answers of the other voters, of `voters` in all. `rested`: the questions were sent an election timeout or
-/// more after this process began.
+/// Judges the answers of the other voters, of `voters` in all. `rested`: the questions were sent an election
+/// timeout or more after this process began.
 pub(crate) fn judge(voters: usize, answers: &[SurveyReply], rested: bool) -> Decision {
     let n = u8::try_from(voters).unwrap_or(u8::MAX);
     let others = voters.saturating_sub(1);
@@ -188,8 +196,8 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
-    /// A leader sent an append; noted before it is looked at, so that nothing is applied by it that is not noted.
-    /// An append that stands nowhere in the log of the leader fits any log, and proves nothing.
+    /// A leader sent an append; noted before it is looked at, so that nothing is applied by it that is not
+    /// noted. An append that stands nowhere in the log of the leader fits any log, and proves nothing.
     pub(crate) fn offered(&mut self, leader: LeaderId, position: Option<LogId>, committed: Option<LogId>) {
         if position.is_none() || self.leader > Some(leader) {
             return;
@@ -205,7 +213,8 @@ impl Heard {
         self.followed |= position.is_some() && self.leader == Some(leader);
     }
 
-    /// Whether all that this voter ever acknowledged, and that may count, is applied here, given the last applied entry.
+    /// Whether all that this voter ever acknowledged, and that may count, is applied here, given the last
+    /// applied entry.
     pub(crate) fn is_over(&mut self, joining: &JoinState, applied: Option<LogId>) -> bool {
         let Some(applied) = applied.filter(|id| self.followed && Some(id.leader_id) == self.leader) else {
             return false;
@@ -245,8 +254,8 @@ mod tests {
             }
         }
         assert_eq!(judge(5, &[nothing.clone(), formed.clone(), formed.clone()], true), Decision::Form);
-        // The campaign that ends the forming tells nothing; a later vote does, though nothing was written yet: its candidate
-        // may have won with this voter's help.
+        // The campaign that ends the forming tells nothing; a later vote does, though nothing was written
+        // yet: its candidate may have won with this voter's help.
         assert_eq!(judge(2, &[says(FORMING_TERM, Some(id(0, 0)))], true), Decision::Form);
         let joining = JoinState { leader: LeaderId::new(2, 2), beyond: Some(id(0, 0)), heard_all: true };
         assert_eq!(judge(2, &[says(2, Some(id(0, 0)))], true), Decision::Join(joining));
@@ -309,7 +318,8 @@ mod tests {
         heard.taken(leader, at);
         assert!(!heard.is_over(&joining, None));
 
-        // Committed and newer than the note, but no entry of this leader: an older one's, or another's of the same term.
+        // Committed and newer than the note, but no entry of this leader: an older one's, or another's of the
+        // same term.
         assert!(!over(&mut heard, id(6, 95)));
         assert!(!over(&mut heard, LogId { leader_id: LeaderId::new(7, 0), index: 95 }));
         // This leader had committed more.

@@ -211,8 +211,8 @@ impl Group {
     /// A digest of this node's own replica of a namespace at one point of the log, which it names. No other
     /// node is asked.
     ///
-    /// The lock is held for the few parts that were written to since they were read, so that a namespace of any size does not
-    /// keep entries from being applied. One at a time.
+    /// The lock is held for the few parts that were written to since they were read, so that a namespace of
+    /// any size does not keep entries from being applied. One at a time.
     pub(crate) async fn digest(
         &self,
         namespace: NamespaceId,

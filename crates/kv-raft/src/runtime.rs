@@ -1,6 +1,6 @@
-//! openraft's view of tokio, with one difference: randomness. Inside [`NodeRuntime::scope`] every draw follows from one
-//! seed, so that a simulated cluster repeats; outside it comes from the system. (openraft's own deterministic wrapper
-//! panics outside its scope, which a production node never enters.)
+//! openraft's view of tokio, with one difference: randomness. Inside [`NodeRuntime::scope`] every draw
+//! follows from one seed, so that a simulated cluster repeats; outside it comes from the system. (openraft's
+//! own deterministic wrapper panics outside its scope, which a production node never enters.)
 
 use std::cell::Cell;
 use std::future::Future;
@@ -51,12 +51,14 @@ impl NodeRuntime {
         seed
     }
 
-    /// How often this process drew, spawned or blocked outside every scope. A simulation ends with 0 here, or it would not repeat.
+    /// How often this process drew, spawned or blocked outside every scope. A simulation ends with 0 here, or
+    /// it would not repeat.
     pub fn unscoped() -> u64 {
         UNSCOPED.load(Ordering::Relaxed)
     }
 
-    /// Runs blocking work: on a thread of its own in production, inline where threads would break the repetition.
+    /// Runs blocking work: on a thread of its own in production, inline where threads would break the
+    /// repetition.
     pub(crate) async fn blocking<T: Send + 'static>(
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {

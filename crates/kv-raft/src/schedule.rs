@@ -46,14 +46,16 @@ pub(crate) struct Growth {
 /// Replicas are spread over so many steps, by [`slot`].
 const SLOTS: u64 = 8;
 
-/// The step of a group's replica on a node: the same at every start, and different for nodes with neighbouring ids.
+/// The step of a group's replica on a node: the same at every start, and different for nodes with
+/// neighbouring ids.
 pub(crate) fn slot(node: u64, group: u32) -> u64 {
     node.wrapping_mul(3).wrapping_add(u64::from(group).wrapping_mul(5)) % SLOTS
 }
 
 impl Growth {
-    /// Whether a snapshot is due: after half the state's size of log, 256 MiB at least, or after `most_entries`. A step later in
-    /// bytes for each slot, and a step earlier in entries, so that the replicas of a group do not all write at once.
+    /// Whether a snapshot is due: after half the state's size of log, 256 MiB at least, or after
+    /// `most_entries`. A step later in bytes for each slot, and a step earlier in entries, so that the
+    /// replicas of a group do not all write at once.
     pub(crate) fn is_due(&self, slot: u64) -> bool {
         let bytes = SNAPSHOT_LOG_BYTES.max(self.state_bytes / 2);
         let bytes = bytes.saturating_add(bytes / (2 * SLOTS) * slot);

@@ -13,9 +13,9 @@
 //! resend repeats the issue time. So once the session that an opening made is forgotten, every resend of it
 //! is refused.
 //!
-//! **Why no client is locked out by another's clock.** Clients say when they issued an opening, so the horizon
-//! must not follow a clock that is ahead. A session is forgotten only when the latest wall clock of a leader
-//! ([`LogTime::latest`]) has reached its issue time. So the horizon never passes the latest clock of a
+//! **Why no client is locked out by another's clock.** Clients say when they issued an opening, so the
+//! horizon must not follow a clock that is ahead. A session is forgotten only when the latest wall clock of a
+//! leader ([`LogTime::latest`]) has reached its issue time. So the horizon never passes the latest clock of a
 //! leader, whatever clients say, and an opening that is issued after that is taken. Until then such a session
 //! stays; there is a bound for how far ahead an opening may be issued, and one for how many such sessions
 //! there are.

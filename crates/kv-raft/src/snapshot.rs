@@ -1,5 +1,6 @@
-//! A group's state as a file: rows of its tables in checksummed blocks. kv-storage keeps the file (fsynced, renamed,
-//! its directory fsynced); what is in the blocks is decided here. Between nodes the file travels as it is (`transfer`).
+//! A group's state as a file: rows of its tables in checksummed blocks. kv-storage keeps the file (fsynced,
+//! renamed, its directory fsynced); what is in the blocks is decided here. Between nodes the file travels as
+//! it is (`transfer`).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,7 +87,8 @@ impl SnapshotData {
         }
     }
 
-    /// Makes it a durable file of this node, unless it is one. All blocks are checked before the file exists. Blocks.
+    /// Makes it a durable file of this node, unless it is one. All blocks are checked before the file exists.
+    /// Blocks.
     pub(crate) fn import(&self, files: &Snapshots, mark: &SnapshotMeta) -> Result<u64, MachineError> {
         let id = id_of(mark.last_log_id.as_ref());
         let header = codec::encode_mark(mark);

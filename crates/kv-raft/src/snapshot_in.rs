@@ -1,6 +1,6 @@
-//! Receives snapshots of a group from its leader: does what [`Receiving`] decides, keeps the bytes in a part on the disk, and
-//! checks and installs the whole. Whatever a peer sends is judged before anything is written; what is refused is refused by
-//! name and counted.
+//! Receives snapshots of a group from its leader: does what [`Receiving`] decides, keeps the bytes in a part
+//! on the disk, and checks and installs the whole. Whatever a peer sends is judged before anything is
+//! written; what is refused is refused by name and counted.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -163,8 +163,9 @@ impl Incoming {
         self.receiving.load(Ordering::Acquire)
     }
 
-    /// Takes a step of a leader whose vote is not older than this node's. `install` brings the snapshot to the group and
-    /// returns the vote that the group then holds. It has to be polled to its end: bytes may be on their way to the disk.
+    /// Takes a step of a leader whose vote is not older than this node's. `install` brings the snapshot to
+    /// the group and returns the vote that the group then holds. It has to be polled to its end: bytes may be
+    /// on their way to the disk.
     pub(crate) async fn step<I>(
         self: Arc<Self>,
         from: NodeId,
@@ -227,7 +228,8 @@ impl Incoming {
         // Checked when it was announced: there is a last entry.
         let last = meta.last_log_id.as_ref().map_or(0, |last| last.index);
         if meta.last_log_id <= standing.committed {
-            // The answer counts as an acknowledgement, so the leader has to be known first; its next heartbeat sees to that.
+            // The answer counts as an acknowledgement, so the leader has to be known first; its next
+            // heartbeat sees to that.
             if standing.vote != vote {
                 return Err(refused(Refusal::AnotherUnderWay, "this leader is not known here yet"));
             }
@@ -341,13 +343,13 @@ impl Incoming {
                 state.current = None;
                 Ok(other)
             }
-            // Each wait of an installation has a bound in kv-storage, at which the group fails: that it is still under way is
-            // progress.
+            // Each wait of an installation has a bound in kv-storage, at which the group fails: that it is
+            // still under way is progress.
             None => Ok(Outcome::Working(work.progress.fetch_add(1, Ordering::Relaxed) + 1)),
         }
     }
 
-    /// Forgets a transfer that nobody goes on with; its part stays for a while, then it goes as well.
+    /// Forgets a transfer that does not go on; its part stays for a while, then it goes as well.
     pub(crate) async fn tidy(&self) {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.elapsed() < SNAPSHOT_IDLE {

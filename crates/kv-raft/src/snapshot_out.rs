@@ -1,5 +1,5 @@
-//! Sends this node's snapshots of a group to followers, one transfer at a time to each: does what [`Sending`] decides, and
-//! remembers which entries the followers will need afterwards.
+//! Sends this node's snapshots of a group to followers, one transfer at a time to each: does what [`Sending`]
+//! decides, and remembers which entries the followers will need afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -92,7 +92,8 @@ impl Outgoing {
         self.began.elapsed()
     }
 
-    /// Gives a snapshot to a follower. `call` asks it one thing within a time. The vote of the answer may be a newer one.
+    /// Gives a snapshot to a follower. `call` asks it one thing within a time. The vote of the answer may be
+    /// a newer one.
     pub(crate) async fn give<F>(
         &self,
         to: NodeId,
@@ -188,8 +189,8 @@ impl Outgoing {
         }))
     }
 
-    /// What the log must keep. `matched` tells how far (exclusive) a follower's log is known to match; the log ends before
-    /// `end`; a follower within `near` entries of it needs no hold.
+    /// What the log must keep. `matched` tells how far (exclusive) a follower's log is known to match; the
+    /// log ends before `end`; a follower within `near` entries of it needs no hold.
     pub(crate) fn holds(&self, matched: impl Fn(NodeId) -> u64, end: u64, near: u64) -> Vec<Hold> {
         let now = self.now();
         let mut holds = lock(&self.holds);
@@ -203,7 +204,7 @@ impl Outgoing {
         holds.values().copied().collect()
     }
 
-    /// This node does not lead: nobody waits for its entries.
+    /// This node does not lead: no one waits for its entries.
     pub(crate) fn let_go(&self) {
         lock(&self.holds).retain(|_, hold| hold.in_transit);
     }

@@ -1,6 +1,7 @@
-//! The strong side of CAP as a service: the catalogue and the strong namespaces, served by the leader of their group, and
-//! passed on to it once. Every failure says whether the request was applied; what cannot have been proposed is refused as
-//! *not applied*, what may have been is *unknown*, and nothing waits beyond the caller's deadline.
+//! The strong side of CAP as a service: the catalogue and the strong namespaces, served by the leader of
+//! their group, and passed on to it once. Every failure says whether the request was applied; what cannot
+//! have been proposed is refused as *not applied*, what may have been is *unknown*, and nothing waits beyond
+//! the caller's deadline.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -85,7 +86,8 @@ impl Inner {
 }
 
 impl Strong {
-    /// Recovers and runs group 0 (the catalogue) and the first data group, and forms them where they never existed.
+    /// Recovers and runs group 0 (the catalogue) and the first data group, and forms them where they never
+    /// existed.
     pub async fn start(
         config: RaftConfig,
         storage: Storage,
@@ -333,8 +335,9 @@ impl Strong {
         Ok(created)
     }
 
-    /// Raises what the cluster may use, once every member supports it; the level afterwards. Asks the members, so it is for the
-    /// leader of group 0; `NOT_LEADER` elsewhere. `NOT_READY` names a member that has to be upgraded, or did not answer.
+    /// Raises what the cluster may use, once every member supports it; the level afterwards. Asks the
+    /// members, so it is for the leader of group 0; `NOT_LEADER` elsewhere. `NOT_READY` names a member that
+    /// has to be upgraded, or did not answer.
     pub async fn raise_level(&self, to: FeatureLevel, deadline: Instant) -> Result<FeatureLevel, Failure> {
         let group = self.group(GroupId::CATALOGUE)?;
         match group.leadership() {
@@ -401,7 +404,8 @@ impl Strong {
                     if leader == Some(to) {
                         return Ok(admin::TransferLeaderResponse { leader: to.0, term });
                     }
-                    // openraft sends the order once and serves nothing until it is obeyed: a lost one would cost an election.
+                    // openraft sends the order once and serves nothing until it is obeyed: a lost one would
+                    // cost an election.
                     if leader == Some(self.0.config.node_id) {
                         let stopped = |fatal| Failure::new(Reason::ResultUnknown, format!("{fatal}"));
                         group.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
@@ -429,8 +433,8 @@ impl Strong {
         self.0.groups.values().map(|group| self.status_of(group)).collect()
     }
 
-    /// A digest of this node's own replica of a strong namespace, and the index up to which it was applied: equal on replicas
-    /// at the same one. It asks nobody, so it is no read of the namespace.
+    /// A digest of this node's own replica of a strong namespace, and the index up to which it was applied:
+    /// equal on replicas at the same one. It asks nobody, so it is no read of the namespace.
     pub async fn digest(
         &self,
         namespace: &Namespace,
@@ -482,7 +486,8 @@ impl Strong {
         self.0.groups.values().map(leader_of).collect()
     }
 
-    /// Steps of snapshots from other nodes that were refused since this node started, by the name of the reason.
+    /// Steps of snapshots from other nodes that were refused since this node started, by the name of the
+    /// reason.
     pub fn snapshot_refusals(&self) -> BTreeMap<&'static str, u64> {
         self.0.gate.refusals()
     }
@@ -536,7 +541,8 @@ impl Strong {
         }
     }
 
-    /// Serves a request here when this node leads, passes it on when it came from a client, and says who leads otherwise.
+    /// Serves a request here when this node leads, passes it on when it came from a client, and says who
+    /// leads otherwise.
     async fn serve<T: Answer>(
         &self,
         group: &Group,
@@ -657,8 +663,9 @@ impl Strong {
         self.serve(group, namespace.id, Effectless::No, local, onward, deadline, hop).await.map_err(named)
     }
 
-    /// Refuses the first attempt of a session's opening when it would be refused for its issue time: nothing was proposed, so
-    /// that is *not applied*. A later attempt goes through the log, which may know the session.
+    /// Refuses the first attempt of a session's opening when it would be refused for its issue time: nothing
+    /// was proposed, so that is *not applied*. A later attempt goes through the log, which may know the
+    /// session.
     fn check_opening(&self, group: &Group, mutation: &Mutation, wall_ms: u64) -> Result<(), Failure> {
         if (mutation.attempt, mutation.request_id.seq) != (1, 1) {
             return Ok(());

@@ -1,5 +1,6 @@
-//! Where a group's state lives: tables of kv-storage, keyed by [`Space`], and a [`Stage`] on which entries are applied before
-//! their changes reach the tables as one batch. A stage shows its own changes, so that entries of one step see each other.
+//! Where a group's state lives: tables of kv-storage, keyed by [`Space`], and a [`Stage`] on which entries
+//! are applied before their changes reach the tables as one batch. A stage shows its own changes, so that
+//! entries of one step see each other.
 
 use std::collections::BTreeMap;
 
@@ -47,13 +48,14 @@ impl Table {
     }
 }
 
-/// Where the rows of a group's state stand: every key in every table of this crate begins with it, so that a whole state
-/// is a few prefixes and the next one can be written beside the present one.
+/// Where the rows of a group's state stand: every key in every table of this crate begins with it, so that a
+/// whole state is a few prefixes and the next one can be written beside the present one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Space {
     /// The group.
     pub(crate) group: GroupId,
-    /// Which of its states: a replacement is written under the next one. A node's own business, never compared with others'.
+    /// Which of its states: a replacement is written under the next one. A node's own business, never
+    /// compared with others'.
     pub(crate) generation: u64,
 }
 
@@ -75,8 +77,9 @@ impl Space {
 
 /// The keys of a group's rows. All integers are big endian, so that keys sort by what they mean.
 ///
-/// A data key is `space | namespace | user key, escaped | 0 1`, where a zero byte within the user key is written `0 255`.
-/// Keys sort by namespace and user key, and none is a prefix of another: a suffix (a revision) can follow.
+/// A data key is `space | namespace | user key, escaped | 0 1`, where a zero byte within the user key is
+/// written `0 255`. Keys sort by namespace and user key, and none is a prefix of another: a suffix (a
+/// revision) can follow.
 pub(crate) mod keys {
     use super::*;
 
@@ -253,7 +256,8 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Calls `visit` with every row of a space's table, in order. For the start of a node; pages keep the memory small.
+/// Calls `visit` with every row of a space's table, in order. For the start of a node; pages keep the memory
+/// small.
 pub(crate) fn for_each_row<E: From<StorageError>>(
     storage: &Storage,
     space: Space,
@@ -282,7 +286,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Keys that are hard to tell apart: short, of few different bytes, the least and the greatest among them.
+    /// Keys that are hard to tell apart: short, of few different bytes, the least and the greatest among
+    /// them.
     fn any_key() -> impl Strategy<Value = Vec<u8>> {
         proptest::collection::vec(prop_oneof![Just(0), Just(1), Just(254), Just(255), any::<u8>()], 1..6)
     }

@@ -1,10 +1,11 @@
-//! How a snapshot file travels from a leader to a follower, decided without clock, disk or socket: what the sender does next
-//! ([`Sending`]), what the receiver takes ([`Receiving`]), and how much of the log is kept meanwhile ([`purge_target`]). The
-//! acts are in `snapshot_out` and `snapshot_in`.
+//! How a snapshot file travels from a leader to a follower, decided without clock, disk or socket: what the
+//! sender does next ([`Sending`]), what the receiver takes ([`Receiving`]), and how much of the log is kept
+//! meanwhile ([`purge_target`]). The acts are in `snapshot_out` and `snapshot_in`.
 //!
-//! The receiver names the offset that it wants; the sender sends one chunk at a time from there and looks at the answer
-//! before the next. So a lost, repeated, reordered or corrupted chunk costs one exchange, and a restart of either side costs
-//! what was not synced. Time runs out only while nothing moves: there is no bound on the whole.
+//! The receiver names the offset that it wants; the sender sends one chunk at a time from there and looks at
+//! the answer before the next. So a lost, repeated, reordered or corrupted chunk costs one exchange, and a
+//! restart of either side costs what was not synced. Time runs out only while nothing moves: there is no
+//! bound on the whole.
 
 use std::time::Duration;
 
@@ -163,7 +164,8 @@ pub(crate) struct Sending {
 }
 
 impl Sending {
-    /// A transfer of `length` bytes, in chunks of at most `chunk` and `bytes_per_second` (0: as fast as it goes).
+    /// A transfer of `length` bytes, in chunks of at most `chunk` and `bytes_per_second` (0: as fast as it
+    /// goes).
     pub(crate) fn new(length: u64, chunk: usize, bytes_per_second: u64, now: Duration) -> Self {
         let largest = chunk.clamp(1, CHUNK_MAX_BYTES);
         Self {
@@ -401,8 +403,9 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Looks at a follower whose snapshot has arrived: it has matched the log below `matched`, which ends before `end`. None
-    /// when it needs no hold any more: it is near enough, or has not come forward for [`SNAPSHOT_IDLE`].
+    /// Looks at a follower whose snapshot has arrived: it has matched the log below `matched`, which ends
+    /// before `end`. None when it needs no hold any more: it is near enough, or has not come forward for
+    /// [`SNAPSHOT_IDLE`].
     pub(crate) fn followed(self, matched: u64, end: u64, near: u64, now: Duration) -> Option<Self> {
         if self.in_transit {
             return Some(self);
@@ -415,8 +418,8 @@ impl Hold {
     }
 }
 
-/// How far the log may be purged (exclusive): as far as wanted, but not beyond what followers will need after a snapshot,
-/// unless the log has used up the share that is kept for them.
+/// How far the log may be purged (exclusive): as far as wanted, but not beyond what followers will need after
+/// a snapshot, unless the log has used up the share that is kept for them.
 pub(crate) fn purge_target(
     wanted: u64,
     holds: impl Iterator<Item = Hold>,

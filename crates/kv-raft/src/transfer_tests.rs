@@ -1,5 +1,5 @@
-//! Both planners against each other over a channel that loses, repeats, delays and corrupts, with restarts on either side:
-//! what comes out is the file or nothing, and when the faults end it is the file.
+//! Both planners against each other over a channel that loses, repeats, delays and corrupts, with restarts on
+//! either side: what comes out is the file or nothing, and when the faults end it is the file.
 
 use proptest::prelude::*;
 

@@ -1,5 +1,6 @@
-//! Three nodes in one process, over real loopback connections and real data directories: what a client is promised holds
-//! through elections, restarts, cuts and snapshots. Nothing sleeps in place of a condition; every wait has an end.
+//! Three nodes in one process, over real loopback connections and real data directories: what a client is
+//! promised holds through elections, restarts, cuts and snapshots. Nothing sleeps in place of a condition;
+//! every wait has an end.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -573,8 +574,8 @@ async fn a_minority_refuses_soon_and_says_that_nothing_happened() {
     cluster.stop().await;
 }
 
-/// The write is acknowledged by two of three; one of the two loses its disk, the other is away. Whoever is left must not
-/// make a leader out of a node that forgot and a node that never knew.
+/// The write is acknowledged by two of three; one of the two loses its disk, the other is away. Whoever is
+/// left must not make a leader out of a node that forgot and a node that never knew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_that_lost_its_disk_does_not_help_to_forget() {
     let mut cluster = Cluster::start(|_| {}).await;
@@ -616,9 +617,9 @@ async fn a_voter_that_lost_its_disk_does_not_help_to_forget() {
     cluster.stop().await;
 }
 
-/// A leader counts what a voter acknowledged before it lost its disk, and commits with one more that had answered the
-/// voter's questions before. The voter then has all that it was told of, and not what was committed: it must not yet help
-/// those who have not either.
+/// A leader counts what a voter acknowledged before it lost its disk, and commits with one more that had
+/// answered the voter's questions before. The voter then has all that it was told of, and not what was
+/// committed: it must not yet help those who have not either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_that_joins_waits_for_what_was_committed_behind_its_back() {
     let mut cluster = Cluster::start_with(5, |_| {}).await;
@@ -634,7 +635,8 @@ async fn a_voter_that_joins_waits_for_what_was_committed_behind_its_back() {
     })
     .await;
 
-    // Two writes reach the leader and one voter. The second is sent when the leader has heard that the first is there.
+    // Two writes reach the leader and one voter. The second is sent when the leader has heard that the first
+    // is there.
     for id in [third, behind[0], behind[1]] {
         cluster.valve(id).up_to = Some(known);
     }
@@ -649,7 +651,8 @@ async fn a_voter_that_joins_waits_for_what_was_committed_behind_its_back() {
     within("the next one", || async { (cluster.data(wiped).last_index > known + 1).then_some(()) }).await;
     cluster.wipe(wiped).await;
 
-    // It asks the three that do not know; then one of them learns, and that is a majority with what was forgotten.
+    // It asks the three that do not know; then one of them learns, and that is a majority with what was
+    // forgotten.
     cluster.valve(leader).mute = true;
     cluster.valve(wiped).deaf = true;
     cluster.bring_up(wiped).await;
@@ -695,8 +698,8 @@ async fn a_voter_that_joins_waits_for_what_was_committed_behind_its_back() {
     cluster.stop().await;
 }
 
-/// Neither of two can lead without the other's vote. The one with the empty disk has heard from all others, which is one, and
-/// votes for it.
+/// Neither of two can lead without the other's vote. The one with the empty disk has heard from all others,
+/// which is one, and votes for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_voters_one_may_lose_its_disk() {
     let mut cluster = Cluster::start_with(2, |_| {}).await;
@@ -771,7 +774,8 @@ async fn a_member_that_was_away_long_gets_a_snapshot() {
     assert_eq!(value(cluster.strong(away), &bank, "last").await.1, 102);
     assert_eq!(value(cluster.strong(away), &bank, "first").await.1, 1);
     assert_eq!(put(cluster.strong(away), &bank, client.put("more", "x")).await.revision, 103);
-    // And starts again from what it installed, also when it lost its tables: the log below the snapshot is gone.
+    // And starts again from what it installed, also when it lost its tables: the log below the snapshot is
+    // gone.
     cluster.kill(away).await;
     std::fs::remove_dir_all(cluster.dirs[usize::try_from(away).unwrap() - 1].join("tier")).unwrap();
     cluster.bring_up(away).await;
@@ -860,8 +864,8 @@ async fn same_digest_everywhere(cluster: &Cluster, bank: &Namespace) {
     .await;
 }
 
-/// Entries come faster than the follower gets the snapshot: what follows the snapshot is kept for it, or it would be behind
-/// the purge point again at once.
+/// Entries come faster than the follower gets the snapshot: what follows the snapshot is kept for it, or it
+/// would be behind the purge point again at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_larger_than_a_message_reaches_a_member_while_writes_go_on() {
     let mut cluster = Cluster::start(in_pieces).await;
@@ -1000,9 +1004,13 @@ async fn snapshots_that_cannot_be_are_refused_by_name() {
         SnapshotReply::HigherVote(higher) => assert_eq!(higher.term, term),
         other => panic!("{other:?}"),
     }
-    for false_vote in [peer::Vote { node: to, ..vote }, peer::Vote { committed: false, ..vote }] {
+    let false_votes = [
+        (peer::Vote { node: to, ..vote }, "FOREIGN_VOTE"),
+        (peer::Vote { committed: false, ..vote }, "NOT_ELECTED"),
+    ];
+    for (false_vote, why) in false_votes {
         let refused = send(false_vote, Some(Step::Begin(good.clone()))).await.unwrap_err();
-        assert!(refused.to_string().contains("does not make it the leader"), "{refused}");
+        assert!(refused.to_string().contains(why), "{refused}");
     }
     assert!(send(vote, None).await.unwrap_err().to_string().contains("unknown here"));
     // Pieces of nothing.

@@ -257,7 +257,10 @@ impl Cluster {
     async fn leader(&self) -> u64 {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(leader) = self.nodes.keys().find(|id| self.leads(**id)) {
+            // The catalogue says at which feature level the cluster is, and a leader writes nothing before it
+            // does.
+            let knows = |id: &u64| !self.nodes[id].0.catalogue().borrow().members.is_empty();
+            if let Some(leader) = self.nodes.keys().find(|id| self.leads(**id) && knows(id)) {
                 return *leader;
             }
             assert!(Instant::now() < deadline, "no leader within {PATIENCE:?}");

@@ -1,5 +1,5 @@
-//! One cluster file for all nodes, read strictly: an unknown key is an error with a suggestion, identity and addresses have
-//! no silent defaults, and settings that cannot work together are refused here.
+//! One cluster file for all nodes, read strictly: an unknown key is an error with a suggestion, identity and
+//! addresses have no silent defaults, and settings that cannot work together are refused here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,7 +26,8 @@ pub struct NodeConfig {
     pub node_id: NodeId,
     /// All nodes, this one included, by id.
     pub members: Vec<Member>,
-    /// Whether addresses beyond this machine are allowed although nothing is encrypted and no caller is authenticated.
+    /// Whether addresses beyond this machine are allowed although nothing is encrypted and no caller is
+    /// authenticated.
     pub insecure: bool,
     /// Where this node keeps its data.
     pub data_dir: PathBuf,
@@ -220,10 +221,11 @@ impl Default for PeerSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSettings {
-    /// Client requests under way at once; more are refused with `OVERLOADED`. One namespace gets a third at most, and the
-    /// more others there are the less, so that none keeps another out.
+    /// Client requests under way at once; more are refused with `OVERLOADED`. One namespace gets a third at
+    /// most, and the more others there are the less, so that none keeps another out.
     pub concurrent_requests: usize,
-    /// Bytes of requests and answers held at once, shared in the same way; more are refused with `OVERLOADED`.
+    /// Bytes of requests and answers held at once, shared in the same way; more are refused with
+    /// `OVERLOADED`.
     #[serde(deserialize_with = "size")]
     pub buffered_size: u64,
     /// Client connections open at once; more are closed. Fewer when the limit of open files allows fewer.
@@ -383,7 +385,8 @@ fn check_loopback<'a>(
     Ok(())
 }
 
-/// Whether only this machine reaches it. Of names only `localhost` is known; what others resolve to may change.
+/// Whether only this machine reaches it. Of names only `localhost` is known; what others resolve to may
+/// change.
 fn is_loopback(address: &str) -> bool {
     let Some((host, _)) = address.rsplit_once(':') else { return false };
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);

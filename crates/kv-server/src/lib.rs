@@ -1,5 +1,6 @@
-//! kvd: a node as a value. It takes a configuration and an environment, opens storage, joins its peers, runs both modes and
-//! serves clients; what it takes from the world comes through the environment, so that a simulation runs the same node.
+//! kvd: a node as a value. It takes a configuration and an environment, opens storage, joins its peers, runs
+//! both modes and serves clients; what it takes from the world comes through the environment, so that a
+//! simulation runs the same node.
 
 mod admission;
 mod config;
@@ -26,7 +27,8 @@ pub use node::{Node, NodeEnv};
 /// Version of the server.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Why a node did not start, or ended without being asked. All but the last two name what the operator has to change.
+/// Why a node did not start, or ended without being asked. All but the last two name what the operator has to
+/// change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
     /// The configuration does not hold together.

@@ -1,9 +1,9 @@
 //! Bounds and timings that only the server knows.
 //!
-//! What clients can make a node hold is bounded by
-//! `connections × (connection window + opening bytes and codec buffers) + buffered_size + overdraft`: what arrives and is
-//! not admitted yet, what is admitted, and the answers of writes that were applied while the account was full
-//! (`concurrent_requests` × the longest context). The second term is [`crate::admission`]'s account.
+//! What clients can make a node hold is bounded by `connections × (connection window + opening bytes and
+//! codec buffers) + buffered_size + overdraft`: what arrives and is not admitted yet, what is admitted, and
+//! the answers of writes that were applied while the account was full (`concurrent_requests` × the longest
+//! context). The second term is [`crate::admission`]'s account.
 
 use std::time::Duration;
 
@@ -15,18 +15,20 @@ pub(crate) const CONCURRENT_REQUESTS: usize = 4_096;
 pub(crate) const CONNECTIONS: usize = 1_024;
 /// Default of `[limits] buffered_size`, bytes.
 pub(crate) const BUFFERED_BYTES: u64 = 256 << 20;
-/// Streams that may be open for each request that may be worked on: those arriving and those being answered count too.
+/// Streams that may be open for each request that may be worked on: those arriving and those being answered
+/// count too.
 pub(crate) const STREAMS_PER_REQUEST: usize = 2;
 /// When a request that was refused for overload may come back.
 pub(crate) const OVERLOAD_RETRY_MS: u32 = 50;
-/// An answer leaves this long before the caller's deadline (or a tenth of its time, if that is less), so that it arrives.
+/// An answer leaves this long before the caller's deadline (or a tenth of its time, if that is less), so that
+/// it arrives.
 pub(crate) const ANSWER_MARGIN: Duration = Duration::from_millis(20);
 /// How long past its deadline an answer may still be on its way; then its stream is reset.
 pub(crate) const SEND_GRACE: Duration = Duration::from_millis(250);
 /// How long a call that states no deadline may take to arrive and to take its refusal.
 pub(crate) const UNSTATED_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a request for an unknown namespace waits for the catalogue to bring it: a little more than a heartbeat, which
-/// is what a follower may lag behind the answer to `CreateNamespace`.
+/// How long a request for an unknown namespace waits for the catalogue to bring it: a little more than a
+/// heartbeat, which is what a follower may lag behind the answer to `CreateNamespace`.
 pub(crate) const NAMESPACE_WAIT: Duration = Duration::from_millis(250);
 /// How often health is reconsidered.
 pub(crate) const HEALTH_EVERY: Duration = Duration::from_millis(100);
@@ -45,18 +47,20 @@ pub(crate) const CLIENT_STREAMS: u32 = 1_024;
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 /// Flow-control window of one client connection, bytes.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
-/// Overhead of small DATA frames that arrived and were not taken yet, bytes (h2 counts up to 256 for each): one small
-/// frame on every stream fits twice, so that a burst of small requests does not end its connection.
+/// Overhead of small DATA frames that arrived and were not taken yet, bytes (h2 counts up to 256 for each):
+/// one small frame on every stream fits twice, so that a burst of small requests does not end its connection.
 pub(crate) const SMALL_FRAME_BYTES: usize = CLIENT_STREAMS as usize * 256 * 2;
 /// Longest headers of a request, bytes.
 pub(crate) const HEADER_BYTES: u32 = 8 << 10;
 /// What one stream hands to the connection at a time, bytes.
 pub(crate) const SEND_BUFFER_BYTES: usize = 64 << 10;
-/// A client connection is pinged this often, and closed when it does not answer within [`CLIENT_KEEP_ALIVE_TIMEOUT`].
+/// A client connection is pinged this often, and closed when it does not answer within
+/// [`CLIENT_KEEP_ALIVE_TIMEOUT`].
 pub(crate) const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a client may leave a keep-alive ping unanswered.
 pub(crate) const CLIENT_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A client connection without a request for this long is closed in order; the client opens another when it needs one.
+/// A client connection without a request for this long is closed in order; the client opens another when it
+/// needs one.
 pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
 /// How long a piece of a stream without a deadline (`Health/Watch`) may wait to be taken.
 pub(crate) const WATCH_STALL: Duration = Duration::from_secs(10);

@@ -12,9 +12,9 @@ use kv_server::program::{self, Arguments};
 ///   kvd --config five-node.toml --node n1
 ///   kvd --config five-node.toml --node n1 --data-dir /var/lib/kvd --log json
 ///
-/// Every flag can be given in the environment (KVD_CONFIG, KVD_NODE, ...); KVD_LOG sets the log level (error, warn, info,
-/// debug). Exit codes: 0 stopped as asked; 1 failed; 2 something to change first (CONFIG_INVALID, FOREIGN_DATA_DIR,
-/// PORT_BUSY, LOG_CORRUPT).
+/// Every flag can be given in the environment (KVD_CONFIG, KVD_NODE, ...); KVD_LOG sets the log level (error,
+/// warn, info, debug). Exit codes: 0 stopped as asked; 1 failed; 2 something to change first (CONFIG_INVALID,
+/// FOREIGN_DATA_DIR, PORT_BUSY, LOG_CORRUPT).
 #[derive(Debug, Parser)]
 #[command(name = "kvd", version, verbatim_doc_comment)]
 struct Kvd {

@@ -161,7 +161,8 @@ impl Node {
         &self.peer_address
     }
 
-    /// Bytes of client requests and answers that it holds now, and the most that it ever held; see `[limits] buffered_size`.
+    /// Bytes of client requests and answers that it holds now, and the most that it ever held; see `[limits]
+    /// buffered_size`.
     pub fn buffered_bytes(&self) -> (usize, usize) {
         let (now, most) = self.router.gate.held();
         (now.bytes, most)
@@ -172,7 +173,8 @@ impl Node {
         self.router.gate.held().0.requests
     }
 
-    /// Resolves when the node has to stop: its log or a Raft group failed, so it can promise nothing any more.
+    /// Resolves when the node has to stop: its log or a Raft group failed, so it can promise nothing any
+    /// more.
     pub async fn stopped(&self) -> String {
         self.router.strong.failed().await.message
     }
@@ -332,8 +334,9 @@ fn public<H: Health>(router: &Arc<Router>, health: HealthServer<H>) -> Public<H>
     }
 }
 
-/// Keeps the links in step with the catalogue. Where both know a node, the address of the configuration holds: it is what
-/// the operator changes when a node moves. What else differs is said once, when the catalogue is there.
+/// Keeps the links in step with the catalogue. Where both know a node, the address of the configuration
+/// holds: it is what the operator changes when a node moves. What else differs is said once, when the
+/// catalogue is there.
 async fn follow_members(
     router: Arc<Router>,
     mut catalogue: watch::Receiver<Arc<Catalogue>>,

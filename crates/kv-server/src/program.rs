@@ -1,5 +1,5 @@
-//! The program around a node: command line, logging, ready file, signals. What the node takes from the world is handed in,
-//! so that another program can be the same one in another world.
+//! The program around a node: command line, logging, ready file, signals. What the node takes from the world
+//! is handed in, so that another program can be the same one in another world.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -54,8 +54,8 @@ enum LogFormat {
     Json,
 }
 
-/// Runs a node until it is asked to stop or cannot go on, and says which as an exit code; `name` is the program's, for what
-/// it prints.
+/// Runs a node until it is asked to stop or cannot go on, and says which as an exit code; `name` is the
+/// program's, for what it prints.
 pub fn run(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> ExitCode {
     abort_on_panic(name);
     match node(name, arguments, node_env) {
@@ -111,7 +111,8 @@ fn node(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Result<
     result
 }
 
-/// A stop always ends: after this time the process ends by itself, whatever hangs. What was acknowledged is on disk.
+/// A stop always ends: after this time the process ends by itself, whatever hangs. What was acknowledged is
+/// on disk.
 fn end_after(time: Duration, name: &'static str) {
     // A thread and not a task: what hangs may be the thread that runs the tasks.
     std::thread::spawn(move || {
@@ -126,7 +127,8 @@ fn end_after(time: Duration, name: &'static str) {
     });
 }
 
-/// A defect must not leave half a node behind: the process ends at once, and what was acknowledged is on disk.
+/// A defect must not leave half a node behind: the process ends at once, and what was acknowledged is on
+/// disk.
 fn abort_on_panic(name: &'static str) {
     std::panic::set_hook(Box::new(move |info| {
         let _ = writeln!(
@@ -150,8 +152,8 @@ fn start_logging(format: LogFormat) -> Result<(), StartError> {
             return Err(StartError::ConfigInvalid(message));
         }
     };
-    // Our own crates speak at that level, libraries only of what is wrong. openraft warns of every unreachable peer, which
-    // kv-peer says once.
+    // Our own crates speak at that level, libraries only of what is wrong. openraft warns of every
+    // unreachable peer, which kv-peer says once.
     let others = level.min(LevelFilter::WARN);
     let filter = Targets::new()
         .with_default(others)

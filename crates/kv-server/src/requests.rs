@@ -1,5 +1,6 @@
-//! What is checked of a request before either mode sees it: pure functions of the request and the catalogue, each refusal
-//! with its own name. The same checks run where a client's request arrives and where a forwarded one does.
+//! What is checked of a request before either mode sees it: pure functions of the request and the catalogue,
+//! each refusal with its own name. The same checks run where a client's request arrives and where a forwarded
+//! one does.
 
 use std::time::Duration;
 
@@ -65,8 +66,8 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     }
 }
 
-/// Why there is no namespace of that name: `NOT_READY` before there is a catalogue, `NAMESPACE_UNKNOWN` with the nearest
-/// names, of which a bounded number is considered.
+/// Why there is no namespace of that name: `NOT_READY` before there is a catalogue, `NAMESPACE_UNKNOWN` with
+/// the nearest names, of which a bounded number is considered.
 pub(crate) fn unknown_namespace(catalogue: &Catalogue, name: &str) -> Failure {
     if catalogue.members.is_empty() {
         return not_ready();

@@ -1,5 +1,5 @@
-//! Where every request passes, whether a client or a peer brings it: admission, checks, the mode that serves it, and an
-//! answer by the deadline whatever that mode does.
+//! Where every request passes, whether a client or a peer brings it: admission, checks, the mode that serves
+//! it, and an answer by the deadline whatever that mode does.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -113,8 +113,8 @@ impl Router {
         self.directory.names(&self.catalogue.borrow())
     }
 
-    /// The namespace, once the request is let in under it. One that was created elsewhere just now is waited for, and one
-    /// that is unknown is looked for among its neighbours once, under a class of its own.
+    /// The namespace, once the request is let in under it. One that was created elsewhere just now is waited
+    /// for, and one that is unknown is looked for among its neighbours once, under a class of its own.
     pub(crate) async fn namespace(&self, name: &str, caller: &Caller) -> Result<Arc<Namespace>, Failure> {
         let enter = |namespace: Arc<Namespace>| {
             caller.place.enter(Class::Namespace(namespace.mode(), namespace.id)).map(|()| namespace)
@@ -154,7 +154,8 @@ impl Router {
         }
     }
 
-    /// A mutation: once begun it is seen through, even if its caller is gone; at the deadline its fate is open.
+    /// A mutation: once begun it is seen through, even if its caller is gone; at the deadline its fate is
+    /// open.
     async fn mutate<T: Send + 'static>(
         &self,
         request: RequestId,

@@ -1,5 +1,5 @@
-//! The two public services: a thin skin over [`Router`] that reads the deadline, makes room for the answer, and turns
-//! failures into statuses.
+//! The two public services: a thin skin over [`Router`] that reads the deadline, makes room for the answer,
+//! and turns failures into statuses.
 
 use std::sync::Arc;
 

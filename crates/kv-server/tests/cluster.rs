@@ -250,7 +250,6 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
     let epoch =
         cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap().into_inner().epoch;
     let address = format!("http://{}", cluster.member(1).peer_address);
-    let mut peer = PeerServiceClient::connect(address).await.unwrap();
     let read = || {
         let read = kv_proto::peer::ReplicaRead { ring: 2, partition: 0, key: "k".into() };
         Some(request_frame::Body::ReplicaRead(read))
@@ -279,6 +278,8 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
         (RequestFrame { body: None, ..good.clone() }, Reason::InvalidRequest),
     ];
     for (row, (frame, reason)) in table.into_iter().enumerate() {
+        // A connection has few streams, and these are never ended.
+        let mut peer = PeerServiceClient::connect(address.clone()).await.unwrap();
         let outgoing = tokio_stream::StreamExt::chain(
             tokio_stream::once(ExchangeRequest { frames: vec![frame] }),
             tokio_stream::pending(),
@@ -395,7 +396,8 @@ async fn a_minority_refuses_on_one_side_and_answers_on_the_other() {
         assert_eq!(values(&read), ["minority"]);
     }
 
-    // Back from their disks: what was written in the minority reaches its owners, and nothing acknowledged is lost.
+    // Back from their disks: what was written in the minority reaches its owners, and nothing acknowledged is
+    // lost.
     for id in [3, 4, 5] {
         cluster.start_node(NodeId(id)).await;
     }
@@ -469,7 +471,8 @@ async fn no_call_outlives_its_deadline_without_a_majority() {
         lap("available put to all", failed(client.put(strict).await));
         lap("available put", failed(client.put(plain).await));
         for (what, time, failure) in took {
-            // The answer is the node's, with a name, and not the transport giving up. Reads have no request id.
+            // The answer is the node's, with a name, and not the transport giving up. Reads have no request
+            // id.
             assert_ne!(failure.reason, Reason::ConnectionLost, "round {round}, {what}: {failure}");
             assert_eq!(
                 failure.request_id.is_some(),

@@ -1,5 +1,5 @@
-//! Bulk traffic must not cause elections: while every fsync takes 100 ms and clients flood the available namespace, the
-//! leaders of both groups stay, and a strong write still gets through.
+//! Bulk traffic must not cause elections: while every fsync takes 100 ms and clients flood the available
+//! namespace, the leaders of both groups stay, and a strong write still gets through.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! The log against a raw preallocated file: the same bytes per sync, in one run, so that the ratio means something on a
-//! noisy machine. The target is 0.70 of the raw rate. `cargo bench -p kv-storage [-- seconds]`
+//! The log against a raw preallocated file: the same bytes per sync, in one run, so that the ratio means
+//! something on a noisy machine. The target is 0.70 of the raw rate. `cargo bench -p kv-storage [-- seconds]`
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,5 @@
-//! What callers write: tables, batches and positions; and the one encoding of a batch, which is also what the log holds.
+//! What callers write: tables, batches and positions; and the one encoding of a batch, which is also what the
+//! log holds.
 
 use bytes::Bytes;
 
@@ -164,7 +165,8 @@ impl Batch {
 /// First byte of a small-state key that a caller wrote.
 pub(crate) const SMALL_USER: u8 = 1;
 
-/// One operation of an encoded batch. Keys carry their table (big-endian) or the first byte of the small state.
+/// One operation of an encoded batch. Keys carry their table (big-endian) or the first byte of the small
+/// state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
     Table(Bytes, Option<Bytes>),

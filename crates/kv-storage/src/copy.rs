@@ -1,26 +1,30 @@
-//! Copies of some ranges at one point, taken while writes and the drain go on: a base that is read in pieces, and a tail of
-//! what was written meanwhile.
+//! Copies of some ranges at one point, taken while writes and the drain go on: a base that is read in pieces,
+//! and a tail of what was written meanwhile.
 //!
-//! From [`Storage::copy`] on, every batch that enters the memtable is also given to the copy (the tee). The base is read a
-//! piece at a time, the memtable first, then the tier. [`Copy::close`] ends the tee. The pieces, written one after the other
-//! in the order in which they were handed out, give the rows as they were at the close, if the last record of a key counts and
-//! a tombstone means that there is no row. Why this holds, for each key k:
+//! From [`Storage::copy`] on, every batch that enters the memtable is also given to the copy (the tee). The
+//! base is read a piece at a time, the memtable first, then the tier. [`Copy::close`] ends the tee. The
+//! pieces, written one after the other in the order in which they were handed out, give the rows as they were
+//! at the close, if the last record of a key counts and a tombstone means that there is no row. Why this
+//! holds, for each key k:
 //!
-//! 1. A write enters the memtable and the tee in one critical section of the memtable's lock, so the tee has all writes
-//!    between the copy's beginning and its close, in their order.
-//! 2. A base piece first reads its part of the memtable (at time t), then of the tier. The drain puts rows into the tier before
-//!    it takes them out of the memtable, so a row is found in one of the two at any time: what the piece says of k is k's
-//!    value at t, or, where the memtable has nothing, at some later time. It is never older than t.
-//! 3. Tail records that were handed out before the piece were in the memtable before t: what the piece says of k is at least as
-//!    new as they are. It overwrites them rightly.
-//! 4. Tail records that are handed out after the piece may be older than what the piece saw. They are the whole rest of the
-//!    writes to k up to the close, in order, so the last of them is k's value at the close. If there is none, k was not
-//!    written between t and the close, and what the piece says is right. That a piece finds no row is said by silence: an older
-//!    record of k in the file would contradict it. Such a record is from a tail piece before t (each key is in one base piece
-//!    only), so it is the last write of k before t and is itself a tombstone, or the row would have been found.
+//! 1. A write enters the memtable and the tee in one critical section of the memtable's lock, so the tee has
+//!    all writes between the copy's beginning and its close, in their order.
+//! 2. A base piece first reads its part of the memtable (at time t), then of the tier. The drain puts rows
+//!    into the tier before it takes them out of the memtable, so a row is found in one of the two at any
+//!    time: what the piece says of k is k's value at t, or, where the memtable has nothing, at some later
+//!    time. It is never older than t.
+//! 3. Tail records that were handed out before the piece were in the memtable before t: what the piece says
+//!    of k is at least as new as they are. It overwrites them rightly.
+//! 4. Tail records that are handed out after the piece may be older than what the piece saw. They are the
+//!    whole rest of the writes to k up to the close, in order, so the last of them is k's value at the close.
+//!    If there is none, k was not written between t and the close, and what the piece says is right. That a
+//!    piece finds no row is said by silence: an older record of k in the file would contradict it. Such a
+//!    record is from a tail piece before t (each key is in one base piece only), so it is the last write of k
+//!    before t and is itself a tombstone, or the row would have been found.
 //!
-//! Only writes through the memtable are seen. What is written into the tier directly (an installation, the removal of an old
-//! generation) must lie outside the ranges of a copy, or the copy's user must notice and drop it.
+//! Only writes through the memtable are seen. What is written into the tier directly (an installation, the
+//! removal of an old generation) must lie outside the ranges of a copy, or the copy's user must notice and
+//! drop it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -85,10 +89,11 @@ impl Drop for Copy {
 }
 
 impl Copy {
-    /// The next piece: of the tail if there is any, but at least every other one of the base. `None` before the close: the base
-    /// is read, and nothing of the tail waits at this moment. `None` after the close: the copy is complete. A base piece has at
-    /// most `max_rows` rows and about `max_bytes`; a tail piece has whole batches, at most `max_bytes` or one batch. Blocks on
-    /// the tier: call it off the async workers. [`StorageError::CopyOverrun`] when the copy was given up.
+    /// The next piece: of the tail if there is any, but at least every other one of the base. `None` before
+    /// the close: the base is read, and nothing of the tail waits at this moment. `None` after the close: the
+    /// copy is complete. A base piece has at most `max_rows` rows and about `max_bytes`; a tail piece has
+    /// whole batches, at most `max_bytes` or one batch. Blocks on the tier: call it off the async workers.
+    /// [`StorageError::CopyOverrun`] when the copy was given up.
     pub fn next_piece(&mut self, max_rows: usize, max_bytes: usize) -> Result<Option<Piece>, StorageError> {
         if !self.tail_was_last || self.rest.is_empty() {
             let tail = self.tee.take(max_bytes)?;
@@ -108,13 +113,15 @@ impl Copy {
         Ok(Some(Piece::Base(named(rows))))
     }
 
-    /// True when all of the base was handed out: what is missing is the tail alone, and the copy may be closed.
+    /// True when all of the base was handed out: what is missing is the tail alone, and the copy may be
+    /// closed.
     pub fn base_is_read(&self) -> bool {
         self.rest.is_empty()
     }
 
-    /// Ends the tee: the copy is of this moment. The caller keeps the writers of the ranges out for as long as this takes (it
-    /// does not block) if it wants to know which moment that is. What waits in the tail is still to be taken.
+    /// Ends the tee: the copy is of this moment. The caller keeps the writers of the ranges out for as long
+    /// as this takes (it does not block) if it wants to know which moment that is. What waits in the tail is
+    /// still to be taken.
     pub fn close(&mut self) -> Result<(), StorageError> {
         if !self.rest.is_empty() {
             return Err(StorageError::Invalid("a copy is closed before its base was read".into()));
@@ -165,8 +172,8 @@ fn base_piece(
 }
 
 impl Storage {
-    /// Begins a copy of the rows under some prefixes. Every batch that is committed or applied from now on inside them is part
-    /// of it. At most [`crate::limits::MAX_COPIES`] at a time.
+    /// Begins a copy of the rows under some prefixes. Every batch that is committed or applied from now on
+    /// inside them is part of it. At most [`crate::limits::MAX_COPIES`] at a time.
     pub fn copy(&self, ranges: &[(TableId, &[u8])]) -> Result<Copy, StorageError> {
         let parts = self.parts();
         parts.life.check()?;

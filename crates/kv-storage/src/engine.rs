@@ -117,8 +117,8 @@ impl Storage {
         self.open.parts()
     }
 
-    /// Logs a batch. It is visible to reads at once, in the order of the calls, and durable when [`Storage::durable`]
-    /// says so. After an error nothing happened.
+    /// Logs a batch. It is visible to reads at once, in the order of the calls, and durable when
+    /// [`Storage::durable`] says so. After an error nothing happened.
     pub fn commit(&self, batch: Batch) -> Result<Position, StorageError> {
         self.parts().refusals.count(commit(self.parts(), batch, false))
     }
@@ -138,8 +138,9 @@ impl Storage {
         self.parts().log.durable_seq() >= position.0
     }
 
-    /// Adds derived rows: state that a log can rebuild. Visible at once, never logged, and in the tier as a whole or not
-    /// at all, after everything committed before. Waits for room in the memtable, `apply_wait` at most.
+    /// Adds derived rows: state that a log can rebuild. Visible at once, never logged, and in the tier as a
+    /// whole or not at all, after everything committed before. Waits for room in the memtable, `apply_wait`
+    /// at most.
     pub async fn apply(&self, batch: Batch) -> Result<(), StorageError> {
         apply(self.parts(), batch).await
     }
@@ -228,8 +229,8 @@ impl Storage {
         Ok(())
     }
 
-    /// Size of the log beyond which commits are refused, bytes: [`crate::StorageOptions::max_log_bytes`]. What trims the log
-    /// by size must start well below it.
+    /// Size of the log beyond which commits are refused, bytes: [`crate::StorageOptions::max_log_bytes`].
+    /// What trims the log by size must start well below it.
     pub fn max_log_bytes(&self) -> u64 {
         self.parts().options.max_log_bytes
     }
@@ -339,8 +340,8 @@ impl Storage {
     }
 
     /// Writes what waits, stops the threads and lets go of the tier. Returns within
-    /// [`limits::THREADS_STOP_WAIT`] and [`limits::TIER_CLOSE_WAIT`] together, also if a call of the disk or of the tier never
-    /// returns: what it held up is then as after a kill.
+    /// [`limits::THREADS_STOP_WAIT`] and [`limits::TIER_CLOSE_WAIT`] together, also if a call of the disk or
+    /// of the tier never returns: what it held up is then as after a kill.
     pub async fn shutdown(&self) {
         let parts = self.parts();
         parts.log.write_lazy();
@@ -363,8 +364,8 @@ impl Storage {
         }
     }
 
-    /// Stops at once, as a power cut would: what waits for the log is never written. For tests and simulation. Bounded as
-    /// [`Storage::shutdown`].
+    /// Stops at once, as a power cut would: what waits for the log is never written. For tests and
+    /// simulation. Bounded as [`Storage::shutdown`].
     pub fn halt(&self) {
         let parts = self.parts();
         parts.stop(Phase::Halted);

@@ -45,7 +45,8 @@ pub enum StorageError {
         /// The bound.
         max: usize,
     },
-    /// More was written during a copy than its buffer holds (`copy_tail_bytes`): the copy was given up, the writes were not.
+    /// More was written during a copy than its buffer holds (`copy_tail_bytes`): the copy was given up, the
+    /// writes were not.
     #[error(
         "the copy fell behind the writes by more than {max} bytes and was given up; take a new one later"
     )]
@@ -87,7 +88,8 @@ pub enum StorageError {
     /// Another process (or another handle of this one) has the directory open.
     #[error("the data directory is in use: {0}")]
     InUse(String),
-    /// The lower tier failed while running; the node must stop, and the next start decides what is left of it.
+    /// The lower tier failed while running; the node must stop, and the next start decides what is left of
+    /// it.
     #[error("the lower tier failed: {0}")]
     Tier(TierError),
     /// Another kind of tier, or another release, made the tier of the directory.

@@ -1,9 +1,11 @@
-//! Writing a whole state beside the present one: rows go straight into the lower tier, not through the log and the memtable,
-//! and what is not wanted any more is removed there. Both in bounded steps through the same turn as the drain, which goes first
-//! when it is due: an installation of any size neither fills the memtable nor holds up the writes of others.
+//! Writing a whole state beside the present one: rows go straight into the lower tier, not through the log
+//! and the memtable, and what is not wanted any more is removed there. Both in bounded steps through the same
+//! turn as the drain, which goes first when it is due: an installation of any size neither fills the memtable
+//! nor holds up the writes of others.
 //!
-//! Nobody may read these keys yet, or any more: scans and copies expect that rows reach the tier through the memtable. A state
-//! that is written this way counts once a record says so that was made durable after [`Storage::finish_load`].
+//! These keys are not read yet, or no longer: scans and copies expect that rows reach the tier through the
+//! memtable. A state that is written this way counts once a record says so that was made durable after
+//! [`Storage::finish_load`].
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -43,9 +45,9 @@ fn record_key(name: &[u8]) -> Result<Bytes, StorageError> {
 }
 
 impl Storage {
-    /// Writes the first of these rows into the tier, as many as go into one of its batches, and takes them off. Later rows of
-    /// one key count. The keys are ones that nobody reads yet. Blocks: call it off the async workers, and
-    /// [`Storage::let_drain`] after it.
+    /// Writes the first of these rows into the tier, as many as go into one of its batches, and takes them
+    /// off. Later rows of one key count. The keys are not read yet. Blocks: call it off the
+    /// async workers, and [`Storage::let_drain`] after it.
     pub fn load(&self, rows: &mut VecDeque<CopyRow>) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;
@@ -92,8 +94,8 @@ impl Storage {
         self.checkpoint().await
     }
 
-    /// Removes rows from `from` (inclusive) to `to` (exclusive) from the tier, in one bounded step. The keys are ones that
-    /// nobody reads or writes any more. Blocks.
+    /// Removes rows from `from` (inclusive) to `to` (exclusive) from the tier, in one bounded step. The keys
+    /// are no longer read or written. Blocks.
     pub fn remove(&self, table: TableId, from: &[u8], to: &[u8]) -> Result<Removed, StorageError> {
         let parts = self.parts();
         parts.life.check()?;
@@ -111,7 +113,8 @@ impl Storage {
         Ok(Removed { bytes, next })
     }
 
-    /// Returns when the drain has had its turn, if one is due: what writes to the tier directly calls it between its steps.
+    /// Returns when the drain has had its turn, if one is due: what writes to the tier directly calls it
+    /// between its steps.
     pub async fn let_drain(&self) {
         let parts = self.parts();
         let mut drained = pin!(parts.memtable.room());
@@ -123,8 +126,8 @@ impl Storage {
         }
     }
 
-    /// Changes a record, durably when this returns. Records are few and small: which of several states counts. They are found
-    /// room for where commits are refused, as votes are.
+    /// Changes a record, durably when this returns. Records are few and small: which of several states
+    /// counts. They are found room for where commits are refused, as votes are.
     pub async fn put_record(&self, name: &[u8], value: &[u8]) -> Result<(), StorageError> {
         if value.len() > limits::MAX_RECORD_BYTES {
             let (bytes, max) = (value.len(), limits::MAX_RECORD_BYTES);

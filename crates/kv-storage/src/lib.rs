@@ -1,13 +1,15 @@
 //! Durable ordered tables and the shared log of one node.
 //!
-//! One segmented log ([`Storage::commit`], [`RaftLog`]) is the truth for every Raft group and for leaderless replicas;
-//! a memtable above a lower tier ([`tier`]) answers reads. The tier may be lost at any time: it is rebuilt from the log,
-//! or the loss is reported ([`Recovery::tier_lost`]) and the layers above rebuild it.
+//! One segmented log ([`Storage::commit`], [`RaftLog`]) is the truth for every Raft group and for leaderless
+//! replicas; a memtable above a lower tier ([`tier`]) answers reads. The tier may be lost at any time: it is
+//! rebuilt from the log, or the loss is reported ([`Recovery::tier_lost`]) and the layers above rebuild it.
 //!
 //! Invariants of this crate:
-//! - fjall is named in `tier/fjall.rs` alone, sled in `tier/sled.rs`, the operating system's files in `disk/real.rs` alone.
+//! - fjall is named in `tier/fjall.rs` alone, sled in `tier/sled.rs`, the operating system's files in
+//!   `disk/real.rs` alone.
 //! - Nothing read from a disk panics; damage is an error with a name.
-//! - Nothing is acknowledged before the log's `fdatasync` returned; after an error of it nothing is acknowledged again.
+//! - Nothing is acknowledged before the log's `fdatasync` returned; after an error of it nothing is
+//!   acknowledged again.
 //! - A segment is removed only when the tier is on disk up to it, and no live Raft entry is in it.
 //! - The writer, drain and checkpoint are plain functions (`*_step`); threads or [`Storage::pump`] call them.
 

@@ -37,8 +37,8 @@ pub(crate) struct Pending {
     pub(crate) ord: u64,
     /// `None`: derived, not in the log itself.
     pub(crate) seq: Option<u64>,
-    /// Derived: how many Raft records had been handed to the log when this was applied. The tier must not get ahead of
-    /// the log that would have to explain it after a crash.
+    /// Derived: how many Raft records had been handed to the log when this was applied. The tier must not get
+    /// ahead of the log that would have to explain it after a crash.
     pub(crate) after_raft: u64,
     pub(crate) ops: Vec<(Bytes, Option<Bytes>)>,
     pub(crate) bytes: usize,
@@ -104,8 +104,8 @@ impl Mem {
         out
     }
 
-    /// Rows from `from` on, tombstones included, at most `max_rows` and about `max_bytes`; and where it stopped, if there may
-    /// be more.
+    /// Rows from `from` on, tombstones included, at most `max_rows` and about `max_bytes`; and where it
+    /// stopped, if there may be more.
     pub(crate) fn piece(
         &self,
         from: &[u8],
@@ -129,7 +129,8 @@ impl Mem {
         (out, None)
     }
 
-    /// Whole batches from the front that may go to the tier, merged: rows in key order, last batch, last logged batch.
+    /// Whole batches from the front that may go to the tier, merged: rows in key order, last batch, last
+    /// logged batch.
     pub(crate) fn take_drainable(
         &self,
         durable: u64,
@@ -195,8 +196,9 @@ impl Memtable {
         locks::write(&self.mem)
     }
 
-    /// Adds a batch of `bytes` bytes that `log` puts into the log under the number that it returns. Within `max` bytes, or
-    /// alone; after an error nothing happened. Batches are in the memtable in the order of their numbers.
+    /// Adds a batch of `bytes` bytes that `log` puts into the log under the number that it returns. Within
+    /// `max` bytes, or alone; after an error nothing happened. Batches are in the memtable in the order of
+    /// their numbers.
     pub(crate) fn commit(
         &self,
         ops: Vec<Op>,
@@ -213,8 +215,8 @@ impl Memtable {
         Ok(seq)
     }
 
-    /// Adds a derived batch if it fits within `max` bytes, or is alone; gives it back otherwise. `raft_pushed` tells how many
-    /// Raft records were handed to the log before.
+    /// Adds a derived batch if it fits within `max` bytes, or is alone; gives it back otherwise.
+    /// `raft_pushed` tells how many Raft records were handed to the log before.
     pub(crate) fn apply(
         &self,
         ops: Vec<Op>,

@@ -41,8 +41,8 @@ use crate::{
 pub struct Recovery {
     /// The directory was empty.
     pub fresh: bool,
-    /// The tier was lost and the log no longer reaches back to the beginning: rebuild from snapshots or peers, then call
-    /// [`Storage::acknowledge_tier_lost`]. Reported at every start until then.
+    /// The tier was lost and the log no longer reaches back to the beginning: rebuild from snapshots or
+    /// peers, then call [`Storage::acknowledge_tier_lost`]. Reported at every start until then.
     pub tier_lost: bool,
     /// The tier was lost, and all of it replayed from the log.
     pub tier_rebuilt: bool,
@@ -119,7 +119,8 @@ fn settle_tier(
                     return Ok(OpenedTier { tier, mark: found, lost: None });
                 }
                 (None, Some(found)) => {
-                    // The log knows its tier before the tier gets a row: this log is not the one that filled it.
+                    // The log knows its tier before the tier gets a row: this log is not the one that filled
+                    // it.
                     let what = format!(
                         "the log is missing or new, but the tier has {} batches of it",
                         found.drained
@@ -173,8 +174,8 @@ fn check_order(log: &FoundLog, mark: TierMark) -> Result<(), StorageError> {
 }
 
 impl Storage {
-    /// Opens a data directory, creating it if missing. Blocks while the log is read: call it at start-up or off the
-    /// async workers.
+    /// Opens a data directory, creating it if missing. Blocks while the log is read: call it at start-up or
+    /// off the async workers.
     pub fn open(
         options: StorageOptions,
         disk: Arc<dyn Disk>,
@@ -185,8 +186,9 @@ impl Storage {
         let wal_dir = dir.join("wal");
         disk.create_dir_all(&wal_dir).map_err(StorageError::io("create the data directory"))?;
         let owner = check_owner(&*disk, &options)?;
-        // The lock comes before the log is read: the process that had the directory until now may have written more just before it let go.
-        // And the log comes before the tier is opened, which may change that: a directory with a damaged log is left alone.
+        // The lock comes before the log is read: the process that had the directory until now may have
+        // written more just before it let go. And the log comes before the tier is opened, which may change
+        // that: a directory with a damaged log is left alone.
         let lock = disk.lock(&dir).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => StorageError::InUse(format!("{} is locked", dir.display())),
             _ => StorageError::io("lock the data directory")(e),
@@ -293,7 +295,8 @@ impl Start {
         }
         let mut marks = vec![(Bytes::from_static(small_key::TIER), Some(encode_mark(self.opened.mark)))];
         if self.recovery.tier_lost {
-            // First: a crash between the two must not make an empty tier look like one that never lost anything.
+            // First: a crash between the two must not make an empty tier look like one that never lost
+            // anything.
             marks.insert(0, (Bytes::from_static(small_key::TIER_LOST), Some(Bytes::from_static(b"1"))));
         }
         for (key, value) in marks {
@@ -307,12 +310,14 @@ impl Start {
     }
 }
 
-/// Puts the data batches that the tier misses into the memtable; drains when that is full. How many there were.
+/// Puts the data batches that the tier misses into the memtable; drains when that is full. How many there
+/// were.
 fn replay(parts: &Parts, segments: &BTreeMap<u64, Recovered>, drained: u64) -> Result<u64, StorageError> {
     let (mut last, mut replayed) = (None, 0);
     for (id, segment) in segments {
         segment.replay(*id, drained, |seq, ops, bytes| {
-            // The first one that is missing may be gone with its segment: then the loss of the tier was reported.
+            // The first one that is missing may be gone with its segment: then the loss of the tier was
+            // reported.
             assert!(last.is_none_or(|last| seq == last + 1), "data batch {seq} is replayed after {last:?}");
             (last, replayed) = (Some(seq), replayed + 1);
             // The small state is already as the whole log leaves it.

@@ -9,7 +9,8 @@ use crate::{error::StorageError, identity::Identity, limits};
 pub enum Drive {
     /// Threads of the engine.
     Threads,
-    /// The caller, through [`crate::Storage::pump`] or [`crate::Storage::drive`]: deterministic tests and simulation.
+    /// The caller, through [`crate::Storage::pump`] or [`crate::Storage::drive`]: deterministic tests and
+    /// simulation.
     Manual,
 }
 
@@ -26,8 +27,9 @@ pub struct StorageOptions {
     pub segment_bytes: usize,
     /// Size of the whole log beyond which commits are refused. Raft records may use a quarter more.
     pub max_log_bytes: u64,
-    /// Free bytes of the file system below which commits and proposals are refused ([`StorageError::DiskFull`]), while all that
-    /// makes room again goes on; but at most a twentieth of the file system. 0 to never ask.
+    /// Free bytes of the file system below which commits and proposals are refused
+    /// ([`StorageError::DiskFull`]), while all that makes room again goes on; but at most a twentieth of the
+    /// file system. 0 to never ask.
     pub disk_reserve_bytes: u64,
     /// Largest batch or Raft entry.
     pub max_record_bytes: usize,
@@ -43,7 +45,8 @@ pub struct StorageOptions {
     pub raft_queue_bytes: usize,
     /// Memtable size beyond which `apply` waits; commits are refused `apply_reserve_bytes` earlier.
     pub memtable_bytes: usize,
-    /// The part of the memtable that commits cannot have: what is applied from committed Raft entries finds room there.
+    /// The part of the memtable that commits cannot have: what is applied from committed Raft entries finds
+    /// room there.
     pub apply_reserve_bytes: usize,
     /// Memtable size beyond which bulk commits are refused.
     pub bulk_memtable_bytes: usize,
@@ -61,7 +64,8 @@ pub struct StorageOptions {
     pub checkpoint_interval: Duration,
     /// Raft entries kept in memory per group, bytes.
     pub raft_cache_bytes: usize,
-    /// Writes that wait to be taken by a [`crate::Copy`], bytes. A copy that falls further behind is given up.
+    /// Writes that wait to be taken by a [`crate::Copy`], bytes. A copy that falls further behind is given
+    /// up.
     pub copy_tail_bytes: usize,
 }
 
@@ -84,7 +88,8 @@ impl StorageOptions {
             memtable_bytes: 64 << 20,
             apply_reserve_bytes: 16 << 20,
             bulk_memtable_bytes: 32 << 20,
-            // Far above the longest stall of a tier that works: what waits this long has no tier to drain into.
+            // Far above the longest stall of a tier that works: what waits this long has no tier to drain
+            // into.
             apply_wait: Duration::from_secs(90),
             drain_start_bytes: 8 << 20,
             drain_interval: Duration::from_millis(500),

@@ -63,8 +63,8 @@ impl RaftLog {
         lock(&self.index).bounds()
     }
 
-    /// Adds entries; their indexes must follow the last one. They can be read at once; `done` is called when they are
-    /// durable. On an error nothing happened, and `done` is dropped.
+    /// Adds entries; their indexes must follow the last one. They can be read at once; `done` is called when
+    /// they are durable. On an error nothing happened, and `done` is dropped.
     pub fn append(&self, entries: Vec<RaftEntry>, done: Done) -> io::Result<()> {
         let options = &self.parts().options;
         self.parts().life.check()?;
@@ -96,19 +96,20 @@ impl RaftLog {
             let most = options.raft_bytes_per_write.min(options.max_record_bytes);
             self.runs(entries, append_id, most, done)
         };
-        // Under the index's lock, so that the log has this group's records in the order of the calls. The cache shrinks when
-        // the writer has written them: before that they cannot leave it.
+        // Under the index's lock, so that the log has this group's records in the order of the calls. The
+        // cache shrinks when the writer has written them: before that they cannot leave it.
         self.log().push(items);
         Ok(())
     }
 
-    /// Whether entries of `bytes` payload bytes may be appended now. Ask before an append from a leader is handed on: an
-    /// append that is refused ends the group, a question that is answered with no costs nothing. An append that follows a yes
-    /// finds room, also if several groups asked at the same time: the answer is no at half of the reserve for Raft records
-    /// ([`crate::limits::RAFT_RESERVE_SHARE`]) already. Votes, truncations and purges need not ask.
+    /// Whether entries of `bytes` payload bytes may be appended now. Ask before an append from a leader is
+    /// handed on: an append that is refused ends the group, a question that is answered with no costs
+    /// nothing. An append that follows a yes finds room, also if several groups asked at the same time: the
+    /// answer is no at half of the reserve for Raft records ([`crate::limits::RAFT_RESERVE_SHARE`]) already.
+    /// Votes, truncations and purges need not ask.
     ///
-    /// Errors: [`StorageError::LogFull`] until the log is trimmed, [`StorageError::DiskFull`] until the disk has room, or the
-    /// error that stopped the engine.
+    /// Errors: [`StorageError::LogFull`] until the log is trimmed, [`StorageError::DiskFull`] until the disk
+    /// has room, or the error that stopped the engine.
     pub fn room_for(&self, bytes: usize) -> Result<(), StorageError> {
         self.parts().life.check()?;
         self.parts().space.check()?;
@@ -141,8 +142,8 @@ impl RaftLog {
         items
     }
 
-    /// Entries of a range, as many as fit in `max_bytes` of payload, but at least one if there are any. What is not in memory
-    /// is read from the log in as few reads as it takes.
+    /// Entries of a range, as many as fit in `max_bytes` of payload, but at least one if there are any. What
+    /// is not in memory is read from the log in as few reads as it takes.
     pub fn read(&self, range: impl RangeBounds<u64>, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
         let from = match range.start_bound() {
             Bound::Included(n) => *n,
@@ -183,9 +184,9 @@ impl RaftLog {
         found.map(|((id, at), payload)| payload.or_else(|e| self.load_moved(*id, *at, e))).collect()
     }
 
-    /// Reads an entry that was not found at `at`. Between the look-up and that read it may have been copied forward and its
-    /// old segment removed. Each round sees it at another place, and an entry moves only when a whole log's worth has been
-    /// written.
+    /// Reads an entry that was not found at `at`. Between the look-up and that read it may have been copied
+    /// forward and its old segment removed. Each round sees it at another place, and an entry moves only when
+    /// a whole log's worth has been written.
     fn load_moved(&self, id: RaftLogId, mut at: Location, mut error: io::Error) -> io::Result<Bytes> {
         loop {
             match lock(&self.index).location_of(id) {
@@ -238,7 +239,8 @@ impl RaftLog {
         durably(durable).await
     }
 
-    /// Returns when everything that this group handed to the log before is durable, the committed hint included.
+    /// Returns when everything that this group handed to the log before is durable, the committed hint
+    /// included.
     pub async fn barrier(&self) -> io::Result<()> {
         let (done, durable) = when_durable();
         {

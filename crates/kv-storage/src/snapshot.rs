@@ -4,13 +4,13 @@
 //! head:    "QSNP" | version u16 | 0 u16 | CRC32C
 //! block:   length u32 | kind u8 | CRC32C over number, kind and bytes | bytes         (any number)
 //! header:  the caller's bytes
-//! trailer: "QSNE" | version u16 | 0 u16 | id u64 | blocks u64 | bytes of them u64 | length of the header u32 | its CRC32C
-//!          | CRC32C over the trailer
+//! trailer: "QSNE" | version u16 | 0 u16 | id u64 | blocks u64 | bytes of them u64 |
+//!          length of the header u32 | its CRC32C | CRC32C over the trailer
 //! ```
 //!
-//! What a snapshot is of is known when its last block is written, so id and header stand at the end, and a reader begins there.
-//! Written to a temporary name and synced in pieces, so that no sync has much to do; at the end synced, renamed, and the folder
-//! synced: a file under its own name is complete and never changes.
+//! What a snapshot is of is known when its last block is written, so id and header stand at the end, and a
+//! reader begins there. Written to a temporary name and synced in pieces, so that no sync has much to do; at
+//! the end synced, renamed, and the folder synced: a file under its own name is complete and never changes.
 
 use std::{
     collections::BTreeSet,
@@ -197,7 +197,8 @@ impl Snapshots {
         self.open_at(&self.path(id), id)
     }
 
-    /// Opens a file under another name than its own: one that was received and is not yet complete by that name.
+    /// Opens a file under another name than its own: one that was received and is not yet complete by that
+    /// name.
     pub(crate) fn open_at(&self, path: &Path, id: u64) -> Result<SnapshotReader, StorageError> {
         let name = path.display().to_string();
         let file = self.disk.open(path, false).map_err(io)?;
@@ -286,8 +287,8 @@ pub struct SnapshotWriter {
 }
 
 impl SnapshotWriter {
-    /// Adds a block of at most [`limits::MAX_SNAPSHOT_BLOCK`]. Syncs each time when [`limits::SNAPSHOT_SYNC_BYTES`] more were
-    /// written.
+    /// Adds a block of at most [`limits::MAX_SNAPSHOT_BLOCK`]. Syncs each time when
+    /// [`limits::SNAPSHOT_SYNC_BYTES`] more were written.
     pub fn write(&mut self, kind: BlockKind, block: &[u8]) -> Result<(), StorageError> {
         if block.len() > limits::MAX_SNAPSHOT_BLOCK {
             let (bytes, max) = (block.len(), limits::MAX_SNAPSHOT_BLOCK);
@@ -314,8 +315,8 @@ impl SnapshotWriter {
         self.at
     }
 
-    /// Makes the file complete and durable under its id. A file that has the id already is kept and this one dropped if their
-    /// headers are equal: a finished file never changes. Otherwise it is replaced.
+    /// Makes the file complete and durable under its id. A file that has the id already is kept and this one
+    /// dropped if their headers are equal: a finished file never changes. Otherwise it is replaced.
     pub fn finish(mut self, id: u64, header: &[u8]) -> Result<SnapshotInfo, StorageError> {
         if header.len() > limits::MAX_SNAPSHOT_HEADER {
             let (bytes, max) = (header.len(), limits::MAX_SNAPSHOT_HEADER);

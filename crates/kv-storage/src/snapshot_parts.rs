@@ -1,5 +1,5 @@
-//! Snapshot files on their way between nodes, as bytes: reading a finished file from any offset, and receiving one into a
-//! part that survives restarts and becomes a file only when all of it was checked.
+//! Snapshot files on their way between nodes, as bytes: reading a finished file from any offset, and
+//! receiving one into a part that survives restarts and becomes a file only when all of it was checked.
 //!
 //! A group has one part at most: `incoming.part` holds the bytes, `incoming.note` says what they are:
 //!
@@ -8,8 +8,8 @@
 //! received u64 | CRC32C of the bytes before it | CRC32C of this record        (one for each synced piece)
 //! ```
 //!
-//! The bytes of a piece are synced before its record is written, and the checksum in the record is compared when the part is
-//! resumed: what a crash left beyond the last good record is received again.
+//! The bytes of a piece are synced before its record is written, and the checksum in the record is compared
+//! when the part is resumed: what a crash left beyond the last good record is received again.
 
 use std::{
     path::PathBuf,
@@ -37,7 +37,8 @@ fn io(e: std::io::Error) -> StorageError {
     StorageError::io("part of a snapshot")(e)
 }
 
-/// A finished snapshot file as bytes. It stays readable while this lives, also when the file was removed meanwhile.
+/// A finished snapshot file as bytes. It stays readable while this lives, also when the file was removed
+/// meanwhile.
 #[derive(Debug, Clone)]
 pub struct SnapshotBytes {
     file: Arc<dyn DiskFile>,
@@ -75,7 +76,8 @@ impl SnapshotBytes {
     }
 }
 
-/// A snapshot file that is being received. Dropped, it stays on the disk and can be resumed. One at a time in a group.
+/// A snapshot file that is being received. Dropped, it stays on the disk and can be resumed. One at a time in
+/// a group.
 #[derive(Debug)]
 pub struct SnapshotPart {
     store: Snapshots,
@@ -116,8 +118,9 @@ impl Snapshots {
         Ok(SnapshotBytes { file, name: path.display().to_string(), length })
     }
 
-    /// Receives a file of `length` bytes. `identity` tells it from every other file; a part of the same identity is resumed,
-    /// any other is thrown away. Pieces of `sync_every` bytes are synced together. Reads what it resumes. Blocks.
+    /// Receives a file of `length` bytes. `identity` tells it from every other file; a part of the same
+    /// identity is resumed, any other is thrown away. Pieces of `sync_every` bytes are synced together. Reads
+    /// what it resumes. Blocks.
     ///
     /// Refused as too large above `MAX_SNAPSHOT_BYTES`, or with an identity above `MAX_PART_IDENTITY`.
     pub fn receive(
@@ -201,7 +204,8 @@ fn read_record(record: &[u8]) -> Option<(u64, u32)> {
     (crc32c::crc32c(&said) == own).then_some((received, sum))
 }
 
-/// How much of a part can be kept; none when it is a part of another file, or of a format that this release does not know.
+/// How much of a part can be kept; none when it is a part of another file, or of a format that this release
+/// does not know.
 fn resume(file: &dyn DiskFile, note: &dyn DiskFile, head: &[u8]) -> Result<Option<Resumed>, StorageError> {
     if note.len().map_err(io)? > limits::MAX_PART_NOTE {
         return Ok(None);
@@ -245,7 +249,8 @@ impl SnapshotPart {
         self.length
     }
 
-    /// Adds the next bytes, and syncs when a piece is full. After an error the part is of no use: throw it away. Blocks.
+    /// Adds the next bytes, and syncs when a piece is full. After an error the part is of no use: throw it
+    /// away. Blocks.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         let end = self.received + bytes.len() as u64;
         if end > self.length {
@@ -270,8 +275,8 @@ impl SnapshotPart {
         Ok(())
     }
 
-    /// Reads all of it back and compares it with the whole-file checksum, then as a snapshot file with the number `id`. Returns
-    /// its header. `progress` grows by the bytes that were read. Blocks.
+    /// Reads all of it back and compares it with the whole-file checksum, then as a snapshot file with the
+    /// number `id`. Returns its header. `progress` grows by the bytes that were read. Blocks.
     pub fn verify(&self, id: u64, checksum: u32, progress: &AtomicU64) -> Result<Bytes, StorageError> {
         let path = self.store.part_path();
         let damaged = |what: String| StorageError::CorruptFile { file: path.display().to_string(), what };

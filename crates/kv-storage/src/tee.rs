@@ -1,5 +1,5 @@
-//! The tail of a copy: what was written since it began and was not taken yet. A value under locks of its own; it knows
-//! neither the memtable that feeds it nor the tier.
+//! The tail of a copy: what was written since it began and was not taken yet. A value under locks of its own;
+//! it knows neither the memtable that feeds it nor the tier.
 
 use std::{
     collections::VecDeque,
@@ -55,7 +55,8 @@ impl Tee {
         }
     }
 
-    /// Keeps what a batch writes inside the copy's ranges. Never waits and never fails: a copy that is too slow is given up.
+    /// Keeps what a batch writes inside the copy's ranges. Never waits and never fails: a copy that is too
+    /// slow is given up.
     pub(crate) fn push(&self, writes: &[(Bytes, Option<Bytes>)]) {
         let inside = writes.iter().filter(|(key, _)| self.spans.iter().any(|span| span.contains(key)));
         let inside: Writes = inside.cloned().collect();

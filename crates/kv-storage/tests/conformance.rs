@@ -104,7 +104,7 @@ fn batches_are_atomic_and_survive(w: &mut dyn World) {
                 let position = s.commit(batch).unwrap();
                 s.durable(position).await.unwrap();
             }
-            // One more that nobody waits for: wholly there or not at all.
+            // One more that no one waits for: wholly there or not at all.
             s.commit(Batch::new().put(T, "a", "x").put(U, "b", "x").small_put("c", "x")).unwrap();
             w.crash(s);
             s = w.open().0;
@@ -558,7 +558,7 @@ fn snapshot_files(w: &mut dyn World) {
     let mut removed = snaps.open(3).unwrap();
     snaps.keep_newest(1).unwrap();
     assert_eq!(snaps.list().unwrap().len(), 1);
-    assert!(removed.next_block().unwrap().is_some(), "whoever reads it keeps it");
+    assert!(removed.next_block().unwrap().is_some(), "a reader keeps it");
     assert!(s.snapshots(GroupId(2)).list().unwrap().is_empty());
 }
 
@@ -673,7 +673,7 @@ fn apply_finds_room_within_one_step_of_the_drain() {
             let mut applied = std::pin::pin!(applied);
             let mut once = async || std::future::poll_fn(|cx| Poll::Ready(applied.as_mut().poll(cx))).await;
             if once().await.is_pending() {
-                // One tier batch; and whoever comes first takes the room.
+                // One tier batch; and the first to ask takes the room.
                 let drains = s.stats().drains;
                 while s.stats().drains == drains {
                     assert!(s.pump(), "step {step}: nothing can be drained");

@@ -1,4 +1,5 @@
-//! What happens when the disk is torn, full, slow or broken, and when a queue is full. On the disk in memory, by seed.
+//! What happens when the disk is torn, full, slow or broken, and when a queue is full. On the disk in memory,
+//! by seed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -100,7 +101,8 @@ fn an_error_of_fsync_poisons_the_log() {
         s.durable(p).await.unwrap();
         w.disk.fail_syncs(Some(0));
         let p = s.commit(put("b", 10)).unwrap();
-        // The writer may have failed already: then the append is refused, otherwise its callback gets the error.
+        // The writer may have failed already: then the append is refused, otherwise its callback gets the
+        // error.
         if let Ok(appended) = try_append(&log, 1, 10) {
             assert!(appended.await.unwrap().is_err());
         }
@@ -162,7 +164,8 @@ fn a_full_disk_refuses_and_recovers() {
     });
 }
 
-/// A follower that asks before it appends is told to wait while there is still room for what it was told it may append.
+/// A follower that asks before it appends is told to wait while there is still room for what it was told it
+/// may append.
 #[test]
 fn an_append_that_was_asked_for_finds_room_in_a_full_log() {
     let mut w = manual(21);
@@ -299,7 +302,8 @@ fn raft_does_not_wait_behind_a_flood_of_data() {
             worst = worst.max(start.elapsed());
         }
         flood.abort();
-        // Append and vote: the write under way and their own, each; in order of the queue it would be 15 writes.
+        // Append and vote: the write under way and their own, each; in order of the queue it would be 15
+        // writes.
         assert!(worst < delay * 5, "{worst:?}");
     });
 }
@@ -420,8 +424,8 @@ fn config() -> ProptestConfig {
 
 proptest! {
     #![proptest_config(config())]
-    /// Any history with crashes at any place, torn by the seed: what was durable is there, what was not is there as a
-    /// prefix, and no truncated entry comes back.
+    /// Any history with crashes at any place, torn by the seed: what was durable is there, what was not is
+    /// there as a prefix, and no truncated entry comes back.
     #[test]
     fn any_history_recovers(seed in any::<u64>(), steps in steps()) {
         let w = manual(seed);
@@ -499,8 +503,8 @@ fn verify(s: &Storage, model: &mut Model) -> Result<(), TestCaseError> {
     let found = s.raft(GroupId(1)).read(.., usize::MAX).unwrap();
     prop_assert!(found.iter().all(|e| e.payload.iter().all(|b| *b == e.id.index as u8)));
     let found: Vec<_> = found.iter().map(|e| (e.id.term, e.id.index)).collect();
-    // Between the durable log and the newest, a write under way may have arrived: every entry is of one of the two, and
-    // the common part is whole.
+    // Between the durable log and the newest, a write under way may have arrived: every entry is of one of
+    // the two, and the common part is whole.
     let common = model.durable_entries.iter().zip(&model.entries).take_while(|(a, b)| a == b).count();
     prop_assert!(found.len() >= common, "{:?} {:?}", found, model.durable_entries);
     prop_assert_eq!(&found[..common], &model.entries[..common]);
@@ -538,8 +542,9 @@ fn a_driver_task_does_the_work_of_the_threads() {
     });
 }
 
-/// Found by the simulation (seed 12): a frame whose sync failed was read back after a restart, counted as durable, and then
-/// lost with the power. A second sync does not help: what a failed one dropped is clean to it.
+/// Found by the simulation (seed 12): a frame whose sync failed was read back after a restart, counted as
+/// durable, and then lost with the power. A second sync does not help: what a failed one dropped is clean to
+/// it.
 #[test]
 fn what_a_restart_shows_survives_a_power_cut() {
     use kv_storage::{Batch, Drive, Storage, StorageOptions, TableId, disk::MemDisk, tier::MemTiers};
@@ -600,7 +605,8 @@ fn a_log_that_was_begun_twice_survives_a_power_cut() {
     }
 }
 
-/// A process that is started while the one before it still writes has read an end of the log that is none any more.
+/// A process that is started while the one before it still writes has read an end of the log that is none any
+/// more.
 #[test]
 fn what_was_written_until_the_lock_was_given_up_is_kept() {
     // Into the same segment, and over the ends of several.
@@ -660,7 +666,7 @@ fn a_start_reads_the_log_once() {
     let (_, after) = disk.reads();
     assert_eq!(recovery.replayed, 100, "nothing was drained");
     // Prepared segments are looked at as well: two of them at most.
-    let once = all + (2 * 256 << 10);
+    let once = all + ((2 * 256) << 10);
     assert!(after - before <= 2 * once, "{} bytes read of a log of {all}", after - before);
     run(async {
         let checkpoint = s.checkpoint();
@@ -753,7 +759,8 @@ fn a_stop_ends_though_a_sync_does_not() {
     });
 }
 
-/// While the disk has less than the reserve, what asks is refused, and what makes room or must not fail goes on.
+/// While the disk has less than the reserve, what asks is refused, and what makes room or must not fail goes
+/// on.
 #[test]
 fn a_disk_that_is_nearly_full_refuses_before_anything_fails() {
     let mut w = manual(31);
@@ -813,7 +820,8 @@ fn a_disk_that_is_nearly_full_refuses_before_anything_fails() {
     assert_eq!(s.raft(GroupId(1)).vote(), Some(Bytes::from_static(b"v")));
 }
 
-/// Another thing fills the file system of a machine's disk: the real call, with the reserve set above what is free.
+/// Another thing fills the file system of a machine's disk: the real call, with the reserve set above what is
+/// free.
 #[test]
 fn the_free_space_of_a_real_disk_is_asked() {
     use kv_storage::disk::{Disk, RealDisk};

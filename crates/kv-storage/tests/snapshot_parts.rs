@@ -1,5 +1,6 @@
-//! Receiving a snapshot file in pieces: what comes out is the file that was sent, byte for byte, or nothing, whatever power
-//! cuts, full disks and other files do in between. On a real directory and on the disk in memory, by seed.
+//! Receiving a snapshot file in pieces: what comes out is the file that was sent, byte for byte, or nothing,
+//! whatever power cuts, full disks and other files do in between. On a real directory and on the disk in
+//! memory, by seed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! The catalogue as a value: members, rings, namespaces, groups. Group 0 replicates it; every node routes by its last
-//! known epoch, also when it is cut off.
+//! The catalogue as a value: members, rings, namespaces, groups. Group 0 replicates it; every node routes by
+//! its last known epoch, also when it is cut off.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,7 +52,8 @@ pub fn token(namespace: NamespaceId, key: &[u8]) -> u64 {
 }
 
 impl Ring {
-    /// The ring partition of a token: its highest bits, so that splitting a ring partition later is a change of metadata.
+    /// The ring partition of a token: its highest bits, so that splitting a ring partition later is a change
+    /// of metadata.
     pub fn partition_of(&self, token: u64) -> RingPartition {
         let bits = self.assignment.len().max(1).ilog2();
         RingPartition(if bits == 0 { 0 } else { u32::try_from(token >> (64 - bits)).unwrap_or(0) })
@@ -63,8 +64,9 @@ impl Ring {
         usize::try_from(partition.0).ok().and_then(|at| self.assignment.get(at)).map_or(&[], Vec::as_slice)
     }
 
-    /// The nodes that stand in for primaries, in order, at most N of them: the members that follow the last primary in the
-    /// order of ids, beginning at a place that the ring partition decides, so that the load is spread.
+    /// The nodes that stand in for primaries, in order, at most N of them: the members that follow the last
+    /// primary in the order of ids, beginning at a place that the ring partition decides, so that the load is
+    /// spread.
     pub fn fallbacks(&self, partition: RingPartition, members: &BTreeMap<NodeId, Member>) -> Vec<NodeId> {
         let primaries = self.primaries(partition);
         let others: Vec<NodeId> = members.keys().copied().filter(|node| !primaries.contains(node)).collect();
@@ -73,12 +75,14 @@ impl Ring {
         others.iter().cycle().skip(start).take(others.len().min(usize::from(self.n))).copied().collect()
     }
 
-    /// Assigns `partitions` ring partitions to nodes so that no two nodes differ by more than one replica, zones repeat only
-    /// when there are fewer than N, and neighbours share little. Pure: the same members give the same assignment.
+    /// Assigns `partitions` ring partitions to nodes so that no two nodes differ by more than one replica,
+    /// zones repeat only when there are fewer than N, and neighbours share little. Pure: the same members
+    /// give the same assignment.
     pub fn assign(n: u8, partitions: u32, members: &BTreeMap<NodeId, Member>) -> Vec<Vec<NodeId>> {
         let wanted = usize::from(n).min(members.len());
         let mut load: BTreeMap<NodeId, u32> = members.keys().map(|node| (*node, 0)).collect();
-        // How often two nodes kept the same ring partition: preferring strangers spreads the load of a lost node.
+        // How often two nodes kept the same ring partition: preferring strangers spreads the load of a lost
+        // node.
         let mut together: BTreeMap<(NodeId, NodeId), u32> = BTreeMap::new();
         let mut first: BTreeMap<NodeId, u32> = load.clone();
         let mut assignment = Vec::new();
@@ -118,15 +122,16 @@ impl Ring {
     }
 }
 
-/// What all members of a cluster understand, as one number that only grows. A kind of command, of row or of message that came
-/// after the first release is used only when the cluster's level allows it, so that a member of an older release never meets
-/// one it cannot read. An operator raises the level once every member runs a release that supports it.
+/// What all members of a cluster understand, as one number that only grows. A kind of command, of row or of
+/// message that came after the first release is used only when the cluster's level allows it, so that a
+/// member of an older release never meets one it cannot read. An operator raises the level once every member
+/// runs a release that supports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct FeatureLevel(pub u32);
 
 impl FeatureLevel {
-    /// That of the first release that knows levels, and of every new cluster. It has writes, deletes and comparisons of
-    /// single keys, and the creation of namespaces.
+    /// That of the first release that knows levels, and of every new cluster. It has writes, deletes and
+    /// comparisons of single keys, and the creation of namespaces.
     pub const FIRST: Self = Self(1);
     /// The highest one that this program supports.
     pub const SUPPORTED: Self = Self::FIRST;
@@ -227,7 +232,8 @@ mod tests {
 
     #[test]
     fn five_nodes_spread_every_choice_of_primaries() {
-        // With N = 3 of 5 every one of the ten triples occurs: the demo needs ring partitions wholly on either side.
+        // With N = 3 of 5 every one of the ten triples occurs: the demo needs ring partitions wholly on
+        // either side.
         let mut triples: Vec<_> = Ring::assign(3, 256, &members(5, 0))
             .into_iter()
             .map(|mut replicas| {

@@ -1,5 +1,6 @@
-//! The one error that travels: what happened, and whether the mutation was applied. The second half is decided by the
-//! reason's place in one table, never by the code that raises it, so that no layer can blur the three outcomes.
+//! The one error that travels: what happened, and whether the mutation was applied. The second half is
+//! decided by the reason's place in one table, never by the code that raises it, so that no layer can blur
+//! the three outcomes.
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! Names for everything that has an identity, as distinct types, so that a node id is never passed for a group id.
+//! Names for everything that has an identity, as distinct types, so that a node id is never passed for a
+//! group id.
 
 use std::fmt;
 use std::str::FromStr;

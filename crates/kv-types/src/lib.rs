@@ -1,5 +1,5 @@
-//! The vocabulary of Quorate: what every crate means by a key, a namespace, a mode, a guarantee, a request, an outcome and
-//! a receipt. Pure values: no runtime, no input or output, no clock.
+//! The vocabulary of Quorate: what every crate means by a key, a namespace, a mode, a guarantee, a request,
+//! an outcome and a receipt. Pure values: no runtime, no input or output, no clock.
 
 pub mod catalogue;
 pub mod causal;

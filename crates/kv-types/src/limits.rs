@@ -1,5 +1,5 @@
-//! Every bound that more than one crate must agree on. A limit that only one crate knows stands in that crate's own
-//! `limits`; each is tested at the bound.
+//! Every bound that more than one crate must agree on. A limit that only one crate knows stands in that
+//! crate's own `limits`; each is tested at the bound.
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 10;
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
 /// Largest message between client and server, bytes: a value with room for key, contexts and siblings.
 pub const MAX_PUBLIC_MESSAGE_BYTES: usize = 16 << 20;
-/// Largest message between nodes, bytes: what a client may send or get, or the largest record of storage, with room for an
-/// envelope. Snapshots travel in pieces.
+/// Largest message between nodes, bytes: what a client may send or get, or the largest record of storage,
+/// with room for an envelope. Snapshots travel in pieces.
 pub const MAX_PEER_MESSAGE_BYTES: usize = 24 << 20;
 /// Results of one session that a strong group keeps for deduplication.
 pub const SESSION_WINDOW: u64 = 1_024;
@@ -40,7 +40,8 @@ pub const MAX_REPLICAS: u8 = 7;
 pub const MAX_VOTERS: usize = 5;
 /// Members of a cluster at most.
 pub const MAX_MEMBERS: usize = 64;
-/// How far two nodes' wall clocks may differ before what one of them says is not followed when a stamp is minted.
+/// How far two nodes' wall clocks may differ before what one of them says is not followed when a stamp is
+/// minted.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_millis(500);
 
 const _: () = assert!(MAX_PUBLIC_MESSAGE_BYTES > MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES);

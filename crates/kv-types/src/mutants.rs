@@ -1,6 +1,6 @@
-//! Seeded bugs, to see whether the alarms ring. They exist only in a build with `--cfg quorate_mutants` (`cargo xtask
-//! mutants`); one of them at most is on in a process, chosen by name at its start. At its site each is a line or three under
-//! that cfg; an ordinary build has nothing of them.
+//! Seeded bugs, to see whether the alarms ring. They exist only in a build with `--cfg quorate_mutants`
+//! (`cargo xtask mutants`); one of them at most is on in a process, chosen by name at its start. At its site
+//! each is a line or three under that cfg; an ordinary build has nothing of them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -54,39 +54,48 @@ macro_rules! mutants {
 }
 
 mutants! {
-    /// kv-storage: of sixteen log frames one is synced, all are acknowledged. A power cut of a quorum loses what was
-    /// acknowledged.
+    /// kv-storage: of sixteen log frames one is synced, all are acknowledged. A power cut of a quorum loses
+    /// what was acknowledged.
     AckBeforeFsync = "ack-before-fsync", Node, "acknowledged writes survive";
-    /// kv-storage: a vote waits for the next write of the log instead of being synced. After a power cut the node votes twice in
-    /// a term, and two leaders commit different things.
+    /// kv-storage: a vote waits for the next write of the log instead of being synced. After a power cut the
+    /// node votes twice in a term, and two leaders commit different things.
     VoteNotSynced = "vote-not-synced", Node, "a vote survives a crash";
-    /// kv-storage: recovery overwrites single Raft entries and keeps what was behind them, though it was truncated.
+    /// kv-storage: recovery overwrites single Raft entries and keeps what was behind them, though it was
+    /// truncated.
     TailNotTruncated = "tail-not-truncated", Node, "a truncated tail stays away";
-    /// kv-storage: a copy is closed without the last batch that was written during it, so a snapshot lacks what its mark says.
+    /// kv-storage: a copy is closed without the last batch that was written during it, so a snapshot lacks
+    /// what its mark says.
     TailBatchLost = "tail-batch-lost", Node, "a copy is what was there at its close";
-    /// kv-raft: an installed snapshot counts before its rows are durable. A power cut leaves the group without its state.
+    /// kv-raft: an installed snapshot counts before its rows are durable. A power cut leaves the group
+    /// without its state.
     SwitchedBeforeDurable = "switched-before-durable", Node, "an installed snapshot survives a crash";
     /// kv-storage: commits also take the room that is reserved for Raft's apply.
     ReserveIgnored = "reserve-ignored", Node, "apply finds room";
-    /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers with the past.
+    /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers
+    /// with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";
-    /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what others apply.
+    /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what
+    /// others apply.
     DedupLostInSnapshot = "dedup-lost-in-snapshot", Node, "linearizable";
     /// kv-raft: snapshots leave out some values, so whoever installs one keeps less than the others.
     SnapshotDropsValues = "snapshot-drops-values", Node, "replicas equal in the end";
-    /// kv-raft: a piece of a snapshot is taken without comparing its checksum, so a damaged file is only found when it is whole.
+    /// kv-raft: a piece of a snapshot is taken without comparing its checksum, so a damaged file is only
+    /// found when it is whole.
     ChunkChecksumIgnored = "chunk-checksum-ignored", Node, "replicas equal in the end";
     /// kv-raft: a known request is applied again when it is resent.
     ResendAppliedAgain = "resend-applied-again", Node, "linearizable";
-    /// kv-raft: a session keeps the value that a comparison found instead of its own, so that memory follows the values.
+    /// kv-raft: a session keeps the value that a comparison found instead of its own, so that memory follows
+    /// the values.
     FoundValueKept = "found-value-kept", Node, "sessions are bounded in bytes";
-    /// kv-raft: a session is forgotten before its issue time has come, so a client whose clock is ahead locks out the others.
+    /// kv-raft: a session is forgotten before its issue time has come, so a client whose clock is ahead locks
+    /// out the others.
     HorizonMovedByEviction = "horizon-moved-by-eviction", Node, "a client with the right time can open a session";
     /// kv-raft: compare-and-set also accepts the revision before the present one.
     StaleCas = "stale-cas", Node, "linearizable";
     /// kv-raft: a swap takes a revision without using it up, so the next write has the same.
     RevisionReused = "revision-reused", Node, "linearizable";
-    /// kv-raft: a proposal that is not decided by its deadline is called refused, though it may be applied later.
+    /// kv-raft: a proposal that is not decided by its deadline is called refused, though it may be applied
+    /// later.
     TimeoutAsRefusal = "timeout-as-refusal", Node, "linearizable";
     /// kv-dynamo: hints are forgotten instead of delivered.
     ForgetHint = "forget-hint", Node, "acknowledged writes survive";
@@ -98,8 +107,8 @@ mutants! {
     IgnoreContext = "ignore-context", Node, "no acknowledged write is lost without being superseded";
     /// kv-types: the record that arrives replaces the one that is there.
     MergeByArrival = "merge-by-arrival", Node, "no acknowledged write is lost without being superseded";
-    /// kv-dynamo: a resent write supersedes what is observed now, though its first attempt may have been acknowledged and
-    /// superseded since.
+    /// kv-dynamo: a resent write supersedes what is observed now, though its first attempt may have been
+    /// acknowledged and superseded since.
     ObservedResendSupersedes = "observed-resend-supersedes", Node, "no acknowledged write is lost without being superseded";
     /// kv-dynamo: after a restart dots are counted from one again, so new writes look like old ones.
     IncarnationReused = "incarnation-reused", Node, "no acknowledged write is lost without being superseded";

@@ -1,5 +1,5 @@
-//! A namespace chooses its side of CAP. Settings that cannot imply the promised guarantee are refused here, when the
-//! namespace is created, not discovered in production.
+//! A namespace chooses its side of CAP. Settings that cannot imply the promised guarantee are refused here,
+//! when the namespace is created, not discovered in production.
 
 use std::fmt;
 
@@ -168,7 +168,8 @@ impl NamespaceSpec {
         Self { name, mode: Mode::Available, replication: Some(replication), guarantee: Guarantee::Eventual }
     }
 
-    /// Whether the settings hold together and imply the promise, in a cluster of `members`: `NAMESPACE_INVALID`.
+    /// Whether the settings hold together and imply the promise, in a cluster of `members`:
+    /// `NAMESPACE_INVALID`.
     pub fn check(&self, members: usize) -> Result<(), Failure> {
         let refuse = |message: String| Err(Failure::new(Reason::NamespaceInvalid, message));
         match (self.mode, self.replication) {

@@ -1,5 +1,5 @@
-//! Every answer carries a receipt: what was promised, what was delivered, and the evidence. *Delivered* is a function of
-//! the evidence; there is no way to construct a receipt that claims it.
+//! Every answer carries a receipt: what was promised, what was delivered, and the evidence. *Delivered* is a
+//! function of the evidence; there is no way to construct a receipt that claims it.
 
 use crate::{Epoch, GroupId, Guarantee, NodeId};
 

@@ -1,5 +1,6 @@
-//! Hints: the states of keys that this node keeps for primaries which could not be reached, until those have fsynced
-//! them. Rows are changed under the lock of their ring partition; what is counted of them is what was committed.
+//! Hints: the states of keys that this node keeps for primaries which could not be reached, until those have
+//! fsynced them. Rows are changed under the lock of their ring partition; what is counted of them is what was
+//! committed.
 
 use std::collections::BTreeMap;
 
@@ -94,7 +95,8 @@ impl Replica {
         .collect()
     }
 
-    /// Keeps a state for a node that could not be reached. `counted`: this node acknowledges it in the target's place.
+    /// Keeps a state for a node that could not be reached. `counted`: this node acknowledges it in the
+    /// target's place.
     pub(crate) fn store_hint(
         &self,
         place: &Place,
@@ -132,8 +134,8 @@ impl Replica {
         Ok(position)
     }
 
-    /// A request that was taken here as a hint for some of the primaries becomes one for all of them: the coordinator
-    /// takes whatever it minted for settled everywhere.
+    /// A request that was taken here as a hint for some of the primaries becomes one for all of them: the
+    /// coordinator takes whatever it minted for settled everywhere.
     pub(super) fn complete_hints(
         &self,
         place: &Place,
@@ -240,7 +242,8 @@ impl Replica {
         Ok(due.collect())
     }
 
-    /// What a hint has to say now, with what must be durable first: a note sends the record as it is at this moment.
+    /// What a hint has to say now, with what must be durable first: a note sends the record as it is at this
+    /// moment.
     pub(crate) fn message_of(&self, due: &Due) -> Result<(State, Position), Failure> {
         let hint = Hint::decode(due.value.clone()).ok_or_else(|| corrupt("the hints"))?;
         let row = self.storage.get(HINTS, &due.row).map_err(storage_failure)?;

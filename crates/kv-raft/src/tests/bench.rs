@@ -6,6 +6,7 @@ use kv_types::{Applied, ClientId, Failure, GroupId, Mutation, NamespaceId, Reaso
 use tokio::sync::watch;
 
 use crate::config::limits::LOG_TIME_STEP;
+use crate::generations::Generations;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
 use crate::machine::Domain;
 use crate::proposal::{Point, Reply, Written};
@@ -14,6 +15,12 @@ use crate::tables::{Space, Stage};
 
 pub(super) const GROUP: GroupId = GroupId(1);
 pub(super) const SPACE: Space = Space::first(GROUP);
+
+/// Where the state of the group stands that counts: an installation moves it.
+pub(super) fn present(storage: &Storage) -> Space {
+    Space { generation: Generations::read(storage, GROUP).unwrap().current, ..SPACE }
+}
+
 /// Writes now and then, so that time passes.
 const TICKER: u128 = u128::MAX;
 
@@ -68,7 +75,7 @@ impl Bench {
 
     pub(super) async fn apply_all(&mut self, commands: &[WriteCommand]) -> Vec<Result<Written, Failure>> {
         let storage = self.storage.clone();
-        let (stage, replies) = self.stage(Stage::new(&storage, SPACE), commands);
+        let (stage, replies) = self.stage(Stage::new(&storage, present(&storage)), commands);
         storage.apply(stage.into_batch()).await.unwrap();
         self.machine.publish();
         replies
@@ -113,7 +120,7 @@ impl Bench {
     pub(super) fn reload(&mut self) {
         let (publish, shown) = watch::channel(Openings::default());
         (self.machine, self.shown) = (KvMachine::bounded(publish, self.bounds), shown);
-        self.machine.load(&self.storage, SPACE).unwrap();
+        self.machine.load(&self.storage, present(&self.storage)).unwrap();
         self.machine.publish();
     }
 }

@@ -1,5 +1,5 @@
-//! Installing a snapshot: the old state counts until the new one is durable, whenever the power is cut, and what does not
-//! count is removed. And a restart installs nothing that the log has.
+//! Installing a snapshot: the old state counts until the new one is durable, whenever the power is cut, and
+//! what does not count is removed. And a restart installs nothing that the log has.
 
 use std::sync::Arc;
 use std::time::Duration;

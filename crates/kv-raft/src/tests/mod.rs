@@ -1,4 +1,5 @@
-//! Tests of what only this crate can see: openraft's conformance suite on our storage, and the rules of the state machine.
+//! Tests of what only this crate can see: openraft's conformance suite on our storage, and the rules of the
+//! state machine.
 
 mod bench;
 mod conformance;

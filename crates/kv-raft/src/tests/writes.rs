@@ -1,5 +1,5 @@
-//! The rules of a key-value group: revisions, comparisons, and that a write happens once - also across a snapshot and a
-//! restart.
+//! The rules of a key-value group: revisions, comparisons, and that a write happens once - also across a
+//! snapshot and a restart.
 
 use bytes::Bytes;
 use kv_storage::{Batch, Storage};
@@ -8,7 +8,7 @@ use kv_types::{Applied, ClientId, Mutation, NamespaceId, Reason, RequestId};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use proptest::prelude::*;
 
-use super::bench::{Bench, GROUP, SPACE, put, refusal, revision, swap};
+use super::bench::{Bench, GROUP, SPACE, present, put, refusal, revision, swap};
 use crate::codec;
 use crate::config::Snapshot;
 use crate::digest::Digesting;
@@ -55,7 +55,8 @@ async fn a_duplicate_gets_the_first_result() {
     assert_eq!(revision(bench.write(1, 3, "a", put("3")).await), 3);
 }
 
-/// What a mismatch found is not kept. A resend looks again, and is answered at the point of the log where it looked.
+/// What a mismatch found is not kept. A resend looks again, and is answered at the point of the log where it
+/// looked.
 #[tokio::test]
 async fn a_resent_mismatch_looks_again_and_is_never_applied() {
     let mut bench = Bench::new();
@@ -193,7 +194,7 @@ async fn the_longest_key_of_zeros_is_stored_and_found() {
 }
 
 fn digested(storage: &Storage, namespace: u64) -> Result<(u64, u64), MachineError> {
-    let mut digesting = Digesting::begin(storage, SPACE, NamespaceId(namespace))?;
+    let mut digesting = Digesting::begin(storage, present(storage), NamespaceId(namespace))?;
     digesting.read()?;
     digesting.close()
 }
@@ -230,7 +231,8 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
     // A key, each number of its row, its value and the revision of the namespace: each of them tells.
     /// The last byte of the first number of a row: version, kind, number.
     const CREATE: usize = 9;
-    let (key, counter) = (keys::data(SPACE, NamespaceId(1), b"k3"), keys::revision(SPACE, NamespaceId(1)));
+    let space = present(&storages[2]);
+    let (key, counter) = (keys::data(space, NamespaceId(1), b"k3"), keys::revision(space, NamespaceId(1)));
     let row = |table: Table, key: &[u8]| storages[2].get(table.id(), key).unwrap().unwrap().value;
     let (good, revision) = (row(Table::Data, &key), row(Table::Meta, &counter));
     let doctored = |row: &Bytes, at: usize| {
@@ -246,14 +248,14 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
         Batch::new().put(data, &key, doctored(&good, CREATE + 16)),
         Batch::new().put(data, &key, doctored(&good, CREATE + 24)),
         Batch::new().put(data, &key, doctored(&good, CREATE + 25)),
-        Batch::new().put(data, keys::data(SPACE, NamespaceId(1), b"k9"), &good),
+        Batch::new().put(data, keys::data(space, NamespaceId(1), b"k9"), &good),
         Batch::new().put(Table::Meta.id(), &counter, doctored(&revision, 8)),
     ] {
         storages[2].apply(wrong).await.unwrap();
         assert_ne!(digest(&storages[2], 1), whole);
         let right = Batch::new()
             .put(data, &key, &good)
-            .delete(data, keys::data(SPACE, NamespaceId(1), b"k9"))
+            .delete(data, keys::data(space, NamespaceId(1), b"k9"))
             .put(Table::Meta.id(), &counter, &revision);
         storages[2].apply(right).await.unwrap();
         assert_eq!(digest(&storages[2], 1), whole);

@@ -161,7 +161,8 @@ impl Cluster {
         })
     }
 
-    /// Creates a namespace and waits until every node knows it, and has pulled what a fresh directory may lack.
+    /// Creates a namespace and waits until every node knows it, and has pulled what a fresh directory may
+    /// lack.
     pub async fn create(&mut self, name: &str, mode: admin::Mode, n: u32) {
         let request = admin::CreateNamespaceRequest {
             name: name.into(),

@@ -87,8 +87,8 @@ impl MemDisk {
         disk
     }
 
-    /// Cuts the power: unsynced content is lost or torn (sector by sector, by the seed), names that were not synced are
-    /// gone, open files answer errors from now on.
+    /// Cuts the power: unsynced content is lost or torn (sector by sector, by the seed), names that were not
+    /// synced are gone, open files answer errors from now on.
     pub fn crash(&self) {
         let mut s = lock(&self.state);
         s.generation += 1;
@@ -114,8 +114,9 @@ impl MemDisk {
         lock(&self.state).sync_delay = delay;
     }
 
-    /// After `after` more syncs, every sync fails; `None` heals. As with the page cache of Linux, a sync that fails drops
-    /// what it should have written: it is still read, counts as clean, and reaches the disk only if it is written again.
+    /// After `after` more syncs, every sync fails; `None` heals. As with the page cache of Linux, a sync that
+    /// fails drops what it should have written: it is still read, counts as clean, and reaches the disk only
+    /// if it is written again.
     pub fn fail_syncs(&self, after: Option<u64>) {
         let mut s = lock(&self.state);
         s.fail_sync_after = after.map(|n| s.syncs + n);

@@ -36,8 +36,8 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// True if the file exists.
     fn exists(&self, path: &Path) -> bool;
-    /// Locks a folder against other processes, and other handles of this one: the kind of the error is `WouldBlock` if one of
-    /// them has it. A disk that no other process can reach need not lock.
+    /// Locks a folder against other processes, and other handles of this one: the kind of the error is
+    /// `WouldBlock` if one of them has it. A disk that no other process can reach need not lock.
     fn lock(&self, dir: &Path) -> io::Result<DirLock> {
         let _ = dir;
         Ok(Arc::new(()))
@@ -47,8 +47,9 @@ pub trait Disk: Debug + Send + Sync + 'static {
         let _ = dir;
         Ok(None)
     }
-    /// How long the next write of the log takes, where nothing may block: [`crate::Storage::drive`] sleeps as long before it.
-    /// A simulation lives in that gap between asked and written; real disks take their time inside the calls.
+    /// How long the next write of the log takes, where nothing may block: [`crate::Storage::drive`] sleeps as
+    /// long before it. A simulation lives in that gap between asked and written; real disks take their time
+    /// inside the calls.
     fn latency(&self) -> Duration {
         Duration::ZERO
     }

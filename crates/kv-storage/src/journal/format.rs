@@ -1,16 +1,17 @@
 //! The bytes of a journal file: runs, and the blocks in them.
 //!
-//! A run is what one drain step appended with one `fdatasync`. Its header and directory are read when a journal is opened;
-//! its blocks are read, and checked, when somebody asks for their entries.
+//! A run is what one drain step appended with one `fdatasync`. Its header and directory are read when a
+//! journal is opened; its blocks are read, and checked, when somebody asks for their entries.
 //!
 //! ```text
-//! magic u32 | CRC32C u32 | kind u8, version u8, 0 u16 | directory length u32 | payload length u32 | table u32 |
-//! number u64 | 0 u64 | directory | payload | 0..7 zeros
+//! magic u32 | CRC32C u32 | kind u8, version u8, 0 u16 | directory length u32 | payload length u32 |
+//! table u32 | number u64 | 0 u64 | directory | payload | 0..7 zeros
 //! ```
 //!
-//! The checksum covers file number, offset, the header behind it and the directory: a run is valid in one place only. Each
-//! block of the payload has a checksum of its own in the directory. Runs start at multiples of eight; numbers have no gaps.
-//! The first run of a file (kind *head*) says where every stream stood when the file was made, and has no payload.
+//! The checksum covers file number, offset, the header behind it and the directory: a run is valid in one
+//! place only. Each block of the payload has a checksum of its own in the directory. Runs start at multiples
+//! of eight; numbers have no gaps. The first run of a file (kind *head*) says where every stream stood when
+//! the file was made, and has no payload.
 
 use bytes::Bytes;
 
@@ -269,7 +270,8 @@ pub(super) fn read(file: &dyn DiskFile, table: u16, number: u64, offset: u64) ->
         Some(2) => Kind::Run,
         other => return Ok(Found::Unknown(format!("journal run of kind {}", other.unwrap_or(0)))),
     };
-    // The checksum holds, so this is what was written: lines that make no sense are a format of another release.
+    // The checksum holds, so this is what was written: lines that make no sense are a format of another
+    // release.
     let Some(lines) = lines(&directory, payload_bytes) else {
         return Ok(Found::Unknown("a journal directory of another format".into()));
     };

@@ -1,5 +1,5 @@
-//! Where the entries of a journal are: per stream its floor, its end and its blocks, and per file the bytes that are still
-//! wanted. A value: it is told what a run says and touches no disk.
+//! Where the entries of a journal are: per stream its floor, its end and its blocks, and per file the bytes
+//! that are still wanted. A value: it is told what a run says and touches no disk.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -104,8 +104,8 @@ impl Index {
         self.streams.get(stream).map_or(0, |s| s.blocks.values().map(|b| u64::from(b.bytes)).sum())
     }
 
-    /// Takes in what a run says; its payload starts at `payload_at` of `file`. `first_file`: what its head says of ids that
-    /// no file has is no loss, they were in files that are gone.
+    /// Takes in what a run says; its payload starts at `payload_at` of `file`. `first_file`: what its head
+    /// says of ids that no file has is no loss, they were in files that are gone.
     pub(super) fn take(
         &mut self,
         file: u64,

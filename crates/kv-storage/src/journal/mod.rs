@@ -1,17 +1,18 @@
-//! A journal: entries in the order of an increasing 64-bit id, by stream, in append-only files of their own. For what is
-//! ordered by time and never changed - the history of a namespace, the dots of a replica - where a row in the tier would be
-//! written and merged again and again.
+//! A journal: entries in the order of an increasing 64-bit id, by stream, in append-only files of their own.
+//! For what is ordered by time and never changed - the history of a namespace, the dots of a replica - where
+//! a row in the tier would be written and merged again and again.
 //!
-//! One drain step appends one *run*: written, then `fdatasync`, before the tier takes the rows of the same step. After a
-//! power loss the journal is therefore never behind the tier; where it is ahead, the same entries come again from the log,
-//! and an append at or below the end of its stream is compared and skipped.
+//! One drain step appends one *run*: written, then `fdatasync`, before the tier takes the rows of the same
+//! step. After a power loss the journal is therefore never behind the tier; where it is ahead, the same
+//! entries come again from the log, and an append at or below the end of its stream is compared and skipped.
 //!
-//! Opening cuts a torn tail only: a run that is damaged with nothing valid behind it. Anything else that is damaged was
-//! durable once: its range of ids is named and given up ([`Journal::lost`]), and reading it is an error until the stream is
-//! trimmed beyond it. Losing the tier does not lose the journals.
+//! Opening cuts a torn tail only: a run that is damaged with nothing valid behind it. Anything else that is
+//! damaged was durable once: its range of ids is named and given up ([`Journal::lost`]), and reading it is an
+//! error until the stream is trimmed beyond it. Losing the tier does not lose the journals.
 //!
-//! Space comes back from the oldest file on: it is removed when no stream wants anything in it. A stream at rest may hold a
-//! file up; [`Journal::reclaim`] then copies the few wanted blocks forward or gives them up, as the table demands.
+//! Space comes back from the oldest file on: it is removed when no stream wants anything in it. A stream at
+//! rest may hold a file up; [`Journal::reclaim`] then copies the few wanted blocks forward or gives them up,
+//! as the table demands.
 
 mod format;
 mod index;
@@ -264,7 +265,8 @@ impl Journal {
                     continue;
                 }
             };
-            // A torn run is one whose blocks do not hold and that nothing follows: the tier never took its step.
+            // A torn run is one whose blocks do not hold and that nothing follows: the tier never took its
+            // step.
             if newest && run.kind == Kind::Run && !holds(&*file, &run)? {
                 let later = format::find(&*file, self.table, number, run.end);
                 if later.map_err(failed("read a journal file"))?.is_none() {
@@ -305,8 +307,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends entries and trims, all at once, durably. Entries at or below the end of their stream must be those that are
-    /// there, and are skipped. After an input or output error nothing is appended any more.
+    /// Appends entries and trims, all at once, durably. Entries at or below the end of their stream must be
+    /// those that are there, and are skipped. After an input or output error nothing is appended any more.
     pub fn append(&self, ops: &[JournalOp]) -> Result<(), JournalError> {
         let mut writer = self.writer();
         if writer.broken {
@@ -512,9 +514,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Entries of a stream from an id on, in order: at most `max_entries` and `max_bytes` of content, but at least one if
-    /// there is any. Blocks on the disk. Ids below the floor are [`JournalError::Trimmed`], lost ones
-    /// [`JournalError::Damaged`] once what comes before them was handed out.
+    /// Entries of a stream from an id on, in order: at most `max_entries` and `max_bytes` of content, but at
+    /// least one if there is any. Blocks on the disk. Ids below the floor are [`JournalError::Trimmed`], lost
+    /// ones [`JournalError::Damaged`] once what comes before them was handed out.
     pub fn read(
         &self,
         stream: &Bytes,

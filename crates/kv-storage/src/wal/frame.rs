@@ -1,15 +1,16 @@
 //! The bytes of the log: frames, and the records in them.
 //!
-//! A frame is what one `fdatasync` made durable, so a valid frame proves that everything before it was durable:
+//! A frame is what one `fdatasync` made durable, so a valid frame proves that everything before it was
+//! durable:
 //!
 //! ```text
 //! magic u32 | payload length u32 | CRC32C u32 | kind u8, version u8, 0 u16 | durable u64 | number u64 | payload | 0..7 zeros
 //! ```
 //!
-//! The checksum covers segment id and offset (a frame is valid in one place only), the header and the payload. `durable`
-//! is the offset up to which this segment was durable when the frame was written. Frames start at multiples of eight.
-//! The payload of a batch is a sequence of records: `type u8 | length u32 | body`. A Raft entry has a checksum of its
-//! own in its body, because it is also read alone.
+//! The checksum covers segment id and offset (a frame is valid in one place only), the header and the
+//! payload. `durable` is the offset up to which this segment was durable when the frame was written. Frames
+//! start at multiples of eight. The payload of a batch is a sequence of records: `type u8 | length u32 |
+//! body`. A Raft entry has a checksum of its own in its body, because it is also read alone.
 
 use bytes::Bytes;
 

@@ -1,11 +1,13 @@
 //! Reading the log at start: what is durable, what is torn, what is damaged.
 //!
-//! A frame is written only after everything before it was synced. So a hole with a valid frame behind it is damage, and
-//! the node refuses to start; a hole with nothing valid behind it in the last segment is the write that the crash
-//! interrupted, and is cut. A segment that has a successor must end exactly where the successor's head says.
+//! A frame is written only after everything before it was synced. So a hole with a valid frame behind it is
+//! damage, and the node refuses to start; a hole with nothing valid behind it in the last segment is the
+//! write that the crash interrupted, and is cut. A segment that has a successor must end exactly where the
+//! successor's head says.
 //!
-//! The log is read once, a segment at a time. Data batches are checked and not kept: which of them are needed is known when
-//! the tier is open. Then [`Recovered::replay`] reads those alone, from a place remembered here.
+//! The log is read once, a segment at a time. Data batches are checked and not kept: which of them are needed
+//! is known when the tier is open. Then [`Recovered::replay`] reads those alone, from a place remembered
+//! here.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -102,7 +104,8 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path) -> Result<FoundLog, StorageError
     ids.sort_unstable();
     let mut log = FoundLog::default();
     let Some(last) = find_last(disk, dir, &mut ids, &mut log.empty)? else {
-        // Prepared files only. Number 1 among them: a first start that crashed. Otherwise the log itself is gone.
+        // Prepared files only. Number 1 among them: a first start that crashed. Otherwise the log itself is
+        // gone.
         return match log.empty.iter().min() {
             Some(id) if *id != FIRST_SEGMENT => {
                 Err(corrupt(*id, 0, "the segments before this one are missing"))
@@ -110,8 +113,8 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path) -> Result<FoundLog, StorageError
             _ => Ok(log),
         };
     };
-    // Removal goes from the front, but a crash may have kept any of the removed files: what stands before a gap is
-    // ignored, provided that the log itself says that it may be missing.
+    // Removal goes from the front, but a crash may have kept any of the removed files: what stands before a
+    // gap is ignored, provided that the log itself says that it may be missing.
     let gap = ids.windows(2).rposition(|pair| matches!(pair, [a, b] if a + 1 != *b));
     let suffix = ids.split_off(gap.map_or(0, |at| at + 1));
     let before_gap = std::mem::replace(&mut ids, suffix);
@@ -134,7 +137,8 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path) -> Result<FoundLog, StorageError
     Ok(log)
 }
 
-/// The last segment that holds something. The ones after it were prepared, or were being started when the power went.
+/// The last segment that holds something. The ones after it were prepared, or were being started when the
+/// power went.
 fn find_last(
     disk: &dyn Disk,
     dir: &Path,

@@ -30,7 +30,8 @@ struct SegmentInfo {
     live: u64,
 }
 
-/// The writer's account of the log. Only what was written counts: a purge that could be lost keeps its entries.
+/// The writer's account of the log. Only what was written counts: a purge that could be lost keeps its
+/// entries.
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
     known: BTreeMap<u64, SegmentInfo>,

@@ -182,7 +182,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the current segment and opens the next, whose head is synced before anything is written behind it.
+    /// Closes the current segment and opens the next, whose head is synced before anything is written behind
+    /// it.
     fn roll(&self, state: &mut State) -> Result<(), StorageError> {
         let id = state.end.segment + 1;
         let file = self.next.take(id)?;

@@ -1,6 +1,6 @@
-//! The encodings of states, node clocks and context tokens, on disk and on the wire. Written by hand, versioned by their
-//! first byte, canonical (one value, one encoding). Foreign bytes are an error and never a panic; counts are believed only
-//! as far as the bytes that follow could hold them.
+//! The encodings of states, node clocks and context tokens, on disk and on the wire. Written by hand,
+//! versioned by their first byte, canonical (one value, one encoding). Foreign bytes are an error and never a
+//! panic; counts are believed only as far as the bytes that follow could hold them.
 
 use std::collections::BTreeMap;
 
@@ -128,8 +128,8 @@ pub fn encode_context_token(namespace: NamespaceId, key: &[u8], context: &Contex
     out.freeze()
 }
 
-/// Reads what [`encode_context_token`] wrote: `BAD_CONTEXT` if it is malformed or too long, `FOREIGN_CONTEXT` if it belongs
-/// to another key.
+/// Reads what [`encode_context_token`] wrote: `BAD_CONTEXT` if it is malformed or too long, `FOREIGN_CONTEXT`
+/// if it belongs to another key.
 pub fn decode_context_token(namespace: NamespaceId, key: &[u8], bytes: &Bytes) -> Result<Context, Failure> {
     if bytes.len() > MAX_CONTEXT_BYTES {
         let message =

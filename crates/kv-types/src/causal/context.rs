@@ -1,6 +1,6 @@
-//! Sets of dots. A [`Context`] says what a value supersedes; a [`NodeClock`] says what a replica has applied. Both are a
-//! contiguous part and the rest: a version vector alone would claim dots that were never seen, and did drop values in the
-//! model.
+//! Sets of dots. A [`Context`] says what a value supersedes; a [`NodeClock`] says what a replica has applied.
+//! Both are a contiguous part and the rest: a version vector alone would claim dots that were never seen, and
+//! did drop values in the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,8 +22,8 @@ impl fmt::Display for Dot {
     }
 }
 
-/// A causal context: a set of dots as a version vector plus a cloud of single dots. The form is canonical (the cloud
-/// holds nothing that the vector covers or that continues it), so equal sets compare equal.
+/// A causal context: a set of dots as a version vector plus a cloud of single dots. The form is canonical
+/// (the cloud holds nothing that the vector covers or that continues it), so equal sets compare equal.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
 pub struct Context {
     vector: BTreeMap<Incarnation, u64>,
@@ -72,8 +72,8 @@ impl Context {
         }
     }
 
-    /// Adds every dot of an incarnation up to a counter: only who has seen them all may claim that, hence only the
-    /// primary that minted them.
+    /// Adds every dot of an incarnation up to a counter: only who has seen them all may claim that, hence
+    /// only the primary that minted them.
     pub fn claim_through(&mut self, dot: Dot) {
         if dot.counter > self.base(dot.incarnation) {
             self.vector.insert(dot.incarnation, dot.counter);
@@ -120,8 +120,9 @@ impl FromIterator<Dot> for Context {
     }
 }
 
-/// The dots whose effect one replica of a ring partition has applied, over all keys: per incarnation disjoint ranges that
-/// do not touch. What is in it is durable here; it never claims a dot whose write was not applied.
+/// The dots whose effect one replica of a ring partition has applied, over all keys: per incarnation disjoint
+/// ranges that do not touch. What is in it is durable here; it never claims a dot whose write was not
+/// applied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeClock {
     /// By incarnation: first counter of a range to its last.

@@ -1,6 +1,6 @@
-//! Hybrid-logical-clock stamps: they show when a value was written and order concurrent values where a namespace asks for
-//! that. Causality never rests on them. How far a stamp may run ahead is enforced where it is minted; a merge takes every
-//! stamp as it is, or replicas could not converge.
+//! Hybrid-logical-clock stamps: they show when a value was written and order concurrent values where a
+//! namespace asks for that. Causality never rests on them. How far a stamp may run ahead is enforced where it
+//! is minted; a merge takes every stamp as it is, or replicas could not converge.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,10 +24,10 @@ impl Hlc {
         self.0 >> Self::COUNTER_BITS
     }
 
-    /// A stamp not before the wall clock, and after `last`, the latest that this node minted or observed, unless that runs
-    /// ahead of the clock by more than [`MAX_CLOCK_SKEW`]: then the clock was wrong and has been set right, and what it
-    /// said is not followed any more. So no stamp is further ahead of the clock than the bound, and stamps of a node rise
-    /// as long as its clock is not put back.
+    /// A stamp not before the wall clock, and after `last`, the latest that this node minted or observed,
+    /// unless that runs ahead of the clock by more than [`MAX_CLOCK_SKEW`]: then the clock was wrong and has
+    /// been set right, and what it said is not followed any more. So no stamp is further ahead of the clock
+    /// than the bound, and stamps of a node rise as long as its clock is not put back.
     pub fn mint(last: Self, wall_ms: u64) -> Self {
         let now = Self::at(wall_ms);
         let next = Self(last.0.saturating_add(1)).max(now);
@@ -35,8 +35,8 @@ impl Hlc {
         if ahead > MAX_CLOCK_SKEW { now } else { next }
     }
 
-    /// What the next stamp must follow after another node's stamp was seen. One that is too far ahead is not followed:
-    /// a node with a broken clock must not take the others with it.
+    /// What the next stamp must follow after another node's stamp was seen. One that is too far ahead is not
+    /// followed: a node with a broken clock must not take the others with it.
     pub fn observe(last: Self, seen: Self, wall_ms: u64) -> Self {
         let ahead = Duration::from_millis(seen.wall_ms().saturating_sub(wall_ms));
         if ahead >= MAX_CLOCK_SKEW { last } else { last.max(seen) }

@@ -1,7 +1,8 @@
-//! The reference model of the leaderless design (`leaderless_model.py`), run with the real records, contexts, node clocks
-//! and the rule of twins, against explicit causal histories: random schedules of writes, deletes, resends, lost, late and
-//! repeated messages, hints, anti-entropy in batches, wiped disks and moved replicas. A knob breaks one rule at a time, and
-//! the model must notice. (Contexts are not yet filled from node clocks nor stripped by them, hence neither are they here.)
+//! The reference model of the leaderless design (`leaderless_model.py`), run with the real records, contexts,
+//! node clocks and the rule of twins, against explicit causal histories: random schedules of writes, deletes,
+//! resends, lost, late and repeated messages, hints, anti-entropy in batches, wiped disks and moved replicas.
+//! A knob breaks one rule at a time, and the model must notice. (Contexts are not yet filled from node clocks
+//! nor stripped by them, hence neither are they here.)
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,5 +1,5 @@
-//! What a replica keeps of one key, and how two copies become one. Everything that reaches a replica (writes, hints,
-//! repairs, pulls) funnels into [`State::merge`].
+//! What a replica keeps of one key, and how two copies become one. Everything that reaches a replica (writes,
+//! hints, repairs, pulls) funnels into [`State::merge`].
 
 use std::collections::BTreeMap;
 
@@ -20,8 +20,8 @@ pub struct Sibling {
     pub value: Bytes,
 }
 
-/// Every value that nothing known supersedes, and one context that covers them and all that they superseded. A deleted
-/// key is a record without values.
+/// Every value that nothing known supersedes, and one context that covers them and all that they superseded.
+/// A deleted key is a record without values.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Record {
     /// The values by their dots.
@@ -91,8 +91,8 @@ impl Record {
         shown
     }
 
-    /// A hash of what a reader can see, 0 without values: equal on replicas that converged, however their contexts are
-    /// written down. Digests of keys combine by exclusive or.
+    /// A hash of what a reader can see, 0 without values: equal on replicas that converged, however their
+    /// contexts are written down. Digests of keys combine by exclusive or.
     pub fn digest(&self, namespace: NamespaceId, key: &[u8]) -> u64 {
         if self.siblings.is_empty() {
             return 0;
@@ -121,11 +121,12 @@ pub struct Write {
     pub body: u32,
 }
 
-/// How many of a record's last writes stay beside it, so that whoever learns that a dot was superseded also learns which
-/// request it stood for. The full list is the request table's.
+/// How many of a record's last writes stay beside it, so that whoever learns that a dot was superseded also
+/// learns which request it stood for. The full list is the request table's.
 pub const RECENT_WRITES: usize = 16;
 
-/// A record with the writes that it carries: the form in which copies travel, and in which fallbacks keep them.
+/// A record with the writes that it carries: the form in which copies travel, and in which fallbacks keep
+/// them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// The record.
@@ -139,13 +140,14 @@ impl State {
     pub fn merge(&mut self, other: &Self) {
         self.record.merge(&other.record);
         for (dot, write) in &other.writes {
-            // A dot stands for one request; should two tellers disagree, both orders must agree on whom to believe.
+            // A dot stands for one request; should two tellers disagree, both orders must agree on whom to
+            // believe.
             self.writes.entry(*dot).and_modify(|mine| *mine = (*mine).max(*write)).or_insert(*write);
         }
     }
 
-    /// Applies the rule of twins: a value is dead if another dot of its request was superseded. `known` adds the dots of a
-    /// request that stand in the request table.
+    /// Applies the rule of twins: a value is dead if another dot of its request was superseded. `known` adds
+    /// the dots of a request that stand in the request table.
     pub fn bury_twins(&mut self, mut known: impl FnMut(RequestId) -> Vec<Dot>) {
         let record = &self.record;
         let dead = |dot: &Dot| record.context.covers(*dot) && !record.siblings.contains_key(dot);
