@@ -343,10 +343,8 @@ fn a_transfer_keeps_its_pace_and_ends_only_when_nothing_moves() {
     // The whole took 100 s, more than any time without progress: no bound on the whole.
     assert!((Duration::from_secs(99)..Duration::from_secs(101)).contains(&now), "{now:?}");
     assert!(now > SNAPSHOT_IDLE);
-    let mut progress = 0;
-    for _ in 0..1_000 {
+    for progress in 1..=1_000 {
         now = sending.next().1;
-        progress += 1;
         assert_eq!(sending.heard(Heard::Working { progress }, now, now), None);
     }
     let still = now;

@@ -1,6 +1,6 @@
-//! The simulation tier: five whole nodes, real clients, one seed. Everything that a node takes from the world
-//! - sockets, wall clock, disk, randomness, threads - comes from here instead, so that hours of faults pass
-//! in minutes and a failing run can be had again, byte for byte.
+//! The simulation tier: five whole nodes, real clients, one seed. Everything that a node takes from the
+//! world (sockets, wall clock, disk, randomness, threads) comes from here instead, so that hours of faults
+//! pass in minutes and a failing run can be had again, byte for byte.
 //!
 //! - [`network`], [`clock`], [`disk`]: the world of a node; [`cluster`]: the nodes in it;
 //! - [`plan`], [`nemesis`]: what goes wrong, decided from the seed, and how it is done;
