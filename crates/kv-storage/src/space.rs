@@ -60,10 +60,13 @@ impl DiskSpace {
         }
         *last = Look { at: Some(Instant::now()), written };
         match self.disk.free_space(&self.dir) {
-            Ok(None) => {}
             Ok(Some(space)) => self.saw(space.free, space.total),
-            // Not known is not full: the writes themselves say whether there is room.
-            Err(e) => tracing::debug!(error = %e, "the free space of the disk is not known"),
+            // Not known, or no longer bounded, is not full: the writes themselves say whether there is room.
+            Ok(None) => self.saw(u64::MAX, 0),
+            Err(e) => {
+                tracing::debug!(error = %e, "the free space of the disk is not known");
+                self.saw(u64::MAX, 0);
+            }
         }
     }
 
@@ -87,5 +90,34 @@ impl DiskSpace {
         }
         let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
         Err(StorageError::DiskFull { free, reserve })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::disk::MemDisk;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_is_short_until_it_has_room_or_is_bounded_no_more() {
+        let disk = MemDisk::new(1);
+        let options = StorageOptions::small("/data");
+        let space = DiskSpace::new(Arc::new(disk.clone()), &options);
+        assert_eq!(space.check(), Ok(()));
+        let file = disk.open("/f".as_ref(), true).unwrap();
+        file.write_at(&[1; 1_000], 0).unwrap();
+        for lifted in [None, Some(1 << 20)] {
+            disk.set_capacity(Some(1_020));
+            tokio::time::advance(limits::SPACE_LOOK + Duration::from_millis(1)).await;
+            space.look(0);
+            assert_eq!(space.check(), Err(StorageError::DiskFull { free: 20, reserve: 51 }));
+            disk.set_capacity(lifted);
+            tokio::time::advance(limits::SPACE_LOOK + Duration::from_millis(1)).await;
+            space.look(0);
+            assert_eq!(space.check(), Ok(()), "{lifted:?}");
+        }
+        assert_eq!(disk.said_short(), 2);
     }
 }

@@ -225,7 +225,8 @@ impl Nemesis {
 
     fn refused_writes(&self, nodes: &[NodeId]) -> u64 {
         let machines = nodes.iter().filter_map(|node| self.cluster.machine(*node));
-        machines.map(|machine| machine.disk.memory().refused()).sum()
+        // A node that is told in time refuses by itself, before a write finds no room.
+        machines.map(|machine| machine.disk.memory()).map(|disk| disk.refused() + disk.said_short()).sum()
     }
 
     fn supervise(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{Disk, DiskFile, FreeSpace};
-use crate::locks::lock;
+use crate::{limits, locks::lock};
 
 /// What survives a crash or not is decided in units of this size.
 const SECTOR: usize = 512;
@@ -30,6 +30,8 @@ struct State {
     capacity: Option<u64>,
     /// Writes that found no room.
     refused: u64,
+    /// Answers that said that little is free.
+    said_short: u64,
     sync_delay: Duration,
     syncs: u64,
     fail_sync_after: Option<u64>,
@@ -135,6 +137,11 @@ impl MemDisk {
     /// Writes so far that found no room.
     pub fn refused(&self) -> u64 {
         lock(&self.state).refused
+    }
+
+    /// How often it was asked and said that less is free than an engine keeps in reserve.
+    pub fn said_short(&self) -> u64 {
+        lock(&self.state).said_short
     }
 
     /// Syncs so far.
@@ -329,8 +336,11 @@ impl Disk for MemDisk {
     }
 
     fn free_space(&self, _dir: &Path) -> io::Result<Option<FreeSpace>> {
-        let s = lock(&self.state);
-        Ok(s.capacity.map(|total| FreeSpace { free: total.saturating_sub(s.used()), total }))
+        let mut s = lock(&self.state);
+        let Some(total) = s.capacity else { return Ok(None) };
+        let free = total.saturating_sub(s.used());
+        s.said_short += u64::from(free < total / limits::DISK_RESERVE_SHARE);
+        Ok(Some(FreeSpace { free, total }))
     }
 }
 
