@@ -103,7 +103,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_disk_is_short_until_it_has_room_or_is_bounded_no_more() {
         let disk = MemDisk::new(1);
-        let options = StorageOptions::small("/data");
+        let options = StorageOptions { disk_reserve_bytes: 1 << 20, ..StorageOptions::small("/data") };
         let space = DiskSpace::new(Arc::new(disk.clone()), &options);
         assert_eq!(space.check(), Ok(()));
         let file = disk.open("/f".as_ref(), true).unwrap();
