@@ -444,16 +444,14 @@ impl Journal {
 
     /// Writes one run durably, in a new file where the present one has no room, and publishes it.
     fn write(&self, writer: &mut Writer, lines: Vec<Line>, payload: &[u8]) -> Result<(), JournalError> {
-        let done = self.try_write(writer, &lines, payload);
-        if let Ok((file, at)) = done {
-            let directory_end = self.read_back(file, at, &lines)?;
-            let taken = self.index_mut().take(file, directory_end, &lines, false);
-            // Planned from this very index under the writer's lock.
-            assert_eq!(taken, Ok(()), "a journal run contradicts the index it was planned from");
-            return Ok(());
-        }
-        writer.broken = true;
-        done.map(|_| ())
+        let written = self.try_write(writer, &lines, payload);
+        let published = written.and_then(|(file, at)| Ok((file, self.read_back(file, at, &lines)?)));
+        // Also when it does not read back: the index does not know of it, so nothing may follow it.
+        let (file, payload_at) = published.inspect_err(|_| writer.broken = true)?;
+        let taken = self.index_mut().take(file, payload_at, &lines, false);
+        // Planned from this very index under the writer's lock.
+        assert_eq!(taken, Ok(()), "a journal run contradicts the index it was planned from");
+        Ok(())
     }
 
     fn try_write(
