@@ -53,7 +53,7 @@ impl Admin {
             guarantee: v1::Guarantee::from(spec.guarantee).into(),
             mutation: Some(self.0.mutation(&ticket)),
         };
-        let result = self.0.run(request, Effect::Once, Route::Any, self.0.write_deadline()).await;
+        let result = self.0.run(request, Effect::Once, Route::Any, self.0.admin_deadline()).await;
         let reply = result.map_err(|error| error.of_request(ticket.request_id()))?;
         let namespace = reply.namespace.as_ref().ok_or_else(|| senseless("namespace"))?;
         Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
@@ -83,7 +83,7 @@ impl Admin {
     /// Moves the leadership of a Raft group. Not resent when its fate is unknown.
     pub async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<Leader, Error> {
         let request = admin::TransferLeaderRequest { group: group.0, to: to.0 };
-        let reply = self.0.run(request, Effect::Repeats, Route::Any, self.0.write_deadline()).await?;
+        let reply = self.0.run(request, Effect::Repeats, Route::Any, self.0.admin_deadline()).await?;
         Ok(Leader { node: (reply.leader != 0).then_some(NodeId(reply.leader)), term: reply.term })
     }
 

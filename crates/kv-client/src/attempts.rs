@@ -81,6 +81,10 @@ impl Attempts {
         Instant::now() + self.options.read_timeout
     }
 
+    pub(crate) fn admin_deadline(&self) -> Instant {
+        Instant::now() + self.options.admin_timeout
+    }
+
     pub(crate) fn write_deadline(&self) -> Instant {
         Instant::now() + self.options.write_timeout
     }

@@ -9,7 +9,7 @@ use kv_types::{Applied, Failure, Reason, Receipt, RequestId};
 use tokio::time::Instant;
 
 use crate::attempts::Attempts;
-use crate::limits::{ATTEMPTS, MAX_IN_FLIGHT, READ_TIMEOUT, WRITE_TIMEOUT};
+use crate::limits::{ADMIN_TIMEOUT, ATTEMPTS, MAX_IN_FLIGHT, READ_TIMEOUT, WRITE_TIMEOUT};
 use crate::{Admin, Available, Strong};
 
 /// How a client behaves.
@@ -24,6 +24,8 @@ pub struct ClientOptions {
     pub read_timeout: Duration,
     /// Deadline of a write, over all attempts.
     pub write_timeout: Duration,
+    /// Deadline of a change of the cluster, over all attempts: a new namespace, a moved leadership.
+    pub admin_timeout: Duration,
     /// Attempts of one operation, the first one included; 1 to [`crate::limits::MAX_ATTEMPTS`].
     pub attempts: u32,
     /// Operations in flight; one more fails at once with `CLIENT_LIMIT`.
@@ -41,6 +43,7 @@ impl ClientOptions {
             pinned: false,
             read_timeout: READ_TIMEOUT,
             write_timeout: WRITE_TIMEOUT,
+            admin_timeout: ADMIN_TIMEOUT,
             attempts: ATTEMPTS,
             max_in_flight: MAX_IN_FLIGHT,
             spread: true,

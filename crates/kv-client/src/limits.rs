@@ -8,6 +8,9 @@ use kv_types::limits::{SESSION_IDLE, SESSION_WINDOW};
 pub const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deadline of a write unless the options say otherwise.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Deadline of a change of the cluster unless the options say otherwise. Longer than the pause between two
+/// moves of a leadership, so that a refused move is asked for once more.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts of one operation, the first one included.
 pub const ATTEMPTS: u32 = 3;
 /// Attempts that options may ask for (gRPC's retry design, A6).

@@ -409,18 +409,21 @@ impl Strong {
                     if leader == Some(self.0.config.node_id) {
                         let stopped = |fatal| Failure::new(Reason::ResultUnknown, format!("{fatal}"));
                         group.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
+                    } else if leader.is_some() {
+                        // Another member was elected meanwhile; the move is its to make.
+                        return Err(Unserved::Elsewhere(leader));
                     }
                     let again = Instant::now() + self.0.config.heartbeat;
                     if matches!(timeout_at(again, metrics.changed()).await, Ok(Err(_))) {
-                        return Err(
-                            Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending()
-                        );
+                        return Err(Unserved::from(
+                            Failure::new(Reason::ShuttingDown, "the node is stopping").after_sending(),
+                        ));
                     }
                 }
             };
             let late =
                 |_| Failure::new(Reason::ResultUnknown, format!("{to} has not taken over by the deadline"));
-            Ok(timeout_at(deadline, moved).await.map_err(late)??)
+            timeout_at(deadline, moved).await.map_err(late)?
         };
         let onward = || Forwarded::TransferLeader(request);
         self.serve(group, NamespaceId::default(), Effectless::No, local, onward, deadline, hop).await

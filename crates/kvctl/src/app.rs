@@ -66,7 +66,9 @@ impl App {
         // Two runs see the cluster through the same node while that is there.
         options.spread = false;
         if let Some(timeout) = self.global.timeout {
-            (options.read_timeout, options.write_timeout) = (timeout, timeout);
+            options.read_timeout = timeout;
+            options.write_timeout = timeout;
+            options.admin_timeout = timeout;
         }
         Ok(options)
     }

@@ -66,7 +66,7 @@ pub(crate) struct Global {
         default_value = "text"
     )]
     pub(crate) output: Format,
-    /// Deadline of an operation, all attempts included [default: read 1s, write 2s]
+    /// Deadline of an operation, all attempts included [default: read 1s, write 2s, cluster change 10s]
     #[arg(long, global = true, env = "KVCTL_TIMEOUT", hide_env_values = true, value_parser = units::duration, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
     /// Only results and errors
