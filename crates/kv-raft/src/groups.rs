@@ -251,7 +251,7 @@ impl Group {
             applied,
             account,
             backlog: SharedBacklog::new(Load {
-                entries: around.config.backlog_entries,
+                entries: around.config.backlog_entries(),
                 bytes: around.config.backlog_bytes,
             }),
             check,
@@ -481,7 +481,9 @@ impl Group {
         Failure::new(Reason::InvalidRequest, format!("{} of {}: {why}", self.id, self.around.config.node_id))
     }
 
-    /// Refuses what no leader sends, and entries of together `bytes` bytes for which the log has no room.
+    /// Refuses what no leader sends, and entries of together `bytes` bytes for which the log has no room, or
+    /// while much that is committed is not applied. A refused append would end the group; heartbeats are
+    /// answered, so the leader stays.
     fn vet_append(
         &self,
         from: NodeId,
@@ -489,15 +491,27 @@ impl Group {
         bytes: usize,
     ) -> Result<(), Failure> {
         let log = self.around.storage.raft(self.id);
+        let (committed, applied) = {
+            let metrics = self.raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.local_committed, metrics.last_applied)
+        };
         let known = Known {
             term: self.leader_and_term().1,
-            committed: self.raft.data_metrics().borrow_watched().local_committed,
+            committed,
             id_of: &|index| log.id_of(index).map(codec::from_storage_id),
         };
         check_append(from, append, &known, self.check).map_err(|why| self.malformed(from, &why))?;
-        // A refused append would end the group; heartbeats are answered, so the leader stays.
         if append.entries.is_empty() {
             return Ok(());
+        }
+        // Only what is committed counts: it is applied without any help of a leader.
+        let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        let unapplied = next(committed).saturating_sub(next(applied));
+        if unapplied > self.around.config.apply_lag_entries() {
+            let me = self.around.config.node_id;
+            let why = format!("{me} has {unapplied} committed entries of {} to apply", self.id);
+            return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(FULL_LOG_RETRY_MS));
         }
         log.room_for(bytes).map_err(|full| {
             Failure::new(Reason::LimitStorage, full.to_string()).retry_after_ms(FULL_LOG_RETRY_MS)

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use kv_env::Env;
-use kv_peer::{Address, PeerConfig, PeerRequest, Peers};
+use kv_peer::{Address, PeerConfig, PeerHandler, PeerRequest, Peers};
 use kv_proto::peer;
 use kv_proto::peer::raft_append_reply::Result as Taken;
 use kv_proto::peer::request_frame::Body as Request;
@@ -18,13 +20,14 @@ use kv_types::catalogue::Member;
 use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_types::{ClientId, ClusterId, Failure, GroupId, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use openraft::vote::RaftLeaderId;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::codec;
 use crate::config::limits::{APPEND_ENTRIES, MAX_COMMAND_BYTES, MAX_INDEX, TERM_LEAP};
-use crate::config::{Entry, LeaderId, LogId, Membership, RaftConfig, Vote};
+use crate::config::{Entry, LeaderId, LogId, Membership, RaftConfig, SnapshotMeta, Vote};
 use crate::kv_machine::{Operation, WriteCommand};
 use crate::proposal::Proposal;
+use crate::snapshot::id_of;
 use crate::strong::Strong;
 
 const CLUSTER: ClusterId = ClusterId(5);
@@ -51,6 +54,19 @@ struct Follower {
 
 impl Follower {
     async fn start(disk: &MemDisk, tiers: &MemTiers) -> Self {
+        Self::tuned(disk, tiers, |_| ()).await
+    }
+
+    async fn tuned(disk: &MemDisk, tiers: &MemTiers, tune: impl FnOnce(&mut RaftConfig)) -> Self {
+        Self::open(disk, tiers, true, tune).await
+    }
+
+    /// It has never been a member.
+    async fn fresh(disk: &MemDisk, tiers: &MemTiers, tune: impl FnOnce(&mut RaftConfig)) -> Self {
+        Self::open(disk, tiers, false, tune).await
+    }
+
+    async fn open(disk: &MemDisk, tiers: &MemTiers, voted: bool, tune: impl FnOnce(&mut RaftConfig)) -> Self {
         let options = StorageOptions {
             max_log_bytes: 2 << 20,
             checkpoint_interval: Duration::from_millis(20),
@@ -59,7 +75,7 @@ impl Follower {
         let (storage, _) = Storage::open(options, Arc::new(disk.clone()), Arc::new(tiers.clone())).unwrap();
         for group in [GroupId::CATALOGUE, GROUP] {
             let log = storage.raft(group);
-            if log.vote().is_none() {
+            if voted && log.vote().is_none() {
                 log.save_vote(codec::encode_vote(&vote(TERM, LEADER.0, true))).await.unwrap();
             }
         }
@@ -69,10 +85,11 @@ impl Follower {
             peer_address: "127.0.0.1:1".into(),
             zone: String::new(),
         };
-        let config = RaftConfig {
+        let mut config = RaftConfig {
             entries_kept: 0,
             ..RaftConfig::new(CLUSTER, NodeId(1), (1..=3).map(member).collect())
         };
+        tune(&mut config);
         let env = Env::real();
         let peers = Peers::new(PeerConfig::new(CLUSTER, NodeId(1)), env.clone());
         let strong = Strong::start(config, storage.clone(), peers, env).await.unwrap();
@@ -308,4 +325,97 @@ async fn a_follower_with_a_full_log_refuses_entries_and_answers_heartbeats() {
     }
     assert!(follower.bounds().purged.is_some());
     follower.stop().await;
+}
+
+/// Appends one entry, and says that the one before is committed.
+async fn append_one(follower: &Follower) -> Result<Taken, Failure> {
+    let last = follower.bounds().last.unwrap();
+    let at = Some(id(last.term, last.node, last.index));
+    follower.append(append(at, vec![follower.write(last.index + 1, 10)], at)).await
+}
+
+/// Each append moves what is committed: one command each for the state machine, whose queue must not stop
+/// Raft.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_state_machine_stands_still_answers_its_leader() {
+    let follower = Follower::start(&MemDisk::new(1), &MemTiers::new()).await;
+    follower.begin().await;
+    until("it is applied", || (follower.applied() == 1).then_some(())).await;
+    let still = follower.strong.group(GROUP).unwrap().stand_still().await;
+    for n in 0..1_500 {
+        let taken = timeout(Duration::from_secs(5), append_one(&follower)).await;
+        assert_eq!(taken.unwrap_or_else(|_| panic!("{n} hangs")), Ok(Taken::Success(true)), "{n}");
+    }
+    drop(still);
+    until("it is applied", || (follower.applied() == 1_500).then_some(())).await;
+    follower.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_lags_refuses_entries_and_answers_heartbeats() {
+    let follower =
+        Follower::tuned(&MemDisk::new(1), &MemTiers::new(), |config| config.apply_lag_entries = 8).await;
+    follower.begin().await;
+    until("it is applied", || (follower.applied() == 1).then_some(())).await;
+    let still = follower.strong.group(GROUP).unwrap().stand_still().await;
+    // At the bound it takes one more, and then none, however often it is asked.
+    let mut taken = 0;
+    let refused = loop {
+        match append_one(&follower).await {
+            Ok(answer) => assert_eq!(answer, Taken::Success(true)),
+            Err(refused) => break refused,
+        }
+        taken += 1;
+        assert!(taken <= 16, "it takes whatever comes");
+    };
+    assert_eq!(taken, 10);
+    let last = follower.bounds().last;
+    for _ in 0..20 {
+        let again = append_one(&follower).await.unwrap_err();
+        assert_eq!((again.reason, &again.message), (Reason::Overloaded, &refused.message));
+        assert!(again.retry_after_ms.is_some());
+        assert_eq!(follower.heartbeat().await, Ok(Taken::Success(true)));
+    }
+    assert_eq!(follower.bounds().last, last);
+    drop(still);
+    until("it is applied", || (follower.applied() >= 10).then_some(())).await;
+    assert_eq!(append_one(&follower).await, Ok(Taken::Success(true)));
+    follower.stop().await;
+}
+
+/// Answers questions with the largest numbers there are.
+#[derive(Default)]
+struct Liar {
+    surveys: AtomicU64,
+    votes: AtomicU64,
+}
+
+impl PeerHandler for Liar {
+    fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<Response, Failure>> {
+        let leap = Some(codec::to_wire_vote(&vote(u64::MAX, LEADER.0, true)));
+        let far = Some(id(u64::MAX, LEADER.0, u64::MAX));
+        let answer = match request.body {
+            Request::RaftSurvey(_) => {
+                self.surveys.fetch_add(1, Ordering::Relaxed);
+                let settled = true;
+                Ok(Response::RaftSurvey(peer::RaftSurveyReply {
+                    vote: leap,
+                    last_log_id: far,
+                    settled,
+                    ..Default::default()
+                }))
+            }
+            Request::RaftVote(ask) if ask.pre_vote => Ok(Response::RaftVote(peer::RaftVoteReply {
+                vote: ask.vote,
+                granted: true,
+                last_log_id: None,
+            })),
+            Request::RaftVote(_) => {
+                self.votes.fetch_add(1, Ordering::Relaxed);
+                Ok(Response::RaftVote(peer::RaftVoteReply { vote: leap, granted: false, last_log_id: far }))
+            }
+            _ => Err(Failure::new(Reason::NotReady, "it only lies")),
+        };
+        std::future::ready(answer).boxed()
+    }
 }

@@ -12,19 +12,21 @@ use kv_env::Env;
 use kv_peer::{PeerConfig, Peers};
 use kv_proto::{client_id_bytes, v1};
 use kv_storage::disk::MemDisk;
-use kv_storage::tier::MemTiers;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::Member;
 use kv_types::{
     Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName, NodeId,
     Placement, Reason,
 };
+use openraft::async_runtime::WatchReceiver;
 use tokio::sync::OwnedRwLockReadGuard;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::gated::{Gate, GatedTiers};
 use crate::backlog::Load;
 use crate::config::{RaftConfig, log_bytes_wanted};
+use crate::groups::Group;
 use crate::machine::AppliedState;
 use crate::strong::{Hop, Strong};
 
@@ -35,14 +37,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Lone {
     strong: Strong,
     storage: Storage,
+    /// Before its tier.
+    gate: Gate,
     clients: AtomicU64,
 }
 
 impl Lone {
     async fn start(tune: impl FnOnce(&mut RaftConfig)) -> Arc<Self> {
-        let options = StorageOptions::small("/lone");
-        let (storage, _) =
-            Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(MemTiers::new())).unwrap();
+        // The account is a part of the log.
+        let options = StorageOptions { max_log_bytes: 64 << 20, ..StorageOptions::small("/lone") };
+        Self::with_storage(options, tune).await
+    }
+
+    async fn with_storage(options: StorageOptions, tune: impl FnOnce(&mut RaftConfig)) -> Arc<Self> {
+        let tiers = GatedTiers::default();
+        let gate = tiers.gate.clone();
+        let (storage, _) = Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(tiers)).unwrap();
         let member = Member {
             id: NodeId(1),
             client_address: "client-of-n1".into(),
@@ -54,7 +64,7 @@ impl Lone {
         let env = Env::real();
         let peers = Peers::new(PeerConfig::new(CLUSTER, member.id), env.clone());
         let strong = Strong::start(config, storage.clone(), peers, env).await.unwrap();
-        let lone = Arc::new(Self { strong, storage, clients: AtomicU64::new(1) });
+        let lone = Arc::new(Self { strong, storage, gate, clients: AtomicU64::new(1) });
         until("it serves", || async { lone.put(bank(1_000), "first", 1, soon()).await.ok() }).await;
         lone
     }
@@ -85,13 +95,34 @@ impl Lone {
         async move { strong.put(&bank, request, deadline, Hop::Client).await }
     }
 
+    fn group(&self) -> &Arc<Group> {
+        self.strong.group(GroupId::FIRST_DATA).unwrap()
+    }
+
     fn waiting(&self) -> Load {
-        self.strong.group(GroupId::FIRST_DATA).unwrap().backlog()
+        self.group().backlog()
+    }
+
+    async fn get(
+        &self,
+        bank: Namespace,
+        key: &'static str,
+        deadline: Instant,
+    ) -> Result<v1::GetResponse, Failure> {
+        let request = v1::GetRequest { key: key.into(), ..Default::default() };
+        self.strong.get(&bank, request, deadline, Hop::Client).await
+    }
+
+    /// The last entry that is committed.
+    fn committed(&self) -> Option<u64> {
+        let metrics = self.group().raft.data_metrics();
+        let committed = metrics.borrow_watched().local_committed;
+        committed.map(|id| id.index)
     }
 
     /// Nothing is applied while the guard lives.
     async fn stand_still(&self) -> OwnedRwLockReadGuard<AppliedState> {
-        self.strong.group(GroupId::FIRST_DATA).unwrap().stand_still().await
+        self.group().stand_still().await
     }
 
     /// Writes values of 16 KiB to a namespace until one is refused; what waits.
@@ -115,6 +146,21 @@ impl Lone {
     async fn stop(&self) {
         self.strong.shutdown().await;
         self.storage.halt();
+    }
+}
+
+fn written_at(written: &v1::PutResponse) -> u64 {
+    match written.receipt.as_ref().and_then(|receipt| receipt.evidence.as_ref()) {
+        Some(v1::receipt::Evidence::Strong(evidence)) => evidence.index,
+        other => panic!("the receipt of a strong write: {other:?}"),
+    }
+}
+
+impl Drop for Lone {
+    /// A test that failed does not wait for its own gate.
+    fn drop(&mut self) {
+        self.gate.hold_gets(None);
+        self.gate.hold_scans(false);
     }
 }
 
@@ -228,7 +274,7 @@ async fn bytes_are_refused_as_entries_are() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_log_is_trimmed_before_it_is_full() {
-    let lone = Lone::start(|config| config.entries_kept = 0).await;
+    let lone = Lone::with_storage(StorageOptions::small("/lone"), |config| config.entries_kept = 0).await;
     let max = lone.storage.max_log_bytes();
     // More than what is wanted, less than what is allowed.
     for n in 0..max * 3 / 4 / (60 << 10) {
@@ -237,5 +283,30 @@ async fn a_small_log_is_trimmed_before_it_is_full() {
     assert!(lone.storage.log_pressure().is_ok());
     let trimmed = || lone.storage.stats().log_bytes < log_bytes_wanted(max);
     until("the log is trimmed", || async { trimmed().then_some(()) }).await;
+    lone.stop().await;
+}
+
+/// openraft's queue of what is to be applied holds more than the account lets in: its only loop never waits
+/// for the state machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_answers_its_peers_while_much_waits_to_be_applied() {
+    let lone = Lone::start(|_| ()).await;
+    let still = lone.stand_still().await;
+    // One after the other, so that each is committed by itself.
+    let mut pending = Vec::new();
+    for n in 0..1_500 {
+        let before = lone.committed();
+        pending.push(tokio::spawn(lone.put(bank(1), &format!("k{n}"), 1, soon())));
+        let committed = || async { (lone.committed() > before).then_some(()) };
+        let within = Duration::from_secs(5);
+        timeout(within, until("it is committed", committed)).await.unwrap_or_else(|_| panic!("{n} hangs"));
+    }
+    let asked =
+        lone.group().raft.with_raft_state(|state| state.server_state == openraft::ServerState::Leader);
+    assert!(timeout(Duration::from_secs(1), asked).await.expect("Raft answers").expect("it runs on"));
+    drop(still);
+    for put in pending {
+        put.await.unwrap().unwrap();
+    }
     lone.stop().await;
 }

@@ -33,6 +33,17 @@ fn rows(bench: &Bench) -> Vec<usize> {
     lengths
 }
 
+/// How many rows of sessions each namespace has.
+fn sessions_of(bench: &Bench) -> BTreeMap<NamespaceId, usize> {
+    let mut counts = BTreeMap::new();
+    for_each_row(&bench.storage, SPACE, Table::Sessions, |key, _| {
+        *counts.entry(crate::tables::keys::of_session(key)?.0).or_default() += 1;
+        Ok::<(), MachineError>(())
+    })
+    .unwrap();
+    counts
+}
+
 fn first_attempt(mut command: WriteCommand) -> WriteCommand {
     command.mutation.attempt = 1;
     command
