@@ -114,6 +114,10 @@ pub(crate) mod limits {
     pub(crate) const SNAPSHOT_BLOCK_BYTES: usize = 1 << 20;
     /// Rows taken from a copy, or read from a table, at once.
     pub(crate) const ROWS_AT_ONCE: usize = 1_024;
+    /// Shares of a group's rows for which it is known when they were last written, by a hash of the key.
+    pub(crate) const RECENT_SLOTS: u64 = 1 << 16;
+    /// How often a read takes rows that are written to while it waits for the disk, before it is refused.
+    pub(crate) const READ_ATTEMPTS: usize = 8;
     /// Bytes of state changes that are applied at once; clients of one step are answered together.
     pub(crate) const STEP_BYTES: usize = 1 << 20;
     /// Entries that are applied at once.

@@ -38,6 +38,7 @@ use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError};
 use crate::network::Network;
 use crate::proposal::Reply;
+use crate::recent::RecentWrites;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::schedule::{self, Growth};
@@ -82,6 +83,7 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     pub(crate) around: Surroundings,
     pub(crate) applied: Applied,
+    pub(crate) recent: Arc<RecentWrites>,
     account: Arc<Account>,
     /// What was proposed here and is not applied.
     pub(crate) backlog: SharedBacklog,
@@ -215,7 +217,7 @@ impl Group {
         let newborn = log.vote().is_none();
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
-        let (applied, account) = (machine.applied(), machine.account());
+        let (applied, recent, account) = (machine.applied(), machine.recent(), machine.account());
         let (outgoing, incoming) = snapshots_on_the_way(id, &around);
         let network = Network {
             group: id,
@@ -249,6 +251,7 @@ impl Group {
             id,
             raft,
             applied,
+            recent,
             account,
             backlog: SharedBacklog::new(Load {
                 entries: around.config.backlog_entries(),

@@ -34,6 +34,7 @@ mod machine;
 mod network;
 mod pace;
 mod proposal;
+mod recent;
 mod rejoin;
 mod requests;
 mod row;

@@ -37,7 +37,7 @@ use crate::config::limits::RETRY_AFTER_MS;
 use crate::groups::{Group, Leadership, StartError, Surroundings, Unserved};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::proposal::{Effect, Point, Reply, Written};
-use crate::requests::{View, unreadable};
+use crate::requests::{ReadPoint, unreadable};
 use crate::row::Live;
 use crate::runtime::NodeRuntime;
 use crate::sessions::Openings;
@@ -179,12 +179,11 @@ impl Strong {
             }
             let key = Key::new(request.key.clone())?;
             let local = async {
-                let view = group.view(deadline).await?;
-                let space = view.space();
-                let place = keys::data(space, namespace.id, key.as_bytes());
-                let counter = keys::revision(space, namespace.id);
-                let [found, revision] =
-                    view.rows([(Table::Data, place), (Table::Meta, counter)], deadline).await?;
+                let places = |space| {
+                    let place = keys::data(space, namespace.id, key.as_bytes());
+                    [(Table::Data, place), (Table::Meta, keys::revision(space, namespace.id))]
+                };
+                let (point, [found, revision]) = group.read(places, deadline).await?;
                 let found = found.map(Live::decode).transpose().map_err(|error| unreadable(&error))?;
                 let revision =
                     revision.map(decode_revision).transpose().map_err(|error| unreadable(&error))?;
@@ -195,7 +194,7 @@ impl Strong {
                     presence: presence.into(),
                     value,
                     revision: revision_of_value,
-                    receipt: Some(self.receipt_of_read(namespace, group, &view, revision.unwrap_or(0))),
+                    receipt: Some(self.receipt_of_read(namespace, group, point, revision.unwrap_or(0))),
                     ..v1::GetResponse::default()
                 })
             };
@@ -699,16 +698,16 @@ impl Strong {
         &self,
         namespace: &Namespace,
         group: &Group,
-        view: &View,
+        point: ReadPoint,
         revision: u64,
     ) -> v1::Receipt {
         let evidence = StrongEvidence {
             group: group.id,
-            term: view.term,
-            index: view.index(),
+            term: point.term,
+            index: point.index,
             namespace_revision: revision,
             path: ReadPath::ReadIndex,
-            applied_lag: view.lag,
+            applied_lag: point.lag,
         };
         self.receipt(namespace.guarantee, 1, false, evidence)
     }

@@ -243,6 +243,11 @@ impl<'a> Stage<'a> {
         self.changes.insert((table, key), None);
     }
 
+    /// The rows that are changed.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = (Table, &[u8])> {
+        self.changes.keys().map(|(table, key)| (*table, key.as_slice()))
+    }
+
     /// All changes as one batch.
     pub(crate) fn into_batch(self) -> Batch {
         let mut batch = Batch::new();

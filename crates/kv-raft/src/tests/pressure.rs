@@ -310,3 +310,52 @@ async fn a_group_answers_its_peers_while_much_waits_to_be_applied() {
     }
     lone.stop().await;
 }
+
+/// A read that waits for the disk keeps nothing from being applied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_hangs_stops_no_write() {
+    let lone = Lone::start(|_| ()).await;
+    lone.gate.hold_gets(Some(b"cold"));
+    let cold = tokio::spawn({
+        let lone = lone.clone();
+        async move { lone.get(bank(1), "cold", soon()).await }
+    });
+    until("it is read", || async { (lone.gate.waiting() > 0).then_some(()) }).await;
+    for n in 0..20 {
+        let put = lone.put(bank(2), &format!("k{n}"), 1, Instant::now() + Duration::from_secs(2));
+        put.await.unwrap_or_else(|failure| panic!("{n}: {failure}"));
+    }
+    lone.gate.hold_gets(None);
+    assert_eq!(cold.await.unwrap().unwrap().presence(), v1::Presence::Absent);
+    lone.stop().await;
+}
+
+/// What was read from the disk is not answered when the key was written meanwhile: the answer is of one
+/// point of the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_was_overtaken_by_a_write_is_of_one_point() {
+    let lone = Lone::start(|_| ()).await;
+    lone.put(bank(1), "cold", 5, soon()).await.unwrap();
+    for round in 2..12 {
+        // Only the tier has it.
+        until("it is drained", || async { (lone.storage.stats().memtable_bytes == 0).then_some(()) }).await;
+        lone.gate.hold_gets(Some(b"cold"));
+        let cold = tokio::spawn({
+            let lone = lone.clone();
+            async move { lone.get(bank(1), "cold", soon()).await }
+        });
+        until("it is read", || async { (lone.gate.waiting() > 0).then_some(()) }).await;
+        let written = lone.put(bank(1), "cold", 5, soon()).await.unwrap();
+        until("it is drained", || async { (lone.storage.stats().memtable_bytes == 0).then_some(()) }).await;
+        lone.gate.hold_gets(None);
+        assert_eq!(written.revision, round);
+        let read = cold.await.unwrap().unwrap();
+        let Some(v1::receipt::Evidence::Strong(evidence)) = read.receipt.unwrap().evidence else {
+            panic!("the receipt of a strong read")
+        };
+        assert_eq!(evidence.namespace_revision, read.revision, "the only key of the namespace");
+        assert!([round - 1, round].contains(&read.revision), "{round}: {}", read.revision);
+        assert_eq!(evidence.index >= written_at(&written), read.revision == round, "{evidence:?}");
+    }
+    lone.stop().await;
+}
