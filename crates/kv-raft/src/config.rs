@@ -108,6 +108,8 @@ pub(crate) mod limits {
     pub(crate) const LOG_ENTRY_BYTES: u64 = 48;
     /// Parts of a namespace that a digest reads under the applied lock at most.
     pub(crate) const DIGEST_PARTS_AT_CLOSE: usize = 16;
+    /// How long entries may wait for the end of a digest; a disk that takes longer gives none.
+    pub(crate) const DIGEST_CLOSE_WAIT: Duration = Duration::from_secs(1);
     /// How often a digest reads what was written to meanwhile before it tries to close.
     pub(crate) const DIGEST_PASSES: usize = 4;
     /// Bytes of rows in one block of a snapshot.

@@ -97,8 +97,8 @@ pub(crate) struct Group {
     hangs: AtomicBool,
     /// When the leadership may be moved.
     transfers: Mutex<Transfers>,
-    /// Whoever digests the state holds it.
-    pub(crate) digesting: tokio::sync::Mutex<()>,
+    /// Held while the state is digested, until the last thread has let go of its copy.
+    pub(crate) digesting: Arc<tokio::sync::Mutex<()>>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by
     /// then.
     rested: Instant,
@@ -262,7 +262,7 @@ impl Group {
             disk,
             hangs: AtomicBool::new(false),
             transfers: Mutex::default(),
-            digesting: tokio::sync::Mutex::default(),
+            digesting: Arc::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && role == Role::Settled),
             leader_heard: Mutex::new(None),

@@ -2,6 +2,7 @@
 //! what is not applied before anything is queued, and linearizable reads.
 
 use std::future::IntoFuture;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_proto::admin;
@@ -12,12 +13,14 @@ use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError
 use openraft::raft::ClientWriteResponse;
 use openraft::{Instant as _, LinearizerOption, ReadPolicy};
 use tokio::sync::OwnedRwLockReadGuard;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 #[cfg(test)]
 use crate::backlog::Load;
 use crate::backlog::{Full, Place};
-use crate::config::limits::{DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, READ_ATTEMPTS, RETRY_AFTER_MS};
+use crate::config::limits::{
+    DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, READ_ATTEMPTS, RETRY_AFTER_MS,
+};
 use crate::config::{LogId, TypeConfig};
 use crate::digest::Digesting;
 use crate::groups::{Group, Leadership, Unserved};
@@ -289,20 +292,30 @@ impl Group {
             error => Failure::new(Reason::StorageFailed, error.to_string()).of_read(),
         };
         let off_the_workers = |error: std::io::Error| failed(error.into());
+        // Gone when the caller is: the threads that digest look at it, since they cannot be stopped.
+        let asked = Arc::new(());
+        let waits = Arc::downgrade(&asked);
         let digest = async {
-            let _alone = self.digesting.lock().await;
+            // The next one begins when the threads of this one have ended, not when its caller left: each has
+            // one of the few copies that snapshots need as well.
+            let alone = self.digesting.clone().lock_owned().await;
             let space = self.applied.read().await.space;
             let storage = self.around.storage.clone();
             let digesting = NodeRuntime::blocking(move || {
-                let mut digesting = Digesting::begin(&storage, space, namespace)?;
-                digesting.read().map(|()| digesting)
+                let mut digesting = Digesting::begin(&storage, space, namespace, waits)?;
+                digesting.read().map(|()| (digesting, alone))
             });
-            let digesting = digesting.await.map_err(off_the_workers)?.map_err(failed)?;
+            let (digesting, alone) = digesting.await.map_err(off_the_workers)?.map_err(failed)?;
             let applied = self.applied.read().await;
             if applied.space != space {
                 return Err(failed(StorageError::Overloaded { what: "an installation" }.into()));
             }
-            let digested = NodeRuntime::blocking(move || digesting.close()).await;
+            let closing = NodeRuntime::blocking(move || {
+                let _alone = alone;
+                digesting.close()
+            });
+            // Nothing is applied meanwhile, so it is not the caller who says how long that may be.
+            let digested = timeout(DIGEST_CLOSE_WAIT, closing).await.map_err(|_| late())?;
             let (digest, keys) = digested.map_err(off_the_workers)?.map_err(failed)?;
             Ok(admin::GetDigestResponse {
                 partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
@@ -310,6 +323,8 @@ impl Group {
                 ..admin::GetDigestResponse::default()
             })
         };
-        timeout_at(deadline, digest).await.map_err(|_| late())?
+        let digested = timeout_at(deadline, digest).await.map_err(|_| late())?;
+        drop(asked);
+        digested
     }
 }

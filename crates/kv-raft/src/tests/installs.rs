@@ -106,7 +106,9 @@ async fn taken(storage: &Storage, leader: &mut Machine) -> Sent {
 async fn state(storage: &Storage, machine: &mut Machine) -> (Option<LogId>, (u64, u64)) {
     let applied = machine.applied();
     let applied = applied.read().await;
-    let mut digesting = Digesting::begin(storage, applied.space, NamespaceId(1)).unwrap();
+    let asked = Arc::new(());
+    let waits = Arc::downgrade(&asked);
+    let mut digesting = Digesting::begin(storage, applied.space, NamespaceId(1), waits).unwrap();
     digesting.read().unwrap();
     (applied.last, digesting.close().unwrap())
 }

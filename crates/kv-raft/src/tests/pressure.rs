@@ -359,3 +359,36 @@ async fn a_read_that_was_overtaken_by_a_write_is_of_one_point() {
     }
     lone.stop().await;
 }
+
+/// Digests whose callers left keep no copies from snapshots, and end soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digests_that_were_given_up_leave_room_for_snapshots() {
+    // Its log is so large that no snapshot is taken by itself.
+    let lone = Lone::start(|_| ()).await;
+    // Many pieces of rows.
+    for from in (0..200).step_by(20) {
+        let puts = (from..from + 20).map(|n| lone.put(bank(1), &format!("k{n}"), 60_000, soon()));
+        for put in join_all(puts).await {
+            put.unwrap();
+        }
+    }
+    lone.gate.hold_scans(true);
+    for _ in 0..8 {
+        let given_up = lone.group().digest(NamespaceId(1), Instant::now() + Duration::from_millis(20)).await;
+        assert_eq!(given_up.unwrap_err().reason, Reason::Overloaded);
+    }
+    let prefix: &[u8] = b"";
+    let copies: Vec<_> = (1..kv_storage::limits::MAX_COPIES)
+        .map(|_| lone.storage.copy(&[(crate::tables::Table::Data.id(), prefix)]))
+        .collect();
+    assert!(copies.iter().all(Result::is_ok), "one digest at most holds a copy: {copies:?}");
+    drop(copies);
+    let before = lone.gate.scanned();
+    lone.gate.hold_scans(false);
+    // The one that is under way ends at its next piece; then another finds its turn.
+    let digest = lone.group().digest(NamespaceId(1), soon()).await.unwrap();
+    assert_eq!(digest.partitions[0].keys, 200);
+    let whole = lone.gate.scanned() - before;
+    assert!(whole < 2 * 12, "the one that was given up was read to its end: {whole} pieces");
+    lone.stop().await;
+}
