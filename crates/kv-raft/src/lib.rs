@@ -40,6 +40,7 @@ mod requests;
 mod row;
 mod runtime;
 mod schedule;
+mod session_shares;
 mod sessions;
 mod snapshot;
 mod snapshot_in;
