@@ -166,6 +166,8 @@ pub(crate) mod limits {
     pub(crate) const MAX_BACKLOG_ENTRIES: u64 = 1 << 17;
     /// [`super::RaftConfig::apply_lag_entries`] is at most this.
     pub(crate) const MAX_APPLY_LAG_ENTRIES: u64 = 1 << 18;
+    /// What is proposed and not applied is, for each group, at most one part in so many of the log's bound.
+    pub(crate) const BACKLOG_LOG_SHARE: u64 = 16;
     /// What a proposal costs beside its bytes: its responder, its places in queues and indexes.
     pub(crate) const PROPOSAL_OVERHEAD_BYTES: u64 = 512;
     /// The part of the log's bound, one in so many, above which snapshots are taken early and the log below
@@ -197,6 +199,9 @@ pub(crate) mod limits {
     const _: () = assert!(SESSION_BYTES + SESSION_WINDOW * SESSION_RESULT_BYTES <= SESSIONS_BYTES / 512);
     const _: () = assert!(MAX_SESSIONS as u64 * (SESSION_BYTES + SESSION_RESULT_BYTES) <= SESSIONS_BYTES);
     const _: () = assert!(MAX_SESSION_AHEAD.as_secs() < SESSION_IDLE.as_secs());
+    /// The accounts of two groups take half of what the log keeps for Raft's records above its bound; what
+    /// entries cost beside their bytes fits in the other half.
+    const _: () = assert!(2 * kv_storage::limits::RAFT_RESERVE_SHARE * 2 <= BACKLOG_LOG_SHARE);
 }
 
 /// What a node's Raft groups are started with.
@@ -260,6 +265,12 @@ impl RaftConfig {
     /// Entries that may be proposed on this node and not applied.
     pub(crate) fn backlog_entries(&self) -> u64 {
         self.backlog_entries.min(limits::MAX_BACKLOG_ENTRIES)
+    }
+
+    /// Their bytes, given the bound of the log. What the accounts of the groups let in while the log is just
+    /// below its bound must fit above it: a failed append ends its group.
+    pub(crate) fn backlog_bytes(&self, max_log_bytes: u64) -> u64 {
+        self.backlog_bytes.min(max_log_bytes / limits::BACKLOG_LOG_SHARE)
     }
 
     /// Entries that this node may know to be committed, and not have applied, when it takes more of them.

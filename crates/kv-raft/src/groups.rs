@@ -255,7 +255,7 @@ impl Group {
             account,
             backlog: SharedBacklog::new(Load {
                 entries: around.config.backlog_entries(),
-                bytes: around.config.backlog_bytes,
+                bytes: around.config.backlog_bytes(around.storage.max_log_bytes()),
             }),
             check,
             refusals: Refusals::default(),

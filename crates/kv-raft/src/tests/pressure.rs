@@ -392,3 +392,31 @@ async fn digests_that_were_given_up_leave_room_for_snapshots() {
     assert!(whole < 2 * 12, "the one that was given up was read to its end: {whole} pieces");
     lone.stop().await;
 }
+
+/// However small the log, what the account lets in fits between its bound and the one beyond which an append
+/// ends the group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_into_a_small_log_is_refused_and_ends_nothing() {
+    let options = StorageOptions {
+        max_record_bytes: 2 << 20,
+        segment_bytes: 5 << 20,
+        max_log_bytes: 20 << 20,
+        memtable_bytes: 64 << 20,
+        data_queue_bytes: 4 << 20,
+        raft_queue_bytes: 32 << 20,
+        ..StorageOptions::small("/lone")
+    };
+    let lone = Lone::with_storage(options, |_| ()).await;
+    let still = lone.stand_still().await;
+    let until = Instant::now() + Duration::from_secs(2);
+    let burst = (1..31).map(|n| lone.put(bank(n), "k", 1_000_000, until));
+    let answers = join_all(burst).await;
+    let asked =
+        lone.group().raft.with_raft_state(|state| state.server_state == openraft::ServerState::Leader);
+    assert!(timeout(PATIENCE, asked).await.expect("Raft answers").expect("it runs on"));
+    let refused =
+        |put: &&Result<_, Failure>| put.as_ref().is_err_and(|failure| failure.applied == Applied::No);
+    assert!(answers.iter().filter(refused).count() > 0);
+    drop(still);
+    lone.stop().await;
+}
