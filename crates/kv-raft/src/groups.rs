@@ -42,7 +42,7 @@ use crate::recent::RecentWrites;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::schedule::{self, Growth};
-use crate::snapshot_in::{Gate, Incoming, Standing};
+use crate::snapshot_in::{self, Gate, Incoming, Standing};
 use crate::snapshot_out::{Outgoing, Pace};
 use crate::transfer::purge_target;
 
@@ -441,8 +441,14 @@ impl Group {
         }
         let raft = self.raft.clone();
         let install = move |snapshot: Snapshot| async move {
-            let installed = raft.install_full_snapshot(vote, snapshot).await;
             let failed = |fatal: Fatal<TypeConfig>| Failure::new(Reason::Internal, fatal.to_string());
+            // Minutes have passed since it was announced. openraft asserts what is asked here, and does so
+            // next.
+            let committed = raft.with_raft_state(|state| state.local_committed().copied());
+            if snapshot_in::contradicts(snapshot.meta.last_log_id, committed.await.map_err(failed)?) {
+                return Err(Failure::new(Reason::InvalidRequest, snapshot_in::CONTRADICTS_COMMITTED));
+            }
+            let installed = raft.install_full_snapshot(vote, snapshot).await;
             installed.map(|reply| reply.vote).map_err(failed)
         };
         // In a task of its own: the step is finished whether or not the caller waits, since bytes may be on

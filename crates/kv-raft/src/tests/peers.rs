@@ -419,3 +419,58 @@ impl PeerHandler for Liar {
         std::future::ready(answer).boxed()
     }
 }
+
+/// A snapshot that was above what was committed when it began, and is below when it has come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_snapshot_that_the_log_has_overtaken_is_refused() {
+    use peer::raft_snapshot::Step;
+    use peer::raft_snapshot_reply::Result as Reply;
+    let follower = Follower::start(&MemDisk::new(1), &MemTiers::new()).await;
+    follower.begin().await;
+    let last = codec::log_id(TERM + 1, 3, 3);
+    let storage = super::memory(9);
+    let files = storage.snapshots(GROUP);
+    let meta = SnapshotMeta { last_log_id: Some(last), ..SnapshotMeta::default() };
+    let info = files.create().unwrap().finish(id_of(Some(&last)), &codec::encode_mark(&meta)).unwrap();
+    let file = files.bytes_of(info.id).unwrap();
+    let (data, checksum) = (file.read(0, usize::MAX).unwrap(), file.checksum().unwrap());
+    let send = async |step| {
+        let vote = Some(codec::to_wire_vote(&vote(TERM + 1, 3, true)));
+        let body = Request::RaftSnapshot(peer::RaftSnapshot { vote, step: Some(step) });
+        match follower.send(NodeId(3), body).await {
+            Ok(Response::RaftSnapshot(reply)) => Ok(reply.result.unwrap()),
+            Ok(other) => panic!("{other:?}"),
+            Err(failure) => Err(failure),
+        }
+    };
+    let begin = peer::SnapshotBegin {
+        last_log_id: Some(codec::to_wire_id(&last)),
+        membership: codec::encode_membership(&meta.last_membership),
+        snapshot_id: info.id,
+        length: file.length(),
+        checksum,
+    };
+    let Ok(Reply::Wanted(wanted)) = send(Step::Begin(begin)).await else { panic!("it is wanted") };
+    let transfer = wanted.transfer;
+    let chunk = peer::SnapshotChunk { transfer, offset: 0, checksum: crc32c::crc32c(&data), data };
+    assert!(matches!(send(Step::Chunk(chunk)).await, Ok(Reply::Wanted(_))));
+    // The leader goes on, and what it commits is at the same places.
+    for _ in 0..8 {
+        assert_eq!(append_one(&follower).await, Ok(Taken::Success(true)));
+    }
+    until("it is applied", || (follower.applied() >= 8).then_some(())).await;
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        match send(Step::End(peer::SnapshotEnd { transfer })).await {
+            Ok(Reply::Working(_)) => assert!(Instant::now() < deadline, "it never ends"),
+            ended => break ended,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.reason, Reason::InvalidRequest, "{refused}");
+    assert!(refused.message.contains("contradicts what is committed"), "{refused}");
+    assert_eq!(append_one(&follower).await, Ok(Taken::Success(true)), "the group goes on");
+    storage.halt();
+    follower.stop().await;
+}
