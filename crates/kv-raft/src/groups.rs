@@ -22,6 +22,7 @@ use openraft::{AsyncRuntime, EmptyNode, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::attendance::Attendance;
 use crate::backlog::{Load, SharedBacklog};
 use crate::builder::{Account, SnapshotWork};
 use crate::catalogue_machine::CatalogueCommand;
@@ -33,7 +34,7 @@ use crate::config::limits::{
 use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig, Vote, log_bytes_wanted};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
-use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
+use crate::incoming::{Check, Known, Refusals, check_answer, check_append, check_vote};
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError};
 use crate::network::Network;
@@ -93,6 +94,8 @@ pub(crate) struct Group {
     refusals: Refusals,
     /// Whether the log answers.
     disk: DiskWatch,
+    /// Whether its steward runs.
+    attendance: Attendance,
     /// The log does not answer: this node neither leads nor campaigns.
     hangs: AtomicBool,
     /// When the leadership may be moved.
@@ -260,6 +263,7 @@ impl Group {
             check,
             refusals: Refusals::default(),
             disk,
+            attendance: Attendance::default(),
             hangs: AtomicBool::new(false),
             transfers: Mutex::default(),
             digesting: Arc::default(),
@@ -646,6 +650,17 @@ impl Group {
 
     /// Resolves when the group cannot go on.
     pub(crate) async fn failed(&self) -> Failure {
+        let unattended = async {
+            self.attendance.panicked().await;
+            Failure::new(Reason::Internal, format!("what looks after {} has panicked", self.id))
+        };
+        tokio::select! {
+            failure = self.raft_failed() => failure,
+            failure = unattended => failure,
+        }
+    }
+
+    async fn raft_failed(&self) -> Failure {
         let mut metrics = self.raft.metrics();
         loop {
             let state = metrics.borrow_watched().running_state.clone();
@@ -662,6 +677,7 @@ impl Group {
 
     /// Looks after the group until it is dropped.
     pub(crate) async fn steward(self: Arc<Self>) {
+        let _present = self.attendance.begin();
         let mut tick = tokio::time::interval(STEWARD_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut asked, mut gave_up, mut looked) = (None, None, None);
@@ -818,6 +834,10 @@ impl Group {
         let reply = self.inquire(other).await?;
         let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
         let last = reply.last_log_id.map(codec::from_wire_id);
+        if let Err(why) = check_answer(vote.as_ref(), last.as_ref(), self.leader_and_term().1) {
+            self.malformed(other, &why);
+            return None;
+        }
         let leader = vote.map(|vote| vote.leader_id);
         Some(SurveyReply { settled: reply.settled, receiving: reply.receiving, leader, last })
     }
@@ -911,7 +931,7 @@ impl Group {
         let answers = join_all(asked).await;
         let able = answers.into_iter().filter_map(|(other, said)| {
             let said = said.filter(|said| said.settled && !said.receiving)?;
-            Some((other, said.last.map_or(0, |last| last.index + 1)))
+            Some((other, said.last.map_or(0, |last| last.index.saturating_add(1))))
         });
         *lock(&self.able) = able.collect();
     }

@@ -75,12 +75,37 @@ impl Refusals {
     }
 }
 
+/// Whether what a peer answers may be taken: a vote above our own is persisted like one that is asked for, and
+/// an index is calculated with.
+pub(crate) fn check_answer(
+    vote: Option<&Vote>,
+    last: Option<&LogId>,
+    known_term: u64,
+) -> Result<(), Malformed> {
+    if let Some(vote) = vote {
+        check_leap(vote, known_term)?;
+    }
+    match last {
+        Some(last) if last.index > MAX_INDEX => Err(Malformed::IndexTooLarge { index: last.index }),
+        Some(last) if last.leader_id.term > known_term.saturating_add(TERM_LEAP) => {
+            Err(Malformed::TermLeaps { term: last.leader_id.term, known: known_term })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_leap(vote: &Vote, known_term: u64) -> Result<(), Malformed> {
+    let term = vote.leader_id.term;
+    if term > known_term.saturating_add(TERM_LEAP) {
+        return Err(Malformed::TermLeaps { term, known: known_term });
+    }
+    Ok(())
+}
+
 /// Whether a vote may be what it claims to be; `elected` where only the vote of a leader makes sense.
 pub(crate) fn check_vote(from: NodeId, vote: &Vote, elected: bool, known_term: u64) -> Result<(), Malformed> {
     let leader = vote.leader_id;
-    if leader.term > known_term.saturating_add(TERM_LEAP) {
-        return Err(Malformed::TermLeaps { term: leader.term, known: known_term });
-    }
+    check_leap(vote, known_term)?;
     if leader.node_id != from.0 {
         return Err(Malformed::ForeignVote { from, of: leader.node_id });
     }

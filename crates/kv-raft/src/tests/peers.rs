@@ -420,6 +420,50 @@ impl PeerHandler for Liar {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_peer_answers_changes_nothing() {
+    let env = Env::real();
+    let listener = env.network.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address.clone();
+    let peers = Peers::new(PeerConfig::new(CLUSTER, LEADER), env);
+    let liar = Arc::new(Liar::default());
+    let service = kv_peer::service(&peers, liar.clone());
+    let server = tokio::spawn(kv_peer::server_builder().add_service(service).serve_with_incoming(listener));
+    let follower = Follower::tuned(&MemDisk::new(1), &MemTiers::new(), |config| {
+        config.members[1].peer_address = address;
+    })
+    .await;
+    follower.begin().await;
+    // It campaigns and asks again and again, and no answer ends the task that asks.
+    until("it has asked", || (liar.surveys.load(Ordering::Relaxed) >= 6).then_some(())).await;
+    until("it has campaigned", || (liar.votes.load(Ordering::Relaxed) >= 3).then_some(())).await;
+    let kept = codec::decode_vote(follower.durable().1.unwrap()).unwrap();
+    assert!(kept.leader_id.term < TERM + 1_000, "{kept}");
+    assert!(follower.strong.peer_messages_refused() > 0);
+    follower.stop().await;
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_joins_takes_no_vote_that_leaps() {
+    let env = Env::real();
+    let listener = env.network.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address.clone();
+    let peers = Peers::new(PeerConfig::new(CLUSTER, LEADER), env);
+    let liar = Arc::new(Liar::default());
+    let service = kv_peer::service(&peers, liar.clone());
+    let server = tokio::spawn(kv_peer::server_builder().add_service(service).serve_with_incoming(listener));
+    let joins = |config: &mut RaftConfig| {
+        config.members[1].peer_address = address;
+        config.members.truncate(2);
+    };
+    let follower = Follower::fresh(&MemDisk::new(1), &MemTiers::new(), joins).await;
+    until("it has asked", || (liar.surveys.load(Ordering::Relaxed) >= 20).then_some(())).await;
+    assert_eq!(follower.durable().1, None, "it promised nothing");
+    follower.stop().await;
+    server.abort();
+}
+
 /// A snapshot that was above what was committed when it began, and is below when it has come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forged_snapshot_that_the_log_has_overtaken_is_refused() {
