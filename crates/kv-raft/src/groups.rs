@@ -34,7 +34,7 @@ use crate::config::limits::{
 use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig, Vote, log_bytes_wanted};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
-use crate::incoming::{Check, Known, Refusals, check_answer, check_append, check_vote};
+use crate::incoming::{Check, Known, Refusals, check_answer, check_append, check_vote, committed_in_log};
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError};
 use crate::network::Network;
@@ -511,7 +511,7 @@ impl Group {
         };
         let known = Known {
             term: self.leader_and_term().1,
-            committed,
+            committed: committed_in_log(committed, applied, self.incoming.is_receiving()),
             id_of: &|index| log.id_of(index).map(codec::from_storage_id),
         };
         check_append(from, append, &known, self.check).map_err(|why| self.malformed(from, &why))?;
