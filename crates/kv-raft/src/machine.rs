@@ -415,7 +415,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
         self.replace_with(id, meta.clone()).await?;
         let files = self.files.clone();
-        NodeRuntime::blocking(move || files.keep_newest(SNAPSHOTS_KEPT)).await?.map_err(io::Error::from)?;
+        let newest = NodeRuntime::blocking(move || {
+            files.keep_newest(SNAPSHOTS_KEPT)?;
+            snapshot::newest(&files)
+        });
+        if let Some((file, _)) = newest.await?? {
+            // What was applied before is in it.
+            self.account.has_snapshot(self.account.now(), file.bytes);
+        }
         tracing::info!(group = self.space.group.0, last = ?meta.last_log_id, "snapshot installed");
         Ok(())
     }

@@ -199,8 +199,12 @@ impl Incoming {
                 Ok(Outcome::Refused(why)) | Err(why) => Err(why),
             },
         };
-        let under_way = state.current.as_ref().is_some_and(|current| !current.is_over());
-        self.receiving.store(under_way, Ordering::Release);
+        let under_way = || state.current.as_ref().is_some_and(|current| !current.is_over());
+        self.receiving.store(under_way(), Ordering::Release);
+        // The work may have ended in between, and said so before.
+        if !under_way() {
+            self.receiving.store(false, Ordering::Release);
+        }
         let offset = state.current.as_ref().map_or(0, |current| current.receiving.offset());
         Ok(taken.unwrap_or_else(|why| self.refuse(from, offset, why)))
     }
