@@ -1,5 +1,5 @@
 //! Every order of events for small clusters, and random ones for larger: the arithmetic neither answers too
-//! early nor hangs, and forgets nobody.
+//! early nor hangs, and forgets no node.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,7 @@ fn write(plan: Plan, fate: impl Fn(NodeId) -> Fate) -> Result<Outcome, NotMet> {
             match action {
                 WriteAction::Send { to, hint_for } => {
                     outcome.asked += 1;
-                    assert_ne!(to, me, "nobody sends to himself");
+                    assert_ne!(to, me, "a node does not send to itself");
                     assert!(hint_for.is_none() || !primaries.contains(&to));
                     match fate(to) {
                         Fate::Acks => {

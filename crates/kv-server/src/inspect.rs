@@ -60,7 +60,7 @@ impl Router {
                 log_bytes: stats.log_bytes,
                 memtable_bytes: stats.memtable_bytes,
             }),
-            keys_with_siblings: self.available.keys_with_siblings().map_err(Failure::of_read)?,
+            keys_with_siblings: self.available.keys_with_siblings(),
             hints_pending: hints.values().sum(),
             rebuilding_partitions: self.available.rebuilding_partitions(),
             version: crate::VERSION.to_owned(),
