@@ -175,7 +175,7 @@ fn range_chunk(
     // The tier does not change under a scan.
     let _still = parts.tier.hold_still();
     let limit_rows = limit_rows.max(1);
-    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows + 1);
+    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows.saturating_add(1));
     let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
     let mut chunk = RowChunk::default();
     let mut bytes = 0;
