@@ -240,7 +240,7 @@ impl WriteCoordinator {
                 || self.asked.iter().all(|asked| matches!(asked.state, Wait::Over)))
     }
 
-    /// Everybody who was asked, in that order; the coordinator first.
+    /// All nodes that were asked, in that order; the coordinator first.
     pub(crate) fn asked(&self) -> &[Asked] {
         &self.asked
     }
@@ -324,7 +324,7 @@ impl WriteCoordinator {
 pub(crate) enum ReadAction {
     /// Ask this node.
     Ask {
-        /// Whom.
+        /// The node to ask.
         node: NodeId,
     },
     /// R nodes answered.
@@ -414,7 +414,7 @@ impl ReadCoordinator {
         within_patience(&self.asked)
     }
 
-    /// Everybody who was asked, in that order.
+    /// All nodes that were asked, in that order.
     pub(crate) fn asked(&self) -> &[Asked] {
         &self.asked
     }

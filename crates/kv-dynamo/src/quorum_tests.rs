@@ -133,7 +133,7 @@ fn fates(count: usize) -> impl Iterator<Item = Vec<Fate>> {
 fn check_write(n: u64, me: u64, needed: usize, strict: bool, all: &[Fate]) {
     let fate = |node: NodeId| all[(if node.0 > 10 { node.0 - 11 + n } else { node.0 - 1 }) as usize];
     let Ok(outcome) = write(plan(n, me, needed, strict, |_| true), fate) else {
-        panic!("everybody seemed reachable");
+        panic!("all nodes seemed reachable");
     };
     assert!(outcome.asked < 2 * n as usize, "at most 2N nodes with the coordinator");
     let i_am_primary = me <= 10;

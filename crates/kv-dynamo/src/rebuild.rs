@@ -205,7 +205,7 @@ fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
     catalogue.namespaces.values().filter_map(|namespace| of(&namespace.placement)).min()
 }
 
-/// Pulls a ring partition from everybody who can be reached; whether that was enough.
+/// Pulls a ring partition from every source that can be reached; whether that was enough.
 async fn pull_slice(
     node: &Arc<Node>,
     slice: Slice,
@@ -241,7 +241,12 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
         let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, deadline).await;
         let page = match reply.map_err(|error| error.into_failure(source))? {
             response_frame::Body::PullPartition(page) => page,
-            _ => return Err(Failure::new(Reason::Internal, format!("{source} answered something else"))),
+            _ => {
+                return Err(Failure::new(
+                    Reason::Internal,
+                    format!("{source} sent an unexpected response type"),
+                ));
+            }
         };
         let invalid =
             |error: kv_types::causal::CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
@@ -315,7 +320,9 @@ impl Node {
         } else {
             let (clock, after) = read_resume(message.after)
                 .filter(|(_, after)| after.starts_with(&slice.prefix()))
-                .ok_or_else(|| Failure::new(Reason::InvalidRequest, "this is no place to resume from"))?;
+                .ok_or_else(|| {
+                    Failure::new(Reason::InvalidRequest, "`after` is not a place to resume from")
+                })?;
             (clock, None, after)
         };
         let max_bytes = message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize;
@@ -383,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_node_always_asks_somebody_who_knows() {
+    fn a_wiped_node_always_asks_a_node_that_knows() {
         // The namespace was committed by a bare majority with the node that lost its disk.
         for nodes in 2..=MAX_VOTERS {
             let (others, knowers) = (nodes - 1, nodes / 2);

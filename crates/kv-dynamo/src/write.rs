@@ -240,11 +240,11 @@ impl Node {
             Ok(response_frame::Body::Forward(reply)) => Forwarded::Answer(match reply.response {
                 Some(forward_reply::Response::Put(put)) => written(put.context, put.receipt),
                 Some(forward_reply::Response::Delete(delete)) => written(delete.context, delete.receipt),
-                _ => Err(Failure::new(Reason::Internal, format!("{to} answered something else"))),
+                _ => Err(Failure::new(Reason::Internal, format!("{to} sent an unexpected response type"))),
             }),
             Ok(_) => Forwarded::Answer(Err(Failure::new(
                 Reason::Internal,
-                format!("{to} answered something else"),
+                format!("{to} sent an unexpected response type"),
             ))),
             Err(PeerError::Refused(failure))
                 if failure.applied == Applied::No && is_of_the_node(failure.reason) =>

@@ -179,7 +179,7 @@ impl Cluster {
             *catalogue = Arc::new(next);
         });
         cluster
-            .until("everybody is up", |c| {
+            .until("all nodes are up", |c| {
                 c.nodes.values().all(|n| n.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up()))
             })
             .await;
@@ -366,7 +366,7 @@ async fn both_sides_of_a_silent_cut_go_on_and_converge_after_it() {
     let receipts: Vec<v1::Receipt> =
         minority.into_iter().chain(majority).map(|answer| answer.unwrap().receipt.unwrap()).collect();
     let fallbacks = receipts.iter().filter(|r| r.degraded().any(|d| d == v1::Degradation::Fallback)).count();
-    assert!(fallbacks > 0, "somebody stood in");
+    assert!(fallbacks > 0, "a fallback stood in");
     for key in &keys {
         assert_eq!(shown(&cluster.get(5, key, 2).await.unwrap()), vec!["minority"]);
         assert_eq!(shown(&cluster.get(2, key, 2).await.unwrap()), vec!["majority"]);

@@ -54,7 +54,8 @@ async fn status(app: &App, as_seen_by: Option<&str>) -> Result<Exit, Problem> {
         Some(name) => name.parse().map_err(|error| Problem::usage(format!("{error}, or `all`")))?,
         None => topology.answered_by,
     };
-    let address = topology.address(viewer).ok_or_else(|| Problem::usage(format!("{viewer} is no member")))?;
+    let address =
+        topology.address(viewer).ok_or_else(|| Problem::usage(format!("{viewer} is not a member")))?;
     let status = client.admin().status(address).await?;
     let view = View { topology: &topology, status: &status };
     if app.out.is_json() {
