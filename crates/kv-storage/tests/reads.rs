@@ -201,6 +201,8 @@ fn a_stalled_tier_holds_up_its_readers_alone(mut w: Slow) {
         put(&s, "meanwhile", 30).await;
         let rows = s.read_rows(keys(&["meanwhile", "new"])).await.unwrap();
         assert_eq!(rows.iter().flatten().map(|row| row.value.len()).collect::<Vec<_>>(), [30, 20]);
+        assert_eq!(s.recent(T, b"new").unwrap().unwrap().value.len(), 20);
+        assert_eq!((s.recent(T, b"drained"), s.recent(T, b"absent")), (None, None), "only the tier can tell");
         assert!(!reading.is_finished() && !scanning.is_finished());
         w.gate.set(Held::default());
         let rows = reading.await.unwrap().unwrap();
