@@ -125,6 +125,13 @@ async fn read_rows(
 }
 
 impl Storage {
+    /// The row of a key as far as the memtable knows it; `None` if only the tier can tell. Does not wait for
+    /// the tier.
+    pub fn recent(&self, table: TableId, key: &[u8]) -> Option<Option<Row>> {
+        let found = self.parts().memtable.read().get(&full_key(table, key));
+        found.map(|(value, seq)| value.map(|value| Row { value, position: Position(seq) }))
+    }
+
     /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with
     /// one hop to a thread that reads the tier. Each row is as at some moment of the call. At most
     /// [`limits::MAX_READ_KEYS`] keys, and rows of [`limits::MAX_READ_BYTES`] from the tier: beyond that
@@ -178,7 +185,7 @@ fn range_chunk(
     // The tier does not change under a scan.
     let _still = parts.tier.hold_still();
     let limit_rows = limit_rows.max(1);
-    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows + 1);
+    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows.saturating_add(1));
     let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
     let mut chunk = RowChunk::default();
     let mut bytes = 0;
