@@ -427,7 +427,8 @@ async fn load(run: Arc<Run>, arguments: &Arguments) {
     while workers.join_next().await.transpose().unwrap().is_some() {}
 }
 
-/// Kills every node, starts them again, and reads every key: none is lost, each has the value that was written.
+/// Kills every node, starts them again, and reads every key: none is lost, each has the value that was
+/// written.
 async fn read_all(run: &Arc<Run>, arguments: &Arguments) -> Duration {
     let nodes: Vec<NodeId> = (1..=arguments.nodes).map(NodeId).collect();
     for node in &nodes {

@@ -19,13 +19,14 @@ use tokio::sync::RwLock;
 
 use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec::{self, CodecError};
-use crate::config::limits::{LOG_ENTRY_BYTES, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
+use crate::config::limits::{LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::generations::{self, Generations};
 use crate::proposal::{Point, Proposal, Reply};
+use crate::recent::RecentWrites;
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
-use crate::snapshot::{self, rows_for};
+use crate::snapshot::{self, id_of, rows_for};
 use crate::tables::{Rows, Space, Stage, Table, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
@@ -113,6 +114,7 @@ pub(crate) struct Machine {
     domain: Box<dyn Domain>,
     mark: SnapshotMeta,
     applied: Applied,
+    recent: Arc<RecentWrites>,
     account: Arc<Account>,
     work: SnapshotWork,
 }
@@ -135,6 +137,7 @@ impl Machine {
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
             applied: Arc::new(RwLock::new(AppliedState { space, last: None })),
+            recent: Arc::default(),
             account: Arc::default(),
             work: SnapshotWork::default(),
         };
@@ -149,6 +152,11 @@ impl Machine {
     /// The lock that readers share with this machine.
     pub(crate) fn applied(&self) -> Applied {
         self.applied.clone()
+    }
+
+    /// Which rows were written lately.
+    pub(crate) fn recent(&self) -> Arc<RecentWrites> {
+        self.recent.clone()
     }
 
     /// What the steward reads and openraft's progress is told to.
@@ -217,6 +225,9 @@ impl Machine {
         stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
         {
             let mut applied = self.applied.write().await;
+            for (table, key) in stage.changed() {
+                self.recent.wrote(table, key, mark.last_log_id.as_ref());
+            }
             self.storage.apply(stage.into_batch()).await?;
             applied.last = mark.last_log_id;
             self.account.applied(log_bytes);
@@ -269,7 +280,20 @@ impl Machine {
     async fn load_rows(&self, mut rows: VecDeque<CopyRow>) -> Result<(), MachineError> {
         while !rows.is_empty() {
             let storage = self.storage.clone();
-            rows = NodeRuntime::blocking(move || storage.load(&mut rows).map(|()| rows)).await??;
+            let (rest, loaded) = NodeRuntime::blocking(move || {
+                let loaded = storage.load(&mut rows);
+                (rows, loaded)
+            })
+            .await?;
+            rows = rest;
+            match loaded {
+                // Half a state is of no use, and a node that stops comes back to the same disk: it waits.
+                Err(error @ StorageError::DiskFull { .. }) => {
+                    tracing::warn!(group = self.space.group.0, %error, "the installation of a snapshot waits for room on the disk");
+                    tokio::time::sleep(NO_ROOM_PAUSE).await;
+                }
+                loaded => loaded?,
+            }
             self.storage.let_drain().await;
         }
         Ok(())
@@ -404,20 +428,36 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
         self.replace_with(id, meta.clone()).await?;
         let files = self.files.clone();
-        NodeRuntime::blocking(move || files.keep_newest(SNAPSHOTS_KEPT)).await?.map_err(io::Error::from)?;
+        let newest = NodeRuntime::blocking(move || {
+            files.keep_newest(SNAPSHOTS_KEPT)?;
+            snapshot::newest(&files)
+        });
+        if let Some((file, _)) = newest.await?? {
+            // What was applied before is in it.
+            self.account.has_snapshot(self.account.now(), file.bytes);
+        }
         tracing::info!(group = self.space.group.0, last = ?meta.last_log_id, "snapshot installed");
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let files = self.files.clone();
-        let Some((file, meta)) = NodeRuntime::blocking(move || snapshot::newest(&files)).await?? else {
-            return Ok(None);
+        let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+        let starting = self.account.told.get().is_none();
+        let Some((file, meta)) = newest else {
+            if starting {
+                return Ok(None);
+            }
+            // openraft would end the group for want of a file. A transfer of one that is not there is tried
+            // again, and the steward takes a snapshot meanwhile.
+            self.account.has_lost_snapshot();
+            let id = id_of(self.mark.last_log_id.as_ref());
+            let snapshot = SnapshotData::File { files: self.files.clone(), id };
+            return Ok(Some(Snapshot { meta: self.mark.clone(), snapshot }));
         };
         self.account.has_snapshot(0, file.bytes);
         // At a start openraft installs any snapshot that is ahead of the tables, although they catch up by
         // themselves. It asks again when it has applied what is committed.
-        let starting = self.account.told.get().is_none();
         if starting && meta.last_log_id > self.mark.last_log_id && self.log_reaches(&meta)? {
             return Ok(None);
         }

@@ -122,7 +122,8 @@ impl Snapshots {
     /// identity is resumed, any other is thrown away. Pieces of `sync_every` bytes are synced together. Reads
     /// what it resumes. Blocks.
     ///
-    /// Refused when the disk's reserve is touched, and as too large above `MAX_SNAPSHOT_BYTES`, or with an identity above `MAX_PART_IDENTITY`.
+    /// Refused when the disk's reserve is touched, and as too large above `MAX_SNAPSHOT_BYTES`, or with an
+    /// identity above `MAX_PART_IDENTITY`.
     pub fn receive(
         &self,
         identity: &[u8],
