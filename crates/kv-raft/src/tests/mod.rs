@@ -3,6 +3,7 @@
 
 mod bench;
 mod conformance;
+mod history;
 mod installs;
 mod peers;
 mod pressure;
