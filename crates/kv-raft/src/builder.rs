@@ -8,8 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -29,7 +30,7 @@ use crate::config::{LogId, Snapshot, SnapshotMeta, TypeConfig};
 use crate::history::{self, Page, Past};
 use crate::machine::{Applied, MachineError, stored_mark};
 use crate::runtime::NodeRuntime;
-use crate::schedule::Rate;
+use crate::schedule::{Haste, Rate};
 use crate::snapshot::{self, Block, SnapshotData, id_of};
 use crate::tables::{Space, Table, keys};
 
@@ -66,6 +67,8 @@ pub(crate) struct Account {
     snapshot_at: AtomicU64,
     /// Size of the last snapshot's file.
     snapshot_bytes: AtomicU64,
+    /// The last snapshot cannot be read: a follower waits for another one.
+    lost: AtomicBool,
     /// Set once openraft runs.
     pub(crate) told: OnceLock<Told>,
 }
@@ -79,6 +82,17 @@ impl Account {
     pub(crate) fn has_snapshot(&self, at: u64, size: u64) {
         self.snapshot_at.fetch_max(at, Ordering::Relaxed);
         self.snapshot_bytes.store(size, Ordering::Relaxed);
+        self.lost.store(false, Ordering::Relaxed);
+    }
+
+    /// The last snapshot cannot be read.
+    pub(crate) fn has_lost_snapshot(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the last snapshot cannot be read, so that another one is due whatever has grown.
+    pub(crate) fn needs_snapshot(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -114,6 +128,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
                 tracing::warn!(group = self.space.group.0, %error, "no snapshot was taken; the log is kept until one is");
                 let files = self.files.clone();
                 let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+                // One that was received counts when its state is loaded: openraft takes what is returned here
+                // for flushed.
+                let applied = stored_mark(&self.storage, self.space)?.last_log_id;
+                let newest = newest.filter(|(_, meta)| meta.last_log_id <= applied);
                 let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
                 Ok(Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id } })
             }
@@ -132,10 +150,9 @@ impl Builder {
             Ok::<_, MachineError>(Filling::new(storage, space, copy, files.create()?))
         })
         .await??;
-        let mut rate = Rate::new(self.work.per_second);
-        let opened = Instant::now();
+        let mut pace = Pace::new(self);
         while !filling.copy.base_is_read() || filling.histories.behind().is_some() {
-            filling = self.fill(filling, &mut rate, opened).await?;
+            filling = self.fill(filling, &mut pace).await?;
         }
         let (mark, at) = {
             let applied = self.applied.read().await;
@@ -147,7 +164,7 @@ impl Builder {
             (mark, self.account.now())
         };
         while !filling.is_whole {
-            filling = self.fill(filling, &mut rate, opened).await?;
+            filling = self.fill(filling, &mut pace).await?;
         }
         // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead
         // of the log.
@@ -164,19 +181,53 @@ impl Builder {
     }
 
     /// Writes the next piece, at this node's pace.
-    async fn fill(
-        &self,
-        mut filling: Filling,
-        rate: &mut Rate,
-        opened: Instant,
-    ) -> Result<Filling, MachineError> {
+    async fn fill(&self, mut filling: Filling, pace: &mut Pace) -> Result<Filling, MachineError> {
         let before = filling.file.bytes();
         let filling = NodeRuntime::blocking(move || filling.step().map(|()| filling)).await??;
-        let wait = rate.spend(opened.elapsed(), filling.file.bytes() - before);
+        let wait = pace.wait(&self.storage, self.work.per_second, filling.file.bytes(), before);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
         Ok(filling)
+    }
+}
+
+/// How fast a snapshot is written.
+struct Pace {
+    rate: Rate,
+    opened: Instant,
+    /// Bytes that the file will have, about.
+    expected: u64,
+    /// Bytes that had been written to the node's log when it was begun.
+    log_at_first: u64,
+    /// It should be done while the log may still grow by so much: half of what it could when it was begun.
+    room_kept: u64,
+}
+
+impl Pace {
+    fn new(builder: &Builder) -> Self {
+        let (since, last) = builder.account.growth();
+        let stats = builder.storage.stats();
+        Self {
+            rate: Rate::new(builder.work.per_second),
+            opened: Instant::now(),
+            expected: last.saturating_add(since),
+            log_at_first: stats.bytes,
+            room_kept: builder.storage.max_log_bytes().saturating_sub(stats.log_bytes) / 2,
+        }
+    }
+
+    /// How long to wait after a piece, with which the file has grown from `before` to `bytes`.
+    fn wait(&mut self, storage: &Storage, base: u64, bytes: u64, before: u64) -> Duration {
+        let (stats, elapsed) = (storage.stats(), self.opened.elapsed());
+        let haste = Haste {
+            left: self.expected.saturating_sub(bytes),
+            room: storage.max_log_bytes().saturating_sub(stats.log_bytes + self.room_kept),
+            written: stats.bytes.saturating_sub(self.log_at_first),
+            elapsed,
+        };
+        self.rate.change(haste.per_second(base));
+        self.rate.spend(elapsed, bytes - before)
     }
 }
 

@@ -4,6 +4,7 @@
 //! namespace stands then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Weak;
 
 use bytes::Bytes;
 use kv_storage::{Copy, Piece, Storage, StorageError, TableId};
@@ -67,14 +68,18 @@ pub(crate) struct Digesting {
     stale: BTreeSet<Start>,
     /// Where the last part of each table ends.
     ends: [(TableId, Vec<u8>); 2],
+    /// What the caller holds as long as it waits.
+    waits: Weak<()>,
 }
 
 impl Digesting {
-    /// Begins with the revision of a namespace and its keys.
+    /// Begins with the revision of a namespace and its keys. It ends with an error when what `waits` points
+    /// to is gone.
     pub(crate) fn begin(
         storage: &Storage,
         space: Space,
         namespace: NamespaceId,
+        waits: Weak<()>,
     ) -> Result<Self, MachineError> {
         let (meta, data) = (keys::revision(space, namespace), keys::of_namespace(space, namespace));
         let copy = storage.copy(&[(Table::Meta.id(), &meta), (Table::Data.id(), &data)])?;
@@ -94,6 +99,7 @@ impl Digesting {
             parts,
             stale: BTreeSet::new(),
             ends,
+            waits,
         })
     }
 
@@ -111,9 +117,16 @@ impl Digesting {
                 Some(walk) => walk,
                 None => Walk::from(self.namespace, &past),
             };
-            if walk.to(&self.storage, self.space, past.revision, u64::MAX)? {
-                self.walk = Some(walk);
-                break;
+            loop {
+                self.is_wanted()?;
+                let to = past.revision.min(walk.next() + DIGEST_ENTRIES_AT_CLOSE);
+                if !walk.to(&self.storage, self.space, to, u64::MAX)? {
+                    break;
+                }
+                if walk.next() > past.revision {
+                    self.walk = Some(walk);
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -171,8 +184,16 @@ impl Digesting {
         Ok((all.sum, all.keys))
     }
 
+    fn is_wanted(&self) -> Result<(), MachineError> {
+        match self.waits.strong_count() {
+            0 => Err(StorageError::Overloaded { what: "a digest whose caller left" }.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Everything that the copy has for now.
     fn take_pieces(&mut self) -> Result<(), MachineError> {
+        self.is_wanted()?;
         while let Some(piece) = self.copy.next_piece(ROWS_AT_ONCE, PIECE_BYTES)? {
             match piece {
                 Piece::Base(rows) => {
@@ -195,6 +216,7 @@ impl Digesting {
                     }
                 }
             }
+            self.is_wanted()?;
         }
         Ok(())
     }
@@ -208,6 +230,7 @@ impl Digesting {
         let mut part = Part::default();
         let mut from = start.1.to_vec();
         loop {
+            self.is_wanted()?;
             let rows = self.storage.scan(table, &from, end.as_deref(), ROWS_AT_ONCE)?;
             let full = rows.len() >= ROWS_AT_ONCE;
             if let Some((last, _)) = rows.last() {

@@ -48,7 +48,6 @@ pub(crate) enum After {
         /// Length of the value, bytes.
         length: u64,
         /// Its hash.
-        #[cfg_attr(not(test), expect(dead_code, reason = "what reads histories compares it with a value"))]
         hash: u64,
     },
 }
@@ -356,6 +355,11 @@ impl Walk {
             }
         }
         Ok(true)
+    }
+
+    /// The next revision to read.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
     }
 
     /// What was read; none where something was lost.

@@ -18,7 +18,7 @@ use crate::history::{Entry, Past};
 use crate::machine::{Domain, MachineError};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
 use crate::row::{Live, Row};
-use crate::sessions::{Admission, Kept, Openings, Outcome, SessionBounds, Sessions};
+use crate::sessions::{Admission, AllOpenings, Kept, Outcome, SessionBounds, Sessions};
 use crate::tables::{Range, Space, Stage, Table, for_each_row, keys};
 
 /// A write to a strong namespace.
@@ -146,17 +146,17 @@ pub(crate) struct KvMachine {
     history_bytes: u64,
     /// Namespaces that may have tombstones which the floor has passed.
     sweeping: BTreeSet<NamespaceId>,
-    published: watch::Sender<Openings>,
+    published: watch::Sender<AllOpenings>,
 }
 
 impl KvMachine {
     /// It shows when an opening of a session may have been issued.
-    pub(crate) fn new(published: watch::Sender<Openings>) -> Self {
+    pub(crate) fn new(published: watch::Sender<AllOpenings>) -> Self {
         Self::bounded(published, SessionBounds::default())
     }
 
     /// With other bounds for its sessions.
-    pub(crate) fn bounded(published: watch::Sender<Openings>, bounds: SessionBounds) -> Self {
+    pub(crate) fn bounded(published: watch::Sender<AllOpenings>, bounds: SessionBounds) -> Self {
         Self {
             sessions: Sessions::bounded(bounds),
             pasts: BTreeMap::new(),
@@ -408,6 +408,10 @@ impl Domain for KvMachine {
 
     fn publish(&self) {
         let openings = self.sessions.openings();
-        self.published.send_if_modified(|shown| std::mem::replace(shown, openings) != openings);
+        self.published.send_if_modified(|shown| {
+            let changed = *shown != openings;
+            *shown = openings;
+            changed
+        });
     }
 }

@@ -22,15 +22,17 @@ use tokio::sync::RwLock;
 use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec::{self, CodecError};
 use crate::config::limits::{
-    HISTORY_PAGE_BYTES, LOG_ENTRY_BYTES, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES, TOMBSTONES_AT_ONCE,
+    HISTORY_PAGE_BYTES, LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES,
+    TOMBSTONES_AT_ONCE,
 };
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::generations::{self, Generations};
 use crate::history::{Past, check_entry};
 use crate::proposal::{Point, Proposal, Reply};
+use crate::recent::RecentWrites;
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
-use crate::snapshot::{self, rows_for};
+use crate::snapshot::{self, id_of, rows_for};
 use crate::tables::{Range, Rows, Space, Stage, Table, entry_of, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
@@ -130,6 +132,7 @@ pub(crate) struct Machine {
     domain: Box<dyn Domain>,
     mark: SnapshotMeta,
     applied: Applied,
+    recent: Arc<RecentWrites>,
     account: Arc<Account>,
     work: SnapshotWork,
 }
@@ -152,6 +155,7 @@ impl Machine {
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
             applied: Arc::new(RwLock::new(AppliedState { space, last: None })),
+            recent: Arc::default(),
             account: Arc::default(),
             work: SnapshotWork::default(),
         };
@@ -166,6 +170,11 @@ impl Machine {
     /// The lock that readers share with this machine.
     pub(crate) fn applied(&self) -> Applied {
         self.applied.clone()
+    }
+
+    /// Which rows were written lately.
+    pub(crate) fn recent(&self) -> Arc<RecentWrites> {
+        self.recent.clone()
     }
 
     /// What the steward reads and openraft's progress is told to.
@@ -249,6 +258,9 @@ impl Machine {
         stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
         {
             let mut applied = self.applied.write().await;
+            for (table, key) in stage.changed() {
+                self.recent.wrote(table, key, mark.last_log_id.as_ref());
+            }
             self.storage.apply(stage.into_batch()).await?;
             applied.last = mark.last_log_id;
             self.account.applied(log_bytes);
@@ -311,17 +323,39 @@ impl Machine {
     async fn load_rows(&self, mut rows: VecDeque<CopyRow>) -> Result<(), MachineError> {
         while !rows.is_empty() {
             let storage = self.storage.clone();
-            rows = NodeRuntime::blocking(move || storage.load(&mut rows).map(|()| rows)).await??;
+            let (rest, loaded) = NodeRuntime::blocking(move || {
+                let loaded = storage.load(&mut rows);
+                (rows, loaded)
+            })
+            .await?;
+            rows = rest;
+            match loaded {
+                Err(error @ StorageError::DiskFull { .. }) => self.waits_for_room(&error).await,
+                loaded => loaded?,
+            }
             self.storage.let_drain().await;
         }
         Ok(())
     }
 
     async fn load_entries(&self, ops: Vec<JournalOp>) -> Result<(), MachineError> {
-        let storage = self.storage.clone();
-        NodeRuntime::blocking(move || storage.load_entries(Table::History.id(), &ops)).await??;
-        self.storage.let_drain().await;
-        Ok(())
+        let ops = Arc::new(ops);
+        loop {
+            let (storage, own) = (self.storage.clone(), ops.clone());
+            let loaded =
+                NodeRuntime::blocking(move || storage.load_entries(Table::History.id(), &own)).await?;
+            self.storage.let_drain().await;
+            match loaded {
+                Err(error @ StorageError::DiskFull { .. }) => self.waits_for_room(&error).await,
+                loaded => return Ok(loaded?),
+            }
+        }
+    }
+
+    /// Half a state is of no use, and a node that stops comes back to the same disk: it waits.
+    async fn waits_for_room(&self, error: &StorageError) {
+        tracing::warn!(group = self.space.group.0, %error, "the installation of a snapshot waits for room on the disk");
+        tokio::time::sleep(NO_ROOM_PAUSE).await;
     }
 
     fn remove_garbage(&self, generations: Generations) {
@@ -508,20 +542,36 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
         self.replace_with(id, meta.clone()).await?;
         let files = self.files.clone();
-        NodeRuntime::blocking(move || files.keep_newest(SNAPSHOTS_KEPT)).await?.map_err(io::Error::from)?;
+        let newest = NodeRuntime::blocking(move || {
+            files.keep_newest(SNAPSHOTS_KEPT)?;
+            snapshot::newest(&files)
+        });
+        if let Some((file, _)) = newest.await?? {
+            // What was applied before is in it.
+            self.account.has_snapshot(self.account.now(), file.bytes);
+        }
         tracing::info!(group = self.space.group.0, last = ?meta.last_log_id, "snapshot installed");
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let files = self.files.clone();
-        let Some((file, meta)) = NodeRuntime::blocking(move || snapshot::newest(&files)).await?? else {
-            return Ok(None);
+        let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+        let starting = self.account.told.get().is_none();
+        let Some((file, meta)) = newest else {
+            if starting {
+                return Ok(None);
+            }
+            // openraft would end the group for want of a file. A transfer of one that is not there is tried
+            // again, and the steward takes a snapshot meanwhile.
+            self.account.has_lost_snapshot();
+            let id = id_of(self.mark.last_log_id.as_ref());
+            let snapshot = SnapshotData::File { files: self.files.clone(), id };
+            return Ok(Some(Snapshot { meta: self.mark.clone(), snapshot }));
         };
         self.account.has_snapshot(0, file.bytes);
         // At a start openraft installs any snapshot that is ahead of the tables, although they catch up by
         // themselves. It asks again when it has applied what is committed.
-        let starting = self.account.told.get().is_none();
         if starting && meta.last_log_id > self.mark.last_log_id && self.log_reaches(&meta)? {
             return Ok(None);
         }

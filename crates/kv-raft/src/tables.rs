@@ -21,7 +21,7 @@ pub(crate) enum Table {
     Catalogue,
     /// Values by namespace and key.
     Data,
-    /// The group's clock, and the revision of each namespace.
+    /// The group's clock, and the revision and the horizon of sessions of each namespace.
     Meta,
     /// Sessions by namespace and client.
     Sessions,
@@ -176,7 +176,7 @@ pub(crate) mod keys {
 
     /// The marks of a namespace's history.
     pub(crate) fn marks(space: Space, namespace: NamespaceId) -> Vec<u8> {
-        with(space, &[&[2], &namespace.0.to_be_bytes()], 0)
+        with(space, &[&[3], &namespace.0.to_be_bytes()], 0)
     }
 
     /// Namespace and number behind it, of a tombstone or of an entry of a history.
@@ -206,6 +206,23 @@ pub(crate) mod keys {
     /// Namespace and revision of an entry.
     pub(crate) fn of_entry(place: &[u8]) -> Result<(NamespaceId, u64), CodecError> {
         of_numbered("key of an entry", place)
+    }
+
+    /// A namespace's horizon of sessions.
+    pub(crate) fn horizon(space: Space, namespace: NamespaceId) -> Vec<u8> {
+        with(space, &[&[2], &namespace.0.to_be_bytes()], 0)
+    }
+
+    /// The namespace of a horizon; none for other rows beside it.
+    pub(crate) fn of_horizon(place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
+        match place.get(SPACE_BYTES..).and_then(|place| place.split_first()) {
+            Some((2, namespace)) => {
+                let namespace = namespace.try_into();
+                let namespace = namespace.map_err(|_| CodecError::Truncated { what: "key of a horizon" })?;
+                Ok(Some(NamespaceId(u64::from_be_bytes(namespace))))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// A client's session with a namespace.
@@ -306,6 +323,11 @@ impl<'a> Stage<'a> {
     pub(crate) fn trim(&mut self, namespace: NamespaceId, floor: u64) {
         let stream = keys::of_namespace(self.space, namespace).into();
         self.history.push(JournalOp::Trim { stream, below: floor + 1 });
+    }
+
+    /// The rows that are changed.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = (Table, &[u8])> {
+        self.changes.keys().map(|(table, key)| (*table, key.as_slice()))
     }
 
     /// All changes as one batch.

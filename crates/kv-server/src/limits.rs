@@ -15,6 +15,9 @@ pub(crate) const CONCURRENT_REQUESTS: usize = 4_096;
 pub(crate) const CONNECTIONS: usize = 1_024;
 /// Default of `[limits] buffered_size`, bytes.
 pub(crate) const BUFFERED_BYTES: u64 = 256 << 20;
+/// Least `[storage] snapshot_rate`, bytes per second: a snapshot of a slower node would never be done before
+/// its log is full.
+pub(crate) const SNAPSHOT_RATE_MIN: u64 = 1 << 20;
 /// Streams that may be open for each request that may be worked on: those arriving and those being answered
 /// count too.
 pub(crate) const STREAMS_PER_REQUEST: usize = 2;
@@ -65,7 +68,8 @@ pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
 /// How long a piece of a stream without a deadline (`Health/Watch`) may wait to be taken.
 pub(crate) const WATCH_STALL: Duration = Duration::from_secs(10);
 
-/// How long a connection may take until its HTTP/2 preface is there.
+/// How long a connection may take until its HTTP/2 preface is there, and on the port for other nodes until
+/// it has said which node it is.
 pub(crate) const OPENING_TIME: Duration = Duration::from_secs(3);
 /// The preface with the header of the settings frame that follows it, bytes.
 pub(crate) const OPENING_BYTES: usize = 24 + 9;

@@ -79,10 +79,12 @@ impl Storage {
     }
 
     /// Writes entries straight into a journal, durably: of streams that are not read yet, and of which
-    /// nothing is in the memtable. Blocks: call it off the async workers, with a few MiB at a time.
+    /// nothing is in the memtable. Refused while less than the reserve is free on the disk. Blocks: call it
+    /// off the async workers, with a few MiB at a time.
     pub fn load_entries(&self, table: TableId, ops: &[JournalOp]) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;
+        parts.space.check_file(0)?;
         if table.get() < limits::FIRST_USER_TABLE {
             return Err(StorageError::Invalid("tables below 16 belong to storage".into()));
         }

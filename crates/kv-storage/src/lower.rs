@@ -3,7 +3,7 @@
 //!
 //! The mark's lock is held through a drain and through a checkpoint, so neither runs during the other.
 //! Readers that must see one state of the tier hold it still meanwhile ([`LowerTier::hold_still`]). Order of
-//! the locks: mark, memtable (outside), stillness.
+//! the locks: mark, stillness, memtable.
 
 use std::{
     ops::Deref,
@@ -172,6 +172,8 @@ impl Turn<'_> {
         let last = *self.mark;
         assert!(seq >= last.drained, "batch {seq} is drained after {}", last.drained);
         let mark = TierMark { id: last.id, drained: seq, batch: last.batch + 1 };
+        // Outside: a tier that is behind with its own work may take seconds, and readers go on meanwhile.
+        tier.make_room()?;
         {
             // Scans hold the tier still: it does not change under them. Copies do not: they read in pieces
             // and hear of every write.

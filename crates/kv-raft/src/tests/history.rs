@@ -147,7 +147,9 @@ impl Node {
     }
 
     async fn digest(&self) -> (u64, u64) {
-        let mut digesting = Digesting::begin(&self.storage, self.space().await, NS).unwrap();
+        let asked = Arc::new(());
+        let waits = Arc::downgrade(&asked);
+        let mut digesting = Digesting::begin(&self.storage, self.space().await, NS, waits).unwrap();
         digesting.read().unwrap();
         digesting.close().unwrap()
     }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod conformance;
+mod gated;
 mod history;
 mod installs;
 mod peers;
