@@ -1,5 +1,13 @@
 //! Journals beside rows: whatever happens, the entries that a batch appends and the rows that it changes are
 //! there together, a journal is never behind its tier, and what is read is what was written.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test"
+)]
 
 mod world;
 
