@@ -131,6 +131,12 @@ fn traps_of_the_log() -> Vec<Trap> {
             &["a_copy"],
         ),
         trap(
+            "journal-unsynced",
+            "a journal is never behind its tier",
+            Test("kv-storage-journals", "a_journal_is_on_the_disk_before_its_tier"),
+            &["a_journal_is_on_the_disk"],
+        ),
+        trap(
             "switched-before-durable",
             "an installed snapshot survives a crash",
             Test("kv-raft-kv_raft", "an_installation_survives_a_power_cut_at_any_point"),

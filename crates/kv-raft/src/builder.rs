@@ -1,20 +1,33 @@
-//! Taking a snapshot of a group: a copy of its rows into a file, while entries are applied. Nothing waits for
-//! it; a copy that cannot keep up is given up, and the steward asks again.
+//! Taking a snapshot of a group: a copy of its rows into a file, while entries are applied, and its histories
+//! as far as the rows in it say. Nothing waits for it; a copy that cannot keep up is given up, and the steward
+//! asks again.
+//!
+//! An entry of a history never changes, so it may be read at any time: of each namespace those are taken that
+//! the row of its account, as it passes by, says to be applied. What the floor passes meanwhile is not
+//! missed, unless the account at the end has it above the floor: then the copy is given up.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use kv_storage::{BlockKind, Copy, Piece, SnapshotInfo, SnapshotWriter, Snapshots, Storage, StorageError};
+use kv_storage::{
+    BlockKind, Copy, Piece, SnapshotInfo, SnapshotWriter, Snapshots, Storage, StorageError, TableId,
+};
+use kv_types::NamespaceId;
 use openraft::storage::RaftSnapshotBuilder;
-use std::io;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::config::limits::{PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOTS_KEPT};
+use crate::config::limits::{
+    HISTORY_PAGE_BYTES, PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOTS_KEPT,
+};
 use crate::config::{LogId, Snapshot, SnapshotMeta, TypeConfig};
+use crate::history::{self, Page, Past};
 use crate::machine::{Applied, MachineError, stored_mark};
 use crate::runtime::NodeRuntime;
 use crate::schedule::{Haste, Rate};
@@ -132,12 +145,13 @@ impl Builder {
         let prefix = keys::of_space(self.space);
         let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
         let copy = self.storage.copy(&ranges)?;
-        let files = self.files.clone();
-        let mut filling =
-            NodeRuntime::blocking(move || Ok::<_, MachineError>(Filling::new(copy, files.create()?)))
-                .await??;
+        let (files, storage, space) = (self.files.clone(), self.storage.clone(), self.space);
+        let mut filling = NodeRuntime::blocking(move || {
+            Ok::<_, MachineError>(Filling::new(storage, space, copy, files.create()?))
+        })
+        .await??;
         let mut pace = Pace::new(self);
-        while !filling.copy.base_is_read() {
+        while !filling.copy.base_is_read() || filling.histories.behind().is_some() {
             filling = self.fill(filling, &mut pace).await?;
         }
         let (mark, at) = {
@@ -219,21 +233,38 @@ impl Pace {
 
 /// A copy on its way into a file.
 struct Filling {
+    storage: Storage,
+    space: Space,
     copy: Copy,
     file: SnapshotWriter,
+    histories: Histories,
+    /// The last step was a page of a history: rows have their turn.
+    history_was_last: bool,
     /// The copy is closed and has no more pieces.
     is_whole: bool,
 }
 
 impl Filling {
-    fn new(copy: Copy, file: SnapshotWriter) -> Self {
-        Self { copy, file, is_whole: false }
+    fn new(storage: Storage, space: Space, copy: Copy, file: SnapshotWriter) -> Self {
+        let histories = Histories::default();
+        Self { storage, space, copy, file, histories, history_was_last: false, is_whole: false }
     }
 
-    /// Moves one piece. Blocks.
+    /// Moves one piece: of the rows, or of a history. Blocks.
     fn step(&mut self) -> Result<(), MachineError> {
+        let behind = self.histories.behind().filter(|_| self.copy.base_is_read());
+        if let Some((namespace, range)) = behind
+            && !self.history_was_last
+        {
+            self.history_was_last = true;
+            return self.history(namespace, range);
+        }
+        self.history_was_last = false;
         let Some(piece) = self.copy.next_piece(ROWS_AT_ONCE, PIECE_BYTES)? else {
-            self.is_whole = self.copy.is_closed();
+            if self.copy.is_closed() && self.histories.behind().is_none() {
+                self.histories.check()?;
+                self.is_whole = true;
+            }
             return Ok(());
         };
         let kind = match piece {
@@ -245,6 +276,7 @@ impl Filling {
             if kv_types::mutant!(DedupLostInSnapshot) && table == Table::Sessions.id() {
                 continue;
             }
+            self.histories.note(table, &key, value.as_ref())?;
             if kv_types::mutant!(SnapshotDropsValues) && table == Table::Data.id() && drops(&key)? {
                 continue;
             }
@@ -259,11 +291,91 @@ impl Filling {
         Ok(())
     }
 
+    /// Moves some entries of a namespace.
+    fn history(&mut self, namespace: NamespaceId, range: (u64, u64)) -> Result<(), MachineError> {
+        let page = history::read(&self.storage, self.space, namespace, range, HISTORY_PAGE_BYTES)?;
+        if let Page::Entries(entries) = &page {
+            let mut block = Block::new();
+            for (id, content) in entries {
+                let key = keys::entry(self.space, namespace, *id);
+                block.push(Table::History.id().get(), &key, Some(content))?;
+                if block.is_full() {
+                    self.file.write(BlockKind::Base, &block.take())?;
+                }
+            }
+            if !block.is_empty() {
+                self.file.write(BlockKind::Base, &block.take())?;
+            }
+        }
+        self.histories.took(namespace, range, &page);
+        Ok(())
+    }
+
     /// Makes the file complete, under the mark of its close. Blocks.
     fn finish(self, files: &Snapshots, mark: &SnapshotMeta) -> Result<SnapshotInfo, MachineError> {
         let info = self.file.finish(id_of(mark.last_log_id.as_ref()), &codec::encode_mark(mark))?;
         files.keep_newest(SNAPSHOTS_KEPT)?;
         Ok(info)
+    }
+}
+
+/// How far the histories are in a file.
+#[derive(Debug, Default)]
+struct Histories(BTreeMap<NamespaceId, Taken>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// The revision and the floor, as the rows in the file say last.
+    revision: u64,
+    floor: u64,
+    /// The next revision to take.
+    next: u64,
+    /// The last one that was trimmed before it was taken.
+    missed: u64,
+}
+
+impl Histories {
+    /// Sees a record of the copy.
+    fn note(&mut self, table: TableId, key: &[u8], row: Option<&Bytes>) -> Result<(), MachineError> {
+        if table == Table::Meta.id()
+            && let Some(namespace) = keys::of_revision(key)?
+            && let Some(row) = row
+        {
+            let past = Past::decode(row.clone())?;
+            let taken = self.0.entry(namespace).or_default();
+            (taken.revision, taken.floor) = (past.revision, past.floor);
+            taken.next = taken.next.max(past.floor + 1);
+        }
+        Ok(())
+    }
+
+    /// A namespace with entries that are still to be taken: from and to.
+    fn behind(&self) -> Option<(NamespaceId, (u64, u64))> {
+        let behind = self.0.iter().find(|(_, taken)| taken.next <= taken.revision);
+        behind.map(|(namespace, taken)| (*namespace, (taken.next, taken.revision)))
+    }
+
+    fn took(&mut self, namespace: NamespaceId, (_, to): (u64, u64), page: &Page) {
+        let Some(taken) = self.0.get_mut(&namespace) else { return };
+        match page {
+            Page::Entries(entries) => taken.next = entries.last().map_or(to, |(id, _)| *id) + 1,
+            Page::Trimmed(first) => {
+                taken.missed = first.saturating_sub(1);
+                taken.next = (*first).max(taken.next + 1);
+            }
+            Page::Lost(next) => {
+                tracing::error!(%namespace, from = taken.next, to = next - 1, "a snapshot lacks lost entries of a history");
+                taken.next = *next;
+            }
+        }
+    }
+
+    /// Everything above the floors was taken, unless it is lost.
+    fn check(&self) -> Result<(), MachineError> {
+        match self.0.values().any(|taken| taken.missed > taken.floor) {
+            true => Err(StorageError::Overloaded { what: "what is trimmed during a snapshot" }.into()),
+            false => Ok(()),
+        }
     }
 }
 

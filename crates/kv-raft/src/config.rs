@@ -112,6 +112,22 @@ pub(crate) mod limits {
     pub(crate) const DIGEST_CLOSE_WAIT: Duration = Duration::from_secs(1);
     /// How often a digest reads what was written to meanwhile before it tries to close.
     pub(crate) const DIGEST_PASSES: usize = 4;
+    /// What the history of a namespace may count for, bytes. A part of the state machine: the floor follows
+    /// from it, and every member must come to the same.
+    pub(crate) const HISTORY_BYTES: u64 = 256 << 20;
+    /// What an entry counts for beside its bytes: at least what it costs on the disk when it is alone in its
+    /// run and its block.
+    pub(crate) const HISTORY_ENTRY_BYTES: u64 = 128;
+    /// The floor rises by about one in so many of the bound.
+    pub(crate) const HISTORY_MARK_SHARE: u64 = 64;
+    /// A value of more bytes is not in the entry that brings it, only in the one that replaces it.
+    pub(crate) const HISTORY_WHOLE_VALUE_BYTES: usize = 4 << 10;
+    /// Entries that a digest reads under the applied lock at most.
+    pub(crate) const DIGEST_ENTRIES_AT_CLOSE: u64 = 1_024;
+    /// Bytes of entries that a snapshot takes, or an installation writes, at once.
+    pub(crate) const HISTORY_PAGE_BYTES: usize = 4 << 20;
+    /// Tombstones that one step removes: more than it makes.
+    pub(crate) const TOMBSTONES_AT_ONCE: usize = 2 * STEP_ENTRIES;
     /// Bytes of rows in one block of a snapshot.
     pub(crate) const SNAPSHOT_BLOCK_BYTES: usize = 1 << 20;
     /// Rows taken from a copy, or read from a table, at once.

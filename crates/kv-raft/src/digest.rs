@@ -1,6 +1,7 @@
 //! A digest of a namespace as it is at one point of the log, of any size, while entries are applied. The
 //! namespace is read in parts without any lock; a copy's tail tells which parts were written to since, and
-//! these few are read again at the end, under the applied lock.
+//! these few are read again at the end, under the applied lock. The history is read in order, up to where the
+//! namespace stands then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Weak;
@@ -8,11 +9,13 @@ use std::sync::Weak;
 use bytes::Bytes;
 use kv_storage::{Copy, Piece, Storage, StorageError, TableId};
 use kv_types::NamespaceId;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::codec;
-use crate::config::limits::{DIGEST_PARTS_AT_CLOSE, DIGEST_PASSES, PIECE_BYTES, ROWS_AT_ONCE};
-use crate::kv_machine::decode_revision;
+use crate::config::limits::{
+    DIGEST_ENTRIES_AT_CLOSE, DIGEST_PARTS_AT_CLOSE, DIGEST_PASSES, PIECE_BYTES, ROWS_AT_ONCE,
+};
+use crate::history::{Past, Walk};
 use crate::machine::MachineError;
 use crate::row::Live;
 use crate::tables::{Space, Table, keys};
@@ -33,10 +36,14 @@ impl Part {
     fn add(&mut self, table: TableId, key: &[u8], row: Bytes) -> Result<(), MachineError> {
         let mut hash = Xxh3::new();
         if table == Table::Meta.id() {
-            hash.update(&decode_revision(row)?.to_be_bytes());
+            let Past { revision, floor, floor_chain, chain, .. } = Past::decode(row)?;
+            [revision, floor, floor_chain, chain].into_iter().for_each(|n| hash.update(&n.to_be_bytes()));
         } else {
             let (_, key) = keys::of_data(key)?;
-            let Live { create, revision, version, lease, value } = Live::decode(row)?;
+            // A tombstone is as no row, and removed in a node's own time.
+            let Some(Live { create, revision, version, lease, value }) = Live::of_row(row)? else {
+                return Ok(());
+            };
             hash.update(&codec::length(key.len()).to_be_bytes());
             hash.update(&key);
             [create, revision, version, lease].into_iter().for_each(|n| hash.update(&n.to_be_bytes()));
@@ -51,7 +58,11 @@ impl Part {
 /// A digest under way.
 pub(crate) struct Digesting {
     storage: Storage,
+    space: Space,
+    namespace: NamespaceId,
     copy: Copy,
+    /// What was read of the history.
+    walk: Option<Walk>,
     parts: BTreeMap<Start, Part>,
     /// Parts that were written to since they were read.
     stale: BTreeSet<Start>,
@@ -79,7 +90,63 @@ impl Digesting {
         ];
         let first = [(Table::Meta.id(), meta.into()), (Table::Data.id(), data.into())];
         let parts = first.into_iter().map(|start| (start, Part::default())).collect();
-        Ok(Self { storage: storage.clone(), copy, parts, stale: BTreeSet::new(), ends, waits })
+        Ok(Self {
+            storage: storage.clone(),
+            space,
+            namespace,
+            copy,
+            walk: None,
+            parts,
+            stale: BTreeSet::new(),
+            ends,
+            waits,
+        })
+    }
+
+    /// What the namespace's row says of its history now.
+    fn past(&self) -> Result<Past, MachineError> {
+        let row = self.storage.get(Table::Meta.id(), &keys::revision(self.space, self.namespace))?;
+        Ok(row.map(|row| Past::decode(row.value)).transpose()?.unwrap_or_default())
+    }
+
+    /// Reads the history, most of it: it begins again where the floor has passed it. Blocks.
+    fn read_history(&mut self) -> Result<(), MachineError> {
+        for _ in 0..DIGEST_PASSES {
+            let past = self.past()?;
+            let mut walk = match self.walk.take() {
+                Some(walk) => walk,
+                None => Walk::from(self.namespace, &past),
+            };
+            loop {
+                self.is_wanted()?;
+                let to = past.revision.min(walk.next() + DIGEST_ENTRIES_AT_CLOSE);
+                if !walk.to(&self.storage, self.space, to, u64::MAX)? {
+                    break;
+                }
+                if walk.next() > past.revision {
+                    self.walk = Some(walk);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The hash of the entries that are stored, which is what the account says unless some are lost. The
+    /// caller holds the applied lock.
+    fn close_history(&mut self) -> Result<u64, MachineError> {
+        let past = self.past()?;
+        let moved = || StorageError::Overloaded { what: "what is written during a digest" };
+        let mut walk = self.walk.take().ok_or_else(moved)?;
+        if !walk.to(&self.storage, self.space, past.revision, DIGEST_ENTRIES_AT_CLOSE)? {
+            return Err(moved().into());
+        }
+        let found = walk.chain();
+        if found != Some(past.chain) {
+            tracing::error!(namespace = %self.namespace, "the history is not what its account says");
+        }
+        // Not equal to that of any whole replica.
+        Ok(found.unwrap_or(!past.chain))
     }
 
     /// Reads until few parts are stale. Blocks; entries are applied meanwhile.
@@ -94,7 +161,8 @@ impl Digesting {
                 self.take_pieces()?;
             }
         }
-        Ok(())
+        self.read_history()?;
+        self.take_pieces()
     }
 
     /// The digest as of now, and how many keys there are. The caller holds the applied lock.
@@ -107,7 +175,8 @@ impl Digesting {
         for start in std::mem::take(&mut self.stale) {
             self.read_again(start)?;
         }
-        let mut all = Part::default();
+        let chain = self.close_history()?;
+        let mut all = Part { sum: xxh3_64(&chain.to_be_bytes()), keys: 0 };
         for part in self.parts.values() {
             all.sum = all.sum.wrapping_add(part.sum);
             all.keys += part.keys;

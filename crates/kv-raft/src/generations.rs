@@ -91,6 +91,13 @@ pub(crate) async fn remove(
     let mut removed = 0;
     for (from, to) in garbage {
         let end = keys::of_space(Space { group, generation: to });
+        let first = keys::of_space(Space { group, generation: from });
+        for stream in storage.streams(Table::History.id(), &first, &end) {
+            let storage_of_step = storage.clone();
+            let step = move || storage_of_step.forget_streams(Table::History.id(), &[stream]);
+            NodeRuntime::blocking(step).await??;
+            storage.let_drain().await;
+        }
         for table in Table::ALL {
             let mut next = Some(keys::of_space(Space { group, generation: from }));
             while let Some(from) = next.take() {

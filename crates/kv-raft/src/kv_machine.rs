@@ -1,5 +1,7 @@
 //! The state of a key-value group: per namespace a dense 64-bit revision that every effective write takes one
-//! of, values by key, and the sessions that make writes happen once. A pure function of the log.
+//! of, values by key, the history of what each revision changed, and the sessions that make writes happen
+//! once. A pure function of the log, but for one thing that has no meaning: when a tombstone is removed that
+//! the floor of the history has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +13,13 @@ use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{self, CodecError, Reader, Write};
+use crate::config::limits::HISTORY_BYTES;
+use crate::history::{Entry, Past};
 use crate::machine::{Domain, MachineError};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
-use crate::row::Live;
+use crate::row::{Live, Row};
 use crate::sessions::{Admission, AllOpenings, Kept, Outcome, SessionBounds, Sessions};
-use crate::tables::{Space, Stage, Table, for_each_row, keys};
+use crate::tables::{Range, Space, Stage, Table, for_each_row, keys};
 
 /// A write to a strong namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,28 +133,19 @@ impl WriteCommand {
     }
 }
 
-/// A namespace's revision, as a row.
-fn encode_revision(revision: u64) -> Vec<u8> {
-    let mut out = codec::versioned(codec::VERSION, 8);
-    out.put_u64(revision);
-    out
-}
-
-pub(crate) fn decode_revision(bytes: Bytes) -> Result<u64, CodecError> {
-    let mut reader = Reader::versioned(bytes, "revision", codec::VERSION)?;
-    let revision = reader.u64()?;
-    reader.end().map(|()| revision)
-}
-
 /// A key-value group's state. Counters, clock and sessions are in memory; what a step changed of them reaches
 /// the tables with it.
 #[derive(Debug)]
 pub(crate) struct KvMachine {
     sessions: Sessions,
-    /// The revision of each namespace that was written to.
-    revisions: BTreeMap<NamespaceId, u64>,
-    /// Namespaces whose revision changed since the last seal.
-    counted: BTreeSet<NamespaceId>,
+    /// The revision and the history of each namespace that was written to.
+    pasts: BTreeMap<NamespaceId, Past>,
+    /// Namespaces whose revision changed since the last seal, and whether their marks did.
+    counted: BTreeMap<NamespaceId, bool>,
+    /// What a history may count for, bytes.
+    history_bytes: u64,
+    /// Namespaces that may have tombstones which the floor has passed.
+    sweeping: BTreeSet<NamespaceId>,
     published: watch::Sender<AllOpenings>,
 }
 
@@ -162,8 +157,20 @@ impl KvMachine {
 
     /// With other bounds for its sessions.
     pub(crate) fn bounded(published: watch::Sender<AllOpenings>, bounds: SessionBounds) -> Self {
-        let sessions = Sessions::bounded(bounds);
-        Self { sessions, revisions: BTreeMap::new(), counted: BTreeSet::new(), published }
+        Self {
+            sessions: Sessions::bounded(bounds),
+            pasts: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            history_bytes: HISTORY_BYTES,
+            sweeping: BTreeSet::new(),
+            published,
+        }
+    }
+
+    /// With another bound for each history.
+    #[cfg(test)]
+    pub(crate) fn with_history_bytes(self, history_bytes: u64) -> Self {
+        Self { history_bytes, ..self }
     }
 
     /// Whether a proposal is a write that this machine can apply.
@@ -179,6 +186,10 @@ impl KvMachine {
         }
     }
 
+    fn revision(&self, namespace: NamespaceId) -> u64 {
+        self.pasts.get(&namespace).map_or(0, |past| past.revision)
+    }
+
     fn write(
         &mut self,
         stage: &mut Stage<'_>,
@@ -186,45 +197,80 @@ impl KvMachine {
         command: &WriteCommand,
     ) -> Result<Written, MachineError> {
         let place = command.place(stage.space());
-        let found = stage.get(Table::Data, place.clone())?.map(Live::decode).transpose()?;
-        let revision = self.revisions.get(&command.namespace).copied().unwrap_or(0);
+        let before = stage.get(Table::Data, place)?;
+        let found = before.clone().map(Row::decode).transpose()?;
+        let revision = self.revision(command.namespace);
         let next = revision + 1;
-        if let Some(row) = found.as_ref().filter(|row| row.revision > revision)
+        if let Some(row) = found.as_ref().filter(|row| row.revision() > revision)
             && !kv_types::mutant!(RevisionReused)
         {
-            let why = format!("it is of revision {}, and its namespace is at {revision}", row.revision);
+            let why = format!("it is of revision {}, and its namespace is at {revision}", row.revision());
             return Err(CodecError::Invalid { what: "row of a key", why }.into());
         }
-        let effect = match &command.operation {
-            Operation::Put(value) => {
-                stage.put(Table::Data, place, Live::after(found.as_ref(), next, value.clone()).encode());
-                Effect::Put
-            }
-            Operation::Delete => {
-                if found.is_some() {
-                    stage.delete(Table::Data, place);
-                }
-                Effect::Deleted { existed: found.is_some() }
-            }
+        let live = match &found {
+            Some(Row::Live(live)) => Some(live),
+            _ => None,
+        };
+        let written = |value: &Bytes| Some(Row::Live(Live::after(live, next, value.clone())));
+        let (effect, after) = match &command.operation {
+            Operation::Put(value) => (Effect::Put, written(value)),
+            Operation::Delete if live.is_none() => (Effect::Deleted { existed: false }, None),
+            Operation::Delete => (Effect::Deleted { existed: true }, Some(Row::Tombstone { revision: next })),
             Operation::CompareAndSet { expected, value } => {
-                let present = found.as_ref().map_or(0, |row| row.revision);
+                let present = live.map_or(0, |row| row.revision);
                 if present == *expected
                     || (kv_types::mutant!(StaleCas) && *expected > 0 && present > *expected)
                 {
-                    stage.put(Table::Data, place, Live::after(found.as_ref(), next, value.clone()).encode());
-                    Effect::Swapped
+                    (Effect::Swapped, written(value))
                 } else {
-                    Effect::Mismatch { found: found.map(|row| (row.revision, row.value)) }
+                    let found = live.map(|row| (row.revision, row.value.clone()));
+                    (Effect::Mismatch { found }, None)
                 }
             }
         };
-        let effective = !matches!(effect, Effect::Deleted { existed: false } | Effect::Mismatch { .. });
-        if effective && !(kv_types::mutant!(RevisionReused) && effect == Effect::Swapped) {
-            self.revisions.insert(command.namespace, next);
-            self.counted.insert(command.namespace);
+        let Some(after) = after else {
+            return Ok(Written { effect, namespace_revision: revision, point, deduplicated: false });
+        };
+        let counts = !(kv_types::mutant!(RevisionReused) && effect == Effect::Swapped);
+        self.change(stage, command, (before, found), after, counts);
+        Ok(Written { effect, namespace_revision: next, point, deduplicated: false })
+    }
+
+    /// Brings the row of a key to the stage, what belongs to a tombstone, and the entry of the history.
+    fn change(
+        &mut self,
+        stage: &mut Stage<'_>,
+        command: &WriteCommand,
+        (before, found): (Option<Bytes>, Option<Row>),
+        after: Row,
+        counts: bool,
+    ) {
+        let (space, namespace) = (stage.space(), command.namespace);
+        if let Some(Row::Tombstone { revision }) = found {
+            stage.delete(Table::Tombstones, keys::tombstone(space, namespace, revision));
         }
-        let namespace_revision = if effective { next } else { revision };
-        Ok(Written { effect, namespace_revision, point, deduplicated: false })
+        if let Row::Tombstone { revision } = after {
+            let key = command.key.clone();
+            stage.put(Table::Tombstones, keys::tombstone(space, namespace, revision), key);
+        }
+        let row = Bytes::from(after.encode());
+        stage.put(Table::Data, command.place(space), row.clone());
+        if !counts {
+            return;
+        }
+        let before = before.filter(|_| matches!(found, Some(Row::Live(_))));
+        let mut entry = Entry::new();
+        entry.change(&command.key, before.as_ref(), &row);
+        let content = entry.finish();
+        let past = self.pasts.entry(namespace).or_default();
+        let appended = past.append(&content, self.history_bytes);
+        assert_eq!(past.revision, after.revision(), "an entry is of the revision that its row says");
+        stage.append(namespace, past.revision, content);
+        *self.counted.entry(namespace).or_default() |= appended.marked;
+        if appended.floor_rose {
+            stage.trim(namespace, past.floor);
+            self.sweeping.insert(namespace);
+        }
     }
 
     /// The answer to a resend. Of a comparison that did not hold, what was found then is not kept. It changed
@@ -244,7 +290,8 @@ impl KvMachine {
             Outcome::Swapped => Effect::Swapped,
             Outcome::Mismatch => {
                 let row = stage.get(Table::Data, command.place(stage.space()))?;
-                let found = row.map(Live::decode).transpose()?.map(|row| (row.revision, row.value));
+                let row = row.map(Live::of_row).transpose()?.flatten();
+                let found = row.map(|row| (row.revision, row.value));
                 let present = found.as_ref().map_or(0, |(revision, _)| *revision);
                 if matches!(&command.operation, Operation::CompareAndSet { expected, .. } if *expected == present)
                 {
@@ -253,7 +300,7 @@ impl KvMachine {
                     let failure = Failure::new(Reason::RequestExpired, why).not_applied();
                     return Ok(Err(failure.of_request(command.mutation.request_id)));
                 }
-                let namespace_revision = self.revisions.get(&command.namespace).copied().unwrap_or(0);
+                let namespace_revision = self.revision(command.namespace);
                 let effect = Effect::Mismatch { found };
                 return Ok(Ok(Written { effect, namespace_revision, point, deduplicated: true }));
             }
@@ -267,13 +314,53 @@ impl Domain for KvMachine {
     fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError> {
         self.sessions = Sessions::load(storage, space, self.sessions.bounds())?;
         self.counted.clear();
-        self.revisions.clear();
+        self.pasts.clear();
         for_each_row(storage, space, Table::Meta, |key, row| {
             if let Some(namespace) = keys::of_revision(key)? {
-                self.revisions.insert(namespace, decode_revision(row)?);
+                self.pasts.insert(namespace, Past::decode(row)?);
             }
             Ok::<(), MachineError>(())
+        })?;
+        for (namespace, past) in &mut self.pasts {
+            if let Some(marks) = storage.get(Table::Meta.id(), &keys::marks(space, *namespace))? {
+                *past = std::mem::take(past).with_marks(marks.value)?;
+            }
+            // After a crash the journal is ahead of the rows, never behind them.
+            let (_, last) =
+                storage.stream_bounds(Table::History.id(), &keys::of_namespace(space, *namespace));
+            if last.unwrap_or(0) < past.revision && past.floor < past.revision {
+                tracing::error!(%namespace, ?last, revision = past.revision, "entries of a history are lost");
+            }
+        }
+        self.sweeping = self.pasts.iter().filter(|(_, past)| past.floor > 0).map(|(id, _)| *id).collect();
+        Ok(())
+    }
+
+    fn sweep(&self, space: Space) -> Option<Range> {
+        let namespace = *self.sweeping.first()?;
+        let floor = self.pasts.get(&namespace)?.floor;
+        Some(Range {
+            table: Table::Tombstones,
+            from: keys::tombstone(space, namespace, 0),
+            to: keys::tombstone(space, namespace, floor.saturating_add(1)),
         })
+    }
+
+    fn swept(
+        &mut self,
+        stage: &mut Stage<'_>,
+        rows: Vec<(Bytes, Bytes)>,
+        more: bool,
+    ) -> Result<(), MachineError> {
+        for (place, key) in rows {
+            let (namespace, _) = keys::of_tombstone(&place)?;
+            stage.delete(Table::Tombstones, place.into());
+            stage.delete(Table::Data, keys::data(stage.space(), namespace, &key));
+        }
+        if !more {
+            self.sweeping.pop_first();
+        }
+        Ok(())
     }
 
     fn reads(&self, space: Space, proposal: &Proposal) -> Result<Option<(Table, Vec<u8>)>, MachineError> {
@@ -309,9 +396,12 @@ impl Domain for KvMachine {
 
     fn seal(&mut self, stage: &mut Stage<'_>) {
         let space = stage.space();
-        for namespace in std::mem::take(&mut self.counted) {
-            let revision = self.revisions.get(&namespace).copied().unwrap_or(0);
-            stage.put(Table::Meta, keys::revision(space, namespace), encode_revision(revision));
+        for (namespace, marked) in std::mem::take(&mut self.counted) {
+            let Some(past) = self.pasts.get(&namespace) else { continue };
+            stage.put(Table::Meta, keys::revision(space, namespace), past.encode());
+            if marked {
+                stage.put(Table::Meta, keys::marks(space, namespace), past.encode_marks());
+            }
         }
         self.sessions.seal(stage);
     }

@@ -27,6 +27,7 @@ mod disk_watch;
 mod generations;
 mod groups;
 mod handover;
+mod history;
 mod incoming;
 mod kv_machine;
 mod log_store;

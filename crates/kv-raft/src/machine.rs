@@ -5,29 +5,35 @@
 //! Readers and the applier meet at one lock that holds how far the tables are applied: a read sees one point
 //! of the log.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
-use kv_storage::{CopyRow, Snapshots, Storage, StorageError};
-use kv_types::GroupId;
+use kv_storage::journal::JournalOp;
+use kv_storage::{CopyRow, RowChunk, Snapshots, Storage, StorageError};
 use kv_types::catalogue::FeatureLevel;
+use kv_types::{GroupId, NamespaceId};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
 
 use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec::{self, CodecError};
-use crate::config::limits::{LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
+use crate::config::limits::{
+    HISTORY_PAGE_BYTES, LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES,
+    TOMBSTONES_AT_ONCE,
+};
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::generations::{self, Generations};
+use crate::history::{Past, check_entry};
 use crate::proposal::{Point, Proposal, Reply};
 use crate::recent::RecentWrites;
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, id_of, rows_for};
-use crate::tables::{Rows, Space, Stage, Table, keys};
+use crate::tables::{Range, Rows, Space, Stage, Table, entry_of, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +92,18 @@ pub(crate) trait Domain: Send + Sync + 'static {
         point: Point,
         proposal: &Proposal,
     ) -> Result<Reply, MachineError>;
+
+    /// Rows that no longer mean anything and that a step may remove, if there are any: it is told the first of
+    /// them.
+    fn sweep(&self, _: Space) -> Option<Range> {
+        None
+    }
+
+    /// Removes rows of the range that [`Domain::sweep`] named, before anything else of the step. `more`: the
+    /// range has more of them.
+    fn swept(&mut self, _: &mut Stage<'_>, _: Vec<(Bytes, Bytes)>, _more: bool) -> Result<(), MachineError> {
+        Ok(())
+    }
 
     /// Brings to the stage what it keeps in memory and a step's entries changed.
     fn seal(&mut self, _: &mut Stage<'_>) {}
@@ -183,6 +201,7 @@ impl Machine {
         while !waiting.is_empty() {
             let (mut left, found) = self.old_rows(waiting).await?;
             let mut step = Step::new(&storage, self.space, self.mark.clone(), found);
+            self.sweep(&mut step.stage).await?;
             while left > 0
                 && !step.is_full()
                 && let Some(entry) = waiting.pop_front()
@@ -193,6 +212,20 @@ impl Machine {
             self.finish(step).await?;
         }
         Ok(())
+    }
+
+    /// Removes some of what no longer means anything. It waits where reads are many.
+    async fn sweep(&mut self, stage: &mut Stage<'_>) -> Result<(), MachineError> {
+        let Some(Range { table, from, to }) = self.domain.sweep(self.space) else { return Ok(()) };
+        let read = self.storage.read_range(table.id(), &from, Some(&to), TOMBSTONES_AT_ONCE, STEP_BYTES);
+        match read.await {
+            Ok(RowChunk { rows, more }) => {
+                let rows = rows.into_iter().map(|(key, row)| (key, row.value)).collect();
+                self.domain.swept(stage, rows, more)
+            }
+            Err(StorageError::Overloaded { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What the tables have of the rows that entries will read, in one read: of as many of the first entries
@@ -259,10 +292,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Writes the rows of a snapshot file into a space that nothing reads yet.
+    /// Writes a snapshot file into a space that nothing reads yet: rows into the tier, entries into the
+    /// journal.
     async fn load(&self, id: u64, space: Space, mark: &SnapshotMeta) -> Result<(), MachineError> {
         let data = SnapshotData::File { files: self.files.clone(), id };
         let mut blocks = NodeRuntime::blocking(move || data.blocks()).await??;
+        let mut history = LoadedHistory::default();
         loop {
             let (rest, block) = NodeRuntime::blocking(move || {
                 let block = blocks.next();
@@ -271,8 +306,16 @@ impl Machine {
             .await?;
             blocks = rest;
             let Some((_, block)) = block? else { break };
-            self.load_rows(rows_for(block, space)?).await?;
+            let (entries, rows): (VecDeque<CopyRow>, VecDeque<CopyRow>) =
+                rows_for(block, space)?.into_iter().partition(|(table, ..)| *table == Table::History.id());
+            history.note(&rows)?;
+            self.load_rows(rows).await?;
+            if history.push(entries)? {
+                self.load_entries(history.take()).await?;
+            }
         }
+        history.end(space);
+        self.load_entries(history.take()).await?;
         let row = (Table::Applied.id(), keys::of_space(space).into(), Some(codec::encode_mark(mark)));
         self.load_rows(VecDeque::from([row])).await
     }
@@ -287,16 +330,32 @@ impl Machine {
             .await?;
             rows = rest;
             match loaded {
-                // Half a state is of no use, and a node that stops comes back to the same disk: it waits.
-                Err(error @ StorageError::DiskFull { .. }) => {
-                    tracing::warn!(group = self.space.group.0, %error, "the installation of a snapshot waits for room on the disk");
-                    tokio::time::sleep(NO_ROOM_PAUSE).await;
-                }
+                Err(error @ StorageError::DiskFull { .. }) => self.waits_for_room(&error).await,
                 loaded => loaded?,
             }
             self.storage.let_drain().await;
         }
         Ok(())
+    }
+
+    async fn load_entries(&self, ops: Vec<JournalOp>) -> Result<(), MachineError> {
+        let ops = Arc::new(ops);
+        loop {
+            let (storage, own) = (self.storage.clone(), ops.clone());
+            let loaded =
+                NodeRuntime::blocking(move || storage.load_entries(Table::History.id(), &own)).await?;
+            self.storage.let_drain().await;
+            match loaded {
+                Err(error @ StorageError::DiskFull { .. }) => self.waits_for_room(&error).await,
+                loaded => return Ok(loaded?),
+            }
+        }
+    }
+
+    /// Half a state is of no use, and a node that stops comes back to the same disk: it waits.
+    async fn waits_for_room(&self, error: &StorageError) {
+        tracing::warn!(group = self.space.group.0, %error, "the installation of a snapshot waits for room on the disk");
+        tokio::time::sleep(NO_ROOM_PAUSE).await;
     }
 
     fn remove_garbage(&self, generations: Generations) {
@@ -317,6 +376,61 @@ impl Machine {
         let Some(last) = snapshot.last_log_id else { return Ok(true) };
         let has_it = log.id_of(last.index).map(codec::from_storage_id) == Some(last);
         Ok(purged <= self.mark.last_log_id && has_it && committed >= Some(last))
+    }
+}
+
+/// The history of a snapshot on its way into the journal.
+#[derive(Default)]
+struct LoadedHistory {
+    waiting: Vec<JournalOp>,
+    bytes: usize,
+    /// What the rows say last.
+    pasts: BTreeMap<NamespaceId, Past>,
+    /// The last entry of each namespace.
+    last: BTreeMap<NamespaceId, u64>,
+}
+
+impl LoadedHistory {
+    /// Sees what rows say of histories: a later row counts.
+    fn note(&mut self, rows: &VecDeque<CopyRow>) -> Result<(), MachineError> {
+        for (table, key, row) in rows {
+            if *table == Table::Meta.id()
+                && let Some(namespace) = keys::of_revision(key)?
+                && let Some(row) = row
+            {
+                self.pasts.insert(namespace, Past::decode(row.clone())?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes entries; true when so many wait that they should be written.
+    fn push(&mut self, entries: VecDeque<CopyRow>) -> Result<bool, MachineError> {
+        for record in entries {
+            self.bytes += record.2.as_ref().map_or(0, Bytes::len);
+            check_entry(keys::of_entry(&record.1)?.1, record.2.clone().unwrap_or_default())?;
+            let (namespace, id, op) = entry_of(record)?;
+            self.last.insert(namespace, id);
+            self.waiting.push(op);
+        }
+        Ok(self.bytes >= HISTORY_PAGE_BYTES)
+    }
+
+    /// All entries were taken: what is below the floors is given up.
+    fn end(&mut self, space: Space) {
+        for (namespace, past) in &self.pasts {
+            let last = self.last.get(namespace).copied().unwrap_or(past.floor);
+            if last < past.revision {
+                tracing::error!(%namespace, last, revision = past.revision, "a snapshot lacks entries of a history");
+            }
+            let stream = keys::of_namespace(space, *namespace).into();
+            self.waiting.push(JournalOp::Trim { stream, below: past.floor + 1 });
+        }
+    }
+
+    fn take(&mut self) -> Vec<JournalOp> {
+        self.bytes = 0;
+        std::mem::take(&mut self.waiting)
     }
 }
 

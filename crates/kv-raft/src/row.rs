@@ -1,21 +1,21 @@
 //! What the tables say of a key of a strong namespace, as bytes.
 //!
 //! A row is `version | kind | create | mod | version of the key | lease | value`, the four numbers as 64
-//! bits, big endian. There is one kind today, a live value. The second is given away already: a delete will
-//! leave a tombstone once there is history to be compacted. A kind that is not known here was written by a
-//! newer node, and is refused by name.
+//! bits, big endian. There are two kinds: a live value, and a tombstone, which a delete leaves until the
+//! floor of the namespace's history has passed it; of that only the second number is set. For users a
+//! tombstone is as no row. A kind that is not known here was written by a newer node, and is refused by name.
 
 use bytes::{BufMut, Bytes};
 
 use crate::codec::{CodecError, Reader, versioned};
 
-/// Version of this encoding: the first had a revision and a value alone.
-const VERSION: u8 = 2;
+/// Version of this encoding: the first had a revision and a value alone, the second no tombstones.
+const VERSION: u8 = 3;
 const LIVE: u8 = 1;
-/// Given away, written by nothing yet.
-#[cfg(test)]
 const TOMBSTONE: u8 = 2;
 const WHAT: &str = "row of a key";
+/// Bytes of a row before its value.
+pub(crate) const HEAD_BYTES: usize = 34;
 
 /// A key that has a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,19 +53,66 @@ impl Live {
         out
     }
 
+    /// The row of a key that has a value; none for a tombstone.
+    pub(crate) fn of_row(bytes: Bytes) -> Result<Option<Self>, CodecError> {
+        match Row::decode(bytes)? {
+            Row::Live(live) => Ok(Some(live)),
+            Row::Tombstone { .. } => Ok(None),
+        }
+    }
+}
+
+/// What stands in a key's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Row {
+    /// A value.
+    Live(Live),
+    /// It was deleted.
+    Tombstone {
+        /// By this revision.
+        revision: u64,
+    },
+}
+
+impl Row {
+    /// The revision that wrote it.
+    pub(crate) fn revision(&self) -> u64 {
+        match self {
+            Self::Live(live) => live.revision,
+            Self::Tombstone { revision } => *revision,
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let revision = match self {
+            Self::Live(live) => return live.encode(),
+            Self::Tombstone { revision } => *revision,
+        };
+        assert!(revision >= 1, "a tombstone is written by a revision");
+        let mut out = versioned(VERSION, HEAD_BYTES);
+        out.put_u8(TOMBSTONE);
+        [0, revision, 0, 0].into_iter().for_each(|n| out.put_u64(n));
+        out
+    }
+
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut reader = Reader::versioned(bytes, WHAT, VERSION)?;
-        match reader.u8()? {
-            LIVE => {}
-            found => return Err(reader.newer("kind", found)),
+        let kind = reader.u8()?;
+        if kind != LIVE && kind != TOMBSTONE {
+            return Err(reader.newer("kind", kind));
         }
         let (create, revision, version, lease) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
-        let row = Self { create, revision, version, lease, value: reader.rest() };
-        if !row.is_sound() {
-            let why = format!("created at {create}, changed at {revision}, version {version}");
-            return Err(CodecError::Invalid { what: WHAT, why });
+        let invalid = || {
+            let why = format!("created at {create}, changed at {revision}, version {version}, lease {lease}");
+            CodecError::Invalid { what: WHAT, why }
+        };
+        if kind == TOMBSTONE {
+            let sound = (create, version, lease) == (0, 0, 0) && revision >= 1;
+            reader.end()?;
+            return if sound { Ok(Self::Tombstone { revision }) } else { Err(invalid()) };
         }
-        Ok(row)
+        let live = Live { create, revision, version, lease, value: reader.rest() };
+        if live.is_sound() { Ok(Self::Live(live)) } else { Err(invalid()) }
     }
 }
 
@@ -80,15 +127,15 @@ mod tests {
             let [create, more, version, lease] = numbers.map(u64::from);
             let (create, version) = (create + 1, version + 1);
             let row = Live { create, revision: create + more, version, lease, value: value.into() };
-            prop_assert_eq!(Live::decode(row.encode().into()).unwrap(), row);
+            prop_assert_eq!(Row::decode(row.encode().into()).unwrap(), Row::Live(row));
         }
 
         #[test]
-        fn bad_rows_are_errors(mut bytes in proptest::collection::vec(any::<u8>(), 0..60), right: bool) {
-            if right && bytes.len() > 1 {
-                (bytes[0], bytes[1]) = (VERSION, LIVE);
+        fn bad_rows_are_errors(mut bytes in proptest::collection::vec(any::<u8>(), 0..60), kind in 0..4_u8) {
+            if kind > 0 && bytes.len() > 1 {
+                (bytes[0], bytes[1]) = (VERSION, kind);
             }
-            if let Ok(row) = Live::decode(bytes.clone().into()) {
+            if let Ok(row) = Row::decode(bytes.clone().into()) {
                 prop_assert_eq!(row.encode(), bytes);
             }
         }
@@ -100,14 +147,32 @@ mod tests {
         let changed = |at: usize, byte: u8| {
             let mut bytes = row.encode();
             bytes[at] = byte;
-            Live::decode(bytes.into()).unwrap_err()
+            Row::decode(bytes.into()).unwrap_err()
         };
-        assert_eq!(changed(0, 1), CodecError::Unknown { what: WHAT, field: "version", found: 1 });
-        assert_eq!(changed(0, 3), CodecError::Newer { what: WHAT, field: "version", found: 3 });
-        let newer = changed(1, TOMBSTONE);
-        assert_eq!(newer, CodecError::Newer { what: WHAT, field: "kind", found: 2 });
+        for older in [1, 2] {
+            let found = u64::from(older);
+            assert_eq!(changed(0, older), CodecError::Unknown { what: WHAT, field: "version", found });
+        }
+        assert_eq!(changed(0, 4), CodecError::Newer { what: WHAT, field: "version", found: 4 });
+        let newer = changed(1, 3);
+        assert_eq!(newer, CodecError::Newer { what: WHAT, field: "kind", found: 3 });
         assert!(newer.to_string().contains("upgrade this node"), "{newer}");
         assert!(matches!(changed(17, 1), CodecError::Invalid { .. }), "created after it was changed");
+    }
+
+    #[test]
+    fn a_tombstone_is_as_no_row() {
+        let row = Row::Tombstone { revision: 9 };
+        let bytes = Bytes::from(row.encode());
+        assert_eq!((bytes.len(), row.revision()), (HEAD_BYTES, 9));
+        assert_eq!(Row::decode(bytes.clone()), Ok(row));
+        assert_eq!(Live::of_row(bytes.clone()), Ok(None));
+        let longer = [&bytes[..], b"v"].concat();
+        assert_eq!(Row::decode(longer.into()), Err(CodecError::Trailing { what: WHAT, bytes: 1 }));
+        assert!(matches!(
+            Row::decode([&bytes[..9], &[1], &bytes[10..]].concat().into()),
+            Err(CodecError::Invalid { .. })
+        ));
     }
 
     #[test]

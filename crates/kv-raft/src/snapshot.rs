@@ -125,7 +125,7 @@ pub(crate) type Record = (Table, Bytes, Option<Bytes>);
 
 /// The records of a block, in order: a later one of the same key counts.
 pub(crate) fn rows_of(block: Bytes) -> Result<Vec<Record>, MachineError> {
-    let mut reader = Reader::versioned(block, "snapshot block", codec::VERSION)?;
+    let mut reader = Reader::versioned(block, "snapshot block", BLOCK_VERSION)?;
     let mut rows = Vec::new();
     while !reader.is_empty() {
         let number = reader.u16()?;
@@ -148,6 +148,8 @@ pub(crate) fn rows_for(block: Bytes, space: Space) -> Result<VecDeque<CopyRow>, 
     Ok(rows.map(|(table, key, value)| (table.id(), [&space[..], &key].concat().into(), value)).collect())
 }
 
+/// Version of a block: the first had no histories.
+const BLOCK_VERSION: u8 = 2;
 const ABSENT: u8 = 0;
 const PRESENT: u8 = 1;
 
@@ -156,7 +158,7 @@ pub(crate) struct Block(Vec<u8>);
 
 impl Block {
     pub(crate) fn new() -> Self {
-        Self(codec::versioned(codec::VERSION, SNAPSHOT_BLOCK_BYTES))
+        Self(codec::versioned(BLOCK_VERSION, SNAPSHOT_BLOCK_BYTES))
     }
 
     pub(crate) fn push(&mut self, table: u16, key: &[u8], value: Option<&[u8]>) -> Result<(), CodecError> {

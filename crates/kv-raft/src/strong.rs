@@ -35,7 +35,8 @@ use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
 use crate::config::limits::RETRY_AFTER_MS;
 use crate::groups::{Group, Leadership, StartError, Surroundings, Unserved};
-use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
+use crate::history::Past;
+use crate::kv_machine::{KvMachine, Operation, WriteCommand};
 use crate::proposal::{Effect, Point, Reply, Written};
 use crate::requests::{ReadPoint, unreadable};
 use crate::row::Live;
@@ -184,9 +185,10 @@ impl Strong {
                     [(Table::Data, place), (Table::Meta, keys::revision(space, namespace.id))]
                 };
                 let (point, [found, revision]) = group.read(places, deadline).await?;
-                let found = found.map(Live::decode).transpose().map_err(|error| unreadable(&error))?;
-                let revision =
-                    revision.map(decode_revision).transpose().map_err(|error| unreadable(&error))?;
+                let found =
+                    found.map(Live::of_row).transpose().map_err(|error| unreadable(&error))?.flatten();
+                let past = revision.map(Past::decode).transpose().map_err(|error| unreadable(&error))?;
+                let revision = past.map(|past| past.revision);
                 let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
                 let (revision_of_value, value) =
                     found.map(|row| (row.revision, row.value)).unwrap_or_default();

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kv_storage::{Batch, Storage, StorageError, TableId};
+use kv_storage::journal::JournalOp;
+use kv_storage::{Batch, CopyRow, Storage, StorageError, TableId};
 use kv_types::{ClientId, GroupId, NamespaceId};
 
 use crate::codec::CodecError;
@@ -24,12 +25,17 @@ pub(crate) enum Table {
     Meta,
     /// Sessions by namespace and client.
     Sessions,
+    /// Keys that have a tombstone, by namespace and the tombstone's revision.
+    Tombstones,
+    /// A journal: the history of each namespace. It has streams where the others have rows; in a snapshot an
+    /// entry is a record as well, under the name of its stream and its revision.
+    History,
 }
 
 impl Table {
-    /// Every table: together they are a group's state.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Applied, Self::Catalogue, Self::Data, Self::Meta, Self::Sessions];
+    /// Every table with rows: together with the history they are a group's state.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Applied, Self::Catalogue, Self::Data, Self::Meta, Self::Sessions, Self::Tombstones];
 
     /// Its number in storage.
     pub(crate) const fn id(self) -> TableId {
@@ -39,12 +45,14 @@ impl Table {
             Self::Data => 18,
             Self::Meta => 19,
             Self::Sessions => 20,
+            Self::Tombstones => 21,
+            Self::History => 22,
         })
     }
 
     /// The table of that number.
     pub(crate) fn of(number: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|table| table.id().get() == number)
+        Self::ALL.into_iter().chain([Self::History]).find(|table| table.id().get() == number)
     }
 }
 
@@ -166,6 +174,40 @@ pub(crate) mod keys {
         }
     }
 
+    /// The marks of a namespace's history.
+    pub(crate) fn marks(space: Space, namespace: NamespaceId) -> Vec<u8> {
+        with(space, &[&[3], &namespace.0.to_be_bytes()], 0)
+    }
+
+    /// Namespace and number behind it, of a tombstone or of an entry of a history.
+    fn of_numbered(what: &'static str, place: &[u8]) -> Result<(NamespaceId, u64), CodecError> {
+        let truncated = || CodecError::Truncated { what };
+        let (_, place) = place.split_at_checked(SPACE_BYTES).ok_or_else(truncated)?;
+        let (namespace, number) = place.split_first_chunk::<8>().ok_or_else(truncated)?;
+        let number = number.try_into().map_err(|_| truncated())?;
+        Ok((NamespaceId(u64::from_be_bytes(*namespace)), u64::from_be_bytes(number)))
+    }
+
+    /// A tombstone, by the revision that it is of.
+    pub(crate) fn tombstone(space: Space, namespace: NamespaceId, revision: u64) -> Vec<u8> {
+        with(space, &[&namespace.0.to_be_bytes(), &revision.to_be_bytes()], 0)
+    }
+
+    /// Namespace and revision of a tombstone.
+    pub(crate) fn of_tombstone(place: &[u8]) -> Result<(NamespaceId, u64), CodecError> {
+        of_numbered("key of a tombstone", place)
+    }
+
+    /// An entry of a history, as a record.
+    pub(crate) fn entry(space: Space, namespace: NamespaceId, revision: u64) -> Vec<u8> {
+        with(space, &[&namespace.0.to_be_bytes(), &revision.to_be_bytes()], 0)
+    }
+
+    /// Namespace and revision of an entry.
+    pub(crate) fn of_entry(place: &[u8]) -> Result<(NamespaceId, u64), CodecError> {
+        of_numbered("key of an entry", place)
+    }
+
     /// A namespace's horizon of sessions.
     pub(crate) fn horizon(space: Space, namespace: NamespaceId) -> Vec<u8> {
         with(space, &[&[2], &namespace.0.to_be_bytes()], 0)
@@ -198,6 +240,14 @@ pub(crate) mod keys {
     }
 }
 
+/// Rows of a table from a key (inclusive) to another (exclusive).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) table: Table,
+    pub(crate) from: Vec<u8>,
+    pub(crate) to: Vec<u8>,
+}
+
 /// Changes that are not in the tables yet, above the tables.
 pub(crate) struct Stage<'a> {
     storage: &'a Storage,
@@ -205,6 +255,8 @@ pub(crate) struct Stage<'a> {
     /// What the tables have of some keys.
     found: Rows,
     changes: Rows,
+    /// What is appended to histories, and given up of them, in order.
+    history: Vec<JournalOp>,
     bytes: usize,
 }
 
@@ -213,7 +265,7 @@ pub(crate) type Rows = BTreeMap<(Table, Vec<u8>), Option<Bytes>>;
 
 impl<'a> Stage<'a> {
     pub(crate) fn new(storage: &'a Storage, space: Space) -> Self {
-        Self { storage, space, found: Rows::new(), changes: Rows::new(), bytes: 0 }
+        Self { storage, space, found: Rows::new(), changes: Rows::new(), history: Vec::new(), bytes: 0 }
     }
 
     /// Takes rows that were read before, so that they need not be read one by one.
@@ -260,6 +312,19 @@ impl<'a> Stage<'a> {
         self.changes.insert((table, key), None);
     }
 
+    /// Appends an entry to the history of a namespace.
+    pub(crate) fn append(&mut self, namespace: NamespaceId, revision: u64, content: Bytes) {
+        self.bytes += keys::SPACE_BYTES + content.len();
+        let stream = keys::of_namespace(self.space, namespace).into();
+        self.history.push(JournalOp::Append { stream, id: revision, content });
+    }
+
+    /// Gives up the entries of a namespace up to a revision.
+    pub(crate) fn trim(&mut self, namespace: NamespaceId, floor: u64) {
+        let stream = keys::of_namespace(self.space, namespace).into();
+        self.history.push(JournalOp::Trim { stream, below: floor + 1 });
+    }
+
     /// The rows that are changed.
     pub(crate) fn changed(&self) -> impl Iterator<Item = (Table, &[u8])> {
         self.changes.keys().map(|(table, key)| (*table, key.as_slice()))
@@ -268,6 +333,14 @@ impl<'a> Stage<'a> {
     /// All changes as one batch.
     pub(crate) fn into_batch(self) -> Batch {
         let mut batch = Batch::new();
+        for op in self.history {
+            match op {
+                JournalOp::Append { stream, id, content } => {
+                    batch.push_append(Table::History.id(), &stream, id, content);
+                }
+                JournalOp::Trim { stream, below } => batch.push_trim(Table::History.id(), &stream, below),
+            }
+        }
         for ((table, key), value) in self.changes {
             match value {
                 Some(value) => batch.push_put(table.id(), key, value),
@@ -276,6 +349,14 @@ impl<'a> Stage<'a> {
         }
         batch
     }
+}
+
+/// A record of a snapshot that is an entry of a history.
+pub(crate) fn entry_of((_, key, content): CopyRow) -> Result<(NamespaceId, u64, JournalOp), CodecError> {
+    let (namespace, id) = keys::of_entry(&key)?;
+    let stream = key.slice(..key.len() - size_of::<u64>());
+    let content = content.unwrap_or_default();
+    Ok((namespace, id, JournalOp::Append { stream, id, content }))
 }
 
 /// Calls `visit` with every row of a space's table, in order. For the start of a node; pages keep the memory

@@ -3,7 +3,12 @@
 
 use bytes::Bytes;
 
-use crate::{codec::Cursor, error::StorageError, limits};
+use crate::{
+    codec::Cursor,
+    error::StorageError,
+    journal::{JournalOp, MAX_STREAM_BYTES},
+    limits,
+};
 
 /// A table: an ordered map of its own. Callers choose numbers from 16 up; they are on disk for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +48,10 @@ const OP_PUT: u8 = 1;
 const OP_DELETE: u8 = 2;
 const OP_SMALL_PUT: u8 = 3;
 const OP_SMALL_DELETE: u8 = 4;
+const OP_APPEND: u8 = 5;
+const OP_TRIM: u8 = 6;
+/// Bytes before the name of a stream: table and id.
+const STREAM_HEAD: usize = 10;
 
 /// Fixed part of an encoded batch: its sequence number, which the engine fills in.
 pub(crate) const BATCH_HEAD: usize = 8;
@@ -53,6 +62,7 @@ pub struct Batch {
     encoded: Vec<u8>,
     ops: usize,
     oversized_key: Option<usize>,
+    oversized_stream: Option<usize>,
     reserved_table: bool,
 }
 
@@ -65,7 +75,13 @@ impl Default for Batch {
 impl Batch {
     /// An empty batch.
     pub fn new() -> Batch {
-        Batch { encoded: vec![0; BATCH_HEAD], ops: 0, oversized_key: None, reserved_table: false }
+        Batch {
+            encoded: vec![0; BATCH_HEAD],
+            ops: 0,
+            oversized_key: None,
+            oversized_stream: None,
+            reserved_table: false,
+        }
     }
 
     /// Adds: set `key` of `table` to `value`.
@@ -96,6 +112,20 @@ impl Batch {
         self
     }
 
+    /// Adds: append an entry to a stream of the journal of `table`. Ids of a stream increase.
+    #[must_use]
+    pub fn append(mut self, table: TableId, stream: &[u8], id: u64, content: impl AsRef<[u8]>) -> Batch {
+        self.push_append(table, stream, id, content);
+        self
+    }
+
+    /// Adds: give up the entries of a stream below an id.
+    #[must_use]
+    pub fn trim(mut self, table: TableId, stream: &[u8], below: u64) -> Batch {
+        self.push_trim(table, stream, below);
+        self
+    }
+
     /// As [`Batch::put`], in place.
     pub fn push_put(&mut self, table: TableId, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         self.op(OP_PUT, &table.0.to_be_bytes(), key.as_ref(), value.as_ref());
@@ -116,6 +146,28 @@ impl Batch {
     /// As [`Batch::small_delete`], in place.
     pub fn push_small_delete(&mut self, key: impl AsRef<[u8]>) {
         self.op(OP_SMALL_DELETE, &[SMALL_USER], key.as_ref(), &[]);
+    }
+
+    /// As [`Batch::append`], in place.
+    pub fn push_append(&mut self, table: TableId, stream: &[u8], id: u64, content: impl AsRef<[u8]>) {
+        self.stream_op(OP_APPEND, table, stream, id, content.as_ref());
+    }
+
+    /// As [`Batch::trim`], in place.
+    pub fn push_trim(&mut self, table: TableId, stream: &[u8], below: u64) {
+        self.stream_op(OP_TRIM, table, stream, below, &[]);
+    }
+
+    fn stream_op(&mut self, kind: u8, table: TableId, stream: &[u8], id: u64, content: &[u8]) {
+        if stream.len() > MAX_STREAM_BYTES {
+            self.oversized_stream = Some(stream.len());
+        }
+        let mut head = [0; STREAM_HEAD];
+        let (of, number) = head.split_at_mut(2);
+        of.copy_from_slice(&table.0.to_be_bytes());
+        number.copy_from_slice(&id.to_be_bytes());
+        self.op(kind, &head, stream, content);
+        self.reserved_table |= table.0 < limits::FIRST_USER_TABLE;
     }
 
     /// Bytes of the batch as the log holds it.
@@ -152,6 +204,13 @@ impl Batch {
         if let Some(bytes) = self.oversized_key {
             return Err(StorageError::TooLarge { what: "a key", bytes, max: limits::MAX_KEY_BYTES });
         }
+        if let Some(bytes) = self.oversized_stream {
+            return Err(StorageError::TooLarge {
+                what: "the name of a stream",
+                bytes,
+                max: MAX_STREAM_BYTES,
+            });
+        }
         if self.reserved_table {
             return Err(StorageError::Invalid("tables below 16 belong to storage".into()));
         }
@@ -171,6 +230,22 @@ pub(crate) const SMALL_USER: u8 = 1;
 pub(crate) enum Op {
     Table(Bytes, Option<Bytes>),
     Small(Bytes, Option<Bytes>),
+    Journal(TableId, JournalOp),
+}
+
+/// An operation on a journal: its head says table and id.
+fn stream_op(kind: u8, key: &Bytes, value: Bytes) -> Option<Op> {
+    let (head, _) = key.split_first_chunk::<STREAM_HEAD>()?;
+    let [a, b, id @ ..] = *head;
+    let (table, id) = (TableId(u16::from_be_bytes([a, b])), u64::from_be_bytes(id));
+    let stream = key.slice(STREAM_HEAD..);
+    Some(Op::Journal(
+        table,
+        match kind {
+            OP_APPEND => JournalOp::Append { stream, id, content: value },
+            _ => JournalOp::Trim { stream, below: id },
+        },
+    ))
 }
 
 /// Splits an encoded batch into operations that share its memory; `None` if the bytes are not a batch.
@@ -191,6 +266,7 @@ pub(crate) fn decode(encoded: &Bytes) -> Option<(u64, Vec<Op>)> {
             OP_DELETE if klen >= 2 => Op::Table(key, None),
             OP_SMALL_PUT if klen >= 1 => Op::Small(key, Some(value)),
             OP_SMALL_DELETE if klen >= 1 => Op::Small(key, None),
+            OP_APPEND | OP_TRIM => stream_op(kind, &key, value)?,
             _ => return None,
         });
     }
@@ -235,8 +311,15 @@ mod tests {
     #[test]
     fn a_batch_decodes_to_its_operations() {
         let t = TableId::new(16);
-        let encoded =
-            Batch::new().put(t, b"k", b"v").delete(t, b"d").small_put(b"s", b"1").finish(1 << 20).unwrap();
+        let encoded = Batch::new()
+            .put(t, b"k", b"v")
+            .delete(t, b"d")
+            .small_put(b"s", b"1")
+            .append(t, b"st", 7, b"c")
+            .trim(t, b"st", 5)
+            .finish(1 << 20)
+            .unwrap();
+        let stream = Bytes::from_static(b"st");
         let (seq, ops) = decode(&encoded).unwrap();
         assert_eq!(seq, 0);
         assert_eq!(
@@ -245,6 +328,11 @@ mod tests {
                 Op::Table(Bytes::from_static(b"\0\x10k"), Some(Bytes::from_static(b"v"))),
                 Op::Table(Bytes::from_static(b"\0\x10d"), None),
                 Op::Small(Bytes::from_static(b"\x01s"), Some(Bytes::from_static(b"1"))),
+                Op::Journal(
+                    t,
+                    JournalOp::Append { stream: stream.clone(), id: 7, content: Bytes::from_static(b"c") }
+                ),
+                Op::Journal(t, JournalOp::Trim { stream, below: 5 }),
             ]
         );
         for cut in BATCH_HEAD + 1..encoded.len() {
@@ -259,6 +347,13 @@ mod tests {
         assert!(Batch::new().put(TableId::new(16), &big, b"").finish(1 << 20).is_err());
         assert!(Batch::new().put(TableId::new(15), b"k", b"").finish(1 << 20).is_err());
         assert!(Batch::new().put(TableId::new(16), b"k", vec![0; 100]).finish(100).is_err());
+        let stream = [b's'; MAX_STREAM_BYTES + 1];
+        let named =
+            |bytes: usize| Batch::new().append(TableId::new(16), &stream[..bytes], 1, b"").finish(999);
+        assert!(named(MAX_STREAM_BYTES).is_ok());
+        let refused = named(MAX_STREAM_BYTES + 1);
+        assert!(matches!(refused, Err(StorageError::TooLarge { what: "the name of a stream", .. })));
+        assert!(Batch::new().trim(TableId::new(15), b"s", 1).finish(999).is_err());
     }
 
     #[test]

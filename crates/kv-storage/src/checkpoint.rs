@@ -1,4 +1,5 @@
-//! Making the tier durable, and recording that in the log, which may then let segments go.
+//! Making the tier durable, and recording that in the log, which may then let segments go; and letting the
+//! journals give space back.
 
 use std::sync::Arc;
 
@@ -36,4 +37,13 @@ pub(crate) fn step(parts: &Arc<Parts>) -> bool {
 /// Lets segments go that nothing needs.
 pub(crate) fn retention_step(parts: &Parts) -> bool {
     parts.log.retention_step(parts.tier.on_disk_seq())
+}
+
+/// Gives back what was trimmed of the journals, one bounded step of it.
+pub(crate) fn reclaim_step(parts: &Parts) -> bool {
+    parts.life.may_work()
+        && parts.journals.reclaim().unwrap_or_else(|e| {
+            parts.tier_failed(&e);
+            false
+        })
 }

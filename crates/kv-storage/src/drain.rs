@@ -1,4 +1,6 @@
-//! From the memtable into the tier: whole batches, in order, with the mark in the same tier batch.
+//! From the memtable into the journals and the tier: whole batches, in order, with the mark in the same tier
+//! batch. The journals first, and durably: the operating system may write the tier back at any time, and a
+//! tier that is ahead of a journal would leave a gap in it that the log does not fill.
 
 use tokio::time::Instant;
 
@@ -31,6 +33,9 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
     let Some(batch) = parts.memtable.read().take_drainable(durable, raft_written, max_bytes) else {
         return Ok(false);
     };
+    for (table, ops) in &batch.journal {
+        parts.journals.append(*table, ops)?;
+    }
     turn.apply(&batch.rows, batch.seq)?;
     parts.memtable.drained(&batch);
     drop(turn);

@@ -9,8 +9,10 @@ use crate::{
     batch::{self, Batch, Op, Position, Row, SMALL_USER, TableId, full_key, prefix_end, split_key},
     error::StorageError,
     identity::{self, Identity},
+    journals,
     lifecycle::Phase,
     limits,
+    memtable::Mem,
     merge::Merge,
     options::Drive,
     parts::{KeepOpen, Parts},
@@ -54,6 +56,8 @@ pub struct Stats {
     pub raft_index_bytes: u64,
     /// Payloads of Raft entries in memory.
     pub raft_cache_bytes: u64,
+    /// Files of the journals.
+    pub journal_bytes: u64,
 }
 
 /// The storage engine of a node. Clones share it; the last one closes it.
@@ -71,7 +75,8 @@ fn commit(parts: &Parts, batch: Batch, bulk: bool) -> Result<Position, StorageEr
     parts.log.admit_data()?;
     let max = if bulk { o.bulk_memtable_bytes } else { o.memtable_for_commits() };
     let log = |ops: &[Op]| parts.log.push_data(encoded.clone(), ops, bulk);
-    parts.memtable.commit(ops, encoded.len(), max, log).map(Position)
+    let follows = |mem: &Mem, ops: &[Op]| journals::follows(&parts.journals, mem, ops);
+    parts.memtable.commit(ops, encoded.len(), max, follows, log).map(Position)
 }
 
 /// Adds a derived batch, waiting for room for a bounded time.
@@ -265,6 +270,7 @@ impl Storage {
             pinned_by: log.pinned_by,
             raft_index_bytes: log.index_bytes,
             raft_cache_bytes: log.cache_bytes,
+            journal_bytes: parts.journals.disk_bytes(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::tier::TierError;
+use crate::{journal::JournalError, tier::TierError};
 
 /// An error of the storage engine. Cheap to clone: one failed `fdatasync` answers every waiter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +92,9 @@ pub enum StorageError {
     /// it.
     #[error("the lower tier failed: {0}")]
     Tier(TierError),
+    /// A journal refused or failed. While it is written, that stops the node.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// Another kind of tier, or another release, made the tier of the directory.
     #[error("{0}")]
     ForeignTier(String),
@@ -157,9 +160,11 @@ impl From<TierError> for StorageError {
 impl From<StorageError> for io::Error {
     fn from(e: StorageError) -> Self {
         let kind = match &e {
-            StorageError::Io { kind, .. } => *kind,
+            StorageError::Io { kind, .. } | StorageError::Journal(JournalError::Io { kind, .. }) => *kind,
             StorageError::LogFull { .. } | StorageError::DiskFull { .. } => io::ErrorKind::StorageFull,
-            StorageError::CorruptLog { .. } | StorageError::CorruptFile { .. } => io::ErrorKind::InvalidData,
+            StorageError::CorruptLog { .. } | StorageError::CorruptFile { .. } | StorageError::Journal(_) => {
+                io::ErrorKind::InvalidData
+            }
             StorageError::TooLarge { .. } | StorageError::Invalid(_) => io::ErrorKind::InvalidInput,
             _ => io::ErrorKind::Other,
         };

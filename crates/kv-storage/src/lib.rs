@@ -11,6 +11,7 @@
 //! - Nothing is acknowledged before the log's `fdatasync` returned; after an error of it nothing is
 //!   acknowledged again.
 //! - A segment is removed only when the tier is on disk up to it, and no live Raft entry is in it.
+//! - A journal is never behind the tier: a drain step syncs its run before the tier takes the rows.
 //! - The writer, drain and checkpoint are plain functions (`*_step`); threads or [`Storage::pump`] call them.
 
 mod batch;
@@ -20,10 +21,12 @@ mod copy;
 pub mod disk;
 mod drain;
 mod engine;
+mod entries;
 mod error;
 mod identity;
 mod install;
 pub mod journal;
+mod journals;
 mod lifecycle;
 pub mod limits;
 mod locks;
@@ -33,6 +36,7 @@ mod merge;
 mod open;
 mod options;
 mod parts;
+mod pending;
 mod raft_log;
 mod readers;
 mod reads;

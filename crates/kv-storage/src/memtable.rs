@@ -13,9 +13,11 @@ use tokio::{
 };
 
 use crate::{
-    batch::{Op, after},
+    batch::{Op, TableId, after},
     error::StorageError,
+    journal::JournalOp,
     locks,
+    pending::Streams,
     tee::Tees,
 };
 
@@ -41,6 +43,7 @@ pub(crate) struct Pending {
     /// ahead of the log that would have to explain it after a crash.
     pub(crate) after_raft: u64,
     pub(crate) ops: Vec<(Bytes, Option<Bytes>)>,
+    pub(crate) journal: Vec<(TableId, JournalOp)>,
     pub(crate) bytes: usize,
     pub(crate) at: Instant,
 }
@@ -48,6 +51,7 @@ pub(crate) struct Pending {
 #[derive(Debug, Default)]
 pub(crate) struct Mem {
     map: BTreeMap<Bytes, Slot>,
+    pub(crate) streams: Streams,
     pub(crate) fifo: VecDeque<Pending>,
     pub(crate) bytes: usize,
     pub(crate) last_ord: u64,
@@ -68,17 +72,25 @@ impl Mem {
         self.last_ord += 1;
         let ord = self.last_ord;
         let mut table = Vec::with_capacity(ops.len());
+        let mut journal = Vec::new();
         for op in ops {
-            // The small state is the log's.
-            if let Op::Table(key, value) = op {
-                let slot = Slot { value: value.clone(), ord, seq: seq.unwrap_or(0) };
-                self.map.insert(key.clone(), slot);
-                table.push((key, value));
+            match op {
+                Op::Table(key, value) => {
+                    let slot = Slot { value: value.clone(), ord, seq: seq.unwrap_or(0) };
+                    self.map.insert(key.clone(), slot);
+                    table.push((key, value));
+                }
+                Op::Journal(table, op) => {
+                    self.streams.insert(table, &op, ord);
+                    journal.push((table, op));
+                }
+                // The small state is the log's.
+                Op::Small(..) => {}
             }
         }
         self.tees.push(&table);
         self.bytes += bytes;
-        self.fifo.push_back(Pending { ord, seq, after_raft, ops: table, bytes, at: Instant::now() });
+        self.fifo.push_back(Pending { ord, seq, after_raft, ops: table, journal, bytes, at: Instant::now() });
         ord
     }
 
@@ -138,6 +150,7 @@ impl Mem {
         max_bytes: usize,
     ) -> Option<Drainable> {
         let mut rows: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        let mut journal: BTreeMap<TableId, Vec<JournalOp>> = BTreeMap::new();
         let (mut ord, mut seq, mut bytes, mut batches) = (0, self.drained_seq, 0, 0);
         for pending in &self.fifo {
             let ready = pending.seq.map_or(pending.after_raft <= raft_written, |seq| seq <= durable);
@@ -149,8 +162,11 @@ impl Mem {
             ord = pending.ord;
             seq = pending.seq.unwrap_or(seq);
             rows.extend(pending.ops.iter().cloned());
+            for (table, op) in &pending.journal {
+                journal.entry(*table).or_default().push(op.clone());
+            }
         }
-        (batches > 0).then(|| Drainable { rows: rows.into_iter().collect(), ord, seq })
+        (batches > 0).then(|| Drainable { rows: rows.into_iter().collect(), journal, ord, seq })
     }
 
     /// The batches up to `ord` are in the tier.
@@ -159,6 +175,9 @@ impl Mem {
             if self.map.get(key).is_some_and(|slot| slot.ord <= done.ord) {
                 self.map.remove(key);
             }
+        }
+        for (table, ops) in &done.journal {
+            ops.iter().for_each(|op| self.streams.drained(*table, op, done.ord));
         }
         while self.fifo.front().is_some_and(|p| p.ord <= done.ord) {
             self.bytes -= self.fifo.pop_front().map_or(0, |p| p.bytes);
@@ -171,6 +190,8 @@ impl Mem {
 #[derive(Debug)]
 pub(crate) struct Drainable {
     pub(crate) rows: Vec<(Bytes, Option<Bytes>)>,
+    /// What belongs into journals, in the order of the batches.
+    pub(crate) journal: BTreeMap<TableId, Vec<JournalOp>>,
     pub(crate) ord: u64,
     pub(crate) seq: u64,
 }
@@ -197,16 +218,18 @@ impl Memtable {
     }
 
     /// Adds a batch of `bytes` bytes that `log` puts into the log under the number that it returns. Within
-    /// `max` bytes, or alone; after an error nothing happened. Batches are in the memtable in the order of
+    /// `max` bytes, or alone; `follows` judges it by what is there already. After an error nothing happened. Batches are in the memtable in the order of
     /// their numbers.
     pub(crate) fn commit(
         &self,
         ops: Vec<Op>,
         bytes: usize,
         max: usize,
+        follows: impl FnOnce(&Mem, &[Op]) -> Result<(), StorageError>,
         log: impl FnOnce(&[Op]) -> Result<u64, StorageError>,
     ) -> Result<u64, StorageError> {
         let mut mem = self.write();
+        follows(&mem, &ops)?;
         if mem.bytes > 0 && mem.bytes + bytes > max {
             return Err(StorageError::Overloaded { what: "the memtable" });
         }

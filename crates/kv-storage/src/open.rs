@@ -18,6 +18,7 @@ use crate::{
     engine::Storage,
     error::StorageError,
     identity::{self, Identity},
+    journals::Journals,
     lifecycle::Lifecycle,
     lower::{LowerTier, clear_suspect, decode_mark, encode_mark, is_suspect},
     memtable::{Mem, Memtable},
@@ -199,6 +200,12 @@ impl Storage {
             let what = "the log is missing, but the directory has an owner".to_string();
             return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
         }
+        // Before the tier, which may be set aside: journals of another release leave the directory as it is.
+        let journals = Journals::open(disk.clone(), dir.join("journals"), options.journal_file_bytes)?;
+        if log.segments.is_empty() && !journals.is_empty() {
+            let what = "the log is missing or new, but there are journals".to_string();
+            return Err(StorageError::CorruptLog { segment: FIRST_SEGMENT, offset: 0, what });
+        }
         let found = look(&*tiers, &*disk, &dir)?;
         let known = known_mark(&log)?;
         let opened = settle_tier(&*tiers, &dir, found, known)?;
@@ -214,7 +221,7 @@ impl Storage {
         };
         let checkpointed = if opened.lost.is_none() { known.map_or(0, |known| known.drained) } else { 0 };
         let start = Start { options, disk, lock, checkpointed, opened, known, recovery };
-        start.finish(log)
+        start.finish(log, journals)
     }
 
     /// Opens a directory of this machine, with a lower tier of that kind.
@@ -242,7 +249,7 @@ struct Start {
 }
 
 impl Start {
-    fn finish(mut self, log: FoundLog) -> Result<(Storage, Recovery), StorageError> {
+    fn finish(mut self, log: FoundLog, journals: Journals) -> Result<(Storage, Recovery), StorageError> {
         let dir = self.options.dir.clone();
         let drained = self.opened.mark.drained;
         let missing: BTreeMap<u64, Recovered> = log
@@ -251,7 +258,7 @@ impl Start {
             .filter(|(_, s)| s.max_seq > drained)
             .map(|(id, s)| (*id, s.clone()))
             .collect();
-        let storage = self.assemble(log)?;
+        let storage = self.assemble(log, journals)?;
         let parts = storage.parts();
         self.recovery.identity = identity::check(&*self.disk, &dir, parts.options.identity)?;
         self.record_tier(parts)?;
@@ -264,7 +271,7 @@ impl Start {
         Ok((storage, self.recovery))
     }
 
-    fn assemble(&mut self, log: FoundLog) -> Result<Storage, StorageError> {
+    fn assemble(&mut self, log: FoundLog, journals: Journals) -> Result<Storage, StorageError> {
         let options = Arc::new(self.options.clone());
         let life = Arc::new(Lifecycle::new(options.dir.clone(), options.drive));
         let mem = Mem::new(self.opened.mark.drained);
@@ -279,6 +286,7 @@ impl Start {
             log,
             memtable: Memtable::new(mem),
             tier,
+            journals,
             temporaries: Arc::default(),
             refusals: Refusals::default(),
             readers: Arc::default(),
@@ -321,7 +329,7 @@ fn replay(parts: &Parts, segments: &BTreeMap<u64, Recovered>, drained: u64) -> R
             assert!(last.is_none_or(|last| seq == last + 1), "data batch {seq} is replayed after {last:?}");
             (last, replayed) = (Some(seq), replayed + 1);
             // The small state is already as the whole log leaves it.
-            let ops = ops.into_iter().filter(|op| matches!(op, Op::Table(..))).collect();
+            let ops = ops.into_iter().filter(|op| !matches!(op, Op::Small(..))).collect();
             let full = {
                 let mut mem = parts.memtable.write();
                 mem.insert(ops, Some(seq), 0, bytes);

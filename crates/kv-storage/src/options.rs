@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{error::StorageError, identity::Identity, limits};
+use crate::{error::StorageError, identity::Identity, journal, limits};
 
 /// Who runs the writer, drain and checkpoint steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct StorageOptions {
     pub checkpoint_log_bytes: u64,
     /// Time since the last checkpoint after which the next one starts if something was drained.
     pub checkpoint_interval: Duration,
+    /// Size of a file of a journal, bytes.
+    pub journal_file_bytes: u64,
     /// Raft entries kept in memory per group, bytes.
     pub raft_cache_bytes: usize,
     /// Writes that wait to be taken by a [`crate::Copy`], bytes. A copy that falls further behind is given
@@ -96,6 +98,7 @@ impl StorageOptions {
             drain_batch_bytes: 4 << 20,
             checkpoint_log_bytes: 128 << 20,
             checkpoint_interval: Duration::from_secs(30),
+            journal_file_bytes: journal::FILE_BYTES,
             raft_cache_bytes: 8 << 20,
             copy_tail_bytes: limits::COPY_TAIL_BYTES,
         }
@@ -120,6 +123,7 @@ impl StorageOptions {
             drain_batch_bytes: 32 << 10,
             checkpoint_log_bytes: 1 << 20,
             checkpoint_interval: Duration::from_secs(1),
+            journal_file_bytes: 256 << 10,
             raft_cache_bytes: 64 << 10,
             copy_tail_bytes: 1 << 20,
             ..StorageOptions::new(dir)
@@ -132,6 +136,7 @@ impl StorageOptions {
             segment_bytes: 4 << 20,
             max_log_bytes: 256 << 20,
             max_record_bytes: 2 << 20,
+            journal_file_bytes: 1 << 20,
             data_bytes_per_write: 512 << 10,
             raft_bytes_per_write: 1 << 20,
             checkpoint_log_bytes: 8 << 20,

@@ -1,6 +1,6 @@
 //! What an engine consists of. Each part owns its state and its locks; what concerns several of them (a
 //! commit, a drain, a checkpoint) is done by the files above, in the order in which locks are taken: the
-//! tier's mark, the memtable, the log.
+//! tier's mark, the memtable, the log, the journals.
 
 use std::{
     fmt,
@@ -13,6 +13,7 @@ use std::{
 use crate::{
     disk::{DirLock, Disk},
     error::StorageError,
+    journals::Journals,
     lifecycle::{Lifecycle, Phase},
     locks::lock,
     lower::LowerTier,
@@ -32,6 +33,7 @@ pub(crate) struct Parts {
     pub(crate) log: Log,
     pub(crate) memtable: Memtable,
     pub(crate) tier: LowerTier,
+    pub(crate) journals: Journals,
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
     pub(crate) refusals: Refusals,
     pub(crate) readers: Arc<Readers>,

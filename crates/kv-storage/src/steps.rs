@@ -30,6 +30,7 @@ pub(crate) fn pump(parts: &Arc<Parts>) -> bool {
     worked |= parts.log.prepare_step();
     worked |= drain_step(parts);
     worked |= checkpoint::step(parts);
+    worked |= checkpoint::reclaim_step(parts);
     worked | checkpoint::retention_step(parts)
 }
 
@@ -40,7 +41,9 @@ pub(crate) fn start_threads(parts: &Arc<Parts>) -> Result<(), StorageError> {
         ("kv-log", |p| p.log.run_writer()),
         ("kv-prepare", |p| run(p, |p| p.log.prepare_step())),
         ("kv-drain", |p| run(p, |p| drain_step(p))),
-        ("kv-checkpoint", |p| run(p, |p| checkpoint::step(p) | checkpoint::retention_step(p))),
+        ("kv-checkpoint", |p| {
+            run(p, |p| checkpoint::step(p) | checkpoint::retention_step(p) | checkpoint::reclaim_step(p))
+        }),
     ];
     for (name, body) in bodies {
         let (own, panicked) = (parts.clone(), parts.clone());

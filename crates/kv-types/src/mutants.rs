@@ -66,6 +66,9 @@ mutants! {
     /// kv-storage: a copy is closed without the last batch that was written during it, so a snapshot lacks
     /// what its mark says.
     TailBatchLost = "tail-batch-lost", Node, "a copy is what was there at its close";
+    /// kv-storage: a journal's run is not synced before the tier takes the rows of its step. A power cut
+    /// leaves a journal that is behind its tier.
+    JournalUnsynced = "journal-unsynced", Node, "a journal is never behind its tier";
     /// kv-raft: an installed snapshot counts before its rows are durable. A power cut leaves the group
     /// without its state.
     SwitchedBeforeDurable = "switched-before-durable", Node, "an installed snapshot survives a crash";

@@ -19,6 +19,7 @@ const TESTS: [(&str, &str); 5] = [
     ("kv-raft", "cluster"),
     ("kv-storage", "conformance"),
     ("kv-storage", "copies"),
+    ("kv-storage", "journals"),
     ("kv-raft", "kv_raft"),
 ];
 

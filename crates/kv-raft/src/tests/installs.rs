@@ -130,7 +130,9 @@ fn garbage(storage: &Storage, present: Space) -> usize {
         let rows = storage.scan(table.id(), &from, Some(&to), usize::MAX).unwrap();
         rows.iter().filter(|(key, _)| !key.starts_with(&prefix)).count()
     };
-    Table::ALL.into_iter().map(of).sum()
+    let streams = storage.streams(Table::History.id(), &from, &to);
+    let streams = streams.iter().filter(|stream| !stream.starts_with(&prefix)).count();
+    Table::ALL.into_iter().map(of).sum::<usize>() + streams
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 mod bench;
 mod conformance;
 mod gated;
+mod history;
 mod installs;
 mod peers;
 mod pressure;

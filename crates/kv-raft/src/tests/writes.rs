@@ -92,7 +92,7 @@ async fn rows_count_from_the_creation_of_their_key() {
     let mut bench = Bench::new();
     let numbers = |bench: &Bench| {
         let row = bench.storage.get(Table::Data.id(), &keys::data(SPACE, NamespaceId(1), b"a")).unwrap();
-        row.map(|row| Live::decode(row.value).unwrap())
+        row.and_then(|row| Live::of_row(row.value).unwrap())
             .map(|row| (row.create, row.revision, row.version, row.lease))
     };
     bench.write(1, 1, "other", put("0")).await.unwrap();
@@ -148,7 +148,7 @@ async fn an_id_stands_for_one_body() {
 }
 
 /// A snapshot as it comes from another node: its bytes in a part of the receiver's.
-fn received(from: &Storage, to: &Storage, built: &Snapshot) -> SnapshotData {
+pub(super) fn received(from: &Storage, to: &Storage, built: &Snapshot) -> SnapshotData {
     let id = snapshot::id_of(built.meta.last_log_id.as_ref());
     let file = from.snapshots(GROUP).bytes_of(id).unwrap();
     let mut part = to.snapshots(GROUP).receive(b"test", file.length(), 4_096).unwrap();

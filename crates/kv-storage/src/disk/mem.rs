@@ -34,6 +34,7 @@ struct State {
     said_short: u64,
     sync_delay: Duration,
     syncs: u64,
+    reads: u64,
     fail_sync_after: Option<u64>,
     random: u64,
 }
@@ -147,6 +148,11 @@ impl MemDisk {
     /// Syncs so far.
     pub fn syncs(&self) -> u64 {
         lock(&self.state).syncs
+    }
+
+    /// Reads so far.
+    pub fn reads(&self) -> u64 {
+        lock(&self.state).reads
     }
 
     /// Flips the bits of `mask` in one byte, at rest.
@@ -388,6 +394,7 @@ impl MemFile {
 impl DiskFile for MemFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|s, id| {
+            s.reads += 1;
             let data = s.inodes.get(&id).map(|i| i.data.as_slice()).unwrap_or_default();
             let rest = data.get(offset as usize..).unwrap_or_default();
             let n = rest.len().min(buf.len());

@@ -18,7 +18,8 @@ use bytes::Bytes;
 use crate::{codec::Cursor, disk::DiskFile};
 
 const MAGIC: u32 = 0x4c4e_4a51;
-const VERSION: u8 = 1;
+/// Version of this encoding: the first could not forget a stream.
+const VERSION: u8 = 2;
 /// Bytes before the directory.
 pub(super) const HEADER: usize = 40;
 const ALIGN: u64 = 8;
@@ -68,6 +69,10 @@ pub(super) enum Line {
         floor: u64,
         last: Option<u64>,
     },
+    /// A stream is removed, with its end.
+    Forget {
+        stream: Bytes,
+    },
 }
 
 /// A run as found in a file; its payload was not read.
@@ -108,6 +113,7 @@ fn put_option(out: &mut Vec<u8>, id: Option<u64>) {
 const BLOCK: u8 = 1;
 const TRIM: u8 = 2;
 const STOOD: u8 = 3;
+const FORGET: u8 = 4;
 
 fn put_line(out: &mut Vec<u8>, line: &Line) {
     match line {
@@ -132,6 +138,10 @@ fn put_line(out: &mut Vec<u8>, line: &Line) {
             put_stream(out, stream);
             out.extend_from_slice(&floor.to_le_bytes());
             put_option(out, *last);
+        }
+        Line::Forget { stream } => {
+            out.push(FORGET);
+            put_stream(out, stream);
         }
     }
 }
@@ -169,6 +179,7 @@ fn line(c: &mut Cursor<'_>) -> Option<Line> {
         }),
         TRIM => Line::Trim { stream: stream(c)?, below: c.u64()? },
         STOOD => Line::Stood { stream: stream(c)?, floor: c.u64()?, last: option(c)? },
+        FORGET => Line::Forget { stream: stream(c)? },
         _ => return None,
     })
 }
@@ -345,7 +356,8 @@ mod tests {
     #[test]
     fn another_version_kind_or_table_is_named_and_not_believed() {
         assert!(matches!(altered(9, VERSION), Found::Run(_)));
-        assert_eq!(altered(9, VERSION + 1), Found::Unknown("journal format version 2".into()));
+        assert_eq!(altered(9, VERSION + 1), Found::Unknown("journal format version 3".into()));
+        assert_eq!(altered(9, VERSION - 1), Found::Unknown("journal format version 1".into()));
         assert_eq!(altered(9, 0), Found::Unknown("journal format version 0".into()));
         assert_eq!(altered(8, 9), Found::Unknown("journal run of kind 9".into()));
         assert_eq!(altered(20, 8), Found::Unknown("a run of table 8 in the journal of table 7".into()));
@@ -357,6 +369,7 @@ mod tests {
         let lines = [
             Line::Stood { stream: stream.clone(), floor: 3, last: None },
             Line::Trim { stream: stream.clone(), below: 4 },
+            Line::Forget { stream: stream.clone() },
             Line::Block(BlockEntry {
                 stream,
                 before: Some(4),

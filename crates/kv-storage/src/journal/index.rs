@@ -80,6 +80,11 @@ impl Index {
         self.live.len()
     }
 
+    /// Wanted bytes of all files.
+    pub(super) fn wanted(&self) -> u64 {
+        self.live.values().sum()
+    }
+
     /// Forgets a file of which nothing is wanted.
     pub(super) fn remove_file(&mut self, file: u64) {
         let live = self.live.remove(&file);
@@ -117,6 +122,10 @@ impl Index {
             match line {
                 Line::Block(block) => self.block(file, payload_at, block)?,
                 Line::Trim { stream, below } => self.trim(stream, *below),
+                Line::Forget { stream } => {
+                    let gone = self.streams.remove(stream).unwrap_or_default();
+                    gone.blocks.values().for_each(|block| self.forget(block));
+                }
                 Line::Stood { stream, floor, last } => {
                     let own = self.streams.entry(stream.clone()).or_default();
                     if let Some(last) = *last

@@ -20,7 +20,7 @@ mod index;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -46,6 +46,11 @@ pub const MAX_STREAMS: usize = 65_536;
 pub const COPY_BYTES: u64 = 4 << 20;
 /// The oldest file is copied forward once at most one in so many of its bytes is wanted.
 pub const COPY_SHARE: u64 = 4;
+/// It is also copied forward when the files are larger than what is wanted of them, half of that again and so
+/// many files: a stream at rest in the oldest file does not keep what others have trimmed.
+pub const SPARE_FILES: u64 = 4;
+/// Entries that come again are compared so many bytes at a time.
+const COMPARE_BYTES: usize = 1 << 20;
 
 /// What goes into a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +71,15 @@ pub enum JournalOp {
         /// The first id that is kept.
         below: u64,
     },
+}
+
+impl JournalOp {
+    /// The stream that it is about.
+    pub fn stream(&self) -> &Bytes {
+        match self {
+            JournalOp::Append { stream, .. } | JournalOp::Trim { stream, .. } => stream,
+        }
+    }
 }
 
 /// What becomes of wanted blocks in a file that is otherwise no longer needed.
@@ -175,18 +189,23 @@ pub struct Journal {
     files: RwLock<BTreeMap<u64, Arc<dyn DiskFile>>>,
 }
 
-fn path_of(dir: &Path, file: u64) -> PathBuf {
-    dir.join(format!("{file:016x}.jrn"))
+fn path_of(dir: &Path, table: u16, file: u64) -> PathBuf {
+    dir.join(format!("{table:04x}-{file:016x}.jrn"))
 }
 
-/// The files of a journal by number.
-fn files_in(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, JournalError> {
+/// The files of the journals of a folder: table and number, in order.
+fn files_in(disk: &dyn Disk, dir: &Path) -> Result<BTreeSet<(u16, u64)>, JournalError> {
     let paths = disk.list(dir).map_err(failed("list the journal's files"))?;
     let number = |path: &PathBuf| {
-        let name = path.file_name()?.to_str()?.strip_suffix(".jrn")?;
-        u64::from_str_radix(name, 16).ok()
+        let (table, file) = path.file_name()?.to_str()?.strip_suffix(".jrn")?.split_once('-')?;
+        Some((u16::from_str_radix(table, 16).ok()?, u64::from_str_radix(file, 16).ok()?))
     };
     Ok(paths.iter().filter_map(number).collect())
+}
+
+/// The tables that have a journal in a folder.
+pub fn tables_in(disk: &dyn Disk, dir: &Path) -> Result<BTreeSet<u16>, JournalError> {
+    Ok(files_in(disk, dir)?.into_iter().map(|(table, _)| table).collect())
 }
 
 /// Consecutive entries of one stream on their way into a run.
@@ -197,7 +216,8 @@ struct Pending {
 }
 
 impl Journal {
-    /// Opens the journal of a table in a folder of its own, which is made if missing.
+    /// Opens the journal of a table in a folder, which is made if missing. Journals of other tables may be in
+    /// it as well.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: PathBuf,
@@ -205,7 +225,8 @@ impl Journal {
         file_bytes: u64,
     ) -> Result<Journal, JournalError> {
         disk.create_dir_all(&dir).map_err(failed("create the journal's folder"))?;
-        let numbers = files_in(&*disk, &dir)?;
+        let numbers = files_in(&*disk, &dir)?.into_iter().filter(|(of, _)| *of == table);
+        let numbers: Vec<u64> = numbers.map(|(_, number)| number).collect();
         let mut journal = Journal {
             writer: Mutex::new(Writer { file: 0, end: 0, next_run: 1, broken: false }),
             index: RwLock::default(),
@@ -239,12 +260,12 @@ impl Journal {
     }
 
     fn foreign(&self, file: u64, what: String) -> JournalError {
-        JournalError::Foreign { file: path_of(&self.dir, file).display().to_string(), what }
+        JournalError::Foreign { file: path_of(&self.dir, self.table, file).display().to_string(), what }
     }
 
     /// Reads the runs of a file. The tail of the newest is cut where it is torn.
     fn recover(&mut self, number: u64, oldest: bool, newest: bool) -> Result<(), JournalError> {
-        let path = path_of(&self.dir, number);
+        let path = path_of(&self.dir, self.table, number);
         let file = self.disk.open(&path, false).map_err(failed("open a journal file"))?;
         let (mut at, mut runs, mut last) = (0, 0, None);
         let mut next_run = self.writer().next_run;
@@ -343,16 +364,13 @@ impl Journal {
         }
         let known: BTreeMap<Bytes, (u64, Option<u64>)> = {
             let index = self.index();
-            let streams =
-                index.streams.len() + entries.keys().filter(|s| !index.streams.contains_key(*s)).count();
-            self.check_names(entries.keys().chain(trims.keys()), streams)?;
+            let new = |name: &&Bytes| !index.streams.contains_key(*name);
+            let named: BTreeSet<&Bytes> = entries.keys().chain(trims.keys()).collect();
+            let streams = index.streams.len() + named.iter().copied().filter(new).count();
+            self.check_names(named.into_iter(), streams)?;
             trims.retain(|stream, below| index.streams.get(stream).map_or(0, |s| s.floor) < *below);
-            index
-                .streams
-                .iter()
-                .filter(|(name, _)| entries.contains_key(*name))
-                .map(|(name, s)| (name.clone(), (s.floor, s.last)))
-                .collect()
+            let known = entries.keys().filter_map(|name| index.streams.get_key_value(name));
+            known.map(|(name, s)| (name.clone(), (s.floor, s.last))).collect()
         };
         let mut pending = Vec::new();
         for (stream, mut entries) in entries {
@@ -392,15 +410,28 @@ impl Journal {
 
     /// Entries that come again must be the ones that are there, where they are still there.
     fn compare(&self, stream: &Bytes, floor: u64, again: &BTreeMap<u64, Bytes>) -> Result<(), JournalError> {
-        for (id, content) in again.range(floor..) {
-            let there = match self.read(stream, *id, 1, usize::MAX) {
+        let mut rest = again.range(floor..).peekable();
+        while let Some((from, _)) = rest.peek().copied() {
+            let there = match self.read(stream, *from, usize::MAX, COMPARE_BYTES) {
                 Ok(there) => there,
                 // What was lost or trimmed cannot be compared.
-                Err(JournalError::Damaged { .. } | JournalError::Trimmed { .. }) => continue,
+                Err(JournalError::Damaged { last: end, .. }) => {
+                    while rest.next_if(|(id, _)| **id <= end).is_some() {}
+                    continue;
+                }
+                Err(JournalError::Trimmed { floor }) => {
+                    while rest.next_if(|(id, _)| **id < floor).is_some() {}
+                    continue;
+                }
                 Err(e) => return Err(e),
             };
-            if there.first().is_none_or(|(found, old)| found != id || old != content) {
-                return Err(self.conflict(stream, *id));
+            // All of these were appended before: one that is not among them never was.
+            let end = there.last().map_or(*from, |(id, _)| *id);
+            let there: BTreeMap<u64, Bytes> = there.into_iter().collect();
+            while let Some((id, content)) = rest.next_if(|(id, _)| **id <= end) {
+                if there.get(id) != Some(content) {
+                    return Err(self.conflict(stream, *id));
+                }
             }
         }
         Ok(())
@@ -461,25 +492,21 @@ impl Journal {
         payload: &[u8],
     ) -> Result<(u64, u64), JournalError> {
         let encode = |number, place| format::encode(Kind::Run, self.table, number, place, lines, payload);
-        let fits = {
-            let room = self
-                .file(writer.file)
-                .map(|file| file.len())
-                .transpose()
-                .map_err(failed("read a journal file"))?;
-            let bytes = encode(writer.next_run, (writer.file, writer.end)).len() as u64;
-            room.is_some_and(|len| writer.end + bytes <= len)
-        };
-        if !fits {
-            self.roll(writer, encode(writer.next_run + 1, (0, 0)).len() as u64)?;
+        let mut bytes = encode(writer.next_run, (writer.file, writer.end));
+        let room = self.file(writer.file).map(|file| file.len()).transpose();
+        let room = room.map_err(failed("read a journal file"))?;
+        if room.is_none_or(|len| writer.end + bytes.len() as u64 > len) {
+            self.roll(writer, bytes.len() as u64)?;
+            bytes = encode(writer.next_run, (writer.file, writer.end));
         }
-        let bytes = encode(writer.next_run, (writer.file, writer.end));
         let Some(file) = self.file(writer.file) else {
             return Err(JournalError::Broken { table: self.table });
         };
         let at = writer.end;
         file.write_at(&bytes, at).map_err(failed("write a journal run"))?;
-        file.sync_data().map_err(failed("sync a journal run"))?;
+        if !kv_types::mutant!(JournalUnsynced) {
+            file.sync_data().map_err(failed("sync a journal run"))?;
+        }
         writer.end += bytes.len() as u64;
         writer.next_run += 1;
         Ok((writer.file, at))
@@ -500,7 +527,7 @@ impl Journal {
         let number = writer.file + 1;
         let lines = self.index().head();
         let head = format::encode(Kind::Head, self.table, writer.next_run, (number, 0), &lines, &[]);
-        let file = self.disk.open(&path_of(&self.dir, number), true).map_err(&fail)?;
+        let file = self.disk.open(&path_of(&self.dir, self.table, number), true).map_err(&fail)?;
         file.set_len(0).map_err(&fail)?;
         file.set_len(self.file_bytes.max(head.len() as u64 + run_bytes)).map_err(&fail)?;
         file.write_at(&head, 0).map_err(&fail)?;
@@ -510,6 +537,20 @@ impl Journal {
         self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, file);
         (writer.file, writer.end, writer.next_run) = (number, head.len() as u64, writer.next_run + 1);
         Ok(())
+    }
+
+    /// Removes streams with all that was ever said of them, durably. A stream of that name begins anew.
+    pub fn forget(&self, streams: &[Bytes]) -> Result<(), JournalError> {
+        let mut writer = self.writer();
+        if writer.broken {
+            return Err(JournalError::Broken { table: self.table });
+        }
+        let lines: Vec<Line> = {
+            let index = self.index();
+            let known = streams.iter().filter(|stream| index.streams.contains_key(*stream));
+            known.map(|stream| Line::Forget { stream: stream.clone() }).collect()
+        };
+        if lines.is_empty() { Ok(()) } else { self.write(&mut writer, lines, &[]) }
     }
 
     /// Entries of a stream from an id on, in order: at most `max_entries` and `max_bytes` of content, but at
@@ -595,6 +636,11 @@ impl Journal {
         Some((own.floor, own.last?))
     }
 
+    /// The first id that is kept and the last that was appended, of a stream that is known.
+    pub fn standing(&self, stream: &[u8]) -> Option<(u64, Option<u64>)> {
+        self.index().streams.get(stream).map(|own| (own.floor, own.last))
+    }
+
     /// The streams that were ever used.
     pub fn streams(&self) -> Vec<Bytes> {
         self.index().streams.keys().cloned().collect()
@@ -622,10 +668,10 @@ impl Journal {
         if writer.broken {
             return Err(JournalError::Broken { table: self.table });
         }
-        let (oldest, live, files) = {
+        let (oldest, live, files, wanted) = {
             let index = self.index();
             let Some((oldest, live)) = index.oldest() else { return Ok(false) };
-            (oldest, live, index.files())
+            (oldest, live, index.files(), index.wanted())
         };
         if oldest == writer.file || files < 2 {
             return Ok(false);
@@ -635,7 +681,12 @@ impl Journal {
             return Ok(true);
         }
         match laggards {
-            Laggards::Copy if live <= self.file_bytes / COPY_SHARE => self.copy_forward(&mut writer, oldest),
+            Laggards::Copy
+                if live <= self.file_bytes / COPY_SHARE
+                    || self.disk_bytes() > wanted + wanted / 2 + SPARE_FILES * self.file_bytes =>
+            {
+                self.copy_forward(&mut writer, oldest)
+            }
             Laggards::GiveUp { above } if self.disk_bytes() > above => {
                 let ends = self.index().ends_in(oldest);
                 let lines = ends.into_iter().map(|(stream, below)| Line::Trim { stream, below }).collect();
@@ -649,8 +700,10 @@ impl Journal {
     fn remove(&self, number: u64) -> Result<(), JournalError> {
         self.index_mut().remove_file(number);
         self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        let removed =
-            self.disk.remove(&path_of(&self.dir, number)).and_then(|()| self.disk.sync_dir(&self.dir));
+        let removed = self
+            .disk
+            .remove(&path_of(&self.dir, self.table, number))
+            .and_then(|()| self.disk.sync_dir(&self.dir));
         removed.map_err(failed("remove a journal file"))
     }
 

@@ -154,13 +154,84 @@ fn a_laggard_is_given_up_above_the_bound_and_not_before() {
     assert_eq!(journal.read(&name(1), floor, 999, 1 << 20).unwrap().len() as u64, last + 1 - floor);
 }
 
+/// A stream that holds much of the oldest file does not keep what another has trimmed.
+#[test]
+fn the_files_are_bounded_by_what_is_wanted_though_a_large_stream_rests() {
+    let disk = MemDisk::new(1);
+    let journal = open(&disk);
+    let resting: Vec<_> = (1..=12).map(|id| append(0, id, vec![7; 200])).collect();
+    journal.append(&resting).unwrap();
+    for id in 1..800 {
+        journal.append(&[append(1, id, vec![1; 200]), trim(1, id)]).unwrap();
+        while journal.reclaim(Laggards::Copy).unwrap() {}
+        let wanted = journal.stream_bytes(&name(0)) + journal.stream_bytes(&name(1));
+        let bound = wanted + wanted / 2 + (SPARE_FILES + 1) * FILE;
+        assert!(
+            journal.disk_bytes() <= bound,
+            "{} bytes at {id}, the bound is {bound}",
+            journal.disk_bytes()
+        );
+    }
+    drop(journal);
+    assert_eq!(open(&disk).read(&name(0), 0, 99, 9_999).unwrap().len(), 12);
+}
+
+#[test]
+fn a_forgotten_stream_leaves_nothing_and_may_begin_anew() {
+    let disk = MemDisk::new(1);
+    let journal = open(&disk);
+    journal.append(&[append(0, 5, "old"), append(1, 5, "other"), trim(0, 3)]).unwrap();
+    journal.forget(&[name(0), name(9)]).unwrap();
+    for restarted in [false, true] {
+        let journal = if restarted {
+            disk.crash();
+            open(&disk)
+        } else {
+            open(&disk)
+        };
+        assert_eq!(journal.standing(&name(0)), None);
+        assert_eq!((journal.lost(), journal.streams()), (vec![], vec![name(1)]));
+        assert_eq!(journal.stream_bytes(&name(0)), 0);
+    }
+    drop(journal);
+    let journal = open(&disk);
+    journal.append(&[append(0, 2, "new")]).unwrap();
+    assert_eq!(journal.read(&name(0), 0, 9, 99).unwrap(), [(2, Bytes::from("new"))]);
+    // Its file goes when nothing else is wanted of it, and the stream stays forgotten.
+    for id in 6..100 {
+        journal.append(&[append(1, id, vec![1; 200]), trim(1, id)]).unwrap();
+        while journal.reclaim(Laggards::Copy).unwrap() {}
+    }
+    drop(journal);
+    assert_eq!(open(&disk).read(&name(0), 0, 9, 99).unwrap(), [(2, Bytes::from("new"))]);
+}
+
+/// After a power cut the log brings everything since the last checkpoint again: the entries are compared a
+/// block at a time, each block read once.
+#[test]
+fn many_entries_that_come_again_are_compared_at_once() {
+    let disk = MemDisk::new(1);
+    let journal = Journal::open(Arc::new(disk.clone()), DIR.into(), 7, 1 << 20).unwrap();
+    let ops: Vec<_> = (0..3_000).map(|id| append(0, 2 * id, vec![id as u8; 100])).collect();
+    journal.append(&ops).unwrap();
+    let before = journal.disk_bytes();
+    let read = disk.reads();
+    journal.append(&ops).unwrap();
+    assert_eq!(journal.disk_bytes(), before);
+    assert!(disk.reads() - read < 20, "{} reads", disk.reads() - read);
+    let conflict = |id| Err(JournalError::Conflict { table: 7, stream: name(0), id });
+    assert_eq!(journal.append(&[append(0, 2, vec![1; 100]), append(0, 3, "never was")]), conflict(3));
+    assert_eq!(journal.append(&[append(0, 2, vec![1; 100]), append(0, 5_000, "another")]), conflict(5_000));
+    assert_eq!(journal.append(&[append(0, 5_997, "between")]), conflict(5_997));
+}
+
 /// Three entries in runs of their own, and where the second one's content stands.
 fn three_runs(disk: &MemDisk) -> u64 {
     let journal = open(disk);
     for id in 1..=3 {
         journal.append(&[append(0, id, format!("entry number {id}"))]).unwrap();
     }
-    let file = disk.open(&path_of(Path::new(DIR), 1), false).unwrap();
+    let file = disk.open(&path_of(Path::new(DIR), 7, 1), false).unwrap();
     let bytes = crate::disk::read_all(&*file).unwrap();
     let needle = b"entry number 2";
     bytes.windows(needle.len()).position(|w| w == needle).unwrap() as u64
@@ -170,7 +241,7 @@ fn three_runs(disk: &MemDisk) -> u64 {
 fn a_damaged_block_is_named_and_given_up_and_the_rest_is_read() {
     let disk = MemDisk::new(1);
     let at = three_runs(&disk);
-    disk.flip(&path_of(Path::new(DIR), 1), at, 1).unwrap();
+    disk.flip(&path_of(Path::new(DIR), 7, 1), at, 1).unwrap();
     let journal = open(&disk);
     let damaged = Err(JournalError::Damaged { table: 7, stream: name(0), first: 2, last: 2 });
     // What comes before it is handed out first.
@@ -189,7 +260,7 @@ fn a_damaged_directory_in_the_middle_is_found_by_what_comes_after_it() {
     let disk = MemDisk::new(1);
     let at = three_runs(&disk);
     // The directory stands right before the payload.
-    disk.flip(&path_of(Path::new(DIR), 1), at - 20, 1).unwrap();
+    disk.flip(&path_of(Path::new(DIR), 7, 1), at - 20, 1).unwrap();
     let journal = open(&disk);
     assert_eq!(journal.lost(), [(name(0), 2, 2)]);
     assert_eq!(journal.read(&name(0), 1, 9, 999).unwrap().len(), 1);
@@ -201,10 +272,10 @@ fn a_torn_tail_is_cut_and_written_again() {
     for flip_back in [0, 20] {
         let disk = MemDisk::new(1);
         three_runs(&disk);
-        let file = disk.open(&path_of(Path::new(DIR), 1), false).unwrap();
+        let file = disk.open(&path_of(Path::new(DIR), 7, 1), false).unwrap();
         let bytes = crate::disk::read_all(&*file).unwrap();
         let at = bytes.windows(14).position(|w| w == b"entry number 3").unwrap() as u64;
-        disk.flip(&path_of(Path::new(DIR), 1), at - flip_back, 1).unwrap();
+        disk.flip(&path_of(Path::new(DIR), 7, 1), at - flip_back, 1).unwrap();
         let journal = open(&disk);
         assert_eq!(journal.lost(), []);
         assert_eq!(journal.bounds(&name(0)), Some((0, 2)));
