@@ -93,6 +93,8 @@ pub(crate) struct Group {
     disk: DiskWatch,
     /// The log does not answer: this node neither leads nor campaigns.
     hangs: AtomicBool,
+    /// The log has no room for entries of the leader.
+    full: AtomicBool,
     /// When the leadership may be moved.
     transfers: Mutex<Transfers>,
     /// Whoever digests the state holds it.
@@ -258,6 +260,7 @@ impl Group {
             refusals: Refusals::default(),
             disk,
             hangs: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             transfers: Mutex::default(),
             digesting: tokio::sync::Mutex::default(),
             rested: Instant::now() + around.config.election_max,
@@ -499,7 +502,16 @@ impl Group {
         if append.entries.is_empty() {
             return Ok(());
         }
-        log.room_for(bytes).map_err(|full| {
+        let room = log.room_for(bytes);
+        if self.full.swap(room.is_err(), Ordering::AcqRel) != room.is_err() {
+            match &room {
+                Err(full) => tracing::warn!(group = %self.id, %full, "entries of the leader are refused"),
+                Ok(()) => {
+                    tracing::info!(group = %self.id, "the log has room for entries of the leader again")
+                }
+            }
+        }
+        room.map_err(|full| {
             Failure::new(Reason::LimitStorage, full.to_string()).retry_after_ms(FULL_LOG_RETRY_MS)
         })
     }
