@@ -34,7 +34,7 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
     let Some(batch) = parts.memtable.read().take_drainable(durable, raft_written, max_bytes) else {
         return Ok(false);
     };
-    turn.apply(&batch.rows, batch.seq)?;
+    turn.apply(&batch.rows, batch.ord, batch.seq)?;
     parts.memtable.drained(&batch);
     drop(turn);
     parts.life.wake_background();

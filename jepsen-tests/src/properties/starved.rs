@@ -28,6 +28,15 @@ fn spans(faults: &[Done], after: Duration, before: Duration) -> Vec<(u64, u64)> 
     owed.filter(|(from, until)| from < until).collect()
 }
 
+/// Nodes whose disks never hung.
+fn unhung(faults: &[Done], nodes: &[NodeId]) -> Vec<NodeId> {
+    let hung = |node: &NodeId| {
+        let mut hangs = faults.iter().filter(|done| done.fault.kind == FaultKind::DiskHang);
+        hangs.any(|done| done.nodes.iter().any(|hung| hung.0 == *node))
+    };
+    nodes.iter().copied().filter(|node| !hung(node)).collect()
+}
+
 /// Every node is served in this namespace; nothing where that is not demanded.
 pub(super) fn served(facts: &Facts<'_>) -> Option<Property> {
     let least = facts.namespace.served_min?;
@@ -38,20 +47,22 @@ pub(super) fn served(facts: &Facts<'_>) -> Option<Property> {
     let fair = |operations: Vec<Operation>| -> Vec<Operation> {
         operations.into_iter().filter(|op| op.err.as_deref() != Some(CONTENDED)).collect()
     };
+    // A node whose disk hangs has no part in its groups: it owes a refusal, and the others the service.
+    let nodes = unhung(&recorded.faults, &recorded.nodes);
     let by_node = |operations: Vec<Operation>| {
-        answers::by_node(facts.ns(), &fair(operations), &recorded.nodes, &spans, &recorded.states)
+        answers::by_node(facts.ns(), &fair(operations), &nodes, &spans, &recorded.states)
     };
-    let nodes = by_node(facts.operations.clone());
-    let asked: u64 = nodes.iter().map(|node| node.asked).sum();
-    let few = nodes.iter().any(|node| node.asked < ENOUGH);
+    let answered = by_node(facts.operations.clone());
+    let asked: u64 = answered.iter().map(|node| node.asked).sum();
+    let few = answered.iter().any(|node| node.asked < ENOUGH);
     let short = |nodes: &[answers::Answered]| nodes.iter().any(|node| node.asked > 0 && node.share() < least);
-    let (ruling, why) = match (short(&nodes), short(&by_node(facts.at_ease()))) {
-        (false, _) if few || nodes.is_empty() => (Ruling::Unknown, ""),
+    let (ruling, why) = match (short(&answered), short(&by_node(facts.at_ease()))) {
+        (false, _) if few || answered.is_empty() => (Ruling::Unknown, ""),
         (false, _) => (Ruling::Valid, ""),
         (true, true) => (Ruling::Invalid, ""),
         (true, false) => (Ruling::Unknown, STOOD_STILL),
     };
-    let each = nodes.iter().map(|node| format!("{} {} of {}", node.node, node.answered, node.asked));
+    let each = answered.iter().map(|node| format!("{} {} of {}", node.node, node.answered, node.asked));
     let each = each.collect::<Vec<_>>().join(", ");
     let detail = format!(
         "while nodes were starved, each answers at least {:.1} % from {} ms on{why} ({each})",
@@ -180,6 +191,15 @@ mod tests {
         assert_eq!(of(&[done(FaultKind::TierStall, 100, 115, true)]), [], "too short");
         assert_eq!(of(&[done(FaultKind::TierStall, 100, 200, false)]), []);
         assert_eq!(of(&[done(FaultKind::Kill, 100, 200, true)]), []);
+    }
+
+    #[test]
+    fn a_node_whose_disk_hangs_owes_no_service() {
+        let hang = Done { nodes: vec![kv_lab::NodeName(NodeId(2))], ..done(FaultKind::DiskHang, 1, 2, true) };
+        let stall =
+            Done { nodes: vec![kv_lab::NodeName(NodeId(1))], ..done(FaultKind::TierStall, 1, 2, true) };
+        let all = [NodeId(1), NodeId(2), NodeId(3)];
+        assert_eq!(unhung(&[hang, stall], &all), [NodeId(1), NodeId(3)]);
     }
 
     #[test]

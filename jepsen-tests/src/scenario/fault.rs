@@ -17,7 +17,7 @@ const MAX_FLOOD_CLIENTS: u32 = 1024;
 const MAX_SLOW_MS: u64 = 10_000;
 /// Room on a disk that is nearly full, where a file does not say: less than the reserve of a node with a few
 /// small segments, and more than its next writes need.
-const NEARLY_FULL_BYTES: u64 = 512 << 10;
+const NEARLY_FULL_BYTES: u64 = 64 << 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -147,7 +147,7 @@ pub enum FaultKind {
     },
     /// Its lower tier takes no batch and no checkpoint, until the end.
     TierStall,
-    /// Every call of its lower tier takes longer, until the end.
+    /// Every batch and checkpoint of its lower tier takes longer, until the end.
     TierSlow {
         /// By so many milliseconds.
         ms: u64,

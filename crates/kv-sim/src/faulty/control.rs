@@ -57,7 +57,7 @@ pub enum Command {
         /// Whether its batches and checkpoints stand still.
         #[serde(default)]
         stalled: Option<bool>,
-        /// How much longer each of its calls takes.
+        /// How much longer each of them takes.
         #[serde(default)]
         delay_ms: Option<u64>,
     },

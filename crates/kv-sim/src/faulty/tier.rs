@@ -1,5 +1,5 @@
-//! The lower tier of a faulty node: the one that its configuration names, whose writes stand still, or whose
-//! calls take longer, when it is told so.
+//! The lower tier of a faulty node: the one that its configuration names, whose writes stand still, or take
+//! longer, when it is told so. Its reads go on, as in a tier whose compaction is behind.
 
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
@@ -16,7 +16,7 @@ use super::lock;
 pub struct TierStatus {
     /// Whether batches and checkpoints stand still.
     pub stalled: bool,
-    /// How much longer every call takes, milliseconds.
+    /// How much longer a batch or a checkpoint takes, milliseconds.
     pub delay_ms: u64,
     /// Calls that were kept waiting so far.
     pub delayed_calls: u64,
@@ -29,15 +29,14 @@ pub struct TierFaults {
 }
 
 impl TierFaults {
-    /// Batches and checkpoints that begin, or wait already, stand still until told otherwise. Reads go on, as
-    /// in a tier whose compaction is behind.
+    /// Batches and checkpoints that begin, or wait already, stand still until told otherwise.
     pub fn stall(&self, stalled: bool) {
         let (status, changed) = &*self.shared;
         lock(status).stalled = stalled;
         changed.notify_all();
     }
 
-    /// Every call takes so much longer from now on.
+    /// Batches and checkpoints take so much longer from now on.
     pub fn set_delay(&self, delay: Duration) {
         lock(&self.shared.0).delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
     }
@@ -52,12 +51,11 @@ impl TierFaults {
         Arc::new(FaultyTiers { named, faults: self.clone() })
     }
 
-    /// Waits as long as a call of this kind has to.
-    fn wait(&self, writes: bool) {
+    /// Waits as long as a batch or a checkpoint has to.
+    fn wait(&self) {
         let (status, changed) = &*self.shared;
         let mut now = lock(status);
-        let stands_still = |status: &TierStatus| writes && status.stalled;
-        now.delayed_calls += u64::from(stands_still(&now) || now.delay_ms > 0);
+        now.delayed_calls += u64::from(now.stalled || now.delay_ms > 0);
         if now.delay_ms > 0 {
             // A wait that nothing ends, without the lock of the others.
             let delay = Duration::from_millis(now.delay_ms);
@@ -65,7 +63,7 @@ impl TierFaults {
             drop(Condvar::new().wait_timeout(lock(&Mutex::new(())), delay));
             now = lock(status);
         }
-        while stands_still(&now) {
+        while now.stalled {
             now = changed.wait(now).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }
@@ -97,7 +95,6 @@ struct FaultyTier {
 
 impl Tier for FaultyTier {
     fn get(&self, key: &[u8]) -> Result<Option<bytes::Bytes>, TierError> {
-        self.faults.wait(false);
         self.tier.get(key)
     }
 
@@ -108,12 +105,11 @@ impl Tier for FaultyTier {
         limit_rows: usize,
         limit_bytes: usize,
     ) -> Result<TierChunk, TierError> {
-        self.faults.wait(false);
         self.tier.scan(from, to, limit_rows, limit_bytes)
     }
 
     fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
-        self.faults.wait(true);
+        self.faults.wait();
         self.tier.apply(writes, mark)
     }
 
@@ -122,7 +118,7 @@ impl Tier for FaultyTier {
     }
 
     fn checkpoint(&self) -> Result<(), TierError> {
-        self.faults.wait(true);
+        self.faults.wait();
         self.tier.checkpoint()
     }
 
