@@ -1,4 +1,4 @@
-//! Compiles the protocol files with protox, so that nobody needs protoc.
+//! Compiles the protocol files with protox, so that no build needs protoc.
 use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -150,7 +150,7 @@ struct KeyHistory<'a> {
     deletes: Vec<(&'a Operation, Vec<Id>)>,
     reads: Vec<&'a Operation>,
     ids: BTreeMap<String, Id>,
-    /// Writes whose value somebody saw: certainly applied.
+    /// Writes whose value a read showed: certainly applied.
     seen: BTreeSet<Id>,
 }
 
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_in_the_end_excuses_nothing_by_having_been_seen() {
-        // "b" covered the acknowledged "a", somebody read it, and it may have been applied on one replica
+        // "b" covered the acknowledged "a", it was read, and it may have been applied on one replica
         // only.
         let history = |last: History| {
             let seen = History::new().write(1..2, "a", &[]).unknown_write(3, "b", &["a"]);

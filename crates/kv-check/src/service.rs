@@ -96,7 +96,7 @@ pub fn served(operations: &[Operation], windows: &[Window]) -> Vec<Served> {
 pub struct CutOff<'a> {
     /// Mutations and linearizable reads that were called there.
     pub asked: Vec<&'a Operation>,
-    /// Those of them that were also answered in that time: somebody spoke without a majority.
+    /// Those of them that were also answered in that time: a node answered without a majority.
     pub answered: Vec<&'a Operation>,
 }
 

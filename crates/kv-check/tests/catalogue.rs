@@ -216,7 +216,7 @@ fn digests_that_are_demanded_have_to_be_there_and_of_the_end() {
 }
 
 #[test]
-fn a_minority_that_nobody_asked_and_a_cut_too_short_show_nothing() {
+fn a_minority_that_no_client_asked_and_a_cut_too_short_show_nothing() {
     const NAME: &str = "a minority refuses";
     let ruling = |change: &dyn Fn(&mut Plan)| {
         let mut trial = Trial::new("minority-answers");

@@ -8,14 +8,15 @@ use tokio::time::Instant;
 
 use crate::attempts::{Attempts, Route};
 use crate::endpoint::parse_address;
+use crate::outcome::{Answer, Error, malformed};
 use crate::policy::Effect;
 use crate::session::Session;
-use crate::strong::{checked, senseless};
-use crate::{Answer, Error, Leader, NamespaceInfo, Topology};
+use crate::strong::checked;
+use crate::topology::{Leader, NamespaceInfo, Topology};
 
 pub use kv_proto::admin::{
     GetDigestResponse as Digest, GetRingOwnersResponse as RingOwners, GetStatusResponse as NodeStatus,
-    GroupStatus, PartitionDigest, PeerStatus, StorageStatus,
+    GroupStatus, PartitionDigest, PeerStatus, RefusalCount, StorageStatus,
 };
 
 /// The administrative handle.
@@ -55,7 +56,7 @@ impl Admin {
         };
         let result = self.0.run(request, Effect::Once, Route::Any, self.0.admin_deadline()).await;
         let reply = result.map_err(|error| error.of_request(ticket.request_id()))?;
-        let namespace = reply.namespace.as_ref().ok_or_else(|| senseless("namespace"))?;
+        let namespace = reply.namespace.as_ref().ok_or_else(|| malformed("namespace"))?;
         Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
     }
 

@@ -17,10 +17,12 @@ use crate::endpoint::{Endpoint, Pool, parse_address, time_left};
 use crate::limits::{
     ATTEMPT_GRACE, MAX_SESSION_SLOTS, MIN_ATTEMPT, TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL, TOPOLOGY_TIMEOUT,
 };
+use crate::options::ClientOptions;
+use crate::outcome::Error;
 use crate::policy::{Budget, Effect, Next, RetryPolicy, Verdict};
 use crate::rpc::Rpc;
 use crate::session::{Session, SessionSlot, Ticket};
-use crate::{ClientOptions, Error, Topology};
+use crate::topology::Topology;
 
 /// Where an operation wants to go first.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +43,7 @@ pub(crate) struct Attempts {
     budget: Mutex<Budget>,
     in_flight: Semaphore,
     topology: Mutex<Option<Topology>>,
-    /// When the topology was last asked for; held by whoever is asking.
+    /// When the topology was last asked for; held by the task that asks.
     refreshed: tokio::sync::Mutex<Option<Instant>>,
     /// The node that operations of available namespaces begin with; moves on when it fails.
     start: AtomicUsize,

@@ -10,10 +10,10 @@ use kv_types::{Failure, Incarnation, Reason, ReplicaCount, RequestId, Value};
 use tokio::time::Instant;
 
 use crate::attempts::{Attempts, Route};
+use crate::outcome::{Answer, Error, malformed};
 use crate::policy::Effect;
 use crate::rpc::Rpc;
-use crate::strong::{checked, senseless};
-use crate::{Answer, Error};
+use crate::strong::checked;
 
 /// What a read or write saw, opaque: hand it back to supersede exactly that.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -116,10 +116,10 @@ impl Available {
             v1::Presence::Found => Presence::Found,
             v1::Presence::Absent => Presence::Absent,
             v1::Presence::NoKnowledge => Presence::NoKnowledge,
-            v1::Presence::Unspecified => return Err(senseless("presence").of_read().into()),
+            v1::Presence::Unspecified => return Err(malformed("presence").of_read().into()),
         };
         let values = reply.siblings.into_iter().map(sibling).collect::<Result<_, _>>();
-        let values = values.map_err(|_| senseless("sibling").of_read())?;
+        let values = values.map_err(|_| malformed("sibling").of_read())?;
         Answer::new(
             Siblings { presence, values, context: CausalContext(reply.context) },
             reply.receipt.as_ref(),

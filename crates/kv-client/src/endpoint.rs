@@ -119,7 +119,7 @@ impl Endpoint {
             async move { network.dial(&address).await.map(TokioIo::new) }
         });
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.address))
-            .map_err(|e| format!("`{}` is no address: {e}", self.address))?
+            .map_err(|e| format!("`{}` is not an address: {e}", self.address))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);

@@ -42,6 +42,8 @@ mod available;
 mod client;
 mod endpoint;
 pub mod limits;
+mod options;
+mod outcome;
 mod policy;
 mod rpc;
 mod session;
@@ -49,9 +51,12 @@ mod strong;
 mod topology;
 
 pub use admin::{
-    Admin, Digest, GroupStatus, NodeStatus, PartitionDigest, PeerStatus, RingOwners, StorageStatus,
+    Admin, Digest, GroupStatus, NodeStatus, PartitionDigest, PeerStatus, RefusalCount, RingOwners,
+    StorageStatus,
 };
 pub use available::{Available, CausalContext, Presence, Sibling, Siblings, WriteContext};
-pub use client::{Answer, Client, ClientOptions, Error};
+pub use client::Client;
+pub use options::ClientOptions;
+pub use outcome::{Answer, Error};
 pub use strong::{Deleted, Expect, Revision, Strong, Swap, Versioned};
 pub use topology::{Leader, NamespaceInfo, Topology};

@@ -129,7 +129,8 @@ impl Verdict {
 }
 
 /// Refusals that every node gives at any time, so that no earlier attempt can have been taken. A request id
-/// is not among them: one that claims to come from the future is refused by the clock of whoever was asked.
+/// is not among them: one that claims to come from the future is refused by the clock of the node that was
+/// asked.
 fn refused_by_its_bytes(reason: Reason) -> bool {
     matches!(reason, Reason::EmptyKey | Reason::LimitKey | Reason::LimitValue)
 }

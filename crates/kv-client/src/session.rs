@@ -107,8 +107,8 @@ impl Drop for Ticket {
 
 type Opened = Option<Arc<Session>>;
 
-/// The present session with one strong namespace, shared by the handles of a client. Whoever finds it empty
-/// opens it, alone.
+/// The present session with one strong namespace, shared by the handles of a client. The first request
+/// that finds it empty opens it; the others wait.
 #[derive(Debug, Default)]
 pub(crate) struct SessionSlot(Arc<tokio::sync::Mutex<Opened>>);
 

@@ -9,10 +9,10 @@ use kv_types::{Failure, Key, Reason, Value};
 use tokio::time::Instant;
 
 use crate::attempts::{Attempts, Route};
+use crate::outcome::{Answer, Error, malformed};
 use crate::policy::Effect;
 use crate::rpc::Rpc;
 use crate::session::SessionSlot;
-use crate::{Answer, Error};
 
 /// A point in the order of a strong namespace's writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +85,7 @@ impl Strong {
             v1::Presence::Found => Some(Versioned { value: reply.value, revision: Revision(reply.revision) }),
             v1::Presence::Absent => None,
             v1::Presence::NoKnowledge | v1::Presence::Unspecified => {
-                return Err(senseless("presence").of_read().into());
+                return Err(malformed("presence").of_read().into());
             }
         };
         Answer::new(found, reply.receipt.as_ref(), begun)
@@ -182,8 +182,4 @@ impl fmt::Debug for Strong {
 /// The bytes of a key within its bounds.
 pub(crate) fn checked(key: impl AsRef<[u8]>) -> Result<Bytes, Failure> {
     Key::new(Bytes::copy_from_slice(key.as_ref())).map(|key| key.as_bytes().clone())
-}
-
-pub(crate) fn senseless(what: &str) -> Failure {
-    Failure::new(Reason::Internal, format!("the node's answer has no valid {what}"))
 }

@@ -1,9 +1,7 @@
-//! The node's side of available namespaces: what it is made of, how requests find it, what it answers to
-//! peers.
+//! The node's side of available namespaces: what it offers to its server, and what it answers to peers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -11,61 +9,20 @@ use kv_env::Env;
 use kv_peer::{Address, PeerRequest, Peers};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_proto::{admin, v1};
-use kv_storage::{Position, Storage};
-use kv_types::catalogue::{Catalogue, Ring, token};
+use kv_storage::Storage;
+use kv_types::catalogue::{Catalogue, token};
 use kv_types::causal::State;
 use kv_types::limits::MAX_DEADLINE;
-use kv_types::{
-    Epoch, Failure, Key, Namespace, NamespaceId, NodeId, Placement, Reason, ReplicaCount, Replication,
-    RingId, RingPartition,
-};
+use kv_types::{Epoch, Failure, Key, Namespace, NodeId, Reason, RingId, RingPartition};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::layout::{Place, Slice};
 use crate::limits;
-use crate::quorum::Plan;
-use crate::rebuild::Standing;
+use crate::node::{AvailableConfig, Hop, Node, ring_of};
 use crate::replica::Replica;
+use crate::standing::Standing;
 use crate::{rebuild, replay};
-
-/// What a node is told about itself.
-#[derive(Debug, Clone)]
-pub struct AvailableConfig {
-    /// This node.
-    pub node_id: NodeId,
-    /// `kv_storage::Recovery::tier_lost`: this directory lost data that others rely on. The server
-    /// acknowledges it to storage only after [`Available::start`] returned.
-    pub tier_lost: bool,
-    /// How long a replica may be silent before another stands in.
-    pub patience: Duration,
-    /// How long an entry node waits for the replica that coordinates for it.
-    pub forward_patience: Duration,
-    /// Bytes of hints that this node holds at most.
-    pub hint_bytes: u64,
-}
-
-impl AvailableConfig {
-    /// The defaults.
-    pub fn new(node_id: NodeId, tier_lost: bool) -> Self {
-        Self {
-            node_id,
-            tier_lost,
-            patience: limits::PATIENCE,
-            forward_patience: limits::FORWARD_PATIENCE,
-            hint_bytes: limits::HINT_BYTES,
-        }
-    }
-}
-
-/// Where a request comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hop {
-    /// From a client: it may be forwarded once.
-    Client,
-    /// From another node: it is served here or refused.
-    Forwarded,
-}
 
 /// The available namespaces of one node. Clones share everything.
 #[derive(Clone)]
@@ -76,37 +33,6 @@ pub struct Available {
 impl std::fmt::Debug for Available {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Available of {}", self.node.me)
-    }
-}
-
-pub(crate) struct Node {
-    pub(crate) me: NodeId,
-    pub(crate) config: AvailableConfig,
-    pub(crate) replica: Replica,
-    pub(crate) peers: Peers,
-    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
-    pub(crate) standing: Standing,
-    pub(crate) room: Arc<Semaphore>,
-    pub(crate) repairs: Arc<Semaphore>,
-    pub(crate) stop: watch::Sender<bool>,
-}
-
-/// Everything that the catalogue says about one key.
-#[derive(Debug, Clone)]
-pub(crate) struct View {
-    pub(crate) place: Place,
-    pub(crate) primaries: Vec<NodeId>,
-    pub(crate) fallbacks: Vec<NodeId>,
-    pub(crate) replication: Replication,
-    /// Of the ring's assignment: what requests that count are fenced by.
-    pub(crate) ring_epoch: Epoch,
-    /// Of the catalogue: what the receipt names.
-    pub(crate) epoch: Epoch,
-}
-
-impl View {
-    pub(crate) fn address(&self) -> Address {
-        Address { namespace: self.place.namespace, epoch: self.ring_epoch, ..Address::default() }
     }
 }
 
@@ -136,6 +62,7 @@ impl Available {
         tokio::spawn(rebuild::establish(Arc::clone(&node)));
         tokio::spawn(replay::run(Arc::clone(&node)));
         tokio::spawn(replay::sweep(Arc::clone(&node)));
+        tokio::spawn(replay::learn(Arc::clone(&node)));
         Ok(Self { node })
     }
 
@@ -248,7 +175,7 @@ impl Available {
             ..Default::default()
         };
         for slice in node.kept(ring) {
-            let digest = node.replica.digest(slice, namespace.id)?;
+            let digest = node.replica.digest(slice, namespace.id).await?;
             response.keys_with_siblings += digest.with_siblings;
             let partition = slice.partition.0;
             response.partitions.push(admin::PartitionDigest {
@@ -281,7 +208,7 @@ impl Available {
     }
 
     /// How many keys have more than one value here.
-    pub fn keys_with_siblings(&self) -> Result<u64, Failure> {
+    pub fn keys_with_siblings(&self) -> u64 {
         self.node.replica.keys_with_siblings()
     }
 
@@ -290,7 +217,7 @@ impl Available {
         let catalogue = self.node.catalogue();
         let kept = catalogue.rings.values().flat_map(|ring| self.node.kept(ring));
         let behind = kept.filter(|slice| !self.node.serves(*slice)).count() as u64;
-        // Before the catalogue arrives nobody can say how many: at least not none.
+        // Before the catalogue arrives the number is not known: it is reported as at least one.
         if self.node.is_whole() { 0 } else { behind.max(1) }
     }
 
@@ -300,99 +227,7 @@ impl Available {
     }
 }
 
-fn capped(deadline: Instant) -> Instant {
-    deadline.min(Instant::now() + MAX_DEADLINE)
-}
-
-fn ring_of<'a>(catalogue: &'a Catalogue, namespace: &Namespace) -> Result<(&'a Ring, Replication), Failure> {
-    match namespace.placement {
-        Placement::Strong { .. } => Err(Failure::new(
-            Reason::ModeMismatch,
-            format!("namespace `{}` is strong; this is offered by available namespaces", namespace.name),
-        )),
-        Placement::Available { ring, replication } => catalogue
-            .rings
-            .get(&ring)
-            .map(|ring| (ring, replication))
-            .ok_or_else(|| Failure::new(Reason::NotReady, format!("this node does not know {ring} yet"))),
-    }
-}
-
 impl Node {
-    pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
-        Arc::clone(&self.catalogue.borrow())
-    }
-
-    /// The ring partitions of a ring that this node keeps as a primary.
-    pub(crate) fn kept(&self, ring: &Ring) -> Vec<Slice> {
-        (0u32..)
-            .zip(&ring.assignment)
-            .filter(|(_, primaries)| primaries.contains(&self.me))
-            .map(|(partition, _)| Slice { ring: ring.id, partition: RingPartition(partition) })
-            .collect()
-    }
-
-    pub(crate) fn view(&self, namespace: &Namespace, key: Key) -> Result<View, Failure> {
-        let catalogue = self.catalogue();
-        let (ring, replication) = ring_of(&catalogue, namespace)?;
-        let partition = ring.partition_of(token(namespace.id, key.as_bytes()));
-        let slice = Slice { ring: ring.id, partition };
-        Ok(View {
-            place: Place { slice, namespace: namespace.id, key: key.as_bytes().clone() },
-            primaries: ring.primaries(partition).to_vec(),
-            fallbacks: ring.fallbacks(partition, &catalogue.members),
-            replication,
-            ring_epoch: ring.epoch,
-            epoch: catalogue.epoch,
-        })
-    }
-
-    pub(crate) fn is_up(&self, node: NodeId) -> bool {
-        node == self.me || self.peers.liveness(node).is_up()
-    }
-
-    /// Whether this node keeps the key's ring partition and can tell old requests for it from new ones. A
-    /// node that still pulls cannot: the request may be one that its lost directory took.
-    pub(crate) fn may_coordinate(&self, view: &View) -> bool {
-        view.primaries.contains(&self.me) && self.is_whole()
-    }
-
-    /// Whether this node lacks nothing of any ring.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.standing.is_whole() && !self.replica.is_put_back()
-    }
-
-    /// Whether the ring partition lacks nothing here.
-    pub(crate) fn serves(&self, slice: Slice) -> bool {
-        self.standing.serves(slice) && !self.replica.is_put_back()
-    }
-
-    /// Whom a request may use, as this node sees the others now; `avoid` did not answer lately.
-    pub(crate) fn plan(&self, view: &View, needed: u8, strict: bool, avoid: &[NodeId]) -> Plan {
-        let worth = |node: NodeId| self.is_up(node) && !avoid.contains(&node);
-        Plan {
-            me: self.me,
-            primaries: view.primaries.iter().map(|node| (*node, worth(*node))).collect(),
-            fallbacks: view
-                .fallbacks
-                .iter()
-                .copied()
-                .filter(|node| *node != self.me && worth(*node))
-                .collect(),
-            needed: usize::from(needed),
-            strict,
-            patience: self.config.patience,
-        }
-    }
-
-    /// Waits for the log, within the deadline of who asks.
-    pub(crate) async fn durable_by(&self, position: Position, deadline: Instant) -> Result<(), Failure> {
-        match timeout_at(deadline, self.replica.durable(position)).await {
-            Ok(result) => result,
-            Err(_) => Err(Failure::new(Reason::ResultUnknown, "the disk did not answer by the deadline")),
-        }
-    }
-
     /// What a message of a peer is about, checked against this node's catalogue.
     fn addressed(
         &self,
@@ -441,9 +276,9 @@ impl Node {
             ));
         }
         let position = if message.hint_for == 0 || keeper == self.me {
-            self.replica.apply(&place, &state, bulk)?
+            self.replica.apply(&place, &state, bulk, deadline).await?
         } else {
-            self.replica.store_hint(&place, keeper, state, message.counted)?
+            self.replica.store_hint(&place, keeper, state, message.counted, deadline).await?
         };
         self.durable_by(position, deadline).await?;
         Ok(response_frame::Body::ReplicaWrite(peer::ReplicaWriteReply { fsynced: true }))
@@ -458,9 +293,9 @@ impl Node {
         let (place, primaries) = self.addressed(about, message.ring, message.partition, message.key)?;
         let primary = primaries.contains(&self.me);
         let copy = if !primary {
-            self.replica.read_hints(&place, &primaries)?
+            self.replica.read_hints(&place, &primaries, deadline).await?
         } else if self.serves(place.slice) {
-            self.replica.read(&place)?
+            self.replica.read(&place, deadline).await?
         } else {
             let message =
                 format!("{} is rebuilding {} and does not know it yet", self.me, place.slice.partition);
@@ -472,33 +307,6 @@ impl Node {
     }
 }
 
-/// Ends when the node stops.
-pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the node is gone altogether.
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// How many replicas a request wants: its own number, or the namespace's.
-pub(crate) fn count(asked: Option<&v1::ReplicaCount>, default: u8, n: u8) -> Result<u8, Failure> {
-    match asked {
-        Some(asked) => ReplicaCount::try_from(asked)?.of(n),
-        None => Ok(default),
-    }
-}
-
-/// A message that carries a state to one replica.
-pub(crate) fn replica_write(
-    place: &Place,
-    record: Bytes,
-    hint_for: Option<NodeId>,
-) -> (NamespaceId, request_frame::Body) {
-    let message = peer::ReplicaWrite {
-        ring: place.slice.ring.0,
-        partition: place.slice.partition.0,
-        key: place.key.clone(),
-        record,
-        hint_for: hint_for.map_or(0, |node| node.0),
-        counted: hint_for.is_some(),
-    };
-    (place.namespace, request_frame::Body::ReplicaWrite(message))
+fn capped(deadline: Instant) -> Instant {
+    deadline.min(Instant::now() + MAX_DEADLINE)
 }

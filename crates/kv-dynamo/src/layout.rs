@@ -1,6 +1,6 @@
 //! Where the rows of this crate are: tables 48 to 53 of kv-storage and a few entries of small state. Every
 //! key begins with ring and ring partition (hints: with their target), so that a ring partition moves or goes
-//! as one range. Numbers and layouts are on disk for ever.
+//! as one range. Numbers and layouts are part of the format on disk.
 
 use std::fmt;
 
@@ -82,7 +82,7 @@ impl Slice {
         out
     }
 
-    fn read(bytes: &mut &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &mut &[u8]) -> Option<Self> {
         Some(Self {
             ring: RingId(bytes.try_get_u32().ok()?),
             partition: RingPartition(bytes.try_get_u32().ok()?),
@@ -139,6 +139,16 @@ impl Place {
     }
 }
 
+/// The prefix that all hints for the same target and key have.
+pub(crate) fn prefix_of_hint_key(key: &Bytes) -> Option<Bytes> {
+    Some(key.slice(..key.len().checked_sub(size_of::<u32>())?))
+}
+
+/// The smallest key after this one.
+pub(crate) fn key_after(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}
+
 /// The key after every key with this prefix.
 pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix.to_vec();
@@ -184,6 +194,14 @@ impl Hint {
     }
 }
 
+/// A hint to deliver, as it was read.
+#[derive(Debug, Clone)]
+pub(crate) struct Due {
+    pub(crate) row: Bytes,
+    pub(crate) place: Place,
+    pub(crate) value: Bytes,
+}
+
 /// A row of the request table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Taken {
@@ -220,6 +238,13 @@ impl Taken {
     }
 }
 
+/// The reverse of [`Slice::request_key`].
+pub(crate) fn of_request_key(mut bytes: &[u8]) -> Option<(Slice, RequestId)> {
+    let slice = Slice::read(&mut bytes)?;
+    let client_id = ClientId(bytes.try_get_u128().ok()?);
+    Some((slice, RequestId { client_id, seq: bytes.try_get_u64().ok()? }))
+}
+
 /// The reverse of [`Slice::request_time_key`].
 pub(crate) fn of_request_time_key(mut bytes: &[u8]) -> Option<(u64, RequestId)> {
     Slice::read(&mut bytes)?;
@@ -237,10 +262,14 @@ mod tests {
         let slice = Slice { ring: RingId(1), partition: RingPartition(255) };
         let place = Place { slice, namespace: NamespaceId(3), key: Bytes::from_static(b"k\0\xff") };
         assert_eq!(Place::of_record_key(&place.record_key()), Some(place.clone()));
-        assert_eq!(Place::of_hint_key(&place.hint_key(NodeId(4), 7)), Some((NodeId(4), place, 7)));
+        assert_eq!(Place::of_hint_key(&place.hint_key(NodeId(4), 7)), Some((NodeId(4), place.clone(), 7)));
         assert_eq!(Place::of_hint_key(b"short"), None);
+        let hint = place.hint_key(NodeId(4), 7).freeze();
+        assert_eq!(prefix_of_hint_key(&hint), Some(place.hint_prefix(NodeId(4)).freeze()));
+        assert_eq!(prefix_of_hint_key(&Bytes::from_static(b"1")), None);
         let request = RequestId { client_id: ClientId(9), seq: 2 };
         assert_eq!(of_request_time_key(&slice.request_time_key(5, request)), Some((5, request)));
+        assert_eq!(of_request_key(&slice.request_key(request)), Some((slice, request)));
     }
 
     #[test]

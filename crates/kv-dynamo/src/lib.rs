@@ -1,5 +1,5 @@
-//! Available namespaces: every key on N replicas of a ring, answered by whoever can be reached, conflicts
-//! kept as siblings, everything merged again after a network partition heals.
+//! Available namespaces: every key on N replicas of a ring, answered by the nodes that can be reached,
+//! conflicts kept as siblings, everything merged again after a network partition heals.
 //!
 //! The layers: quorum arithmetic and the timing of hints are values without clock or socket (`quorum`,
 //! `replay::Rounds`, `rebuild::judge`); `replica` is what one node keeps, on kv-storage; `write`, `read`,
@@ -18,11 +18,14 @@
 mod coordinator;
 mod layout;
 pub mod limits;
+mod node;
 mod quorum;
 mod read;
 mod rebuild;
 mod replay;
 mod replica;
+mod standing;
 mod write;
 
-pub use coordinator::{Available, AvailableConfig, Hop};
+pub use coordinator::Available;
+pub use node::{AvailableConfig, Hop};

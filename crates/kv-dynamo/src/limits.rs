@@ -52,3 +52,15 @@ pub const PULL_PAGE_BYTES: u32 = 1 << 20;
 pub const PULLS: usize = 8;
 /// Rows read at a time where all rows of a ring partition are looked at.
 pub const SCAN_ROWS: usize = 512;
+/// Bytes of keys and values read at a time there.
+pub const SCAN_BYTES: usize = 1 << 20;
+/// Rows that one read by key asks for.
+pub const READ_KEYS: usize = 256;
+const _: () = assert!(READ_KEYS <= kv_storage::limits::MAX_READ_KEYS);
+/// How often an operation may find that it needs further rows: the record, the requests of its values, and
+/// those of values that others merged meanwhile.
+pub const READ_ROUNDS: usize = 16;
+/// How long one read of the background, or of a node that starts, may take.
+pub const BACKGROUND_READ: Duration = Duration::from_secs(10);
+/// How long the reading of the request tables after a start pauses when a read is refused.
+pub const LEARN_PAUSE: Duration = Duration::from_millis(50);

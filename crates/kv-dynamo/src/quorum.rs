@@ -88,6 +88,19 @@ enum Wait {
     Over,
 }
 
+/// When the patience with the first node ends.
+fn end_of_patience(asked: &[Asked]) -> Option<Duration> {
+    asked
+        .iter()
+        .filter_map(|asked| if let Wait::Until(until) = asked.state { Some(until) } else { None })
+        .min()
+}
+
+/// The nodes whose patience has not ended.
+fn within_patience(asked: &[Asked]) -> impl Iterator<Item = NodeId> + '_ {
+    asked.iter().filter(|asked| matches!(asked.state, Wait::Until(_))).map(|asked| asked.node)
+}
+
 /// What the driver of a write does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WriteAction {
@@ -95,7 +108,7 @@ pub(crate) enum WriteAction {
     Send {
         /// To whom.
         to: NodeId,
-        /// Not none: it is a hint for this node, and counts towards W.
+        /// `Some`: it is stored as a hint for this node, and counts towards W.
         hint_for: Option<NodeId>,
     },
     /// Remember here what that primary still has to get.
@@ -180,7 +193,7 @@ impl WriteCoordinator {
         actions
     }
 
-    /// A node is suspected: nobody waits for it any longer, though its answer would still count.
+    /// A node is suspected: the request no longer waits for it, though its answer would still count.
     pub(crate) fn on_suspect(&mut self, node: NodeId, now: Duration) -> Vec<WriteAction> {
         let mut actions = Vec::new();
         self.overdue(now, &mut actions, |asked| asked.node == node);
@@ -194,7 +207,7 @@ impl WriteCoordinator {
         actions
     }
 
-    /// Nothing more will be heard: whoever is not settled gets a hint here.
+    /// No further answer counts: every primary that is not settled gets a hint here.
     pub(crate) fn on_deadline(&mut self) -> Vec<WriteAction> {
         let mut actions = Vec::new();
         for asked in &mut self.asked {
@@ -212,15 +225,12 @@ impl WriteCoordinator {
 
     /// When [`Self::on_tick`] has something to do.
     pub(crate) fn next_tick(&self) -> Option<Duration> {
-        self.asked
-            .iter()
-            .filter_map(|asked| if let Wait::Until(until) = asked.state { Some(until) } else { None })
-            .min()
+        end_of_patience(&self.asked)
     }
 
-    /// The nodes that somebody waits for.
+    /// The nodes that the request waits for.
     pub(crate) fn waiting_for(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.asked.iter().filter(|asked| matches!(asked.state, Wait::Until(_))).map(|asked| asked.node)
+        within_patience(&self.asked)
     }
 
     /// Whether nothing is left to wait for.
@@ -230,7 +240,7 @@ impl WriteCoordinator {
                 || self.asked.iter().all(|asked| matches!(asked.state, Wait::Over)))
     }
 
-    /// Everybody who was asked, in that order; the coordinator first.
+    /// All nodes that were asked, in that order; the coordinator first.
     pub(crate) fn asked(&self) -> &[Asked] {
         &self.asked
     }
@@ -314,7 +324,7 @@ impl WriteCoordinator {
 pub(crate) enum ReadAction {
     /// Ask this node.
     Ask {
-        /// Whom.
+        /// The node to ask.
         node: NodeId,
     },
     /// R nodes answered.
@@ -323,7 +333,7 @@ pub(crate) enum ReadAction {
     Impossible,
 }
 
-/// A read: R nodes are asked, primaries first; whoever is silent is joined by the next.
+/// A read: R nodes are asked, primaries first; when one is silent the next is asked too.
 #[derive(Debug)]
 pub(crate) struct ReadCoordinator {
     plan: Plan,
@@ -396,18 +406,15 @@ impl ReadCoordinator {
 
     /// When [`Self::on_tick`] has something to do.
     pub(crate) fn next_tick(&self) -> Option<Duration> {
-        self.asked
-            .iter()
-            .filter_map(|asked| if let Wait::Until(until) = asked.state { Some(until) } else { None })
-            .min()
+        end_of_patience(&self.asked)
     }
 
-    /// The nodes that somebody waits for.
+    /// The nodes that the request waits for.
     pub(crate) fn waiting_for(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.asked.iter().filter(|asked| matches!(asked.state, Wait::Until(_))).map(|asked| asked.node)
+        within_patience(&self.asked)
     }
 
-    /// Everybody who was asked, in that order.
+    /// All nodes that were asked, in that order.
     pub(crate) fn asked(&self) -> &[Asked] {
         &self.asked
     }

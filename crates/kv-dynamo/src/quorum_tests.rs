@@ -1,5 +1,5 @@
 //! Every order of events for small clusters, and random ones for larger: the arithmetic neither answers too
-//! early nor hangs, and forgets nobody.
+//! early nor hangs, and forgets no node.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,7 @@ fn write(plan: Plan, fate: impl Fn(NodeId) -> Fate) -> Result<Outcome, NotMet> {
             match action {
                 WriteAction::Send { to, hint_for } => {
                     outcome.asked += 1;
-                    assert_ne!(to, me, "nobody sends to himself");
+                    assert_ne!(to, me, "a node does not send to itself");
                     assert!(hint_for.is_none() || !primaries.contains(&to));
                     match fate(to) {
                         Fate::Acks => {
@@ -133,7 +133,7 @@ fn fates(count: usize) -> impl Iterator<Item = Vec<Fate>> {
 fn check_write(n: u64, me: u64, needed: usize, strict: bool, all: &[Fate]) {
     let fate = |node: NodeId| all[(if node.0 > 10 { node.0 - 11 + n } else { node.0 - 1 }) as usize];
     let Ok(outcome) = write(plan(n, me, needed, strict, |_| true), fate) else {
-        panic!("everybody seemed reachable");
+        panic!("all nodes seemed reachable");
     };
     assert!(outcome.asked < 2 * n as usize, "at most 2N nodes with the coordinator");
     let i_am_primary = me <= 10;

@@ -17,8 +17,8 @@ use kv_types::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use crate::coordinator::{Node, View, count, replica_write};
 use crate::limits;
+use crate::node::{Node, View, count, replica_write};
 use crate::quorum::{NotMet, ReadAction, ReadCoordinator, Reply};
 use crate::write::not_met;
 
@@ -58,7 +58,8 @@ impl Node {
         let mut merged = State::default();
         heard.iter().for_each(|heard| merged.merge(&heard.state));
         // A single value too: it may be the late twin of one that was deleted.
-        self.replica.bury_known(&view.place, &mut merged);
+        let patience = deadline.min(Instant::now() + self.config.patience);
+        self.replica.bury_known(&view.place, &mut merged, patience).await;
         let repair = self.repair(&view, &heard, &merged);
         let values = merged.record.values();
         let presence = if !values.is_empty() {
@@ -156,9 +157,12 @@ impl Node {
         Box::pin(async move {
             if node == me.me {
                 let primary = primaries.contains(&node);
-                let copy =
-                    if primary { me.replica.read(&place) } else { me.replica.read_hints(&place, &primaries) }
-                        .ok()?;
+                let copy = if primary {
+                    me.replica.read(&place, deadline).await
+                } else {
+                    me.replica.read_hints(&place, &primaries, deadline).await
+                }
+                .ok()?;
                 me.durable_by(copy.position, deadline).await.ok()?;
                 return Some(Heard { node, primary, known: copy.known, state: copy.state });
             }
@@ -190,8 +194,8 @@ impl Node {
         Some(self.ask(view, node, until).await?.state.record.context)
     }
 
-    /// Gives the primaries that answered what they lacked; false when nobody lacked anything, or too much is
-    /// repaired already.
+    /// Gives the primaries that answered what they lacked; false when none lacked anything, or when too many
+    /// repairs are under way.
     fn repair(self: &Arc<Self>, view: &View, heard: &[Heard], merged: &State) -> bool {
         let lacking: Vec<NodeId> = heard
             .iter()
@@ -212,7 +216,8 @@ impl Node {
             let record = state.encode();
             for node in lacking {
                 let result = if node == me.me {
-                    me.replica.apply(&place, &state, true).map(|_| ()).map_err(|failure| failure.to_string())
+                    let applied = me.replica.apply(&place, &state, true, deadline).await;
+                    applied.map(|_| ()).map_err(|failure| failure.to_string())
                 } else {
                     let (namespace, body) = replica_write(&place, record.clone(), None);
                     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };

@@ -5,14 +5,14 @@
 //! durable mark says so; rings and ring partitions that appear later need none of their own. Without the mark
 //! the node surveys the members:
 //!
-//! - So many others know of no available namespace that nobody can know of one: the cluster is new and
+//! - So many others know of no available namespace that none can exist: the cluster is new and
 //!   nothing was ever promised. This node proves nothing itself, for it may have known and lost it. A
 //!   catalogue change has a majority of the voters, hence half of them (rounded down) without this node; as
 //!   soon as fewer than that are left unasked, one of those who answered would have known. A new cluster of
 //!   three therefore needs all three at its first start.
 //! - Somebody knows one: this directory is fresh or damaged in a cluster with data. Each of its ring
 //!   partitions is pulled from N-W+1 of the other primaries that are whole themselves, so that every set of W
-//!   is met, or from all of them, whole or not: then there is nobody left to ask.
+//!   is met, or from all of them, whole or not: then there is no other source to ask.
 //!
 //! Until a ring partition is pulled this node does not answer reads of it, and until all of them are it
 //! coordinates no write: it could not tell a resent request from a new one. It takes writes and hints.
@@ -20,9 +20,8 @@
 //! The survey travels as a pull of ring 0, which does not exist; its answer stands where the node clock
 //! would.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -36,42 +35,9 @@ use kv_types::limits::MAX_VOTERS;
 use kv_types::{Epoch, Failure, NamespaceId, NodeId, Placement, Reason, RingId, RingPartition};
 use tokio::time::{Instant, sleep};
 
-use crate::coordinator::{Node, stopped};
 use crate::layout::{Place, Slice};
 use crate::limits;
-
-/// What this node may speak for.
-#[derive(Debug)]
-pub(crate) struct Standing {
-    inner: Mutex<(bool, BTreeSet<Slice>)>,
-    /// A source had something: this directory may have had it too, once.
-    found: AtomicBool,
-}
-
-impl Standing {
-    pub(crate) fn new(whole: bool) -> Self {
-        Self { inner: Mutex::new((whole, BTreeSet::new())), found: AtomicBool::new(false) }
-    }
-
-    /// Whether this node lacks nothing of any ring.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    fn found_data(&self) -> bool {
-        self.found.load(Ordering::Relaxed)
-    }
-
-    /// Whether the ring partition lacks nothing here.
-    pub(crate) fn serves(&self, slice: Slice) -> bool {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.0 || inner.1.contains(&slice)
-    }
-
-    fn change(&self, change: impl FnOnce(&mut (bool, BTreeSet<Slice>))) {
-        change(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
+use crate::node::{Node, stopped};
 
 /// What a member says of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +72,7 @@ impl Survey {
 enum Verdict {
     /// Nothing was ever promised.
     New,
-    /// There is data; whoever pulls must know the catalogue at least as of this epoch.
+    /// There is data; the node that pulls must know the catalogue at least as of this epoch.
     Pull(Epoch),
     /// Too few answered.
     Unknown,
@@ -139,7 +105,7 @@ pub(crate) async fn establish(node: Arc<Node>) {
         return;
     }
     if kv_types::mutant!(EmptyDiskSpeaks) && node.replica.set_whole(false).await.is_ok() {
-        node.standing.change(|inner| inner.0 = true);
+        node.standing.set_whole();
         return;
     }
     let mut pause = limits::BACK_OFF.0;
@@ -157,7 +123,7 @@ pub(crate) async fn establish(node: Arc<Node>) {
                             () = stopped(&mut stop) => return,
                             () = sleep(proves_from) => {}
                         }
-                        node.standing.change(|inner| inner.0 = true);
+                        node.standing.set_whole();
                         tracing::info!(pulled, "this node lacks nothing and serves what it keeps");
                         return;
                     }
@@ -221,9 +187,7 @@ async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failu
     let mut complete = true;
     while let Some((slice, pulled)) = pulls.next().await {
         if pulled? {
-            node.standing.change(|inner| {
-                inner.1.insert(slice);
-            });
+            node.standing.serve(slice);
         } else {
             complete = false;
         }
@@ -241,7 +205,7 @@ fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
     catalogue.namespaces.values().filter_map(|namespace| of(&namespace.placement)).min()
 }
 
-/// Pulls a ring partition from everybody who can be reached; whether that was enough.
+/// Pulls a ring partition from every source that can be reached; whether that was enough.
 async fn pull_slice(
     node: &Arc<Node>,
     slice: Slice,
@@ -277,12 +241,17 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
         let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, deadline).await;
         let page = match reply.map_err(|error| error.into_failure(source))? {
             response_frame::Body::PullPartition(page) => page,
-            _ => return Err(Failure::new(Reason::Internal, format!("{source} answered something else"))),
+            _ => {
+                return Err(Failure::new(
+                    Reason::Internal,
+                    format!("{source} sent an unexpected response type"),
+                ));
+            }
         };
         let invalid =
             |error: kv_types::causal::CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
         if !page.records.is_empty() {
-            node.standing.found.store(true, Ordering::Relaxed);
+            node.standing.note_data();
         }
         for pulled in page.records {
             let state = State::decode(pulled.record).map_err(invalid)?;
@@ -298,10 +267,12 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
         }
         let clock = NodeClock::decode(page.node_clock).map_err(invalid)?;
         if !clock.is_empty() {
-            node.standing.found.store(true, Ordering::Relaxed);
+            node.standing.note_data();
         }
         // One log, one order: when the clock is durable, so is every record before it.
-        node.replica.durable(node.replica.adopt(slice, &clock)?).await?;
+        let deadline = Instant::now() + limits::BACKGROUND_READ;
+        let adopted = node.replica.adopt(slice, &clock, deadline).await?;
+        node.replica.durable(adopted).await?;
         return Ok(true);
     }
 }
@@ -310,7 +281,8 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
 async fn apply_patiently(node: &Arc<Node>, place: &Place, state: &State) -> Result<(), Failure> {
     let mut pause = Duration::from_millis(5);
     loop {
-        match node.replica.apply(place, state, true) {
+        let deadline = Instant::now() + limits::BACKGROUND_READ;
+        match node.replica.apply(place, state, true, deadline).await {
             Err(failure) if failure.reason == Reason::Overloaded && pause < limits::BACKGROUND_CALL => {
                 sleep(pause).await;
                 pause *= 2;
@@ -343,16 +315,18 @@ impl Node {
         }
         // The clock of the beginning travels along in the place to resume from.
         let (clock, position, after) = if message.after.is_empty() {
-            let (clock, position) = self.replica.clock(slice)?;
+            let (clock, position) = self.replica.clock(slice);
             (if self.serves(slice) { clock.encode() } else { Bytes::new() }, Some(position), Bytes::new())
         } else {
             let (clock, after) = read_resume(message.after)
                 .filter(|(_, after)| after.starts_with(&slice.prefix()))
-                .ok_or_else(|| Failure::new(Reason::InvalidRequest, "this is no place to resume from"))?;
+                .ok_or_else(|| {
+                    Failure::new(Reason::InvalidRequest, "`after` is not a place to resume from")
+                })?;
             (clock, None, after)
         };
-        let page =
-            self.replica.page(slice, &after, message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize)?;
+        let max_bytes = message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize;
+        let page = self.replica.page(slice, &after, max_bytes, deadline).await?;
         self.durable_by(position.unwrap_or_default().max(page.position), deadline).await?;
         let records = page.records.into_iter();
         let mut reply = peer::PullPartitionReply {
@@ -399,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_cluster_needs_no_pull_once_nobody_can_know_better() {
+    fn a_new_cluster_needs_no_pull_once_no_other_node_can_know_better() {
         let new = says(false, 1);
         let judged = |answered: usize, others: usize| {
             let answers: Vec<_> = (0..others).map(|n| (n < answered).then_some(new)).collect();
@@ -416,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_node_always_asks_somebody_who_knows() {
+    fn a_wiped_node_always_asks_a_node_that_knows() {
         // The namespace was committed by a bare majority with the node that lost its disk.
         for nodes in 2..=MAX_VOTERS {
             let (others, knowers) = (nodes - 1, nodes / 2);

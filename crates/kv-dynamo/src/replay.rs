@@ -13,9 +13,9 @@ use kv_types::{Epoch, NodeId};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::coordinator::{Node, replica_write, stopped};
+use crate::layout::Due;
 use crate::limits;
-use crate::replica::Due;
+use crate::node::{Node, replica_write, stopped};
 
 /// Which targets are served when: one round at a time per target, with a back-off after a failed one that a
 /// new life of the target ends at once. A value: time is a duration since the start.
@@ -97,7 +97,8 @@ pub(crate) async fn run(node: Arc<Node>) {
 async fn round(node: &Arc<Node>, target: NodeId) -> bool {
     let (mut after, mut clean, mut delivered) = (None, true, 0u64);
     loop {
-        let due = match node.replica.due(target, after.as_ref(), limits::HINT_PAGE) {
+        let deadline = Instant::now() + limits::BACKGROUND_READ;
+        let due = match node.replica.due(target, after.as_ref(), limits::HINT_PAGE, deadline).await {
             Ok(due) => due,
             Err(failure) => {
                 tracing::warn!(%target, %failure, "hints cannot be read");
@@ -131,7 +132,7 @@ enum Fate {
 
 async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
     let deadline = Instant::now() + limits::BACKGROUND_CALL;
-    let message = match node.replica.message_of(due) {
+    let message = match node.replica.message_of(due, deadline).await {
         Ok((state, position)) => node.durable_by(position, deadline).await.map(|()| state),
         Err(failure) => Err(failure),
     };
@@ -145,11 +146,13 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
     let (namespace, body) = replica_write(&due.place, state.encode(), None);
     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
     if kv_types::mutant!(ForgetHint) {
-        return node.replica.forget(target, due).map_or(Fate::Refused, |_| Fate::Delivered);
+        let forgotten = node.replica.forget(target, due, deadline).await;
+        return forgotten.map_or(Fate::Refused, |_| Fate::Delivered);
     }
     match node.peers.call(target, Lane::Bulk, about, body, deadline).await {
         Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => {
-            match node.replica.forget(target, due) {
+            let deadline = Instant::now() + limits::BACKGROUND_READ;
+            match node.replica.forget(target, due, deadline).await {
                 Ok(true) => Fate::Delivered,
                 // It grew meanwhile, or could not be removed now: the next round sends it again.
                 Ok(false) => Fate::Delivered,
@@ -165,6 +168,16 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
             tracing::debug!(%target, place = %due.place, %error, "a hint did not arrive");
             Fate::Unreachable
         }
+    }
+}
+
+/// Brings the requests that were taken before the start into memory.
+pub(crate) async fn learn(node: Arc<Node>) {
+    let mut stop = node.stop.subscribe();
+    tokio::select! {
+        biased;
+        () = stopped(&mut stop) => {}
+        () = node.replica.learn_requests() => {}
     }
 }
 
@@ -203,9 +216,12 @@ pub(crate) async fn sweep(node: Arc<Node>) {
             continue;
         }
         for slice in node.replica.slices() {
-            match node.replica.sweep(slice) {
+            match node.replica.sweep(slice, Instant::now() + limits::BACKGROUND_READ).await {
                 Ok(0) => {}
-                Ok(gone) => tracing::debug!(?slice, gone, "old requests forgotten"),
+                Ok(gone) => {
+                    tracing::debug!(?slice, gone, "old requests forgotten");
+                    node.replica.renew_requests(slice).await;
+                }
                 Err(failure) => {
                     tracing::debug!(%failure, "old requests stay for now");
                     break;
@@ -257,7 +273,7 @@ mod tests {
         let now = Duration::from_millis(5);
         rounds.begin([T], |_| true, now);
         rounds.end(T, false, now);
-        assert!(rounds.begin([T], |_| false, now).is_empty(), "nobody is sent to a target that is down");
+        assert!(rounds.begin([T], |_| false, now).is_empty(), "no round begins for a target that is down");
         assert_eq!(rounds.begin([T], |_| true, now), vec![T]);
     }
 }

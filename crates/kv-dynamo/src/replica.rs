@@ -1,5 +1,6 @@
-//! What one node keeps, on kv-storage: records, node clocks, the request table and hints. Everything here is
-//! short and synchronous under the lock of one ring partition: load, merge, one batch, commit. The position
+//! What one node keeps, on kv-storage: records, node clocks, the request table and hints. Every change is
+//! short and synchronous under the lock of one ring partition: load, merge, one batch, commit. Rows that are
+//! not in memory are read before, without the lock ([`rows`]), until the deadline of the caller. The position
 //! that comes back must be durable before anything about it leaves the node; the callers see to that.
 //!
 //! Invariants: a dot is minted in the batch that writes its value; its counter never goes back; a node clock
@@ -11,28 +12,35 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_env::Env;
-use kv_storage::{Batch, Position, Storage, StorageError};
+use kv_storage::{Batch, Position, Row, RowChunk, Storage, TableId};
 use kv_types::catalogue::token;
 use kv_types::causal::{Context, Dot, Hlc, Minter, NodeClock, RECENT_WRITES, Sibling, State, Write};
 use kv_types::limits::{MAX_CLOCK_SKEW, MAX_SIBLINGS, REQUEST_WINDOW};
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use crate::layout::{
     CLOCKS, CONFLICTS, Hint, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE,
-    of_request_time_key, prefix_end,
+    key_after, of_request_key, of_request_time_key, prefix_end,
 };
 use crate::limits;
 
+mod copy;
+mod held;
 mod hints;
+mod requests;
+mod rows;
 
-pub(crate) use hints::Due;
-use hints::Held;
+use copy::{Copy, Known, raw};
+use held::Held;
+use requests::Requests;
+use rows::{Rows, Stop, Want, in_time, lock, storage_failure};
 
 /// What a write supersedes.
 #[derive(Debug, Clone)]
@@ -84,15 +92,6 @@ pub(crate) struct Minted {
     pub(crate) deduplicated: bool,
 }
 
-/// A node's copy of a key.
-#[derive(Debug, Default)]
-pub(crate) struct Copy {
-    /// There is a copy, perhaps one without values.
-    pub(crate) known: bool,
-    pub(crate) state: State,
-    pub(crate) position: Position,
-}
-
 /// A page of a ring partition.
 pub(crate) struct Page {
     pub(crate) records: Vec<(Place, Bytes)>,
@@ -116,6 +115,17 @@ struct Partition {
     counter: u64,
     /// Rows of the request table.
     requests: u64,
+    /// Rows of the list of keys that have siblings.
+    conflicts: u64,
+}
+
+type Guarded = rows::Guarded<Partition>;
+
+#[derive(Debug, Default)]
+struct Partitions {
+    known: BTreeMap<Slice, Arc<Mutex<Guarded>>>,
+    /// The request tables from before the start are known: a ring partition that appears now has none.
+    learned: bool,
 }
 
 /// One node's share of all rings.
@@ -123,10 +133,9 @@ pub(crate) struct Replica {
     storage: Storage,
     env: Env,
     incarnation: Incarnation,
-    hint_bytes_max: u64,
-    partitions: Mutex<BTreeMap<Slice, Arc<Mutex<Partition>>>>,
+    partitions: Mutex<Partitions>,
     stamp: Mutex<Hlc>,
-    held: Mutex<BTreeMap<NodeId, Held>>,
+    held: Mutex<Held>,
     /// Requests issued before this cannot be told from new ones: their traces may have been lost.
     proves_since_ms: Mutex<u64>,
     /// Another node returned a write of this incarnation that the directory does not know: it was put back to
@@ -134,22 +143,6 @@ pub(crate) struct Replica {
     put_back: AtomicBool,
     /// A hint was added.
     pub(crate) hinted: Notify,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-pub(crate) fn storage_failure(error: StorageError) -> Failure {
-    let reason = match &error {
-        StorageError::Overloaded { .. } => Reason::Overloaded,
-        StorageError::LogFull { .. } | StorageError::DiskFull { .. } | StorageError::TooLarge { .. } => {
-            Reason::LimitStorage
-        }
-        _ => Reason::StorageFailed,
-    };
-    let failure = Failure::new(reason, error.to_string());
-    if reason == Reason::Overloaded { failure.retry_after_ms(50) } else { failure }
 }
 
 fn corrupt(what: &str) -> Failure {
@@ -177,9 +170,7 @@ impl Replica {
                 }
                 // What is left of the node clocks may claim writes that are gone. The other tables stay: what
                 // is left of them is true, and merging what is pulled completes them.
-                for (key, _) in storage.scan(CLOCKS, &[], None, usize::MAX).map_err(storage_failure)? {
-                    batch.push_delete(CLOCKS, key);
-                }
+                each_row(&storage, CLOCKS, |key, _| batch.push_delete(CLOCKS, key)).await?;
                 let position = storage.commit(batch).map_err(storage_failure)?;
                 storage.durable(position).await.map_err(storage_failure)?;
                 tracing::info!(%incarnation, tier_lost, "a new incarnation begins");
@@ -188,20 +179,20 @@ impl Replica {
         };
         let replica = Self {
             incarnation,
-            hint_bytes_max,
             partitions: Mutex::default(),
             stamp: Mutex::default(),
-            held: Mutex::default(),
+            held: Mutex::new(Held::new(hint_bytes_max)),
             proves_since_ms: Mutex::new(u64::MAX),
             put_back: AtomicBool::new(false),
             hinted: Notify::new(),
             storage,
             env,
         };
+        replica.load_partitions().await?;
         if kv_types::mutant!(HintsInMemoryOnly) {
-            replica.lose_hints()?;
+            replica.lose_hints().await?;
         }
-        replica.count_hints()?;
+        replica.count_hints().await?;
         if let Some(since) = replica.whole_since() {
             *lock(&replica.proves_since_ms) = since;
         }
@@ -253,14 +244,14 @@ impl Replica {
 
     /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is
     /// known elsewhere that it does not know itself.
-    fn stage_put_back(&self, slice: Slice, mine: u64, next: &mut Partition, batch: &mut Batch) -> bool {
+    fn stage_put_back(&self, slice: Slice, mine: u64, next: &mut Partition, rows: &mut Rows<'_>) -> bool {
         if mine <= next.counter {
             return false;
         }
         next.counter = mine;
-        batch.push_small_put(slice.counter_key(), self.counter_mark(mine));
-        batch.push_small_delete(WHOLE);
-        batch.push_small_delete(INCARNATION);
+        rows.small_put(slice.counter_key(), self.counter_mark(mine));
+        rows.small_delete(WHOLE);
+        rows.small_delete(INCARNATION);
         // At once, even should the batch be refused: then the same write comes again.
         if !self.put_back.swap(true, Ordering::AcqRel) {
             tracing::error!(
@@ -278,99 +269,171 @@ impl Replica {
         self.storage.durable(position).await.map_err(storage_failure)
     }
 
-    fn partition(&self, slice: Slice) -> Result<Arc<Mutex<Partition>>, Failure> {
+    /// Reads the node clocks and counts what the partitions need to know from the start.
+    async fn load_partitions(&self) -> Result<(), Failure> {
+        let mut loaded: BTreeMap<Slice, Partition> = BTreeMap::new();
+        let mut unreadable = false;
+        each_row(&self.storage, CLOCKS, |key, value| match read_clock_row(key, value) {
+            Some((slice, requests, clock)) => {
+                let partition = loaded.entry(slice).or_default();
+                (partition.requests, partition.clock) = (requests, clock);
+            }
+            None => unreadable = true,
+        })
+        .await?;
+        if unreadable {
+            return Err(corrupt("the node clocks"));
+        }
+        each_row(&self.storage, CONFLICTS, |key, _| {
+            if let Some(place) = Place::of_record_key(key) {
+                loaded.entry(place.slice).or_default().conflicts += 1;
+            }
+        })
+        .await?;
+        let deadline = Instant::now() + limits::BACKGROUND_READ;
+        let first = in_time(deadline, self.storage.read_range(REQUESTS, &[], None, 1, limits::SCAN_BYTES));
+        let learned = first.await?.rows.is_empty();
         let mut partitions = lock(&self.partitions);
-        if let Some(partition) = partitions.get(&slice) {
-            return Ok(Arc::clone(partition));
+        partitions.learned = learned;
+        for (slice, partition) in loaded {
+            let guarded = self.guarded(slice, partition, learned);
+            partitions.known.insert(slice, Arc::new(Mutex::new(guarded)));
         }
-        let mut loaded = Partition::default();
-        if let Some(row) = self.storage.get(CLOCKS, &slice.clock_key()).map_err(storage_failure)? {
-            let mut value = row.value;
-            loaded.requests = value.try_get_u64().map_err(|_| corrupt("the node clocks"))?;
-            loaded.clock = NodeClock::decode(value).map_err(|_| corrupt("the node clocks"))?;
-        }
+        Ok(())
+    }
+
+    /// A ring partition as its first operation finds it. `learned`: nothing is in its request table.
+    fn guarded(&self, slice: Slice, mut partition: Partition, learned: bool) -> Guarded {
         let minted = self.storage.small_get(&slice.counter_key()).and_then(|mut bytes| {
             let incarnation = Incarnation(bytes.try_get_u64().ok()?);
             bytes.try_get_u64().ok().filter(|_| incarnation == self.incarnation)
         });
-        loaded.counter = minted.unwrap_or(0).max(loaded.clock.highest(self.incarnation));
+        partition.counter = minted.unwrap_or(0).max(partition.clock.highest(self.incarnation));
         if kv_types::mutant!(IncarnationReused) {
-            loaded.counter = 0;
+            partition.counter = 0;
         }
-        let partition = Arc::new(Mutex::new(loaded));
-        partitions.insert(slice, Arc::clone(&partition));
-        Ok(partition)
+        let requests = if learned { Requests::of_nothing() } else { Requests::default() };
+        Guarded::new(partition, requests)
     }
 
-    fn load(&self, place: &Place) -> Result<Copy, Failure> {
-        let Some(row) = self.storage.get(RECORDS, &place.record_key()).map_err(storage_failure)? else {
-            return Ok(Copy::default());
-        };
-        let state = State::decode(row.value).map_err(|error| corrupt(&error.to_string()))?;
-        Ok(Copy { known: true, state, position: row.position })
+    fn partition(&self, slice: Slice) -> Arc<Mutex<Guarded>> {
+        let mut partitions = lock(&self.partitions);
+        let learned = partitions.learned;
+        let new = || Arc::new(Mutex::new(self.guarded(slice, Partition::default(), learned)));
+        Arc::clone(partitions.known.entry(slice).or_insert_with(new))
     }
 
-    fn taken(&self, slice: Slice, request: RequestId) -> Result<Option<(Taken, Position)>, Failure> {
-        let row = self.storage.get(REQUESTS, &slice.request_key(request)).map_err(storage_failure)?;
-        row.map(|row| {
-            Taken::decode(row.value).map(|taken| (taken, row.position)).ok_or_else(|| corrupt("the requests"))
-        })
-        .transpose()
+    /// Runs an operation on a ring partition: see [`rows::run`].
+    async fn run<T>(
+        &self,
+        slice: Slice,
+        deadline: Instant,
+        operation: impl FnMut(&mut Partition, &mut Rows<'_>) -> Result<T, Stop>,
+    ) -> Result<T, Failure> {
+        rows::run(&self.storage, self.partition(slice), deadline, operation).await
+    }
+
+    fn load(&self, place: &Place, rows: &mut Rows<'_>) -> Result<Copy, Stop> {
+        let row = rows.row(RECORDS, place.record_key())?;
+        Ok(row.map(copy_of).transpose()?.unwrap_or_default())
+    }
+
+    fn taken(
+        &self,
+        slice: Slice,
+        request: RequestId,
+        rows: &mut Rows<'_>,
+    ) -> Result<Option<(Taken, Position)>, Stop> {
+        let row = rows.row(REQUESTS, slice.request_key(request))?;
+        Ok(row.map(taken_of).transpose()?)
     }
 
     /// The rule of twins for what a read merged, with the requests that this node knows: records carry the
-    /// last few only.
-    pub(crate) fn bury_known(&self, place: &Place, merged: &mut State) {
-        merged.bury_twins(|request| match self.taken(place.slice, request) {
-            Ok(Some((taken, _))) => taken.dots,
+    /// last few only. What is not read by the deadline stays unknown.
+    pub(crate) async fn bury_known(&self, place: &Place, merged: &mut State, deadline: Instant) {
+        let mut asked: Vec<RequestId> = merged.record.siblings.values().map(|s| s.request).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        {
+            let partition = self.partition(place.slice);
+            let guarded = lock(&partition);
+            asked.retain(|request| !guarded.requests.lacks(&place.slice.request_key(*request)));
+        }
+        let mut known: BTreeMap<RequestId, Vec<Dot>> = BTreeMap::new();
+        for some in asked.chunks(limits::READ_KEYS) {
+            let keys = some.iter().map(|request| (REQUESTS, place.slice.request_key(*request).to_vec()));
             // What cannot be known shows both; nothing is lost by it.
-            Ok(None) | Err(_) => Vec::new(),
-        });
+            let Ok(rows) = in_time(deadline, self.storage.read_rows(keys.collect())).await else { break };
+            for (request, row) in some.iter().zip(rows) {
+                if let Some(Ok((taken, _))) = row.map(taken_of) {
+                    known.insert(*request, taken.dots);
+                }
+            }
+        }
+        merged.bury_twins(|request| known.get(&request).cloned().unwrap_or_default());
     }
 
     /// The stored copy of a key, of a node that keeps the ring partition.
-    pub(crate) fn read(&self, place: &Place) -> Result<Copy, Failure> {
-        let partition = self.partition(place.slice)?;
-        let _order = lock(&partition);
-        self.load(place)
+    pub(crate) async fn read(&self, place: &Place, deadline: Instant) -> Result<Copy, Failure> {
+        let key = place.record_key();
+        let row = match self.storage.recent(RECORDS, &key) {
+            Some(row) => row,
+            None => {
+                let read = self.storage.read_rows(vec![(RECORDS, key.to_vec())]);
+                in_time(deadline, read).await?.into_iter().next().flatten()
+            }
+        };
+        Ok(row.map(copy_of).transpose()?.unwrap_or_default())
     }
 
     /// Takes a client's write: mints its dot and logs it, or finds that it was taken before.
-    pub(crate) fn mint(&self, place: &Place, role: Role<'_>, order: &Order) -> Result<Minted, Failure> {
-        let partition = self.partition(place.slice)?;
-        let mut partition = lock(&partition);
+    pub(crate) async fn mint(
+        &self,
+        place: &Place,
+        role: Role<'_>,
+        order: &Order,
+        deadline: Instant,
+    ) -> Result<Minted, Failure> {
+        let minted = self
+            .run(place.slice, deadline, |partition, rows| self.mint_now(place, role, order, partition, rows));
+        let minted = minted.await?;
+        if matches!(role, Role::Fallback(_)) {
+            self.hinted.notify_one();
+        }
+        Ok(minted)
+    }
+
+    fn mint_now(
+        &self,
+        place: &Place,
+        role: Role<'_>,
+        order: &Order,
+        partition: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<Minted, Stop> {
         let request = order.mutation.request_id;
+        let mut hints = Known::new();
         let before = match role {
-            Role::Primary => self.load(place)?,
-            Role::Fallback(targets) => self.raw(place, targets)?,
+            Role::Primary => {
+                self.expect(place, [request], partition, rows)?;
+                self.load(place, rows)?
+            }
+            Role::Fallback(targets) => {
+                hints = self.known_hints(place, targets, rows)?;
+                raw(&hints)
+            }
         };
-        if let Some(mut minted) = self.taken_before(place, role, order, &before)? {
+        if let Some(mut minted) = self.taken_before(place, role, order, &before, rows)? {
             if let Role::Fallback(targets) = role {
                 // The request is here already: a refusal now cannot promise that it will not be applied.
-                let position =
-                    self.complete_hints(place, targets, request, &minted).map_err(Failure::after_sending)?;
-                minted.position = minted.position.max(position);
+                let completed = self.complete_hints(place, &hints, targets, request, &minted, rows);
+                minted.position = minted.position.max(completed.map_err(Failure::after_sending)?);
             }
             return Ok(minted);
         }
         self.refuse_put_back()?;
-        self.admit(&partition, role, order)?;
-        let supersedes = match &order.supersedes {
-            Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
-                return Err(Failure::new(
-                    Reason::BadContext,
-                    "the causal context names writes that were never made",
-                ));
-            }
-            Supersedes::Seen(context) => context.clone(),
-            // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is
-            // observed now is not what the client meant, and may be what superseded it.
-            Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
-                Context::new()
-            }
-            Supersedes::Observed => before.state.record.context.clone(),
-            Supersedes::Nothing => Context::new(),
-        };
+        self.admit(partition, role, order)?;
+        let supersedes = self.superseded(order, &before, partition)?;
         let dot = Dot { incarnation: self.incarnation, counter: partition.counter + 1 };
         let stamp = self.stamp(&before.state);
         let sibling = order.value.clone().map(|value| Sibling { stamp, request, value });
@@ -381,30 +444,43 @@ impl Replica {
         state.writes.insert(dot, write);
         self.check_size(&state, order)?;
         let mut next = Partition { counter: dot.counter, ..partition.clone() };
-        let mut batch = Batch::new();
         let mut growth = Vec::new();
         match role {
             Role::Primary => {
-                self.stage(place, &mut state, &[(dot, write)], &mut next, &mut batch)?;
+                self.stage(place, &mut state, &[(dot, write)], &mut next, rows)?;
             }
             Role::Fallback(targets) => {
                 state.trim_writes(RECENT_WRITES);
                 let hint = Hint { counted: true, note: false, state: state.clone() };
-                growth = self.stage_hints(place, targets, &hint, &mut batch)?;
+                growth = self.stage_hints(place, targets, &hint, &hints, rows)?;
             }
         }
-        batch.push_small_put(place.slice.counter_key(), self.counter_mark(dot.counter));
-        let position = self.commit(batch, false)?;
-        self.account_all(&growth);
+        rows.small_put(place.slice.counter_key(), self.counter_mark(dot.counter));
+        let position = rows.commit(false)?;
+        lock(&self.held).grow(&growth);
         *partition = next;
-        drop(partition);
         tracing::debug!(%place, %dot, %request, ?role, "minted");
-        if matches!(role, Role::Fallback(_)) {
-            self.hinted.notify_one();
-        }
         let mut covered = supersedes;
         covered.insert(dot);
         Ok(Minted { state, covered, position, deduplicated: false })
+    }
+
+    /// What a write supersedes here.
+    fn superseded(&self, order: &Order, before: &Copy, partition: &Partition) -> Result<Context, Failure> {
+        match &order.supersedes {
+            Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
+                let message = "the causal context names writes that were never made";
+                Err(Failure::new(Reason::BadContext, message))
+            }
+            Supersedes::Seen(context) => Ok(context.clone()),
+            // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is
+            // observed now is not what the client meant, and may be what superseded it.
+            Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
+                Ok(Context::new())
+            }
+            Supersedes::Observed => Ok(before.state.record.context.clone()),
+            Supersedes::Nothing => Ok(Context::new()),
+        }
     }
 
     fn counter_mark(&self, counter: u64) -> BytesMut {
@@ -421,11 +497,12 @@ impl Replica {
         role: Role<'_>,
         order: &Order,
         before: &Copy,
-    ) -> Result<Option<Minted>, Failure> {
+        rows: &mut Rows<'_>,
+    ) -> Result<Option<Minted>, Stop> {
         let request = order.mutation.request_id;
         let mut position = before.position;
         let (body, dots, same_key) = match role {
-            Role::Primary => match self.taken(place.slice, request)? {
+            Role::Primary => match self.taken(place.slice, request, rows)? {
                 Some((taken, at)) => {
                     position = position.max(at);
                     (taken.body, taken.dots, taken.token == token(place.namespace, &place.key))
@@ -443,7 +520,7 @@ impl Replica {
         };
         if body != order.body || !same_key {
             let message = format!("request {request} was used before for something else");
-            return Err(Failure::new(Reason::RequestIdReused, message));
+            return Err(Failure::new(Reason::RequestIdReused, message).into());
         }
         // As the first answer said it. What the client states that it has seen is superseded by this write
         // wherever it was minted; what a replica observed then is not known any more.
@@ -471,7 +548,7 @@ impl Replica {
         }
         if let Role::Fallback(targets) = role {
             return if targets.is_empty() {
-                Err(Failure::new(Reason::Internal, "nobody to stand in for"))
+                Err(Failure::new(Reason::Internal, "there is no replica to stand in for"))
             } else {
                 Ok(())
             };
@@ -515,21 +592,39 @@ impl Replica {
     }
 
     /// Merges what another node knows of a key. Returns what must be durable before this is acknowledged.
-    pub(crate) fn apply(&self, place: &Place, incoming: &State, bulk: bool) -> Result<Position, Failure> {
-        let partition = self.partition(place.slice)?;
-        let mut partition = lock(&partition);
-        let before = self.load(place)?;
-        let mut state = before.state.clone();
-        state.merge(incoming);
+    pub(crate) async fn apply(
+        &self,
+        place: &Place,
+        incoming: &State,
+        bulk: bool,
+        deadline: Instant,
+    ) -> Result<Position, Failure> {
+        let merge = |partition: &mut Partition, rows: &mut Rows<'_>| {
+            self.apply_now(place, incoming, bulk, partition, rows)
+        };
+        self.run(place.slice, deadline, merge).await
+    }
+
+    fn apply_now(
+        &self,
+        place: &Place,
+        incoming: &State,
+        bulk: bool,
+        partition: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<Position, Stop> {
         let new: Vec<(Dot, Write)> = incoming
             .writes
             .iter()
             .filter(|(dot, _)| !partition.clock.has(**dot))
             .map(|(dot, write)| (*dot, *write))
             .collect();
+        self.expect(place, new.iter().map(|(_, write)| write.request), partition, rows)?;
+        let before = self.load(place, rows)?;
+        let mut state = before.state.clone();
+        state.merge(incoming);
         let mut next = partition.clone();
-        let mut batch = Batch::new();
-        let listed = self.stage(place, &mut state, &new, &mut next, &mut batch)?;
+        let listed = self.stage(place, &mut state, &new, &mut next, rows)?;
         if before.known && new.is_empty() && state == before.state && !listed {
             return Ok(before.position);
         }
@@ -538,13 +633,29 @@ impl Replica {
             .filter(|(dot, _)| dot.incarnation == self.incarnation)
             .map(|(dot, _)| dot.counter)
             .max();
-        let put_back = self.stage_put_back(place.slice, mine.unwrap_or(0), &mut next, &mut batch);
-        let position = self.commit(batch, bulk && !put_back)?;
+        let put_back = self.stage_put_back(place.slice, mine.unwrap_or(0), &mut next, rows);
+        let position = rows.commit(bulk && !put_back)?;
         *partition = next;
         for (dot, write) in &new {
             tracing::debug!(%place, %dot, request = %write.request, "merged");
         }
         Ok(position)
+    }
+
+    /// Looks for the rows that a change of a record needs, so that what is missing is read together.
+    fn expect(
+        &self,
+        place: &Place,
+        requests: impl IntoIterator<Item = RequestId>,
+        partition: &Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<(), Stop> {
+        let key = place.record_key().freeze();
+        // Without a key in the list this one is not in it.
+        let listed = (partition.conflicts > 0).then(|| Want::Row(CONFLICTS, key.clone()));
+        let requests =
+            requests.into_iter().map(|id| Want::Row(REQUESTS, place.slice.request_key(id).freeze()));
+        rows.expect(requests.chain(listed).chain([Want::Row(RECORDS, key)]))
     }
 
     /// Prepares the batch by which a record replaces the one before it: twins buried, requests remembered,
@@ -555,46 +666,77 @@ impl Replica {
         state: &mut State,
         new: &[(Dot, Write)],
         next: &mut Partition,
-        batch: &mut Batch,
-    ) -> Result<bool, Failure> {
+        rows: &mut Rows<'_>,
+    ) -> Result<bool, Stop> {
         let mut failed = None;
-        state.bury_twins(|request| match self.taken(place.slice, request) {
+        // All of them, so that those which only the tier can tell are read together.
+        state.bury_twins(|request| match self.taken(place.slice, request, rows) {
             Ok(taken) => taken.map(|(taken, _)| taken.dots).unwrap_or_default(),
-            Err(failure) => {
-                failed = Some(failure);
+            Err(stop) => {
+                failed = Some(stop);
                 Vec::new()
             }
         });
-        if let Some(failure) = failed {
-            return Err(failure);
+        if let Some(stop) = failed {
+            return Err(stop);
         }
         state.trim_writes(RECENT_WRITES);
-        batch.push_put(RECORDS, place.record_key(), state.encode());
+        rows.put(RECORDS, place.record_key(), state.encode());
+        let changed = self.stage_listing(place, state, next, rows)?;
+        self.stage_requests(place, new, next, rows)?;
+        if !new.is_empty() {
+            self.stage_clock(place.slice, next, rows);
+        }
+        Ok(changed)
+    }
+
+    /// Keeps the list of keys with siblings true; whether it changes.
+    fn stage_listing(
+        &self,
+        place: &Place,
+        state: &State,
+        next: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<bool, Stop> {
         let conflict = state.record.siblings.len() > 1 && state.record.values().len() > 1;
-        let listed = self.storage.get(CONFLICTS, &place.record_key()).map_err(storage_failure)?.is_some();
+        let listed = next.conflicts > 0 && rows.row(CONFLICTS, place.record_key())?.is_some();
         match (listed, conflict) {
-            (false, true) => batch.push_put(CONFLICTS, place.record_key(), []),
-            (true, false) => batch.push_delete(CONFLICTS, place.record_key()),
+            (false, true) => {
+                next.conflicts += 1;
+                rows.put(CONFLICTS, place.record_key(), Bytes::new());
+            }
+            (true, false) => {
+                next.conflicts -= 1;
+                rows.delete(CONFLICTS, place.record_key());
+            }
             _ => {}
         }
+        Ok(listed != conflict)
+    }
+
+    /// Remembers the requests of new writes in the request table, and their dots in the clock.
+    fn stage_requests(
+        &self,
+        place: &Place,
+        new: &[(Dot, Write)],
+        next: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<(), Stop> {
         let forgotten = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
-        let mut rows: BTreeMap<RequestId, Taken> = BTreeMap::new();
+        let mut remembered: BTreeMap<RequestId, Taken> = BTreeMap::new();
         for (dot, write) in new {
             next.clock.add(*dot);
             if write.issued_at_ms < forgotten {
                 continue;
             }
-            let row = match rows.get_mut(&write.request) {
+            let row = match remembered.get_mut(&write.request) {
                 Some(row) => row,
                 None => {
-                    let known = self.taken(place.slice, write.request)?;
+                    let known = self.taken(place.slice, write.request, rows)?;
                     if known.is_none() {
                         next.requests += 1;
-                        batch.push_put(
-                            REQUEST_TIMES,
-                            place.slice.request_time_key(write.issued_at_ms, write.request),
-                            [],
-                        );
+                        let at = place.slice.request_time_key(write.issued_at_ms, write.request);
+                        rows.put(REQUEST_TIMES, at, Bytes::new());
                     }
                     let first = || Taken {
                         issued_at_ms: write.issued_at_ms,
@@ -602,126 +744,186 @@ impl Replica {
                         token: token(place.namespace, &place.key),
                         dots: Vec::new(),
                     };
-                    rows.entry(write.request).or_insert(known.map_or_else(first, |(taken, _)| taken))
+                    let row = known.map_or_else(first, |(taken, _)| taken);
+                    remembered.entry(write.request).or_insert(row)
                 }
             };
             if !row.dots.contains(dot) {
                 row.dots.push(*dot);
             }
         }
-        for (request, row) in rows {
-            batch.push_put(REQUESTS, place.slice.request_key(request), row.encode());
+        for (request, row) in remembered {
+            rows.put(REQUESTS, place.slice.request_key(request), row.encode());
         }
-        if !new.is_empty() {
-            self.stage_clock(place.slice, next, batch);
-        }
-        Ok(listed != conflict)
+        Ok(())
     }
 
-    fn stage_clock(&self, slice: Slice, next: &Partition, batch: &mut Batch) {
+    fn stage_clock(&self, slice: Slice, next: &Partition, rows: &mut Rows<'_>) {
         let mut row = BytesMut::new();
         row.put_u64(next.requests);
         row.put_slice(&next.clock.encode());
-        batch.push_put(CLOCKS, slice.clock_key(), row);
-    }
-
-    fn commit(&self, batch: Batch, bulk: bool) -> Result<Position, Failure> {
-        let committed = if bulk { self.storage.commit_bulk(batch) } else { self.storage.commit(batch) };
-        committed.map_err(storage_failure)
+        rows.put(CLOCKS, slice.clock_key(), row);
     }
 
     /// Forgets requests that are older than they can matter: a few of one ring partition.
-    pub(crate) fn sweep(&self, slice: Slice) -> Result<usize, Failure> {
+    pub(crate) async fn sweep(&self, slice: Slice, deadline: Instant) -> Result<usize, Failure> {
         let old = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
-        let partition = self.partition(slice)?;
-        let mut partition = lock(&partition);
         let (from, mut to) = (slice.prefix(), slice.prefix());
         to.put_u64(old);
-        let rows =
-            self.storage.scan(REQUEST_TIMES, &from, Some(&to), limits::SWEEP.1).map_err(storage_failure)?;
-        if rows.is_empty() {
+        let (rows, bytes) = (limits::SWEEP.1, limits::SCAN_BYTES);
+        let read = self.storage.read_range(REQUEST_TIMES, &from, Some(&to), rows, bytes);
+        // They stay until they are removed below: nothing else removes them.
+        let found = in_time(deadline, read).await?.rows;
+        if found.is_empty() {
             return Ok(0);
         }
-        let mut batch = Batch::new();
-        for (key, _) in &rows {
-            if let Some((_, request)) = of_request_time_key(key) {
-                batch.push_delete(REQUESTS, slice.request_key(request));
+        self.run(slice, deadline, |partition, rows| {
+            for (key, _) in &found {
+                if let Some((_, request)) = of_request_time_key(key) {
+                    rows.delete(REQUESTS, slice.request_key(request));
+                }
+                rows.delete(REQUEST_TIMES, key.clone());
             }
-            batch.push_delete(REQUEST_TIMES, key);
-        }
-        let mut next = partition.clone();
-        next.requests = next.requests.saturating_sub(rows.len() as u64);
-        self.stage_clock(slice, &next, &mut batch);
-        self.commit(batch, true)?;
-        *partition = next;
-        Ok(rows.len())
+            let mut next = partition.clone();
+            next.requests = next.requests.saturating_sub(found.len() as u64);
+            self.stage_clock(slice, &next, rows);
+            rows.commit(true)?;
+            *partition = next;
+            Ok(found.len())
+        })
+        .await
     }
 
-    /// The ring partitions that were touched since the start.
+    /// The ring partitions with requests to forget.
     pub(crate) fn slices(&self) -> Vec<Slice> {
-        lock(&self.partitions).keys().copied().collect()
+        let known = lock(&self.partitions).known.clone();
+        let with_rows = |guarded: &Mutex<Guarded>| lock(guarded).state.requests > 0;
+        known.into_iter().filter(|(_, guarded)| with_rows(guarded)).map(|(slice, _)| slice).collect()
+    }
+
+    /// Reads the request tables from before the start into memory, until all of them are known: then almost
+    /// no write asks the tier whether it is a resend.
+    pub(crate) async fn learn_requests(&self) {
+        let mut from = Vec::new();
+        while !lock(&self.partitions).learned {
+            match self.page_of(REQUESTS, &from, None).await {
+                Ok(chunk) => {
+                    for (key, _) in &chunk.rows {
+                        if let Some((slice, _)) = of_request_key(key) {
+                            lock(&self.partition(slice)).requests.add(key);
+                        }
+                    }
+                    match chunk.rows.last() {
+                        Some((last, _)) if chunk.more => from = key_after(last),
+                        _ => return self.all_learned(),
+                    }
+                }
+                Err(failure) => {
+                    tracing::debug!(%failure, "the request tables are read later");
+                    sleep(limits::LEARN_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn all_learned(&self) {
+        let mut partitions = lock(&self.partitions);
+        partitions.learned = true;
+        for guarded in partitions.known.values() {
+            lock(guarded).requests.complete();
+        }
+    }
+
+    /// Reads the request table of a ring partition again if memory knows many more rows than it has.
+    pub(crate) async fn renew_requests(&self, slice: Slice) {
+        let partition = self.partition(slice);
+        {
+            let mut guarded = lock(&partition);
+            if !guarded.requests.is_stale(guarded.state.requests) {
+                return;
+            }
+            guarded.requests.begin_renewal();
+        }
+        let to = prefix_end(&slice.prefix());
+        let mut from = slice.prefix().to_vec();
+        let whole = loop {
+            let Ok(chunk) = self.page_of(REQUESTS, &from, to.as_deref()).await else { break false };
+            let keys: Vec<Bytes> = chunk.rows.iter().map(|(key, _)| key.clone()).collect();
+            lock(&partition).requests.renew(&keys);
+            match keys.last() {
+                Some(last) if chunk.more => from = key_after(last),
+                _ => break true,
+            }
+        };
+        lock(&partition).requests.end_renewal(whole);
+    }
+
+    /// Rows of a table, read for the background.
+    async fn page_of(&self, table: TableId, from: &[u8], to: Option<&[u8]>) -> Result<RowChunk, Failure> {
+        page_of(&self.storage, table, from, to).await
     }
 
     /// A page of a ring partition after a key of it.
-    pub(crate) fn page(&self, slice: Slice, after: &[u8], max_bytes: usize) -> Result<Page, Failure> {
+    pub(crate) async fn page(
+        &self,
+        slice: Slice,
+        after: &[u8],
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<Page, Failure> {
         let prefix = slice.prefix();
-        let from = if after.is_empty() { prefix.to_vec() } else { [after, &[0]].concat() };
+        let from = if after.is_empty() { prefix.to_vec() } else { key_after(after) };
         let to = prefix_end(&prefix);
+        let read = self.storage.read_range(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS, max_bytes);
+        let chunk = in_time(deadline, read).await?;
         let mut page = Page { records: Vec::new(), position: Position::DURABLE, next: None };
-        let rows =
-            self.storage.scan(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS).map_err(storage_failure)?;
-        let full = rows.len() == limits::SCAN_ROWS;
-        let (mut bytes, mut last, mut cut) = (0, None, false);
-        for (key, row) in rows {
-            if bytes > 0 && bytes + row.value.len() > max_bytes {
-                cut = true;
-                break;
-            }
-            bytes += key.len() + row.value.len();
+        page.next = chunk.rows.last().filter(|_| chunk.more).map(|(key, _)| key.clone());
+        for (key, row) in chunk.rows {
             page.position = page.position.max(row.position);
             let place = Place::of_record_key(&key).ok_or_else(|| corrupt("the records"))?;
             page.records.push((place, row.value));
-            last = Some(key);
         }
-        page.next = last.filter(|_| full || cut);
         Ok(page)
     }
 
     /// The node clock of a ring partition, and what must be durable before it is shown.
-    pub(crate) fn clock(&self, slice: Slice) -> Result<(NodeClock, Position), Failure> {
-        let partition = self.partition(slice)?;
-        let partition = lock(&partition);
-        let row = self.storage.get(CLOCKS, &slice.clock_key()).map_err(storage_failure)?;
-        Ok((partition.clock.clone(), row.map_or(Position::DURABLE, |row| row.position)))
+    pub(crate) fn clock(&self, slice: Slice) -> (NodeClock, Position) {
+        let partition = self.partition(slice);
+        let guarded = lock(&partition);
+        // What has left the memtable is durable.
+        let row = self.storage.recent(CLOCKS, &slice.clock_key()).flatten();
+        (guarded.state.clock.clone(), row.map_or(Position::DURABLE, |row| row.position))
     }
 
     /// Adds the clock of a replica whose whole ring partition was merged here.
-    pub(crate) fn adopt(&self, slice: Slice, clock: &NodeClock) -> Result<Position, Failure> {
-        let partition = self.partition(slice)?;
-        let mut partition = lock(&partition);
-        let mut next = partition.clone();
-        next.clock.adopt(clock);
-        let mut batch = Batch::new();
-        self.stage_clock(slice, &next, &mut batch);
-        let mine = clock.highest(self.incarnation);
-        let put_back = self.stage_put_back(slice, mine, &mut next, &mut batch);
-        let position = self.commit(batch, !put_back)?;
-        *partition = next;
-        Ok(position)
+    pub(crate) async fn adopt(
+        &self,
+        slice: Slice,
+        clock: &NodeClock,
+        deadline: Instant,
+    ) -> Result<Position, Failure> {
+        self.run(slice, deadline, |partition, rows| {
+            let mut next = partition.clone();
+            next.clock.adopt(clock);
+            self.stage_clock(slice, &next, rows);
+            let mine = clock.highest(self.incarnation);
+            let put_back = self.stage_put_back(slice, mine, &mut next, rows);
+            let position = rows.commit(!put_back)?;
+            *partition = next;
+            Ok(position)
+        })
+        .await
     }
 
     /// What a reader of one namespace could see in a ring partition here.
-    pub(crate) fn digest(&self, slice: Slice, namespace: NamespaceId) -> Result<SliceDigest, Failure> {
+    pub(crate) async fn digest(&self, slice: Slice, namespace: NamespaceId) -> Result<SliceDigest, Failure> {
         let prefix = slice.namespace_prefix(namespace);
         let to = prefix_end(&prefix);
         let mut digest = SliceDigest::default();
         let mut from = prefix.to_vec();
         loop {
-            let rows = self
-                .storage
-                .scan(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS)
-                .map_err(storage_failure)?;
-            for (key, row) in &rows {
+            let chunk = self.page_of(RECORDS, &from, to.as_deref()).await?;
+            for (key, row) in &chunk.rows {
                 let place = Place::of_record_key(key).ok_or_else(|| corrupt("the records"))?;
                 let state = State::decode(row.value.clone()).map_err(|error| corrupt(&error.to_string()))?;
                 digest.digest ^= state.record.digest(namespace, &place.key);
@@ -729,19 +931,63 @@ impl Replica {
                 digest.keys += u64::from(values > 0);
                 digest.with_siblings += u64::from(values > 1);
             }
-            match rows.last() {
-                Some((last, _)) if rows.len() == limits::SCAN_ROWS => from = [last.as_ref(), &[0]].concat(),
+            match chunk.rows.last() {
+                Some((last, _)) if chunk.more => from = key_after(last),
                 _ => return Ok(digest),
             }
         }
     }
 
     /// How many keys have more than one value here.
-    pub(crate) fn keys_with_siblings(&self) -> Result<u64, Failure> {
-        self.storage
-            .scan(CONFLICTS, &[], None, usize::MAX)
-            .map(|rows| rows.len() as u64)
-            .map_err(storage_failure)
+    pub(crate) fn keys_with_siblings(&self) -> u64 {
+        let known = lock(&self.partitions).known.clone();
+        known.values().map(|guarded| lock(guarded).state.conflicts).sum()
+    }
+}
+
+fn copy_of(row: Row) -> Result<Copy, Failure> {
+    let state = State::decode(row.value).map_err(|error| corrupt(&error.to_string()))?;
+    Ok(Copy { known: true, state, position: row.position })
+}
+
+fn taken_of(row: Row) -> Result<(Taken, Position), Failure> {
+    let taken = Taken::decode(row.value).ok_or_else(|| corrupt("the requests"))?;
+    Ok((taken, row.position))
+}
+
+/// Ring partition, rows of its request table, node clock.
+fn read_clock_row(mut key: &[u8], mut value: Bytes) -> Option<(Slice, u64, NodeClock)> {
+    let slice = Slice::read(&mut key).filter(|_| key.is_empty())?;
+    let requests = value.try_get_u64().ok()?;
+    Some((slice, requests, NodeClock::decode(value).ok()?))
+}
+
+/// Rows of a table, read for the background or at a start.
+async fn page_of(
+    storage: &Storage,
+    table: TableId,
+    from: &[u8],
+    to: Option<&[u8]>,
+) -> Result<RowChunk, Failure> {
+    let deadline = Instant::now() + limits::BACKGROUND_READ;
+    in_time(deadline, storage.read_range(table, from, to, limits::SCAN_ROWS, limits::SCAN_BYTES)).await
+}
+
+/// Calls for every row of a table.
+async fn each_row(
+    storage: &Storage,
+    table: TableId,
+    mut each: impl FnMut(&Bytes, Bytes),
+) -> Result<(), Failure> {
+    let mut from = Vec::new();
+    loop {
+        let chunk = page_of(storage, table, &from, None).await?;
+        let last = chunk.rows.last().map(|(key, _)| key_after(key));
+        chunk.rows.into_iter().for_each(|(key, row)| each(&key, row.value));
+        match last {
+            Some(last) if chunk.more => from = last,
+            _ => return Ok(()),
+        }
     }
 }
 

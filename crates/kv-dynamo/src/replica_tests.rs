@@ -9,6 +9,9 @@ use kv_types::{ClientId, RingId, RingPartition};
 
 use super::*;
 
+#[path = "../tests/gate/mod.rs"]
+mod gate;
+
 const NOW: u64 = 1_700_000_000_000;
 
 struct TestClock(std::sync::atomic::AtomicU64);
@@ -63,6 +66,10 @@ impl World {
     }
 }
 
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
 fn place(key: &str) -> Place {
     let slice = Slice { ring: RingId(1), partition: RingPartition(3) };
     Place { slice, namespace: NamespaceId(7), key: Bytes::copy_from_slice(key.as_bytes()) }
@@ -91,7 +98,11 @@ async fn acknowledged_writes_survive_and_no_dot_is_used_twice() {
     for life in 0..6u64 {
         let (storage, replica) = world.open(false, 1 << 20).await;
         for key in &acknowledged {
-            assert_eq!(values(&replica.read(&place(key)).unwrap()), vec![format!("v{key}")], "life {life}");
+            assert_eq!(
+                values(&replica.read(&place(key), soon()).await.unwrap()),
+                vec![format!("v{key}")],
+                "life {life}"
+            );
         }
         for n in 0..20u64 {
             let key = format!("{life}-{n}");
@@ -100,7 +111,9 @@ async fn acknowledged_writes_survive_and_no_dot_is_used_twice() {
                     &place(&key),
                     Role::Primary,
                     &order(life * 100 + n, &format!("v{key}"), Supersedes::Observed),
+                    soon(),
                 )
+                .await
                 .unwrap();
             // Half of them are acknowledged; a dot that left the node must never come again.
             if n % 2 == 0 {
@@ -118,32 +131,42 @@ async fn acknowledged_writes_survive_and_no_dot_is_used_twice() {
 async fn a_resend_is_recognized_and_another_body_refused() {
     let world = World::new(2);
     let (storage, replica) = world.open(false, 1 << 20).await;
-    let first = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
-    let again = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    let first =
+        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
+    let again =
+        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
     assert!(!first.deduplicated && again.deduplicated);
     assert_eq!(again.position, first.position, "the proof must be durable before it is shown");
-    let other = |key: &str, value| {
-        reason(replica.mint(&place(key), Role::Primary, &order(1, value, Supersedes::Observed)))
+    let other = async |key: &str, value| {
+        reason(replica.mint(&place(key), Role::Primary, &order(1, value, Supersedes::Observed), soon()).await)
     };
-    assert_eq!(other("k", "b"), Reason::RequestIdReused);
-    assert_eq!(other("l", "a"), Reason::RequestIdReused);
+    assert_eq!(other("k", "b").await, Reason::RequestIdReused);
+    assert_eq!(other("l", "a").await, Reason::RequestIdReused);
 
     // Another replica knows the request as soon as it has merged the write, also when the value is
     // superseded.
-    replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Observed)).unwrap();
+    replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Observed), soon()).await.unwrap();
     let world_b = World::new(3);
     let (_, other) = world_b.open(false, 1 << 20).await;
-    other.apply(&place("k"), &replica.read(&place("k")).unwrap().state, false).unwrap();
-    let resent = other.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    other
+        .apply(&place("k"), &replica.read(&place("k"), soon()).await.unwrap().state, false, soon())
+        .await
+        .unwrap();
+    let resent =
+        other.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
     assert!(resent.deduplicated);
-    assert_eq!(values(&other.read(&place("k")).unwrap()), vec!["b"]);
+    assert_eq!(values(&other.read(&place("k"), soon()).await.unwrap()), vec!["b"]);
 
     // Also after a power cut.
-    replica.durable(replica.read(&place("k")).unwrap().position).await.unwrap();
+    replica.durable(replica.read(&place("k"), soon()).await.unwrap().position).await.unwrap();
     world.cut(&storage);
     let (_, replica) = world.open(false, 1 << 20).await;
     assert!(
-        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap().deduplicated
+        replica
+            .mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon())
+            .await
+            .unwrap()
+            .deduplicated
     );
 }
 
@@ -156,12 +179,12 @@ async fn a_resend_is_told_what_its_write_supersedes() {
     for role in [Role::Primary, Role::Fallback(&targets)] {
         let key = format!("{role:?}");
         let seq = if matches!(role, Role::Primary) { 10 } else { 20 };
-        a.mint(&place(&key), Role::Primary, &order(seq, "old", Supersedes::Observed)).unwrap();
-        let old = a.read(&place(&key)).unwrap().state;
+        a.mint(&place(&key), Role::Primary, &order(seq, "old", Supersedes::Observed), soon()).await.unwrap();
+        let old = a.read(&place(&key), soon()).await.unwrap().state;
         let seen = old.record.context.clone();
         let write = order(seq + 1, "new", Supersedes::Seen(seen));
-        let first = b.mint(&place(&key), role, &write).unwrap();
-        let again = b.mint(&place(&key), role, &write).unwrap();
+        let first = b.mint(&place(&key), role, &write, soon()).await.unwrap();
+        let again = b.mint(&place(&key), role, &write, soon()).await.unwrap();
         assert!(again.deduplicated && first.covered == again.covered);
 
         // The next write of this client, taken by one who knows neither, supersedes the old value all the
@@ -169,7 +192,7 @@ async fn a_resend_is_told_what_its_write_supersedes() {
         let world_c = World::new(43);
         let (_, c) = world_c.open(false, 1 << 20).await;
         let next = order(seq + 2, "next", Supersedes::Seen(again.covered));
-        let mut merged = c.mint(&place(&key), Role::Primary, &next).unwrap().state;
+        let mut merged = c.mint(&place(&key), Role::Primary, &next, soon()).await.unwrap().state;
         merged.merge(&old);
         assert_eq!(values(&Copy { state: merged, ..Copy::default() }), vec!["next"]);
     }
@@ -180,19 +203,21 @@ async fn a_read_knows_twins_that_records_no_longer_tell_of() {
     let (world_a, world_b) = (World::new(44), World::new(45));
     let (_, a) = world_a.open(false, 1 << 20).await;
     let (_, b) = world_b.open(false, 1 << 20).await;
-    let mint = |replica: &Replica, order: &Order| replica.mint(&place("k"), Role::Primary, order).unwrap();
+    let mint = async |replica: &Replica, order: &Order| {
+        replica.mint(&place("k"), Role::Primary, order, soon()).await.unwrap()
+    };
     // One request, two dots; then one of them is superseded again and again, until its record forgets whose
     // it was.
-    mint(&a, &order(1, "twice", Supersedes::Nothing));
-    mint(&b, &order(1, "twice", Supersedes::Nothing));
+    mint(&a, &order(1, "twice", Supersedes::Nothing)).await;
+    mint(&b, &order(1, "twice", Supersedes::Nothing)).await;
     for seq in 2..RECENT_WRITES as u64 + 4 {
-        mint(&b, &order(seq, &seq.to_string(), Supersedes::Observed));
+        mint(&b, &order(seq, &seq.to_string(), Supersedes::Observed)).await;
     }
-    let mut merged = a.read(&place("k")).unwrap().state;
-    merged.merge(&b.read(&place("k")).unwrap().state);
+    let mut merged = a.read(&place("k"), soon()).await.unwrap().state;
+    merged.merge(&b.read(&place("k"), soon()).await.unwrap().state);
     merged.bury_twins(|_| Vec::new());
     assert_eq!(merged.record.values().len(), 2, "the records alone cannot tell");
-    b.bury_known(&place("k"), &mut merged);
+    b.bury_known(&place("k"), &mut merged, soon()).await;
     assert_eq!(merged.record.values().len(), 1);
 }
 
@@ -201,27 +226,29 @@ async fn a_late_twin_does_not_bring_back_what_was_deleted() {
     let (world_a, world_b) = (World::new(47), World::new(48));
     let (_, a) = world_a.open(false, 1 << 20).await;
     let (_, b) = world_b.open(false, 1 << 20).await;
-    let mint = |replica: &Replica, order: &Order| replica.mint(&place("k"), Role::Primary, order).unwrap();
-    mint(&a, &order(1, "twice", Supersedes::Nothing));
-    let twin = mint(&b, &order(1, "twice", Supersedes::Nothing)).state;
-    mint(&a, &Order { value: None, ..order(2, "", Supersedes::Observed) });
-    let mut merged = a.read(&place("k")).unwrap().state;
+    let mint = async |replica: &Replica, order: &Order| {
+        replica.mint(&place("k"), Role::Primary, order, soon()).await.unwrap()
+    };
+    mint(&a, &order(1, "twice", Supersedes::Nothing)).await;
+    let twin = mint(&b, &order(1, "twice", Supersedes::Nothing)).await.state;
+    mint(&a, &Order { value: None, ..order(2, "", Supersedes::Observed) }).await;
+    let mut merged = a.read(&place("k"), soon()).await.unwrap().state;
     assert!(merged.record.values().is_empty());
     merged.merge(&twin);
     assert_eq!(merged.record.values().len(), 1, "nothing covers its dot");
-    a.bury_known(&place("k"), &mut merged);
+    a.bury_known(&place("k"), &mut merged, soon()).await;
     assert!(merged.record.values().is_empty());
 }
 
 #[tokio::test]
-async fn a_clock_that_was_ahead_and_is_set_right_silences_nobody() {
+async fn a_clock_that_was_ahead_and_is_set_right_silences_no_node() {
     let world = World::new(46);
     let (_, replica) = world.open(false, 1 << 20).await;
     let at = |ms: u64| world.clock.0.store(NOW + ms, std::sync::atomic::Ordering::Relaxed);
-    let mint = |seq, issued: u64| {
+    let mint = async |seq, issued: u64| {
         let mut order = order(seq, &seq.to_string(), Supersedes::Observed);
         order.mutation.issued_at_ms = NOW + issued;
-        replica.mint(&place("k"), Role::Primary, &order)
+        replica.mint(&place("k"), Role::Primary, &order, soon()).await
     };
     let shown = |minted: crate::replica::Minted| {
         let siblings = minted.state.record.siblings.into_values();
@@ -230,40 +257,47 @@ async fn a_clock_that_was_ahead_and_is_set_right_silences_nobody() {
     // Beyond the window every request looks old: nothing is minted.
     let window = REQUEST_WINDOW.as_millis() as u64;
     at(window + 1);
-    assert_eq!(reason(mint(1, 0)), Reason::RequestExpired);
+    assert_eq!(reason(mint(1, 0).await), Reason::RequestExpired);
     // Within it stamps run ahead with the clock; once it is right they are right, whatever was minted
     // meanwhile, and the later write supersedes the earlier one although its stamp is smaller.
     at(4_000);
-    assert_eq!(shown(mint(2, 0).unwrap()), [("2".into(), 4_000)]);
+    assert_eq!(shown(mint(2, 0).await.unwrap()), [("2".into(), 4_000)]);
     at(0);
-    assert_eq!(shown(mint(3, 0).unwrap()), [("3".into(), 0)]);
+    assert_eq!(shown(mint(3, 0).await.unwrap()), [("3".into(), 0)]);
 }
 
 #[tokio::test]
 async fn old_requests_are_refused_then_forgotten() {
     let world = World::new(4);
     let (_, replica) = world.open(false, 1 << 20).await;
-    replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
     let window = REQUEST_WINDOW.as_millis() as u64;
     let at = |ms: u64| world.clock.0.store(NOW + ms, std::sync::atomic::Ordering::Relaxed);
     at(window);
-    replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Observed)).unwrap();
+    replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Observed), soon()).await.unwrap();
     at(window + 1);
     assert_eq!(
-        reason(replica.mint(&place("k"), Role::Primary, &order(3, "c", Supersedes::Observed))),
+        reason(replica.mint(&place("k"), Role::Primary, &order(3, "c", Supersedes::Observed), soon()).await),
         Reason::RequestExpired
     );
     assert!(
-        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap().deduplicated
+        replica
+            .mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon())
+            .await
+            .unwrap()
+            .deduplicated
     );
     let mut future = order(4, "d", Supersedes::Observed);
     future.mutation.issued_at_ms = NOW + 3 * window;
-    assert_eq!(reason(replica.mint(&place("k"), Role::Primary, &future)), Reason::RequestIdInvalid);
-    assert_eq!(replica.sweep(place("k").slice).unwrap(), 0);
-    at(2 * window + 1);
-    assert_eq!(replica.sweep(place("k").slice).unwrap(), 2);
     assert_eq!(
-        reason(replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed))),
+        reason(replica.mint(&place("k"), Role::Primary, &future, soon()).await),
+        Reason::RequestIdInvalid
+    );
+    assert_eq!(replica.sweep(place("k").slice, soon()).await.unwrap(), 0);
+    at(2 * window + 1);
+    assert_eq!(replica.sweep(place("k").slice, soon()).await.unwrap(), 2);
+    assert_eq!(
+        reason(replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await),
         Reason::RequestExpired
     );
 }
@@ -272,26 +306,28 @@ async fn old_requests_are_refused_then_forgotten() {
 async fn what_a_write_supersedes_is_what_it_says() {
     let world = World::new(5);
     let (_, replica) = world.open(false, 1 << 20).await;
-    let put = |seq, value, supersedes| {
-        replica.mint(&place("k"), Role::Primary, &order(seq, value, supersedes)).unwrap()
+    let put = async |seq, value, supersedes| {
+        replica.mint(&place("k"), Role::Primary, &order(seq, value, supersedes), soon()).await.unwrap()
     };
-    put(1, "a", Supersedes::Observed);
-    let seen = replica.read(&place("k")).unwrap().state.record.context;
-    put(2, "b", Supersedes::Nothing);
-    assert_eq!(values(&replica.read(&place("k")).unwrap()), vec!["a", "b"]);
-    assert_eq!(replica.keys_with_siblings().unwrap(), 1);
-    let third = put(3, "c", Supersedes::Seen(seen));
-    assert_eq!(values(&replica.read(&place("k")).unwrap()), vec!["b", "c"], "b was not seen");
+    put(1, "a", Supersedes::Observed).await;
+    let seen = replica.read(&place("k"), soon()).await.unwrap().state.record.context;
+    put(2, "b", Supersedes::Nothing).await;
+    assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), vec!["a", "b"]);
+    assert_eq!(replica.keys_with_siblings(), 1);
+    let third = put(3, "c", Supersedes::Seen(seen)).await;
+    assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), vec!["b", "c"], "b was not seen");
     // The writer's context does not cover b either: writing with it must not drop b.
-    put(4, "d", Supersedes::Seen(third.covered));
-    assert_eq!(values(&replica.read(&place("k")).unwrap()), vec!["b", "d"]);
-    put(5, "e", Supersedes::Observed);
-    assert_eq!(values(&replica.read(&place("k")).unwrap()), vec!["e"]);
-    assert_eq!(replica.keys_with_siblings().unwrap(), 0);
+    put(4, "d", Supersedes::Seen(third.covered)).await;
+    assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), vec!["b", "d"]);
+    put(5, "e", Supersedes::Observed).await;
+    assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), vec!["e"]);
+    assert_eq!(replica.keys_with_siblings(), 0);
     let mut forged = Context::new();
     forged.claim_through(Dot { incarnation: replica.incarnation, counter: 1_000 });
     assert_eq!(
-        reason(replica.mint(&place("k"), Role::Primary, &order(6, "f", Supersedes::Seen(forged)))),
+        reason(
+            replica.mint(&place("k"), Role::Primary, &order(6, "f", Supersedes::Seen(forged)), soon()).await
+        ),
         Reason::BadContext
     );
 }
@@ -302,15 +338,24 @@ async fn siblings_are_bounded_for_clients_and_not_for_merges() {
     let ((_, a), (_, b)) = (a.open(false, 1 << 20).await, b.open(false, 1 << 20).await);
     for (base, replica) in [(0, &a), (10_000, &b)] {
         for n in 0..MAX_SIBLINGS as u64 {
-            replica.mint(&place("k"), Role::Primary, &order(base + n, "v", Supersedes::Nothing)).unwrap();
+            replica
+                .mint(&place("k"), Role::Primary, &order(base + n, "v", Supersedes::Nothing), soon())
+                .await
+                .unwrap();
         }
-        let more = replica.mint(&place("k"), Role::Primary, &order(base + 999, "v", Supersedes::Nothing));
+        let more = replica
+            .mint(&place("k"), Role::Primary, &order(base + 999, "v", Supersedes::Nothing), soon())
+            .await;
         assert_eq!(reason(more), Reason::LimitSiblings);
     }
-    a.apply(&place("k"), &b.read(&place("k")).unwrap().state, false).unwrap();
-    assert_eq!(a.read(&place("k")).unwrap().state.record.siblings.len(), 2 * MAX_SIBLINGS);
-    a.mint(&place("k"), Role::Primary, &order(20_000, "v", Supersedes::Observed)).unwrap();
-    assert_eq!(a.read(&place("k")).unwrap().state.record.siblings.len(), 1, "the way out is open");
+    a.apply(&place("k"), &b.read(&place("k"), soon()).await.unwrap().state, false, soon()).await.unwrap();
+    assert_eq!(a.read(&place("k"), soon()).await.unwrap().state.record.siblings.len(), 2 * MAX_SIBLINGS);
+    a.mint(&place("k"), Role::Primary, &order(20_000, "v", Supersedes::Observed), soon()).await.unwrap();
+    assert_eq!(
+        a.read(&place("k"), soon()).await.unwrap().state.record.siblings.len(),
+        1,
+        "the way out is open"
+    );
 }
 
 #[tokio::test]
@@ -319,8 +364,10 @@ async fn hints_stay_until_they_are_delivered_unchanged() {
     let (storage, fallback) = world.open(false, 1 << 20).await;
     let (_, primary) = target.open(false, 1 << 20).await;
     let targets = [NodeId(1), NodeId(2)];
-    let minted =
-        fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap();
+    let minted = fallback
+        .mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed), soon())
+        .await
+        .unwrap();
     fallback.durable(minted.position).await.unwrap();
     world.cut(&storage);
 
@@ -329,23 +376,32 @@ async fn hints_stay_until_they_are_delivered_unchanged() {
         fallback.hints_pending().into_iter().collect::<Vec<_>>(),
         vec![(NodeId(1), 1), (NodeId(2), 1)]
     );
-    assert_eq!(values(&fallback.read_hints(&place("k"), &targets).unwrap()), vec!["a"]);
-    assert!(!fallback.read_hints(&place("other"), &targets).unwrap().known);
-    let again =
-        fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap();
+    assert_eq!(values(&fallback.read_hints(&place("k"), &targets, soon()).await.unwrap()), vec!["a"]);
+    assert!(!fallback.read_hints(&place("other"), &targets, soon()).await.unwrap().known);
+    let again = fallback
+        .mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed), soon())
+        .await
+        .unwrap();
     assert!(again.deduplicated);
 
-    let due = fallback.due(NodeId(1), None, 10).unwrap().remove(0);
-    let (state, _) = fallback.message_of(&due).unwrap();
-    fallback.mint(&place("k"), Role::Fallback(&targets), &order(2, "b", Supersedes::Observed)).unwrap();
-    primary.apply(&due.place, &state, true).unwrap();
-    assert!(!fallback.forget(NodeId(1), &due).unwrap(), "it grew since it was sent");
-    let due = fallback.due(NodeId(1), None, 10).unwrap().remove(0);
-    primary.apply(&due.place, &fallback.message_of(&due).unwrap().0, true).unwrap();
-    assert!(fallback.forget(NodeId(1), &due).unwrap());
-    assert_eq!(values(&primary.read(&place("k")).unwrap()), vec!["b"]);
+    let due = fallback.due(NodeId(1), None, 10, soon()).await.unwrap().remove(0);
+    let (state, _) = fallback.message_of(&due, soon()).await.unwrap();
+    fallback
+        .mint(&place("k"), Role::Fallback(&targets), &order(2, "b", Supersedes::Observed), soon())
+        .await
+        .unwrap();
+    primary.apply(&due.place, &state, true, soon()).await.unwrap();
+    assert!(!fallback.forget(NodeId(1), &due, soon()).await.unwrap(), "it grew since it was sent");
+    let due = fallback.due(NodeId(1), None, 10, soon()).await.unwrap().remove(0);
+    primary
+        .apply(&due.place, &fallback.message_of(&due, soon()).await.unwrap().0, true, soon())
+        .await
+        .unwrap();
+    assert!(fallback.forget(NodeId(1), &due, soon()).await.unwrap());
+    assert_eq!(values(&primary.read(&place("k"), soon()).await.unwrap()), vec!["b"]);
     assert_eq!(fallback.hints_pending().into_iter().collect::<Vec<_>>(), vec![(NodeId(2), 1)]);
-    let resent = primary.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    let resent =
+        primary.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
     assert!(resent.deduplicated, "the hint brought the request along");
 }
 
@@ -353,9 +409,9 @@ async fn hints_stay_until_they_are_delivered_unchanged() {
 async fn a_full_node_refuses_to_be_a_fallback() {
     let world = World::new(10);
     let (_, fallback) = world.open(false, 1).await;
-    fallback.store_hint(&place("k"), NodeId(1), State::default(), true).unwrap();
+    fallback.store_hint(&place("k"), NodeId(1), State::default(), true, soon()).await.unwrap();
     assert_eq!(
-        reason(fallback.store_hint(&place("l"), NodeId(1), State::default(), true)),
+        reason(fallback.store_hint(&place("l"), NodeId(1), State::default(), true, soon()).await),
         Reason::LimitHints
     );
 }
@@ -365,21 +421,22 @@ async fn a_lost_tier_begins_a_new_incarnation_that_must_pull() {
     let world = World::new(11);
     let (storage, replica) = world.open(false, 1 << 20).await;
     let first = replica.incarnation;
-    let minted = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    let minted =
+        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
     replica.durable(minted.position).await.unwrap();
     world.cut(&storage);
     let (_, replica) = world.open(true, 1 << 20).await;
     assert!(replica.incarnation != first && !replica.is_whole());
-    assert!(replica.clock(place("k").slice).unwrap().0.is_empty(), "the clock may claim what is gone");
+    assert!(replica.clock(place("k").slice).0.is_empty(), "the clock may claim what is gone");
     replica.set_whole(true).await.unwrap();
-    let late = replica.mint(&place("l"), Role::Primary, &order(2, "b", Supersedes::Observed));
+    let late = replica.mint(&place("l"), Role::Primary, &order(2, "b", Supersedes::Observed), soon()).await;
     assert_eq!(reason(late), Reason::RequestExpired, "it may have been taken before the loss");
 }
 
 #[tokio::test]
 async fn a_refused_batch_leaves_no_hint_in_the_accounts() {
     let world = World::new(12);
-    // A memtable that nobody empties.
+    // A memtable that is never drained.
     let options = StorageOptions {
         max_record_bytes: 16 << 10,
         memtable_bytes: 16 << 10,
@@ -391,22 +448,28 @@ async fn a_refused_batch_leaves_no_hint_in_the_accounts() {
     };
     let (_, fallback) = world.open_with(options, false, 1 << 20).await;
     let targets = [NodeId(1), NodeId(2)];
-    let mint = |key: &str, seq, bytes: usize| {
-        fallback.mint(
-            &place(key),
-            Role::Fallback(&targets),
-            &order(seq, &"v".repeat(bytes), Supersedes::Nothing),
-        )
+    let mint = async |key: &str, seq, bytes: usize| {
+        fallback
+            .mint(
+                &place(key),
+                Role::Fallback(&targets),
+                &order(seq, &"v".repeat(bytes), Supersedes::Nothing),
+                soon(),
+            )
+            .await
     };
-    assert_eq!(reason(mint("k", 1, 10 << 10)), Reason::LimitStorage, "both copies are one batch");
+    assert_eq!(reason(mint("k", 1, 10 << 10).await), Reason::LimitStorage, "both copies are one batch");
     assert!(fallback.hints_pending().is_empty());
     fallback.storage.commit(Batch::new().put(RECORDS, b"full", vec![0; 10 << 10])).unwrap();
-    assert_eq!(reason(mint("k", 2, 5 << 10)), Reason::Overloaded);
+    assert_eq!(reason(mint("k", 2, 5 << 10).await), Reason::Overloaded);
     assert!(fallback.hints_pending().is_empty());
     let state = world_state(9, 1, "v".repeat(10 << 10).as_str());
-    assert_eq!(reason(fallback.store_hint(&place("k"), NodeId(1), state, true)), Reason::Overloaded);
+    assert_eq!(
+        reason(fallback.store_hint(&place("k"), NodeId(1), state, true, soon()).await),
+        Reason::Overloaded
+    );
     assert!(fallback.hints_pending().is_empty());
-    mint("k", 3, 10).unwrap();
+    mint("k", 3, 10).await.unwrap();
     assert_eq!(fallback.hints_pending().into_values().collect::<Vec<_>>(), vec![1, 1]);
 }
 
@@ -428,11 +491,11 @@ async fn a_resend_without_a_trace_supersedes_nothing() {
     let (_, replica) = world.open(false, 1 << 20).await;
     // Request 1 became a write elsewhere, request 2 superseded it; only the latter, without a trace of the
     // former, is here.
-    replica.apply(&place("k"), &world_state(9, 2, "w2"), false).unwrap();
+    replica.apply(&place("k"), &world_state(9, 2, "w2"), false, soon()).await.unwrap();
     let mut resent = order(1, "r", Supersedes::Observed);
     resent.mutation.attempt = 2;
-    replica.mint(&place("k"), Role::Primary, &resent).unwrap();
-    let mut shown = values(&replica.read(&place("k")).unwrap());
+    replica.mint(&place("k"), Role::Primary, &resent, soon()).await.unwrap();
+    let mut shown = values(&replica.read(&place("k"), soon()).await.unwrap());
     shown.sort();
     assert_eq!(shown, vec!["r", "w2"], "an acknowledged value was destroyed");
     // The trace arrives: the twin goes, and nothing else.
@@ -442,40 +505,47 @@ async fn a_resend_without_a_trace_supersedes_nothing() {
     trace
         .writes
         .insert(dot, Write { request: resent.mutation.request_id, issued_at_ms: NOW, body: resent.body });
-    replica.apply(&place("k"), &trace, false).unwrap();
-    assert_eq!(values(&replica.read(&place("k")).unwrap()), vec!["w2"]);
+    replica.apply(&place("k"), &trace, false, soon()).await.unwrap();
+    assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), vec!["w2"]);
 }
 
 #[tokio::test]
 async fn a_directory_that_was_put_back_mints_no_more_and_begins_anew() {
     let world = World::new(14);
     let (storage, replica) = world.open(false, 1 << 20).await;
-    let first = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    let first =
+        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
     let life = replica.incarnation;
     assert!(!replica.is_put_back());
     // Another node returns the 40th write of this incarnation.
-    let position = replica.apply(&place("l"), &world_state(life.0, 40, "lost"), true).unwrap();
+    let position = replica.apply(&place("l"), &world_state(life.0, 40, "lost"), true, soon()).await.unwrap();
     assert!(replica.is_put_back() && !replica.is_whole());
     for role in [Role::Primary, Role::Fallback(&[NodeId(1)])] {
-        let refused = replica.mint(&place("m"), role, &order(2, "b", Supersedes::Nothing)).unwrap_err();
+        let refused =
+            replica.mint(&place("m"), role, &order(2, "b", Supersedes::Nothing), soon()).await.unwrap_err();
         assert_eq!((refused.reason, refused.applied), (Reason::NotReady, kv_types::Applied::No));
     }
     assert!(replica.set_whole(true).await.is_err());
-    let again = replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed)).unwrap();
+    let again =
+        replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Observed), soon()).await.unwrap();
     assert!(again.deduplicated && first.covered == again.covered, "what is proven is still said");
     replica.durable(position).await.unwrap();
     world.cut(&storage);
 
     let (_, replica) = world.open_with(options(), false, 1 << 20).await;
     assert!(replica.incarnation != life && !replica.is_whole() && !replica.is_put_back());
-    assert_eq!(values(&replica.read(&place("l")).unwrap()), vec!["lost"], "what it has, it keeps");
+    assert_eq!(
+        values(&replica.read(&place("l"), soon()).await.unwrap()),
+        vec!["lost"],
+        "what it has, it keeps"
+    );
 
     // The clock of a source tells as much as a write.
     let world = World::new(15);
     let (_, replica) = world.open(false, 1 << 20).await;
     let mut clock = NodeClock::new();
     clock.add(Dot { incarnation: replica.incarnation, counter: 3 });
-    replica.adopt(place("k").slice, &clock).unwrap();
+    replica.adopt(place("k").slice, &clock, soon()).await.unwrap();
     assert!(replica.is_put_back());
 }
 
@@ -499,31 +569,38 @@ async fn concurrent_values_are_bounded_so_that_every_merge_of_them_can_be_stored
     let half = "v".repeat(max / 2);
     for (n, replica) in replicas.iter().enumerate() {
         let seq = 10 * n as u64;
-        let put = |seq, value: &str| {
-            replica.mint(&place("k"), Role::Primary, &order(seq, value, Supersedes::Nothing))
+        let put = async |seq, value: &str| {
+            replica.mint(&place("k"), Role::Primary, &order(seq, value, Supersedes::Nothing), soon()).await
         };
-        put(seq, &half).unwrap();
-        put(seq + 1, &half).unwrap();
-        let more = put(seq + 2, "v").unwrap_err();
+        put(seq, &half).await.unwrap();
+        put(seq + 1, &half).await.unwrap();
+        let more = put(seq + 2, "v").await.unwrap_err();
         assert_eq!((more.reason, more.applied), (Reason::LimitSiblings, kv_types::Applied::No));
-        assert_eq!(replica.read(&place("k")).unwrap().state.record.siblings.len(), 2);
+        assert_eq!(replica.read(&place("k"), soon()).await.unwrap().state.record.siblings.len(), 2);
     }
     let mut merged = State::default();
     for replica in &replicas {
-        merged.merge(&replica.read(&place("k")).unwrap().state);
+        merged.merge(&replica.read(&place("k"), soon()).await.unwrap().state);
     }
-    replicas[0].apply(&place("k"), &merged, true).unwrap();
-    assert_eq!(replicas[0].read(&place("k")).unwrap().state.record.siblings.len(), 2 * nodes);
+    replicas[0].apply(&place("k"), &merged, true, soon()).await.unwrap();
+    assert_eq!(replicas[0].read(&place("k"), soon()).await.unwrap().state.record.siblings.len(), 2 * nodes);
 
     // A fallback that coordinates keeps a copy for each replica, in one batch.
     let targets: Vec<NodeId> = (1..=nodes as u64).map(NodeId).collect();
     for seq in 0..2 {
         let role = Role::Fallback(&targets);
-        replicas[1].mint(&place("l"), role, &order(1_000 + seq, &half, Supersedes::Nothing)).unwrap();
-        replicas[1].durable(replicas[1].read_hints(&place("l"), &targets).unwrap().position).await.unwrap();
+        replicas[1]
+            .mint(&place("l"), role, &order(1_000 + seq, &half, Supersedes::Nothing), soon())
+            .await
+            .unwrap();
+        replicas[1]
+            .durable(replicas[1].read_hints(&place("l"), &targets, soon()).await.unwrap().position)
+            .await
+            .unwrap();
     }
-    let more =
-        replicas[1].mint(&place("l"), Role::Fallback(&targets), &order(1_002, "v", Supersedes::Nothing));
+    let more = replicas[1]
+        .mint(&place("l"), Role::Fallback(&targets), &order(1_002, "v", Supersedes::Nothing), soon())
+        .await;
     assert_eq!(reason(more), Reason::LimitSiblings);
 }
 
@@ -533,26 +610,32 @@ async fn a_request_known_for_one_target_is_hinted_for_all_before_it_is_called_ta
     let (_, fallback) = world.open(false, 1 << 20).await;
     let targets = [NodeId(1), NodeId(2), NodeId(3)];
     // Another coordinator stored request 1 here, in place of node 2.
-    let stored = fallback.store_hint(&place("k"), NodeId(2), world_state(9, 1, "a"), true).unwrap();
-    let taken = || {
-        fallback.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap()
+    let stored =
+        fallback.store_hint(&place("k"), NodeId(2), world_state(9, 1, "a"), true, soon()).await.unwrap();
+    let taken = async || {
+        fallback
+            .mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed), soon())
+            .await
+            .unwrap()
     };
-    let minted = taken();
+    let minted = taken().await;
     assert!(minted.deduplicated && minted.position > stored);
     let pending: Vec<_> = fallback.hints_pending().into_iter().collect();
     assert_eq!(pending, vec![(NodeId(1), 1), (NodeId(2), 1), (NodeId(3), 1)]);
     for target in targets {
-        let due = fallback.due(target, None, 10).unwrap().remove(0);
-        assert_eq!(fallback.message_of(&due).unwrap().0.record.siblings.len(), 1);
+        let due = fallback.due(target, None, 10, soon()).await.unwrap().remove(0);
+        assert_eq!(fallback.message_of(&due, soon()).await.unwrap().0.record.siblings.len(), 1);
     }
-    assert_eq!(taken().position, minted.position, "once is enough");
+    assert_eq!(taken().await.position, minted.position, "once is enough");
 
     // Without room the fate is open: the write is here.
     let world = World::new(41);
     let (_, full) = world.open(false, 1).await;
-    full.store_hint(&place("k"), NodeId(2), world_state(9, 1, "a"), true).unwrap();
-    let refused =
-        full.mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed)).unwrap_err();
+    full.store_hint(&place("k"), NodeId(2), world_state(9, 1, "a"), true, soon()).await.unwrap();
+    let refused = full
+        .mint(&place("k"), Role::Fallback(&targets), &order(1, "a", Supersedes::Observed), soon())
+        .await
+        .unwrap_err();
     assert_eq!((refused.reason, refused.applied), (Reason::LimitHints, kv_types::Applied::Unknown));
 }
 
@@ -560,22 +643,149 @@ async fn a_request_known_for_one_target_is_hinted_for_all_before_it_is_called_ta
 async fn the_list_of_conflicts_outlives_a_lost_tier_and_is_completed() {
     let world = World::new(42);
     let (storage, replica) = world.open(false, 1 << 20).await;
-    replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Nothing)).unwrap();
-    let second = replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Nothing)).unwrap();
+    replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Nothing), soon()).await.unwrap();
+    let second =
+        replica.mint(&place("k"), Role::Primary, &order(2, "b", Supersedes::Nothing), soon()).await.unwrap();
     replica.durable(second.position).await.unwrap();
     world.cut(&storage);
     let (storage, replica) = world.open(true, 1 << 20).await;
-    assert_eq!(replica.keys_with_siblings().unwrap(), 1);
+    assert_eq!(replica.keys_with_siblings(), 1);
 
     // A row that is missing comes back with any merge, also of what is known.
-    let state = replica.read(&place("k")).unwrap().state;
-    replica.apply(&place("k"), &state, true).unwrap();
-    storage.commit(Batch::new().delete(CONFLICTS, place("k").record_key())).unwrap();
-    assert_eq!(replica.keys_with_siblings().unwrap(), 0);
-    replica.apply(&place("k"), &state, true).unwrap();
-    assert_eq!(replica.keys_with_siblings().unwrap(), 1);
+    let state = replica.read(&place("k"), soon()).await.unwrap().state;
+    replica.apply(&place("k"), &state, true, soon()).await.unwrap();
+    let again = async |batch: Batch| {
+        storage.commit(batch).unwrap();
+        let env = Env { clock: world.clock.clone(), ..Env::real() };
+        Replica::open(storage.clone(), env, false, 1 << 20).await.unwrap()
+    };
+    let replica = again(Batch::new().delete(CONFLICTS, place("k").record_key())).await;
+    assert_eq!(replica.keys_with_siblings(), 0);
+    replica.apply(&place("k"), &state, true, soon()).await.unwrap();
+    assert_eq!(replica.keys_with_siblings(), 1);
     // One that is left over goes.
-    storage.commit(Batch::new().put(CONFLICTS, place("l").record_key(), [])).unwrap();
-    replica.apply(&place("l"), &world_state(9, 3, "c"), true).unwrap();
-    assert_eq!(replica.keys_with_siblings().unwrap(), 1);
+    let replica = again(Batch::new().put(CONFLICTS, place("l").record_key(), [])).await;
+    assert_eq!(replica.keys_with_siblings(), 2);
+    replica.apply(&place("l"), &world_state(9, 3, "c"), true, soon()).await.unwrap();
+    assert_eq!(replica.keys_with_siblings(), 1);
+}
+
+/// A replica above a tier whose reads can be held up; nothing goes there but by a checkpoint.
+async fn gated(world: &World) -> (Storage, Arc<Replica>, gate::Gate) {
+    let gate = gate::Gate::default();
+    let tiers = gate::GatedTiers(world.tiers.clone(), gate.clone());
+    let mut options = options();
+    options.drain_interval = Duration::from_secs(3_600);
+    options.drain_start_bytes = options.memtable_bytes;
+    let (storage, _) = Storage::open(options, Arc::new(world.disk.clone()), Arc::new(tiers)).unwrap();
+    let env = Env { clock: world.clock.clone(), ..Env::real() };
+    let replica = Replica::open(storage.clone(), env, false, 1 << 20).await.unwrap();
+    replica.set_whole(false).await.unwrap();
+    (storage, Arc::new(replica), gate)
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_waits_for_its_row_sees_what_others_wrote_meanwhile() {
+    let targets = [NodeId(1), NodeId(2)];
+    for primary in [true, false] {
+        let world = World::new(50);
+        let (storage, replica, gate) = gated(&world).await;
+        let role = || if primary { Role::Primary } else { Role::Fallback(&targets) };
+        replica.mint(&place("k"), role(), &order(1, "a", Supersedes::Nothing), soon()).await.unwrap();
+        storage.checkpoint().await.unwrap();
+        // The row is read, and comes back late.
+        gate.hold(if primary { 1 } else { 2 });
+        let late = tokio::spawn({
+            let replica = Arc::clone(&replica);
+            async move {
+                let role = if primary { Role::Primary } else { Role::Fallback(&targets) };
+                replica.mint(&place("k"), role, &order(2, "c", Supersedes::Nothing), soon()).await
+            }
+        });
+        until("the row is being read", || gate.waiting() > 0).await;
+        gate.hold(0);
+        let other = order(3, "b", Supersedes::Observed);
+        let before = replica.mint(&place("k"), role(), &other, soon()).await.unwrap();
+        if primary {
+            // It has left memory again: nothing but what was kept for the one that waits tells of it.
+            storage.checkpoint().await.unwrap();
+            assert_eq!(storage.recent(RECORDS, &place("k").record_key()), None);
+        }
+        assert!(!late.is_finished());
+        gate.release();
+        let minted = late.await.unwrap().unwrap();
+        let dot = |minted: &Minted| *minted.state.record.siblings.keys().next_back().unwrap();
+        assert_ne!(dot(&before), dot(&minted));
+        let copy = match role() {
+            Role::Primary => replica.read(&place("k"), soon()).await.unwrap(),
+            Role::Fallback(targets) => replica.read_hints(&place("k"), targets, soon()).await.unwrap(),
+        };
+        assert_eq!(values(&copy), ["b", "c"], "primary: {primary}");
+        assert!(!gate.is_overdue());
+    }
+}
+
+#[tokio::test]
+async fn an_operation_that_gives_up_waiting_has_done_nothing_and_leaves_nothing() {
+    let world = World::new(51);
+    let (storage, replica, gate) = gated(&world).await;
+    replica.mint(&place("k"), Role::Primary, &order(1, "a", Supersedes::Nothing), soon()).await.unwrap();
+    storage.checkpoint().await.unwrap();
+    gate.hold(usize::MAX);
+    let near = Instant::now() + Duration::from_millis(30);
+    let write = order(2, "b", Supersedes::Observed);
+    let refused = replica.mint(&place("k"), Role::Primary, &write, near).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::DeadlineExpired, kv_types::Applied::No));
+    assert_eq!(reason(replica.read(&place("k"), near).await), Reason::DeadlineExpired);
+    assert_eq!(
+        reason(replica.apply(&place("k"), &world_state(9, 3, "c"), false, near).await),
+        Reason::DeadlineExpired
+    );
+    let partition = replica.partition(place("k").slice);
+    assert_eq!(lock(&partition).pinned(), 0, "nothing is kept for them");
+    // What is in memory is served all the same.
+    replica
+        .mint(&place("l"), Role::Fallback(&[NodeId(1)]), &order(4, "d", Supersedes::Nothing), soon())
+        .await
+        .unwrap();
+    gate.release();
+    assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), ["a"]);
+    assert!(!replica.mint(&place("k"), Role::Primary, &write, soon()).await.unwrap().deduplicated);
+    assert!(!gate.is_overdue());
+}
+
+#[tokio::test]
+async fn requests_from_before_a_start_are_known_before_and_after_they_are_in_memory() {
+    let world = World::new(52);
+    let (storage, replica, _) = gated(&world).await;
+    let write = |seq: u64| order(seq, &seq.to_string(), Supersedes::Observed);
+    for seq in 0..300 {
+        replica.mint(&place("k"), Role::Primary, &write(seq), soon()).await.unwrap();
+    }
+    storage.checkpoint().await.unwrap();
+    let env = Env { clock: world.clock.clone(), ..Env::real() };
+    let replica = Replica::open(storage.clone(), env, false, 1 << 20).await.unwrap();
+    let known = async |seq: u64| {
+        replica.mint(&place("k"), Role::Primary, &write(seq), soon()).await.unwrap().deduplicated
+    };
+    assert!(known(7).await && !known(1_000).await);
+    replica.learn_requests().await;
+    for seq in 0..300 {
+        assert!(known(seq).await, "{seq}");
+    }
+    assert!(known(1_000).await && !known(1_001).await);
+    let partition = replica.partition(place("k").slice);
+    let lacks = |seq: u64| {
+        let request = write(seq).mutation.request_id;
+        lock(&partition).requests.lacks(&place("k").slice.request_key(request))
+    };
+    assert!(!lacks(7) && !lacks(1_001) && lacks(5_000), "most are told from memory");
 }

@@ -1,11 +1,12 @@
 //! The path of a client's write: to a primary that serves the key, or to a fallback when none can be reached;
-//! then to W nodes. A write that was begun is carried on to its deadline even when its client has gone:
-//! whoever did not get it gets a hint.
+//! then to W nodes. A write that was begun is carried on to its deadline even when its client has gone: a
+//! primary that did not get it gets a hint.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Lane, PeerError};
 use kv_proto::peer::{forward, forward_reply, request_frame, response_frame};
@@ -18,8 +19,8 @@ use kv_types::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use crate::coordinator::{Hop, Node, View, count, replica_write};
 use crate::limits;
+use crate::node::{Hop, Node, View, count, replica_write};
 use crate::quorum::{NotMet, Reply, WriteAction, WriteCoordinator};
 use crate::replica::{Minted, Order, Role, Supersedes};
 
@@ -239,11 +240,11 @@ impl Node {
             Ok(response_frame::Body::Forward(reply)) => Forwarded::Answer(match reply.response {
                 Some(forward_reply::Response::Put(put)) => written(put.context, put.receipt),
                 Some(forward_reply::Response::Delete(delete)) => written(delete.context, delete.receipt),
-                _ => Err(Failure::new(Reason::Internal, format!("{to} answered something else"))),
+                _ => Err(Failure::new(Reason::Internal, format!("{to} sent an unexpected response type"))),
             }),
             Ok(_) => Forwarded::Answer(Err(Failure::new(
                 Reason::Internal,
-                format!("{to} answered something else"),
+                format!("{to} sent an unexpected response type"),
             ))),
             Err(PeerError::Refused(failure))
                 if failure.applied == Applied::No && is_of_the_node(failure.reason) =>
@@ -284,6 +285,7 @@ impl Node {
             wanted,
             quorum,
             deadline,
+            noting: FuturesUnordered::new(),
             notes: 0,
             answer: Some(sender),
             _room: room,
@@ -344,6 +346,8 @@ struct Spread {
     wanted: Wanted,
     quorum: WriteCoordinator,
     deadline: Instant,
+    /// Hints that are being noted here: whether each was.
+    noting: FuturesUnordered<BoxFuture<'static, bool>>,
     /// Hints noted here.
     notes: u32,
     answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
@@ -355,7 +359,8 @@ impl Spread {
         let view = &self.wanted.view;
         let primary = view.primaries.contains(&self.node.me);
         let role = if primary { Role::Primary } else { Role::Fallback(&view.primaries) };
-        let minted = match self.node.replica.mint(&view.place, role, &self.wanted.order) {
+        let mint = self.node.replica.mint(&view.place, role, &self.wanted.order, self.deadline);
+        let minted = match mint.await {
             Ok(minted) => minted,
             Err(failure) => return self.reply(Err(failure)),
         };
@@ -367,9 +372,13 @@ impl Spread {
             for target in lacking {
                 self.note(&minted, target);
             }
-            return self.reply(Err(Failure { reason: Reason::PartialWrite, ..failure }.after_sending()));
+            self.reply(Err(Failure { reason: Reason::PartialWrite, ..failure }.after_sending()));
+        } else {
+            self.spread(minted).await;
         }
-        self.spread(minted).await;
+        while let Some(noted) = self.noting.next().await {
+            self.notes += u32::from(noted);
+        }
     }
 
     fn reply(&mut self, answer: Result<Answer, Failure>) {
@@ -421,6 +430,7 @@ impl Spread {
             let tick = self.quorum.next_tick().map_or(look, |tick| look.min(begun + tick));
             tokio::select! {
                 biased;
+                Some(noted) = self.noting.next(), if !self.noting.is_empty() => self.notes += u32::from(noted),
                 Some((node, reply)) = calls.next(), if !calls.is_empty() => {
                     actions = self.quorum.on_reply(node, reply, begun.elapsed());
                 }
@@ -445,13 +455,21 @@ impl Spread {
     }
 
     fn note(&mut self, minted: &Minted, target: NodeId) {
-        let place = &self.wanted.view.place;
-        match self.node.replica.note_missing(place, target, minted.state.writes.clone()) {
-            Ok(_) => self.notes += 1,
+        let (node, place) = (Arc::clone(&self.node), self.wanted.view.place.clone());
+        let writes = minted.state.writes.clone();
+        self.noting.push(Box::pin(async move {
+            let deadline = Instant::now() + limits::BACKGROUND_READ;
+            let noted = node.replica.note_missing(&place, target, writes, deadline).await;
             // It did not count; the target is left to read repair and anti-entropy.
-            Err(failure) => {
-                tracing::warn!(%target, %failure, "a primary that missed a write could not be noted")
-            }
+            noted
+                .inspect_err(|failure| {
+                    tracing::warn!(%target, %failure, "a primary that missed a write could not be noted");
+                })
+                .is_ok()
+        }));
+        // Usually at once: the answer does not wait for one that has to read first, nor counts it.
+        while let Some(Some(noted)) = self.noting.next().now_or_never() {
+            self.notes += u32::from(noted);
         }
     }
 

@@ -9,6 +9,8 @@
     reason = "an integration test"
 )]
 
+mod gate;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
+use gate::{Gate, GatedTiers};
 use kv_dynamo::{Available, AvailableConfig, Hop};
 use kv_env::{Connection, Env, Listener, Network, TcpNetwork};
 use kv_peer::{Address, PeerConfig, PeerHandler, PeerRequest, Peers};
@@ -102,6 +105,9 @@ impl PeerHandler for Handler {
 struct Node {
     dynamo: Available,
     disk: MemDisk,
+    storage: Storage,
+    /// Before the reads of its tier.
+    gate: Gate,
     peers: Peers,
     server: tokio::task::JoinHandle<()>,
 }
@@ -112,11 +118,16 @@ struct Cluster {
     sides: watch::Sender<Sides>,
     catalogue: watch::Sender<Arc<Catalogue>>,
     namespace: Namespace,
+    options: StorageOptions,
     seq: std::sync::atomic::AtomicU64,
 }
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(StorageOptions::memory("/data")).await
+    }
+
+    async fn start_with(options: StorageOptions) -> Self {
         let mut listeners = Vec::new();
         for _ in 0..NODES {
             listeners.push(TcpNetwork.listen("127.0.0.1:0").await.unwrap());
@@ -150,6 +161,7 @@ impl Cluster {
             sides: watch::Sender::new(Sides::new()),
             catalogue: watch::Sender::new(Arc::new(catalogue)),
             namespace,
+            options: StorageOptions { max_record_bytes: 1 << 20, ..options },
             seq: 0.into(),
         };
         for (id, listener) in (1..).map(NodeId).zip(listeners) {
@@ -167,7 +179,7 @@ impl Cluster {
             *catalogue = Arc::new(next);
         });
         cluster
-            .until("everybody is up", |c| {
+            .until("all nodes are up", |c| {
                 c.nodes.values().all(|n| n.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up()))
             })
             .await;
@@ -179,18 +191,19 @@ impl Cluster {
             CutNetwork { me: id, peers: Arc::clone(&self.addresses), sides: self.sides.subscribe() };
         let env = Env { network: Arc::new(network), ..Env::real() };
         let peers = Peers::new(PeerConfig::new(CLUSTER, id), env.clone());
-        let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/data") };
+        let gate = Gate::default();
+        let tiers = GatedTiers(MemTiers::new(), gate.clone());
         let (storage, recovery) =
-            Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
+            Storage::open(self.options.clone(), Arc::new(disk.clone()), Arc::new(tiers)).unwrap();
         let config = AvailableConfig::new(id, recovery.tier_lost);
-        let dynamo =
-            Available::start(config, storage, peers.clone(), env, self.catalogue.subscribe()).await.unwrap();
+        let catalogue = self.catalogue.subscribe();
+        let dynamo = Available::start(config, storage.clone(), peers.clone(), env, catalogue).await.unwrap();
         let service = kv_peer::service(&peers, Arc::new(Handler(dynamo.clone())));
         let server = tokio::spawn(async move {
             let _ = kv_peer::server_builder().add_service(service).serve_with_incoming(listener).await;
         });
         peers.set_members(self.catalogue.borrow().members.values().cloned().collect());
-        self.nodes.insert(id, Node { dynamo, disk, peers, server });
+        self.nodes.insert(id, Node { dynamo, disk, storage, gate, peers, server });
     }
 
     /// The node comes back with an empty disk.
@@ -262,10 +275,22 @@ impl Cluster {
     }
 
     async fn get(&self, node: u64, key: &str, replicas: u32) -> Result<v1::GetResponse, Failure> {
+        self.get_from(node, key, replicas, false).await
+    }
+
+    /// `strict`: from primaries alone.
+    async fn get_from(
+        &self,
+        node: u64,
+        key: &str,
+        replicas: u32,
+        strict: bool,
+    ) -> Result<v1::GetResponse, Failure> {
         let request = v1::GetRequest {
             namespace: "cart".into(),
             key: Bytes::copy_from_slice(key.as_bytes()),
             read_replicas: Some(v1::ReplicaCount { count: Some(v1::replica_count::Count::Number(replicas)) }),
+            strict,
             ..Default::default()
         };
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -341,7 +366,7 @@ async fn both_sides_of_a_silent_cut_go_on_and_converge_after_it() {
     let receipts: Vec<v1::Receipt> =
         minority.into_iter().chain(majority).map(|answer| answer.unwrap().receipt.unwrap()).collect();
     let fallbacks = receipts.iter().filter(|r| r.degraded().any(|d| d == v1::Degradation::Fallback)).count();
-    assert!(fallbacks > 0, "somebody stood in");
+    assert!(fallbacks > 0, "a fallback stood in");
     for key in &keys {
         assert_eq!(shown(&cluster.get(5, key, 2).await.unwrap()), vec!["minority"]);
         assert_eq!(shown(&cluster.get(2, key, 2).await.unwrap()), vec!["majority"]);
@@ -353,7 +378,7 @@ async fn both_sides_of_a_silent_cut_go_on_and_converge_after_it() {
     let hints: u64 = cluster.nodes.values().map(|n| n.dynamo.hints_pending().values().sum::<u64>()).sum();
     assert!(hints > 0);
 
-    // A key that nobody on this side knows, and one of whose primaries none is here, is not called absent.
+    // A key that no node on this side knows, and whose primaries are all on the other, is not called absent.
     let unknown = (0..).map(|n| format!("unknown-{n}")).find(|key| {
         let owners = cluster.nodes[&NodeId(4)].dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap();
         owners.primaries.iter().all(|primary| *primary < 4)
@@ -465,7 +490,7 @@ async fn a_resend_that_left_no_trace_is_a_sibling_wherever_it_arrives() {
     for node in 1..=NODES {
         let key = format!("key-{node}");
         cluster.put(1, &key, "acknowledged").await.unwrap();
-        // Its first attempt was taken by a node that is not here, and superseded; nobody here can tell.
+        // Its first attempt was taken by a node that is not here, and superseded; no node here can tell.
         let mut resent = cluster.request(&key, "resent", v1::write_context::Context::Observed(true));
         resent.mutation.as_mut().unwrap().attempt = 2;
         cluster.send(node, resent).await.unwrap();
@@ -537,4 +562,74 @@ async fn a_slow_disk_leaves_the_fate_open_by_the_deadline() {
     cluster.converge().await;
     cluster.until_shown("k", "slow").await;
     cluster.until_shown("l", "slow").await;
+}
+
+/// A key that all of these nodes keep.
+fn key_of(cluster: &Cluster, prefix: &str, nodes: &[u64]) -> String {
+    let keeps = |key: &String| {
+        let owners = cluster.nodes[&NodeId(1)].dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap();
+        nodes.iter().all(|node| owners.primaries.contains(node))
+    };
+    (0..).map(|n| format!("{prefix}-{n}")).find(keeps).unwrap()
+}
+
+// One thread for everything, as the runtime of a node has.
+#[tokio::test]
+async fn a_stalled_tier_holds_up_the_requests_that_need_it_alone() {
+    // What is new stays in memory until a checkpoint asks for it.
+    let mut options = StorageOptions::memory("/data");
+    options.drain_interval = Duration::from_secs(3_600);
+    options.drain_start_bytes = options.memtable_bytes;
+    let cluster = Cluster::start_with(options).await;
+    let [cold, hot, new] = ["cold", "hot", "new"].map(|name| key_of(&cluster, name, &[1, 2]));
+    for key in [&cold, &hot] {
+        cluster.put(1, key, "before").await.unwrap();
+    }
+    cluster.converge().await;
+    let first = &cluster.nodes[&NodeId(1)];
+    first.storage.checkpoint().await.unwrap();
+    cluster.put(1, &hot, "in memory").await.unwrap();
+
+    first.gate.hold(usize::MAX);
+    let ended = std::sync::atomic::AtomicUsize::new(0);
+    let end = || ended.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    let reading = async {
+        let read = cluster.get_from(1, &cold, 3, true).await;
+        end();
+        read
+    };
+    let writing = async {
+        let written = cluster.put(1, &cold, "never").await;
+        end();
+        written
+    };
+    let others = async {
+        cluster.until("the tier is asked", |_| first.gate.waiting() >= 2).await;
+        let (mut rounds, mut during) = (0, 0);
+        while ended.load(std::sync::atomic::Ordering::SeqCst) < 2 {
+            cluster.put(1, &hot, &rounds.to_string()).await.unwrap();
+            assert_eq!(shown(&cluster.get(1, &hot, 2).await.unwrap()), [rounds.to_string()]);
+            sleep(Duration::from_millis(10)).await;
+            rounds += 1;
+            during += usize::from(ended.load(std::sync::atomic::Ordering::SeqCst) == 0);
+        }
+        assert!(during > 0, "nothing went on while the others waited");
+        // The others answer for it, and take what it cannot look up.
+        assert_eq!(shown(&cluster.get(1, &cold, 2).await.unwrap()), ["before"]);
+        cluster.put(2, &new, "new").await.unwrap();
+        let up = |node: &Node| node.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
+        assert!(cluster.nodes.values().all(up), "heartbeats go on");
+    };
+    let (read, written, ()) = tokio::join!(reading, writing, others);
+    assert!(!first.gate.is_overdue(), "the node stood still");
+    let refused = |failure: Failure| (failure.reason, failure.applied);
+    assert_eq!(refused(read.unwrap_err()), (Reason::QuorumNotMet, Applied::No));
+    assert_eq!(refused(written.unwrap_err()), (Reason::DeadlineExpired, Applied::No));
+
+    first.gate.release();
+    assert_eq!(shown(&cluster.get_from(1, &cold, 3, true).await.unwrap()), ["before"]);
+    cluster.put(1, &cold, "after").await.unwrap();
+    cluster.until_shown(&cold, "after").await;
+    cluster.until_shown(&new, "new").await;
+    cluster.converge().await;
 }

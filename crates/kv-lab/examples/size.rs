@@ -1,6 +1,7 @@
 //! Loads one strong namespace of three real nodes with many keys, and writes down every second what it costs:
 //! rate, latency, memory, log, snapshots. One follower is away for the second half and comes back while
-//! writes go on; in the end a node is restarted. Writes `size.csv`, `size.svg` and one line of JSON.
+//! writes go on; in the end a node is restarted. With `--read` every process is killed then, and every key is
+//! read and compared. Writes `size.csv`, `size.svg` and one line of JSON.
 //!
 //! `cargo build --release -p kv-server && cargo run --release -p kv-lab --example size -- --keys 10000000
 //! --out target/size`
@@ -42,6 +43,7 @@ struct Arguments {
     in_flight: usize,
     nodes: u64,
     away: bool,
+    read: bool,
     out: PathBuf,
     settings: String,
 }
@@ -53,6 +55,7 @@ fn arguments() -> Arguments {
         in_flight: 64,
         nodes: 3,
         away: true,
+        read: false,
         out: "target/size".into(),
         settings: String::new(),
     };
@@ -67,8 +70,11 @@ fn arguments() -> Arguments {
             "--out" => out.out = next().into(),
             "--settings" => out.settings = std::fs::read_to_string(next()).unwrap(),
             "--stay" => out.away = false,
+            "--read" => out.read = true,
             _ => {
-                panic!("{word} is not known: --keys --value --in-flight --nodes --out --settings FILE --stay")
+                panic!(
+                    "{word} is not known: --keys --value --in-flight --nodes --out --settings FILE --stay --read"
+                )
             }
         }
     }
@@ -421,6 +427,50 @@ async fn load(run: Arc<Run>, arguments: &Arguments) {
     while workers.join_next().await.transpose().unwrap().is_some() {}
 }
 
+/// Kills every node, starts them again, and reads every key: none is lost, each has the value that was
+/// written.
+async fn read_all(run: &Arc<Run>, arguments: &Arguments) -> Duration {
+    let nodes: Vec<NodeId> = (1..=arguments.nodes).map(NodeId).collect();
+    for node in &nodes {
+        run.lab.kill(*node).await.unwrap();
+    }
+    for node in &nodes {
+        run.lab.restart(*node).await.unwrap();
+    }
+    let begun = Instant::now();
+    let (next, keys, bytes) = (Arc::new(AtomicU64::new(0)), arguments.keys, arguments.value);
+    let options =
+        ClientOptions { max_in_flight: arguments.in_flight, ..ClientOptions::new(run.lab.endpoints()) };
+    let client = Client::connect(options).unwrap();
+    let mut workers = JoinSet::new();
+    for _ in 0..arguments.in_flight {
+        let (strong, next, run) = (client.strong("big"), Arc::clone(&next), Arc::clone(run));
+        workers.spawn(async move {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= keys {
+                    return;
+                }
+                let begun = Instant::now();
+                match strong.get(key(n)).await {
+                    Ok(found) => {
+                        let found = found.value.unwrap_or_else(|| panic!("key {n} is lost"));
+                        assert_eq!(found.value, value(n, bytes), "key {n}");
+                        run.seen.lock().unwrap().gets.saturating_record(micros(begun.elapsed()));
+                    }
+                    Err(error) => {
+                        let mut seen = run.seen.lock().unwrap();
+                        seen.refused += 1;
+                        seen.last_error = error.to_string();
+                    }
+                }
+            }
+        });
+    }
+    while workers.join_next().await.transpose().unwrap().is_some() {}
+    begun.elapsed()
+}
+
 /// Reads a key that was written, every ten milliseconds, and checks it.
 async fn probe(run: Arc<Run>, bytes: usize) {
     let client = Client::connect(ClientOptions::new(run.lab.endpoints())).unwrap();
@@ -508,6 +558,11 @@ async fn main() {
         run.lab.restart(node).await.unwrap();
         restart = Some((begun.elapsed(), begun.elapsed() + caught_up(&run, node).await));
     }
+    let mut read = None;
+    if arguments.read {
+        *run.phase.lock().unwrap() = "read";
+        read = Some(read_all(&run, &arguments).await);
+    }
     tokio::time::sleep(Duration::from_secs(3)).await;
     run.ended.store(true, Ordering::Relaxed);
     prober.await.unwrap();
@@ -517,7 +572,7 @@ async fn main() {
         arguments.keys, arguments.value, arguments.nodes, arguments.in_flight
     );
     std::fs::write(arguments.out.join("size.svg"), svg(&seconds, arguments.nodes, &title)).unwrap();
-    println!("{}", summary(&arguments, &seconds, loaded, back_after, restart));
+    println!("{}", summary(&arguments, &seconds, loaded, back_after, restart, read));
     run.lab.stop().await;
 }
 
@@ -527,6 +582,7 @@ fn summary(
     loaded: Duration,
     back_after: Option<Duration>,
     restart: Option<(Duration, Duration)>,
+    read: Option<Duration>,
 ) -> serde_json::Value {
     let median = |mut all: Vec<f64>| {
         all.sort_by(f64::total_cmp);
@@ -536,6 +592,8 @@ fn summary(
     let p99 =
         |of: bool| median(seconds.iter().filter(|s| s.puts > 0 && busy(s) == of).map(|s| s.p99_ms).collect());
     let most = |f: fn(&NodeSample) -> u64| seconds.iter().flat_map(|s| s.nodes.values().map(f)).max();
+    let peak_in_reads = seconds.iter().filter(|s| s.phase == "read");
+    let peak_in_reads = peak_in_reads.flat_map(|s| s.nodes.values().map(|n| n.peak_mib)).max();
     let stalls = |f: fn(&Second) -> f64| seconds.iter().filter(|s| f(s) > STALL.as_secs_f64() * 1e3).count();
     serde_json::json!({
         "keys": arguments.keys,
@@ -558,5 +616,7 @@ fn summary(
         "follower_back_after_s": back_after.map(|d| d.as_secs_f64()),
         "restart_listens_after_s": restart.map(|(d, _)| d.as_secs_f64()),
         "restart_caught_up_after_s": restart.map(|(_, d)| d.as_secs_f64()),
+        "reads_per_s": read.map(|d| arguments.keys as f64 / d.as_secs_f64()),
+        "peak_mib_while_all_is_read": peak_in_reads,
     })
 }

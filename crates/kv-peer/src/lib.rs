@@ -82,7 +82,7 @@ impl PeerConfig {
     }
 }
 
-/// What a request is about: in every frame, checked by whoever serves it.
+/// What a request is about: in every frame, checked by the node that serves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Address {
     /// The Raft group, where there is one.

@@ -307,7 +307,7 @@ impl Link {
             state.moved = Instant::now();
             let full = state.calls.len() - state.queue.len() >= self.config.link_in_flight;
             for frame in message.frames {
-                // Nobody waits for it any more: the answer of a call that was given up. One that is still
+                // No caller waits for it any more: the answer of a call that was given up. One that is still
                 // queued here cannot have been answered.
                 if state.queue.contains_key(&frame.id) {
                     continue;

@@ -39,7 +39,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// Of a node that nobody knows.
+    /// Of a node that is not known.
     pub(crate) const STRANGER: Self = Self { state: PeerState::Down, last_heard: None };
 
     /// Whether it answered lately.

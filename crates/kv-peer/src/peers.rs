@@ -148,7 +148,7 @@ impl Peers {
         match link {
             Some(link) => link.call(about, body, patience).await,
             None => {
-                Err(PeerError::not_sent(Unsent::Invalid, format!("{to} is no peer of {}", self.node_id())))
+                Err(PeerError::not_sent(Unsent::Invalid, format!("{to} is not a peer of {}", self.node_id())))
             }
         }
     }

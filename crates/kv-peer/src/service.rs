@@ -204,7 +204,7 @@ impl Exchange {
                 handler.handle(request).await
             };
             let body = result.and_then(within_bounds).unwrap_or_else(|failure| refusal(&failure));
-            // There is room for every place; when the stream is gone nobody waits for the answer.
+            // There is room for every place; when the stream is gone no caller waits for the answer.
             let _ =
                 out.try_send(Answer { frame: ResponseFrame { id, body: Some(body) }, _place: Some(place) });
         });

@@ -1,8 +1,9 @@
 //! Taking a snapshot of a group: a copy of its rows into a file, while entries are applied. Nothing waits for
 //! it; a copy that cannot keep up is given up, and the steward asks again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kv_storage::{BlockKind, Copy, Piece, SnapshotInfo, SnapshotWriter, Snapshots, Storage, StorageError};
@@ -16,7 +17,7 @@ use crate::config::limits::{PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND
 use crate::config::{LogId, Snapshot, SnapshotMeta, TypeConfig};
 use crate::machine::{Applied, MachineError, stored_mark};
 use crate::runtime::NodeRuntime;
-use crate::schedule::Rate;
+use crate::schedule::{Haste, Rate};
 use crate::snapshot::{self, Block, SnapshotData, id_of};
 use crate::tables::{Space, Table, keys};
 
@@ -53,6 +54,8 @@ pub(crate) struct Account {
     snapshot_at: AtomicU64,
     /// Size of the last snapshot's file.
     snapshot_bytes: AtomicU64,
+    /// The last snapshot cannot be read: a follower waits for another one.
+    lost: AtomicBool,
     /// Set once openraft runs.
     pub(crate) told: OnceLock<Told>,
 }
@@ -66,6 +69,17 @@ impl Account {
     pub(crate) fn has_snapshot(&self, at: u64, size: u64) {
         self.snapshot_at.fetch_max(at, Ordering::Relaxed);
         self.snapshot_bytes.store(size, Ordering::Relaxed);
+        self.lost.store(false, Ordering::Relaxed);
+    }
+
+    /// The last snapshot cannot be read.
+    pub(crate) fn has_lost_snapshot(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the last snapshot cannot be read, so that another one is due whatever has grown.
+    pub(crate) fn needs_snapshot(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -118,10 +132,9 @@ impl Builder {
         let mut filling =
             NodeRuntime::blocking(move || Ok::<_, MachineError>(Filling::new(copy, files.create()?)))
                 .await??;
-        let mut rate = Rate::new(self.work.per_second);
-        let opened = Instant::now();
+        let mut pace = Pace::new(self);
         while !filling.copy.base_is_read() {
-            filling = self.fill(filling, &mut rate, opened).await?;
+            filling = self.fill(filling, &mut pace).await?;
         }
         let (mark, at) = {
             let applied = self.applied.read().await;
@@ -133,7 +146,7 @@ impl Builder {
             (mark, self.account.now())
         };
         while !filling.is_whole {
-            filling = self.fill(filling, &mut rate, opened).await?;
+            filling = self.fill(filling, &mut pace).await?;
         }
         // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead
         // of the log.
@@ -150,19 +163,53 @@ impl Builder {
     }
 
     /// Writes the next piece, at this node's pace.
-    async fn fill(
-        &self,
-        mut filling: Filling,
-        rate: &mut Rate,
-        opened: Instant,
-    ) -> Result<Filling, MachineError> {
+    async fn fill(&self, mut filling: Filling, pace: &mut Pace) -> Result<Filling, MachineError> {
         let before = filling.file.bytes();
         let filling = NodeRuntime::blocking(move || filling.step().map(|()| filling)).await??;
-        let wait = rate.spend(opened.elapsed(), filling.file.bytes() - before);
+        let wait = pace.wait(&self.storage, self.work.per_second, filling.file.bytes(), before);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
         Ok(filling)
+    }
+}
+
+/// How fast a snapshot is written.
+struct Pace {
+    rate: Rate,
+    opened: Instant,
+    /// Bytes that the file will have, about.
+    expected: u64,
+    /// Bytes that had been written to the node's log when it was begun.
+    log_at_first: u64,
+    /// It should be done while the log may still grow by so much: half of what it could when it was begun.
+    room_kept: u64,
+}
+
+impl Pace {
+    fn new(builder: &Builder) -> Self {
+        let (since, last) = builder.account.growth();
+        let stats = builder.storage.stats();
+        Self {
+            rate: Rate::new(builder.work.per_second),
+            opened: Instant::now(),
+            expected: last.saturating_add(since),
+            log_at_first: stats.bytes,
+            room_kept: builder.storage.max_log_bytes().saturating_sub(stats.log_bytes) / 2,
+        }
+    }
+
+    /// How long to wait after a piece, with which the file has grown from `before` to `bytes`.
+    fn wait(&mut self, storage: &Storage, base: u64, bytes: u64, before: u64) -> Duration {
+        let (stats, elapsed) = (storage.stats(), self.opened.elapsed());
+        let haste = Haste {
+            left: self.expected.saturating_sub(bytes),
+            room: storage.max_log_bytes().saturating_sub(stats.log_bytes + self.room_kept),
+            written: stats.bytes.saturating_sub(self.log_at_first),
+            elapsed,
+        };
+        self.rate.change(haste.per_second(base));
+        self.rate.spend(elapsed, bytes - before)
     }
 }
 

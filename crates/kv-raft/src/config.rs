@@ -139,6 +139,8 @@ pub(crate) mod limits {
     pub(crate) const LEARNER_LAG_ENTRIES: u64 = 100_000;
     /// How long a snapshot that is written waits until openraft has heard of everything that is in it.
     pub(crate) const TOLD_WAIT: Duration = Duration::from_secs(60);
+    /// How long an installation waits before it looks again whether the disk has room.
+    pub(crate) const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
     /// Least pause between snapshots that are taken because the log is large.
     pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
     /// Deadline of what a steward proposes or asks.

@@ -852,14 +852,16 @@ impl Group {
         // What is held for a follower is not let go by another snapshot either.
         let held = holds.iter().any(|hold| hold.needs < snapshot) && log_bytes < held_bound;
         let wanted = log_bytes_wanted(storage.max_log_bytes());
-        // Not for a full disk: a snapshot takes room before it gives any.
+        // Not for a full disk: a snapshot takes room before it gives any. That of a small state is taken from
+        // the reserve.
         let refused = storage.log_pressure().is_err_and(|e| !matches!(e, StorageError::DiskFull { .. }));
         let pressed = refused || (log_bytes > wanted && !held);
         let rested = asked.is_none_or(|at| at.elapsed() > SNAPSHOT_PAUSE);
         let (bytes, state_bytes) = self.account.growth();
         let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
         let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
-        if rested && (due || (pressed && fresh > 0)) {
+        let due = due || (pressed && fresh > 0) || self.account.needs_snapshot();
+        if rested && due && storage.snapshots(self.id).room_for(state_bytes).is_ok() {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;
             return Ok(());

@@ -19,13 +19,13 @@ use tokio::sync::RwLock;
 
 use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec::{self, CodecError};
-use crate::config::limits::{LOG_ENTRY_BYTES, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
+use crate::config::limits::{LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES};
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::generations::{self, Generations};
 use crate::proposal::{Point, Proposal, Reply};
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
-use crate::snapshot::{self, rows_for};
+use crate::snapshot::{self, id_of, rows_for};
 use crate::tables::{Rows, Space, Stage, Table, keys};
 
 /// Why a state machine cannot go on. Each of these stops its group.
@@ -269,7 +269,20 @@ impl Machine {
     async fn load_rows(&self, mut rows: VecDeque<CopyRow>) -> Result<(), MachineError> {
         while !rows.is_empty() {
             let storage = self.storage.clone();
-            rows = NodeRuntime::blocking(move || storage.load(&mut rows).map(|()| rows)).await??;
+            let (rest, loaded) = NodeRuntime::blocking(move || {
+                let loaded = storage.load(&mut rows);
+                (rows, loaded)
+            })
+            .await?;
+            rows = rest;
+            match loaded {
+                // Half a state is of no use, and a node that stops comes back to the same disk: it waits.
+                Err(error @ StorageError::DiskFull { .. }) => {
+                    tracing::warn!(group = self.space.group.0, %error, "the installation of a snapshot waits for room on the disk");
+                    tokio::time::sleep(NO_ROOM_PAUSE).await;
+                }
+                loaded => loaded?,
+            }
             self.storage.let_drain().await;
         }
         Ok(())
@@ -411,13 +424,22 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let files = self.files.clone();
-        let Some((file, meta)) = NodeRuntime::blocking(move || snapshot::newest(&files)).await?? else {
-            return Ok(None);
+        let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+        let starting = self.account.told.get().is_none();
+        let Some((file, meta)) = newest else {
+            if starting {
+                return Ok(None);
+            }
+            // openraft would end the group for want of a file. A transfer of one that is not there is tried
+            // again, and the steward takes a snapshot meanwhile.
+            self.account.has_lost_snapshot();
+            let id = id_of(self.mark.last_log_id.as_ref());
+            let snapshot = SnapshotData::File { files: self.files.clone(), id };
+            return Ok(Some(Snapshot { meta: self.mark.clone(), snapshot }));
         };
         self.account.has_snapshot(0, file.bytes);
         // At a start openraft installs any snapshot that is ahead of the tables, although they catch up by
         // themselves. It asks again when it has applied what is committed.
-        let starting = self.account.told.get().is_none();
         if starting && meta.last_log_id > self.mark.last_log_id && self.log_reaches(&meta)? {
             return Ok(None);
         }

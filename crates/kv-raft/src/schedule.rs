@@ -18,6 +18,11 @@ impl Rate {
         Self { per_second: per_second.max(1), earned_at: Duration::ZERO }
     }
 
+    /// From now on so many bytes per second.
+    pub(crate) fn change(&mut self, per_second: u64) {
+        self.per_second = per_second.max(1);
+    }
+
     fn time_of(&self, bytes: u64) -> Duration {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.per_second);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
@@ -27,6 +32,32 @@ impl Rate {
     pub(crate) fn spend(&mut self, now: Duration, bytes: u64) -> Duration {
         self.earned_at = self.earned_at.max(now).saturating_add(self.time_of(bytes));
         self.earned_at.saturating_sub(now).saturating_sub(self.time_of(SNAPSHOT_BURST_BYTES))
+    }
+}
+
+/// What decides how fast a snapshot is written: the log cannot be trimmed before it is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Haste {
+    /// Bytes of the snapshot that are still to be written, about.
+    pub(crate) left: u64,
+    /// Bytes that the log may still grow until the snapshot should be done.
+    pub(crate) room: u64,
+    /// Bytes that the log has grown meanwhile, and in what time.
+    pub(crate) written: u64,
+    pub(crate) elapsed: Duration,
+}
+
+impl Haste {
+    /// The rate that has the snapshot done when the room is used up, if the log grows on as it did; at least
+    /// `base`, which the log's syncs hardly feel.
+    pub(crate) fn per_second(&self, base: u64) -> u64 {
+        let nanos = self.elapsed.as_nanos().max(1);
+        let room = u128::from(self.room).max(1);
+        // left / (room / (written / seconds))
+        let needed =
+            u128::from(self.left).saturating_mul(u128::from(self.written)).saturating_mul(1_000_000_000);
+        let needed = needed / room.saturating_mul(nanos);
+        base.max(u64::try_from(needed).unwrap_or(u64::MAX))
     }
 }
 
@@ -87,6 +118,32 @@ mod tests {
         assert_eq!(rate.spend(now, SNAPSHOT_BURST_BYTES), Duration::ZERO);
         assert_eq!(rate.spend(now, 1 << 20), Duration::from_secs(1));
         assert!(Rate::new(0).spend(now, 1 << 40) > Duration::from_secs(1 << 20));
+    }
+
+    #[test]
+    fn a_snapshot_is_written_as_fast_as_the_log_fills_up() {
+        const MIB: u64 = 1 << 20;
+        let second = Duration::from_secs(1);
+        let calm = Haste { left: 1_000 * MIB, room: 1_000 * MIB, written: 10 * MIB, elapsed: second };
+        assert_eq!(calm.per_second(64 * MIB), 64 * MIB);
+        // 4 GiB are left, and 512 MiB last 5 s at 100 MiB a second.
+        let busy = Haste { left: 4_096 * MIB, room: 512 * MIB, written: 1_000 * MIB, elapsed: 10 * second };
+        assert_eq!(busy.per_second(64 * MIB), 800 * MIB);
+        assert_eq!(Haste { written: 0, ..busy }.per_second(64 * MIB), 64 * MIB);
+        // Whatever the load, the snapshot is done in time.
+        for load in [1, 10, 50, 100, 200] {
+            let (mut left, mut room, mut written, mut ticks) = (4_096 * MIB, 512 * MIB, 0, 0_u32);
+            while left > 0 {
+                ticks += 1;
+                written += load * MIB / 10;
+                room = room.saturating_sub(load * MIB / 10);
+                let haste = Haste { left, room, written, elapsed: second / 10 * ticks };
+                left = left.saturating_sub(haste.per_second(64 * MIB) / 10);
+            }
+            assert!(written <= 544 * MIB, "{load} MiB a second: {written}");
+        }
+        let most = Haste { left: u64::MAX, room: 0, written: u64::MAX, elapsed: Duration::ZERO };
+        assert_eq!(most.per_second(1), u64::MAX);
     }
 
     #[test]

@@ -57,8 +57,13 @@ pub(crate) fn id_of(last: Option<&LogId>) -> u64 {
     last.map_or(0, |last| last.index.saturating_add(1))
 }
 
+/// A file that is damaged inside is none: it is replaced.
 fn has(files: &Snapshots, id: u64, header: &Bytes) -> Result<bool, StorageError> {
-    Ok(files.list()?.iter().any(|file| file.id == id && file.header == *header))
+    let named = files.list()?.iter().any(|file| file.id == id && file.header == *header);
+    match named.then(|| files.verify(id)) {
+        Some(Err(StorageError::CorruptFile { .. })) | None => Ok(false),
+        Some(read) => read.map(|()| true),
+    }
 }
 
 /// The newest complete file and its mark.

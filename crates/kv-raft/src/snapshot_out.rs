@@ -11,7 +11,7 @@ use kv_proto::peer::raft_snapshot::Step as WireStep;
 use kv_proto::peer::raft_snapshot_reply::Result as WireResult;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
-use kv_storage::{SnapshotBytes, Snapshots};
+use kv_storage::{SnapshotBytes, Snapshots, StorageError};
 use kv_types::{GroupId, NodeId};
 use tokio::time::Instant;
 
@@ -56,7 +56,8 @@ pub(crate) struct Outgoing {
     node: NodeId,
     pace: Pace,
     began: Instant,
-    /// The checksum of the file that was sent last: it is read for that once.
+    /// The checksum of the file that was sent last: it is read for that once, and again when a receiver finds
+    /// it damaged.
     checked: Mutex<Option<FileIdentity>>,
     /// Held while a transfer to the node is under way.
     lanes: Mutex<BTreeMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
@@ -133,7 +134,13 @@ impl Outgoing {
         match ended {
             Ended::Installed(vote) | Ended::HigherVote(vote) => Ok(vote),
             Ended::Idle => Err(NotSent::Idle(crate::config::limits::SNAPSHOT_IDLE)),
-            Ended::Refused(refusal) => Err(NotSent::Refused(refusal_name(refusal))),
+            Ended::Refused(refusal) => {
+                if refusal == Refusal::Damaged {
+                    // It may have been damaged since it was checked: the next transfer checks it again.
+                    *lock(&self.checked) = None;
+                }
+                Err(NotSent::Refused(refusal_name(refusal)))
+            }
         }
     }
 
@@ -147,8 +154,8 @@ impl Outgoing {
             let identity = match known.filter(|known| known.snapshot == id && known.length == length) {
                 Some(known) => known,
                 None => {
-                    // A damaged file is not given to anybody.
-                    files.verify(id)?;
+                    // A damaged file is given to no follower, and is not read again: another one is due.
+                    files.verify(id).inspect_err(|error| set_aside(&files, id, error))?;
                     FileIdentity { node, snapshot: id, length, checksum: file.checksum()? }
                 }
             };
@@ -207,6 +214,16 @@ impl Outgoing {
     /// This node does not lead: no one waits for its entries.
     pub(crate) fn let_go(&self) {
         lock(&self.holds).retain(|_, hold| hold.in_transit);
+    }
+}
+
+/// Removes a snapshot file that is damaged. Blocks.
+fn set_aside(files: &Snapshots, id: u64, error: &StorageError) {
+    if matches!(error, StorageError::CorruptFile { .. }) {
+        tracing::error!(snapshot = id, %error, "a damaged snapshot is removed; another one is taken");
+        if let Err(error) = files.remove(id) {
+            tracing::error!(snapshot = id, %error, "a damaged snapshot stays");
+        }
     }
 }
 

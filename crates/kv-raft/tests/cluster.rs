@@ -937,6 +937,39 @@ async fn a_transfer_goes_on_where_it_was_after_a_restart_of_the_receiver() {
     cluster.stop().await;
 }
 
+/// Bits rot in the only snapshot of a leader, and no writes come that would make another one due. (The other
+/// member has one of its own, so it is not asked.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_is_taken_again_for_the_follower_that_needs_it() {
+    let mut cluster = Cluster::start(in_pieces).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    let (leader, away) = left_behind(&mut cluster, &bank, &client).await;
+    let place = usize::try_from(leader - 1).unwrap();
+    let files = cluster.dirs[place].join("snapshots").join(GroupId::FIRST_DATA.0.to_string());
+    let mut damaged = Vec::new();
+    for file in std::fs::read_dir(&files).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        damaged.push((path, bytes));
+    }
+    cluster.bring_up(away).await;
+    // Another one may have its name.
+    within("the damaged file is gone", || async {
+        damaged.iter().all(|(path, bytes)| std::fs::read(path).ok().as_ref() != Some(bytes)).then_some(())
+    })
+    .await;
+    within("the state", || async {
+        (cluster.data(away).applied_index == cluster.data(leader).applied_index).then_some(())
+    })
+    .await;
+    same_digest_everywhere(&cluster, &bank).await;
+    cluster.stop().await;
+}
+
 /// Whatever is announced or sent: refused by name, and the node goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn snapshots_that_cannot_be_are_refused_by_name() {

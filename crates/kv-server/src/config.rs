@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
 use crate::StartError;
-use crate::limits::{BUFFERED_BYTES, CONCURRENT_REQUESTS, CONFIG_BYTES, CONNECTIONS};
+use crate::limits::{BUFFERED_BYTES, CONCURRENT_REQUESTS, CONFIG_BYTES, CONNECTIONS, SNAPSHOT_RATE_MIN};
 use crate::near::nearest;
 
 /// What a node is started with.
@@ -162,6 +162,13 @@ pub struct StorageSettings {
     /// Time since the last checkpoint after which the next one starts.
     #[serde(deserialize_with = "duration")]
     pub checkpoint_interval: Duration,
+    /// Free space of the file system below which writes are refused, but at most a twentieth of the file
+    /// system; 0B to never ask.
+    #[serde(deserialize_with = "size")]
+    pub disk_reserve_size: u64,
+    /// Bytes of snapshots of its own state that this node writes in a second.
+    #[serde(deserialize_with = "size")]
+    pub snapshot_rate: u64,
 }
 
 impl Default for StorageSettings {
@@ -173,6 +180,8 @@ impl Default for StorageSettings {
             memtable_size: 64 << 20,
             checkpoint_log_size: 128 << 20,
             checkpoint_interval: Duration::from_secs(30),
+            disk_reserve_size: 256 << 20,
+            snapshot_rate: 64 << 20,
         }
     }
 }
@@ -423,7 +432,7 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
     if transfer_rate < transfer_chunk_size {
         return Err("raft.transfer_rate must be at least raft.transfer_chunk_size, in a second".into());
     }
-    let StorageSettings { segment_size, max_log_size, memtable_size, .. } = file.storage;
+    let StorageSettings { segment_size, max_log_size, memtable_size, snapshot_rate, .. } = file.storage;
     if !(4 << 20..=1 << 30).contains(&segment_size) || segment_size % 4096 != 0 {
         return Err("storage.segment_size must be 4MiB to 1GiB and a multiple of 4KiB".into());
     }
@@ -433,6 +442,12 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
     // A step of committed entries is applied whole: 1 MiB and the largest value beyond it.
     if memtable_size < 4 << 20 {
         return Err("storage.memtable_size must be at least 4MiB".into());
+    }
+    if snapshot_rate < SNAPSHOT_RATE_MIN {
+        return Err(format!(
+            "storage.snapshot_rate must be at least {}MiB, in a second",
+            SNAPSHOT_RATE_MIN >> 20
+        ));
     }
     let PeerSettings { ping_every, suspect_after, down_after } = file.peer;
     if ping_every < Duration::from_millis(10) || suspect_after < ping_every * 2 || down_after <= suspect_after
@@ -620,8 +635,12 @@ mod tests {
         let config = read(&format!("{NODES}\n{more}"), 1).unwrap();
         assert_eq!(config.raft.heartbeat, Duration::from_millis(50));
         assert_eq!((config.storage.segment_size, config.storage.tier), (16 << 20, TierKind::Fjall));
-        let config = read(&format!("{NODES}\n[storage]\ntier = \"sled\""), 1).unwrap();
-        assert_eq!(config.storage.tier, TierKind::Sled);
+        let more = "tier = \"sled\"\ndisk_reserve_size = \"0B\"\nsnapshot_rate = \"1MiB\"";
+        let storage = read(&format!("{NODES}\n[storage]\n{more}"), 1).unwrap().storage;
+        assert_eq!(
+            (storage.tier, storage.disk_reserve_size, storage.snapshot_rate),
+            (TierKind::Sled, 0, 1 << 20)
+        );
         assert_eq!((parse_size("1GiB"), parse_size("7 B")), (Some(1 << 30), Some(7)));
         for wrong in ["", "7", "MiB", "7MB", "-7B", "99999999999999GiB"] {
             assert_eq!(parse_size(wrong), None, "{wrong}");
@@ -650,6 +669,8 @@ mod tests {
             ("[storage]\ntier = \"rocks\"", "`rocks` is not a tier: `fjall` or `sled`"),
             ("[storage]\nsegment_size = \"1B\"", "segment_size"),
             ("[storage]\nmemtable_size = \"1MiB\"", "memtable_size must be at least 4MiB"),
+            ("[storage]\nsnapshot_rate = \"1023KiB\"", "snapshot_rate must be at least 1MiB"),
+            ("[storage]\ndisk_reserve_size = 0", "invalid type"),
             ("[peer]\nsuspect_after = \"100ms\"", "do not fit"),
             ("[limits]\nconcurrent_requests = 0", "at least 1"),
             ("[limits]\nmax_deadline = \"2h\"", "max_deadline"),
@@ -702,6 +723,9 @@ mod tests {
         assert_eq!(format!("{:?}", config.peer), format!("{:?}", defaults.peer));
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", defaults.limits));
         for key in ["heartbeat", "segment_size", "max_hints_size", "ping_every", "concurrent_requests"] {
+            shown(format!("\n{key} = "));
+        }
+        for key in ["disk_reserve_size", "snapshot_rate"] {
             shown(format!("\n{key} = "));
         }
     }

@@ -337,7 +337,7 @@ mod tests {
         newcomer.read_exact(&mut [0; OPENING_BYTES]).await.unwrap();
         outside[1].write_all(&PREFACE).await.unwrap();
         inside[1].read_exact(&mut [0; OPENING_BYTES]).await.unwrap();
-        // Now everybody spoke: a newcomer is closed at once, until one leaves.
+        // Now all have sent something: a newcomer is closed at once, until one leaves.
         let late = TcpStream::connect(&address).await.unwrap();
         let accepting = tokio::spawn(async move { listener.next().await.unwrap().unwrap() });
         assert!(closed(late).await);

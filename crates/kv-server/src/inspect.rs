@@ -60,12 +60,25 @@ impl Router {
                 log_bytes: stats.log_bytes,
                 memtable_bytes: stats.memtable_bytes,
             }),
-            keys_with_siblings: self.available.keys_with_siblings().map_err(Failure::of_read)?,
+            keys_with_siblings: self.available.keys_with_siblings(),
             hints_pending: hints.values().sum(),
             rebuilding_partitions: self.available.rebuilding_partitions(),
             version: crate::VERSION.to_owned(),
             writes_acknowledged: self.acknowledged(),
+            refusals: self.refusals(),
         })
+    }
+
+    /// What was refused of peers, by reason.
+    fn refusals(&self) -> Vec<admin::RefusalCount> {
+        let messages = ("peer_message".to_owned(), self.strong.peer_messages_refused());
+        let steps = self.strong.snapshot_refusals().into_iter();
+        steps
+            .map(|(reason, count)| (format!("snapshot_{reason}"), count))
+            .chain([messages])
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| admin::RefusalCount { reason, count })
+            .collect()
     }
 
     pub(crate) async fn owners(

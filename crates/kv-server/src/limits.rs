@@ -15,6 +15,9 @@ pub(crate) const CONCURRENT_REQUESTS: usize = 4_096;
 pub(crate) const CONNECTIONS: usize = 1_024;
 /// Default of `[limits] buffered_size`, bytes.
 pub(crate) const BUFFERED_BYTES: u64 = 256 << 20;
+/// Least `[storage] snapshot_rate`, bytes per second: a snapshot of a slower node would never be done before
+/// its log is full.
+pub(crate) const SNAPSHOT_RATE_MIN: u64 = 1 << 20;
 /// Streams that may be open for each request that may be worked on: those arriving and those being answered
 /// count too.
 pub(crate) const STREAMS_PER_REQUEST: usize = 2;

@@ -81,66 +81,27 @@ impl std::fmt::Debug for Node {
 impl Node {
     /// Starts a node and returns when it listens. It serves strong namespaces once a leader is elected.
     pub async fn start(config: NodeConfig, node_env: NodeEnv) -> Result<Self, StartError> {
-        let own = config
-            .member()
-            .cloned()
-            .ok_or_else(|| StartError::ConfigInvalid(format!("{} is not among the nodes", config.node_id)))?;
         config.check_reach()?;
-        if config.insecure {
-            tracing::warn!(
-                client_address = own.client_address,
-                peer_address = own.peer_address,
-                "INSECURE: the cluster file says insecure = true. Anyone who reaches these addresses can read and change \
-                 everything: nothing is encrypted and no caller is authenticated"
-            );
-        }
         // Ports first: a node that is started twice says so before storage says that its directory is in use.
-        let ports = Ports::within(config.limits.connections, config.members.len(), descriptor_limit())?;
-        let clients = listen(&node_env.env, &own.client_address, "client_address", &config).await?;
-        let from_peers = listen(&node_env.env, &own.peer_address, "peer_address", &config).await?;
-        let (client_address, peer_address) =
-            (clients.local_address.clone(), from_peers.local_address.clone());
-        let clients = bounded(clients, "client_address", ports.clients);
-        let from_peers = bounded(from_peers, "peer_address", ports.peers);
+        let listening = Listening::open(&config, &node_env.env).await?;
+        let router = Arc::new(open_parts(config, &node_env).await?);
+        Ok(Self::serve(router, listening).await)
+    }
 
-        let (storage, recovery) = open(&config, &node_env).await?;
-        let peers = Peers::new(peer_config(&config), node_env.env.clone());
-        peers.set_members(config.members.clone());
-        let failed =
-            |what: &str, error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
-        let strong =
-            Strong::start(raft_config(&config), storage.clone(), peers.clone(), node_env.env.clone())
-                .await
-                .map_err(|error| failed("strong namespaces", &error))?;
-        let catalogue = strong.catalogue();
-        let available = Available::start(
-            dynamo_config(&config, recovery.tier_lost),
-            storage.clone(),
-            peers.clone(),
-            node_env.env.clone(),
-            catalogue.clone(),
-        )
-        .await
-        .map_err(|error| failed("available namespaces", &error))?;
-        if recovery.tier_lost {
-            // The available side has recorded that it must rebuild; the strong side rebuilds from its log.
-            storage.acknowledge_tier_lost().await.map_err(|error| failed("storage", &error))?;
-        }
-
-        let router =
-            Arc::new(Router::new(config, storage, peers.clone(), strong, available, catalogue.clone()));
+    /// Serves peers and clients.
+    async fn serve(router: Arc<Router>, listening: Listening) -> Self {
+        let Listening { clients, from_peers, client_address, peer_address } = listening;
         let (stop, stopping) = watch::channel(false);
-        let until_stopped = || {
+        let until_stopped = {
             let mut stopping = stopping.clone();
             async move {
                 let _ = stopping.wait_for(|stop| *stop).await;
             }
         };
-
-        let peer_service = kv_peer::service(&peers, Arc::new(PeerRouter(Arc::clone(&router))));
+        let peer_service = kv_peer::service(&router.peers, Arc::new(PeerRouter(Arc::clone(&router))));
         let serve_peers = kv_peer::server_builder()
             .add_service(peer_service)
-            .serve_with_incoming_shutdown(from_peers, until_stopped());
+            .serve_with_incoming_shutdown(from_peers, until_stopped);
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::announce(&reporter, false, false).await;
         let public = Arc::new(public(&router, health_service));
@@ -148,10 +109,10 @@ impl Node {
         let others = vec![
             tokio::spawn(served("peers", serve_peers)),
             tokio::spawn(health::follow(Arc::clone(&router), reporter, stopping.clone())),
-            tokio::spawn(follow_members(Arc::clone(&router), catalogue, stopping.clone())),
+            tokio::spawn(follow_members(Arc::clone(&router), router.strong.catalogue(), stopping)),
         ];
         tracing::info!(node = %router.node(), %client_address, %peer_address, "listening");
-        Ok(Self { router, client_address, peer_address, stop, clients, others })
+        Self { router, client_address, peer_address, stop, clients, others }
     }
 
     /// Where it listens for clients.
@@ -207,6 +168,61 @@ impl Node {
     }
 }
 
+/// The ports of a node, bounded in how many connections they take.
+struct Listening {
+    clients: Listener,
+    from_peers: Listener,
+    client_address: String,
+    peer_address: String,
+}
+
+impl Listening {
+    async fn open(config: &NodeConfig, env: &Env) -> Result<Self, StartError> {
+        let own = config
+            .member()
+            .ok_or_else(|| StartError::ConfigInvalid(format!("{} is not among the nodes", config.node_id)))?;
+        if config.insecure {
+            tracing::warn!(
+                client_address = own.client_address,
+                peer_address = own.peer_address,
+                "INSECURE: the cluster file says insecure = true. Anyone who reaches these addresses can read and change \
+                 everything: nothing is encrypted and no caller is authenticated"
+            );
+        }
+        let ports = Ports::within(config.limits.connections, config.members.len(), descriptor_limit())?;
+        let clients = listen(env, &own.client_address, "client_address", config).await?;
+        let from_peers = listen(env, &own.peer_address, "peer_address", config).await?;
+        Ok(Self {
+            client_address: clients.local_address.clone(),
+            peer_address: from_peers.local_address.clone(),
+            clients: bounded(clients, "client_address", ports.clients),
+            from_peers: bounded(from_peers, "peer_address", ports.peers),
+        })
+    }
+}
+
+/// Opens storage, and on it both kinds of namespaces.
+async fn open_parts(config: NodeConfig, node_env: &NodeEnv) -> Result<Router, StartError> {
+    let (storage, recovery) = open(&config, node_env).await?;
+    let env = || node_env.env.clone();
+    let peers = Peers::new(peer_config(&config), env());
+    peers.set_members(config.members.clone());
+    let failed = |what: &str, error: &dyn std::fmt::Display| StartError::Failed(format!("{what}: {error}"));
+    let strong = Strong::start(raft_config(&config), storage.clone(), peers.clone(), env())
+        .await
+        .map_err(|error| failed("strong namespaces", &error))?;
+    let catalogue = strong.catalogue();
+    let settings = dynamo_config(&config, recovery.tier_lost);
+    let available = Available::start(settings, storage.clone(), peers.clone(), env(), catalogue.clone())
+        .await
+        .map_err(|error| failed("available namespaces", &error))?;
+    if recovery.tier_lost {
+        // The available side has recorded that it must rebuild; the strong side rebuilds from its log.
+        storage.acknowledge_tier_lost().await.map_err(|error| failed("storage", &error))?;
+    }
+    Ok(Router::new(config, storage, peers, strong, available, catalogue))
+}
+
 async fn within<T>(time: Duration, what: &str, work: impl Future<Output = T>) {
     if timeout(time, work).await.is_err() {
         tracing::warn!(what, "did not stop in time");
@@ -245,6 +261,7 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         memtable_bytes: bytes(settings.memtable_size),
         checkpoint_log_bytes: settings.checkpoint_log_size,
         checkpoint_interval: settings.checkpoint_interval,
+        disk_reserve_bytes: settings.disk_reserve_size,
         ..fitted(settings.segment_size, settings.memtable_size, &dir)
     };
     let disk = Arc::clone(&node_env.disk);
@@ -307,6 +324,7 @@ fn raft_config(config: &NodeConfig) -> RaftConfig {
         election_min: config.raft.election_min,
         election_max: config.raft.election_max,
         snapshot_every: config.raft.snapshot_every,
+        snapshot_bytes_per_second: config.storage.snapshot_rate,
         entries_kept: config.raft.entries_kept,
         transfer_chunk_bytes: usize::try_from(config.raft.transfer_chunk_size).unwrap_or(usize::MAX),
         transfer_bytes_per_second: config.raft.transfer_rate,

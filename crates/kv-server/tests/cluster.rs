@@ -278,20 +278,37 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
         (RequestFrame { body: None, ..good.clone() }, Reason::InvalidRequest),
     ];
     for (row, (frame, reason)) in table.into_iter().enumerate() {
-        // A connection has few streams, and these are never ended.
-        let mut peer = PeerServiceClient::connect(address.clone()).await.unwrap();
-        let outgoing = tokio_stream::StreamExt::chain(
-            tokio_stream::once(ExchangeRequest { frames: vec![frame] }),
-            tokio_stream::pending(),
-        );
-        let mut answers = peer.exchange(outgoing).await.unwrap().into_inner();
-        let answer = answers.message().await.unwrap().unwrap().frames.remove(0);
-        let Some(response_frame::Body::Failure(failure)) = answer.body else {
-            panic!("row {row}: {answer:?}")
-        };
-        assert_eq!(Failure::from(&failure).reason, reason, "row {row}");
+        assert_eq!(refused(&address, frame).await.reason, reason, "row {row}");
     }
+    // What only a broken peer sends is refused too, and the status counts it.
+    let refusals = async || {
+        let status = cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap();
+        status.into_inner().refusals.into_iter().map(|r| (r.reason, r.count)).collect::<Vec<_>>()
+    };
+    assert_eq!(refusals().await, []);
+    let vote = kv_proto::peer::Vote { term: u64::MAX, node: 2, committed: false };
+    let vote = kv_proto::peer::RaftVote { vote: Some(vote), pre_vote: true, ..Default::default() };
+    let vote = Some(request_frame::Body::RaftVote(vote));
+    let refusal = refused(&address, RequestFrame { group: 1, body: vote, ..good }).await;
+    assert_eq!(refusal.reason, Reason::InvalidRequest, "{refusal}");
+    assert_eq!(refusals().await, [("peer_message".to_owned(), 1)]);
     cluster.stop().await;
+}
+
+/// How the node at an address refuses a frame of a peer.
+async fn refused(address: &str, frame: RequestFrame) -> Failure {
+    // A connection has few streams, and these are never ended.
+    let mut peer = PeerServiceClient::connect(address.to_owned()).await.unwrap();
+    let outgoing = tokio_stream::StreamExt::chain(
+        tokio_stream::once(ExchangeRequest { frames: vec![frame] }),
+        tokio_stream::pending(),
+    );
+    let mut answers = peer.exchange(outgoing).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().frames.remove(0);
+    match answer.body {
+        Some(response_frame::Body::Failure(failure)) => Failure::from(&failure),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

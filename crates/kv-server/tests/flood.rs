@@ -39,7 +39,7 @@ fn channel(node: &Node) -> Channel {
     Endpoint::from_shared(format!("http://{}", node.client_address())).unwrap().connect_lazy()
 }
 
-/// A request identity that nobody used.
+/// A request identity that is not used yet.
 fn mutation() -> Option<v1::Mutation> {
     static CLIENTS: AtomicU64 = AtomicU64::new(1);
     let client = u128::from(CLIENTS.fetch_add(1, Ordering::Relaxed)) << 64 | 3;

@@ -285,7 +285,7 @@ impl Storage {
     pub fn snapshots(&self, group: GroupId) -> Snapshots {
         let parts = self.parts();
         let dir = parts.options.dir.join("snapshots").join(group.0.to_string());
-        Snapshots::new(parts.disk.clone(), dir, parts.temporaries.clone())
+        Snapshots::new(parts.disk.clone(), dir, parts.temporaries.clone(), parts.space.clone())
     }
 
     /// Whose data this is, if that was ever said.

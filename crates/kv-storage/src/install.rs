@@ -46,11 +46,12 @@ fn record_key(name: &[u8]) -> Result<Bytes, StorageError> {
 
 impl Storage {
     /// Writes the first of these rows into the tier, as many as go into one of its batches, and takes them
-    /// off. Later rows of one key count. The keys are not read yet. Blocks: call it off the
-    /// async workers, and [`Storage::let_drain`] after it.
+    /// off. Later rows of one key count. The keys are not read yet. Refused while less than the reserve is
+    /// free on the disk. Blocks: call it off the async workers, and [`Storage::let_drain`] after it.
     pub fn load(&self, rows: &mut VecDeque<CopyRow>) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;
+        parts.space.check_file(0)?;
         let most = parts.options.drain_batch_bytes.min(parts.tier.handle()?.batch_bytes());
         let (mut batch, mut bytes) = (BTreeMap::new(), 0);
         while let Some((table, key, value)) = rows.front() {

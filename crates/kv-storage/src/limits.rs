@@ -67,6 +67,8 @@ pub const INDEX_ENTRY_BYTES: usize = 16;
 /// Largest reserve of a file system (one in so many of its bytes), whatever `disk_reserve_bytes` says: a
 /// small disk is usable.
 pub const DISK_RESERVE_SHARE: u64 = 20;
+/// How often the folder of snapshots is read when a file vanishes meanwhile.
+pub const LIST_ROUNDS: usize = 8;
 /// How long an answer about the free space of the disk is used.
 pub const SPACE_LOOK: Duration = Duration::from_millis(100);
 /// What an entry in the cache of a Raft group costs beside its payload, bytes, about.

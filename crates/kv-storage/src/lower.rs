@@ -3,8 +3,7 @@
 //!
 //! The mark's lock is held through a drain and through a checkpoint, so neither runs during the other.
 //! Readers that must see one state of the tier, and are overtaken by drains, hold it still
-//! ([`LowerTier::hold_still`]). Order of
-//! the locks: mark, memtable (outside), stillness.
+//! ([`LowerTier::hold_still`]). Order of the locks: mark, stillness, memtable.
 
 use std::{
     ops::Deref,
@@ -180,6 +179,8 @@ impl Turn<'_> {
         let last = *self.mark;
         assert!(seq >= last.drained, "batch {seq} is drained after {}", last.drained);
         let mark = TierMark { id: last.id, drained: seq, batch: last.batch + 1 };
+        // Outside: a tier that is behind with its own work may take seconds, and readers go on meanwhile.
+        tier.make_room()?;
         {
             // A scan that was overtaken by drains holds the tier still: it does not change under it. Copies do
             // not: they read in pieces and hear of every write.

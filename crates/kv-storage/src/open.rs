@@ -271,7 +271,7 @@ impl Start {
         let around = (self.disk.clone(), options.clone(), life.clone());
         let tier = LowerTier::new(around, self.opened.tier.clone(), self.opened.mark, self.checkpointed);
         let log = Log::open(options.clone(), life.clone(), self.disk.clone(), options.dir.join("wal"), log)?;
-        let space = DiskSpace::new(self.disk.clone(), &options);
+        let space = Arc::new(DiskSpace::new(self.disk.clone(), &options));
         let parts = Parts {
             options,
             disk: self.disk.clone(),

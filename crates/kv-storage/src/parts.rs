@@ -35,7 +35,7 @@ pub(crate) struct Parts {
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
     pub(crate) refusals: Refusals,
     pub(crate) readers: Arc<Readers>,
-    pub(crate) space: DiskSpace,
+    pub(crate) space: Arc<DiskSpace>,
     pub(crate) lock: Mutex<Option<DirLock>>,
 }
 

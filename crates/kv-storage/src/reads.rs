@@ -122,6 +122,13 @@ async fn read_rows(
 }
 
 impl Storage {
+    /// The row of a key as far as the memtable knows it; `None` if only the tier can tell. Does not wait for
+    /// the tier.
+    pub fn recent(&self, table: TableId, key: &[u8]) -> Option<Option<Row>> {
+        let found = self.parts().memtable.read().get(&full_key(table, key));
+        found.map(|(value, seq)| value.map(|value| Row { value, position: Position(seq) }))
+    }
+
     /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with
     /// one hop to a thread that reads the tier. Each row is as at some moment of the call. At most
     /// [`limits::MAX_READ_KEYS`] keys, and rows of [`limits::MAX_READ_BYTES`] from the tier: beyond that
@@ -181,5 +188,5 @@ fn range_chunk(
         }
         Ok(chunk)
     };
-    consistently(parts, (from, to), limit_rows + 1, read)
+    consistently(parts, (from, to), limit_rows.saturating_add(1), read)
 }

@@ -26,6 +26,7 @@ use crate::{
     error::StorageError,
     limits,
     locks::lock,
+    space::DiskSpace,
 };
 
 const MAGIC: &[u8] = b"QSNP";
@@ -74,6 +75,7 @@ pub struct Snapshots {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     temporaries: Arc<Mutex<Temporaries>>,
+    pub(crate) space: Arc<DiskSpace>,
 }
 
 /// Files being written by this process; others with such names are what crashes left behind.
@@ -81,6 +83,8 @@ pub struct Snapshots {
 pub(crate) struct Temporaries {
     next: u64,
     open: BTreeSet<PathBuf>,
+    /// Folders whose names are durable as this process found them.
+    settled: BTreeSet<PathBuf>,
 }
 
 fn io(e: std::io::Error) -> StorageError {
@@ -137,8 +141,19 @@ impl Trailer {
 }
 
 impl Snapshots {
-    pub(crate) fn new(disk: Arc<dyn Disk>, dir: PathBuf, temporaries: Arc<Mutex<Temporaries>>) -> Snapshots {
-        Snapshots { disk, dir, temporaries }
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        temporaries: Arc<Mutex<Temporaries>>,
+        space: Arc<DiskSpace>,
+    ) -> Snapshots {
+        Snapshots { disk, dir, temporaries, space }
+    }
+
+    /// Refuses when files of together `bytes` more would not leave the disk's reserve free, by what was seen
+    /// last.
+    pub fn room_for(&self, bytes: u64) -> Result<(), StorageError> {
+        self.space.room_for(bytes)
     }
 
     pub(crate) fn path(&self, id: u64) -> PathBuf {
@@ -146,7 +161,9 @@ impl Snapshots {
     }
 
     /// Starts a snapshot file. It appears in [`Snapshots::list`] only when it is finished.
+    /// Refused, as every write to it, when the disk's reserve is touched: see [`Snapshots::room_for`].
     pub fn create(&self) -> Result<SnapshotWriter, StorageError> {
+        self.space.check_file(1)?;
         self.disk.create_dir_all(&self.dir).map_err(io)?;
         let temporary = {
             let mut names = lock(&self.temporaries);
@@ -177,19 +194,45 @@ impl Snapshots {
 
     /// Complete files, oldest first. Files whose two ends cannot be read are left out.
     pub fn list(&self) -> Result<Vec<SnapshotInfo>, StorageError> {
+        self.settle()?;
+        for _ in 0..limits::LIST_ROUNDS {
+            if let Some(found) = self.try_list()? {
+                return Ok(found);
+            }
+        }
+        let busy = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
+        Err(StorageError::io("list the snapshot files, which change all the time")(busy))
+    }
+
+    /// The complete files; none when one of them was removed meanwhile, and another may have taken its place.
+    fn try_list(&self) -> Result<Option<Vec<SnapshotInfo>>, StorageError> {
         let mut out = Vec::new();
         for path in self.disk.list(&self.dir).map_err(io)? {
             let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".snap"));
             let Some(id) = name.and_then(|n| u64::from_str_radix(n, 16).ok()) else { continue };
             match self.open(id) {
                 Ok(reader) => out.push(reader.info),
+                Err(StorageError::Io { kind: std::io::ErrorKind::NotFound, .. }) => return Ok(None),
+                Err(e @ StorageError::Io { .. }) => return Err(e),
                 Err(e) => {
                     tracing::warn!(error = %e, path = %path.display(), "a snapshot file cannot be read")
                 }
             }
         }
         out.sort_by_key(|info| info.id);
-        Ok(out)
+        Ok(Some(out))
+    }
+
+    /// A process that was killed may have renamed a file without syncing the folder. What is believed from
+    /// here on is durable first: the log is purged up to it.
+    fn settle(&self) -> Result<(), StorageError> {
+        if lock(&self.temporaries).settled.contains(&self.dir) {
+            return Ok(());
+        }
+        self.disk.create_dir_all(&self.dir).map_err(io)?;
+        self.disk.sync_dir(&self.dir).map_err(io)?;
+        lock(&self.temporaries).settled.insert(self.dir.clone());
+        Ok(())
     }
 
     /// Opens a complete file for reading from its first block. Its end is read first.
@@ -304,6 +347,7 @@ impl SnapshotWriter {
         self.blocks += 1;
         self.payload += block.len() as u64;
         if self.at - self.synced >= limits::SNAPSHOT_SYNC_BYTES {
+            self.store.space.check_file(self.at)?;
             self.file.sync_data().map_err(io)?;
             self.synced = self.at;
         }
@@ -316,7 +360,8 @@ impl SnapshotWriter {
     }
 
     /// Makes the file complete and durable under its id. A file that has the id already is kept and this one
-    /// dropped if their headers are equal: a finished file never changes. Otherwise it is replaced.
+    /// dropped if their headers are equal and all of it can be read: a finished file never changes. Otherwise
+    /// it is replaced.
     pub fn finish(mut self, id: u64, header: &[u8]) -> Result<SnapshotInfo, StorageError> {
         if header.len() > limits::MAX_SNAPSHOT_HEADER {
             let (bytes, max) = (header.len(), limits::MAX_SNAPSHOT_HEADER);
@@ -324,6 +369,7 @@ impl SnapshotWriter {
         }
         if let Ok(present) = self.store.open(id)
             && present.header() == header
+            && self.store.verify(id).is_ok()
         {
             return Ok(present.info);
         }

@@ -122,7 +122,8 @@ impl Snapshots {
     /// identity is resumed, any other is thrown away. Pieces of `sync_every` bytes are synced together. Reads
     /// what it resumes. Blocks.
     ///
-    /// Refused as too large above `MAX_SNAPSHOT_BYTES`, or with an identity above `MAX_PART_IDENTITY`.
+    /// Refused when the disk's reserve is touched, and as too large above `MAX_SNAPSHOT_BYTES`, or with an
+    /// identity above `MAX_PART_IDENTITY`.
     pub fn receive(
         &self,
         identity: &[u8],
@@ -267,6 +268,7 @@ impl SnapshotPart {
     }
 
     fn sync(&mut self) -> Result<(), StorageError> {
+        self.store.space.check_file(self.received)?;
         self.file.sync_data().map_err(io)?;
         self.note.write_at(&record_of(self.received, self.sum), self.note_at).map_err(io)?;
         self.note.sync_data().map_err(io)?;

@@ -59,6 +59,13 @@ impl DiskSpace {
             return;
         }
         *last = Look { at: Some(Instant::now()), written };
+        self.ask();
+    }
+
+    fn ask(&self) {
+        if self.most == 0 {
+            return;
+        }
         match self.disk.free_space(&self.dir) {
             Ok(Some(space)) => self.saw(space.free, space.total),
             // Not known, or no longer bounded, is not full: the writes themselves say whether there is room.
@@ -81,6 +88,27 @@ impl DiskSpace {
                 false => tracing::info!(free, reserve, "the disk has room again"),
             }
         }
+    }
+
+    /// Asks the disk, and says whether a file that has `bytes` so far may grow on. One that is small against
+    /// the reserve may use half of it: a snapshot of a small state is what makes room in the log. Blocks.
+    pub(crate) fn check_file(&self, bytes: u64) -> Result<(), StorageError> {
+        self.ask();
+        self.room_for(0).or_else(|full| if self.is_small(bytes, 0) { Ok(()) } else { Err(full) })
+    }
+
+    /// Whether a file of `bytes` leaves the reserve free, or is small, by what was seen last.
+    pub(crate) fn room_for(&self, bytes: u64) -> Result<(), StorageError> {
+        let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
+        match free >= reserve.saturating_add(bytes) || self.is_small(bytes, bytes) {
+            true => Ok(()),
+            false => Err(StorageError::DiskFull { free, reserve }),
+        }
+    }
+
+    fn is_small(&self, bytes: u64, to_come: u64) -> bool {
+        let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
+        bytes > 0 && bytes <= reserve / 8 && free >= (reserve / 2).saturating_add(to_come)
     }
 
     /// An error while less is free than the reserve.

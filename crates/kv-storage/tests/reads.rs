@@ -35,6 +35,7 @@ use world::{T, U};
 struct Held {
     reads: bool,
     writes: bool,
+    room: bool,
     close: bool,
 }
 
@@ -80,6 +81,10 @@ impl Tier for SlowTier {
     ) -> Result<TierChunk, TierError> {
         self.gate.pass(|held| held.reads);
         self.tier.scan(from, to, limit_rows, limit_bytes)
+    }
+    fn make_room(&self) -> Result<(), TierError> {
+        self.gate.pass(|held| held.room);
+        Ok(())
     }
     fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
         self.gate.pass(|held| held.writes);
@@ -196,6 +201,8 @@ fn a_stalled_tier_holds_up_its_readers_alone(mut w: Slow) {
         put(&s, "meanwhile", 30).await;
         let rows = s.read_rows(keys(&["meanwhile", "new"])).await.unwrap();
         assert_eq!(rows.iter().flatten().map(|row| row.value.len()).collect::<Vec<_>>(), [30, 20]);
+        assert_eq!(s.recent(T, b"new").unwrap().unwrap().value.len(), 20);
+        assert_eq!((s.recent(T, b"drained"), s.recent(T, b"absent")), (None, None), "only the tier can tell");
         assert!(!reading.is_finished() && !scanning.is_finished());
         w.gate.set(Held::default());
         let rows = reading.await.unwrap().unwrap();
@@ -282,6 +289,46 @@ fn a_scan_under_drains_is_one_view() {
     }
     writing.join().unwrap();
     run(s.shutdown());
+}
+
+/// A tier that compacts keeps its batch waiting, not those who look at it meanwhile.
+#[test]
+fn a_tier_that_is_behind_with_its_own_work_holds_up_no_scan() {
+    run(async {
+        let w = Slow::memory();
+        let s = w.open();
+        put(&s, "drained", 10).await;
+        s.checkpoint().await.unwrap();
+        w.gate.set(Held { room: true, ..Held::default() });
+        put(&s, "new", 20).await;
+        let checkpoint = tokio::spawn({
+            let s = s.clone();
+            async move { s.checkpoint().await }
+        });
+        until("the drain waits for the tier", || w.gate.waiting() == 1).await;
+        assert_eq!(s.scan(T, b"", None, 10).unwrap().len(), 2);
+        for _ in 0..=limits::READERS {
+            assert_eq!(s.read_range(T, b"", None, 10, 1000).await.unwrap().rows.len(), 2);
+        }
+        assert!(s.read_rows_for_apply(keys(&["drained"])).await.unwrap()[0].is_some());
+        assert!(!checkpoint.is_finished());
+        w.gate.set(Held::default());
+        checkpoint.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_range_without_a_bound_shows_what_was_removed() {
+    run(async {
+        let w = Slow::memory();
+        let s = w.open();
+        put(&s, "k", 10).await;
+        s.checkpoint().await.unwrap();
+        let removed = s.commit(Batch::new().delete(T, "k")).unwrap();
+        s.durable(removed).await.unwrap();
+        let chunk = s.read_range(T, b"", None, usize::MAX, usize::MAX).await.unwrap();
+        assert!(chunk.rows.is_empty() && !chunk.more);
+    });
 }
 
 #[test]

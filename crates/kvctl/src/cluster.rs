@@ -54,7 +54,8 @@ async fn status(app: &App, as_seen_by: Option<&str>) -> Result<Exit, Problem> {
         Some(name) => name.parse().map_err(|error| Problem::usage(format!("{error}, or `all`")))?,
         None => topology.answered_by,
     };
-    let address = topology.address(viewer).ok_or_else(|| Problem::usage(format!("{viewer} is no member")))?;
+    let address =
+        topology.address(viewer).ok_or_else(|| Problem::usage(format!("{viewer} is not a member")))?;
     let status = client.admin().status(address).await?;
     let view = View { topology: &topology, status: &status };
     if app.out.is_json() {
@@ -198,10 +199,22 @@ impl View<'_> {
         });
         let rows = self.topology.members.keys().map(|node| self.row(*node));
         format!(
-            "{head}{lab}\n{}\n\n{}",
+            "{head}{lab}\n{}\n\n{}{}",
             table(&["mode", "serving here", "can lose", "unavailable from here"], serving),
-            table(&["node", "state", "role", "term", "log", "hints for it", "last heard"], rows)
+            table(&["node", "state", "role", "term", "log", "hints for it", "last heard"], rows),
+            self.refusals()
         )
+    }
+
+    /// A line about what this node refused of its peers, if it refused anything.
+    fn refusals(&self) -> String {
+        if self.status.refusals.is_empty() {
+            return String::new();
+        }
+        let counts =
+            self.status.refusals.iter().map(|refusal| format!("{} {}", refusal.reason, refusal.count));
+        let me = NodeId(self.status.node);
+        format!("\n\n{me} refused of its peers since it started: {}", counts.collect::<Vec<_>>().join(", "))
     }
 
     fn row(&self, node: NodeId) -> Vec<String> {
@@ -276,6 +289,8 @@ fn status_json(status: &NodeStatus) -> serde_json::Map<String, Value> {
             "checkpoints": storage.checkpoints, "log_bytes": storage.log_bytes, "memtable_bytes": storage.memtable_bytes,
         })
     });
+    let refusals =
+        status.refusals.iter().map(|refusal| (refusal.reason.clone(), json!(refusal.count))).collect();
     object([
         ("node", json!(NodeId(status.node).to_string())),
         ("reachable", json!(true)),
@@ -288,6 +303,7 @@ fn status_json(status: &NodeStatus) -> serde_json::Map<String, Value> {
         ("hints_pending", json!(status.hints_pending)),
         ("rebuilding_partitions", json!(status.rebuilding_partitions)),
         ("writes_acknowledged", json!(status.writes_acknowledged)),
+        ("refusals", Value::Object(refusals)),
     ])
 }
 
@@ -544,6 +560,22 @@ mod tests {
         assert_eq!((view.strong().can_lose, view.available().can_lose), (2, 3));
         let json = view.json();
         assert_eq!((&json["seen_by"], &json["strong"]["writes"]), (&json!("n1"), &json!(true)));
+    }
+
+    #[test]
+    fn what_was_refused_of_peers_is_shown() {
+        let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
+        let mut status = status(1, true, &[]);
+        let view = View { topology: &topology, status: &status };
+        assert!(!view.text(None).contains("refused") && view.json()["refusals"] == json!({}));
+        status.refusals = ["peer_message", "snapshot_no_room"]
+            .map(|reason| kv_client::RefusalCount { reason: reason.into(), count: 3 })
+            .into();
+        let view = View { topology: &topology, status: &status };
+        let text = view.text(None);
+        let line = "\nn1 refused of its peers since it started: peer_message 3, snapshot_no_room 3";
+        assert!(text.ends_with(line), "{text}");
+        assert_eq!(view.json()["refusals"], json!({ "peer_message": 3, "snapshot_no_room": 3 }));
     }
 
     #[test]

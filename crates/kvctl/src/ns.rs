@@ -40,7 +40,7 @@ fn spec(args: &NsCreate) -> Result<NamespaceSpec, Problem> {
         .try_this(format!("kvctl ns create {} --mode available", args.name), "carts, sessions, sensor data")
         .try_this("kvctl help consistency", "more about the choice"));
     };
-    // A name that cannot be one is a slip of the command line, found without asking anybody.
+    // A name that cannot be one is a slip of the command line, found without asking a node.
     let name = NamespaceName::new(args.name.clone()).map_err(|failure| Problem::usage(failure.message))?;
     match Mode::from(mode) {
         Mode::Strong => {

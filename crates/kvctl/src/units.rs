@@ -29,7 +29,7 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
         "kB" | "KB" => 1_000,
         "MB" => 1_000_000,
         "" => return Err(format!("it needs a unit, as in `{text}B` or `{text}KiB`")),
-        other => return Err(format!("`{other}` is no unit; use B, KiB or MiB")),
+        other => return Err(format!("`{other}` is not a unit; use B, KiB or MiB")),
     };
     number.checked_mul(scale).ok_or_else(|| "that is too large".into())
 }

@@ -48,7 +48,7 @@ impl Edn {
         match self {
             Edn::Plain(Json::String(text)) | Edn::Keyword(text) => Ok(text.clone()),
             Edn::Plain(Json::Number(number)) => Ok(number.to_string()),
-            other => Err(format!("{} is no name", other.json()?)),
+            other => Err(format!("{} is not a name", other.json()?)),
         }
     }
 
@@ -199,7 +199,7 @@ impl Parser<'_> {
                         text.push(code.ok_or("no character after \\u")?);
                     }
                     same @ ('"' | '\\' | '/') => text.push(same),
-                    other => return Err(format!("\\{other} is no escape")),
+                    other => return Err(format!("\\{other} is not an escape")),
                 },
                 other => text.push(other),
             }
@@ -248,7 +248,7 @@ fn atom(word: &str) -> Result<Edn, String> {
             let digits = word.strip_prefix('+').unwrap_or(word);
             let digits = digits.strip_suffix(['N', 'M']).unwrap_or(digits);
             let number = serde_json::from_str(digits).ok().filter(Json::is_number);
-            Edn::Plain(number.ok_or_else(|| format!("{word:?} is no number"))?)
+            Edn::Plain(number.ok_or_else(|| format!("{word:?} is not a number"))?)
         }
         name => Edn::Symbol(name.into()),
     })

@@ -1,8 +1,9 @@
 //! The promises of available namespaces.
 
 use super::case::{Case, Contradiction, indices_of_final_reads};
+use super::plan::Workload;
+use super::property::Ruling;
 use super::strong::{not_applied, set};
-use super::{Ruling, Workload};
 use crate::available::{self, Named};
 use crate::history::Malformed;
 use crate::{Function, Json, Operation};

@@ -1,26 +1,11 @@
 //! A namespace that is judged: its operations, its plan, and the properties that are found of it.
 
-use super::{Evidence, NamespacePlan, Plan, Property, Quantities, Ruling, quantities};
+use super::plan::{DIGESTS, NamespacePlan, Plan};
+use super::property::{Evidence, Property, Ruling};
+use super::quantities::{self, Quantities};
 use crate::linear::describe;
 use crate::{Event, Json, Operation, Process};
 use std::collections::BTreeMap;
-
-/// The `f` of an event of the nemesis that carries the digest of every replica of a namespace, by node:
-///
-/// ```json
-/// {"index":9,"time":5,"process":"nemesis","type":"info","f":"digests","ns":"bank",
-///  "value":{"n1":"aa","n2":"aa","n3":"aa"}}
-/// ```
-///
-/// Digests are any JSON values, compared as they are; `null` is that of a replica that did not tell. With a
-/// `key` it speaks of the replicas of a part of the namespace, such as a ring partition, and each part is
-/// judged by itself. The last event of a part counts as the end, so it is recorded once no mutation is under
-/// way any more; see [`Plan::digests`].
-pub const DIGESTS: &str = "digests";
-/// The `f` of an event of the nemesis: the last fault has been taken back; see [`Plan::healed`].
-pub const HEALED: &str = "healed";
-/// The `f` of an event of the nemesis: the store has settled; see [`Plan::settled`].
-pub const SETTLED: &str = "settled";
 
 /// Of a part of a history that contradicts itself, at most that many operations are shown.
 const MAX_SHOWN: usize = 12;

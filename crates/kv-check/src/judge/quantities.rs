@@ -1,6 +1,6 @@
 //! What is measured in every run, defined once.
 
-use super::{NamespacePlan, Plan};
+use super::plan::{NamespacePlan, Plan};
 use crate::service::{self, Served};
 use crate::{Function, Operation, Outcome, available, sets};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,8 @@
 //! The promises of strong namespaces.
 
 use super::case::{Case, Contradiction, indices_of_final_reads, of_kind};
-use super::{Minority, Ruling, Workload};
+use super::plan::{Minority, Workload};
+use super::property::Ruling;
 use crate::linear::{self, Model, Options, Verdict};
 use crate::receipts::Shape;
 use crate::{Function, Operation, Outcome, counters, lists, receipts, service, sets, strong};

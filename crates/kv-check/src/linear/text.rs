@@ -249,7 +249,7 @@ mod tests {
     /// Found by the simulation (seed 60794): nineteen appends during an outage, between one read and the
     /// next, took all the memory that a search may have, for it tried orders that the next read contradicts.
     #[test]
-    fn the_next_look_leads_the_search_through_what_nobody_saw() {
+    fn the_next_look_leads_the_search_through_what_no_read_saw() {
         let mut order: Vec<usize> = (0..40).collect();
         order.chunks_mut(4).for_each(<[usize]>::reverse);
         assert_eq!(unobserved(&order), Verdict::Valid);

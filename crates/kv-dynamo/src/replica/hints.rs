@@ -4,128 +4,117 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use kv_storage::{Batch, Position};
 use kv_types::causal::{Dot, State, Write};
-use kv_types::{Failure, NodeId, Reason, RequestId};
+use kv_types::{Failure, NodeId, RequestId};
+use tokio::time::Instant;
 
-use super::{Copy, Minted, Replica, corrupt, lock, storage_failure};
-use crate::layout::{HINTS, Hint, Place, prefix_end};
+use super::copy::{Copy, Known, raw};
+use super::held::Growth;
+use super::rows::{Rows, Stop, Want, in_time, lock, storage_failure};
+use super::{Minted, Partition, Replica, corrupt, each_row};
+use crate::layout::{Due, HINTS, Hint, Place, key_after, prefix_end};
 use crate::limits;
-
-/// A hint to deliver.
-#[derive(Debug, Clone)]
-pub(crate) struct Due {
-    pub(crate) row: Bytes,
-    pub(crate) place: Place,
-    value: Bytes,
-}
-
-/// By how much the hints for a target grow with a batch: rows and bytes.
-type Growth = (NodeId, i64, i64);
-
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Held {
-    pub(super) rows: u64,
-    pub(super) bytes: u64,
-}
 
 impl Replica {
     /// Counts the hints that the directory holds.
-    pub(super) fn count_hints(&self) -> Result<(), Failure> {
-        let mut from = Bytes::new();
-        loop {
-            let rows = self.storage.scan(HINTS, &from, None, limits::SCAN_ROWS).map_err(storage_failure)?;
-            for (key, row) in &rows {
-                if let Some((target, _, _)) = Place::of_hint_key(key) {
-                    self.account(target, 1, (key.len() + row.value.len()) as i64);
-                }
+    pub(super) async fn count_hints(&self) -> Result<(), Failure> {
+        each_row(&self.storage, HINTS, |key, value| {
+            if let Some((target, _, _)) = Place::of_hint_key(key) {
+                lock(&self.held).grow(&[(target, 1, (key.len() + value.len()) as i64)]);
             }
-            match rows.last() {
-                Some((last, _)) if rows.len() == limits::SCAN_ROWS => {
-                    from = [last.as_ref(), &[0]].concat().into()
-                }
-                _ => break,
-            }
-        }
-        Ok(())
+        })
+        .await
     }
 
     /// A seeded bug: hints do not outlive the process.
-    pub(super) fn lose_hints(&self) -> Result<(), Failure> {
-        for (key, _) in self.storage.scan(HINTS, &[], None, usize::MAX).map_err(storage_failure)? {
-            self.commit(Batch::new().delete(HINTS, &key), false)?;
+    pub(super) async fn lose_hints(&self) -> Result<(), Failure> {
+        let mut keys = Vec::new();
+        each_row(&self.storage, HINTS, |key, _| keys.push(key.clone())).await?;
+        for key in keys {
+            self.storage.commit(Batch::new().delete(HINTS, &key)).map_err(storage_failure)?;
         }
         Ok(())
     }
 
     /// What the hints here say of a key: raw, and perhaps nothing.
-    pub(crate) fn read_hints(&self, place: &Place, primaries: &[NodeId]) -> Result<Copy, Failure> {
-        let partition = self.partition(place.slice)?;
-        let _order = lock(&partition);
-        self.raw(place, primaries)
-    }
-
-    pub(super) fn raw(&self, place: &Place, primaries: &[NodeId]) -> Result<Copy, Failure> {
-        let mut copy = Copy::default();
-        for target in primaries {
-            for (_, hint, position) in self.hint_rows(place, *target)? {
-                copy.known = true;
-                copy.state.merge(&hint.state);
-                copy.position = copy.position.max(position);
-            }
-        }
-        copy.state.bury_twins(|_| Vec::new());
-        Ok(copy)
-    }
-
-    pub(super) fn hint_rows(
+    pub(crate) async fn read_hints(
         &self,
         place: &Place,
-        target: NodeId,
-    ) -> Result<Vec<(Bytes, Hint, Position)>, Failure> {
-        let prefix = place.hint_prefix(target);
-        let rows = self.storage.scan(HINTS, &prefix, prefix_end(&prefix).as_deref(), usize::MAX);
-        let rows = rows.map_err(storage_failure)?.into_iter();
-        // A longer key cannot have this prefix: its length is part of it.
-        rows.map(|(key, row)| {
-            let hint = Hint::decode(row.value).ok_or_else(|| corrupt("the hints"))?;
-            Ok((key, hint, row.position))
-        })
-        .collect()
+        primaries: &[NodeId],
+        deadline: Instant,
+    ) -> Result<Copy, Failure> {
+        let read =
+            |_: &mut Partition, rows: &mut Rows<'_>| Ok(raw(&self.known_hints(place, primaries, rows)?));
+        self.run(place.slice, deadline, read).await
+    }
+
+    /// The hints for some targets as they are now. No row is read for a target for which nothing is held.
+    pub(super) fn known_hints(
+        &self,
+        place: &Place,
+        targets: &[NodeId],
+        rows: &mut Rows<'_>,
+    ) -> Result<Known, Stop> {
+        let some: Vec<NodeId> = {
+            let held = lock(&self.held);
+            targets.iter().copied().filter(|target| !held.nothing_for(*target)).collect()
+        };
+        rows.expect(some.iter().map(|target| Want::Hints(place.hint_prefix(*target).freeze())))?;
+        let mut known = Known::new();
+        for target in some {
+            // A longer key cannot have this prefix: its length is part of it.
+            let found = rows.hints(place.hint_prefix(target))?.into_iter();
+            let decoded = found.map(|(key, row)| {
+                let hint = Hint::decode(row.value).ok_or_else(|| corrupt("the hints"))?;
+                Ok((key, hint, row.position))
+            });
+            known.insert(target, decoded.collect::<Result<_, Failure>>()?);
+        }
+        Ok(known)
     }
 
     /// Keeps a state for a node that could not be reached. `counted`: this node acknowledges it in the
     /// target's place.
-    pub(crate) fn store_hint(
+    pub(crate) async fn store_hint(
         &self,
         place: &Place,
         target: NodeId,
         state: State,
         counted: bool,
+        deadline: Instant,
     ) -> Result<Position, Failure> {
-        self.keep_hint(place, target, &Hint { counted, note: false, state })
+        self.keep_hint(place, target, &Hint { counted, note: false, state }, deadline).await
     }
 
     /// A primary notes which writes another primary lacks.
-    pub(crate) fn note_missing(
+    pub(crate) async fn note_missing(
         &self,
         place: &Place,
         target: NodeId,
         writes: BTreeMap<Dot, Write>,
+        deadline: Instant,
     ) -> Result<Position, Failure> {
         let state = State { writes, ..State::default() };
-        self.keep_hint(place, target, &Hint { counted: false, note: true, state })
+        self.keep_hint(place, target, &Hint { counted: false, note: true, state }, deadline).await
     }
 
-    fn keep_hint(&self, place: &Place, target: NodeId, hint: &Hint) -> Result<Position, Failure> {
-        let partition = self.partition(place.slice)?;
-        let order = lock(&partition);
-        let mut batch = Batch::new();
-        let growth = self.stage_hints(place, &[target], hint, &mut batch)?;
-        let position = self.commit(batch, false)?;
-        self.account_all(&growth);
-        drop(order);
+    async fn keep_hint(
+        &self,
+        place: &Place,
+        target: NodeId,
+        hint: &Hint,
+        deadline: Instant,
+    ) -> Result<Position, Failure> {
+        let keep = |_: &mut Partition, rows: &mut Rows<'_>| {
+            let known = self.known_hints(place, &[target], rows)?;
+            let growth = self.stage_hints(place, &[target], hint, &known, rows)?;
+            let position = rows.commit(false)?;
+            lock(&self.held).grow(&growth);
+            Ok(position)
+        };
+        let position = self.run(place.slice, deadline, keep).await?;
         for (dot, write) in &hint.state.writes {
             let (note, request) = (hint.note, write.request);
             tracing::debug!(%place, %target, %dot, %request, note, "hint kept");
@@ -139,25 +128,25 @@ impl Replica {
     pub(super) fn complete_hints(
         &self,
         place: &Place,
+        known: &Known,
         targets: &[NodeId],
         request: RequestId,
         minted: &Minted,
+        rows: &mut Rows<'_>,
     ) -> Result<Position, Failure> {
         let hint = Hint { counted: true, note: false, state: minted.state.clone() };
         let mut position = Position::DURABLE;
         for target in targets {
-            let rows = self.hint_rows(place, *target)?;
+            let there = known.get(target).map_or(&[][..], Vec::as_slice);
             let of_request = minted.state.writes.iter().filter(|(_, write)| write.request == request);
-            let has = |dot: &Dot| rows.iter().any(|(_, hint, _)| hint.state.writes.contains_key(dot));
+            let has = |dot: &Dot| there.iter().any(|(_, hint, _)| hint.state.writes.contains_key(dot));
             if of_request.map(|(dot, _)| dot).all(has) {
                 continue;
             }
             // One batch each: what was merged here may be larger than what a client may write.
-            let mut batch = Batch::new();
-            let growth = self.stage_hints(place, &[*target], &hint, &mut batch)?;
-            position = position.max(self.commit(batch, false)?);
-            self.account_all(&growth);
-            self.hinted.notify_one();
+            let growth = self.stage_hints(place, &[*target], &hint, known, rows)?;
+            position = position.max(rows.commit(false)?);
+            lock(&self.held).grow(&growth);
         }
         Ok(position)
     }
@@ -168,74 +157,49 @@ impl Replica {
         place: &Place,
         targets: &[NodeId],
         hint: &Hint,
-        batch: &mut Batch,
+        known: &Known,
+        rows: &mut Rows<'_>,
     ) -> Result<Vec<Growth>, Failure> {
-        let held: u64 = lock(&self.held).values().map(|held| held.bytes).sum();
-        if held >= self.hint_bytes_max {
-            let message = format!("this node holds {held} bytes of hints and takes no more");
-            return Err(Failure::new(Reason::LimitHints, message).with("limit_bytes", self.hint_bytes_max));
-        }
+        lock(&self.held).admit()?;
         let mut growth = Vec::with_capacity(targets.len());
         for target in targets {
-            let rows = self.hint_rows(place, *target)?;
-            let number = rows
-                .last()
-                .and_then(|(key, _, _)| Place::of_hint_key(key))
-                .map_or(0, |(_, _, number)| number);
-            let open = rows
-                .into_iter()
-                .next_back()
-                .filter(|(_, row, _)| row.state.writes.len() < limits::HINT_ROW_WRITES);
+            let last = known.get(target).and_then(|there| there.last());
+            let number =
+                last.and_then(|(key, _, _)| Place::of_hint_key(key)).map_or(0, |(_, _, number)| number);
+            let open = last.filter(|(_, row, _)| row.state.writes.len() < limits::HINT_ROW_WRITES);
             let (key, row, before) = match open {
-                Some((key, mut row, _)) => {
+                Some((key, row, _)) => {
                     let before = key.len() + row.encode().len();
+                    let mut row = row.clone();
                     row.merge(hint);
-                    (BytesMut::from(key.as_ref()), row, before)
+                    (key.clone(), row, before)
                 }
-                None => (place.hint_key(*target, number.saturating_add(1)), hint.clone(), 0),
+                None => (place.hint_key(*target, number.saturating_add(1)).freeze(), hint.clone(), 0),
             };
             let value = row.encode();
             growth.push((*target, i64::from(before == 0), (key.len() + value.len()) as i64 - before as i64));
-            batch.push_put(HINTS, key, value);
+            rows.put(HINTS, key, value);
         }
         Ok(growth)
     }
 
-    pub(super) fn account_all(&self, growth: &[Growth]) {
-        for (target, rows, bytes) in growth {
-            self.account(*target, *rows, *bytes);
-        }
-    }
-
-    pub(super) fn account(&self, target: NodeId, rows: i64, bytes: i64) {
-        let mut held = lock(&self.held);
-        let entry = held.entry(target).or_default();
-        entry.rows = entry.rows.saturating_add_signed(rows);
-        entry.bytes = entry.bytes.saturating_add_signed(bytes);
-        if entry.rows == 0 {
-            held.remove(&target);
-        }
-    }
-
     /// How many hints are held for whom.
     pub(crate) fn hints_pending(&self) -> BTreeMap<NodeId, u64> {
-        lock(&self.held).iter().map(|(target, held)| (*target, held.rows)).collect()
+        lock(&self.held).rows()
     }
 
-    /// The next hints for a target, after a row.
-    pub(crate) fn due(
+    /// The next hints for a target, after a row: at least one if there is one.
+    pub(crate) async fn due(
         &self,
         target: NodeId,
         after: Option<&Bytes>,
         limit: usize,
+        deadline: Instant,
     ) -> Result<Vec<Due>, Failure> {
         let prefix = target.0.to_be_bytes();
-        let from = after.map_or_else(|| prefix.to_vec(), |row| [row.as_ref(), &[0]].concat());
-        let rows = self
-            .storage
-            .scan(HINTS, &from, prefix_end(&prefix).as_deref(), limit)
-            .map_err(storage_failure)?;
-        let due = rows.into_iter().filter_map(|(key, row)| {
+        let (from, to) = (after.map_or_else(|| prefix.to_vec(), |row| key_after(row)), prefix_end(&prefix));
+        let read = self.storage.read_range(HINTS, &from, to.as_deref(), limit, limits::SCAN_BYTES);
+        let due = in_time(deadline, read).await?.rows.into_iter().filter_map(|(key, row)| {
             let (_, place, _) = Place::of_hint_key(&key)?;
             Some(Due { row: key, place, value: row.value })
         });
@@ -244,29 +208,35 @@ impl Replica {
 
     /// What a hint has to say now, with what must be durable first: a note sends the record as it is at this
     /// moment.
-    pub(crate) fn message_of(&self, due: &Due) -> Result<(State, Position), Failure> {
+    pub(crate) async fn message_of(
+        &self,
+        due: &Due,
+        deadline: Instant,
+    ) -> Result<(State, Position), Failure> {
         let hint = Hint::decode(due.value.clone()).ok_or_else(|| corrupt("the hints"))?;
-        let row = self.storage.get(HINTS, &due.row).map_err(storage_failure)?;
+        // What has left the memtable is durable.
+        let row = self.storage.recent(HINTS, &due.row).flatten();
         let position = row.map_or(Position::DURABLE, |row| row.position);
         if !hint.note {
             return Ok((hint.state, position));
         }
-        let mut copy = self.read(&due.place)?;
+        let mut copy = self.read(&due.place, deadline).await?;
         copy.state.merge(&hint.state);
         Ok((copy.state, copy.position.max(position)))
     }
 
     /// Forgets a hint that its target has fsynced, unless it has grown since it was sent.
-    pub(crate) fn forget(&self, target: NodeId, due: &Due) -> Result<bool, Failure> {
-        let partition = self.partition(due.place.slice)?;
-        let _order = lock(&partition);
-        let row = self.storage.get(HINTS, &due.row).map_err(storage_failure)?;
-        if row.is_none_or(|row| row.value != due.value) {
-            return Ok(false);
-        }
-        self.commit(Batch::new().delete(HINTS, &due.row), true)?;
-        self.account(target, -1, -((due.row.len() + due.value.len()) as i64));
-        tracing::debug!(place = %due.place, %target, "hint forgotten");
-        Ok(true)
+    pub(crate) async fn forget(&self, target: NodeId, due: &Due, deadline: Instant) -> Result<bool, Failure> {
+        let forget = |_: &mut Partition, rows: &mut Rows<'_>| {
+            if rows.row(HINTS, due.row.clone())?.is_none_or(|row| row.value != due.value) {
+                return Ok(false);
+            }
+            rows.delete(HINTS, due.row.clone());
+            rows.commit(true)?;
+            lock(&self.held).grow(&[(target, -1, -((due.row.len() + due.value.len()) as i64))]);
+            tracing::debug!(place = %due.place, %target, "hint forgotten");
+            Ok(true)
+        };
+        self.run(due.place.slice, deadline, forget).await
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_storage::disk::MemDisk;
+use kv_storage::disk::{Disk as _, MemDisk};
 use kv_storage::tier::MemTiers;
 use kv_storage::{Recovery, Storage, StorageError, StorageOptions};
 use kv_types::NamespaceId;
@@ -256,4 +256,53 @@ async fn a_restart_does_not_install_what_the_log_has() {
     assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
     storage.halt();
     assert!(matches!(storage.record(b"x"), Ok(None) | Err(StorageError::Closed)));
+}
+
+/// The leader has a file of the same name that is damaged inside, and so has a receiver: a good one replaces
+/// it.
+#[tokio::test]
+async fn a_received_snapshot_replaces_a_damaged_file_of_its_name() {
+    let [_, sent] = two_snapshots().await;
+    let world = World::new(3);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    machine.install_snapshot(&sent.meta, sent.received(&storage).unwrap()).await.unwrap();
+    let files = storage.snapshots(GROUP);
+    let id = snapshot::id_of(sent.meta.last_log_id.as_ref());
+    let path = std::path::PathBuf::from(format!("/installs/snapshots/{}/{id:016x}.snap", GROUP.0));
+    world.disk.flip(&path, 1_000, 1).unwrap();
+    assert!(files.verify(id).is_err());
+    let received = sent.received(&storage).unwrap();
+    machine.install_snapshot(&sent.meta, received).await.unwrap();
+    files.verify(id).unwrap();
+    storage.halt();
+}
+
+/// The disk has less than its reserve: the installation waits, and goes on when there is room.
+#[tokio::test(start_paused = true)]
+async fn an_installation_waits_for_room_on_the_disk() {
+    let [_, sent] = two_snapshots().await;
+    let world = World::new(4);
+    let options = StorageOptions {
+        max_record_bytes: 1 << 20,
+        disk_reserve_bytes: 1 << 20,
+        ..StorageOptions::memory("/installs")
+    };
+    let (storage, _) =
+        Storage::open(options, Arc::new(world.disk.clone()), Arc::new(world.tiers.clone())).unwrap();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    let received = sent.received(&storage).unwrap();
+    world.disk.open("/filler".as_ref(), true).unwrap().write_at(&vec![1; 32 << 20], 0).unwrap();
+    world.disk.set_capacity(Some(world.disk.used() + (600 << 10)));
+    {
+        let mut install = std::pin::pin!(machine.install_snapshot(&sent.meta, received));
+        let waiting = tokio::time::timeout(Duration::from_secs(30), install.as_mut()).await;
+        assert!(waiting.is_err(), "it was loaded into the reserve");
+        assert_eq!(world.disk.refused(), 0);
+        storage.check().unwrap();
+        world.disk.set_capacity(None);
+        install.await.unwrap();
+    }
+    assert_eq!(machine.applied_state().await.unwrap().0, sent.meta.last_log_id);
+    storage.halt();
 }

@@ -149,7 +149,7 @@ impl Cluster {
         tonic_health::pb::health_client::HealthClient::new(self.channel(id))
     }
 
-    /// A request identity that nobody used: the first of a new client.
+    /// A request identity that is not used yet: the first of a new client.
     pub fn mutation(&mut self) -> Option<v1::Mutation> {
         self.next_client += 1;
         Some(v1::Mutation {

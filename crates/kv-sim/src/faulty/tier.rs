@@ -113,6 +113,10 @@ impl Tier for FaultyTier {
         self.tier.apply(writes, mark)
     }
 
+    fn make_room(&self) -> Result<(), TierError> {
+        self.tier.make_room()
+    }
+
     fn mark(&self) -> Result<Option<TierMark>, TierError> {
         self.tier.mark()
     }

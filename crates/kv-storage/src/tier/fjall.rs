@@ -174,10 +174,14 @@ impl FjallTier {
         Ok(())
     }
 
-    fn try_apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
+    fn wait_for_workers(&self) -> Result<(), TierError> {
         self.wait_until("a batch of the lower tier", |rows| {
             rows.sealed_memtable_count() < MAX_SEALED && rows.tree.l0_run_count() < MAX_RUNS
-        })?;
+        })
+    }
+
+    fn try_apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
+        self.wait_for_workers()?;
         let mut batch = self.db.batch();
         for (key, value) in writes {
             match value {
@@ -258,6 +262,10 @@ impl Tier for FjallTier {
             let rows = rows.filter(|row| !matches!(row, Ok((k, _)) if k.as_ref() == mark::KEY));
             TierChunk::collect(rows, limit_rows, limit_bytes)
         })
+    }
+
+    fn make_room(&self) -> Result<(), TierError> {
+        guarded(|| self.wait_for_workers()).map_err(|e| self.explain(e))
     }
 
     fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {

@@ -104,6 +104,11 @@ pub trait Tier: Debug + Send + Sync {
         limit_rows: usize,
         limit_bytes: usize,
     ) -> Result<TierChunk, TierError>;
+    /// Waits until the next batch can be written at once. Readers are not held up meanwhile, as they are by
+    /// [`Tier::apply`].
+    fn make_room(&self) -> Result<(), TierError> {
+        Ok(())
+    }
     /// Writes rows and mark together: after a crash both are there or neither.
     fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError>;
     /// The mark of the last batch, `None` in a new tier.

@@ -19,6 +19,7 @@ use super::{Tier, TierChunk, TierError, TierMark, TierWrites};
 type Done = SyncSender<Result<(), TierError>>;
 
 enum Work {
+    MakeRoom(Done),
     Apply(Vec<(Bytes, Option<Bytes>)>, TierMark, Done),
     Checkpoint(Done),
 }
@@ -46,6 +47,7 @@ impl Watched {
             .spawn(move || {
                 for work in todo {
                     let (done, result) = match work {
+                        Work::MakeRoom(done) => (done, guarded(|| own.make_room())),
                         Work::Apply(rows, mark, done) => (done, guarded(|| own.apply(&rows, mark))),
                         Work::Checkpoint(done) => (done, guarded(|| own.checkpoint())),
                     };
@@ -111,6 +113,10 @@ impl Tier for Watched {
         limit_bytes: usize,
     ) -> Result<TierChunk, TierError> {
         self.tier.scan(from, to, limit_rows, limit_bytes)
+    }
+
+    fn make_room(&self) -> Result<(), TierError> {
+        self.run("a wait of the lower tier for its own work", Work::MakeRoom)
     }
 
     fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {

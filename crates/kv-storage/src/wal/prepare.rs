@@ -32,7 +32,7 @@ enum Made {
     /// It is there.
     Ready(u64, Arc<dyn DiskFile>),
     /// The last attempt failed.
-    Failed(StorageError),
+    Failed,
 }
 
 #[derive(Debug)]
@@ -52,7 +52,8 @@ pub(crate) struct NextSegment {
     progress: Arc<Progress>,
     next: Mutex<Next>,
     changed: Condvar,
-    failed: AtomicBool,
+    /// Why the last attempt failed, until one succeeds.
+    failed: Mutex<Option<StorageError>>,
     /// The writer waits for it.
     wanted: AtomicBool,
 }
@@ -74,20 +75,14 @@ impl NextSegment {
             progress,
             next: Mutex::new(Next { current, made: Made::Missing }),
             changed: Condvar::new(),
-            failed: AtomicBool::new(false),
+            failed: Mutex::default(),
             wanted: AtomicBool::new(false),
         }
     }
 
     /// Why the last attempt failed, until one succeeds.
     pub(crate) fn failure(&self) -> Option<StorageError> {
-        if !self.failed.load(Ordering::Relaxed) {
-            return None;
-        }
-        match &lock(&self.next).made {
-            Made::Failed(e) => Some(e.clone()),
-            _ => None,
-        }
+        lock(&self.failed).clone()
     }
 
     /// Hands out the segment with this number, which becomes the writer's. If it is not being made: without
@@ -132,7 +127,7 @@ impl NextSegment {
         let id = {
             let mut next = lock(&self.next);
             match &next.made {
-                Made::Missing | Made::Failed(_) => next.made = Made::InProgress,
+                Made::Missing | Made::Failed => next.made = Made::InProgress,
                 Made::Ready(id, _) if *id <= next.current => next.made = Made::InProgress,
                 _ => return false,
             }
@@ -141,6 +136,7 @@ impl NextSegment {
         let made =
             create(&*self.disk, &self.dir, id, self.segment_bytes, true, &|done| self.pace_zeros(done));
         let ok = made.is_ok();
+        *lock(&self.failed) = made.as_ref().err().cloned();
         if let Err(e) = &made
             && !self.life.is_halted()
         {
@@ -148,10 +144,9 @@ impl NextSegment {
         }
         lock(&self.next).made = match made {
             Ok(file) => Made::Ready(id, file),
-            Err(e) => Made::Failed(e),
+            Err(_) => Made::Failed,
         };
         self.wanted.store(false, Ordering::Release);
-        self.failed.store(!ok, Ordering::Relaxed);
         self.changed.notify_all();
         ok
     }
@@ -193,6 +188,23 @@ pub(crate) fn create(
 ) -> Result<Arc<dyn DiskFile>, StorageError> {
     let fail = StorageError::io("prepare a log segment");
     let file = disk.open(&segment_path(dir, id), true).map_err(&fail)?;
+    fill(&*file, bytes, zeros, go_on).inspect_err(|_| {
+        // A disk that is full has better use for these zeros.
+        if let Err(e) = file.set_len(0) {
+            tracing::debug!(error = %e, "an unfinished segment keeps its room");
+        }
+    })?;
+    disk.sync_dir(dir).map_err(&fail)?;
+    Ok(file)
+}
+
+fn fill(
+    file: &dyn DiskFile,
+    bytes: usize,
+    zeros: bool,
+    go_on: &dyn Fn(usize) -> bool,
+) -> Result<(), StorageError> {
+    let fail = StorageError::io("prepare a log segment");
     if zeros {
         let chunk = vec![0; limits::ZERO_CHUNK.min(bytes)];
         let mut at = 0;
@@ -208,7 +220,5 @@ pub(crate) fn create(
         }
     }
     file.set_len(bytes as u64).map_err(&fail)?;
-    file.sync_all().map_err(&fail)?;
-    disk.sync_dir(dir).map_err(&fail)?;
-    Ok(file)
+    file.sync_all().map_err(&fail)
 }

@@ -101,10 +101,13 @@ impl Writer {
             Some(e) => Err(e),
             None => self.write_frame(&mut state, &taken),
         };
+        if let Err(e) = &result {
+            // Before the lock is let go: no frame may be written after one that failed.
+            self.life.fail(e);
+        }
         drop(state);
         self.queue.settle(&taken);
         if let Err(e) = &result {
-            self.life.fail(e);
             self.durable.refuse(e);
         }
         self.complete(taken, result);

@@ -68,7 +68,7 @@ fn odd_in(file: &File) -> Vec<Breach> {
             let before = line.get(..at).unwrap_or_default();
             let mut words = line.get(at + said.len()..)?.split(|c: char| !c.is_alphanumeric() && c != '-');
             let (noun, of) = (words.next()?, words.next()?);
-            // "There is no end of" is common; "n9 is no member of" is not.
+            // "There is no end of" is common; the same after a name is not.
             (of == "of" && noun != "longer" && !before.ends_with("there "))
                 .then(|| format!("is no {noun} of"))
         });

@@ -1,0 +1,49 @@
+//! How a client behaves.
+
+use std::time::Duration;
+
+use crate::limits::{ADMIN_TIMEOUT, ATTEMPTS, MAX_IN_FLIGHT, READ_TIMEOUT, WRITE_TIMEOUT};
+
+/// How a client behaves.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// Nodes to begin with, `host:port`. One that answers is enough: it names the others.
+    pub endpoints: Vec<String>,
+    /// Talk to the one endpoint given and to no other: no discovery, no redirects. Shows what *this* node can
+    /// do.
+    pub pinned: bool,
+    /// Deadline of a read, over all attempts.
+    pub read_timeout: Duration,
+    /// Deadline of a write, over all attempts.
+    pub write_timeout: Duration,
+    /// Deadline of a change of the cluster, over all attempts: a new namespace, a moved leadership.
+    pub admin_timeout: Duration,
+    /// Attempts of one operation, the first one included; 1 to [`crate::limits::MAX_ATTEMPTS`].
+    pub attempts: u32,
+    /// Operations in flight; one more fails at once with `CLIENT_LIMIT`.
+    pub max_in_flight: usize,
+    /// Begin with a random node, so that many clients spread over the cluster. Without it every client begins
+    /// with the first node that answers: for tools whose every run should show the same view.
+    pub spread: bool,
+}
+
+impl ClientOptions {
+    /// The defaults, beginning with these nodes.
+    pub fn new<S: Into<String>>(endpoints: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            pinned: false,
+            read_timeout: READ_TIMEOUT,
+            write_timeout: WRITE_TIMEOUT,
+            admin_timeout: ADMIN_TIMEOUT,
+            attempts: ATTEMPTS,
+            max_in_flight: MAX_IN_FLIGHT,
+            spread: true,
+        }
+    }
+
+    /// Pinned to one node.
+    pub fn pinned(endpoint: impl Into<String>) -> Self {
+        Self { pinned: true, ..Self::new([endpoint]) }
+    }
+}

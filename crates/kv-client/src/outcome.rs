@@ -1,0 +1,84 @@
+//! The outcomes of an operation: an answer with its evidence, or an error that says whether it was applied.
+
+use std::time::Duration;
+
+use kv_proto::v1;
+use kv_types::{Applied, Failure, Reason, Receipt, RequestId};
+use tokio::time::Instant;
+
+/// An operation that has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It was not applied and never will be: trying again is safe.
+    #[error("{0}")]
+    Failed(Failure),
+    /// It may have been applied, or may still be: read, then decide.
+    #[error("{0}")]
+    Unknown(Failure),
+}
+
+impl Error {
+    /// What happened.
+    pub fn failure(&self) -> &Failure {
+        match self {
+            Self::Failed(failure) | Self::Unknown(failure) => failure,
+        }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.failure().reason
+    }
+
+    /// Names the request, unless the node did.
+    pub(crate) fn of_request(mut self, request_id: RequestId) -> Self {
+        match &mut self {
+            Self::Failed(failure) | Self::Unknown(failure) => failure.request_id.get_or_insert(request_id),
+        };
+        self
+    }
+
+    /// Whether the mutation may have been applied.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown(_))
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure.applied {
+            Applied::No => Self::Failed(failure),
+            Applied::Yes | Applied::Unknown => Self::Unknown(failure),
+        }
+    }
+}
+
+/// An answer with its evidence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer<T> {
+    /// What was asked for.
+    pub value: T,
+    /// What was promised, what was delivered, and how it can be checked.
+    pub receipt: Receipt,
+    /// From the call to the answer, all attempts and waits included.
+    pub latency: Duration,
+}
+
+impl<T> Answer<T> {
+    /// Joins an answer and its receipt. `begun` is when the operation was called.
+    pub(crate) fn new(value: T, receipt: Option<&v1::Receipt>, begun: Instant) -> Result<Self, Error> {
+        let receipt =
+            receipt.ok_or_else(|| Failure::new(Reason::Internal, "the node answered without a receipt"));
+        let receipt = receipt.and_then(|message| {
+            Receipt::try_from(message).map_err(|e| {
+                Failure::new(Reason::Internal, format!("the node's receipt cannot be read: {}", e.message))
+            })
+        });
+        Ok(Self { value, receipt: receipt?, latency: begun.elapsed() })
+    }
+}
+
+/// The answer of a node has no valid `what`.
+pub(crate) fn malformed(what: &str) -> Failure {
+    Failure::new(Reason::Internal, format!("the node's answer has no valid {what}"))
+}
