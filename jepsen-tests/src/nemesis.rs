@@ -352,6 +352,13 @@ impl<'a> Nemesis<'a> {
                 }
                 Ok((ended, json!({"told": answer, "ended": ended})))
             }
+            kind => self.strike_environment(kind, node).await,
+        }
+    }
+
+    /// Breaks the disk, the tier or the clock of a node that is told so.
+    async fn strike_environment(&self, kind: FaultKind, node: NodeId) -> Result<(bool, Value), LabError> {
+        match kind {
             FaultKind::DiskFull { bytes } | FaultKind::DiskNearlyFull { bytes } => {
                 let answer = self.control(node, &json!({"do": "capacity", "free": bytes})).await?;
                 Ok((answer.pointer("/disk/capacity_bytes").is_some_and(Value::is_number), answer))
@@ -380,14 +387,8 @@ impl<'a> Nemesis<'a> {
                 let answer = self.control(node, &json!({"do": "clock", "rate": rate})).await?;
                 Ok((answer.pointer("/clock/rate").and_then(Value::as_f64) == Some(rate), answer))
             }
-            // Of links, or struck together.
-            FaultKind::LossyKill
-            | FaultKind::Partition { .. }
-            | FaultKind::Delay { .. }
-            | FaultKind::Slow { .. }
-            | FaultKind::Reset
-            | FaultKind::Loss { .. }
-            | FaultKind::Flood { .. } => Ok((false, Value::Null)),
+            // Of links, of processes, or struck together.
+            _ => Ok((false, Value::Null)),
         }
     }
 

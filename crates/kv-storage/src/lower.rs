@@ -182,8 +182,8 @@ impl Turn<'_> {
         // Outside: a tier that is behind with its own work may take seconds, and readers go on meanwhile.
         tier.make_room()?;
         {
-            // A scan that was overtaken by drains holds the tier still: it does not change under it. Copies do
-            // not: they read in pieces and hear of every write.
+            // A scan that was overtaken by drains holds the tier still, so that it does not change under it.
+            // Copies do not: they read in pieces and hear of every write.
             let _changing = write(&self.tier.still);
             tier.apply(rows, mark)?;
         }
