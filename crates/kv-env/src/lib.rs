@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub use clock::{Clock, SystemClock};
 pub use entropy::Entropy;
-pub use network::{Connection, ConnectionInfo, Listener, Network, ReceivedBytes, TcpNetwork};
+pub use network::{Connection, ConnectionInfo, Introduced, Listener, Network, ReceivedBytes, TcpNetwork};
 
 /// Everything that a node may not take for itself.
 #[derive(Clone)]

@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
@@ -42,10 +42,32 @@ impl ReceivedBytes {
     }
 }
 
+/// Whether who is at the other end of a connection has said who it is. Clones speak of the same connection.
+#[derive(Debug, Clone, Default)]
+pub struct Introduced(Arc<AtomicBool>);
+
+impl Introduced {
+    /// It has.
+    pub fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub fn yet(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl Connection {
     /// Wraps a byte stream; `remote` is for logs.
     pub fn new(inner: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, remote: Option<String>) -> Self {
-        Self { inner: Box::new(inner), info: ConnectionInfo { remote, received: ReceivedBytes::default() } }
+        Self { inner: Box::new(inner), info: ConnectionInfo { remote, ..ConnectionInfo::default() } }
+    }
+
+    /// With this account of whether the other end was introduced: for a stream that looks at it.
+    pub fn introduced_by(mut self, introduced: Introduced) -> Self {
+        self.info.introduced = introduced;
+        self
     }
 }
 
@@ -102,6 +124,8 @@ pub struct ConnectionInfo {
     pub remote: Option<String>,
     /// What has arrived so far.
     pub received: ReceivedBytes,
+    /// Whether it was said who that is, in words that the service on top understands.
+    pub introduced: Introduced,
 }
 
 impl Connected for Connection {

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use kv_env::Env;
 use kv_proto::peer::peer_service_client::PeerServiceClient;
 use kv_proto::peer::{
-    ExchangeRequest, ExchangeResponse, RequestFrame, ResponseFrame, request_frame, response_frame,
+    ExchangeRequest, ExchangeResponse, Ping, RequestFrame, ResponseFrame, request_frame, response_frame,
 };
 use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
 use kv_types::{Failure, NodeId, Reason};
@@ -45,6 +45,8 @@ struct State {
     phase: Phase,
     /// Counts connections: the sending half of an old one takes nothing from the queue.
     connection: u64,
+    /// The next message of this connection begins with a frame that says who this is.
+    greets: bool,
     next_id: u64,
     /// Not sent yet. Ids ascend, hence first in, first out.
     queue: BTreeMap<u64, Queued>,
@@ -133,6 +135,7 @@ impl Link {
         let state = Mutex::new(State {
             phase: Phase::First,
             connection: 0,
+            greets: false,
             next_id: 1,
             queue: BTreeMap::new(),
             calls: BTreeMap::new(),
@@ -285,6 +288,8 @@ impl Link {
             .into_inner();
         let mut state = self.state();
         state.phase = Phase::Open;
+        // A port closes connections that do not say soon whose they are, and this one may have nothing to do.
+        state.greets = true;
         state.wake_sender();
         drop(state);
         Ok((client, answers))
@@ -355,6 +360,18 @@ impl Link {
         self.close("this node has closed its links");
     }
 
+    /// A ping that nobody waits for.
+    fn greeting(&self) -> RequestFrame {
+        RequestFrame {
+            id: 0,
+            cluster_id: self.cluster_id.clone(),
+            from_node: self.config.node_id.0,
+            to_node: self.to.0,
+            body: Some(request_frame::Body::Ping(Ping {})),
+            ..RequestFrame::default()
+        }
+    }
+
     /// Takes what is queued for the transport: from here on it counts as sent.
     fn take(&self, connection: u64, cx: &Context<'_>) -> Poll<Option<ExchangeRequest>> {
         let mut state = self.state();
@@ -364,6 +381,9 @@ impl Link {
         let (mut frames, mut bytes) = (Vec::new(), 0);
         if matches!(state.phase, Phase::Open) {
             let now = Instant::now();
+            if std::mem::take(&mut state.greets) {
+                frames.push(self.greeting());
+            }
             while frames.len() < limits::COALESCE_FRAMES
                 && state.calls.len() - state.queue.len() < self.config.link_in_flight
             {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
-use kv_env::{ConnectionInfo, ReceivedBytes};
+use kv_env::{ConnectionInfo, Introduced, ReceivedBytes};
 use kv_proto::peer::peer_service_server::{PeerService, PeerServiceServer};
 use kv_proto::peer::{
     ExchangeRequest, ExchangeResponse, Pong, RequestFrame, ResponseFrame, request_frame, response_frame,
@@ -75,6 +75,7 @@ impl PeerService for Service {
         request: Request<Streaming<ExchangeRequest>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
         let concurrency = self.config.stream_concurrency;
+        let connection = request.extensions().get::<ConnectionInfo>().cloned().unwrap_or_default();
         // Twice the requests under way: refusals and pongs hold no place among them.
         let (out, answers) = mpsc::channel(concurrency * 2);
         let exchange = Exchange {
@@ -83,16 +84,13 @@ impl PeerService for Service {
             handler: Arc::clone(&self.handler),
             places: Arc::new(Semaphore::new(concurrency)),
             out,
+            introduced: connection.introduced,
         };
         let stopped = |mut stopped: watch::Receiver<bool>| async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
         let (until, also_until) = (stopped(self.stopped.clone()), stopped(self.stopped.clone()));
-        let arriving = request
-            .extensions()
-            .get::<ConnectionInfo>()
-            .map(|info| info.received.clone())
-            .unwrap_or_default();
+        let arriving = connection.received;
         tokio::spawn(async move {
             tokio::select! {
                 biased;
@@ -112,6 +110,8 @@ struct Exchange {
     handler: Arc<dyn PeerHandler>,
     places: Arc<Semaphore>,
     out: mpsc::Sender<Answer>,
+    /// Told when a frame says who sends and is for this node.
+    introduced: Introduced,
 }
 
 impl Exchange {
@@ -172,6 +172,7 @@ impl Exchange {
                 format!("this is {node}, the message was for {wanted}"),
             ));
         }
+        self.introduced.now();
         let body = frame.body.ok_or_else(|| {
             Failure::new(Reason::InvalidRequest, "the frame asks for something unknown here")
         })?;

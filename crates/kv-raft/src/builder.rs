@@ -115,6 +115,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
                 tracing::warn!(group = self.space.group.0, %error, "no snapshot was taken; the log is kept until one is");
                 let files = self.files.clone();
                 let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+                // One that was received counts when its state is loaded: openraft takes what is returned here
+                // for flushed.
+                let applied = stored_mark(&self.storage, self.space)?.last_log_id;
+                let newest = newest.filter(|(_, meta)| meta.last_log_id <= applied);
                 let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
                 Ok(Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id } })
             }

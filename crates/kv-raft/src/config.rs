@@ -108,12 +108,18 @@ pub(crate) mod limits {
     pub(crate) const LOG_ENTRY_BYTES: u64 = 48;
     /// Parts of a namespace that a digest reads under the applied lock at most.
     pub(crate) const DIGEST_PARTS_AT_CLOSE: usize = 16;
+    /// How long entries may wait for the end of a digest; a disk that takes longer gives none.
+    pub(crate) const DIGEST_CLOSE_WAIT: Duration = Duration::from_secs(1);
     /// How often a digest reads what was written to meanwhile before it tries to close.
     pub(crate) const DIGEST_PASSES: usize = 4;
     /// Bytes of rows in one block of a snapshot.
     pub(crate) const SNAPSHOT_BLOCK_BYTES: usize = 1 << 20;
     /// Rows taken from a copy, or read from a table, at once.
     pub(crate) const ROWS_AT_ONCE: usize = 1_024;
+    /// Shares of a group's rows for which it is known when they were last written, by a hash of the key.
+    pub(crate) const RECENT_SLOTS: u64 = 1 << 16;
+    /// How often a read takes rows that are written to while it waits for the disk, before it is refused.
+    pub(crate) const READ_ATTEMPTS: usize = 8;
     /// Bytes of state changes that are applied at once; clients of one step are answered together.
     pub(crate) const STEP_BYTES: usize = 1 << 20;
     /// Entries that are applied at once.
@@ -155,6 +161,15 @@ pub(crate) mod limits {
     /// Default of [`super::RaftConfig::backlog_bytes`]. Half of it, what one namespace may use, holds several
     /// of the largest values.
     pub(crate) const BACKLOG_BYTES: u64 = 32 << 20;
+    /// Default of [`super::RaftConfig::apply_lag_entries`]: some seconds of applying, so that the applier of a
+    /// follower that catches up never waits for its leader.
+    pub(crate) const APPLY_LAG_ENTRIES: u64 = 32_768;
+    /// [`super::RaftConfig::backlog_entries`] is at most this.
+    pub(crate) const MAX_BACKLOG_ENTRIES: u64 = 1 << 17;
+    /// [`super::RaftConfig::apply_lag_entries`] is at most this.
+    pub(crate) const MAX_APPLY_LAG_ENTRIES: u64 = 1 << 18;
+    /// What is proposed and not applied is, for each group, at most one part in so many of the log's bound.
+    pub(crate) const BACKLOG_LOG_SHARE: u64 = 16;
     /// What a proposal costs beside its bytes: its responder, its places in queues and indexes.
     pub(crate) const PROPOSAL_OVERHEAD_BYTES: u64 = 512;
     /// The part of the log's bound, one in so many, above which snapshots are taken early and the log below
@@ -174,7 +189,7 @@ pub(crate) mod limits {
     pub(crate) const DISK_SILENCE: Duration = Duration::from_secs(3);
     /// How often a leader whose disk hangs tries to hand its leadership over.
     pub(crate) const GIVE_UP_EVERY: Duration = Duration::from_secs(1);
-    /// How long a follower refuses appends after its log was found full, as told to the leader.
+    /// When a leader may come back to a follower whose log is full or that has much to apply, as told to it.
     pub(crate) const FULL_LOG_RETRY_MS: u32 = 500;
     /// How long a read may wait for a quorum when the last one is older than the lease.
     pub(crate) const DOUBTFUL_READ_WAIT: Duration = Duration::from_millis(25);
@@ -186,6 +201,9 @@ pub(crate) mod limits {
     const _: () = assert!(SESSION_BYTES + SESSION_WINDOW * SESSION_RESULT_BYTES <= SESSIONS_BYTES / 512);
     const _: () = assert!(MAX_SESSIONS as u64 * (SESSION_BYTES + SESSION_RESULT_BYTES) <= SESSIONS_BYTES);
     const _: () = assert!(MAX_SESSION_AHEAD.as_secs() < SESSION_IDLE.as_secs());
+    /// The accounts of two groups take half of what the log keeps for Raft's records above its bound; what
+    /// entries cost beside their bytes fits in the other half.
+    const _: () = assert!(2 * kv_storage::limits::RAFT_RESERVE_SHARE * 2 <= BACKLOG_LOG_SHARE);
 }
 
 /// What a node's Raft groups are started with.
@@ -219,6 +237,9 @@ pub struct RaftConfig {
     pub backlog_entries: u64,
     /// Their bytes.
     pub backlog_bytes: u64,
+    /// Entries that a follower may know to be committed and not have applied; with more it refuses appends
+    /// that carry entries, and answers the others.
+    pub apply_lag_entries: u64,
 }
 
 impl RaftConfig {
@@ -239,7 +260,32 @@ impl RaftConfig {
             transfer_sync_bytes: 8 << 20,
             backlog_entries: limits::BACKLOG_ENTRIES,
             backlog_bytes: limits::BACKLOG_BYTES,
+            apply_lag_entries: limits::APPLY_LAG_ENTRIES,
         }
+    }
+
+    /// Entries that may be proposed on this node and not applied.
+    pub(crate) fn backlog_entries(&self) -> u64 {
+        self.backlog_entries.min(limits::MAX_BACKLOG_ENTRIES)
+    }
+
+    /// Their bytes, given the bound of the log. What the accounts of the groups let in while the log is just
+    /// below its bound must fit above it: a failed append ends its group.
+    pub(crate) fn backlog_bytes(&self, max_log_bytes: u64) -> u64 {
+        self.backlog_bytes.min(max_log_bytes / limits::BACKLOG_LOG_SHARE)
+    }
+
+    /// Entries that this node may know to be committed, and not have applied, when it takes more of them.
+    pub(crate) fn apply_lag_entries(&self) -> u64 {
+        self.apply_lag_entries.min(limits::MAX_APPLY_LAG_ENTRIES)
+    }
+
+    /// Places in openraft's queue of work for the state machine: more than it can be given. Each step of the
+    /// commit index takes one, so they are at most as many as entries are committed and not applied: what a
+    /// follower may lag behind when it takes an append, that append, and what two leaders, this node and the
+    /// one before it, had under way: each at most what its account lets in above as much that it found.
+    fn apply_queue(&self) -> u64 {
+        self.apply_lag_entries() + limits::APPEND_ENTRIES + 4 * self.backlog_entries()
     }
 
     /// openraft's settings. `docs/decisions` has the reasons; the two that guard safety are the last.
@@ -253,6 +299,8 @@ impl RaftConfig {
             election_timeout_min: millis(self.election_min),
             election_timeout_max: lease,
             max_payload_entries: limits::APPEND_ENTRIES,
+            // Raft's only loop waits when this queue is full, with its ticks and heartbeats.
+            state_machine_channel_size: Some(self.apply_queue()),
             // The trigger is ours (`groups`): openraft's counts from zero at every start.
             snapshot_policy: SnapshotPolicy::Never,
             // So is the purge: it waits for followers that a snapshot is on its way to.
@@ -285,6 +333,7 @@ fn millis(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::limits::{APPEND_ENTRIES, APPLY_LAG_ENTRIES, BACKLOG_ENTRIES};
     use super::*;
 
     #[test]
@@ -296,5 +345,23 @@ mod tests {
         assert_eq!(settings.snapshot_policy, SnapshotPolicy::Never);
         assert_eq!(settings.max_in_snapshot_log_to_keep, u64::MAX);
         assert_eq!(settings.allow_log_reversion, Some(true));
+    }
+
+    #[test]
+    fn the_queue_for_the_state_machine_holds_all_that_can_be_unapplied() {
+        for (backlog_entries, apply_lag_entries) in
+            [(BACKLOG_ENTRIES, APPLY_LAG_ENTRIES), (1, 1), (100_000, 1), (u64::MAX, u64::MAX)]
+        {
+            let config = RaftConfig {
+                backlog_entries,
+                apply_lag_entries,
+                ..RaftConfig::new(ClusterId(1), NodeId(1), Vec::new())
+            };
+            let places = config.openraft().unwrap().state_machine_channel_size.unwrap();
+            let leader = 2 * config.backlog_entries();
+            let follower = config.apply_lag_entries() + APPEND_ENTRIES;
+            assert!(places >= leader + leader + follower, "{places}");
+            assert!(places <= 1 << 20, "a bound of its own: {places}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! these few are read again at the end, under the applied lock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Weak;
 
 use bytes::Bytes;
 use kv_storage::{Copy, Piece, Storage, StorageError, TableId};
@@ -56,14 +57,18 @@ pub(crate) struct Digesting {
     stale: BTreeSet<Start>,
     /// Where the last part of each table ends.
     ends: [(TableId, Vec<u8>); 2],
+    /// What the caller holds as long as it waits.
+    waits: Weak<()>,
 }
 
 impl Digesting {
-    /// Begins with the revision of a namespace and its keys.
+    /// Begins with the revision of a namespace and its keys. It ends with an error when what `waits` points
+    /// to is gone.
     pub(crate) fn begin(
         storage: &Storage,
         space: Space,
         namespace: NamespaceId,
+        waits: Weak<()>,
     ) -> Result<Self, MachineError> {
         let (meta, data) = (keys::revision(space, namespace), keys::of_namespace(space, namespace));
         let copy = storage.copy(&[(Table::Meta.id(), &meta), (Table::Data.id(), &data)])?;
@@ -74,7 +79,7 @@ impl Digesting {
         ];
         let first = [(Table::Meta.id(), meta.into()), (Table::Data.id(), data.into())];
         let parts = first.into_iter().map(|start| (start, Part::default())).collect();
-        Ok(Self { storage: storage.clone(), copy, parts, stale: BTreeSet::new(), ends })
+        Ok(Self { storage: storage.clone(), copy, parts, stale: BTreeSet::new(), ends, waits })
     }
 
     /// Reads until few parts are stale. Blocks; entries are applied meanwhile.
@@ -110,8 +115,16 @@ impl Digesting {
         Ok((all.sum, all.keys))
     }
 
+    fn is_wanted(&self) -> Result<(), MachineError> {
+        match self.waits.strong_count() {
+            0 => Err(StorageError::Overloaded { what: "a digest whose caller left" }.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Everything that the copy has for now.
     fn take_pieces(&mut self) -> Result<(), MachineError> {
+        self.is_wanted()?;
         while let Some(piece) = self.copy.next_piece(ROWS_AT_ONCE, PIECE_BYTES)? {
             match piece {
                 Piece::Base(rows) => {
@@ -134,6 +147,7 @@ impl Digesting {
                     }
                 }
             }
+            self.is_wanted()?;
         }
         Ok(())
     }
@@ -147,6 +161,7 @@ impl Digesting {
         let mut part = Part::default();
         let mut from = start.1.to_vec();
         loop {
+            self.is_wanted()?;
             let rows = self.storage.scan(table, &from, end.as_deref(), ROWS_AT_ONCE)?;
             let full = rows.len() >= ROWS_AT_ONCE;
             if let Some((last, _)) = rows.last() {

@@ -22,6 +22,7 @@ use openraft::{AsyncRuntime, EmptyNode, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::attendance::Attendance;
 use crate::backlog::{Load, SharedBacklog};
 use crate::builder::{Account, SnapshotWork};
 use crate::catalogue_machine::CatalogueCommand;
@@ -33,15 +34,16 @@ use crate::config::limits::{
 use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig, Vote, log_bytes_wanted};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
-use crate::incoming::{Check, Known, Refusals, check_append, check_vote};
+use crate::incoming::{Check, Known, Refusals, check_answer, check_append, check_vote, committed_in_log};
 use crate::log_store::LogStore;
 use crate::machine::{Applied, Domain, Machine, MachineError};
 use crate::network::Network;
 use crate::proposal::Reply;
+use crate::recent::RecentWrites;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::schedule::{self, Growth};
-use crate::snapshot_in::{Gate, Incoming, Standing};
+use crate::snapshot_in::{self, Gate, Incoming, Standing};
 use crate::snapshot_out::{Outgoing, Pace};
 use crate::transfer::purge_target;
 
@@ -82,6 +84,7 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     pub(crate) around: Surroundings,
     pub(crate) applied: Applied,
+    pub(crate) recent: Arc<RecentWrites>,
     account: Arc<Account>,
     /// What was proposed here and is not applied.
     pub(crate) backlog: SharedBacklog,
@@ -91,14 +94,16 @@ pub(crate) struct Group {
     refusals: Refusals,
     /// Whether the log answers.
     disk: DiskWatch,
+    /// Whether its steward runs.
+    attendance: Attendance,
     /// The log does not answer: this node neither leads nor campaigns.
     hangs: AtomicBool,
     /// The log has no room for entries of the leader.
     full: AtomicBool,
     /// When the leadership may be moved.
     transfers: Mutex<Transfers>,
-    /// Whoever digests the state holds it.
-    pub(crate) digesting: tokio::sync::Mutex<()>,
+    /// Held while the state is digested, until the last thread has let go of its copy.
+    pub(crate) digesting: Arc<tokio::sync::Mutex<()>>,
     /// One election timeout after the start: what this node granted before - a lease, a vote - is over by
     /// then.
     rested: Instant,
@@ -217,7 +222,7 @@ impl Group {
         let newborn = log.vote().is_none();
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
-        let (applied, account) = (machine.applied(), machine.account());
+        let (applied, recent, account) = (machine.applied(), machine.recent(), machine.account());
         let (outgoing, incoming) = snapshots_on_the_way(id, &around);
         let network = Network {
             group: id,
@@ -251,18 +256,20 @@ impl Group {
             id,
             raft,
             applied,
+            recent,
             account,
             backlog: SharedBacklog::new(Load {
-                entries: around.config.backlog_entries,
-                bytes: around.config.backlog_bytes,
+                entries: around.config.backlog_entries(),
+                bytes: around.config.backlog_bytes(around.storage.max_log_bytes()),
             }),
             check,
             refusals: Refusals::default(),
             disk,
+            attendance: Attendance::default(),
             hangs: AtomicBool::new(false),
             full: AtomicBool::new(false),
             transfers: Mutex::default(),
-            digesting: tokio::sync::Mutex::default(),
+            digesting: Arc::default(),
             rested: Instant::now() + around.config.election_max,
             formed: AtomicBool::new(newborn && role == Role::Settled),
             leader_heard: Mutex::new(None),
@@ -441,8 +448,14 @@ impl Group {
         }
         let raft = self.raft.clone();
         let install = move |snapshot: Snapshot| async move {
-            let installed = raft.install_full_snapshot(vote, snapshot).await;
             let failed = |fatal: Fatal<TypeConfig>| Failure::new(Reason::Internal, fatal.to_string());
+            // Minutes have passed since it was announced. openraft asserts what is asked here, and does so
+            // next.
+            let committed = raft.with_raft_state(|state| state.local_committed().copied());
+            if snapshot_in::contradicts(snapshot.meta.last_log_id, committed.await.map_err(failed)?) {
+                return Err(Failure::new(Reason::InvalidRequest, snapshot_in::CONTRADICTS_COMMITTED));
+            }
+            let installed = raft.install_full_snapshot(vote, snapshot).await;
             installed.map(|reply| reply.vote).map_err(failed)
         };
         // In a task of its own: the step is finished whether or not the caller waits, since bytes may be on
@@ -484,7 +497,9 @@ impl Group {
         Failure::new(Reason::InvalidRequest, format!("{} of {}: {why}", self.id, self.around.config.node_id))
     }
 
-    /// Refuses what no leader sends, and entries of together `bytes` bytes for which the log has no room.
+    /// Refuses what no leader sends, and entries of together `bytes` bytes for which the log has no room, or
+    /// while much that is committed is not applied. A refused append would end the group; heartbeats are
+    /// answered, so the leader stays.
     fn vet_append(
         &self,
         from: NodeId,
@@ -492,15 +507,27 @@ impl Group {
         bytes: usize,
     ) -> Result<(), Failure> {
         let log = self.around.storage.raft(self.id);
+        let (committed, applied) = {
+            let metrics = self.raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.local_committed, metrics.last_applied)
+        };
         let known = Known {
             term: self.leader_and_term().1,
-            committed: self.raft.data_metrics().borrow_watched().local_committed,
+            committed: committed_in_log(committed, applied, self.incoming.is_receiving()),
             id_of: &|index| log.id_of(index).map(codec::from_storage_id),
         };
         check_append(from, append, &known, self.check).map_err(|why| self.malformed(from, &why))?;
-        // A refused append would end the group; heartbeats are answered, so the leader stays.
         if append.entries.is_empty() {
             return Ok(());
+        }
+        // Only what is committed counts: it is applied without any help of a leader.
+        let next = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        let unapplied = next(committed).saturating_sub(next(applied));
+        if unapplied > self.around.config.apply_lag_entries() {
+            let me = self.around.config.node_id;
+            let why = format!("{me} has {unapplied} committed entries of {} to apply", self.id);
+            return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(FULL_LOG_RETRY_MS));
         }
         let room = log.room_for(bytes);
         if self.full.swap(room.is_err(), Ordering::AcqRel) != room.is_err() {
@@ -635,6 +662,17 @@ impl Group {
 
     /// Resolves when the group cannot go on.
     pub(crate) async fn failed(&self) -> Failure {
+        let unattended = async {
+            self.attendance.panicked().await;
+            Failure::new(Reason::Internal, format!("what looks after {} has panicked", self.id))
+        };
+        tokio::select! {
+            failure = self.raft_failed() => failure,
+            failure = unattended => failure,
+        }
+    }
+
+    async fn raft_failed(&self) -> Failure {
         let mut metrics = self.raft.metrics();
         loop {
             let state = metrics.borrow_watched().running_state.clone();
@@ -651,6 +689,7 @@ impl Group {
 
     /// Looks after the group until it is dropped.
     pub(crate) async fn steward(self: Arc<Self>) {
+        let _present = self.attendance.begin();
         let mut tick = tokio::time::interval(STEWARD_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut asked, mut gave_up, mut looked) = (None, None, None);
@@ -807,6 +846,10 @@ impl Group {
         let reply = self.inquire(other).await?;
         let vote = reply.vote.map(|vote| codec::from_wire_vote(Some(vote))).transpose().ok()?;
         let last = reply.last_log_id.map(codec::from_wire_id);
+        if let Err(why) = check_answer(vote.as_ref(), last.as_ref(), self.leader_and_term().1) {
+            self.malformed(other, &why);
+            return None;
+        }
         let leader = vote.map(|vote| vote.leader_id);
         Some(SurveyReply { settled: reply.settled, receiving: reply.receiving, leader, last })
     }
@@ -902,7 +945,7 @@ impl Group {
         let answers = join_all(asked).await;
         let able = answers.into_iter().filter_map(|(other, said)| {
             let said = said.filter(|said| said.settled && !said.receiving)?;
-            Some((other, said.last.map_or(0, |last| last.index + 1)))
+            Some((other, said.last.map_or(0, |last| last.index.saturating_add(1))))
         });
         *lock(&self.able) = able.collect();
     }

@@ -53,10 +53,20 @@ pub(crate) enum Malformed {
 pub(crate) struct Known<'a> {
     /// Its term.
     pub(crate) term: u64,
-    /// The last entry that it knows to be committed.
+    /// The last entry of its log that it knows to be committed: see [`committed_in_log`].
     pub(crate) committed: Option<LogId>,
     /// Names of the entries in its log.
     pub(crate) id_of: &'a dyn Fn(u64) -> Option<LogId>,
+}
+
+/// The last entry that is committed and in the log, as far as is known. While a snapshot is being installed,
+/// openraft counts its point as committed, though the log still holds what an older leader left there.
+pub(crate) fn committed_in_log(
+    committed: Option<LogId>,
+    applied: Option<LogId>,
+    installing: bool,
+) -> Option<LogId> {
+    if installing { committed.min(applied) } else { committed }
 }
 
 /// How many messages of a group were refused.
@@ -75,12 +85,37 @@ impl Refusals {
     }
 }
 
+/// Whether what a peer answers may be taken: a vote above our own is persisted like one that is asked for, and
+/// an index is calculated with.
+pub(crate) fn check_answer(
+    vote: Option<&Vote>,
+    last: Option<&LogId>,
+    known_term: u64,
+) -> Result<(), Malformed> {
+    if let Some(vote) = vote {
+        check_leap(vote, known_term)?;
+    }
+    match last {
+        Some(last) if last.index > MAX_INDEX => Err(Malformed::IndexTooLarge { index: last.index }),
+        Some(last) if last.leader_id.term > known_term.saturating_add(TERM_LEAP) => {
+            Err(Malformed::TermLeaps { term: last.leader_id.term, known: known_term })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_leap(vote: &Vote, known_term: u64) -> Result<(), Malformed> {
+    let term = vote.leader_id.term;
+    if term > known_term.saturating_add(TERM_LEAP) {
+        return Err(Malformed::TermLeaps { term, known: known_term });
+    }
+    Ok(())
+}
+
 /// Whether a vote may be what it claims to be; `elected` where only the vote of a leader makes sense.
 pub(crate) fn check_vote(from: NodeId, vote: &Vote, elected: bool, known_term: u64) -> Result<(), Malformed> {
     let leader = vote.leader_id;
-    if leader.term > known_term.saturating_add(TERM_LEAP) {
-        return Err(Malformed::TermLeaps { term: leader.term, known: known_term });
-    }
+    check_leap(vote, known_term)?;
     if leader.node_id != from.0 {
         return Err(Malformed::ForeignVote { from, of: leader.node_id });
     }
@@ -167,5 +202,50 @@ fn check_payload(
                 _ => Err(Malformed::BadMembership { voters }),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::log_id;
+    use openraft::vote::RaftLeaderId;
+
+    /// An append as a new leader probes with while a snapshot up to 20 is being installed, into a log that
+    /// holds entries 11 and on of an older leader, of which 10 is applied.
+    #[test]
+    fn what_an_older_leader_left_is_no_evidence_while_a_snapshot_is_installed() {
+        let (snapshot, applied) = (Some(log_id(3, 3, 20)), Some(log_id(1, 1, 10)));
+        let id_of = |index: u64| (index <= 15).then(|| log_id(if index > 10 { 2 } else { 1 }, 1, index));
+        let vote = Vote { leader_id: RaftLeaderId::new(4, 2), committed: true };
+        let probe = |previous| AppendEntriesRequest::<TypeConfig> {
+            vote,
+            prev_log_id: Some(previous),
+            leader_commit: None,
+            entries: Vec::new(),
+        };
+        let judged = |installing, previous| {
+            let committed = committed_in_log(snapshot, applied, installing);
+            let known = Known { term: 3, committed, id_of: &id_of };
+            check_append(NodeId(2), &probe(previous), &known, |_| Ok(()))
+        };
+        assert_eq!(judged(true, log_id(3, 3, 12)), Ok(()));
+        assert_eq!(judged(true, log_id(2, 2, 9)), Err(Malformed::ContradictsCommitted { index: 9 }));
+        assert_eq!(judged(false, log_id(3, 3, 12)), Err(Malformed::ContradictsCommitted { index: 12 }));
+        assert_eq!(committed_in_log(None, None, true), None);
+    }
+
+    #[test]
+    fn answers_that_leap_are_refused() {
+        let vote = |term| Vote { leader_id: RaftLeaderId::new(term, 2), committed: true };
+        let check = |term, last: Option<LogId>| check_answer(Some(&vote(term)), last.as_ref(), 7);
+        assert_eq!(check(7 + TERM_LEAP, None), Ok(()));
+        let leaps = |term| Err(Malformed::TermLeaps { term, known: 7 });
+        assert_eq!(check(8 + TERM_LEAP, None), leaps(8 + TERM_LEAP));
+        assert_eq!(check(u64::MAX, None), leaps(u64::MAX));
+        assert_eq!(check(8, Some(log_id(u64::MAX, 1, 1))), leaps(u64::MAX));
+        let far = log_id(1, 1, MAX_INDEX + 1);
+        assert_eq!(check(8, Some(far)), Err(Malformed::IndexTooLarge { index: MAX_INDEX + 1 }));
+        assert_eq!(check_answer(None, None, 7), Ok(()));
     }
 }

@@ -14,7 +14,7 @@ use crate::codec::{self, CodecError, Reader, Write};
 use crate::machine::{Domain, MachineError};
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
 use crate::row::Live;
-use crate::sessions::{Admission, Kept, Openings, Outcome, SessionBounds, Sessions};
+use crate::sessions::{Admission, AllOpenings, Kept, Outcome, SessionBounds, Sessions};
 use crate::tables::{Space, Stage, Table, for_each_row, keys};
 
 /// A write to a strong namespace.
@@ -151,17 +151,17 @@ pub(crate) struct KvMachine {
     revisions: BTreeMap<NamespaceId, u64>,
     /// Namespaces whose revision changed since the last seal.
     counted: BTreeSet<NamespaceId>,
-    published: watch::Sender<Openings>,
+    published: watch::Sender<AllOpenings>,
 }
 
 impl KvMachine {
     /// It shows when an opening of a session may have been issued.
-    pub(crate) fn new(published: watch::Sender<Openings>) -> Self {
+    pub(crate) fn new(published: watch::Sender<AllOpenings>) -> Self {
         Self::bounded(published, SessionBounds::default())
     }
 
     /// With other bounds for its sessions.
-    pub(crate) fn bounded(published: watch::Sender<Openings>, bounds: SessionBounds) -> Self {
+    pub(crate) fn bounded(published: watch::Sender<AllOpenings>, bounds: SessionBounds) -> Self {
         let sessions = Sessions::bounded(bounds);
         Self { sessions, revisions: BTreeMap::new(), counted: BTreeSet::new(), published }
     }
@@ -318,6 +318,10 @@ impl Domain for KvMachine {
 
     fn publish(&self) {
         let openings = self.sessions.openings();
-        self.published.send_if_modified(|shown| std::mem::replace(shown, openings) != openings);
+        self.published.send_if_modified(|shown| {
+            let changed = *shown != openings;
+            *shown = openings;
+            changed
+        });
     }
 }

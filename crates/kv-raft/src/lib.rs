@@ -16,6 +16,7 @@
 //! - The tables are derived: they may be lost or lag behind, the log and the snapshot files bring them back.
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
+mod attendance;
 mod backlog;
 mod builder;
 mod catalogue_machine;
@@ -34,11 +35,13 @@ mod machine;
 mod network;
 mod pace;
 mod proposal;
+mod recent;
 mod rejoin;
 mod requests;
 mod row;
 mod runtime;
 mod schedule;
+mod session_shares;
 mod sessions;
 mod snapshot;
 mod snapshot_in;

@@ -23,6 +23,7 @@ use crate::config::limits::{LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP
 use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::generations::{self, Generations};
 use crate::proposal::{Point, Proposal, Reply};
+use crate::recent::RecentWrites;
 use crate::runtime::NodeRuntime;
 pub(crate) use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, id_of, rows_for};
@@ -113,6 +114,7 @@ pub(crate) struct Machine {
     domain: Box<dyn Domain>,
     mark: SnapshotMeta,
     applied: Applied,
+    recent: Arc<RecentWrites>,
     account: Arc<Account>,
     work: SnapshotWork,
 }
@@ -135,6 +137,7 @@ impl Machine {
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
             applied: Arc::new(RwLock::new(AppliedState { space, last: None })),
+            recent: Arc::default(),
             account: Arc::default(),
             work: SnapshotWork::default(),
         };
@@ -149,6 +152,11 @@ impl Machine {
     /// The lock that readers share with this machine.
     pub(crate) fn applied(&self) -> Applied {
         self.applied.clone()
+    }
+
+    /// Which rows were written lately.
+    pub(crate) fn recent(&self) -> Arc<RecentWrites> {
+        self.recent.clone()
     }
 
     /// What the steward reads and openraft's progress is told to.
@@ -217,6 +225,9 @@ impl Machine {
         stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
         {
             let mut applied = self.applied.write().await;
+            for (table, key) in stage.changed() {
+                self.recent.wrote(table, key, mark.last_log_id.as_ref());
+            }
             self.storage.apply(stage.into_batch()).await?;
             applied.last = mark.last_log_id;
             self.account.applied(log_bytes);
@@ -417,7 +428,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
         self.replace_with(id, meta.clone()).await?;
         let files = self.files.clone();
-        NodeRuntime::blocking(move || files.keep_newest(SNAPSHOTS_KEPT)).await?.map_err(io::Error::from)?;
+        let newest = NodeRuntime::blocking(move || {
+            files.keep_newest(SNAPSHOTS_KEPT)?;
+            snapshot::newest(&files)
+        });
+        if let Some((file, _)) = newest.await?? {
+            // What was applied before is in it.
+            self.account.has_snapshot(self.account.now(), file.bytes);
+        }
         tracing::info!(group = self.space.group.0, last = ?meta.last_log_id, "snapshot installed");
         Ok(())
     }

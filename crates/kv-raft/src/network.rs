@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use crate::codec;
 use crate::config::limits::{APPEND_AT_MOST, APPEND_IDLE};
 use crate::config::{Entry, Snapshot, TypeConfig, Vote};
+use crate::incoming::{Malformed, check_answer};
 use crate::machine::SnapshotData;
 use crate::pace::Pace;
 use crate::snapshot_out::Outgoing;
@@ -117,11 +118,7 @@ impl Client {
             pre_vote,
         });
         match self.call(Lane::Control, body, within).await? {
-            Response::RaftVote(reply) => Ok(VoteResponse {
-                vote: codec::from_wire_vote(reply.vote).map_err(undecodable)?,
-                vote_granted: reply.granted,
-                last_log_id: reply.last_log_id.map(codec::from_wire_id),
-            }),
+            Response::RaftVote(reply) => taken_vote(&request.vote, reply),
             _ => Err(unexpected()),
         }
     }
@@ -135,6 +132,50 @@ fn payload_bytes(entry: &Entry) -> usize {
         EntryPayload::Normal(proposal) => proposal.0.len() + OVERHEAD,
         EntryPayload::Blank | EntryPayload::Membership(_) => OVERHEAD,
     }
+}
+
+/// An answer to a question for a vote, if one with this vote may be answered so.
+fn taken_vote(asked: &Vote, reply: peer::RaftVoteReply) -> Result<VoteResponse<TypeConfig>, RpcError> {
+    let vote = codec::from_wire_vote(reply.vote).map_err(undecodable)?;
+    let last_log_id = reply.last_log_id.map(codec::from_wire_id);
+    check_answer(Some(&vote), last_log_id.as_ref(), asked.leader_id.term).map_err(implausible)?;
+    Ok(VoteResponse { vote, vote_granted: reply.granted, last_log_id })
+}
+
+/// An answer to an append of which `sent` entries travelled, if it may be answered so.
+fn taken_append(
+    request: &AppendEntriesRequest<TypeConfig>,
+    sent: &[Entry],
+    reply: peer::RaftAppendReply,
+) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+    use peer::raft_append_reply::Result as Reply;
+    match reply.result {
+        Some(Reply::Success(true)) => Ok(match sent.last().filter(|_| sent.len() < request.entries.len()) {
+            Some(last) => AppendEntriesResponse::PartialSuccess(Some(last.log_id)),
+            None => AppendEntriesResponse::Success,
+        }),
+        Some(Reply::Partial(id)) => {
+            let id = codec::from_wire_id(id);
+            // openraft takes it for what matches, so it has to be something that was sent.
+            let was_sent = request.prev_log_id == Some(id) || sent.iter().any(|entry| entry.log_id == id);
+            was_sent.then_some(AppendEntriesResponse::PartialSuccess(Some(id))).ok_or_else(unexpected)
+        }
+        Some(Reply::MatchedNone(true)) if request.prev_log_id.is_none() => {
+            Ok(AppendEntriesResponse::PartialSuccess(None))
+        }
+        // Nothing conflicts with the beginning of the log.
+        Some(Reply::Conflict(true)) if request.prev_log_id.is_some() => Ok(AppendEntriesResponse::Conflict),
+        Some(Reply::HigherVote(vote)) => {
+            let vote = codec::from_wire_vote(Some(vote)).map_err(undecodable)?;
+            check_answer(Some(&vote), None, request.vote.leader_id.term).map_err(implausible)?;
+            Ok(AppendEntriesResponse::HigherVote(vote))
+        }
+        _ => Err(unexpected()),
+    }
+}
+
+fn implausible(why: Malformed) -> RpcError {
+    RpcError::Unreachable(Unreachable::from_string(format!("the peer's answer is refused: {why}")))
 }
 
 fn unexpected() -> RpcError {
@@ -153,7 +194,6 @@ impl RaftNetworkV2<TypeConfig> for Client {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        use peer::raft_append_reply::Result as Reply;
         let begun = Instant::now();
         let patience = match self.append_lane {
             Lane::Control => Patience::Until(begun + option.hard_ttl()),
@@ -164,8 +204,6 @@ impl RaftNetworkV2<TypeConfig> for Client {
         // What is over the budget is sent after the answer: openraft goes on behind a partial success.
         let keep = self.pace.prefix(request.entries.iter().map(payload_bytes));
         let entries = request.entries.get(..keep).unwrap_or(&request.entries);
-        let last_of_part = entries.last().filter(|_| entries.len() < request.entries.len());
-        let last_of_part = last_of_part.map(|entry| entry.log_id);
         let bytes = entries.iter().map(payload_bytes).sum();
         let body = Request::RaftAppend(peer::RaftAppend {
             vote: Some(codec::to_wire_vote(&request.vote)),
@@ -184,22 +222,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
             }
         };
         self.pace.took(bytes, begun.elapsed());
-        match reply.result {
-            Some(Reply::Success(true)) => Ok(match last_of_part {
-                Some(last) => AppendEntriesResponse::PartialSuccess(Some(last)),
-                None => AppendEntriesResponse::Success,
-            }),
-            Some(Reply::Partial(id)) => {
-                Ok(AppendEntriesResponse::PartialSuccess(Some(codec::from_wire_id(id))))
-            }
-            Some(Reply::MatchedNone(true)) => Ok(AppendEntriesResponse::PartialSuccess(None)),
-            Some(Reply::Conflict(true)) => Ok(AppendEntriesResponse::Conflict),
-            Some(Reply::HigherVote(vote)) => {
-                let vote = codec::from_wire_vote(Some(vote)).map_err(undecodable)?;
-                Ok(AppendEntriesResponse::HigherVote(vote))
-            }
-            _ => Err(unexpected()),
-        }
+        taken_append(&request, entries, reply)
     }
 
     async fn vote(
@@ -230,7 +253,10 @@ impl RaftNetworkV2<TypeConfig> for Client {
         });
         match select(std::pin::pin!(cancel), std::pin::pin!(give)).await {
             Either::Left((closed, _)) => Err(StreamingError::Closed(closed)),
-            Either::Right((Ok(vote), _)) => Ok(SnapshotResponse { vote }),
+            Either::Right((Ok(answered), _)) => {
+                check_answer(Some(&answered), None, vote.leader_id.term).map_err(implausible)?;
+                Ok(SnapshotResponse { vote: answered })
+            }
             // openraft comes back after a pause, with the newest snapshot there is then.
             Either::Right((Err(error), _)) => {
                 tracing::warn!(group = self.group.0, to = %self.target, %error, "a snapshot has not arrived");
@@ -253,5 +279,59 @@ impl RaftNetworkV2<TypeConfig> for Client {
             Response::RaftTransferLeader(_) => Ok(Ok(())),
             _ => Err(unexpected()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::log_id;
+    use openraft::vote::RaftLeaderId;
+    use peer::raft_append_reply::Result as Reply;
+
+    fn vote(term: u64) -> Vote {
+        Vote { leader_id: RaftLeaderId::new(term, 1), committed: true }
+    }
+
+    fn request(prev_log_id: Option<crate::config::LogId>, entries: u64) -> AppendEntriesRequest<TypeConfig> {
+        let first = prev_log_id.map_or(0, |id| id.index + 1);
+        let entry = |index| Entry { log_id: log_id(5, 1, index), payload: EntryPayload::Blank };
+        let entries = (first..first + entries).map(entry).collect();
+        AppendEntriesRequest { vote: vote(5), prev_log_id, leader_commit: None, entries }
+    }
+
+    #[test]
+    fn answers_to_an_append_are_of_what_was_sent() {
+        let request_of = request(Some(log_id(5, 1, 9)), 4);
+        let answer = |sent: usize, result| {
+            let reply = peer::RaftAppendReply { result: Some(result) };
+            taken_append(&request_of, &request_of.entries[..sent], reply).ok()
+        };
+        let id = |term, index| peer::LogId { term, node: 1, index };
+        let partial = |index| Some(AppendEntriesResponse::PartialSuccess(Some(log_id(5, 1, index))));
+        assert_eq!(answer(4, Reply::Success(true)), Some(AppendEntriesResponse::Success));
+        assert_eq!(answer(2, Reply::Success(true)), partial(11));
+        assert_eq!(answer(4, Reply::Partial(id(5, 9))), partial(9));
+        assert_eq!(answer(4, Reply::Partial(id(5, 13))), partial(13));
+        // Beyond what was sent, of another leader, or before it.
+        for (sent, refused) in
+            [(2, id(5, 12)), (4, id(5, 14)), (4, id(4, 12)), (4, id(5, 8)), (4, id(5, u64::MAX))]
+        {
+            assert_eq!(answer(sent, Reply::Partial(refused)), None, "{refused:?}");
+        }
+        assert_eq!(answer(4, Reply::Conflict(true)), Some(AppendEntriesResponse::Conflict));
+        assert_eq!(answer(4, Reply::MatchedNone(true)), None);
+        assert_eq!(answer(4, Reply::Success(false)), None);
+        let higher = |term| Reply::HigherVote(codec::to_wire_vote(&vote(term)));
+        assert_eq!(answer(4, higher(6)), Some(AppendEntriesResponse::HigherVote(vote(6))));
+        assert_eq!(answer(4, higher(u64::MAX)), None);
+
+        let first = request(None, 1);
+        let answer = |result| {
+            let reply = peer::RaftAppendReply { result: Some(result) };
+            taken_append(&first, &first.entries, reply).ok()
+        };
+        assert_eq!(answer(Reply::Conflict(true)), None, "nothing conflicts with the beginning");
+        assert_eq!(answer(Reply::MatchedNone(true)), Some(AppendEntriesResponse::PartialSuccess(None)));
     }
 }

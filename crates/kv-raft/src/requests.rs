@@ -2,21 +2,25 @@
 //! what is not applied before anything is queued, and linearizable reads.
 
 use std::future::IntoFuture;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use kv_proto::admin;
-use kv_storage::{Storage, StorageError};
+use kv_storage::StorageError;
 use kv_types::{Failure, NamespaceId, Reason};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
 use openraft::{Instant as _, LinearizerOption, ReadPolicy};
 use tokio::sync::OwnedRwLockReadGuard;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 #[cfg(test)]
 use crate::backlog::Load;
 use crate::backlog::{Full, Place};
-use crate::config::limits::{DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, RETRY_AFTER_MS};
+use crate::config::limits::{
+    DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, READ_ATTEMPTS, RETRY_AFTER_MS,
+};
 use crate::config::{LogId, TypeConfig};
 use crate::digest::Digesting;
 use crate::groups::{Group, Leadership, Unserved};
@@ -25,46 +29,23 @@ use crate::proposal::{Answering, Proposal};
 use crate::runtime::NodeRuntime;
 use crate::tables::{Space, Table};
 
-/// The state of a group at one point of its log; it stands still while this lives.
-pub(crate) struct View {
-    applied: OwnedRwLockReadGuard<AppliedState>,
-    storage: Storage,
+/// The point of a group's log that a read is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReadPoint {
     /// The term in which this node was confirmed as the leader.
     pub(crate) term: u64,
+    /// The last entry in the state.
+    pub(crate) index: u64,
     /// Entries that were committed and are not in the state.
     pub(crate) lag: u64,
 }
 
-impl View {
-    /// The last entry in the state.
-    pub(crate) fn index(&self) -> u64 {
-        self.applied.last.as_ref().map_or(0, |applied| applied.index)
-    }
+/// Rows by their places: none where there is no such row.
+type Found<const N: usize> = [Option<Bytes>; N];
 
-    /// Where the rows of the state stand.
-    pub(crate) fn space(&self) -> Space {
-        self.applied.space
-    }
-
-    /// Some rows in the order of their keys, read together and off this thread.
-    pub(crate) async fn rows<const N: usize>(
-        &self,
-        keys: [(Table, Vec<u8>); N],
-        deadline: Instant,
-    ) -> Result<[Option<bytes::Bytes>; N], Failure> {
-        let keys = keys.into_iter().map(|(table, key)| (table.id(), key)).collect();
-        let late =
-            |_| Failure::new(Reason::DeadlineExpired, "the state was not read by the deadline").of_read();
-        let rows = timeout_at(deadline, self.storage.read_rows(keys)).await.map_err(late)?;
-        let rows = rows.map_err(|error| match error {
-            StorageError::Overloaded { .. } => {
-                Failure::new(Reason::Overloaded, error.to_string()).of_read().retry_after_ms(RETRY_AFTER_MS)
-            }
-            error => unreadable(&error),
-        })?;
-        let mut rows = rows.into_iter();
-        Ok(std::array::from_fn(|_| rows.next().flatten().map(|row| row.value)))
-    }
+/// All of the rows, if all are known.
+fn whole<const N: usize>(rows: [Option<Option<Bytes>>; N]) -> Option<Found<N>> {
+    rows.iter().all(Option::is_some).then(|| rows.map(Option::flatten))
 }
 
 /// The failure of a read that found what it cannot decode, or that the disk refused.
@@ -164,9 +145,101 @@ impl Group {
         }
     }
 
-    /// A view of the state that includes everything that was decided before this call: the leader lets a
-    /// quorum confirm it (read index), then waits until it has applied as much.
-    pub(crate) async fn view(&self, deadline: Instant) -> Result<View, Unserved> {
+    /// Some rows of the state at one point of the log, which includes everything that was decided before this
+    /// call: the leader lets a quorum confirm it (read index), then waits until it has applied as much.
+    /// `places` says which rows, given where the state stands.
+    ///
+    /// Nothing waits for a read: what only the disk has is read without the lock of the applied state, and
+    /// counts if it was not written meanwhile.
+    pub(crate) async fn read<const N: usize>(
+        &self,
+        places: impl Fn(Space) -> [(Table, Vec<u8>); N],
+        deadline: Instant,
+    ) -> Result<(ReadPoint, Found<N>), Unserved> {
+        let term = self.confirm(deadline).await?;
+        let mut before = self.still(deadline).await?;
+        for _ in 0..READ_ATTEMPTS {
+            let (from, places) = (*before, places(before.space));
+            let known = self.in_memory(&places);
+            let found = if known.iter().all(Option::is_some) {
+                known
+            } else {
+                drop(before);
+                let read = self.from_disk(&places, deadline).await?;
+                before = self.still(deadline).await?;
+                self.that_stand(&from, &before, &places, read)
+            };
+            if before.space == from.space
+                && let Some(rows) = whole(found)
+            {
+                return Ok((self.point(term, &before), rows));
+            }
+        }
+        let why = format!("{} is written to faster than these keys are read", self.id);
+        Err(Failure::new(Reason::Overloaded, why).of_read().retry_after_ms(RETRY_AFTER_MS).into())
+    }
+
+    /// The state stands still while what is returned lives: for no longer than it takes to look at memory.
+    async fn still(&self, deadline: Instant) -> Result<OwnedRwLockReadGuard<AppliedState>, Failure> {
+        let behind =
+            |_| Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
+        timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(behind)
+    }
+
+    fn in_memory<const N: usize>(&self, places: &[(Table, Vec<u8>); N]) -> [Option<Option<Bytes>>; N] {
+        let keys = places.iter().map(|(table, key)| (table.id(), key.clone())).collect::<Vec<_>>();
+        let mut rows = self.around.storage.rows_in_memory(&keys).into_iter();
+        std::array::from_fn(|_| rows.next().flatten().map(|row| row.map(|row| row.value)))
+    }
+
+    /// Rows as of some moments of the call, read together and off this thread.
+    async fn from_disk<const N: usize>(
+        &self,
+        places: &[(Table, Vec<u8>); N],
+        deadline: Instant,
+    ) -> Result<Found<N>, Failure> {
+        let keys = places.iter().map(|(table, key)| (table.id(), key.clone())).collect();
+        let late =
+            |_| Failure::new(Reason::DeadlineExpired, "the state was not read by the deadline").of_read();
+        let rows = timeout_at(deadline, self.around.storage.read_rows(keys)).await.map_err(late)?;
+        let rows = rows.map_err(|error| match error {
+            StorageError::Overloaded { .. } => {
+                Failure::new(Reason::Overloaded, error.to_string()).of_read().retry_after_ms(RETRY_AFTER_MS)
+            }
+            error => unreadable(&error),
+        })?;
+        let mut rows = rows.into_iter();
+        Ok(std::array::from_fn(|_| rows.next().flatten().map(|row| row.value)))
+    }
+
+    /// Of rows that were read since `from`, those as of `now`: what was not written, and what memory has. The
+    /// state stands still.
+    fn that_stand<const N: usize>(
+        &self,
+        from: &AppliedState,
+        now: &AppliedState,
+        places: &[(Table, Vec<u8>); N],
+        read: Found<N>,
+    ) -> [Option<Option<Bytes>>; N] {
+        if from.last == now.last {
+            return read.map(Some);
+        }
+        let mut read = read.into_iter().zip(places).zip(self.in_memory(places));
+        std::array::from_fn(|_| {
+            let ((read, (table, key)), known) = read.next()?;
+            known.or_else(|| (!self.recent.since(*table, key, from.last.as_ref())).then_some(read))
+        })
+    }
+
+    fn point(&self, term: u64, state: &AppliedState) -> ReadPoint {
+        let index = state.last.as_ref().map_or(0, |id| id.index);
+        let committed = self.raft.data_metrics().borrow_watched().local_committed.map_or(0, |id| id.index);
+        ReadPoint { term, index, lag: committed.saturating_sub(index) }
+    }
+
+    /// Lets a quorum confirm that this node leads, and waits until it has applied what was decided before;
+    /// the term in which it does.
+    async fn confirm(&self, deadline: Instant) -> Result<u64, Unserved> {
         let late = || self.late("a quorum confirmed the leader");
         let behind =
             || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
@@ -177,14 +250,7 @@ impl Group {
         let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
         if kv_types::mutant!(SkipReadIndex) && self.leadership() == Leadership::Leads {
-            let applied =
-                timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
-            return Ok(View {
-                applied,
-                storage: self.around.storage.clone(),
-                term: self.leader_and_term().1,
-                lag: 0,
-            });
+            return Ok(self.leader_and_term().1);
         }
         let confirmed =
             timeout_at(deadline, self.raft.get_read_linearizer(option)).await.map_err(|_| late())?;
@@ -198,14 +264,10 @@ impl Group {
         let term = linearizer.read_log_id().committed_leader_id().term;
         let left = deadline.saturating_duration_since(Instant::now());
         match linearizer.try_await_ready(&self.raft, Some(left)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(behind().into()),
-            Err(fatal) => return Err(self.fatal(&fatal).into()),
+            Ok(Ok(_)) => Ok(term),
+            Ok(Err(_)) => Err(behind().into()),
+            Err(fatal) => Err(self.fatal(&fatal).into()),
         }
-        let applied = timeout_at(deadline, self.applied.clone().read_owned()).await.map_err(|_| behind())?;
-        let committed = metrics.borrow_watched().local_committed.map_or(0, |id| id.index);
-        let lag = committed.saturating_sub(applied.last.as_ref().map_or(0, |id| id.index));
-        Ok(View { applied, storage: self.around.storage.clone(), term, lag })
     }
 
     /// A digest of this node's own replica of a namespace at one point of the log, which it names. No other
@@ -230,20 +292,30 @@ impl Group {
             error => Failure::new(Reason::StorageFailed, error.to_string()).of_read(),
         };
         let off_the_workers = |error: std::io::Error| failed(error.into());
+        // Gone when the caller is: the threads that digest look at it, since they cannot be stopped.
+        let asked = Arc::new(());
+        let waits = Arc::downgrade(&asked);
         let digest = async {
-            let _alone = self.digesting.lock().await;
+            // The next one begins when the threads of this one have ended, not when its caller left: each has
+            // one of the few copies that snapshots need as well.
+            let alone = self.digesting.clone().lock_owned().await;
             let space = self.applied.read().await.space;
             let storage = self.around.storage.clone();
             let digesting = NodeRuntime::blocking(move || {
-                let mut digesting = Digesting::begin(&storage, space, namespace)?;
-                digesting.read().map(|()| digesting)
+                let mut digesting = Digesting::begin(&storage, space, namespace, waits)?;
+                digesting.read().map(|()| (digesting, alone))
             });
-            let digesting = digesting.await.map_err(off_the_workers)?.map_err(failed)?;
+            let (digesting, alone) = digesting.await.map_err(off_the_workers)?.map_err(failed)?;
             let applied = self.applied.read().await;
             if applied.space != space {
                 return Err(failed(StorageError::Overloaded { what: "an installation" }.into()));
             }
-            let digested = NodeRuntime::blocking(move || digesting.close()).await;
+            let closing = NodeRuntime::blocking(move || {
+                let _alone = alone;
+                digesting.close()
+            });
+            // Nothing is applied meanwhile, so it is not the caller who says how long that may be.
+            let digested = timeout(DIGEST_CLOSE_WAIT, closing).await.map_err(|_| late())?;
             let (digest, keys) = digested.map_err(off_the_workers)?.map_err(failed)?;
             Ok(admin::GetDigestResponse {
                 partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
@@ -251,6 +323,8 @@ impl Group {
                 ..admin::GetDigestResponse::default()
             })
         };
-        timeout_at(deadline, digest).await.map_err(|_| late())?
+        let digested = timeout_at(deadline, digest).await.map_err(|_| late())?;
+        drop(asked);
+        digested
     }
 }

@@ -8,8 +8,8 @@
 //! that may have been forgotten. Such a refusal is *unknown*, unless the write was sent for the first time:
 //! then nothing of it was applied.
 //!
-//! **Why a late opening is not applied twice.** Forgetting a session moves the *horizon* to its issue time or
-//! beyond, and the horizon never goes back; an opening that was issued at or before the horizon is refused. A
+//! **Why a late opening is not applied twice.** Forgetting a session moves the *horizon* of its namespace to
+//! its issue time or beyond, and the horizon never goes back; an opening that was issued at or before the horizon is refused. A
 //! resend repeats the issue time. So once the session that an opening made is forgotten, every resend of it
 //! is refused.
 //!
@@ -21,13 +21,15 @@
 //! there are.
 //!
 //! **Bounds.** Sessions are bounded in number and in bytes, counted by fixed prices. Where there is no room,
-//! the session unused longest is forgotten; where none may be forgotten, the write is refused before it is
+//! the session unused longest of the namespace that has most is forgotten, so that no namespace pushes out
+//! the sessions of another that has less; where none may be forgotten, the write is refused before it is
 //! applied (`OVERLOADED`).
 //!
-//! Everything here is a function of the log. A row per session is the whole persistent state, written at most
-//! once a step ([`Sessions::seal`]); the index in memory is read from the rows.
+//! Everything here is a function of the log. A row per session, one for the horizon of each namespace and one
+//! for the time are the whole persistent state, written at most once a step ([`Sessions::seal`]); the index in memory is read from the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use kv_storage::Storage;
@@ -42,6 +44,7 @@ use crate::config::limits::{
 use crate::log_time::LogTime;
 use crate::machine::MachineError;
 use crate::proposal::{Effect, Point, Written};
+use crate::session_shares::{Scarce, Shares, Use};
 use crate::tables::{Space, Stage, Table, for_each_row, keys};
 
 /// What is to be done with a write.
@@ -110,7 +113,7 @@ impl Default for SessionBounds {
     }
 }
 
-/// When an opening may have been issued: from behind the horizon up to a little after the latest clock of a
+/// When an opening in a namespace may have been issued: from behind the horizon up to a little after the latest clock of a
 /// leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Openings {
@@ -157,10 +160,23 @@ impl Openings {
     }
 }
 
+/// When openings may have been issued, in every namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct AllOpenings {
+    latest: u64,
+    /// Of the namespaces of which sessions were forgotten.
+    horizons: Arc<BTreeMap<NamespaceId, u64>>,
+}
+
+impl AllOpenings {
+    /// In this one.
+    pub(crate) fn of(&self, namespace: NamespaceId) -> Openings {
+        Openings { horizon: self.horizons.get(&namespace).copied().unwrap_or(0), latest: self.latest }
+    }
+}
+
 /// Where a session is: a client has one per namespace.
 type Place = (NamespaceId, ClientId);
-/// When a session was used: log time, then the entry's index, which decides while log time stands still.
-type Use = (u64, u64);
 
 /// The sessions of one group.
 #[derive(Debug, Default)]
@@ -171,13 +187,15 @@ pub(crate) struct Sessions {
     by_use: BTreeSet<(Use, Place)>,
     /// The others, by the time of issue that must be reached first.
     ahead: BTreeSet<(u64, Place)>,
-    /// What all of them count for.
-    bytes: u64,
+    /// What each namespace has of them, by what they count for.
+    shares: Shares,
     time: LogTime,
-    /// Sessions whose opening was issued at or before this time may have been forgotten.
-    horizon: u64,
+    /// By namespace: sessions whose opening was issued at or before this time may have been forgotten.
+    horizons: Arc<BTreeMap<NamespaceId, u64>>,
     /// Sessions that changed since the last seal.
     changed: BTreeSet<Place>,
+    /// Namespaces whose horizon did.
+    moved: BTreeSet<NamespaceId>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -201,8 +219,16 @@ impl Sessions {
     pub(crate) fn load(storage: &Storage, space: Space, bounds: SessionBounds) -> Result<Self, MachineError> {
         let mut sessions = Self { bounds, ..Self::default() };
         if let Some(row) = storage.get(Table::Meta.id(), &keys::clock(space))? {
-            (sessions.time, sessions.horizon) = decode_clock(row.value)?;
+            sessions.time = decode_clock(row.value)?;
         }
+        let mut horizons = BTreeMap::new();
+        for_each_row(storage, space, Table::Meta, |key, value| {
+            if let Some(namespace) = keys::of_horizon(key)? {
+                horizons.insert(namespace, decode_horizon(value)?);
+            }
+            Ok::<(), MachineError>(())
+        })?;
+        sessions.horizons = Arc::new(horizons);
         for_each_row(storage, space, Table::Sessions, |key, value| {
             let session = Session::decode(value)?;
             sessions.insert(keys::of_session(key)?, session);
@@ -211,9 +237,9 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// When an opening may have been issued.
-    pub(crate) fn openings(&self) -> Openings {
-        Openings { horizon: self.horizon, latest: self.time.latest() }
+    /// When openings may have been issued.
+    pub(crate) fn openings(&self) -> AllOpenings {
+        AllOpenings { horizons: self.horizons.clone(), latest: self.time.latest() }
     }
 
     /// Bounds of this group's sessions.
@@ -228,8 +254,10 @@ impl Sessions {
             && issued <= self.time.latest()
         {
             self.ahead.pop_first();
-            let last_used = self.by_place.get(&place).map(|session| session.last_used);
-            self.by_use.extend(last_used.map(|last_used| (last_used, place)));
+            if let Some(last_used) = self.by_place.get(&place).map(|session| session.last_used) {
+                self.by_use.insert((last_used, place));
+                self.shares.may_go(place, last_used);
+            }
         }
         for _ in 0..SESSIONS_FORGOTTEN_AT_ONCE {
             match self.by_use.first() {
@@ -244,8 +272,9 @@ impl Sessions {
     }
 
     fn insert(&mut self, place: Place, session: Session) {
-        self.bytes += session.price();
-        if session.issued <= self.time.latest() {
+        let may_go = session.issued <= self.time.latest();
+        self.shares.add(place, session.price(), may_go.then_some(session.last_used));
+        if may_go {
             self.by_use.insert((session.last_used, place));
         } else {
             self.ahead.insert((session.issued, place));
@@ -257,31 +286,35 @@ impl Sessions {
         let session = self.by_place.remove(&place)?;
         self.by_use.remove(&(session.last_used, place));
         self.ahead.remove(&(session.issued, place));
-        self.bytes -= session.price();
+        self.shares.take(place, session.price(), session.last_used);
         Some(session)
     }
 
     fn forget(&mut self, stage: &mut Stage<'_>, place: Place) {
         let Some(session) = self.remove(place) else { return };
-        self.horizon = self.horizon.max(session.issued);
+        let horizon = Arc::make_mut(&mut self.horizons).entry(place.0).or_default();
+        *horizon = session.issued.max(*horizon);
+        self.moved.insert(place.0);
         assert!(
-            self.horizon <= self.time.latest() || kv_types::mutant!(HorizonMovedByEviction),
+            *horizon <= self.time.latest() || kv_types::mutant!(HorizonMovedByEviction),
             "the horizon stays behind the latest clock of a leader"
         );
         self.changed.remove(&place);
         stage.delete(Table::Sessions, keys::session(stage.space(), place));
     }
 
-    /// Forgets what was unused longest until one more result, or one more session, has room beside `place`'s.
+    /// Forgets what was unused longest, of the namespace that has most, until one more result, or one more
+    /// session, has room beside `place`'s.
     fn make_room(&mut self, stage: &mut Stage<'_>, place: Place) -> bool {
         let opens = !self.by_place.contains_key(&place);
         let price = SESSION_RESULT_BYTES + if opens { SESSION_BYTES } else { 0 };
         loop {
             let too_many = opens && self.by_place.len() >= self.bounds.sessions;
-            if !too_many && self.bytes + price <= self.bounds.bytes {
+            if !too_many && self.shares.bytes() + price <= self.bounds.bytes {
                 return true;
             }
-            let mut unused = self.by_use.iter().map(|(_, other)| *other).find(|other| *other != place);
+            let (scarce, more) = if too_many { (Scarce::Sessions, 1) } else { (Scarce::Bytes, price) };
+            let mut unused = self.shares.to_forget(scarce, place, more);
             if kv_types::mutant!(HorizonMovedByEviction) {
                 unused = self.ahead.first().map(|(_, other)| *other).or(unused);
             }
@@ -339,7 +372,7 @@ impl Sessions {
                 }
             }
             Some(_) => {}
-            None => self.judge_opening(mutation)?,
+            None => self.judge_opening(place.0, mutation)?,
         }
         if self.make_room(stage, place) {
             return Ok(None);
@@ -348,12 +381,12 @@ impl Sessions {
         Err(Failure::new(Reason::Overloaded, message).retry_after_ms(RETRY_AFTER_MS))
     }
 
-    fn judge_opening(&self, mutation: &Mutation) -> Result<(), Failure> {
+    fn judge_opening(&self, namespace: NamespaceId, mutation: &Mutation) -> Result<(), Failure> {
         if mutation.request_id.seq != 1 {
             let why = "the session is not known here: it was never opened by seq 1, or it was forgotten";
             return Err(unproved(Reason::SessionExpired, why.to_owned(), mutation));
         }
-        self.openings().check(mutation)?;
+        self.openings().of(namespace).check(mutation)?;
         if mutation.issued_at_ms > self.time.latest() && self.ahead.len() >= self.bounds.ahead {
             let message = format!(
                 "{} sessions were opened by clients whose clocks are ahead, and no more are: set the client's clock",
@@ -393,7 +426,7 @@ impl Sessions {
         self.insert(place, session);
         assert!(self.by_place.len() <= self.bounds.sessions, "sessions are bounded in number");
         assert!(
-            self.bytes <= self.bounds.bytes || kv_types::mutant!(ResendAppliedAgain),
+            self.shares.bytes() <= self.bounds.bytes || kv_types::mutant!(ResendAppliedAgain),
             "sessions are bounded in bytes"
         );
     }
@@ -406,7 +439,11 @@ impl Sessions {
                 stage.put(Table::Sessions, keys::session(space, place), session.encode());
             }
         }
-        stage.put(Table::Meta, keys::clock(space), encode_clock(self.time, self.horizon));
+        for namespace in std::mem::take(&mut self.moved) {
+            let horizon = self.horizons.get(&namespace).copied().unwrap_or(0);
+            stage.put(Table::Meta, keys::horizon(space, namespace), encode_horizon(horizon));
+        }
+        stage.put(Table::Meta, keys::clock(space), encode_clock(self.time));
     }
 }
 
@@ -422,8 +459,10 @@ fn millis(duration: std::time::Duration) -> u64 {
 
 // ---- encodings
 
-/// Version of the row of a session and of the group's clock: the first had a row for each result.
+/// Version of the row of a session: the first had a row for each result.
 const VERSION: u8 = 2;
+/// Version of the group's clock: the second had one horizon for all namespaces.
+const CLOCK_VERSION: u8 = 3;
 const WHAT: &str = "session";
 const PUT: u8 = 0;
 const DELETED: u8 = 1;
@@ -431,17 +470,28 @@ const DELETED_NOTHING: u8 = 2;
 const SWAPPED: u8 = 3;
 const MISMATCH: u8 = 4;
 
-fn encode_clock(time: LogTime, horizon: u64) -> Vec<u8> {
-    let mut out = codec::versioned(VERSION, 40);
+fn encode_clock(time: LogTime) -> Vec<u8> {
+    let mut out = codec::versioned(CLOCK_VERSION, 32);
     time.encode(&mut out);
+    out
+}
+
+fn decode_clock(bytes: Bytes) -> Result<LogTime, CodecError> {
+    let mut reader = Reader::versioned(bytes, "group clock", CLOCK_VERSION)?;
+    let time = LogTime::decode(&mut reader)?;
+    reader.end().map(|()| time)
+}
+
+fn encode_horizon(horizon: u64) -> Vec<u8> {
+    let mut out = codec::versioned(codec::VERSION, 8);
     out.put_u64(horizon);
     out
 }
 
-fn decode_clock(bytes: Bytes) -> Result<(LogTime, u64), CodecError> {
-    let mut reader = Reader::versioned(bytes, "group clock", VERSION)?;
-    let clock = (LogTime::decode(&mut reader)?, reader.u64()?);
-    reader.end().map(|()| clock)
+fn decode_horizon(bytes: Bytes) -> Result<u64, CodecError> {
+    let mut reader = Reader::versioned(bytes, "horizon", codec::VERSION)?;
+    let horizon = reader.u64()?;
+    reader.end().map(|()| horizon)
 }
 
 impl Session {
@@ -601,14 +651,25 @@ mod tests {
 
     #[test]
     fn other_versions_are_refused() {
-        let row = Session::default().encode();
-        let clock = encode_clock(LogTime::default(), 0);
-        let as_version = |row: &[u8], version: u8| Bytes::from([&[version], &row[1..]].concat());
-        let older = |what| CodecError::Unknown { what, field: "version", found: 1 };
-        assert_eq!(Session::decode(as_version(&row, 1)), Err(older(WHAT)));
-        assert_eq!(decode_clock(as_version(&clock, 1)), Err(older("group clock")));
-        let newer = |what| CodecError::Newer { what, field: "version", found: 3 };
-        assert_eq!(Session::decode(as_version(&row, 3)), Err(newer(WHAT)));
-        assert_eq!(decode_clock(as_version(&clock, 3)), Err(newer("group clock")));
+        let rows = [
+            (Session::default().encode(), VERSION, WHAT),
+            (encode_clock(LogTime::default()), CLOCK_VERSION, "group clock"),
+            (encode_horizon(7), codec::VERSION, "horizon"),
+        ];
+        for (row, version, what) in rows {
+            let read = |version: u8| {
+                let row = Bytes::from([&[version], &row[1..]].concat());
+                match what {
+                    WHAT => Session::decode(row).map(drop),
+                    "group clock" => decode_clock(row).map(drop),
+                    _ => decode_horizon(row).map(drop),
+                }
+            };
+            assert_eq!(read(version), Ok(()));
+            let found = |version: u8| (what, "version", u64::from(version));
+            let (what, field, found) = found(version - 1);
+            assert_eq!(read(version - 1), Err(CodecError::Unknown { what, field, found }));
+            assert_eq!(read(version + 1), Err(CodecError::Newer { what, field, found: found + 2 }));
+        }
     }
 }

@@ -199,8 +199,12 @@ impl Incoming {
                 Ok(Outcome::Refused(why)) | Err(why) => Err(why),
             },
         };
-        let under_way = state.current.as_ref().is_some_and(|current| !current.is_over());
-        self.receiving.store(under_way, Ordering::Release);
+        let under_way = || state.current.as_ref().is_some_and(|current| !current.is_over());
+        self.receiving.store(under_way(), Ordering::Release);
+        // The work may have ended in between, and said so before.
+        if !under_way() {
+            self.receiving.store(false, Ordering::Release);
+        }
         let offset = state.current.as_ref().map_or(0, |current| current.receiving.offset());
         Ok(taken.unwrap_or_else(|why| self.refuse(from, offset, why)))
     }
@@ -225,8 +229,6 @@ impl Incoming {
         standing: &Standing,
     ) -> Result<Reply, Refused> {
         let (meta, identity) = announced(from, &vote, begin)?;
-        // Checked when it was announced: there is a last entry.
-        let last = meta.last_log_id.as_ref().map_or(0, |last| last.index);
         if meta.last_log_id <= standing.committed {
             // The answer counts as an acknowledgement, so the leader has to be known first; its next
             // heartbeat sees to that.
@@ -235,8 +237,8 @@ impl Incoming {
             }
             return Ok(Reply::Installed(codec::to_wire_vote(&standing.vote)));
         }
-        if standing.committed.as_ref().is_some_and(|committed| last <= committed.index) {
-            return Err(refused(Refusal::Invalid, "it contradicts what is committed here"));
+        if contradicts(meta.last_log_id, standing.committed) {
+            return Err(refused(Refusal::Invalid, CONTRADICTS_COMMITTED));
         }
         if let Some(current) = &mut state.current
             && !current.is_over()
@@ -393,6 +395,16 @@ fn no_room(error: StorageError) -> Refused {
         StorageError::TooLarge { .. } => refused(Refusal::TooLarge, error.to_string()),
         error => refused(Refusal::NoRoom, error.to_string()),
     }
+}
+
+/// Why such a snapshot is refused.
+pub(crate) const CONTRADICTS_COMMITTED: &str = "it contradicts what is committed here";
+
+/// Whether a snapshot up to `last` ends in another entry than the one that is committed there, or was
+/// committed behind it.
+pub(crate) fn contradicts(last: Option<LogId>, committed: Option<LogId>) -> bool {
+    let index = |id: Option<LogId>| id.map(|id| id.index);
+    last > committed && index(last) <= index(committed)
 }
 
 /// What a leader announces, judged by itself.

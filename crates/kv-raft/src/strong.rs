@@ -37,10 +37,10 @@ use crate::config::limits::RETRY_AFTER_MS;
 use crate::groups::{Group, Leadership, StartError, Surroundings, Unserved};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand, decode_revision};
 use crate::proposal::{Effect, Point, Reply, Written};
-use crate::requests::{View, unreadable};
+use crate::requests::{ReadPoint, unreadable};
 use crate::row::Live;
 use crate::runtime::NodeRuntime;
-use crate::sessions::Openings;
+use crate::sessions::AllOpenings;
 use crate::snapshot_in::Gate;
 use crate::tables::{Table, keys};
 
@@ -64,7 +64,7 @@ struct Inner {
     groups: BTreeMap<GroupId, Arc<Group>>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     /// When an opening of a session may have been issued, by data group.
-    openings: BTreeMap<GroupId, watch::Receiver<Openings>>,
+    openings: BTreeMap<GroupId, watch::Receiver<AllOpenings>>,
     stewards: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
     seeds: Option<AtomicU64>,
@@ -114,7 +114,7 @@ impl Strong {
             CatalogueMachine::check,
         )
         .await?;
-        let (shown, openings) = watch::channel(Openings::default());
+        let (shown, openings) = watch::channel(AllOpenings::default());
         let data_group =
             Group::start(GroupId::FIRST_DATA, around, KvMachine::new(shown), KvMachine::check).await?;
         let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
@@ -179,12 +179,11 @@ impl Strong {
             }
             let key = Key::new(request.key.clone())?;
             let local = async {
-                let view = group.view(deadline).await?;
-                let space = view.space();
-                let place = keys::data(space, namespace.id, key.as_bytes());
-                let counter = keys::revision(space, namespace.id);
-                let [found, revision] =
-                    view.rows([(Table::Data, place), (Table::Meta, counter)], deadline).await?;
+                let places = |space| {
+                    let place = keys::data(space, namespace.id, key.as_bytes());
+                    [(Table::Data, place), (Table::Meta, keys::revision(space, namespace.id))]
+                };
+                let (point, [found, revision]) = group.read(places, deadline).await?;
                 let found = found.map(Live::decode).transpose().map_err(|error| unreadable(&error))?;
                 let revision =
                     revision.map(decode_revision).transpose().map_err(|error| unreadable(&error))?;
@@ -195,7 +194,7 @@ impl Strong {
                     presence: presence.into(),
                     value,
                     revision: revision_of_value,
-                    receipt: Some(self.receipt_of_read(namespace, group, &view, revision.unwrap_or(0))),
+                    receipt: Some(self.receipt_of_read(namespace, group, point, revision.unwrap_or(0))),
                     ..v1::GetResponse::default()
                 })
             };
@@ -654,7 +653,7 @@ impl Strong {
         let local = async {
             self.check_level(operation.needs())?;
             let proposed_at_ms = group.wall_ms();
-            self.check_opening(group, &mutation, proposed_at_ms)?;
+            self.check_opening(group, namespace.id, &mutation, proposed_at_ms)?;
             let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
             let response = group.propose(namespace.id, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
@@ -669,11 +668,17 @@ impl Strong {
     /// Refuses the first attempt of a session's opening when it would be refused for its issue time: nothing
     /// was proposed, so that is *not applied*. A later attempt goes through the log, which may know the
     /// session.
-    fn check_opening(&self, group: &Group, mutation: &Mutation, wall_ms: u64) -> Result<(), Failure> {
+    fn check_opening(
+        &self,
+        group: &Group,
+        namespace: NamespaceId,
+        mutation: &Mutation,
+        wall_ms: u64,
+    ) -> Result<(), Failure> {
         if (mutation.attempt, mutation.request_id.seq) != (1, 1) {
             return Ok(());
         }
-        let openings = self.0.openings.get(&group.id).map(|openings| *openings.borrow());
+        let openings = self.0.openings.get(&group.id).map(|openings| openings.borrow().of(namespace));
         openings.map_or(Ok(()), |openings| openings.at(wall_ms).check(mutation))
     }
 
@@ -699,16 +704,16 @@ impl Strong {
         &self,
         namespace: &Namespace,
         group: &Group,
-        view: &View,
+        point: ReadPoint,
         revision: u64,
     ) -> v1::Receipt {
         let evidence = StrongEvidence {
             group: group.id,
-            term: view.term,
-            index: view.index(),
+            term: point.term,
+            index: point.index,
             namespace_revision: revision,
             path: ReadPath::ReadIndex,
-            applied_lag: view.lag,
+            applied_lag: point.lag,
         };
         self.receipt(namespace.guarantee, 1, false, evidence)
     }

@@ -20,7 +20,7 @@ pub(crate) enum Table {
     Catalogue,
     /// Values by namespace and key.
     Data,
-    /// The group's clock, and the revision of each namespace.
+    /// The group's clock, and the revision and the horizon of sessions of each namespace.
     Meta,
     /// Sessions by namespace and client.
     Sessions,
@@ -166,6 +166,23 @@ pub(crate) mod keys {
         }
     }
 
+    /// A namespace's horizon of sessions.
+    pub(crate) fn horizon(space: Space, namespace: NamespaceId) -> Vec<u8> {
+        with(space, &[&[2], &namespace.0.to_be_bytes()], 0)
+    }
+
+    /// The namespace of a horizon; none for other rows beside it.
+    pub(crate) fn of_horizon(place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
+        match place.get(SPACE_BYTES..).and_then(|place| place.split_first()) {
+            Some((2, namespace)) => {
+                let namespace = namespace.try_into();
+                let namespace = namespace.map_err(|_| CodecError::Truncated { what: "key of a horizon" })?;
+                Ok(Some(NamespaceId(u64::from_be_bytes(namespace))))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// A client's session with a namespace.
     pub(crate) fn session(space: Space, (namespace, client): (NamespaceId, ClientId)) -> Vec<u8> {
         with(space, &[&namespace.0.to_be_bytes(), &client.0.to_be_bytes()], 0)
@@ -241,6 +258,11 @@ impl<'a> Stage<'a> {
     pub(crate) fn delete(&mut self, table: Table, key: Vec<u8>) {
         self.bytes += key.len();
         self.changes.insert((table, key), None);
+    }
+
+    /// The rows that are changed.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = (Table, &[u8])> {
+        self.changes.keys().map(|(table, key)| (*table, key.as_slice()))
     }
 
     /// All changes as one batch.

@@ -135,6 +135,9 @@ pub(crate) enum Ended {
 
 /// Times that a file may be found damaged by the receiver before the transfer is given up.
 const DAMAGED_AT_MOST: u32 = 1;
+/// Times that the receiver may have no room before the transfer is given up. One may be over soon: the part
+/// of another snapshot is thrown away. Each time it begins anew, and fills the receiver's disk again.
+const NO_ROOM_AT_MOST: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -161,6 +164,7 @@ pub(crate) struct Sending {
     /// Steps without success since the last one with.
     failures: u32,
     damaged: u32,
+    no_room: u32,
 }
 
 impl Sending {
@@ -179,6 +183,7 @@ impl Sending {
             progress: None,
             failures: 0,
             damaged: 0,
+            no_room: 0,
         }
     }
 
@@ -273,7 +278,11 @@ impl Sending {
             (Refusal::Incomplete, Stage::Ending { transfer }) if offset < self.length => {
                 self.stage = Stage::Giving { transfer, offset };
             }
-            (Refusal::UnknownTransfer | Refusal::AnotherUnderWay | Refusal::TooMany | Refusal::NoRoom, _) => {
+            (Refusal::UnknownTransfer | Refusal::AnotherUnderWay | Refusal::TooMany, _) => {
+                self.stage = Stage::Beginning;
+            }
+            (Refusal::NoRoom, _) if self.no_room < NO_ROOM_AT_MOST => {
+                self.no_room += 1;
                 self.stage = Stage::Beginning;
             }
             (Refusal::Damaged, _) if self.damaged < DAMAGED_AT_MOST => {

@@ -428,3 +428,36 @@ fn identities_differ_in_every_part() {
     assert!(one.encode().len() <= kv_storage::limits::MAX_PART_IDENTITY);
     assert_eq!(crate::snapshot::id_of(Some(&log_id(1, 1, 1))), 2);
 }
+
+/// A receiver without room takes some bytes of each round and then none: that moves nothing.
+#[test]
+fn a_receiver_without_room_ends_the_transfer_soon() {
+    for taken in [0, 1, 7] {
+        let mut sending = Sending::new(10_000, CHUNK, 0, Duration::ZERO);
+        let (mut now, mut exchanges, mut offset) = (Duration::ZERO, 0, 0);
+        let ended = loop {
+            exchanges += 1;
+            assert!(exchanges <= 100, "it is sent again and again");
+            let (step, not_before) = sending.next();
+            now = now.max(not_before);
+            let heard = match step {
+                Step::Begin => {
+                    offset = 0;
+                    Heard::Wanted { transfer: exchanges, offset }
+                }
+                Step::Chunk { bytes, transfer, .. } if offset < taken * CHUNK as u64 => {
+                    offset += bytes as u64;
+                    Heard::Wanted { transfer, offset }
+                }
+                _ => Heard::Refused { refusal: Refusal::NoRoom, offset: 0 },
+            };
+            now += Duration::from_millis(1);
+            if let Some(ended) = sending.heard(heard, now, now) {
+                break ended;
+            }
+        };
+        assert_eq!(ended, Ended::Refused(Refusal::NoRoom), "{taken}");
+        // One refusal may be over soon, as when another part was just thrown away.
+        assert_eq!(exchanges, 2 * (taken + 2), "{taken}");
+    }
+}

@@ -1,6 +1,7 @@
 //! Connections, bounded before anything is read from them. A port has so many at most; one that does not
-//! complete its HTTP/2 preface in time is closed, and when the port is full the oldest of those makes room
-//! for a newcomer, so that silence does not keep others out. Descriptors for storage and for other nodes are
+//! complete its HTTP/2 preface in time, or on the port for other nodes does not say which node it is, is
+//! closed, and when the port is full the oldest of those makes room for a newcomer, so that silence does not
+//! keep others out. Descriptors for storage and for other nodes are
 //! set aside first.
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::StreamExt;
 use futures_util::stream::unfold;
-use kv_env::{Connection, Listener};
+use kv_env::{Connection, Introduced, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
@@ -78,11 +79,20 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
+/// What a connection has to say soon to keep its seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opens {
+    /// Its HTTP/2 preface: clients come and go, and say who they are with each request.
+    WithPreface,
+    /// Who it is, in a message for this node: pings alone would keep the seats of other nodes for good.
+    WithIntroduction,
+}
+
 /// The same listener with at most `most` connections open.
-pub(crate) fn bounded(listener: Listener, port: &'static str, most: usize) -> Listener {
+pub(crate) fn bounded(listener: Listener, port: &'static str, most: usize, opens: Opens) -> Listener {
     let address = listener.local_address.clone();
-    let accepting =
-        Accepting { listener, table: Arc::new(Table::new(most)), port, failing: false, full: false };
+    let table = Arc::new(Table::new(most));
+    let accepting = Accepting { listener, table, port, opens, failing: false, full: false };
     Listener::new(
         address,
         unfold(accepting, |mut accepting| async move {
@@ -96,6 +106,7 @@ struct Accepting {
     listener: Listener,
     table: Arc<Table>,
     port: &'static str,
+    opens: Opens,
     /// Whether the last attempt failed: said once, not every time.
     failing: bool,
     /// Whether the last connection was refused: said once, not every time.
@@ -127,9 +138,15 @@ impl Accepting {
             };
             self.full = false;
             let remote = connection.connect_info().remote;
-            let opening =
-                Some(Opening { guard: guard.opening, time: Box::pin(sleep(OPENING_TIME)), read: 0 });
-            return Some(Connection::new(Guarded { inner: connection, opening, seat: guard.seat }, remote));
+            let introduced = Introduced::default();
+            let opening = Some(Opening {
+                guard: guard.opening,
+                time: Box::pin(sleep(OPENING_TIME)),
+                read: 0,
+                introduced: (self.opens == Opens::WithIntroduction).then(|| introduced.clone()),
+            });
+            let guarded = Guarded { inner: connection, opening, seat: guard.seat };
+            return Some(Connection::new(guarded, remote).introduced_by(introduced));
         }
     }
 }
@@ -145,7 +162,7 @@ struct State {
     next: u64,
     /// Sockets that are open, those below and those being closed included.
     open: usize,
-    /// Connections that have not completed their preface, oldest first; dropping the sender closes one.
+    /// Connections that have not said what they have to, oldest first; dropping the sender closes one.
     opening: BTreeMap<u64, oneshot::Sender<()>>,
     /// Told to close, and not closed yet.
     closing: usize,
@@ -189,12 +206,12 @@ impl Table {
 struct Seat {
     table: Arc<Table>,
     id: u64,
-    /// Whether the preface came.
+    /// Whether it said what it has to.
     opened: bool,
 }
 
 impl Seat {
-    /// The preface came; false when the connection was told to close just before.
+    /// It said what it has to; false when the connection was told to close just before.
     fn open(&mut self) -> bool {
         self.opened = self.table.state().opening.remove(&self.id).is_some();
         self.opened
@@ -211,11 +228,19 @@ impl Drop for Seat {
     }
 }
 
-/// What ends a connection whose preface does not come.
+/// What ends a connection that does not say what it has to.
 struct Opening {
     guard: oneshot::Receiver<()>,
     time: Pin<Box<Sleep>>,
     read: usize,
+    /// Has to be told as well.
+    introduced: Option<Introduced>,
+}
+
+impl Opening {
+    fn is_over(&self) -> bool {
+        self.read >= OPENING_BYTES && self.introduced.as_ref().is_none_or(Introduced::yet)
+    }
 }
 
 struct Guarded {
@@ -232,17 +257,28 @@ impl AsyncRead for Guarded {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let Some(opening) = &mut this.opening else { return Pin::new(&mut this.inner).poll_read(cx, buf) };
+        // It was introduced by what was read before.
+        if opening.is_over() {
+            this.opening = None;
+            return match this.seat.open() {
+                true => Pin::new(&mut this.inner).poll_read(cx, buf),
+                false => Poll::Ready(Err(displaced())),
+            };
+        }
         if Pin::new(&mut opening.guard).poll(cx).is_ready() {
             return Poll::Ready(Err(displaced()));
         }
         if opening.time.as_mut().poll(cx).is_ready() {
-            let why = "the HTTP/2 preface did not come in time";
+            let why = match opening.read >= OPENING_BYTES {
+                true => "it did not say in time whose connection it is",
+                false => "the HTTP/2 preface did not come in time",
+            };
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)));
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         opening.read += buf.filled().len() - before;
-        if opening.read >= OPENING_BYTES {
+        if opening.is_over() {
             this.opening = None;
             if !this.seat.open() {
                 return Poll::Ready(Err(displaced()));
@@ -253,7 +289,7 @@ impl AsyncRead for Guarded {
 }
 
 fn displaced() -> io::Error {
-    let why = "closed for newer connections before its HTTP/2 preface came";
+    let why = "closed for newer connections before it said what it had to";
     io::Error::new(io::ErrorKind::ConnectionAborted, why)
 }
 
@@ -295,7 +331,7 @@ mod tests {
     async fn bounded_to(most: usize) -> (Listener, String) {
         let listener = TcpNetwork.listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_address.clone();
-        (bounded(listener, "test", most), address)
+        (bounded(listener, "test", most, Opens::WithPreface), address)
     }
 
     async fn closed(mut client: TcpStream) -> bool {
@@ -352,7 +388,7 @@ mod tests {
     async fn a_connection_that_does_not_speak_is_given_up() {
         let (mut silent, inside) = tokio::io::duplex(64);
         let incoming = futures_util::stream::iter([Ok(Connection::new(inside, None))]);
-        let mut listener = bounded(Listener::new("x:1".into(), incoming), "test", 3);
+        let mut listener = bounded(Listener::new("x:1".into(), incoming), "test", 3, Opens::WithPreface);
         let mut inside = listener.next().await.unwrap().unwrap();
         silent.write_all(&PREFACE[1..]).await.unwrap();
         inside.read_exact(&mut [0; OPENING_BYTES - 1]).await.unwrap();
@@ -364,8 +400,64 @@ mod tests {
         let failures = (0..3).map(|_| Err(io::Error::from_raw_os_error(24)));
         let (one, _other) = tokio::io::duplex(64);
         let incoming = futures_util::stream::iter(failures.chain([Ok(Connection::new(one, None))]));
-        let mut listener = bounded(Listener::new("x:1".into(), incoming), "test", 3);
+        let mut listener = bounded(Listener::new("x:1".into(), incoming), "test", 3, Opens::WithPreface);
         assert!(listener.next().await.unwrap().is_ok());
         assert!(listener.next().await.is_none());
+    }
+
+    /// Pings keep a connection alive, and its seat is for another node.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_of_a_peer_says_soon_which_node_it_is() {
+        for introduces in [false, true] {
+            let (mut outside, inside) = tokio::io::duplex(1 << 10);
+            let incoming = futures_util::stream::iter([Ok(Connection::new(inside, None))]);
+            let listener = Listener::new("x:1".into(), incoming);
+            let mut listener = bounded(listener, "test", 3, Opens::WithIntroduction);
+            let mut inside = listener.next().await.unwrap().unwrap();
+            outside.write_all(&PREFACE).await.unwrap();
+            inside.read_exact(&mut [0; OPENING_BYTES]).await.unwrap();
+            let mut last = Ok(());
+            for second in 0..20 {
+                if introduces && second == 1 {
+                    inside.connect_info().introduced.now();
+                }
+                sleep(std::time::Duration::from_secs(1)).await;
+                // As long as a ping.
+                if outside.write_all(&[0; 17]).await.is_ok() {
+                    last = inside.read_exact(&mut [0; 17]).await.map(drop);
+                }
+                if last.is_err() {
+                    break;
+                }
+            }
+            assert_eq!(
+                last.map_err(|error| error.kind()).err(),
+                (!introduces).then_some(io::ErrorKind::TimedOut)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_port_for_nodes_closes_the_oldest_that_has_not_said_which_it_is() {
+        let listener = TcpNetwork.listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address.clone();
+        let mut listener = bounded(listener, "test", 2, Opens::WithIntroduction);
+        let (mut outside, mut inside) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            outside.push(TcpStream::connect(&address).await.unwrap());
+            inside.push(listener.next().await.unwrap().unwrap());
+            let last = outside.len() - 1;
+            outside[last].write_all(&PREFACE).await.unwrap();
+            inside[last].read_exact(&mut [0; OPENING_BYTES]).await.unwrap();
+        }
+        inside[0].connect_info().introduced.now();
+        outside[0].write_all(b"x").await.unwrap();
+        assert_eq!(inside[0].read_u8().await.unwrap(), b'x');
+        let _newcomer = TcpStream::connect(&address).await.unwrap();
+        let _seated = listener.next().await.unwrap().unwrap();
+        let error = inside[1].read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        outside[0].write_all(b"y").await.unwrap();
+        assert_eq!(inside[0].read_u8().await.unwrap(), b'y');
     }
 }

@@ -68,7 +68,8 @@ pub(crate) const CLIENT_IDLE: Duration = Duration::from_secs(300);
 /// How long a piece of a stream without a deadline (`Health/Watch`) may wait to be taken.
 pub(crate) const WATCH_STALL: Duration = Duration::from_secs(10);
 
-/// How long a connection may take until its HTTP/2 preface is there.
+/// How long a connection may take until its HTTP/2 preface is there, and on the port for other nodes until
+/// it has said which node it is.
 pub(crate) const OPENING_TIME: Duration = Duration::from_secs(3);
 /// The preface with the header of the settings frame that follows it, bytes.
 pub(crate) const OPENING_BYTES: usize = 24 + 9;

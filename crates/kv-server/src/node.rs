@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-use crate::connections::{Ports, bounded, descriptor_limit};
+use crate::connections::{Opens, Ports, bounded, descriptor_limit};
 use crate::limits::{DRAIN, MAX_REQUEST_BYTES, STOP};
 use crate::membership::{advertised, differences};
 use crate::router::{PeerRouter, Router};
@@ -195,8 +195,8 @@ impl Listening {
         Ok(Self {
             client_address: clients.local_address.clone(),
             peer_address: from_peers.local_address.clone(),
-            clients: bounded(clients, "client_address", ports.clients),
-            from_peers: bounded(from_peers, "peer_address", ports.peers),
+            clients: bounded(clients, "client_address", ports.clients, Opens::WithPreface),
+            from_peers: bounded(from_peers, "peer_address", ports.peers, Opens::WithIntroduction),
         })
     }
 }

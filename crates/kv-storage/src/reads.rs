@@ -80,6 +80,13 @@ fn tier_values(parts: &Parts, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, St
     Ok(values)
 }
 
+/// What the memtable has of some keys, at one moment; `None` where it has nothing.
+fn rows_in_memory(parts: &Parts, keys: &[Vec<u8>]) -> Vec<Option<Option<Row>>> {
+    let mem = parts.memtable.read();
+    let row = |(value, seq): (Option<Bytes>, u64)| value.map(|value| Row { value, position: Position(seq) });
+    keys.iter().map(|key| mem.get(key).map(row)).collect()
+}
+
 async fn read_rows(
     parts: &Arc<Parts>,
     class: Class,
@@ -92,19 +99,15 @@ async fn read_rows(
     let keys: Vec<Vec<u8>> = keys.iter().map(|(table, key)| full_key(*table, key)).collect();
     let mut rows = Vec::with_capacity(keys.len());
     let mut missing = Vec::new();
-    {
-        let mem = parts.memtable.read();
-        for (at, key) in keys.into_iter().enumerate() {
-            match mem.get(&key) {
-                Some((value, seq)) => {
-                    rows.push(value.map(|value| Row { value, position: Position(seq) }));
-                }
-                None => {
-                    rows.push(None);
-                    missing.push((at, key));
-                }
+    let found = rows_in_memory(parts, &keys);
+    for (at, (key, found)) in keys.into_iter().zip(found).enumerate() {
+        rows.push(match found {
+            Some(row) => row,
+            None => {
+                missing.push((at, key));
+                None
             }
-        }
+        });
     }
     if missing.is_empty() {
         return Ok(rows);
@@ -135,6 +138,13 @@ impl Storage {
     /// `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
     pub async fn read_rows(&self, keys: Vec<(TableId, Vec<u8>)>) -> Result<Vec<Option<Row>>, StorageError> {
         read_rows(self.parts(), Class::Client, keys).await
+    }
+
+    /// What the memtable has of some keys, in their order and at one moment: `None` for a key that it does
+    /// not have, which the tier may have, and `Some(None)` for a row that was removed. Waits for nothing.
+    pub fn rows_in_memory(&self, keys: &[(TableId, Vec<u8>)]) -> Vec<Option<Option<Row>>> {
+        let keys: Vec<Vec<u8>> = keys.iter().map(|(table, key)| full_key(*table, key)).collect();
+        rows_in_memory(self.parts(), &keys)
     }
 
     /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with

@@ -10,7 +10,7 @@ use crate::generations::Generations;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
 use crate::machine::Domain;
 use crate::proposal::{Point, Reply, Written};
-use crate::sessions::{Openings, SessionBounds};
+use crate::sessions::{AllOpenings, Openings, SessionBounds};
 use crate::tables::{Space, Stage};
 
 pub(super) const GROUP: GroupId = GroupId(1);
@@ -33,7 +33,7 @@ pub(super) struct Bench {
     /// The wall clock of clients and of the leader, ms.
     pub(super) now: u64,
     ticks: u64,
-    shown: watch::Receiver<Openings>,
+    shown: watch::Receiver<AllOpenings>,
 }
 
 impl Bench {
@@ -42,7 +42,7 @@ impl Bench {
     }
 
     pub(super) fn bounded(bounds: SessionBounds) -> Self {
-        let (publish, shown) = watch::channel(Openings::default());
+        let (publish, shown) = watch::channel(AllOpenings::default());
         let machine = KvMachine::bounded(publish, bounds);
         let now = 1_000_000_000;
         Self { storage: super::memory(1), machine, bounds, term: 1, index: 0, now, ticks: 0, shown }
@@ -50,7 +50,11 @@ impl Bench {
 
     /// When an opening may have been issued, as shown to others.
     pub(super) fn openings(&self) -> Openings {
-        *self.shown.borrow()
+        self.openings_of(NamespaceId(1))
+    }
+
+    pub(super) fn openings_of(&self, namespace: NamespaceId) -> Openings {
+        self.shown.borrow().of(namespace)
     }
 
     /// Applies commands as one step; the stage with all its changes.
@@ -118,7 +122,7 @@ impl Bench {
     }
 
     pub(super) fn reload(&mut self) {
-        let (publish, shown) = watch::channel(Openings::default());
+        let (publish, shown) = watch::channel(AllOpenings::default());
         (self.machine, self.shown) = (KvMachine::bounded(publish, self.bounds), shown);
         self.machine.load(&self.storage, present(&self.storage)).unwrap();
         self.machine.publish();

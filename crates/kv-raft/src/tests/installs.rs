@@ -106,7 +106,9 @@ async fn taken(storage: &Storage, leader: &mut Machine) -> Sent {
 async fn state(storage: &Storage, machine: &mut Machine) -> (Option<LogId>, (u64, u64)) {
     let applied = machine.applied();
     let applied = applied.read().await;
-    let mut digesting = Digesting::begin(storage, applied.space, NamespaceId(1)).unwrap();
+    let asked = Arc::new(());
+    let waits = Arc::downgrade(&asked);
+    let mut digesting = Digesting::begin(storage, applied.space, NamespaceId(1), waits).unwrap();
     digesting.read().unwrap();
     (applied.last, digesting.close().unwrap())
 }
@@ -256,6 +258,46 @@ async fn a_restart_does_not_install_what_the_log_has() {
     assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
     storage.halt();
     assert!(matches!(storage.record(b"x"), Ok(None) | Err(StorageError::Closed)));
+}
+
+/// A builder that fails while a received snapshot is being loaded does not give that one: its state is not
+/// here yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_not_loaded_yet_is_not_given_for_one_that_was_taken() {
+    let [old, new] = two_snapshots().await;
+    let world = World::new(1);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    machine.install_snapshot(&old.meta, old.received(&storage).unwrap()).await.unwrap();
+    // What an installation does first.
+    new.received(&storage).unwrap().import(&storage.snapshots(GROUP), &new.meta).unwrap();
+    let copies: Vec<_> = (0..kv_storage::limits::MAX_COPIES)
+        .map(|_| storage.copy(&[(Table::Data.id(), b"")]).unwrap())
+        .collect();
+    let built = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert!(built.meta.last_log_id <= old.meta.last_log_id, "{:?}", built.meta);
+    drop(copies);
+    machine.install_snapshot(&new.meta, new.received(&storage).unwrap()).await.unwrap();
+    let built = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert_eq!(built.meta.last_log_id, new.meta.last_log_id);
+    storage.halt();
+}
+
+/// What was installed is a snapshot: none is due for the log before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_installation_the_log_counts_from_there() {
+    let [_, new] = two_snapshots().await;
+    let world = World::new(1);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    let bench = Bench::new();
+    let before: Vec<Proposal> =
+        (1..=10).map(|seq| bench.command(7, seq, "k", put(&"v".repeat(1_000))).encode()).collect();
+    apply(&mut machine, 1, &before).await;
+    assert!(machine.account().growth().0 > 10_000);
+    machine.install_snapshot(&new.meta, new.received(&storage).unwrap()).await.unwrap();
+    assert_eq!(machine.account().growth(), (0, new.file.len() as u64));
+    storage.halt();
 }
 
 /// The leader has a file of the same name that is damaged inside, and so has a receiver: a good one replaces

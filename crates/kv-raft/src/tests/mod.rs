@@ -3,6 +3,7 @@
 
 mod bench;
 mod conformance;
+mod gated;
 mod installs;
 mod peers;
 mod pressure;

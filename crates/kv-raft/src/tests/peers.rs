@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use kv_env::Env;
-use kv_peer::{Address, PeerConfig, PeerRequest, Peers};
+use kv_peer::{Address, PeerConfig, PeerHandler, PeerRequest, Peers};
 use kv_proto::peer;
 use kv_proto::peer::raft_append_reply::Result as Taken;
 use kv_proto::peer::request_frame::Body as Request;
@@ -18,13 +20,14 @@ use kv_types::catalogue::Member;
 use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_types::{ClientId, ClusterId, Failure, GroupId, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use openraft::vote::RaftLeaderId;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::codec;
 use crate::config::limits::{APPEND_ENTRIES, MAX_COMMAND_BYTES, MAX_INDEX, TERM_LEAP};
-use crate::config::{Entry, LeaderId, LogId, Membership, RaftConfig, Vote};
+use crate::config::{Entry, LeaderId, LogId, Membership, RaftConfig, SnapshotMeta, Vote};
 use crate::kv_machine::{Operation, WriteCommand};
 use crate::proposal::Proposal;
+use crate::snapshot::id_of;
 use crate::strong::Strong;
 
 const CLUSTER: ClusterId = ClusterId(5);
@@ -51,6 +54,19 @@ struct Follower {
 
 impl Follower {
     async fn start(disk: &MemDisk, tiers: &MemTiers) -> Self {
+        Self::tuned(disk, tiers, |_| ()).await
+    }
+
+    async fn tuned(disk: &MemDisk, tiers: &MemTiers, tune: impl FnOnce(&mut RaftConfig)) -> Self {
+        Self::open(disk, tiers, true, tune).await
+    }
+
+    /// It has never been a member.
+    async fn fresh(disk: &MemDisk, tiers: &MemTiers, tune: impl FnOnce(&mut RaftConfig)) -> Self {
+        Self::open(disk, tiers, false, tune).await
+    }
+
+    async fn open(disk: &MemDisk, tiers: &MemTiers, voted: bool, tune: impl FnOnce(&mut RaftConfig)) -> Self {
         let options = StorageOptions {
             max_log_bytes: 2 << 20,
             checkpoint_interval: Duration::from_millis(20),
@@ -59,7 +75,7 @@ impl Follower {
         let (storage, _) = Storage::open(options, Arc::new(disk.clone()), Arc::new(tiers.clone())).unwrap();
         for group in [GroupId::CATALOGUE, GROUP] {
             let log = storage.raft(group);
-            if log.vote().is_none() {
+            if voted && log.vote().is_none() {
                 log.save_vote(codec::encode_vote(&vote(TERM, LEADER.0, true))).await.unwrap();
             }
         }
@@ -69,10 +85,11 @@ impl Follower {
             peer_address: "127.0.0.1:1".into(),
             zone: String::new(),
         };
-        let config = RaftConfig {
+        let mut config = RaftConfig {
             entries_kept: 0,
             ..RaftConfig::new(CLUSTER, NodeId(1), (1..=3).map(member).collect())
         };
+        tune(&mut config);
         let env = Env::real();
         let peers = Peers::new(PeerConfig::new(CLUSTER, NodeId(1)), env.clone());
         let strong = Strong::start(config, storage.clone(), peers, env).await.unwrap();
@@ -307,5 +324,197 @@ async fn a_follower_with_a_full_log_refuses_entries_and_answers_heartbeats() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(follower.bounds().purged.is_some());
+    follower.stop().await;
+}
+
+/// Appends one entry, and says that the one before is committed.
+async fn append_one(follower: &Follower) -> Result<Taken, Failure> {
+    let last = follower.bounds().last.unwrap();
+    let at = Some(id(last.term, last.node, last.index));
+    follower.append(append(at, vec![follower.write(last.index + 1, 10)], at)).await
+}
+
+/// Each append moves what is committed: one command each for the state machine, whose queue must not stop
+/// Raft.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_state_machine_stands_still_answers_its_leader() {
+    let follower = Follower::start(&MemDisk::new(1), &MemTiers::new()).await;
+    follower.begin().await;
+    until("it is applied", || (follower.applied() == 1).then_some(())).await;
+    let still = follower.strong.group(GROUP).unwrap().stand_still().await;
+    for n in 0..1_500 {
+        let taken = timeout(Duration::from_secs(5), append_one(&follower)).await;
+        assert_eq!(taken.unwrap_or_else(|_| panic!("{n} hangs")), Ok(Taken::Success(true)), "{n}");
+    }
+    drop(still);
+    until("it is applied", || (follower.applied() == 1_500).then_some(())).await;
+    follower.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_lags_refuses_entries_and_answers_heartbeats() {
+    let follower =
+        Follower::tuned(&MemDisk::new(1), &MemTiers::new(), |config| config.apply_lag_entries = 8).await;
+    follower.begin().await;
+    until("it is applied", || (follower.applied() == 1).then_some(())).await;
+    let still = follower.strong.group(GROUP).unwrap().stand_still().await;
+    // At the bound it takes one more, and then none, however often it is asked.
+    let mut taken = 0;
+    let refused = loop {
+        match append_one(&follower).await {
+            Ok(answer) => assert_eq!(answer, Taken::Success(true)),
+            Err(refused) => break refused,
+        }
+        taken += 1;
+        assert!(taken <= 16, "it takes whatever comes");
+    };
+    assert_eq!(taken, 10);
+    let last = follower.bounds().last;
+    for _ in 0..20 {
+        let again = append_one(&follower).await.unwrap_err();
+        assert_eq!((again.reason, &again.message), (Reason::Overloaded, &refused.message));
+        assert!(again.retry_after_ms.is_some());
+        assert_eq!(follower.heartbeat().await, Ok(Taken::Success(true)));
+    }
+    assert_eq!(follower.bounds().last, last);
+    drop(still);
+    until("it is applied", || (follower.applied() >= 10).then_some(())).await;
+    assert_eq!(append_one(&follower).await, Ok(Taken::Success(true)));
+    follower.stop().await;
+}
+
+/// Answers questions with the largest numbers there are.
+#[derive(Default)]
+struct Liar {
+    surveys: AtomicU64,
+    votes: AtomicU64,
+}
+
+impl PeerHandler for Liar {
+    fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<Response, Failure>> {
+        let leap = Some(codec::to_wire_vote(&vote(u64::MAX, LEADER.0, true)));
+        let far = Some(id(u64::MAX, LEADER.0, u64::MAX));
+        let answer = match request.body {
+            Request::RaftSurvey(_) => {
+                self.surveys.fetch_add(1, Ordering::Relaxed);
+                let settled = true;
+                Ok(Response::RaftSurvey(peer::RaftSurveyReply {
+                    vote: leap,
+                    last_log_id: far,
+                    settled,
+                    ..Default::default()
+                }))
+            }
+            Request::RaftVote(ask) if ask.pre_vote => Ok(Response::RaftVote(peer::RaftVoteReply {
+                vote: ask.vote,
+                granted: true,
+                last_log_id: None,
+            })),
+            Request::RaftVote(_) => {
+                self.votes.fetch_add(1, Ordering::Relaxed);
+                Ok(Response::RaftVote(peer::RaftVoteReply { vote: leap, granted: false, last_log_id: far }))
+            }
+            _ => Err(Failure::new(Reason::NotReady, "it only lies")),
+        };
+        std::future::ready(answer).boxed()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_peer_answers_changes_nothing() {
+    let env = Env::real();
+    let listener = env.network.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address.clone();
+    let peers = Peers::new(PeerConfig::new(CLUSTER, LEADER), env);
+    let liar = Arc::new(Liar::default());
+    let service = kv_peer::service(&peers, liar.clone());
+    let server = tokio::spawn(kv_peer::server_builder().add_service(service).serve_with_incoming(listener));
+    let follower = Follower::tuned(&MemDisk::new(1), &MemTiers::new(), |config| {
+        config.members[1].peer_address = address;
+    })
+    .await;
+    follower.begin().await;
+    // It campaigns and asks again and again, and no answer ends the task that asks.
+    until("it has asked", || (liar.surveys.load(Ordering::Relaxed) >= 6).then_some(())).await;
+    until("it has campaigned", || (liar.votes.load(Ordering::Relaxed) >= 3).then_some(())).await;
+    let kept = codec::decode_vote(follower.durable().1.unwrap()).unwrap();
+    assert!(kept.leader_id.term < TERM + 1_000, "{kept}");
+    assert!(follower.strong.peer_messages_refused() > 0);
+    follower.stop().await;
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_joins_takes_no_vote_that_leaps() {
+    let env = Env::real();
+    let listener = env.network.listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address.clone();
+    let peers = Peers::new(PeerConfig::new(CLUSTER, LEADER), env);
+    let liar = Arc::new(Liar::default());
+    let service = kv_peer::service(&peers, liar.clone());
+    let server = tokio::spawn(kv_peer::server_builder().add_service(service).serve_with_incoming(listener));
+    let joins = |config: &mut RaftConfig| {
+        config.members[1].peer_address = address;
+        config.members.truncate(2);
+    };
+    let follower = Follower::fresh(&MemDisk::new(1), &MemTiers::new(), joins).await;
+    until("it has asked", || (liar.surveys.load(Ordering::Relaxed) >= 20).then_some(())).await;
+    assert_eq!(follower.durable().1, None, "it promised nothing");
+    follower.stop().await;
+    server.abort();
+}
+
+/// A snapshot that was above what was committed when it began, and is below when it has come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_snapshot_that_the_log_has_overtaken_is_refused() {
+    use peer::raft_snapshot::Step;
+    use peer::raft_snapshot_reply::Result as Reply;
+    let follower = Follower::start(&MemDisk::new(1), &MemTiers::new()).await;
+    follower.begin().await;
+    let last = codec::log_id(TERM + 1, 3, 3);
+    let storage = super::memory(9);
+    let files = storage.snapshots(GROUP);
+    let meta = SnapshotMeta { last_log_id: Some(last), ..SnapshotMeta::default() };
+    let info = files.create().unwrap().finish(id_of(Some(&last)), &codec::encode_mark(&meta)).unwrap();
+    let file = files.bytes_of(info.id).unwrap();
+    let (data, checksum) = (file.read(0, usize::MAX).unwrap(), file.checksum().unwrap());
+    let send = async |step| {
+        let vote = Some(codec::to_wire_vote(&vote(TERM + 1, 3, true)));
+        let body = Request::RaftSnapshot(peer::RaftSnapshot { vote, step: Some(step) });
+        match follower.send(NodeId(3), body).await {
+            Ok(Response::RaftSnapshot(reply)) => Ok(reply.result.unwrap()),
+            Ok(other) => panic!("{other:?}"),
+            Err(failure) => Err(failure),
+        }
+    };
+    let begin = peer::SnapshotBegin {
+        last_log_id: Some(codec::to_wire_id(&last)),
+        membership: codec::encode_membership(&meta.last_membership),
+        snapshot_id: info.id,
+        length: file.length(),
+        checksum,
+    };
+    let Ok(Reply::Wanted(wanted)) = send(Step::Begin(begin)).await else { panic!("it is wanted") };
+    let transfer = wanted.transfer;
+    let chunk = peer::SnapshotChunk { transfer, offset: 0, checksum: crc32c::crc32c(&data), data };
+    assert!(matches!(send(Step::Chunk(chunk)).await, Ok(Reply::Wanted(_))));
+    // The leader goes on, and what it commits is at the same places.
+    for _ in 0..8 {
+        assert_eq!(append_one(&follower).await, Ok(Taken::Success(true)));
+    }
+    until("it is applied", || (follower.applied() >= 8).then_some(())).await;
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        match send(Step::End(peer::SnapshotEnd { transfer })).await {
+            Ok(Reply::Working(_)) => assert!(Instant::now() < deadline, "it never ends"),
+            ended => break ended,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.reason, Reason::InvalidRequest, "{refused}");
+    assert!(refused.message.contains("contradicts what is committed"), "{refused}");
+    assert_eq!(append_one(&follower).await, Ok(Taken::Success(true)), "the group goes on");
+    storage.halt();
     follower.stop().await;
 }

@@ -12,19 +12,21 @@ use kv_env::Env;
 use kv_peer::{PeerConfig, Peers};
 use kv_proto::{client_id_bytes, v1};
 use kv_storage::disk::MemDisk;
-use kv_storage::tier::MemTiers;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::Member;
 use kv_types::{
     Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName, NodeId,
     Placement, Reason,
 };
+use openraft::async_runtime::WatchReceiver;
 use tokio::sync::OwnedRwLockReadGuard;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::gated::{Gate, GatedTiers};
 use crate::backlog::Load;
 use crate::config::{RaftConfig, log_bytes_wanted};
+use crate::groups::Group;
 use crate::machine::AppliedState;
 use crate::strong::{Hop, Strong};
 
@@ -35,14 +37,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Lone {
     strong: Strong,
     storage: Storage,
+    /// Before its tier.
+    gate: Gate,
     clients: AtomicU64,
 }
 
 impl Lone {
     async fn start(tune: impl FnOnce(&mut RaftConfig)) -> Arc<Self> {
-        let options = StorageOptions::small("/lone");
-        let (storage, _) =
-            Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(MemTiers::new())).unwrap();
+        // The account is a part of the log.
+        let options = StorageOptions { max_log_bytes: 64 << 20, ..StorageOptions::small("/lone") };
+        Self::with_storage(options, tune).await
+    }
+
+    async fn with_storage(options: StorageOptions, tune: impl FnOnce(&mut RaftConfig)) -> Arc<Self> {
+        let tiers = GatedTiers::default();
+        let gate = tiers.gate.clone();
+        let (storage, _) = Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(tiers)).unwrap();
         let member = Member {
             id: NodeId(1),
             client_address: "client-of-n1".into(),
@@ -54,7 +64,7 @@ impl Lone {
         let env = Env::real();
         let peers = Peers::new(PeerConfig::new(CLUSTER, member.id), env.clone());
         let strong = Strong::start(config, storage.clone(), peers, env).await.unwrap();
-        let lone = Arc::new(Self { strong, storage, clients: AtomicU64::new(1) });
+        let lone = Arc::new(Self { strong, storage, gate, clients: AtomicU64::new(1) });
         until("it serves", || async { lone.put(bank(1_000), "first", 1, soon()).await.ok() }).await;
         lone
     }
@@ -85,13 +95,34 @@ impl Lone {
         async move { strong.put(&bank, request, deadline, Hop::Client).await }
     }
 
+    fn group(&self) -> &Arc<Group> {
+        self.strong.group(GroupId::FIRST_DATA).unwrap()
+    }
+
     fn waiting(&self) -> Load {
-        self.strong.group(GroupId::FIRST_DATA).unwrap().backlog()
+        self.group().backlog()
+    }
+
+    async fn get(
+        &self,
+        bank: Namespace,
+        key: &'static str,
+        deadline: Instant,
+    ) -> Result<v1::GetResponse, Failure> {
+        let request = v1::GetRequest { key: key.into(), ..Default::default() };
+        self.strong.get(&bank, request, deadline, Hop::Client).await
+    }
+
+    /// The last entry that is committed.
+    fn committed(&self) -> Option<u64> {
+        let metrics = self.group().raft.data_metrics();
+        let committed = metrics.borrow_watched().local_committed;
+        committed.map(|id| id.index)
     }
 
     /// Nothing is applied while the guard lives.
     async fn stand_still(&self) -> OwnedRwLockReadGuard<AppliedState> {
-        self.strong.group(GroupId::FIRST_DATA).unwrap().stand_still().await
+        self.group().stand_still().await
     }
 
     /// Writes values of 16 KiB to a namespace until one is refused; what waits.
@@ -115,6 +146,21 @@ impl Lone {
     async fn stop(&self) {
         self.strong.shutdown().await;
         self.storage.halt();
+    }
+}
+
+fn written_at(written: &v1::PutResponse) -> u64 {
+    match written.receipt.as_ref().and_then(|receipt| receipt.evidence.as_ref()) {
+        Some(v1::receipt::Evidence::Strong(evidence)) => evidence.index,
+        other => panic!("the receipt of a strong write: {other:?}"),
+    }
+}
+
+impl Drop for Lone {
+    /// A test that failed does not wait for its own gate.
+    fn drop(&mut self) {
+        self.gate.hold_gets(None);
+        self.gate.hold_scans(false);
     }
 }
 
@@ -228,7 +274,7 @@ async fn bytes_are_refused_as_entries_are() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_log_is_trimmed_before_it_is_full() {
-    let lone = Lone::start(|config| config.entries_kept = 0).await;
+    let lone = Lone::with_storage(StorageOptions::small("/lone"), |config| config.entries_kept = 0).await;
     let max = lone.storage.max_log_bytes();
     // More than what is wanted, less than what is allowed.
     for n in 0..max * 3 / 4 / (60 << 10) {
@@ -237,5 +283,140 @@ async fn a_small_log_is_trimmed_before_it_is_full() {
     assert!(lone.storage.log_pressure().is_ok());
     let trimmed = || lone.storage.stats().log_bytes < log_bytes_wanted(max);
     until("the log is trimmed", || async { trimmed().then_some(()) }).await;
+    lone.stop().await;
+}
+
+/// openraft's queue of what is to be applied holds more than the account lets in: its only loop never waits
+/// for the state machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_answers_its_peers_while_much_waits_to_be_applied() {
+    let lone = Lone::start(|_| ()).await;
+    let still = lone.stand_still().await;
+    // One after the other, so that each is committed by itself.
+    let mut pending = Vec::new();
+    for n in 0..1_500 {
+        let before = lone.committed();
+        pending.push(tokio::spawn(lone.put(bank(1), &format!("k{n}"), 1, soon())));
+        let committed = || async { (lone.committed() > before).then_some(()) };
+        let within = Duration::from_secs(5);
+        timeout(within, until("it is committed", committed)).await.unwrap_or_else(|_| panic!("{n} hangs"));
+    }
+    let asked =
+        lone.group().raft.with_raft_state(|state| state.server_state == openraft::ServerState::Leader);
+    assert!(timeout(Duration::from_secs(1), asked).await.expect("Raft answers").expect("it runs on"));
+    drop(still);
+    for put in pending {
+        put.await.unwrap().unwrap();
+    }
+    lone.stop().await;
+}
+
+/// A read that waits for the disk keeps nothing from being applied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_hangs_stops_no_write() {
+    let lone = Lone::start(|_| ()).await;
+    lone.gate.hold_gets(Some(b"cold"));
+    let cold = tokio::spawn({
+        let lone = lone.clone();
+        async move { lone.get(bank(1), "cold", soon()).await }
+    });
+    until("it is read", || async { (lone.gate.waiting() > 0).then_some(()) }).await;
+    for n in 0..20 {
+        let put = lone.put(bank(2), &format!("k{n}"), 1, Instant::now() + Duration::from_secs(2));
+        put.await.unwrap_or_else(|failure| panic!("{n}: {failure}"));
+    }
+    lone.gate.hold_gets(None);
+    assert_eq!(cold.await.unwrap().unwrap().presence(), v1::Presence::Absent);
+    lone.stop().await;
+}
+
+/// What was read from the disk is not answered when the key was written meanwhile: the answer is of one
+/// point of the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_was_overtaken_by_a_write_is_of_one_point() {
+    let lone = Lone::start(|_| ()).await;
+    lone.put(bank(1), "cold", 5, soon()).await.unwrap();
+    for round in 2..12 {
+        // Only the tier has it.
+        until("it is drained", || async { (lone.storage.stats().memtable_bytes == 0).then_some(()) }).await;
+        lone.gate.hold_gets(Some(b"cold"));
+        let cold = tokio::spawn({
+            let lone = lone.clone();
+            async move { lone.get(bank(1), "cold", soon()).await }
+        });
+        until("it is read", || async { (lone.gate.waiting() > 0).then_some(()) }).await;
+        let written = lone.put(bank(1), "cold", 5, soon()).await.unwrap();
+        until("it is drained", || async { (lone.storage.stats().memtable_bytes == 0).then_some(()) }).await;
+        lone.gate.hold_gets(None);
+        assert_eq!(written.revision, round);
+        let read = cold.await.unwrap().unwrap();
+        let Some(v1::receipt::Evidence::Strong(evidence)) = read.receipt.unwrap().evidence else {
+            panic!("the receipt of a strong read")
+        };
+        assert_eq!(evidence.namespace_revision, read.revision, "the only key of the namespace");
+        assert!([round - 1, round].contains(&read.revision), "{round}: {}", read.revision);
+        assert_eq!(evidence.index >= written_at(&written), read.revision == round, "{evidence:?}");
+    }
+    lone.stop().await;
+}
+
+/// Digests whose callers left keep no copies from snapshots, and end soon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digests_that_were_given_up_leave_room_for_snapshots() {
+    // Its log is so large that no snapshot is taken by itself.
+    let lone = Lone::start(|_| ()).await;
+    // Many pieces of rows.
+    for from in (0..200).step_by(20) {
+        let puts = (from..from + 20).map(|n| lone.put(bank(1), &format!("k{n}"), 60_000, soon()));
+        for put in join_all(puts).await {
+            put.unwrap();
+        }
+    }
+    lone.gate.hold_scans(true);
+    for _ in 0..8 {
+        let given_up = lone.group().digest(NamespaceId(1), Instant::now() + Duration::from_millis(20)).await;
+        assert_eq!(given_up.unwrap_err().reason, Reason::Overloaded);
+    }
+    let prefix: &[u8] = b"";
+    let copies: Vec<_> = (1..kv_storage::limits::MAX_COPIES)
+        .map(|_| lone.storage.copy(&[(crate::tables::Table::Data.id(), prefix)]))
+        .collect();
+    assert!(copies.iter().all(Result::is_ok), "one digest at most holds a copy: {copies:?}");
+    drop(copies);
+    let before = lone.gate.scanned();
+    lone.gate.hold_scans(false);
+    // The one that is under way ends at its next piece; then another finds its turn.
+    let digest = lone.group().digest(NamespaceId(1), soon()).await.unwrap();
+    assert_eq!(digest.partitions[0].keys, 200);
+    let whole = lone.gate.scanned() - before;
+    assert!(whole < 2 * 12, "the one that was given up was read to its end: {whole} pieces");
+    lone.stop().await;
+}
+
+/// However small the log, what the account lets in fits between its bound and the one beyond which an append
+/// ends the group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_into_a_small_log_is_refused_and_ends_nothing() {
+    let options = StorageOptions {
+        max_record_bytes: 2 << 20,
+        segment_bytes: 5 << 20,
+        max_log_bytes: 20 << 20,
+        memtable_bytes: 64 << 20,
+        data_queue_bytes: 4 << 20,
+        raft_queue_bytes: 32 << 20,
+        ..StorageOptions::small("/lone")
+    };
+    let lone = Lone::with_storage(options, |_| ()).await;
+    let still = lone.stand_still().await;
+    let until = Instant::now() + Duration::from_secs(2);
+    let burst = (1..31).map(|n| lone.put(bank(n), "k", 1_000_000, until));
+    let answers = join_all(burst).await;
+    let asked =
+        lone.group().raft.with_raft_state(|state| state.server_state == openraft::ServerState::Leader);
+    assert!(timeout(PATIENCE, asked).await.expect("Raft answers").expect("it runs on"));
+    let refused =
+        |put: &&Result<_, Failure>| put.as_ref().is_err_and(|failure| failure.applied == Applied::No);
+    assert!(answers.iter().filter(refused).count() > 0);
+    drop(still);
     lone.stop().await;
 }

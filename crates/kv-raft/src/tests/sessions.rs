@@ -33,6 +33,17 @@ fn rows(bench: &Bench) -> Vec<usize> {
     lengths
 }
 
+/// How many rows of sessions each namespace has.
+fn sessions_of(bench: &Bench) -> BTreeMap<NamespaceId, usize> {
+    let mut counts = BTreeMap::new();
+    for_each_row(&bench.storage, SPACE, Table::Sessions, |key, _| {
+        *counts.entry(crate::tables::keys::of_session(key)?.0).or_default() += 1;
+        Ok::<(), MachineError>(())
+    })
+    .unwrap();
+    counts
+}
+
 fn first_attempt(mut command: WriteCommand) -> WriteCommand {
     command.mutation.attempt = 1;
     command
@@ -241,6 +252,66 @@ async fn sessions_are_bounded_in_bytes() {
     bench.write(1, 1, "a", put("1")).await.unwrap();
     bench.write(1, 2, "a", put("1")).await.unwrap();
     assert_eq!(refusal(bench.write(1, 3, "a", put("1")).await), (Reason::Overloaded, Applied::No));
+}
+
+/// A namespace with many sessions, or with much in them, pushes out its own.
+#[tokio::test]
+async fn a_namespace_that_floods_pushes_out_its_own_sessions() {
+    let elsewhere = |command| WriteCommand { namespace: NamespaceId(2), ..command };
+    let price = SESSION_BYTES + 2 * SESSION_RESULT_BYTES;
+    for (bounds, results) in [(FEW, 1), (SessionBounds { sessions: 100, ahead: 10, bytes: 8 * price }, 2)] {
+        let mut bench = Bench::bounded(bounds);
+        let calm = elsewhere(bench.command(1, 1, "calm", put("1")));
+        bench.apply(&calm).await.unwrap();
+        for client in 10..60 {
+            bench.now += 1;
+            for seq in 1..=results {
+                bench.write(client, seq, "a", put("1")).await.unwrap();
+            }
+            // What decides is in the rows.
+            if client % 7 == 0 {
+                bench.reload();
+            }
+        }
+        assert!(bench.apply(&calm).await.unwrap().deduplicated, "{bounds:?}");
+        bench.now += 1;
+        let next = elsewhere(bench.command(1, 2, "calm", put("2")));
+        bench.apply(&next).await.unwrap();
+        // Of its own, those unused longest.
+        assert!(bench.write(59, 1, "a", put("1")).await.unwrap().deduplicated);
+        assert_eq!(refusal(bench.write(10, 2, "a", put("2")).await).0, Reason::SessionExpired);
+        // The calm one may not take what the other has: it gets as much.
+        for client in 100..150 {
+            bench.now += 1;
+            let opening = elsewhere(bench.command(client, 1, "calm", put("3")));
+            bench.apply(&opening).await.unwrap();
+        }
+        let kept = sessions_of(&bench);
+        assert!(kept[&NamespaceId(1)].abs_diff(kept[&NamespaceId(2)]) <= 2, "{kept:?}");
+    }
+}
+
+/// What is forgotten in one namespace keeps no client out of another, even one whose clock is a little slow.
+#[tokio::test]
+async fn a_slow_clock_opens_sessions_where_none_was_forgotten() {
+    let mut bench = Bench::bounded(FEW);
+    for client in 10..60 {
+        bench.now += 1_000;
+        bench.write(client, 1, "a", put("1")).await.unwrap();
+    }
+    for restarted in [false, true] {
+        if restarted {
+            bench.reload();
+        }
+        let slow = |bench: &Bench, client| {
+            issued(first_attempt(bench.command(client, 1, "a", put("1"))), bench.now - 20_000)
+        };
+        let barred = slow(&bench, 200);
+        assert_eq!(refusal(bench.apply(&barred).await), (Reason::RequestIdInvalid, Applied::No));
+        let client = if restarted { 301 } else { 300 };
+        let elsewhere = WriteCommand { namespace: NamespaceId(2), ..slow(&bench, client) };
+        bench.apply(&elsewhere).await.unwrap();
+    }
 }
 
 /// The finding C6: comparisons that do not hold, on a large value.

@@ -194,7 +194,9 @@ async fn the_longest_key_of_zeros_is_stored_and_found() {
 }
 
 fn digested(storage: &Storage, namespace: u64) -> Result<(u64, u64), MachineError> {
-    let mut digesting = Digesting::begin(storage, present(storage), NamespaceId(namespace))?;
+    let asked = std::sync::Arc::new(());
+    let waits = std::sync::Arc::downgrade(&asked);
+    let mut digesting = Digesting::begin(storage, present(storage), NamespaceId(namespace), waits)?;
     digesting.read()?;
     digesting.close()
 }
