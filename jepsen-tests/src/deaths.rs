@@ -17,9 +17,18 @@ pub fn disturbances(faults: &[Done]) -> Option<Disturbances> {
             FaultKind::Kill | FaultKind::LossyKill | FaultKind::FailSync => {
                 all.deaths.push((done.begun, done.from));
             }
-            FaultKind::DiskFull { .. } => all.deaths.push(lasted),
+            // While a disk has no room it takes no note.
+            FaultKind::DiskFull { .. } | FaultKind::DiskNearlyFull { .. } => all.deaths.push(lasted),
             FaultKind::Partition { .. } => all.held.push(lasted),
-            FaultKind::Pause | FaultKind::Delay { .. } | FaultKind::Slow { .. } | FaultKind::Loss { .. } => {
+            FaultKind::Pause
+            | FaultKind::Delay { .. }
+            | FaultKind::Slow { .. }
+            | FaultKind::Loss { .. }
+            | FaultKind::DiskHang
+            | FaultKind::DiskSlow { .. }
+            | FaultKind::TierStall
+            | FaultKind::TierSlow { .. }
+            | FaultKind::Flood { .. } => {
                 all.slowed.push(lasted);
             }
             FaultKind::Reset | FaultKind::ClockJump { .. } | FaultKind::ClockDrift { .. } => {}

@@ -1,10 +1,10 @@
 //! Scenarios against real nodes: cut anything, record everything, believe nothing unproven.
 //!
 //! [`scenario`] reads what is to happen, [`plan`] decides purely when and to whom, [`nemesis`] does it and
-//! keeps the proof, [`run`] plays the phases and leaves what [`recorded`] holds. [`verdict`] says what that
-//! means: `properties` and [`deaths`] judge what no history shows, [`coverage`] whether enough happened,
-//! [`controls`] whether the alarms ring. [`files`] writes it down, with the page of `page`. [`soak`] runs
-//! many.
+//! keeps the proof (a [`flood`] is one fault of it), [`run`] plays the phases and leaves what [`recorded`]
+//! holds. [`verdict`] says what that means: `properties` and [`deaths`] judge what no history shows,
+//! [`coverage`] whether enough happened, [`controls`] whether the alarms ring. [`files`] writes it down, with
+//! the page of `page`. [`soak`] runs many.
 
 pub mod check;
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod controls;
 pub mod coverage;
 pub mod deaths;
 pub mod files;
+pub mod flood;
 pub mod judge_plan;
 pub mod mutants;
 pub mod nemesis;

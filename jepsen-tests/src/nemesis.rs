@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::flood::Flood;
 use crate::observe::Observer;
 use crate::plan::{Hit, Planned, Roles, Schedule, Step, merged};
 use crate::scenario::FaultKind;
@@ -82,8 +83,8 @@ struct Active {
     proven: bool,
     /// Packets lost at random before it began, where somebody counts.
     lost_before: Option<u64>,
-    /// Writes that a disk had refused before it was full, by node.
-    refused_before: BTreeMap<NodeId, u64>,
+    /// What shows that the fault was felt, as it stood before it began, by node.
+    felt_before: BTreeMap<NodeId, u64>,
 }
 
 /// Plays a schedule.
@@ -98,6 +99,8 @@ pub struct Nemesis<'a> {
     hot: Box<dyn Fn() -> Option<(String, String)> + Send + Sync + 'a>,
     log: std::fs::File,
     active: BTreeMap<usize, Active>,
+    /// Floods that are under way, by the numbers of their faults.
+    floods: BTreeMap<u64, Flood>,
     paused: BTreeSet<NodeId>,
     /// Faults that are over.
     pub done: Vec<Done>,
@@ -170,6 +173,7 @@ impl<'a> Nemesis<'a> {
             hot: Box::new(hot),
             log: std::fs::File::create(log)?,
             active: BTreeMap::new(),
+            floods: BTreeMap::new(),
             paused: BTreeSet::new(),
             done: Vec::new(),
             states: vec![State::default()],
@@ -206,17 +210,16 @@ impl<'a> Nemesis<'a> {
         let hit = fault.hit(&self.lab.nodes(), &roles);
         say(&format!("{} {}", fault.kind.name(), hit.words));
         let lost_before = self.lost().await?;
-        let mut refused_before = BTreeMap::new();
-        if let FaultKind::DiskFull { .. } = fault.kind {
+        let mut felt_before = BTreeMap::new();
+        if felt_by(fault.kind).is_some() {
             for node in &hit.nodes {
                 // Without an answer nothing is shown, and the fault will not count.
                 let status = self.control(*node, &json!({"do": "status"})).await.unwrap_or_default();
-                refused_before.extend(refused(&status).map(|count| (*node, count)));
+                felt_before.extend(felt(fault.kind, &status).map(|count| (*node, count)));
             }
         }
         let begun = self.recorder.now();
-        let active =
-            Active { hit: hit.clone(), begun, from: begun, proven: false, lost_before, refused_before };
+        let active = Active { hit: hit.clone(), begun, from: begun, proven: false, lost_before, felt_before };
         self.active.insert(step.fault, active);
         let (proven, proof) = match fault.kind.of_links() {
             true => self.install(Some(step.fault), fault.kind).await?,
@@ -284,7 +287,7 @@ impl<'a> Nemesis<'a> {
     fn held(&self, node: NodeId) -> bool {
         self.active.iter().any(|(at, active)| {
             let kind = self.schedule.faults.get(*at).map(|fault| fault.kind);
-            active.hit.nodes.contains(&node) && kind.is_some_and(stops)
+            active.hit.nodes.contains(&node) && kind.is_some_and(FaultKind::ends_nodes)
         })
     }
 
@@ -292,6 +295,16 @@ impl<'a> Nemesis<'a> {
         if fault.kind == FaultKind::LossyKill {
             // All at once: a cluster of which some nodes are dead already writes little that could be lost.
             return losses(join_all(nodes.iter().map(|node| self.lose_power(*node))).await);
+        }
+        if let FaultKind::Flood { clients, bytes, mode } = fault.kind {
+            let at: Vec<_> = nodes.iter().map(|node| (*node, self.lab.client_address(*node))).collect();
+            return match Flood::begin(&at, clients, bytes, mode, fault.dice) {
+                Ok(flood) => {
+                    self.floods.insert(fault.id, flood);
+                    (true, json!({"clients": clients as usize * at.len()}))
+                }
+                Err(error) => (false, json!({"error": error.to_string()})),
+            };
         }
         let mut proofs = Vec::new();
         for node in nodes {
@@ -339,9 +352,32 @@ impl<'a> Nemesis<'a> {
                 }
                 Ok((ended, json!({"told": answer, "ended": ended})))
             }
-            FaultKind::DiskFull { bytes } => {
+            kind => self.strike_environment(kind, node).await,
+        }
+    }
+
+    /// Breaks the disk, the tier or the clock of a node that is told so.
+    async fn strike_environment(&self, kind: FaultKind, node: NodeId) -> Result<(bool, Value), LabError> {
+        match kind {
+            FaultKind::DiskFull { bytes } | FaultKind::DiskNearlyFull { bytes } => {
                 let answer = self.control(node, &json!({"do": "capacity", "free": bytes})).await?;
                 Ok((answer.pointer("/disk/capacity_bytes").is_some_and(Value::is_number), answer))
+            }
+            FaultKind::DiskHang => {
+                let answer = self.control(node, &json!({"do": "hang", "on": true})).await?;
+                Ok((answer.pointer("/disk/hangs") == Some(&json!(true)), answer))
+            }
+            FaultKind::DiskSlow { ms } => {
+                let answer = self.control(node, &json!({"do": "sync_delay_ms", "ms": ms})).await?;
+                Ok((answer.pointer("/disk/sync_delay_ms") == Some(&json!(ms)), answer))
+            }
+            FaultKind::TierStall => {
+                let answer = self.control(node, &json!({"do": "tier", "stalled": true})).await?;
+                Ok((answer.pointer("/tier/stalled") == Some(&json!(true)), answer))
+            }
+            FaultKind::TierSlow { ms } => {
+                let answer = self.control(node, &json!({"do": "tier", "delay_ms": ms})).await?;
+                Ok((answer.pointer("/tier/delay_ms") == Some(&json!(ms)), answer))
             }
             FaultKind::ClockJump { by_ms } => {
                 let answer = self.control(node, &json!({"do": "clock", "offset_ms": by_ms})).await?;
@@ -351,13 +387,8 @@ impl<'a> Nemesis<'a> {
                 let answer = self.control(node, &json!({"do": "clock", "rate": rate})).await?;
                 Ok((answer.pointer("/clock/rate").and_then(Value::as_f64) == Some(rate), answer))
             }
-            // Of links, or struck together.
-            FaultKind::LossyKill
-            | FaultKind::Partition { .. }
-            | FaultKind::Delay { .. }
-            | FaultKind::Slow { .. }
-            | FaultKind::Reset
-            | FaultKind::Loss { .. } => Ok((false, Value::Null)),
+            // Of links, of processes, or struck together.
+            _ => Ok((false, Value::Null)),
         }
     }
 
@@ -395,52 +426,67 @@ impl<'a> Nemesis<'a> {
                     proofs.push(told(self.lab.resume(node).await));
                 }
             }
-            FaultKind::ClockJump { .. } | FaultKind::ClockDrift { .. } => {
-                for node in nodes {
-                    let right = json!({"do": "clock", "offset_ms": 0, "rate": 1.0});
-                    proofs.push(
-                        self.control(node, &right)
-                            .await
-                            .unwrap_or_else(|error| json!({"error": error.to_string()})),
-                    );
+            FaultKind::Flood { .. } => {
+                if let Some(flood) = self.floods.remove(&fault.id) {
+                    let flooded = flood.end().await;
+                    proven = proven && flooded.overflowed();
+                    proofs.push(flooded.figures());
                 }
             }
-            FaultKind::DiskFull { .. } => {
-                for node in nodes {
-                    match self.control(node, &json!({"do": "capacity", "bytes": null})).await {
-                        Ok(answer) => {
-                            let before = active.refused_before.get(&node).copied();
-                            proven = proven && refused_since(before, refused(&answer));
-                            proofs.push(answer);
-                        }
-                        // A node that stopped is started on a disk that is not full. Why it stopped was not
-                        // recorded, so that shows nothing of the disk.
-                        Err(_) => {
-                            proven = false;
-                            proofs.push(self.start(node, false).await);
-                        }
+            kind => match healing(kind) {
+                Some(healing) => {
+                    for node in nodes {
+                        let before = active.felt_before.get(&node).copied();
+                        let (felt, proof) = self.heal(kind, node, &healing, before).await;
+                        proven = proven && felt;
+                        proofs.push(proof);
                     }
                 }
+                None => proofs = self.start_all(kind, &nodes).await,
+            },
+        }
+        (proven, Value::Array(proofs))
+    }
+
+    /// Tells a node that a fault of its disk, its tier or its clock is over. Whether the node has felt it,
+    /// and what shows that.
+    async fn heal(
+        &mut self,
+        kind: FaultKind,
+        node: NodeId,
+        healing: &Value,
+        before: Option<u64>,
+    ) -> (bool, Value) {
+        match self.control(node, healing).await {
+            Ok(answer) => {
+                let shown = felt_by(kind).is_none() || felt_since(before, felt(kind, &answer));
+                (shown, answer)
             }
-            kind => {
-                let empty = kind == FaultKind::RestartEmpty;
-                for node in &nodes {
-                    self.ended.remove(node);
-                }
-                let refuses = kind == FaultKind::BitFlip;
-                let started = join_all(nodes.iter().map(|node| start(self.lab, *node, empty, refuses))).await;
-                for outcome in started {
-                    match outcome {
-                        Ok(proof) => proofs.push(proof),
-                        Err(why) => {
-                            proofs.push(json!({"error": why}));
-                            self.broken.push(why);
-                        }
-                    }
+            // A node that stopped is started on a disk that is not full. Why it stopped was not recorded, so
+            // that shows nothing of the disk.
+            Err(_) if kind.ends_nodes() => (false, self.start(node, false).await),
+            Err(error) => (felt_by(kind).is_none(), json!({"error": error.to_string()})),
+        }
+    }
+
+    /// Starts the nodes that a fault of this kind ended.
+    async fn start_all(&mut self, kind: FaultKind, nodes: &[NodeId]) -> Vec<Value> {
+        let (empty, refuses) = (kind == FaultKind::RestartEmpty, kind == FaultKind::BitFlip);
+        for node in nodes {
+            self.ended.remove(node);
+        }
+        let started = join_all(nodes.iter().map(|node| start(self.lab, *node, empty, refuses))).await;
+        let mut proofs = Vec::new();
+        for outcome in started {
+            match outcome {
+                Ok(proof) => proofs.push(proof),
+                Err(why) => {
+                    proofs.push(json!({"error": why}));
+                    self.broken.push(why);
                 }
             }
         }
-        (proven, Value::Array(proofs))
+        proofs
     }
 
     async fn start(&mut self, node: NodeId, empty: bool) -> Value {
@@ -559,17 +605,33 @@ impl<'a> Nemesis<'a> {
     }
 }
 
-/// Whether a node that is hit by this may be found dead.
-fn stops(kind: FaultKind) -> bool {
-    matches!(
-        kind,
-        FaultKind::Kill
-            | FaultKind::RestartEmpty
-            | FaultKind::LossyKill
-            | FaultKind::BitFlip
-            | FaultKind::FailSync
-            | FaultKind::DiskFull { .. }
-    )
+/// What tells a node that a fault of its disk, its tier or its clock is over; none for other faults.
+fn healing(kind: FaultKind) -> Option<Value> {
+    match kind {
+        FaultKind::DiskFull { .. } | FaultKind::DiskNearlyFull { .. } => {
+            Some(json!({"do": "capacity", "bytes": null}))
+        }
+        FaultKind::DiskHang => Some(json!({"do": "hang", "on": false})),
+        FaultKind::DiskSlow { .. } => Some(json!({"do": "sync_delay_ms", "ms": 0})),
+        FaultKind::TierStall => Some(json!({"do": "tier", "stalled": false})),
+        FaultKind::TierSlow { .. } => Some(json!({"do": "tier", "delay_ms": 0})),
+        FaultKind::ClockJump { .. } | FaultKind::ClockDrift { .. } => {
+            Some(json!({"do": "clock", "offset_ms": 0, "rate": 1.0}))
+        }
+        _ => None,
+    }
+}
+
+/// What a node counts that shows that it felt this fault; none where its beginning proves it.
+fn felt_by(kind: FaultKind) -> Option<&'static str> {
+    match kind {
+        FaultKind::DiskFull { .. } => Some("/disk/refused_writes"),
+        FaultKind::DiskNearlyFull { .. } => Some("/disk/said_short"),
+        FaultKind::DiskHang => Some("/disk/held_calls"),
+        FaultKind::DiskSlow { .. } => Some("/disk/syncs"),
+        FaultKind::TierStall | FaultKind::TierSlow { .. } => Some("/tier/delayed_calls"),
+        _ => None,
+    }
 }
 
 /// Starts a node; one that refuses a damaged disk gets an empty one, as its operator would do.
@@ -613,14 +675,14 @@ fn unsynced(status: &Value) -> u64 {
     status.pointer("/disk/unsynced_bytes").and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// Writes that a disk refused so far, if it says.
-fn refused(status: &Value) -> Option<u64> {
-    status.pointer("/disk/refused_writes").and_then(Value::as_u64)
+/// How often a node has felt a fault of this kind so far, if it says.
+fn felt(kind: FaultKind, status: &Value) -> Option<u64> {
+    status.pointer(felt_by(kind)?).and_then(Value::as_u64)
 }
 
-/// Whether a full disk refused something meanwhile. A count that is missing proves nothing; one that is
-/// smaller is of another process.
-fn refused_since(before: Option<u64>, after: Option<u64>) -> bool {
+/// Whether a fault was felt meanwhile. A count that is missing proves nothing; one that is smaller is of
+/// another process.
+fn felt_since(before: Option<u64>, after: Option<u64>) -> bool {
     matches!((before, after), (Some(before), Some(after)) if after > before)
 }
 
@@ -669,14 +731,17 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_counts_only_when_it_refused_something() {
-        assert!(refused_since(Some(0), Some(1)));
+    fn a_fault_of_a_disk_or_a_tier_counts_only_when_it_was_felt() {
+        assert!(felt_since(Some(0), Some(1)));
         for (before, after) in
             [(Some(0), Some(0)), (Some(3), Some(3)), (Some(3), Some(1)), (None, Some(1)), (Some(0), None)]
         {
-            assert!(!refused_since(before, after), "{before:?} {after:?}");
+            assert!(!felt_since(before, after), "{before:?} {after:?}");
         }
-        assert_eq!(refused(&json!({"disk": {"refused_writes": 4}})), Some(4));
-        assert_eq!(refused(&json!({"disk": {}})), None);
+        let full = FaultKind::DiskFull { bytes: 0 };
+        assert_eq!(felt(full, &json!({"disk": {"refused_writes": 4}})), Some(4));
+        assert_eq!(felt(full, &json!({"disk": {}})), None);
+        assert_eq!(felt(FaultKind::TierStall, &json!({"tier": {"delayed_calls": 2}})), Some(2));
+        assert_eq!(felt(FaultKind::Kill, &json!({"disk": {"refused_writes": 4}})), None);
     }
 }

@@ -25,9 +25,9 @@ use crate::observe::Observer;
 use crate::options::RunOptions;
 use crate::plan::{Roles, Schedule};
 use crate::recorded::{Marks, Recorded};
-use crate::scenario::{Mistake, Mode, Namespace, Plane, Scenario, Server};
+use crate::scenario::{FaultKind, Mistake, Mode, Namespace, Plane, Scenario, Server};
 use crate::verdict::{self, Verdict};
-use crate::{Broke, files};
+use crate::{Broke, files, flood};
 
 /// How long the making of a namespace may take.
 const CREATED_WITHIN: Duration = Duration::from_secs(15);
@@ -238,14 +238,28 @@ fn lab_options(scenario: &Scenario, options: &RunOptions) -> Result<LabOptions, 
 
 async fn create_namespaces(scenario: &Scenario, lab: &Lab) -> Result<(), Broke> {
     let client = Client::connect(ClientOptions::new(lab.endpoints())).map_err(Broke::store)?;
+    let mut specs = Vec::new();
     for namespace in &scenario.namespaces {
         let name = NamespaceName::new(&namespace.name).map_err(|failure| Broke::store(failure.into()))?;
         let replication =
             Replication { n: namespace.n, r: namespace.r, w: namespace.w, sloppy: namespace.sloppy };
-        let spec = match namespace.mode {
+        specs.push(match namespace.mode {
             Mode::Strong => NamespaceSpec::strong(name),
             Mode::Available => NamespaceSpec::available(name, replication),
-        };
+        });
+    }
+    for fault in &scenario.faults {
+        let FaultKind::Flood { mode, .. } = fault.kind else { continue };
+        let name =
+            NamespaceName::new(flood::namespace(mode)).map_err(|failure| Broke::store(failure.into()))?;
+        let n = u8::try_from(scenario.cluster.nodes).unwrap_or(u8::MAX).min(3);
+        specs.push(match mode {
+            Mode::Strong => NamespaceSpec::strong(name),
+            Mode::Available => NamespaceSpec::available(name, Replication { n, r: n, w: n, sloppy: false }),
+        });
+    }
+    let names: Vec<String> = specs.iter().map(|spec| spec.name.as_str().to_owned()).collect();
+    for spec in specs {
         // The same settings again are answered as if just made, so an election in between costs nothing.
         let give_up = Instant::now() + CREATED_WITHIN;
         while let Err(error) = client.admin().create_namespace(spec.clone()).await {
@@ -256,7 +270,7 @@ async fn create_namespaces(scenario: &Scenario, lab: &Lab) -> Result<(), Broke> 
         }
     }
     lab.every_node("all namespaces everywhere", |topology| {
-        scenario.namespaces.iter().all(|namespace| topology.namespaces.contains_key(&namespace.name))
+        names.iter().all(|name| topology.namespaces.contains_key(name))
     })
     .await?;
     lab.serving().await?; // a node that rebuilds takes part in the ring only now
@@ -287,6 +301,7 @@ impl Loads {
                 keys: workload.keys,
                 deadline: workload.deadline,
                 attempts: workload.attempts,
+                value_bytes: workload.value_bytes,
                 prefix: format!("{}{at}.", workload.kind_initial()),
                 ..Load::new(
                     &workload.namespace,

@@ -7,11 +7,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kv_types::limits::MAX_VOTERS;
+use kv_types::limits::{MAX_VALUE_BYTES, MAX_VOTERS};
 use kv_workload::Kind;
 use serde::Deserialize;
 use toml::Spanned;
 
+/// What the names of namespaces that floods write into begin with.
+pub(crate) const FLOODED: &str = "flood.";
 /// Words that are this alike are probably meant.
 const ALIKE: f64 = 0.75;
 
@@ -19,12 +21,12 @@ mod cluster;
 mod fault;
 
 use cluster::Span;
-pub use cluster::{Cluster, Plane, Server};
+pub use cluster::{Cluster, Mode, Plane, Server};
 pub use fault::{Fault, FaultKind, Role, Shape};
 use fault::{FaultEntry, fault};
 
 /// The scenarios that come with the program: name and text.
-pub const BUILT_IN: [(&str, &str); 27] = [
+pub const BUILT_IN: [(&str, &str); 34] = [
     ("majority-cut", include_str!("../scenarios/majority-cut.toml")),
     ("leader-in-minority", include_str!("../scenarios/leader-in-minority.toml")),
     ("ring", include_str!("../scenarios/ring.toml")),
@@ -36,6 +38,13 @@ pub const BUILT_IN: [(&str, &str); 27] = [
     ("resets", include_str!("../scenarios/resets.toml")),
     ("kill-leader", include_str!("../scenarios/kill-leader.toml")),
     ("far-behind", include_str!("../scenarios/far-behind.toml")),
+    ("full-log", include_str!("../scenarios/full-log.toml")),
+    ("stalled-tier", include_str!("../scenarios/stalled-tier.toml")),
+    ("slow-apply", include_str!("../scenarios/slow-apply.toml")),
+    ("hanging-disk", include_str!("../scenarios/hanging-disk.toml")),
+    ("nearly-full-disk", include_str!("../scenarios/nearly-full-disk.toml")),
+    ("large-values", include_str!("../scenarios/large-values.toml")),
+    ("flood", include_str!("../scenarios/flood.toml")),
     ("kill-all", include_str!("../scenarios/kill-all.toml")),
     ("hint-holders", include_str!("../scenarios/hint-holders.toml")),
     ("pause-leader", include_str!("../scenarios/pause-leader.toml")),
@@ -146,6 +155,13 @@ pub struct Namespace {
     /// `[expect]` if not given.
     #[serde(default)]
     pub availability_min: Option<f64>,
+    /// Part of the operations that each node must answer while a fault lets nodes and links live and only
+    /// starves them, from 0 to 1.
+    #[serde(default)]
+    pub served_min: Option<f64>,
+    /// The name of the refusals that such a fault must bring about, definite and fast.
+    #[serde(default)]
+    pub refused_with: Option<String>,
 }
 
 fn three() -> u8 {
@@ -158,16 +174,6 @@ fn two() -> u8 {
 
 fn yes() -> bool {
     true
-}
-
-/// A side of CAP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// Linearizable; refuses in a minority.
-    Strong,
-    /// Answers everywhere; keeps conflicts.
-    Available,
 }
 
 /// What is expected of the reads of an available namespace.
@@ -204,6 +210,7 @@ struct WorkloadEntry {
     keys: Option<usize>,
     attempts: Option<u32>,
     deadline: Option<Span>,
+    value_bytes: Option<usize>,
 }
 
 /// `[[workload]]`.
@@ -223,6 +230,8 @@ pub struct Workload {
     pub attempts: u32,
     /// Deadline of one operation.
     pub deadline: Duration,
+    /// Bytes of the values of single keys, at least.
+    pub value_bytes: usize,
 }
 
 impl Workload {
@@ -264,6 +273,14 @@ pub struct Expect {
     pub availability_min: Option<f64>,
     /// Nodes that may end by themselves, as a fault makes them: a disk that fails.
     pub ends: bool,
+    /// What the log of some node must say.
+    pub logged: Vec<String>,
+    /// From when a fault starves nodes until `served_min` is owed.
+    pub served_after_ms: u64,
+    /// Half of the refusals that `refused_with` names take no longer.
+    pub refusal_ms_max: u64,
+    /// From when the disk of the leader hangs until another node leads.
+    pub replaced_ms_max: u64,
 }
 
 impl Default for Expect {
@@ -280,6 +297,10 @@ impl Default for Expect {
             convergence_ms_max: 10_000,
             availability_min: None,
             ends: false,
+            logged: Vec::new(),
+            served_after_ms: 3_000,
+            refusal_ms_max: 100,
+            replaced_ms_max: 8_000,
         }
     }
 }
@@ -409,6 +430,13 @@ fn workload(entry: WorkloadEntry, namespaces: &[Namespace]) -> Result<Workload, 
     if !(1..=5).contains(&entry.attempts.unwrap_or(1)) {
         return Err("attempts are 1 to 5".into());
     }
+    let value_bytes = entry.value_bytes.unwrap_or(0);
+    let single = matches!(entry.kind, Kind::CasRegister | Kind::Register | Kind::Siblings | Kind::Blind);
+    if value_bytes > MAX_VALUE_BYTES || (value_bytes > 0 && !single) {
+        return Err(format!(
+            "value_bytes is at most {MAX_VALUE_BYTES}, and for cas-register, register, siblings and blind"
+        ));
+    }
     Ok(Workload {
         namespace: entry.namespace,
         kind: entry.kind,
@@ -417,6 +445,7 @@ fn workload(entry: WorkloadEntry, namespaces: &[Namespace]) -> Result<Workload, 
         keys: entry.keys.unwrap_or(3).clamp(1, 100),
         attempts: entry.attempts.unwrap_or(1),
         deadline: entry.deadline.map_or(Duration::from_secs(1), |span| span.0),
+        value_bytes,
     })
 }
 
@@ -436,6 +465,12 @@ fn check_namespaces(entries: &[Spanned<Namespace>], nodes: u64) -> Result<(), (u
                 namespace.name
             );
             return Err((at, message));
+        }
+        if namespace.served_min.is_some_and(|least| !(0.0..=1.0).contains(&least)) {
+            return Err((at, format!("{:?}: served_min is from 0 to 1", namespace.name)));
+        }
+        if namespace.name.starts_with(FLOODED) {
+            return Err((at, format!("namespaces that begin with {FLOODED:?} belong to floods")));
         }
         let n = namespace.n;
         if namespace.mode == Mode::Strong && nodes > MAX_VOTERS as u64 {

@@ -197,7 +197,7 @@ fn swarm(dice: &mut fastrand::Rng) -> Vec<String> {
         "shatter",
     ];
     let roles = ["leader", "follower", "coordinator", "hint-holder", "random"];
-    let kinds: [(&str, &str); 12] = [
+    let kinds: [(&str, &str); 17] = [
         ("partition", "shape"),
         ("flapping", "shape"),
         ("delay", ""),
@@ -207,6 +207,11 @@ fn swarm(dice: &mut fastrand::Rng) -> Vec<String> {
         ("pause", "role"),
         ("kill-all", ""),
         ("lossy-kill", "role"),
+        ("disk-nearly-full", "role"),
+        ("disk-hang", "role"),
+        ("disk-slow", "role"),
+        ("tier-stall", "role"),
+        ("tier-slow", "role"),
         ("clock-jump", "role"),
         ("clock-drift", "role"),
         ("restart-empty", "role"),
@@ -239,6 +244,7 @@ fn swarm(dice: &mut fastrand::Rng) -> Vec<String> {
                 fault += &format!("by = \"{}{}s\"\n", if dice.bool() { "-" } else { "" }, dice.u64(1..4_000))
             }
             "clock-drift" => fault += &format!("rate = {:.2}\n", 0.5 + 1.5 * dice.f64()),
+            "disk-slow" | "tier-slow" => fault += &format!("ms = {}\n", dice.u64(10..400)),
             "slow" => fault += &format!("bytes = {}\n", dice.u64(20..100) * 1_000),
             "delay" => fault += &format!("ms = {}\njitter_ms = {}\n", dice.u64(5..120), dice.u64(0..60)),
             _ => {}

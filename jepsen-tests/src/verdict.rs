@@ -73,6 +73,7 @@ pub fn judge(
             enough: judged > 0,
         });
     }
+    coverage.extend(scenario.expect.logged.iter().map(|words| logged(words, &recorded.logs)));
     let alarms = controls::known_bad();
     coverage.push(Coverage {
         name: "known-bad histories that are rejected".into(),
@@ -102,6 +103,19 @@ pub fn judge(
     report.controls = alarms;
     report.controls.extend(controls::mutants(Path::new(MUTANTS)));
     Ok(Verdict { summary, report, logs: recorded.logs })
+}
+
+/// Whether the log of some node says this.
+fn logged(words: &str, logs: &BTreeMap<NodeId, PathBuf>) -> Coverage {
+    let says =
+        |log: &PathBuf| std::fs::read(log).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(words));
+    let said = logs.values().filter(|log| says(log)).count();
+    Coverage {
+        name: format!("nodes whose log says `{words}`"),
+        wanted: "1".into(),
+        got: said.to_string(),
+        enough: said > 0,
+    }
 }
 
 /// The verdict: the worst of what was judged, and *unknown* at best when too little happened.

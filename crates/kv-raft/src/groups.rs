@@ -98,6 +98,8 @@ pub(crate) struct Group {
     attendance: Attendance,
     /// The log does not answer: this node neither leads nor campaigns.
     hangs: AtomicBool,
+    /// The log has no room for entries of the leader.
+    full: AtomicBool,
     /// When the leadership may be moved.
     transfers: Mutex<Transfers>,
     /// Held while the state is digested, until the last thread has let go of its copy.
@@ -265,6 +267,7 @@ impl Group {
             disk,
             attendance: Attendance::default(),
             hangs: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             transfers: Mutex::default(),
             digesting: Arc::default(),
             rested: Instant::now() + around.config.election_max,
@@ -526,7 +529,16 @@ impl Group {
             let why = format!("{me} has {unapplied} committed entries of {} to apply", self.id);
             return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(FULL_LOG_RETRY_MS));
         }
-        log.room_for(bytes).map_err(|full| {
+        let room = log.room_for(bytes);
+        if self.full.swap(room.is_err(), Ordering::AcqRel) != room.is_err() {
+            match &room {
+                Err(full) => tracing::warn!(group = %self.id, %full, "entries of the leader are refused"),
+                Ok(()) => {
+                    tracing::info!(group = %self.id, "the log has room for entries of the leader again")
+                }
+            }
+        }
+        room.map_err(|full| {
             Failure::new(Reason::LimitStorage, full.to_string()).retry_after_ms(FULL_LOG_RETRY_MS)
         })
     }

@@ -433,12 +433,16 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
     if transfer_rate < transfer_chunk_size {
         return Err("raft.transfer_rate must be at least raft.transfer_chunk_size, in a second".into());
     }
-    let StorageSettings { segment_size, max_log_size, snapshot_rate, .. } = file.storage;
+    let StorageSettings { segment_size, max_log_size, memtable_size, snapshot_rate, .. } = file.storage;
     if !(4 << 20..=1 << 30).contains(&segment_size) || segment_size % 4096 != 0 {
         return Err("storage.segment_size must be 4MiB to 1GiB and a multiple of 4KiB".into());
     }
     if max_log_size < 4 * segment_size {
         return Err("storage.max_log_size must hold at least four segments".into());
+    }
+    // A step of committed entries is applied whole: 1 MiB and the largest value beyond it.
+    if memtable_size < 4 << 20 {
+        return Err("storage.memtable_size must be at least 4MiB".into());
     }
     if snapshot_rate < SNAPSHOT_RATE_MIN {
         return Err(format!(
@@ -665,6 +669,7 @@ mod tests {
             ("[storage]\nsegment_size = \"64MB\"", "is not a size"),
             ("[storage]\ntier = \"rocks\"", "`rocks` is not a tier: `fjall` or `sled`"),
             ("[storage]\nsegment_size = \"1B\"", "segment_size"),
+            ("[storage]\nmemtable_size = \"1MiB\"", "memtable_size must be at least 4MiB"),
             ("[storage]\nsnapshot_rate = \"1023KiB\"", "snapshot_rate must be at least 1MiB"),
             ("[storage]\ndisk_reserve_size = 0", "invalid type"),
             ("[peer]\nsuspect_after = \"100ms\"", "do not fit"),

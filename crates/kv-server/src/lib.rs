@@ -22,7 +22,7 @@ mod services;
 pub use config::{
     DynamoSettings, LimitSettings, NodeConfig, Overrides, PeerSettings, RaftSettings, StorageSettings, load,
 };
-pub use node::{Node, NodeEnv};
+pub use node::{Node, NodeEnv, TiersInstead};
 
 /// Version of the server.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -28,6 +28,9 @@ use crate::serve::{Public, serve};
 use crate::services::Services;
 use crate::{NodeConfig, StartError, health};
 
+/// What opens the lower tiers of a node, made of what would open them.
+pub type TiersInstead = Arc<dyn Fn(Arc<dyn TierSource>) -> Arc<dyn TierSource> + Send + Sync>;
+
 /// What a node may not take for itself.
 #[derive(Clone)]
 pub struct NodeEnv {
@@ -35,8 +38,8 @@ pub struct NodeEnv {
     pub env: Env,
     /// The file system.
     pub disk: Arc<dyn Disk>,
-    /// Opens the lower tier of storage; `None` opens the one that the configuration names.
-    pub tiers: Option<Arc<dyn TierSource>>,
+    /// Given what opens the lower tier that the configuration names, what opens the one that is used.
+    pub tiers: TiersInstead,
     /// Who runs the background steps of storage.
     pub drive: Drive,
 }
@@ -47,7 +50,7 @@ impl NodeEnv {
         Self {
             env: Env::real(),
             disk: Arc::new(kv_storage::disk::RealDisk),
-            tiers: None,
+            tiers: Arc::new(|named| named),
             drive: Drive::Threads,
         }
     }
@@ -262,8 +265,7 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         ..fitted(settings.segment_size, settings.memtable_size, &dir)
     };
     let disk = Arc::clone(&node_env.disk);
-    let named = || -> Arc<dyn TierSource> { Arc::new(TierFolders::new(settings.tier)) };
-    let tiers = node_env.tiers.clone().unwrap_or_else(named);
+    let tiers = (node_env.tiers)(Arc::new(TierFolders::new(settings.tier)));
     let opened = match node_env.drive {
         // Replaying a log blocks; peers and clients only wait meanwhile.
         Drive::Threads => tokio::task::spawn_blocking(move || Storage::open(options, disk, tiers))

@@ -23,9 +23,9 @@ use common::{PATIENCE, blind, config, eventually, members, within};
 use kv_proto::admin::admin_service_client::AdminServiceClient;
 use kv_proto::v1::kv_service_client::KvServiceClient;
 use kv_proto::{admin, v1};
-use kv_server::{Node, NodeEnv};
+use kv_server::{Node, NodeEnv, TiersInstead};
 use kv_storage::disk::MemDisk;
-use kv_storage::tier::MemTiers;
+use kv_storage::tier::{MemTiers, TierSource};
 use kv_types::ClientId;
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -57,6 +57,11 @@ async fn status(node: &Node) -> admin::GetStatusResponse {
     asked.unwrap().into_inner()
 }
 
+fn in_memory() -> TiersInstead {
+    let tiers: Arc<dyn TierSource> = Arc::new(MemTiers::default());
+    Arc::new(move |_| Arc::clone(&tiers))
+}
+
 /// Group to leader and term, once the node knows all of it.
 async fn leaders(node: &Node) -> BTreeMap<u32, (u64, u64)> {
     status(node).await.groups.iter().map(|group| (group.group, (group.leader, group.term))).collect()
@@ -68,8 +73,7 @@ async fn a_flood_on_a_slow_disk_causes_no_election() {
     let disks: Vec<Arc<MemDisk>> = (0..3).map(|seed| Arc::new(MemDisk::new(seed))).collect();
     let mut nodes = Vec::new();
     for (member, disk) in members.iter().zip(&disks) {
-        let env =
-            NodeEnv { disk: disk.clone(), tiers: Some(Arc::new(MemTiers::default())), ..NodeEnv::real() };
+        let env = NodeEnv { disk: disk.clone(), tiers: in_memory(), ..NodeEnv::real() };
         let config = config(member.id, members.clone(), Path::new("data"));
         nodes.push(Node::start(config, env).await.unwrap());
     }

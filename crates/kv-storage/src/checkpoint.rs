@@ -9,7 +9,7 @@ use crate::{lower::encode_mark, parts::Parts, wal::small::small_key};
 
 /// A checkpoint, if one is due and everything that it must contain is in the tier.
 pub(crate) fn step(parts: &Arc<Parts>) -> bool {
-    if !parts.life.may_work() {
+    if !parts.life.may_work() || !parts.tier.handle().is_ok_and(|tier| tier.takes_writes()) {
         return false;
     }
     let drained = || parts.memtable.read().drained_ord;

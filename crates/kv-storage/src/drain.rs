@@ -27,6 +27,9 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
     if !parts.life.may_work() {
         return Ok(false);
     }
+    if !parts.tier.handle()?.takes_writes() {
+        return Ok(false);
+    }
     let mut turn = parts.tier.turn();
     let (durable, raft_written) = (parts.log.durable_seq(), parts.log.raft_written());
     let max_bytes = parts.options.drain_batch_bytes.min(parts.tier.handle()?.batch_bytes());
@@ -36,7 +39,7 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
     for (table, ops) in &batch.journal {
         parts.journals.append(*table, ops)?;
     }
-    turn.apply(&batch.rows, batch.seq)?;
+    turn.apply(&batch.rows, batch.ord, batch.seq)?;
     parts.memtable.drained(&batch);
     drop(turn);
     parts.life.wake_background();

@@ -13,7 +13,7 @@ use crate::{
     lifecycle::Phase,
     limits,
     memtable::Mem,
-    merge::Merge,
+    merge::consistently,
     options::Drive,
     parts::{KeepOpen, Parts},
     raft_log::RaftLog,
@@ -182,18 +182,17 @@ impl Storage {
             Some(to) => Some(full_key(table, to)),
             None => prefix_end(&full_key(table, &[])),
         };
-        let _still = parts.tier.hold_still();
-        let rows = parts.memtable.read().range(&from, to.as_deref(), limit);
-        let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
-        let mut out = Vec::new();
-        while out.len() < limit
-            && let Some((key, value, seq)) = merge.next().inspect_err(|e| parts.tier_failed(e))?
-        {
-            if let Some((_, key)) = split_key(&key) {
-                out.push((key, Row { value, position: Position(seq) }));
+        consistently(parts, (&from, to.as_deref()), limit, |merge| {
+            let mut out = Vec::new();
+            while out.len() < limit
+                && let Some((key, value, seq)) = merge.next().inspect_err(|e| parts.tier_failed(e))?
+            {
+                if let Some((_, key)) = split_key(&key) {
+                    out.push((key, Row { value, position: Position(seq) }));
+                }
             }
-        }
-        Ok(out)
+            Ok(out)
+        })
     }
 
     /// A value of the small state.

@@ -57,6 +57,8 @@ pub const READ_QUEUE_APPLY: usize = 1024;
 pub const MAX_READ_KEYS: usize = 4096;
 /// Bytes of rows that one read takes from the tier; a single row may be larger.
 pub const MAX_READ_BYTES: usize = 64 << 20;
+/// How often a scan reads anew because later batches were drained under it, before it holds the tier still.
+pub const SCAN_TRIES: usize = 3;
 /// Rows that a scan takes from the tier at a time.
 pub const TIER_CHUNK_ROWS: usize = 256;
 /// Memory of the index of a Raft entry, bytes, where a term and a segment have many entries. Its payload is

@@ -2,8 +2,8 @@
 //! on disk.
 //!
 //! The mark's lock is held through a drain and through a checkpoint, so neither runs during the other.
-//! Readers that must see one state of the tier hold it still meanwhile ([`LowerTier::hold_still`]). Order of
-//! the locks: mark, stillness, memtable.
+//! Readers that must see one state of the tier, and are overtaken by drains, hold it still
+//! ([`LowerTier::hold_still`]). Order of the locks: mark, stillness, memtable.
 
 use std::{
     ops::Deref,
@@ -163,11 +163,18 @@ impl Turn<'_> {
     /// Writes rows that did not come through the memtable: what is drained stays as it is.
     pub(crate) fn load(&mut self, rows: &TierWrites) -> Result<(), StorageError> {
         let drained = self.mark.drained;
-        self.apply(rows, drained)
+        self.write(rows, drained)
     }
 
-    /// Writes a tier batch that ends with data batch `seq`, with the mark that says so.
-    pub(crate) fn apply(&mut self, rows: &TierWrites, seq: u64) -> Result<(), StorageError> {
+    /// Writes a tier batch that ends with data batch `seq`, with the mark that says so. It ends with batch
+    /// `ord` of the memtable, which has its rows until this returned.
+    pub(crate) fn apply(&mut self, rows: &TierWrites, ord: u64, seq: u64) -> Result<(), StorageError> {
+        let before = self.tier.handed.fetch_max(ord, Ordering::SeqCst);
+        assert!(before < ord, "batch {ord} of the memtable is drained after {before}");
+        self.write(rows, seq)
+    }
+
+    fn write(&mut self, rows: &TierWrites, seq: u64) -> Result<(), StorageError> {
         let tier = self.tier.handle()?;
         let last = *self.mark;
         assert!(seq >= last.drained, "batch {seq} is drained after {}", last.drained);
@@ -175,8 +182,8 @@ impl Turn<'_> {
         // Outside: a tier that is behind with its own work may take seconds, and readers go on meanwhile.
         tier.make_room()?;
         {
-            // Scans hold the tier still: it does not change under them. Copies do not: they read in pieces
-            // and hear of every write.
+            // A scan that was overtaken by drains holds the tier still, so that it does not change under it.
+            // Copies do not: they read in pieces and hear of every write.
             let _changing = write(&self.tier.still);
             tier.apply(rows, mark)?;
         }
@@ -200,6 +207,8 @@ pub(crate) struct LowerTier {
     on_disk: Arc<OnDisk>,
     /// Order number up to which a caller waits for the memtable to be in the tier and on disk.
     asked: AtomicU64,
+    /// Order number of the last batch of the memtable that was handed to the tier: it may be there.
+    handed: AtomicU64,
     drains: AtomicU64,
 }
 
@@ -229,6 +238,7 @@ impl LowerTier {
                 checkpoints: AtomicU64::new(0),
             }),
             asked: AtomicU64::new(0),
+            handed: AtomicU64::new(0),
             drains: AtomicU64::new(0),
         }
     }
@@ -271,6 +281,11 @@ impl LowerTier {
     /// While the guard lives the tier does not change.
     pub(crate) fn hold_still(&self) -> RwLockReadGuard<'_, ()> {
         read(&self.still)
+    }
+
+    /// Order number of the last batch of the memtable that the tier may have.
+    pub(crate) fn handed(&self) -> u64 {
+        self.handed.load(Ordering::SeqCst)
     }
 
     /// Waits for the right to change the tier.

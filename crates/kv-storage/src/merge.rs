@@ -1,4 +1,10 @@
-//! The rows of memtable and tier as one ordered view, for a reader that holds the tier still.
+//! The rows of memtable and tier as one ordered view.
+//!
+//! A reader takes the rows of the memtable first. What the tier gets meanwhile of batches that were in the
+//! memtable then changes nothing for it: it has these rows, and they hide those of the tier. Only when the
+//! tier was handed a later batch before it had read all is the view mixed, and it reads again. So no reader
+//! waits for a write of the tier, which may take long; a reader that is overtaken again and again holds the
+//! tier still.
 
 use std::{
     collections::{VecDeque, vec_deque},
@@ -8,7 +14,33 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{error::StorageError, limits, lower::OpenTier, memtable::MemRow};
+use crate::{error::StorageError, limits, lower::OpenTier, memtable::MemRow, parts::Parts};
+
+/// Reads a range as one consistent view: `read` takes rows from it, of which the memtable's are complete up
+/// to `limit` live ones. It is called again when the view was mixed.
+pub(crate) fn consistently<T>(
+    parts: &Parts,
+    (from, to): (&[u8], Option<&[u8]>),
+    limit: usize,
+    read: impl Fn(&mut Merge) -> Result<T, StorageError>,
+) -> Result<T, StorageError> {
+    let attempt = || -> Result<(T, u64), StorageError> {
+        let (rows, last) = {
+            let mem = parts.memtable.read();
+            (mem.range(from, to, limit), mem.last_ord)
+        };
+        let mut merge = Merge::new(parts.tier.handle()?, rows, from.to_vec(), to.map(<[u8]>::to_vec));
+        Ok((read(&mut merge)?, last))
+    };
+    for _ in 0..limits::SCAN_TRIES {
+        let (found, last) = attempt()?;
+        if parts.tier.handed() <= last {
+            return Ok(found);
+        }
+    }
+    let _still = parts.tier.hold_still();
+    attempt().map(|(found, _)| found)
+}
 
 /// Rows of memtable and tier in key order, the memtable's first. The tier must not change while it is used.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use crate::{
     engine::Storage,
     error::StorageError,
     limits,
-    merge::Merge,
+    merge::{Merge, consistently},
     options::Drive,
     parts::Parts,
     readers::Class,
@@ -170,34 +170,33 @@ impl Storage {
         let from = full_key(table, from);
         let to = to.map_or_else(|| prefix_end(&full_key(table, &[])), |to| Some(full_key(table, to)));
         let bytes = from.len() + to.as_ref().map_or(0, Vec::len);
-        let job = move |parts: &Parts| range_chunk(parts, from, to, limit_rows, limit_bytes);
+        let job = move |parts: &Parts| range_chunk(parts, &from, to.as_deref(), limit_rows, limit_bytes);
         off_the_workers(self.parts(), Class::Client, bytes, job).await
     }
 }
 
 fn range_chunk(
     parts: &Parts,
-    from: Vec<u8>,
-    to: Option<Vec<u8>>,
+    from: &[u8],
+    to: Option<&[u8]>,
     limit_rows: usize,
     limit_bytes: usize,
 ) -> Result<RowChunk, StorageError> {
-    // The tier does not change under a scan.
-    let _still = parts.tier.hold_still();
     let limit_rows = limit_rows.max(1);
-    let rows = parts.memtable.read().range(&from, to.as_deref(), limit_rows.saturating_add(1));
-    let mut merge = Merge::new(parts.tier.handle()?, rows, from, to);
-    let mut chunk = RowChunk::default();
-    let mut bytes = 0;
-    while let Some((key, value, seq)) = merge.next().inspect_err(|e| parts.tier_failed(e))? {
-        bytes += key.len() + value.len();
-        if !chunk.rows.is_empty() && (chunk.rows.len() >= limit_rows || bytes > limit_bytes) {
-            chunk.more = true;
-            break;
+    let read = |merge: &mut Merge| {
+        let mut chunk = RowChunk::default();
+        let mut bytes = 0;
+        while let Some((key, value, seq)) = merge.next().inspect_err(|e| parts.tier_failed(e))? {
+            bytes += key.len() + value.len();
+            if !chunk.rows.is_empty() && (chunk.rows.len() >= limit_rows || bytes > limit_bytes) {
+                chunk.more = true;
+                break;
+            }
+            if let Some((_, key)) = split_key(&key) {
+                chunk.rows.push((key, Row { value, position: Position(seq) }));
+            }
         }
-        if let Some((_, key)) = split_key(&key) {
-            chunk.rows.push((key, Row { value, position: Position(seq) }));
-        }
-    }
-    Ok(chunk)
+        Ok(chunk)
+    };
+    consistently(parts, (from, to), limit_rows.saturating_add(1), read)
 }

@@ -271,6 +271,37 @@ fn a_full_memtable_refuses_commits_and_holds_up_apply() {
 }
 
 #[test]
+fn what_a_stalled_tier_does_not_take_is_drained_when_it_takes_batches_again() {
+    run(async {
+        let mut w = manual(5);
+        w.options().drain_start_bytes = 1;
+        let (s, _) = w.open();
+        let dir = w.options().dir.clone();
+        w.tiers.set_pause(&dir, Duration::MAX);
+        s.commit(put("k", 100)).unwrap();
+        while s.pump() {}
+        assert!(s.stats().memtable_bytes > 0 && w.tiers.kept_waiting(&dir) > 0);
+        assert!(s.get(T, b"k").unwrap().is_some(), "it is served from memory");
+        w.tiers.set_pause(&dir, Duration::ZERO);
+        while s.pump() {}
+        assert_eq!(s.stats().memtable_bytes, 0);
+        // One that is slow takes a batch, and the next when its time has come.
+        w.tiers.set_pause(&dir, Duration::from_millis(20));
+        for key in ["a", "b"] {
+            s.commit(put(key, 100)).unwrap();
+            while s.pump() {}
+        }
+        assert!(s.stats().memtable_bytes > 0, "the second has to wait");
+        let begun = Instant::now();
+        while s.stats().memtable_bytes > 0 {
+            s.pump();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    });
+}
+
+#[test]
 fn raft_does_not_wait_behind_a_flood_of_data() {
     run(async {
         let mut w = Mem::new(5);

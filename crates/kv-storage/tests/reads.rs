@@ -225,6 +225,72 @@ fn a_stalled_tier_holds_up_its_readers_alone_on_disk() {
     }
 }
 
+/// A node scans its hints on the thread that answers heartbeats: a tier that stands still must not stop that.
+#[test]
+fn a_scan_does_not_wait_for_a_batch_that_the_tier_does_not_take() {
+    run(async {
+        let mut w = Slow::memory();
+        w.options.drain_start_bytes = 1;
+        let s = w.open();
+        put(&s, "drained", 10).await;
+        s.checkpoint().await.unwrap();
+        w.gate.set(Held { writes: true, ..Held::default() });
+        put(&s, "stalled", 20).await;
+        until("a batch stands still", || w.gate.waiting() == 1).await;
+        put(&s, "later", 30).await;
+        let (scanned, ended) = std::sync::mpsc::channel();
+        let own = s.clone();
+        std::thread::spawn(move || scanned.send(own.scan(T, b"", None, 10)));
+        let mut found = None;
+        until("the scan ends", || {
+            found = found.take().or_else(|| ended.try_recv().ok());
+            found.is_some()
+        })
+        .await;
+        let sizes: Vec<usize> = found.unwrap().unwrap().iter().map(|(_, row)| row.value.len()).collect();
+        assert_eq!(sizes, [10, 30, 20], "drained, later, stalled");
+        let range = s.read_range(T, b"", None, 10, 1000).await.unwrap();
+        assert_eq!(range.rows.len(), 3);
+        w.gate.set(Held::default());
+        s.shutdown().await;
+    });
+}
+
+/// Batches are drained under scans all the time, and each scan shows whole batches.
+#[test]
+fn a_scan_under_drains_is_one_view() {
+    let mut w = Slow::memory();
+    w.options.drain_start_bytes = 1;
+    w.options.drain_batch_bytes = 1;
+    let s = w.open();
+    let first = s.commit(Batch::new().put(T, "a", vec![0; 8]).put(T, "z", vec![0; 8])).unwrap();
+    run(s.durable(first)).unwrap();
+    let writing = std::thread::spawn({
+        let s = s.clone();
+        move || {
+            for n in 1..3_000_u64 {
+                let value = n.to_le_bytes().to_vec();
+                let middle = format!("m{:02}", n % 50);
+                let batch = Batch::new().put(T, "a", value.clone()).put(T, middle, "x").put(T, "z", value);
+                while s.commit(batch.clone()).is_err() {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+    let (mut scans, mut last) = (0, 0);
+    while !writing.is_finished() || scans == 0 {
+        let rows = s.scan(T, b"", None, 100).unwrap();
+        let (a, z) = (&rows.first().unwrap().1.value, &rows.last().unwrap().1.value);
+        assert_eq!(a, z, "a batch is there whole");
+        let n = u64::from_le_bytes(a[..].try_into().unwrap());
+        assert!(n >= last, "{n} after {last}");
+        (scans, last) = (scans + 1, n);
+    }
+    writing.join().unwrap();
+    run(s.shutdown());
+}
+
 /// A tier that compacts keeps its batch waiting, not those who look at it meanwhile.
 #[test]
 fn a_tier_that_is_behind_with_its_own_work_holds_up_no_scan() {

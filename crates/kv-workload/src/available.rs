@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::recorder::{Call, Ending, Recorder};
-use crate::{NO_KNOWLEDGE, lock, text};
+use crate::{NO_KNOWLEDGE, filled, lock, text};
 
 /// What a client of an available namespace knows of a key: a context, and the values that it covers.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct AvailableClient {
     ns: String,
     node: NodeId,
     known: Mutex<BTreeMap<String, Known>>,
+    /// Bytes of the values, at least.
+    value_bytes: usize,
 }
 
 impl AvailableClient {
@@ -46,7 +48,13 @@ impl AvailableClient {
         env: Env,
     ) -> Result<Self, Error> {
         let handle = Client::connect_in(options, env)?.available(ns);
-        Ok(Self { recorder, handle, ns: ns.to_owned(), node, known: Mutex::default() })
+        Ok(Self { recorder, handle, ns: ns.to_owned(), node, known: Mutex::default(), value_bytes: 0 })
+    }
+
+    /// The same client, which fills values up to so many bytes.
+    pub fn with_values_of(mut self, bytes: usize) -> Self {
+        self.value_bytes = bytes;
+        self
     }
 
     /// The same client, whose reads ask every replica.
@@ -87,7 +95,7 @@ impl AvailableClient {
         let context = known.map_or(WriteContext::Blind, |known| WriteContext::Causal(known.context));
         let call = self.call(Function::Write, key, json!(value), observed.clone());
         let operation = async {
-            match self.handle.put(key, value.clone(), context).await {
+            match self.handle.put(key, filled(&value, self.value_bytes), context).await {
                 Ok(answer) => {
                     let values = observed.into_iter().flatten().chain([json!(value)]).collect();
                     if !blind {

@@ -100,6 +100,8 @@ pub struct Load {
     pub deadline: Duration,
     /// Attempts of the client library. They are one operation; with 1 the history shows what one node does.
     pub attempts: u32,
+    /// Bytes of the values of single keys, at least; 0 for short ones.
+    pub value_bytes: usize,
     /// What keys begin with: two loads on one namespace must not share keys.
     pub prefix: String,
     /// All choices come from it.
@@ -119,6 +121,7 @@ impl Load {
             keys: 3,
             deadline: Duration::from_secs(1),
             attempts: 1,
+            value_bytes: 0,
             prefix: "k".into(),
             seed,
         }
@@ -143,9 +146,13 @@ impl Load {
         };
         let (recorder, env) = (Arc::clone(recorder), env.clone());
         Ok(match self.kind.strong() {
-            true => NodeClient::Strong(StrongClient::with_options(recorder, &self.ns, node, options, env)?),
+            true => {
+                let client = StrongClient::with_options(recorder, &self.ns, node, options, env)?;
+                NodeClient::Strong(client.with_values_of(self.value_bytes))
+            }
             false => {
-                NodeClient::Available(AvailableClient::with_options(recorder, &self.ns, node, options, env)?)
+                let client = AvailableClient::with_options(recorder, &self.ns, node, options, env)?;
+                NodeClient::Available(client.with_values_of(self.value_bytes))
             }
         })
     }

@@ -43,10 +43,32 @@ pub enum Phase {
     Stop,
 }
 
+/// What values are filled up with to their size; none ends with it by itself.
+const FILL: char = '~';
+
+/// A value as it is stored: filled up to so many bytes.
+fn filled(value: &str, bytes: usize) -> String {
+    let missing = bytes.saturating_sub(value.len());
+    value.chars().chain(std::iter::repeat_n(FILL, missing)).collect()
+}
+
+/// A value as the history has it, of one that was stored.
 fn text(bytes: &[u8]) -> kv_check::Json {
-    kv_check::Json::String(String::from_utf8_lossy(bytes).into_owned())
+    kv_check::Json::String(String::from_utf8_lossy(bytes).trim_end_matches(FILL).to_owned())
 }
 
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_value_is_the_same_however_it_was_filled_up() {
+        for bytes in [0, 3, 4, 5, 1000] {
+            let stored = super::filled("n1.7", bytes);
+            assert_eq!(stored.len(), bytes.max(4));
+            assert_eq!(super::text(stored.as_bytes()), kv_check::Json::from("n1.7"));
+        }
+    }
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::recorder::{Call, Ending, Recorder};
-use crate::{CONTENDED, lock, text};
+use crate::{CONTENDED, filled, lock, text};
 
 /// What separates the elements of a list in its value.
 const SEPARATOR: char = ',';
@@ -29,6 +29,8 @@ pub struct StrongClient {
     seen: Mutex<BTreeMap<String, u64>>,
     /// Longest time that an operation of several steps goes on trying.
     deadline: Duration,
+    /// Bytes of the values of single keys, at least.
+    value_bytes: usize,
 }
 
 /// A revision and its receipt, or how it ended otherwise.
@@ -74,7 +76,21 @@ impl StrongClient {
     ) -> Result<Self, Error> {
         let deadline = options.write_timeout;
         let handle = Client::connect_in(options, env)?.strong(ns);
-        Ok(Self { recorder, handle, ns: ns.to_owned(), node, seen: Mutex::default(), deadline })
+        Ok(Self {
+            recorder,
+            handle,
+            ns: ns.to_owned(),
+            node,
+            seen: Mutex::default(),
+            deadline,
+            value_bytes: 0,
+        })
+    }
+
+    /// The same client, which fills the values of single keys up to so many bytes.
+    pub fn with_values_of(mut self, bytes: usize) -> Self {
+        self.value_bytes = bytes;
+        self
     }
 
     /// Reads.
@@ -99,7 +115,7 @@ impl StrongClient {
         let value = self.recorder.fresh_value(self.node);
         let call = self.call(Function::Write, key, json!(value));
         let operation = async {
-            match self.handle.put(key, value.clone()).await {
+            match self.handle.put(key, filled(&value, self.value_bytes)).await {
                 Ok(answer) => {
                     self.saw(key, answer.value.0);
                     Ending::ok(json!(value), Some(answer.value.0), answer.receipt)
@@ -117,7 +133,8 @@ impl StrongClient {
         let expect = if revision == 0 { Expect::Absent } else { Expect::Revision(Revision(revision)) };
         let call = Call { expect_revision: Some(revision), ..self.call(Function::Cas, key, json!(value)) };
         let operation = async {
-            match self.handle.compare_and_set(key, expect, value.clone()).await {
+            let stored = filled(&value, self.value_bytes);
+            match self.handle.compare_and_set(key, expect, stored).await {
                 Ok(answer) => match answer.value {
                     Swap::Swapped(revision) => {
                         self.saw(key, revision.0);

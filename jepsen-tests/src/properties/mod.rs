@@ -1,5 +1,5 @@
 //! The promises of a run that its history alone does not show: nodes serve again, replicas become equal, a
-//! majority serves, every node answers, no node ends by itself.
+//! majority serves, every node answers, starved ones too, no node ends by itself.
 
 mod answers;
 mod availability;
@@ -8,6 +8,7 @@ mod facts;
 mod majority;
 mod nodes;
 mod recovery;
+mod starved;
 
 use kv_check::Operation;
 use kv_check::judge::Judgement;
@@ -29,6 +30,8 @@ pub(crate) fn measure(
         let properties = &mut judgement.properties;
         quantities.recovery_ns = recovery::time(&facts);
         properties.push(recovery::judge(&facts, quantities.recovery_ns));
+        properties.extend(starved::served(&facts));
+        properties.extend(starved::refusals(&facts));
         if namespace.mode == Mode::Strong {
             // Its replicas are compared when the load has ended: that says nothing of when they became equal.
             quantities.convergence_ns = None;
@@ -40,5 +43,6 @@ pub(crate) fn measure(
         properties.push(convergence::judge_again(&facts));
         properties.extend(availability::judge(&facts));
     }
+    judgement.properties.extend(starved::replaced(scenario, recorded));
     judgement.properties.extend(nodes::judge(scenario, recorded));
 }

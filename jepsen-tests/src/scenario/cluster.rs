@@ -1,9 +1,9 @@
-//! `[cluster]`: the nodes of a scenario, the server they run and the network between them; and lengths of
-//! time as files say them.
+//! `[cluster]`: the nodes of a scenario, the server they run and the network between them; modes and lengths
+//! of time as files say them.
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// `[cluster]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -43,6 +43,16 @@ pub enum Plane {
     Proxy,
     /// Network namespaces and a packet filter; needs root.
     Netns,
+}
+
+/// A side of CAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Linearizable; refuses in a minority.
+    Strong,
+    /// Answers everywhere; keeps conflicts.
+    Available,
 }
 
 /// A length of time with its unit: `8s`, `500ms`.

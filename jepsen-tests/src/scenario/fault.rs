@@ -3,13 +3,21 @@
 use std::fmt;
 use std::time::Duration;
 
+use kv_types::limits::MAX_VALUE_BYTES;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::cluster::{Cluster, Plane, Server, Span};
+use super::cluster::{Cluster, Mode, Plane, Server, Span};
 
 /// Faults of one scenario at most, each repetition counted.
 const MAX_REPEATS: u32 = 100;
+/// Clients of a flood at one node at most.
+const MAX_FLOOD_CLIENTS: u32 = 1024;
+/// A call that takes longer by more than this is as good as one that hangs.
+const MAX_SLOW_MS: u64 = 10_000;
+/// Room on a disk that is nearly full, where a file does not say: less than the reserve of a node with a few
+/// small segments, and more than its next writes need.
+const NEARLY_FULL_BYTES: u64 = 64 << 10;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +36,8 @@ pub(super) struct FaultEntry {
     percent: Option<u8>,
     by: Option<String>,
     rate: Option<f64>,
+    clients: Option<u32>,
+    mode: Option<Mode>,
 }
 
 /// A kind of fault as files name it.
@@ -48,6 +58,12 @@ enum Word {
     LossyKill,
     FailSync,
     DiskFull,
+    DiskNearlyFull,
+    DiskHang,
+    DiskSlow,
+    TierStall,
+    TierSlow,
+    Flood,
     ClockJump,
     ClockDrift,
     BitFlip,
@@ -117,6 +133,34 @@ pub enum FaultKind {
         /// So many.
         bytes: u64,
     },
+    /// Its disk has less room than a node keeps in reserve, until the end; the node must live on.
+    DiskNearlyFull {
+        /// So many bytes of room.
+        bytes: u64,
+    },
+    /// Its disk completes no write and no sync, until the end.
+    DiskHang,
+    /// Every sync of its disk takes longer, until the end.
+    DiskSlow {
+        /// By so many milliseconds.
+        ms: u64,
+    },
+    /// Its lower tier takes no batch and no checkpoint, until the end.
+    TierStall,
+    /// Every batch and checkpoint of its lower tier takes longer, until the end.
+    TierSlow {
+        /// By so many milliseconds.
+        ms: u64,
+    },
+    /// Clients write as fast as they can into a namespace of their own, at the target, until the end.
+    Flood {
+        /// So many at each node of the target.
+        clients: u32,
+        /// Values of so many bytes.
+        bytes: u64,
+        /// The mode of that namespace.
+        mode: Mode,
+    },
     /// Its wall clock jumps, and back at the end.
     ClockJump {
         /// So many milliseconds, forwards or backwards.
@@ -147,6 +191,12 @@ impl FaultKind {
             Self::LossyKill => "lossy-kill",
             Self::FailSync => "fail-sync",
             Self::DiskFull { .. } => "disk-full",
+            Self::DiskNearlyFull { .. } => "disk-nearly-full",
+            Self::DiskHang => "disk-hang",
+            Self::DiskSlow { .. } => "disk-slow",
+            Self::TierStall => "tier-stall",
+            Self::TierSlow { .. } => "tier-slow",
+            Self::Flood { .. } => "flood",
             Self::ClockJump { .. } => "clock-jump",
             Self::ClockDrift { .. } => "clock-drift",
             Self::BitFlip => "bit-flip",
@@ -161,8 +211,13 @@ impl FaultKind {
         )
     }
 
-    /// Whether a node dies of it, or loses what it had.
+    /// Whether a node dies of it, loses what it had, or cannot note hints.
     pub fn kills(self) -> bool {
+        self.ends_nodes() || matches!(self, Self::DiskNearlyFull { .. })
+    }
+
+    /// Whether a node that is hit by it may be found dead.
+    pub fn ends_nodes(self) -> bool {
         matches!(
             self,
             Self::Kill
@@ -174,6 +229,22 @@ impl FaultKind {
         )
     }
 
+    /// Whether nodes and links live on and only lack something: room, speed, or a disk that answers. The
+    /// others owe their service meanwhile.
+    pub fn starves(self) -> bool {
+        matches!(
+            self,
+            Self::DiskNearlyFull { .. }
+                | Self::DiskHang
+                | Self::DiskSlow { .. }
+                | Self::TierStall
+                | Self::TierSlow { .. }
+                | Self::Flood { .. }
+                | Self::Delay { .. }
+                | Self::Slow { .. }
+        )
+    }
+
     /// Whether it needs the server whose disk and clock can be broken.
     pub fn needs_faulty(self) -> bool {
         matches!(
@@ -181,6 +252,11 @@ impl FaultKind {
             Self::LossyKill
                 | Self::FailSync
                 | Self::DiskFull { .. }
+                | Self::DiskNearlyFull { .. }
+                | Self::DiskHang
+                | Self::DiskSlow { .. }
+                | Self::TierStall
+                | Self::TierSlow { .. }
                 | Self::ClockJump { .. }
                 | Self::ClockDrift { .. }
         )
@@ -315,10 +391,14 @@ fn takes_only_its_own(entry: &FaultEntry, word: Word) -> Result<(), String> {
     note(entry.percent.is_some(), "percent");
     note(entry.by.is_some(), "by");
     note(entry.rate.is_some(), "rate");
+    note(entry.clients.is_some(), "clients");
+    note(entry.mode.is_some(), "mode");
     let takes: &[&str] = match word {
         Word::Partition | Word::Flapping => &["shape"],
         Word::Delay => &["ms", "jitter_ms"],
-        Word::Slow | Word::DiskFull => &["bytes"],
+        Word::Slow | Word::DiskFull | Word::DiskNearlyFull => &["bytes"],
+        Word::DiskSlow | Word::TierSlow => &["ms"],
+        Word::Flood => &["clients", "bytes", "mode"],
         Word::Loss => &["percent"],
         Word::ClockJump => &["by"],
         Word::ClockDrift => &["rate"],
@@ -348,6 +428,21 @@ fn kind(entry: &FaultEntry, word: Word) -> Result<FaultKind, String> {
         Word::LossyKill => FaultKind::LossyKill,
         Word::FailSync => FaultKind::FailSync,
         Word::DiskFull => FaultKind::DiskFull { bytes: entry.bytes.unwrap_or(0) },
+        Word::DiskNearlyFull => FaultKind::DiskNearlyFull { bytes: entry.bytes.unwrap_or(NEARLY_FULL_BYTES) },
+        Word::DiskHang => FaultKind::DiskHang,
+        Word::DiskSlow => FaultKind::DiskSlow { ms: milliseconds(entry, 200)? },
+        Word::TierStall => FaultKind::TierStall,
+        Word::TierSlow => FaultKind::TierSlow { ms: milliseconds(entry, 50)? },
+        Word::Flood => {
+            let clients = entry.clients.unwrap_or(64);
+            let bytes = entry.bytes.unwrap_or(1024);
+            if !(1..=MAX_FLOOD_CLIENTS).contains(&clients) || bytes > MAX_VALUE_BYTES as u64 {
+                return Err(format!(
+                    "a flood has 1 to {MAX_FLOOD_CLIENTS} clients and values of at most {MAX_VALUE_BYTES} bytes"
+                ));
+            }
+            FaultKind::Flood { clients, bytes, mode: entry.mode.unwrap_or(Mode::Strong) }
+        }
         Word::ClockJump => FaultKind::ClockJump { by_ms: signed_ms(entry.by.as_deref().unwrap_or("1h"))? },
         Word::ClockDrift => {
             let rate = entry.rate.unwrap_or(1.5);
@@ -358,6 +453,15 @@ fn kind(entry: &FaultEntry, word: Word) -> Result<FaultKind, String> {
         }
         Word::BitFlip => FaultKind::BitFlip,
     })
+}
+
+/// By how much something is slower.
+fn milliseconds(entry: &FaultEntry, otherwise: u64) -> Result<u64, String> {
+    let ms = entry.ms.unwrap_or(otherwise);
+    if !(1..=MAX_SLOW_MS).contains(&ms) {
+        return Err(format!("slower by 1 to {MAX_SLOW_MS} ms, not {ms}"));
+    }
+    Ok(ms)
 }
 
 /// When a fault happens, and how often.

@@ -14,7 +14,7 @@ const CFG: &str = "quorate_mutants";
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
 /// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the
 /// tests within. Copied as `package-name`.
-const TESTS: [(&str, &str); 5] = [
+const TESTS: [(&str, &str); 6] = [
     ("kv-dynamo", "cluster"),
     ("kv-raft", "cluster"),
     ("kv-storage", "conformance"),

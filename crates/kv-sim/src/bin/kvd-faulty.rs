@@ -1,5 +1,5 @@
-//! `kvd-faulty`: the program that `kvd` is, with a disk that forgets what was not synced and a clock that
-//! lies when told to. For tests only.
+//! `kvd-faulty`: the program that `kvd` is, with a disk that forgets what was not synced, a lower tier that
+//! stalls and a clock that lies when told to. For tests only.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use kv_server::program::{self, Arguments};
 use kv_sim::faulty::clock::FaultyClock;
 use kv_sim::faulty::control::{self, Parts};
 use kv_sim::faulty::disk::LossyDisk;
+use kv_sim::faulty::tier::TierFaults;
 
 /// A node whose disk and clock fail on demand. A kill is a power cut: unsynced bytes die with the process.
 #[derive(Debug, Parser)]
@@ -42,11 +43,17 @@ fn main() -> ExitCode {
     {
         return refuse(why);
     }
-    let parts = Parts { disk: LossyDisk::new(seed), clock: FaultyClock::default(), mutant };
-    let real = NodeEnv::real();
+    let parts = Parts {
+        disk: LossyDisk::new(seed),
+        tier: TierFaults::default(),
+        clock: FaultyClock::default(),
+        mutant,
+    };
+    let (real, tier) = (NodeEnv::real(), parts.tier.clone());
     let node_env = NodeEnv {
         env: Env { clock: Arc::new(parts.clock.clone()), ..real.env },
         disk: Arc::new(parts.disk.clone()),
+        tiers: Arc::new(move |named| tier.over(named)),
         ..real
     };
     if let Some(path) = &control

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::{ClockStatus, FaultyClock};
 use super::disk::{DiskStatus, LossyDisk};
+use super::tier::{TierFaults, TierStatus};
 
 /// Longest line of a request.
 const MAX_LINE: u64 = 64 << 10;
@@ -46,6 +47,20 @@ pub enum Command {
         /// By so much.
         ms: u64,
     },
+    /// The disk takes nothing and syncs nothing: what asks it waits.
+    Hang {
+        /// Whether it does; `false` heals.
+        on: bool,
+    },
+    /// The lower tier stands still, or takes its time; what is not given stays as it is.
+    Tier {
+        /// Whether its batches and checkpoints stand still.
+        #[serde(default)]
+        stalled: Option<bool>,
+        /// How much longer each of them takes.
+        #[serde(default)]
+        delay_ms: Option<u64>,
+    },
     /// The wall clock jumps or drifts.
     Clock {
         /// How far it is ahead from now on; as it is when not given.
@@ -78,6 +93,8 @@ pub struct Answer {
     pub mutant: Option<String>,
     /// The disk.
     pub disk: DiskStatus,
+    /// The lower tier.
+    pub tier: TierStatus,
     /// The clock.
     pub clock: ClockStatus,
 }
@@ -87,6 +104,8 @@ pub struct Answer {
 pub struct Parts {
     /// The disk.
     pub disk: LossyDisk,
+    /// The lower tier.
+    pub tier: TierFaults,
     /// The clock.
     pub clock: FaultyClock,
     /// The seeded bug, for the answers.
@@ -105,6 +124,7 @@ impl Parts {
             pid: std::process::id(),
             mutant: self.mutant.clone(),
             disk: self.disk.status(),
+            tier: self.tier.status(),
             clock: self.clock.status(),
         }
     }
@@ -125,6 +145,15 @@ impl Parts {
                 self.disk.set_capacity(Some(self.disk.status().used_bytes.saturating_add(free)));
             }
             Command::SyncDelayMs { ms } => self.disk.set_sync_delay(Duration::from_millis(ms)),
+            Command::Hang { on } => self.disk.hang(on),
+            Command::Tier { stalled, delay_ms } => {
+                if let Some(ms) = delay_ms {
+                    self.tier.set_delay(Duration::from_millis(ms));
+                }
+                if let Some(stalled) = stalled {
+                    self.tier.stall(stalled);
+                }
+            }
             Command::Clock { offset_ms, rate } => {
                 self.clock.set(offset_ms, rate)?;
             }
@@ -170,9 +199,18 @@ fn serve(connection: UnixStream, parts: &Parts) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn parts() -> Parts {
+        Parts {
+            disk: LossyDisk::new(0),
+            tier: TierFaults::default(),
+            clock: FaultyClock::default(),
+            mutant: None,
+        }
+    }
+
     #[test]
     fn every_command_answers_with_what_is_in_force() {
-        let parts = Parts { disk: LossyDisk::new(0), clock: FaultyClock::default(), mutant: None };
+        let parts = parts();
         let ask = |line: &str| {
             let answer = parts.answer(line);
             assert!(answer.ok, "{line}: {:?}", answer.error);
@@ -187,6 +225,12 @@ mod tests {
         assert_eq!(ask(r#"{"do":"capacity","free":5}"#).disk.capacity_bytes, Some(5));
         assert_eq!(ask(r#"{"do":"capacity","bytes":null}"#).disk.capacity_bytes, None);
         assert_eq!(ask(r#"{"do":"sync_delay_ms","ms":9}"#).disk.sync_delay_ms, 9);
+        assert!(ask(r#"{"do":"hang","on":true}"#).disk.hangs);
+        assert!(!ask(r#"{"do":"hang","on":false}"#).disk.hangs);
+        assert!(ask(r#"{"do":"tier","stalled":true}"#).tier.stalled);
+        let slow = ask(r#"{"do":"tier","delay_ms":7}"#).tier;
+        assert!(slow.stalled && slow.delay_ms == 7, "the one is not the other: {slow:?}");
+        assert!(!ask(r#"{"do":"tier","stalled":false,"delay_ms":0}"#).tier.stalled);
         let clock = ask(r#"{"do":"clock","offset_ms":3600000,"rate":2.0}"#).clock;
         assert!(clock.offset_ms >= 3_600_000);
         assert_eq!(ask(r#"{"do":"clock","offset_ms":0,"rate":1.0}"#).clock.rate, 1.0);
@@ -206,7 +250,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
         std::fs::write(&path, "left behind").unwrap();
-        let parts = Parts { disk: LossyDisk::new(0), clock: FaultyClock::default(), mutant: None };
+        let parts = parts();
         listen(&path, parts).unwrap();
         for offset in [1000, -1000] {
             let mut stream = UnixStream::connect(&path).unwrap();

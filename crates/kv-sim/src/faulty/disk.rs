@@ -5,6 +5,8 @@
 //!
 //! A sync that fails drops what it should have written, as Linux does since 2018 with its page cache: the
 //! process still reads the new bytes, the next sync succeeds, and the file never gets them.
+//!
+//! A disk that hangs keeps every write and every sync waiting until it is healed; reads go on, from memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -16,6 +18,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use kv_storage::disk::{DirLock, Disk, DiskFile, FreeSpace, RealDisk};
+use kv_storage::limits::DISK_RESERVE_SHARE;
 use serde::{Deserialize, Serialize};
 
 use super::lock;
@@ -44,6 +47,12 @@ pub struct DiskStatus {
     pub capacity_bytes: Option<u64>,
     /// How much longer a sync takes.
     pub sync_delay_ms: u64,
+    /// Whether writes and syncs wait for good.
+    pub hangs: bool,
+    /// Writes and syncs that a disk which hung kept waiting.
+    pub held_calls: u64,
+    /// How often it was asked and said that less is free than an engine keeps in reserve.
+    pub said_short: u64,
     /// Bytes that the files take now, as far as this process has looked into their folders.
     pub used_bytes: u64,
     /// Bytes that a kill would lose now.
@@ -68,6 +77,8 @@ pub struct LossyDisk {
 struct Shared {
     names: Mutex<Names>,
     faults: Mutex<Faults>,
+    /// A disk that hung was healed.
+    healed: Condvar,
     unsynced: AtomicU64,
 }
 
@@ -124,8 +135,12 @@ impl LossyDisk {
     fn with(seed: u64, leaks: bool) -> Self {
         let status = DiskStatus { lose_unsynced: true, ..DiskStatus::default() };
         let faults = Faults { status, leaks, random: fastrand::Rng::with_seed(seed) };
-        let shared =
-            Shared { names: Mutex::default(), faults: Mutex::new(faults), unsynced: AtomicU64::new(0) };
+        let shared = Shared {
+            names: Mutex::default(),
+            faults: Mutex::new(faults),
+            healed: Condvar::new(),
+            unsynced: AtomicU64::new(0),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -157,6 +172,12 @@ impl LossyDisk {
         lock(&self.shared.faults).status.capacity_bytes = bytes;
     }
 
+    /// Writes and syncs that begin wait until told otherwise.
+    pub fn hang(&self, hangs: bool) {
+        lock(&self.shared.faults).status.hangs = hangs;
+        self.shared.healed.notify_all();
+    }
+
     /// How much longer every sync takes.
     pub fn set_sync_delay(&self, delay: Duration) {
         lock(&self.shared.faults).status.sync_delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -171,6 +192,15 @@ impl LossyDisk {
 }
 
 impl Shared {
+    /// Waits while the disk hangs. The caller holds no lock of this disk.
+    fn wait_while_it_hangs(&self) {
+        let mut faults = lock(&self.faults);
+        faults.status.held_calls += u64::from(faults.status.hangs);
+        while faults.status.hangs {
+            faults = self.healed.wait(faults).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
     /// Counts a sync; an error if it is one that fails.
     fn count_sync(&self) -> io::Result<()> {
         let mut faults = lock(&self.faults);
@@ -433,6 +463,7 @@ struct LossyFile {
 
 impl LossyFile {
     fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        self.shared.wait_while_it_hangs();
         let delay = lock(&self.shared.faults).status.sync_delay_ms;
         if delay > 0 {
             // A wait that nothing ends: a slow disk. The bytes are still in this process alone.
@@ -459,6 +490,7 @@ impl DiskFile for LossyFile {
         if data.is_empty() {
             return Ok(());
         }
+        self.shared.wait_while_it_hangs();
         let end = offset + data.len() as u64;
         let allocated = self.inode.allocated.load(Ordering::Relaxed);
         self.shared.admit(end.saturating_sub(allocated))?;
@@ -570,6 +602,7 @@ impl Disk for LossyDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.shared.wait_while_it_hangs();
         let mut names = lock(&self.shared.names);
         names.look(dir)?;
         names.settle(dir)?;
@@ -585,7 +618,9 @@ impl Disk for LossyDisk {
             return RealDisk.free_space(dir);
         };
         let used = lock(&self.shared.names).used();
-        Ok(Some(FreeSpace { free: total.saturating_sub(used), total }))
+        let free = total.saturating_sub(used);
+        lock(&self.shared.faults).status.said_short += u64::from(free < total / DISK_RESERVE_SHARE);
+        Ok(Some(FreeSpace { free, total }))
     }
 
     fn exists(&self, path: &Path) -> bool {

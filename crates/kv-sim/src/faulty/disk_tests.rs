@@ -194,3 +194,26 @@ fn a_disk_that_need_not_lose_keeps_everything() {
     assert_eq!(contents(&reopened, &folder.path().join("c")), b"after");
     assert!(!reopened.exists(&b));
 }
+
+#[test]
+fn a_disk_that_hangs_keeps_writes_and_syncs_waiting_and_goes_on_when_it_is_healed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let disk = LossyDisk::without_leaks();
+    let file = disk.open(&path, true).unwrap();
+    file.write_at(&[1; SECTOR], 0).unwrap();
+    disk.hang(true);
+    let (writes, syncs) = (file.clone(), file.clone());
+    let threads = [
+        std::thread::spawn(move || writes.write_at(&[2; SECTOR], 0).unwrap()),
+        std::thread::spawn(move || syncs.sync_data().unwrap()),
+    ];
+    while disk.status().held_calls < 2 {
+        std::thread::yield_now();
+    }
+    assert_eq!(contents(&disk, &path)[0], 1, "reads go on");
+    assert!(threads.iter().all(|thread| !thread.is_finished()));
+    disk.hang(false);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!((contents(&disk, &path)[0], disk.status().syncs, disk.status().hangs), (2, 1, false));
+}

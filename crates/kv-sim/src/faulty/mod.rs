@@ -1,9 +1,10 @@
-//! A disk that loses what was not synced, a clock that lies, and the socket that commands both: the
-//! environment of `kvd-faulty`, which is otherwise the program that `kvd` is.
+//! A disk that loses what was not synced or hangs, a lower tier that stalls, a clock that lies, and the
+//! socket that commands them: the environment of `kvd-faulty`, which is otherwise the program that `kvd` is.
 
 pub mod clock;
 pub mod control;
 pub mod disk;
+pub mod tier;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -12,7 +12,7 @@ use kv_server::{
     DynamoSettings, LimitSettings, Node, NodeConfig, NodeEnv, PeerSettings, RaftSettings, StorageSettings,
 };
 use kv_storage::Drive;
-use kv_storage::tier::MemTiers;
+use kv_storage::tier::{MemTiers, TierSource};
 use kv_types::catalogue::Member;
 use kv_types::{ClusterId, NodeId};
 
@@ -83,7 +83,8 @@ impl Settings {
         let storage = StorageSettings {
             segment_size,
             max_log_size: segment_size * 32,
-            memtable_size: 2 << 20,
+            // Of the smaller one a stalled tier leaves little after a while.
+            memtable_size: *dice.choice(&[512_u64 << 10, 2 << 20]).unwrap_or(&(2 << 20)),
             checkpoint_log_size: segment_size,
             checkpoint_interval: Duration::from_secs(dice.u64(1..5)),
             ..StorageSettings::default()
@@ -164,6 +165,16 @@ impl Machine {
         self.tiers.delete(&PathBuf::from(DIR));
     }
 
+    /// The lower tier takes a batch only so long after the last one, or none with [`Duration::MAX`].
+    pub fn pause_tier(&self, pause: Duration) {
+        self.tiers.set_pause(&PathBuf::from(DIR), pause);
+    }
+
+    /// Batches for which the lower tier kept the engine waiting.
+    pub fn tier_waits(&self) -> u64 {
+        self.tiers.kept_waiting(&PathBuf::from(DIR))
+    }
+
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -206,10 +217,11 @@ impl Machine {
             entropy: Entropy::seeded(seed),
             network: Arc::new(SimNetwork),
         };
+        let tiers: Arc<dyn TierSource> = Arc::new(self.tiers.clone());
         let node_env = NodeEnv {
             env,
             disk: Arc::new(self.disk.clone()),
-            tiers: Some(Arc::new(self.tiers.clone())),
+            tiers: Arc::new(move |_| Arc::clone(&tiers)),
             drive: Drive::Manual,
         };
         NodeRuntime::scope(mix(seed, 0x4af7), async move {

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kv_env::Entropy;
@@ -20,12 +20,26 @@ pub struct SimDisk {
     entropy: Entropy,
     /// Added to every write while the disk is slow.
     slow_us: Arc<AtomicU64>,
+    hang: Arc<Mutex<Hang>>,
+}
+
+/// Whether a disk hangs, and how often that was felt.
+#[derive(Debug, Default)]
+struct Hang {
+    /// Until when, in the time of the simulation.
+    until: Duration,
+    held: u64,
 }
 
 impl SimDisk {
     /// An empty disk.
     pub fn new(entropy: &Entropy) -> Self {
-        Self { memory: MemDisk::new(entropy.next_u64()), entropy: entropy.fork(), slow_us: Arc::default() }
+        Self {
+            memory: MemDisk::new(entropy.next_u64()),
+            entropy: entropy.fork(),
+            slow_us: Arc::default(),
+            hang: Arc::default(),
+        }
     }
 
     /// Faults of its contents.
@@ -36,6 +50,25 @@ impl SimDisk {
     /// Makes every write take up to so much longer.
     pub fn slow(&self, by: Duration) {
         self.slow_us.store(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl SimDisk {
+    /// Completes no write until then, in the time of the simulation.
+    pub fn hang(&self, until: Duration) {
+        self.hang.lock().unwrap_or_else(PoisonError::into_inner).until = until;
+    }
+
+    /// Writes that waited because it hung.
+    pub fn held(&self) -> u64 {
+        self.hang.lock().unwrap_or_else(PoisonError::into_inner).held
+    }
+
+    fn hangs_for(&self) -> Duration {
+        let mut hang = self.hang.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = hang.until.saturating_sub(turmoil::sim_elapsed().unwrap_or_default());
+        hang.held += u64::from(!rest.is_zero());
+        rest
     }
 }
 
@@ -75,6 +108,9 @@ impl Disk for SimDisk {
     fn latency(&self) -> Duration {
         let (least, most) = HEALTHY_US;
         let slow = self.slow_us.load(Ordering::Relaxed);
-        Duration::from_micros(least + self.entropy.below(most - least + 1) + self.entropy.below(slow + 1))
+        self.hangs_for()
+            + Duration::from_micros(
+                least + self.entropy.below(most - least + 1) + self.entropy.below(slow + 1),
+            )
     }
 }

@@ -56,8 +56,8 @@ struct Active {
     since: Duration,
     /// It was seen to have an effect, and counts.
     counted: bool,
-    /// Writes that the disks of the victims had refused before.
-    refused_before: u64,
+    /// How often the victims had felt a fault of this kind before, where that shows later.
+    felt_before: u64,
 }
 
 /// The state of the link between two nodes.
@@ -223,10 +223,18 @@ impl Nemesis {
         }
     }
 
-    fn refused_writes(&self, nodes: &[NodeId]) -> u64 {
+    /// How often nodes have felt a fault of this kind so far, where that shows later.
+    fn felt(&self, fault: Fault, nodes: &[NodeId]) -> u64 {
         let machines = nodes.iter().filter_map(|node| self.cluster.machine(*node));
-        // A node that is told in time refuses by itself, before a write finds no room.
-        machines.map(|machine| machine.disk.memory()).map(|disk| disk.refused() + disk.said_short()).sum()
+        machines
+            .map(|machine| match fault {
+                // A node that is told in time refuses by itself, before a write finds no room.
+                Fault::FullDisk(..) => machine.disk.memory().refused() + machine.disk.memory().said_short(),
+                Fault::HungDisk(_) => machine.disk.held(),
+                Fault::StalledTier(_) | Fault::SlowTier(..) => machine.tier_waits(),
+                _ => 0,
+            })
+            .sum()
     }
 
     fn supervise(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
@@ -294,18 +302,22 @@ impl Nemesis {
             | Fault::FailingSync(whom, _)
             | Fault::FullDisk(whom, _)
             | Fault::SlowDisk(whom, _)
+            | Fault::HungDisk(whom)
+            | Fault::StalledTier(whom)
+            | Fault::SlowTier(whom, _)
             | Fault::LoseTier(whom)
             | Fault::ClockJump(whom, _)
             | Fault::ClockDrift(whom, _) => (vec![one(whom)], BTreeSet::new()),
         };
         let names: Vec<String> = victims.iter().map(ToString::to_string).collect();
         self.note(now, planned.fault.kind(), json!({"fault": planned.fault, "nodes": names}));
-        let refused_before = self.refused_writes(&victims);
+        let until = now + planned.until.saturating_sub(planned.at);
+        let felt_before = self.felt(planned.fault, &victims);
         let mut counted = !matches!(planned.fault, Fault::FullDisk(..)) && victims.is_empty();
         for machine in
             victims.iter().filter_map(|node| self.cluster.machine(*node)).cloned().collect::<Vec<_>>()
         {
-            let struck = self.strike_machine(sim, &machine, planned.fault);
+            let struck = self.strike_machine(sim, &machine, planned.fault, until);
             counted |= struck;
             if struck && kills(planned.fault) {
                 self.disturbances.deaths.push((nanos(now), nanos(now)));
@@ -319,13 +331,19 @@ impl Nemesis {
             self.struck.extend(&victims);
         }
         self.tier_lost |= matches!(planned.fault, Fault::LoseTier(_));
-        self.active.push(Active { planned, victims, links, since: now, counted, refused_before });
+        self.active.push(Active { planned, victims, links, since: now, counted, felt_before });
         self.apply_links(sim, now);
     }
 
     /// Strikes a node. Whether that had an effect at once; of a disk that is to fail or fill up it shows
     /// later.
-    fn strike_machine(&self, sim: &mut turmoil::Sim<'_>, machine: &Machine, fault: Fault) -> bool {
+    fn strike_machine(
+        &self,
+        sim: &mut turmoil::Sim<'_>,
+        machine: &Machine,
+        fault: Fault,
+        until: Duration,
+    ) -> bool {
         let memory = machine.disk.memory();
         let runs = machine.state() != State::Down;
         match fault {
@@ -357,6 +375,18 @@ impl Nemesis {
                 return false;
             }
             Fault::SlowDisk(_, ms) => machine.disk.slow(Duration::from_millis(ms)),
+            Fault::HungDisk(_) => {
+                machine.disk.hang(until);
+                return false;
+            }
+            Fault::StalledTier(_) => {
+                machine.pause_tier(Duration::MAX);
+                return false;
+            }
+            Fault::SlowTier(_, ms) => {
+                machine.pause_tier(Duration::from_millis(ms));
+                return false;
+            }
             Fault::ClockJump(_, by) => machine.clock.jump(by),
             Fault::ClockDrift(_, gain) => machine.clock.drift(gain),
             Fault::Cut(..) | Fault::Hold(..) | Fault::SlowNetwork(_) => {}
@@ -371,12 +401,14 @@ impl Nemesis {
         }
         let lasted = (nanos(over.since), nanos(now));
         match over.planned.fault {
-            Fault::SlowDisk(..) => self.disturbances.slowed.push(lasted),
+            Fault::SlowDisk(..) | Fault::HungDisk(_) | Fault::StalledTier(_) | Fault::SlowTier(..) => {
+                self.disturbances.slowed.push(lasted);
+            }
             // While it takes nothing more it takes no note either, and its node may live on.
             Fault::FullDisk(..) => self.disturbances.deaths.push(lasted),
             _ => {}
         }
-        if !over.counted && self.refused_writes(&over.victims) > over.refused_before {
+        if !over.counted && self.felt(over.planned.fault, &over.victims) > over.felt_before {
             *self.installed.entry(over.planned.fault.kind()).or_default() += 1;
         }
         // Another fault of the kind on the same node ends with this one: the disk has one switch of each.
@@ -386,6 +418,8 @@ impl Nemesis {
                 Fault::PowerCutAtSync(..) | Fault::FailingSync(..) => memory.fail_syncs(None),
                 Fault::FullDisk(..) => memory.set_capacity(None),
                 Fault::SlowDisk(..) => machine.disk.slow(Duration::ZERO),
+                Fault::HungDisk(_) => machine.disk.hang(Duration::ZERO),
+                Fault::StalledTier(_) | Fault::SlowTier(..) => machine.pause_tier(Duration::ZERO),
                 Fault::ClockDrift(..) => machine.clock.drift(0),
                 _ => {}
             }

@@ -64,6 +64,12 @@ pub enum Fault {
     FullDisk(Whom, u64),
     /// Every write takes up to so many milliseconds longer.
     SlowDisk(Whom, u64),
+    /// The disk completes no write.
+    HungDisk(Whom),
+    /// The lower tier takes no batch.
+    StalledTier(Whom),
+    /// The lower tier takes a batch only so many milliseconds after the last one.
+    SlowTier(Whom, u64),
     /// The power goes and the lower tier is gone.
     LoseTier(Whom),
     /// The wall clock jumps by so many milliseconds.
@@ -75,7 +81,7 @@ pub enum Fault {
 }
 
 /// Names of the kinds, in the order of the table.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 16] = [
     "cut",
     "hold",
     "kill",
@@ -85,6 +91,9 @@ pub const KINDS: [&str; 13] = [
     "failing-sync",
     "full-disk",
     "slow-disk",
+    "hung-disk",
+    "stalled-tier",
+    "slow-tier",
     "lose-tier",
     "clock-jump",
     "clock-drift",
@@ -104,6 +113,9 @@ impl Fault {
             Self::FailingSync(..) => "failing-sync",
             Self::FullDisk(..) => "full-disk",
             Self::SlowDisk(..) => "slow-disk",
+            Self::HungDisk(_) => "hung-disk",
+            Self::StalledTier(_) => "stalled-tier",
+            Self::SlowTier(..) => "slow-tier",
             Self::LoseTier(_) => "lose-tier",
             Self::ClockJump(..) => "clock-jump",
             Self::ClockDrift(..) => "clock-drift",
@@ -131,7 +143,10 @@ const MIN_DWELL_MS: u64 = 150;
 /// Whether faults of this kind end lives of nodes. After one, replicas may need a read to become alike (see
 /// `super::load`); without any, hints alone must make them so.
 pub fn ends_lives(kind: &str) -> bool {
-    !matches!(kind, "cut" | "hold" | "slow-disk" | "clock-jump" | "clock-drift" | "slow-network")
+    let network = matches!(kind, "cut" | "hold" | "slow-network");
+    let clock = matches!(kind, "clock-jump" | "clock-drift");
+    let slow = matches!(kind, "slow-disk" | "hung-disk" | "stalled-tier" | "slow-tier");
+    !(network || clock || slow)
 }
 
 /// The faults of a run whose phase of faults lasts so long, by time. In one seed of three all nodes live
@@ -181,6 +196,9 @@ fn fault_of(kind: &str, dice: &mut fastrand::Rng) -> Fault {
         "failing-sync" => Fault::FailingSync(whom, dice.u64(0..60)),
         "full-disk" => Fault::FullDisk(whom, dice.u64(0..30_000)),
         "slow-disk" => Fault::SlowDisk(whom, dice.u64(5..400)),
+        "hung-disk" => Fault::HungDisk(whom),
+        "stalled-tier" => Fault::StalledTier(whom),
+        "slow-tier" => Fault::SlowTier(whom, dice.u64(50..2_000)),
         "lose-tier" => Fault::LoseTier(whom),
         "clock-jump" => {
             let far = *dice.choice(&[500_i64, 10_000, 3_600_000, 400 * 24 * 3_600_000]).unwrap_or(&500);

@@ -5,9 +5,11 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Tier, TierChunk, TierError, TierMark, TierSource, TierWrites};
 use crate::locks::lock;
@@ -31,6 +33,18 @@ struct State {
     undo: BTreeMap<Bytes, Option<Bytes>>,
     durable_mark: Option<TierMark>,
     fail: Option<TierError>,
+    pace: Pace,
+}
+
+/// How fast a tier takes batches.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    /// The pause between two; none at all when it is [`Duration::MAX`].
+    pause: Duration,
+    /// When it took the last one.
+    last: Option<Instant>,
+    /// How often it was asked and did not take one.
+    refused: u64,
 }
 
 impl MemTiers {
@@ -47,6 +61,7 @@ impl MemTiers {
                 let mut s = lock(&tier.state);
                 survivor.rows = s.rows.clone();
                 survivor.mark = s.durable_mark;
+                survivor.pace.pause = s.pace.pause;
                 survivor.durable_mark = s.durable_mark;
                 for (key, old) in std::mem::take(&mut s.undo) {
                     match old {
@@ -72,6 +87,18 @@ impl MemTiers {
         }
     }
 
+    /// The tier of `dir` takes a batch only so long after the last one from now on; with [`Duration::MAX`] it
+    /// takes none. For engines that are driven: their drain does not wait inside the tier.
+    pub fn set_pause(&self, dir: &Path, pause: Duration) {
+        let tier = lock(&self.tiers).entry(dir.to_path_buf()).or_default().clone();
+        lock(&tier.state).pace.pause = pause;
+    }
+
+    /// How often the tier of `dir` did not take a batch when it was asked, since it was made.
+    pub fn kept_waiting(&self, dir: &Path) -> u64 {
+        lock(&self.tiers).get(dir).map_or(0, |tier| lock(&tier.state).pace.refused)
+    }
+
     /// Puts the mark of the tier of `dir` back, as a tier that lost checkpointed data would have it.
     pub fn rewind(&self, dir: &Path, drained: u64) {
         if let Some(tier) = lock(&self.tiers).get(dir)
@@ -86,9 +113,13 @@ impl MemTiers {
 impl TierSource for MemTiers {
     fn open(&self, dir: &Path) -> Result<Arc<dyn Tier>, TierError> {
         let tier = lock(&self.tiers).entry(dir.to_path_buf()).or_default().clone();
-        if let Some(e) = lock(&tier.state).fail.clone() {
+        let mut s = lock(&tier.state);
+        if let Some(e) = s.fail.clone() {
             return Err(e);
         }
+        // The clock of another life is not this one's.
+        s.pace.last = None;
+        drop(s);
         Ok(tier)
     }
 
@@ -141,11 +172,22 @@ impl Tier for MemTier {
             s.undo.entry(key).or_insert(old);
         }
         s.mark = Some(mark);
+        if !s.pace.pause.is_zero() {
+            s.pace.last = Some(Instant::now());
+        }
         Ok(())
     }
 
     fn mark(&self) -> Result<Option<TierMark>, TierError> {
         Ok(self.state()?.mark)
+    }
+
+    fn takes_writes(&self) -> bool {
+        let pace = &mut lock(&self.state).pace;
+        let over = pace.last.is_none_or(|last| last.elapsed() >= pace.pause);
+        let takes = pace.pause.is_zero() || (over && pace.pause != Duration::MAX);
+        pace.refused += u64::from(!takes);
+        takes
     }
 
     fn checkpoint(&self) -> Result<(), TierError> {

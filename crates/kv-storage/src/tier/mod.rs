@@ -115,6 +115,11 @@ pub trait Tier: Debug + Send + Sync {
     fn mark(&self) -> Result<Option<TierMark>, TierError>;
     /// Everything applied before this call is on disk when it returns.
     fn checkpoint(&self) -> Result<(), TierError>;
+    /// False while it takes no batch and no checkpoint, where nothing may block: a simulated tier that is
+    /// slow or stalled. Real ones take their time inside the calls.
+    fn takes_writes(&self) -> bool {
+        true
+    }
     /// Bytes that one [`Tier::apply`] should have at most; a larger single batch of the log goes whole.
     fn batch_bytes(&self) -> usize {
         usize::MAX
