@@ -382,7 +382,8 @@ impl Link {
         if matches!(state.phase, Phase::Open) {
             let now = Instant::now();
             if std::mem::take(&mut state.greets) {
-                frames.push(self.greeting());
+                // Alone: on a slow link what follows may take longer than the port waits.
+                return Poll::Ready(Some(ExchangeRequest { frames: vec![self.greeting()] }));
             }
             while frames.len() < limits::COALESCE_FRAMES
                 && state.calls.len() - state.queue.len() < self.config.link_in_flight

@@ -166,7 +166,8 @@ pub struct StorageSettings {
     /// system; 0B to never ask.
     #[serde(deserialize_with = "size")]
     pub disk_reserve_size: u64,
-    /// Bytes of snapshots of its own state that this node writes in a second.
+    /// Bytes of a snapshot of its own state that this node writes in a second; more when its log would be
+    /// full before the snapshot is done.
     #[serde(deserialize_with = "size")]
     pub snapshot_rate: u64,
 }

@@ -15,8 +15,8 @@ pub(crate) const CONCURRENT_REQUESTS: usize = 4_096;
 pub(crate) const CONNECTIONS: usize = 1_024;
 /// Default of `[limits] buffered_size`, bytes.
 pub(crate) const BUFFERED_BYTES: u64 = 256 << 20;
-/// Least `[storage] snapshot_rate`, bytes per second: a snapshot of a slower node would never be done before
-/// its log is full.
+/// Least `[storage] snapshot_rate`, bytes per second: slower, a snapshot would rarely be done before the next
+/// one is due.
 pub(crate) const SNAPSHOT_RATE_MIN: u64 = 1 << 20;
 /// Streams that may be open for each request that may be worked on: those arriving and those being answered
 /// count too.

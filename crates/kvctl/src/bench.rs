@@ -263,7 +263,8 @@ struct Counters {
 }
 
 impl Counters {
-    /// Of a strong namespace the leader's; of an available one those of all nodes, since every node coordinates.
+    /// Of a strong namespace the leader's; of an available one those of all nodes, since every node
+    /// coordinates.
     async fn of(client: &Client, placement: Placement) -> Self {
         let Ok(topology) = client.admin().topology().await else {
             return Self { addresses: Vec::new(), nodes: Vec::new(), whose: "unknown".into() };
