@@ -217,26 +217,29 @@ async fn derived_entries_that_come_again_are_compared_and_skipped() {
     }
 }
 
-/// The smallest case of it: a step is drained and checkpointed, then the power is cut.
+/// The smallest case of it: a step is drained and checkpointed, then the power is cut. What was not synced is
+/// lost, kept or torn as the seed says.
 #[tokio::test]
 async fn a_journal_is_on_the_disk_before_its_tier() {
-    let world = manual(7);
-    let (storage, _) = world.open();
-    let batch = Batch::new().append(J, b"s", 1, b"entry").put(T, b"k", b"row");
-    storage.apply(batch).await.unwrap();
-    let asked = storage.clone();
-    let checkpointed = tokio::spawn(async move { asked.checkpoint().await });
-    while !checkpointed.is_finished() {
-        storage.pump();
-        tokio::task::yield_now().await;
+    for seed in 0..40 {
+        let world = manual(seed);
+        let (storage, _) = world.open();
+        let batch = Batch::new().append(J, b"s", 1, vec![7; 9_000]).put(T, b"k", b"row");
+        storage.apply(batch).await.unwrap();
+        let asked = storage.clone();
+        let checkpointed = tokio::spawn(async move { asked.checkpoint().await });
+        while !checkpointed.is_finished() {
+            storage.pump();
+            tokio::task::yield_now().await;
+        }
+        checkpointed.await.unwrap().unwrap();
+        world.crash(storage);
+        let (storage, _) = world.open();
+        assert_eq!(storage.get(T, b"k").unwrap().unwrap().value, "row");
+        let entries = storage.read_entries(J, b"s", (1, 9), 9, 99).unwrap();
+        assert_eq!(entries, [(1, Bytes::from(vec![7; 9_000]))], "seed {seed}");
+        storage.halt();
     }
-    checkpointed.await.unwrap().unwrap();
-    world.crash(storage);
-    let (storage, _) = world.open();
-    assert_eq!(storage.get(T, b"k").unwrap().unwrap().value, "row");
-    let entries = storage.read_entries(J, b"s", (1, 9), 9, 99).unwrap();
-    assert_eq!(entries, [(1, Bytes::from_static(b"entry"))]);
-    storage.halt();
 }
 
 #[test]
