@@ -104,14 +104,14 @@ impl Flood {
         bytes: u64,
         mode: Mode,
         dice: u64,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Box<Error>> {
         let (mut tasks, over) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
         let value = vec![b'f'; usize::try_from(bytes).unwrap_or(usize::MAX)];
         for (node, address) in nodes {
             for client in 0..clients {
                 let options =
                     ClientOptions { attempts: 1, write_timeout: DEADLINE, ..ClientOptions::pinned(address) };
-                let connected = Client::connect(options)?;
+                let connected = Client::connect(options).map_err(Box::new)?;
                 let (value, over) = (value.clone(), Arc::clone(&over));
                 let prefix = format!("{dice:x}.{node}.{client}.");
                 tasks.spawn(write(connected, mode, prefix, value, over));

@@ -360,7 +360,7 @@ impl Link {
         self.close("this node has closed its links");
     }
 
-    /// A ping that nobody waits for.
+    /// A ping whose answer is not waited for.
     fn greeting(&self) -> RequestFrame {
         RequestFrame {
             id: 0,

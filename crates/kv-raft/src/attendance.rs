@@ -1,5 +1,5 @@
-//! Whether a task that must not end still runs. A panic in it is told to those who would stop the node: a group
-//! without its steward takes no snapshots and does not watch its disk, and would fail much later.
+//! Whether a task that must not end still runs. A panic in it is told to those who would stop the node: a
+//! group without its steward takes no snapshots and does not watch its disk, and would fail much later.
 
 use tokio::sync::watch;
 

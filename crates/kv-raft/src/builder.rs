@@ -1,6 +1,6 @@
 //! Taking a snapshot of a group: a copy of its rows into a file, while entries are applied, and its histories
-//! as far as the rows in it say. Nothing waits for it; a copy that cannot keep up is given up, and the steward
-//! asks again.
+//! as far as the rows in it say. Nothing waits for it; a copy that cannot keep up is given up, and the
+//! steward asks again.
 //!
 //! An entry of a history never changes, so it may be read at any time: of each namespace those are taken that
 //! the row of its account, as it passes by, says to be applied. What the floor passes meanwhile is not
@@ -22,15 +22,17 @@ use openraft::storage::RaftSnapshotBuilder;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::applied::{Applied, stored_mark};
 use crate::codec;
-use crate::config::limits::{
+use crate::config::{LogId, SnapshotMeta, TypeConfig};
+use crate::history::{self, Page, Past};
+use crate::limits::{
     HISTORY_PAGE_BYTES, PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOTS_KEPT,
 };
-use crate::config::{LogId, Snapshot, SnapshotMeta, TypeConfig};
-use crate::history::{self, Page, Past};
-use crate::machine::{Applied, MachineError, stored_mark};
+use crate::machine_error::MachineError;
 use crate::runtime::NodeRuntime;
 use crate::schedule::{Haste, Rate};
+use crate::snapshot::Snapshot;
 use crate::snapshot::{self, Block, SnapshotData, id_of};
 use crate::tables::{Space, Table, keys};
 

@@ -15,7 +15,8 @@ use kv_types::{
 use tokio::sync::watch;
 
 use crate::codec::{self, CodecError, Reader, Write};
-use crate::machine::{Domain, MachineError};
+use crate::machine::Domain;
+use crate::machine_error::MachineError;
 use crate::proposal::{Created, Point, Proposal, Reply};
 use crate::tables::{Space, Stage, Table, keys};
 

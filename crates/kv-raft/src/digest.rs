@@ -12,11 +12,11 @@ use kv_types::NamespaceId;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::codec;
-use crate::config::limits::{
+use crate::history::{Past, Walk};
+use crate::limits::{
     DIGEST_ENTRIES_AT_CLOSE, DIGEST_PARTS_AT_CLOSE, DIGEST_PASSES, PIECE_BYTES, ROWS_AT_ONCE,
 };
-use crate::history::{Past, Walk};
-use crate::machine::MachineError;
+use crate::machine_error::MachineError;
 use crate::row::Live;
 use crate::tables::{Space, Table, keys};
 

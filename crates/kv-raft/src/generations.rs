@@ -8,8 +8,8 @@ use kv_types::GroupId;
 use tokio::time::Instant;
 
 use crate::codec::{self, CodecError, Reader};
-use crate::config::limits::REMOVED_BYTES_PER_SECOND;
-use crate::machine::MachineError;
+use crate::limits::REMOVED_BYTES_PER_SECOND;
+use crate::machine_error::MachineError;
 use crate::runtime::NodeRuntime;
 use crate::schedule::Rate;
 use crate::tables::{Space, Table, keys};

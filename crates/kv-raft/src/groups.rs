@@ -22,27 +22,30 @@ use openraft::{AsyncRuntime, EmptyNode, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::applied::Applied;
 use crate::attendance::Attendance;
 use crate::backlog::{Load, SharedBacklog};
 use crate::builder::{Account, SnapshotWork};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::codec::{self, CodecError};
-use crate::config::limits::{
-    ABILITY_EVERY, APPEND_ENTRIES, DISK_SILENCE, FULL_LOG_RETRY_MS, GIVE_UP_EVERY, HELD_LOG_SHARE,
-    RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE, TOLD_WAIT,
-};
-use crate::config::{Entry, LogId, Raft, RaftConfig, Snapshot, TypeConfig, Vote, log_bytes_wanted};
+use crate::config::{Entry, LogId, RaftConfig, TypeConfig, Vote, log_bytes_wanted};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
 use crate::incoming::{Check, Known, Refusals, check_answer, check_append, check_vote, committed_in_log};
+use crate::limits::{
+    ABILITY_EVERY, APPEND_ENTRIES, DISK_SILENCE, FULL_LOG_RETRY_MS, GIVE_UP_EVERY, HELD_LOG_SHARE,
+    RETRY_AFTER_MS, SNAPSHOT_PAUSE, STEWARD_DEADLINE, STEWARD_TICK, SURVEY_DEADLINE, TOLD_WAIT,
+};
 use crate::log_store::LogStore;
-use crate::machine::{Applied, Domain, Machine, MachineError};
+use crate::machine::{Domain, Machine, Raft};
+use crate::machine_error::MachineError;
 use crate::network::Network;
 use crate::proposal::Reply;
 use crate::recent::RecentWrites;
 use crate::rejoin::{self, Decision, Heard, JoinState, Role, SurveyReply};
 use crate::runtime::NodeRuntime;
 use crate::schedule::{self, Growth};
+use crate::snapshot::Snapshot;
 use crate::snapshot_in::{self, Gate, Incoming, Standing};
 use crate::snapshot_out::{Outgoing, Pace};
 use crate::transfer::purge_target;

@@ -4,7 +4,7 @@
 
 use tokio::time::Instant;
 
-use crate::config::limits::TRANSFER_PAUSE;
+use crate::limits::TRANSFER_PAUSE;
 
 /// Why the leadership is not moved now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@
 //! when it is replaced, not when it is new.
 //!
 //! `get(k, r)`: the present row, if its revision is at most r; otherwise the row before in k's first entry
-//! above r. That holds for every r at or above the floor: a deleted key has a tombstone in its place until the
-//! floor has passed its revision.
+//! above r. That holds for every r at or above the floor: a deleted key has a tombstone in its place until
+//! the floor has passed its revision.
 //!
 //! The account is a function of the log, and so is the floor: it rises when the entries above it count for
 //! more than the bound, by whole marks. Marks are made as entries are appended, so that nothing has to be
@@ -22,7 +22,7 @@ use kv_types::{Key, NamespaceId};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::codec::{self, CodecError, Reader, Write};
-use crate::config::limits::{
+use crate::limits::{
     HISTORY_ENTRY_BYTES, HISTORY_MARK_SHARE, HISTORY_WHOLE_VALUE_BYTES, PIECE_BYTES, ROWS_AT_ONCE,
 };
 use crate::row::{HEAD_BYTES, Live, Row};
@@ -129,7 +129,7 @@ pub(crate) fn decode_entry(content: Bytes) -> Result<Vec<Change>, CodecError> {
     Ok(changes)
 }
 
-/// What must hold of the entry of a revision, whoever sent it.
+/// What must hold of the entry of a revision, also of one that another node sent.
 pub(crate) fn check_entry(revision: u64, content: Bytes) -> Result<(), CodecError> {
     let invalid = |why: String| CodecError::Invalid { what: ENTRY, why };
     let changes = decode_entry(content)?;

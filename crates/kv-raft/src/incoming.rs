@@ -11,8 +11,8 @@ use openraft::EntryPayload;
 use openraft::raft::AppendEntriesRequest;
 
 use crate::codec::CodecError;
-use crate::config::limits::{APPEND_ENTRIES, MAX_COMMAND_BYTES, MAX_INDEX, TERM_LEAP};
 use crate::config::{LogId, TypeConfig, Vote};
+use crate::limits::{APPEND_ENTRIES, MAX_COMMAND_BYTES, MAX_INDEX, TERM_LEAP};
 use crate::proposal::Proposal;
 
 /// Whether a proposal of a group decodes and keeps within the limits of what it holds.
@@ -85,8 +85,8 @@ impl Refusals {
     }
 }
 
-/// Whether what a peer answers may be taken: a vote above our own is persisted like one that is asked for, and
-/// an index is calculated with.
+/// Whether what a peer answers may be taken: a vote above our own is persisted like one that is asked for,
+/// and an index is calculated with.
 pub(crate) fn check_answer(
     vote: Option<&Vote>,
     last: Option<&LogId>,

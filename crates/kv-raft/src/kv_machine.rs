@@ -13,9 +13,10 @@ use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{self, CodecError, Reader, Write};
-use crate::config::limits::HISTORY_BYTES;
 use crate::history::{Entry, Past};
-use crate::machine::{Domain, MachineError};
+use crate::limits::HISTORY_BYTES;
+use crate::machine::Domain;
+use crate::machine_error::MachineError;
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
 use crate::row::{Live, Row};
 use crate::sessions::{Admission, AllOpenings, Kept, Outcome, SessionBounds, Sessions};

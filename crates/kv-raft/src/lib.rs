@@ -16,6 +16,7 @@
 //! - The tables are derived: they may be lost or lag behind, the log and the snapshot files bring them back.
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
+mod applied;
 mod attendance;
 mod backlog;
 mod builder;
@@ -30,9 +31,11 @@ mod handover;
 mod history;
 mod incoming;
 mod kv_machine;
+mod limits;
 mod log_store;
 mod log_time;
 mod machine;
+mod machine_error;
 mod network;
 mod pace;
 mod proposal;
@@ -56,6 +59,6 @@ mod transfer;
 pub use codec::CodecError;
 pub use config::RaftConfig;
 pub use groups::StartError;
-pub use machine::MachineError;
+pub use machine_error::MachineError;
 pub use runtime::NodeRuntime;
 pub use strong::{Hop, Strong};

@@ -11,9 +11,9 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 
 use crate::codec;
-use crate::config::limits::APPEND_BYTES;
 use crate::config::{Entry, LogId, TypeConfig, Vote};
 use crate::disk_watch::DiskWatch;
+use crate::limits::APPEND_BYTES;
 
 /// The log of one group. Readers and the writer are the same handle.
 #[derive(Clone)]

@@ -14,7 +14,7 @@
 use bytes::BufMut;
 
 use crate::codec::{CodecError, Reader};
-use crate::config::limits::LOG_TIME_STEP;
+use crate::limits::LOG_TIME_STEP;
 
 /// Both times of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -13,67 +13,29 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use kv_storage::journal::JournalOp;
 use kv_storage::{CopyRow, RowChunk, Snapshots, Storage, StorageError};
-use kv_types::catalogue::FeatureLevel;
 use kv_types::{GroupId, NamespaceId};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
 
+use crate::applied::{Applied, AppliedState, stored_mark};
 use crate::builder::{Account, Builder, SnapshotWork};
-use crate::codec::{self, CodecError};
-use crate::config::limits::{
+use crate::codec;
+use crate::config::{LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::generations::{self, Generations};
+use crate::history::{Past, check_entry};
+use crate::limits::{
     HISTORY_PAGE_BYTES, LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES,
     TOMBSTONES_AT_ONCE,
 };
-use crate::config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
-use crate::generations::{self, Generations};
-use crate::history::{Past, check_entry};
+use crate::machine_error::MachineError;
 use crate::proposal::{Point, Proposal, Reply};
 use crate::recent::RecentWrites;
 use crate::runtime::NodeRuntime;
-pub(crate) use crate::snapshot::SnapshotData;
+use crate::snapshot::Snapshot;
+use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, id_of, rows_for};
 use crate::tables::{Range, Rows, Space, Stage, Table, entry_of, keys};
-
-/// Why a state machine cannot go on. Each of these stops its group.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {
-    /// The tables failed.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// Something that was stored or committed does not decode.
-    #[error(transparent)]
-    Codec(#[from] CodecError),
-    /// A row that must be there is not.
-    #[error("{what} is missing in the tables")]
-    Lost {
-        /// What.
-        what: &'static str,
-    },
-    /// The cluster uses what this program does not know.
-    #[error(
-        "the cluster is at {level}, and this version of the program supports up to {supported}: upgrade this node"
-    )]
-    TooOld {
-        /// The cluster's.
-        level: FeatureLevel,
-        /// This program's.
-        supported: FeatureLevel,
-    },
-    /// A task of the runtime failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl From<MachineError> for io::Error {
-    fn from(error: MachineError) -> Self {
-        match error {
-            MachineError::Io(error) => error,
-            MachineError::Storage(error) => error.into(),
-            other => Self::new(io::ErrorKind::InvalidData, other),
-        }
-    }
-}
 
 /// What the entries of a group mean. Deterministic: the same log gives the same state on every member.
 pub(crate) trait Domain: Send + Sync + 'static {
@@ -93,8 +55,8 @@ pub(crate) trait Domain: Send + Sync + 'static {
         proposal: &Proposal,
     ) -> Result<Reply, MachineError>;
 
-    /// Rows that no longer mean anything and that a step may remove, if there are any: it is told the first of
-    /// them.
+    /// Rows that no longer mean anything and that a step may remove, if there are any: it is told the first
+    /// of them.
     fn sweep(&self, _: Space) -> Option<Range> {
         None
     }
@@ -112,17 +74,8 @@ pub(crate) trait Domain: Send + Sync + 'static {
     fn publish(&self);
 }
 
-/// Which rows are a group's state, and how far they are applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct AppliedState {
-    /// Where the rows stand.
-    pub(crate) space: Space,
-    /// The last entry that is in them.
-    pub(crate) last: Option<LogId>,
-}
-
-/// Whoever holds it for reading sees the state at exactly this point.
-pub(crate) type Applied = Arc<RwLock<AppliedState>>;
+/// A group, as openraft runs it.
+pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 
 /// A group's state machine.
 pub(crate) struct Machine {
@@ -431,13 +384,6 @@ impl LoadedHistory {
     fn take(&mut self) -> Vec<JournalOp> {
         self.bytes = 0;
         std::mem::take(&mut self.waiting)
-    }
-}
-
-pub(crate) fn stored_mark(storage: &Storage, space: Space) -> Result<SnapshotMeta, MachineError> {
-    match storage.get(Table::Applied.id(), &keys::of_space(space))? {
-        Some(row) => Ok(codec::decode_mark(row.value)?),
-        None => Ok(SnapshotMeta::default()),
     }
 }
 

@@ -24,11 +24,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::config::limits::{APPEND_AT_MOST, APPEND_IDLE};
-use crate::config::{Entry, Snapshot, TypeConfig, Vote};
+use crate::config::{Entry, TypeConfig, Vote};
 use crate::incoming::{Malformed, check_answer};
-use crate::machine::SnapshotData;
+use crate::limits::{APPEND_AT_MOST, APPEND_IDLE};
 use crate::pace::Pace;
+use crate::snapshot::Snapshot;
+use crate::snapshot::SnapshotData;
 use crate::snapshot_out::Outgoing;
 
 type RpcError = RPCError<TypeConfig>;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::config::limits::{APPEND_BYTES, APPEND_BYTES_MIN, APPEND_TARGET};
+use crate::limits::{APPEND_BYTES, APPEND_BYTES_MIN, APPEND_TARGET};
 
 /// The size of appends to one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::LogId;
-use crate::config::limits::RECENT_SLOTS;
+use crate::limits::RECENT_SLOTS;
 use crate::tables::Table;
 
 /// The last entry that wrote a row, for each of so many shares of all rows. Rows that share a slot count as

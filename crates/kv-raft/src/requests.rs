@@ -15,16 +15,17 @@ use openraft::{Instant as _, LinearizerOption, ReadPolicy};
 use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::applied::AppliedState;
 #[cfg(test)]
 use crate::backlog::Load;
 use crate::backlog::{Full, Place};
-use crate::config::limits::{
-    DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, READ_ATTEMPTS, RETRY_AFTER_MS,
-};
 use crate::config::{LogId, TypeConfig};
 use crate::digest::Digesting;
 use crate::groups::{Group, Leadership, Unserved};
-use crate::machine::{AppliedState, MachineError};
+use crate::limits::{
+    DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, READ_ATTEMPTS, RETRY_AFTER_MS,
+};
+use crate::machine_error::MachineError;
 use crate::proposal::{Answering, Proposal};
 use crate::runtime::NodeRuntime;
 use crate::tables::{Space, Table};
@@ -165,7 +166,7 @@ impl Group {
                 known
             } else {
                 drop(before);
-                let read = self.from_disk(&places, deadline).await?;
+                let read = self.read_disk(&places, deadline).await?;
                 before = self.still(deadline).await?;
                 self.that_stand(&from, &before, &places, read)
             };
@@ -193,7 +194,7 @@ impl Group {
     }
 
     /// Rows as of some moments of the call, read together and off this thread.
-    async fn from_disk<const N: usize>(
+    async fn read_disk<const N: usize>(
         &self,
         places: &[(Table, Vec<u8>); N],
         deadline: Instant,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::limits::{SNAPSHOT_BURST_BYTES, SNAPSHOT_LOG_BYTES};
+use crate::limits::{SNAPSHOT_BURST_BYTES, SNAPSHOT_LOG_BYTES};
 
 /// An account of bytes per second. It says how long to wait, and lets a burst through after a rest.
 #[derive(Debug, Clone)]

@@ -1,5 +1,5 @@
-//! What each namespace has of a group's sessions, and so whose session is forgotten when there is no room: the
-//! one unused longest of the namespace that has most. So none pushes out the sessions of another that has
+//! What each namespace has of a group's sessions, and so whose session is forgotten when there is no room:
+//! the one unused longest of the namespace that has most. So none pushes out the sessions of another that has
 //! less. A function of the sessions that there are, in whatever order they came.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,9 +9,9 @@
 //! then nothing of it was applied.
 //!
 //! **Why a late opening is not applied twice.** Forgetting a session moves the *horizon* of its namespace to
-//! its issue time or beyond, and the horizon never goes back; an opening that was issued at or before the horizon is refused. A
-//! resend repeats the issue time. So once the session that an opening made is forgotten, every resend of it
-//! is refused.
+//! its issue time or beyond, and the horizon never goes back; an opening that was issued at or before the
+//! horizon is refused. A resend repeats the issue time. So once the session that an opening made is
+//! forgotten, every resend of it is refused.
 //!
 //! **Why no client is locked out by another's clock.** Clients say when they issued an opening, so the
 //! horizon must not follow a clock that is ahead. A session is forgotten only when the latest wall clock of a
@@ -26,7 +26,8 @@
 //! applied (`OVERLOADED`).
 //!
 //! Everything here is a function of the log. A row per session, one for the horizon of each namespace and one
-//! for the time are the whole persistent state, written at most once a step ([`Sessions::seal`]); the index in memory is read from the rows.
+//! for the time are the whole persistent state, written at most once a step ([`Sessions::seal`]); the index
+//! in memory is read from the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,12 +38,12 @@ use kv_types::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
 use kv_types::{ClientId, Failure, Mutation, NamespaceId, Reason};
 
 use crate::codec::{self, CodecError, Reader, Write};
-use crate::config::limits::{
+use crate::limits::{
     MAX_SESSION_AHEAD, MAX_SESSIONS_AHEAD, RETRY_AFTER_MS, SESSION_BYTES, SESSION_RESULT_BYTES,
     SESSIONS_BYTES, SESSIONS_FORGOTTEN_AT_ONCE,
 };
 use crate::log_time::LogTime;
-use crate::machine::MachineError;
+use crate::machine_error::MachineError;
 use crate::proposal::{Effect, Point, Written};
 use crate::session_shares::{Scarce, Shares, Use};
 use crate::tables::{Space, Stage, Table, for_each_row, keys};
@@ -103,7 +104,7 @@ pub(crate) struct SessionBounds {
     pub(crate) sessions: usize,
     /// Of them, issued later than the latest clock of a leader.
     pub(crate) ahead: usize,
-    /// Bytes of all, by the prices in `config::limits`.
+    /// Bytes of all, by the prices in `limits`.
     pub(crate) bytes: u64,
 }
 
@@ -113,8 +114,8 @@ impl Default for SessionBounds {
     }
 }
 
-/// When an opening in a namespace may have been issued: from behind the horizon up to a little after the latest clock of a
-/// leader.
+/// When an opening in a namespace may have been issued: from behind the horizon up to a little after the
+/// latest clock of a leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Openings {
     /// Sessions issued at or before it may have been forgotten, ms.

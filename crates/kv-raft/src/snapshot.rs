@@ -9,10 +9,13 @@ use bytes::{BufMut, Bytes};
 use kv_storage::{BlockKind, CopyRow, SnapshotInfo, SnapshotPart, SnapshotReader, Snapshots, StorageError};
 
 use crate::codec::{self, CodecError, Reader, Write};
-use crate::config::limits::SNAPSHOT_BLOCK_BYTES;
-use crate::config::{LogId, SnapshotMeta};
-use crate::machine::MachineError;
+use crate::config::{LogId, SnapshotMeta, TypeConfig};
+use crate::limits::SNAPSHOT_BLOCK_BYTES;
+use crate::machine_error::MachineError;
 use crate::tables::{Space, Table, keys};
+
+/// A snapshot, as openraft hands it on.
+pub(crate) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 /// A snapshot's contents, where they are.
 #[derive(Clone)]

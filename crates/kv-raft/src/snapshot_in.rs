@@ -17,10 +17,11 @@ use openraft::AsyncRuntime;
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::config::limits::{INCOMING_AT_ONCE, MAX_INDEX, MEMBERSHIP_BYTES, PART_KEPT, SNAPSHOT_IDLE};
-use crate::config::{LogId, Snapshot, SnapshotMeta, Vote};
-use crate::machine::SnapshotData;
+use crate::config::{LogId, SnapshotMeta, Vote};
+use crate::limits::{INCOMING_AT_ONCE, MAX_INDEX, MEMBERSHIP_BYTES, PART_KEPT, SNAPSHOT_IDLE};
 use crate::runtime::NodeRuntime;
+use crate::snapshot::Snapshot;
+use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, ReceivedPart};
 use crate::transfer::{FileIdentity, Opening, Receiving, Refusal, Taking, refusal_name};
 

@@ -16,11 +16,12 @@ use kv_types::{GroupId, NodeId};
 use tokio::time::Instant;
 
 use crate::codec;
-use crate::config::limits::SNAPSHOT_CALL_DEADLINE;
-use crate::config::{Snapshot, SnapshotMeta, Vote};
-use crate::machine::{MachineError, SnapshotData};
+use crate::config::{SnapshotMeta, Vote};
+use crate::limits::SNAPSHOT_CALL_DEADLINE;
+use crate::machine_error::MachineError;
 use crate::runtime::NodeRuntime;
 use crate::snapshot;
+use crate::snapshot::{Snapshot, SnapshotData};
 use crate::transfer::{Ended, FileIdentity, Heard, Hold, Refusal, Sending, Step, refusal_name};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -133,7 +134,7 @@ impl Outgoing {
         };
         match ended {
             Ended::Installed(vote) | Ended::HigherVote(vote) => Ok(vote),
-            Ended::Idle => Err(NotSent::Idle(crate::config::limits::SNAPSHOT_IDLE)),
+            Ended::Idle => Err(NotSent::Idle(crate::limits::SNAPSHOT_IDLE)),
             Ended::Refused(refusal) => {
                 if refusal == Refusal::Damaged {
                     // It may have been damaged since it was checked: the next transfer checks it again.

@@ -10,7 +10,7 @@ use kv_storage::{Batch, CopyRow, Storage, StorageError, TableId};
 use kv_types::{ClientId, GroupId, NamespaceId};
 
 use crate::codec::CodecError;
-use crate::config::limits::ROWS_AT_ONCE;
+use crate::limits::ROWS_AT_ONCE;
 
 /// The tables of this crate: 16 to 31 belong to it. Numbers are on disk for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,7 +15,7 @@ use kv_types::NodeId;
 
 use crate::codec;
 use crate::config::Vote;
-use crate::config::limits::{
+use crate::limits::{
     CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, SNAPSHOT_IDLE, STEP_PAUSE, STEP_PAUSE_MAX, WORKING_POLL,
 };
 

@@ -159,8 +159,8 @@ fn rows_and_entries_are_there_together_whenever_the_power_is_cut() {
     }
 }
 
-/// As a state machine does it: nothing of it is in this log, and after a power cut everything since the tier's
-/// last checkpoint is applied again. What a step writes may be cut into other steps then.
+/// As a state machine does it: nothing of it is in this log, and after a power cut everything since the
+/// tier's last checkpoint is applied again. What a step writes may be cut into other steps then.
 #[tokio::test]
 async fn derived_entries_that_come_again_are_compared_and_skipped() {
     for seed in 0..100 {
@@ -371,7 +371,8 @@ fn journal_files(disk: &MemDisk) -> Vec<std::path::PathBuf> {
     disk.list(Path::new("/data/journals")).unwrap()
 }
 
-/// Under sustained appends with trims the files stay within what is wanted, half of that again and five files.
+/// Under sustained appends with trims the files stay within what is wanted, half of that again and five
+/// files.
 #[test]
 fn trimmed_journals_give_their_room_back() {
     let world = manual(1);

@@ -238,7 +238,7 @@ fn a_scan_does_not_wait_for_a_batch_that_the_tier_does_not_take() {
         put(&s, "stalled", 20).await;
         until("a batch stands still", || w.gate.waiting() == 1).await;
         put(&s, "later", 30).await;
-        let (scanned, ended) = std::sync::mpsc::channel();
+        let (scanned, ended) = std::sync::mpsc::sync_channel(1);
         let own = s.clone();
         std::thread::spawn(move || scanned.send(own.scan(T, b"", None, 10)));
         let mut found = None;

@@ -5,9 +5,9 @@ use kv_storage::Storage;
 use kv_types::{Applied, ClientId, Failure, GroupId, Mutation, NamespaceId, Reason, RequestId};
 use tokio::sync::watch;
 
-use crate::config::limits::LOG_TIME_STEP;
 use crate::generations::Generations;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
+use crate::limits::LOG_TIME_STEP;
 use crate::machine::Domain;
 use crate::proposal::{Point, Reply, Written};
 use crate::sessions::{AllOpenings, Openings, SessionBounds};

@@ -1,5 +1,5 @@
-//! The history of a namespace against a model that keeps every state there ever was: on replicas that apply in
-//! different steps, lose power and install snapshots; with the floor moving, and with damage.
+//! The history of a namespace against a model that keeps every state there ever was: on replicas that apply
+//! in different steps, lose power and install snapshots; with the floor moving, and with damage.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use super::bench::{Bench, GROUP, put, swap};
 use super::writes::{apply, received};
 use crate::builder::SnapshotWork;
-use crate::config::limits::{HISTORY_WHOLE_VALUE_BYTES, PIECE_BYTES, TOMBSTONES_AT_ONCE};
 use crate::digest::Digesting;
 use crate::history::{After, Change, Page, Past, decode_entry, read};
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
+use crate::limits::{HISTORY_WHOLE_VALUE_BYTES, PIECE_BYTES, TOMBSTONES_AT_ONCE};
 use crate::machine::Machine;
 use crate::proposal::Proposal;
 use crate::row::{Live, Row};
@@ -100,8 +100,8 @@ impl Node {
         row.map(|row| Past::decode(row.value).unwrap()).unwrap_or_default()
     }
 
-    /// Every entry above the floor. None after a power cut, until what was applied before it is applied again:
-    /// the journal is ahead of the rows, and has been trimmed above their floor.
+    /// Every entry above the floor. None after a power cut, until what was applied before it is applied
+    /// again: the journal is ahead of the rows, and has been trimmed above their floor.
     async fn entries(&self) -> Option<Vec<(u64, Bytes)>> {
         let (past, space) = (self.past().await, self.space().await);
         let (mut out, mut next) = (Vec::new(), past.floor + 1);
@@ -339,8 +339,8 @@ async fn replicas_have_one_history_through_power_cuts_and_installations() {
     );
 }
 
-/// While a snapshot is written slowly the floor passes much of what it has still to read: it is whole or it is
-/// given up.
+/// While a snapshot is written slowly the floor passes much of what it has still to read: it is whole or it
+/// is given up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_overtaken_by_the_floor_is_whole_or_given_up() {
     let (mut whole, mut given_up) = (0, 0);

@@ -19,8 +19,9 @@ use crate::digest::Digesting;
 use crate::disk_watch::DiskWatch;
 use crate::kv_machine::{KvMachine, Operation};
 use crate::log_store::LogStore;
-use crate::machine::{Machine, SnapshotData};
+use crate::machine::Machine;
 use crate::proposal::Proposal;
+use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, ReceivedPart};
 use crate::tables::{Space, Table, keys};
 

@@ -23,9 +23,9 @@ use openraft::vote::RaftLeaderId;
 use tokio::time::{Instant, timeout};
 
 use crate::codec;
-use crate::config::limits::{APPEND_ENTRIES, MAX_COMMAND_BYTES, MAX_INDEX, TERM_LEAP};
 use crate::config::{Entry, LeaderId, LogId, Membership, RaftConfig, SnapshotMeta, Vote};
 use crate::kv_machine::{Operation, WriteCommand};
+use crate::limits::{APPEND_ENTRIES, MAX_COMMAND_BYTES, MAX_INDEX, TERM_LEAP};
 use crate::proposal::Proposal;
 use crate::snapshot::id_of;
 use crate::strong::Strong;

@@ -24,10 +24,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::gated::{Gate, GatedTiers};
+use crate::applied::AppliedState;
 use crate::backlog::Load;
 use crate::config::{RaftConfig, log_bytes_wanted};
 use crate::groups::Group;
-use crate::machine::AppliedState;
 use crate::strong::{Hop, Strong};
 
 const CLUSTER: ClusterId = ClusterId(5);

@@ -9,9 +9,9 @@ use kv_types::{Applied, NamespaceId, Reason};
 use proptest::prelude::*;
 
 use super::bench::{Bench, SPACE, put, refusal, revision, swap};
-use crate::config::limits::{MAX_SESSION_AHEAD, SESSION_BYTES, SESSION_RESULT_BYTES};
 use crate::kv_machine::{Operation, WriteCommand};
-use crate::machine::MachineError;
+use crate::limits::{MAX_SESSION_AHEAD, SESSION_BYTES, SESSION_RESULT_BYTES};
+use crate::machine_error::MachineError;
 use crate::sessions::SessionBounds;
 use crate::tables::{Table, for_each_row};
 

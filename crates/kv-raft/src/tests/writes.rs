@@ -10,12 +10,14 @@ use proptest::prelude::*;
 
 use super::bench::{Bench, GROUP, SPACE, present, put, refusal, revision, swap};
 use crate::codec;
-use crate::config::Snapshot;
 use crate::digest::Digesting;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
-use crate::machine::{Machine, MachineError, SnapshotData};
+use crate::machine::Machine;
+use crate::machine_error::MachineError;
 use crate::proposal::{Effect, Point, Proposal, Written};
 use crate::row::Live;
+use crate::snapshot::Snapshot;
+use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, ReceivedPart};
 use crate::tables::{Stage, Table, keys};
 

@@ -145,7 +145,7 @@ mod tests {
         let row = [(bytes::Bytes::from_static(b"k"), Some(bytes::Bytes::from_static(b"v")))];
         tier.apply(&row, mark(1)).unwrap();
         faults.stall(true);
-        let (done, ended) = mpsc::channel();
+        let (done, ended) = mpsc::sync_channel(1);
         let writer = tier.clone();
         let thread = std::thread::spawn(move || {
             writer.apply(&[], mark(2)).unwrap();
