@@ -424,6 +424,8 @@ async fn a_request_that_is_resent_anywhere_is_one_write() {
     let cluster = Cluster::start().await;
     let first = cluster.request("k", "a", v1::write_context::Context::Observed(true));
     cluster.send(1, first.clone()).await.unwrap();
+    // What a write supersedes is what its coordinator has: every replica has the first one by then.
+    cluster.converge().await;
     cluster.put(2, "k", "b").await.unwrap();
     for node in 1..=NODES {
         cluster.send(node, first.clone()).await.unwrap();
