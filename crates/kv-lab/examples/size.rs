@@ -427,6 +427,25 @@ async fn load(run: Arc<Run>, arguments: &Arguments) {
     while workers.join_next().await.transpose().unwrap().is_some() {}
 }
 
+/// Reads a key that was written, and compares its value; false if it was refused.
+async fn get(strong: &kv_client::Strong, n: u64, bytes: usize, seen: &Shared) -> bool {
+    let begun = Instant::now();
+    let answer = strong.get(key(n)).await;
+    let mut seen = seen.lock().unwrap();
+    match &answer {
+        Ok(found) => {
+            let found = found.value.as_ref().unwrap_or_else(|| panic!("key {n} is lost"));
+            assert_eq!(found.value, value(n, bytes), "key {n}");
+            seen.gets.saturating_record(micros(begun.elapsed()));
+        }
+        Err(error) => {
+            seen.refused += 1;
+            seen.last_error = error.to_string();
+        }
+    }
+    answer.is_ok()
+}
+
 /// Kills every node, starts them again, and reads every key: none is lost, each has the value that was
 /// written.
 async fn read_all(run: &Arc<Run>, arguments: &Arguments) -> Duration {
@@ -451,18 +470,9 @@ async fn read_all(run: &Arc<Run>, arguments: &Arguments) -> Duration {
                 if n >= keys {
                     return;
                 }
-                let begun = Instant::now();
-                match strong.get(key(n)).await {
-                    Ok(found) => {
-                        let found = found.value.unwrap_or_else(|| panic!("key {n} is lost"));
-                        assert_eq!(found.value, value(n, bytes), "key {n}");
-                        run.seen.lock().unwrap().gets.saturating_record(micros(begun.elapsed()));
-                    }
-                    Err(error) => {
-                        let mut seen = run.seen.lock().unwrap();
-                        seen.refused += 1;
-                        seen.last_error = error.to_string();
-                    }
+                // Every key is looked at: one that was refused is asked for again.
+                while !get(&strong, n, bytes, &run.seen).await {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
         });
@@ -484,19 +494,7 @@ async fn probe(run: Arc<Run>, bytes: usize) {
             continue;
         }
         let n = random.u64(0..written);
-        let begun = Instant::now();
-        match strong.get(key(n)).await {
-            Ok(found) => {
-                let found = found.value.unwrap_or_else(|| panic!("key {n} is lost"));
-                assert_eq!(found.value, value(n, bytes), "key {n}");
-                run.seen.lock().unwrap().gets.saturating_record(micros(begun.elapsed()));
-            }
-            Err(error) => {
-                let mut seen = run.seen.lock().unwrap();
-                seen.refused += 1;
-                seen.last_error = error.to_string();
-            }
-        }
+        get(&strong, n, bytes, &run.seen).await;
     }
 }
 

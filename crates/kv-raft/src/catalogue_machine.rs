@@ -123,8 +123,8 @@ impl CatalogueCommand {
 #[derive(Debug)]
 pub(crate) struct CatalogueMachine {
     catalogue: Catalogue,
-    /// Which request made a namespace: namespaces are few and never removed, so its resends are recognized
-    /// for ever.
+    /// Which request made a namespace: namespaces are few and never removed, so its resends are always
+    /// recognized.
     creators: BTreeMap<NamespaceId, RequestId>,
     published: watch::Sender<Arc<Catalogue>>,
 }

@@ -186,8 +186,8 @@ fn snapshots_on_the_way(id: GroupId, around: &Surroundings) -> (Arc<Outgoing>, A
 /// Takes the newest vote of the others for its own, durably: no older leader is followed. False if that was
 /// refused.
 async fn promise(raft: &Raft, joining: &JoinState) -> Result<bool, Fatal<TypeConfig>> {
-    // As if for a candidate that lacks nothing and is waited for by nobody: only an even newer vote stands
-    // against it.
+    // As if for a candidate that lacks nothing and whose answer is not awaited: only an even newer vote
+    // stands against it.
     let own_last = raft.data_metrics().borrow_watched().last_log;
     let last_log_id = joining.beyond.max(own_last);
     let request = VoteRequest { vote: joining.vote(), last_log_id, leadership_transfer: true };

@@ -327,7 +327,7 @@ impl Strong {
         let about = NamespaceId::default();
         let created =
             self.serve(group, about, Effectless::No, local, onward, deadline, hop).await.map_err(named)?;
-        // Whoever created a namespace through this node finds it here, when this node keeps up.
+        // A client that created a namespace through this node finds it here, when this node keeps up.
         if let Some(epoch) = created.receipt.as_ref().map(|receipt| receipt.epoch) {
             let patience = deadline.min(Instant::now() + self.0.config.election_max);
             let mut shown = self.0.catalogue.clone();
@@ -438,7 +438,7 @@ impl Strong {
     }
 
     /// A digest of this node's own replica of a strong namespace, and the index up to which it was applied:
-    /// equal on replicas at the same one. It asks nobody, so it is no read of the namespace.
+    /// equal on replicas at the same one. It asks no other node, so it is not a read of the namespace.
     pub async fn digest(
         &self,
         namespace: &Namespace,

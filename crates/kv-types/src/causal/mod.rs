@@ -4,8 +4,8 @@
 //! A **dot** names one write: the incarnation of the replica that minted it and a counter that is contiguous
 //! per ring partition and incarnation. A **context** is a set of dots: those whose effect is known. A
 //! **record** keeps every value that nothing known supersedes, each under its own dot, beside one context
-//! that covers them and all that they superseded. Whoever has a dot in its context but not among its values
-//! has seen it superseded, and that is the whole of the merge rule.
+//! that covers them and all that they superseded. A record that has a dot in its context but not among its
+//! values has seen it superseded, and that is the whole of the merge rule.
 //!
 //! A **state** is a record with the list of writes that it carries: which request each dot stands for. The
 //! same request may have been given two dots (a resend that reached another replica); they are one write: if

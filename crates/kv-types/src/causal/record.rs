@@ -121,8 +121,8 @@ pub struct Write {
     pub body: u32,
 }
 
-/// How many of a record's last writes stay beside it, so that whoever learns that a dot was superseded also
-/// learns which request it stood for. The full list is the request table's.
+/// How many of a record's last writes stay beside it, so that a replica that learns that a dot was superseded
+/// also learns which request it stood for. The full list is the request table's.
 pub const RECENT_WRITES: usize = 16;
 
 /// A record with the writes that it carries: the form in which copies travel, and in which fallbacks keep
