@@ -46,7 +46,8 @@ async fn lab(dir: &Path) -> Lab {
 }
 
 async fn told(lab: &Lab, node: NodeId, command: &str) -> Answer {
-    let answer = lab.control(node, command).await.unwrap_or_else(|error| panic!("{error}"));
+    let answer =
+        lab.control(node, command).await.unwrap_or_else(|error| panic!("{error}\n{}", last_words(lab)));
     let answer: Answer = serde_json::from_str(&answer).unwrap();
     assert!(answer.ok, "{command}: {:?}", answer.error);
     answer
@@ -57,14 +58,24 @@ async fn nothing_is_missing(ledger: &Ledger) {
     assert!(missing.is_empty(), "{} of {} are missing: {missing:?}", missing.len(), ledger.acknowledged());
 }
 
+/// The last lines of every node's log, for a failure that only the nodes can explain.
+fn last_words(lab: &Lab) -> String {
+    let tail = |node: NodeId| {
+        let log = std::fs::read_to_string(lab.log_file(node)).unwrap_or_else(|error| error.to_string());
+        let lines: Vec<&str> = log.lines().collect();
+        format!("node {node}:\n{}\n", lines[lines.len().saturating_sub(20)..].join("\n"))
+    };
+    lab.nodes().into_iter().map(tail).collect()
+}
+
 /// Writes until a condition holds.
-async fn write_until(ledger: &Ledger, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+async fn write_until(lab: &Lab, ledger: &Ledger, what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let done = tokio::time::timeout(WITHIN, async {
         while !holds().await {
             ledger.write(4).await;
         }
     });
-    assert!(done.await.is_ok(), "{what}; {:?}", ledger.refused());
+    assert!(done.await.is_ok(), "{what}; {:?}\n{}", ledger.refused(), last_words(lab));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,7 +121,7 @@ async fn clocks_that_jump_by_an_hour_lose_nothing_and_the_store_goes_on() {
         told(&lab, *node, r#"{"do":"clock","offset_ms":0,"rate":1.0}"#).await;
     }
     let before = ledger.acknowledged();
-    write_until(&ledger, "nothing is acknowledged after the clocks are right", async || {
+    write_until(&lab, &ledger, "nothing is acknowledged after the clocks are right", async || {
         ledger.acknowledged() > before + COUNT as usize
     })
     .await;
@@ -128,7 +139,7 @@ async fn a_failing_fsync_stops_its_node_and_loses_nothing() {
     ledger.write(COUNT).await;
     let victim = NodeId(2);
     told(&lab, victim, r#"{"do":"fail_sync","after":3}"#).await;
-    write_until(&ledger, "the node whose disk failed still runs", async || {
+    write_until(&lab, &ledger, "the node whose disk failed still runs", async || {
         !lab.running().await.contains_key(&victim) || lab.control(victim, r#"{"do":"status"}"#).await.is_err()
     })
     .await;
@@ -152,7 +163,7 @@ async fn a_full_disk_refuses_and_recovers_when_space_returns() {
         told(&lab, node, r#"{"do":"capacity","free":0}"#).await;
     }
     // The node sees how little is free and refuses by name, also before a write finds the disk full.
-    write_until(&ledger, "a full disk never refused anything", async || {
+    write_until(&lab, &ledger, "a full disk never refused anything", async || {
         ledger.refused().keys().any(|(_, reason)| *reason == "LIMIT_STORAGE")
     })
     .await;
@@ -160,7 +171,7 @@ async fn a_full_disk_refuses_and_recovers_when_space_returns() {
         told(&lab, node, r#"{"do":"capacity","bytes":null}"#).await;
     }
     let before = ledger.acknowledged();
-    write_until(&ledger, "nothing is acknowledged though there is space again", async || {
+    write_until(&lab, &ledger, "nothing is acknowledged though there is space again", async || {
         ledger.acknowledged() > before + COUNT as usize
     })
     .await;

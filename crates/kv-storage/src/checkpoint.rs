@@ -43,7 +43,8 @@ pub(crate) fn retention_step(parts: &Parts) -> bool {
 pub(crate) fn reclaim_step(parts: &Parts) -> bool {
     parts.life.may_work()
         && parts.journals.reclaim().unwrap_or_else(|e| {
-            parts.tier_failed(&e);
+            let refused = parts.journal_failed(e);
+            tracing::debug!(error = %refused, "a journal could not give back its room");
             false
         })
 }

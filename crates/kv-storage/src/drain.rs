@@ -6,10 +6,14 @@ use tokio::time::Instant;
 
 use crate::{error::StorageError, parts::Parts};
 
-/// True when the memtable is large or old enough, or a caller waits for it to be empty.
+/// True when the memtable is large or old enough, or a caller waits for it to be empty; not shortly after a
+/// journal found no room.
 pub(crate) fn is_due(parts: &Parts) -> bool {
     let mem = parts.memtable.read();
     let Some(oldest) = mem.fifo.front() else { return false };
+    if parts.journals.wait_for_room() {
+        return false;
+    }
     mem.bytes >= parts.options.drain_start_bytes
         || mem.drained_ord < parts.tier.asked()
         || oldest.at + parts.options.drain_interval <= Instant::now()
@@ -37,8 +41,16 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
         return Ok(false);
     };
     for (table, ops) in &batch.journal {
-        parts.journals.append(*table, ops)?;
+        match parts.journals.append(*table, ops) {
+            // The batch stays in the memtable and comes again: what a journal has of it is skipped then.
+            Err(e) if e.is_journal_without_room() => {
+                parts.journals.found_no_room(&e);
+                return Ok(false);
+            }
+            appended => appended?,
+        }
     }
+    parts.journals.found_room();
     turn.apply(&batch.rows, batch.ord, batch.seq)?;
     parts.memtable.drained(&batch);
     drop(turn);

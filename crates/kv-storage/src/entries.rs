@@ -96,16 +96,16 @@ impl Storage {
             }
             room_for_streams(&parts.journals, &mem, places.iter())?;
         }
-        parts.journals.append(table, ops).inspect_err(|e| parts.tier_failed(e))
+        parts.journals.append(table, ops).map_err(|e| parts.journal_failed(e))
     }
 
-    /// Removes streams that are no longer read or written, with their ends. Blocks.
+    /// Removes streams that are no longer read or written, with their ends. [`StorageError::DiskFull`] if the
+    /// disk has no room to say so; they are still there then. Blocks.
     pub fn forget_streams(&self, table: TableId, streams: &[Bytes]) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;
         let Some(journal) = parts.journals.of(table) else { return Ok(()) };
-        let forgotten = journal.forget(streams).map_err(StorageError::from);
-        forgotten.inspect_err(|e| parts.tier_failed(e))
+        journal.forget(streams).map_err(|e| parts.journal_failed(e.into()))
     }
 
     /// The ranges of ids of a table's streams that are lost to damage: stream, first, last.

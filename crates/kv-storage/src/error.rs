@@ -92,7 +92,7 @@ pub enum StorageError {
     /// it.
     #[error("the lower tier failed: {0}")]
     Tier(TierError),
-    /// A journal refused or failed. While it is written, that stops the node.
+    /// A journal refused or failed. While it is written, that stops the node, unless the disk has no room.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// Another kind of tier, or another release, made the tier of the directory.
@@ -134,6 +134,11 @@ impl StorageError {
         matches!(self, StorageError::Tier(TierError::Damaged(_)))
     }
 
+    /// True if a journal found no room on the disk. It has nothing of what was to be appended.
+    pub(crate) fn is_journal_without_room(&self) -> bool {
+        matches!(self, StorageError::Journal(JournalError::NoRoom { .. }))
+    }
+
     /// True when nothing was written and the same request may be sent again later.
     pub fn is_refusal(&self) -> bool {
         matches!(
@@ -161,7 +166,9 @@ impl From<StorageError> for io::Error {
     fn from(e: StorageError) -> Self {
         let kind = match &e {
             StorageError::Io { kind, .. } | StorageError::Journal(JournalError::Io { kind, .. }) => *kind,
-            StorageError::LogFull { .. } | StorageError::DiskFull { .. } => io::ErrorKind::StorageFull,
+            StorageError::LogFull { .. }
+            | StorageError::DiskFull { .. }
+            | StorageError::Journal(JournalError::NoRoom { .. }) => io::ErrorKind::StorageFull,
             StorageError::CorruptLog { .. } | StorageError::CorruptFile { .. } | StorageError::Journal(_) => {
                 io::ErrorKind::InvalidData
             }

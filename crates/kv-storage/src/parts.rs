@@ -74,6 +74,16 @@ impl Parts {
         self.log.fail(e);
     }
 
+    /// A journal refused or failed; what to say of it. Without room on the disk nothing happened, and the
+    /// engine goes on.
+    pub(crate) fn journal_failed(&self, e: StorageError) -> StorageError {
+        if e.is_journal_without_room() {
+            return self.space.full();
+        }
+        self.tier_failed(&e);
+        e
+    }
+
     /// Lets another engine have the directory. Only when nothing of this one can write any more.
     pub(crate) fn unlock(&self) {
         drop(lock(&self.lock).take());

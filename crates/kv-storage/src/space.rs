@@ -111,6 +111,13 @@ impl DiskSpace {
         bytes > 0 && bytes <= reserve / 8 && free >= (reserve / 2).saturating_add(to_come)
     }
 
+    /// A write found no room: the refusal that says so, with what is free now. Blocks.
+    pub(crate) fn full(&self) -> StorageError {
+        self.ask();
+        let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
+        StorageError::DiskFull { free, reserve }
+    }
+
     /// An error while less is free than the reserve.
     pub(crate) fn check(&self) -> Result<(), StorageError> {
         if !self.short.load(Ordering::Acquire) {

@@ -335,6 +335,35 @@ async fn entries_that_wait_count_in_the_memtable() {
     storage.halt();
 }
 
+/// The log has what waits, and nothing is refused because of it but by the bounds of log and memtable.
+#[test]
+fn a_disk_without_room_for_a_journal_stops_nothing() {
+    let mut world = manual(3);
+    world.options().disk_reserve_bytes = 0;
+    let (storage, _) = world.open();
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut model = Model::default();
+    while storage.pump() {}
+    let disk = world.disk.clone();
+    for round in 0..6 {
+        // The segment that is being written has its room; a journal needs another file.
+        disk.set_capacity(Some(disk.used()));
+        for _ in 0..12 {
+            storage.commit(model.batch(&mut random)).unwrap();
+            while storage.pump() {}
+        }
+        storage.forget_streams(J, &[name(77)]).unwrap();
+        model.check(&storage, &mut random, &format!("full, round {round}"));
+        disk.set_capacity(None);
+        while storage.pump() {}
+        model.check(&storage, &mut random, &format!("with room, round {round}"));
+    }
+    assert!(disk.refused() > 0, "a journal met the full disk");
+    drop(storage);
+    let (storage, _) = world.open();
+    model.check(&storage, &mut random, "after a restart");
+}
+
 #[test]
 fn streams_are_loaded_beside_the_present_ones_and_forgotten() {
     let world = manual(1);

@@ -42,6 +42,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Inode {
     data: Vec<u8>,
+    /// Up to here it takes room: what is behind was never written, only made longer.
+    filled: usize,
     /// Oldest first: how to undo what was not synced.
     undo: Vec<Undo>,
     /// What the disk has, where it is not `data` without what was not synced: after a sync that failed.
@@ -67,7 +69,7 @@ impl State {
     }
 
     fn used(&self) -> u64 {
-        self.inodes.values().map(|i| i.data.len() as u64).sum()
+        self.inodes.values().map(|i| i.filled.min(i.data.len()) as u64).sum()
     }
 
     fn inode(&mut self, path: &Path) -> io::Result<&mut Inode> {
@@ -203,6 +205,7 @@ impl Inode {
         if end > old_len {
             self.data.resize(end, 0);
         }
+        self.filled = self.filled.max(end);
         self.undo.push(Undo::Write { offset, old, old_len, new_len: data.len() });
         if let Some(target) = self.data.get_mut(offset..end) {
             target.copy_from_slice(data);
@@ -213,6 +216,7 @@ impl Inode {
         let old_len = self.data.len();
         let cut = self.data.get(len.min(old_len)..).unwrap_or_default().to_vec();
         self.data.resize(len, 0);
+        self.filled = self.filled.min(len);
         self.undo.push(Undo::Len { cut, old_len });
     }
 
@@ -407,8 +411,8 @@ impl DiskFile for MemFile {
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.with(|s, id| {
-            let len = s.inodes.get(&id).map_or(0, |i| i.data.len() as u64);
-            let grows = (offset + data.len() as u64).saturating_sub(len);
+            let filled = s.inodes.get(&id).map_or(0, |i| i.filled.min(i.data.len()) as u64);
+            let grows = (offset + data.len() as u64).saturating_sub(filled);
             if grows > 0 && s.capacity.is_some_and(|c| s.used() + grows > c) {
                 s.refused += 1;
                 return Err(io::Error::new(

@@ -143,6 +143,14 @@ pub enum JournalError {
         /// Which bound.
         what: String,
     },
+    /// The disk has no room for a run or for the next file. Nothing was appended; the same may be tried again.
+    #[error("{op}: {message}; nothing was appended")]
+    NoRoom {
+        /// What was attempted.
+        op: &'static str,
+        /// The system's words.
+        message: String,
+    },
     /// An earlier write failed; what it left on the disk is not known.
     #[error("journal {table}: an earlier write failed, nothing is appended any more")]
     Broken {
@@ -163,6 +171,16 @@ pub enum JournalError {
 
 fn failed(op: &'static str) -> impl Fn(io::Error) -> JournalError {
     move |e| JournalError::Io { op, kind: e.kind(), message: e.to_string() }
+}
+
+/// As [`failed`], for a step before the first sync: a disk without room has refused it, and that is all.
+fn refused(op: &'static str) -> impl Fn(io::Error) -> JournalError {
+    move |e| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            JournalError::NoRoom { op, message: e.to_string() }
+        }
+        _ => failed(op)(e),
+    }
 }
 
 /// Where the next run goes.
@@ -224,7 +242,7 @@ impl Journal {
         table: u16,
         file_bytes: u64,
     ) -> Result<Journal, JournalError> {
-        disk.create_dir_all(&dir).map_err(failed("create the journal's folder"))?;
+        disk.create_dir_all(&dir).map_err(refused("create the journal's folder"))?;
         let numbers = files_in(&*disk, &dir)?.into_iter().filter(|(of, _)| *of == table);
         let numbers: Vec<u64> = numbers.map(|(_, number)| number).collect();
         let mut journal = Journal {
@@ -315,12 +333,11 @@ impl Journal {
         }
         let end = last.unwrap_or(0);
         if newest {
-            // Zeros behind the end: nothing of a torn run may be found behind a shorter one later.
-            let len = file.len().map_err(failed("read a journal file"))?.max(self.file_bytes);
-            file.set_len(end)
-                .and_then(|()| file.set_len(len))
-                .and_then(|()| file.sync_all())
-                .map_err(failed("cut a journal file"))?;
+            let cut = clear(&*file, end).and_then(|()| match file.len()? {
+                len if len < self.file_bytes => file.set_len(self.file_bytes),
+                _ => Ok(()),
+            });
+            cut.and_then(|()| file.sync_all()).map_err(failed("cut a journal file"))?;
         }
         let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner);
         *writer = Writer { file: number, end, next_run, broken: false };
@@ -329,7 +346,8 @@ impl Journal {
     }
 
     /// Appends entries and trims, all at once, durably. Entries at or below the end of their stream must be
-    /// those that are there, and are skipped. After an input or output error nothing is appended any more.
+    /// those that are there, and are skipped. [`JournalError::NoRoom`] may be tried again; after any other
+    /// error of the disk nothing is appended any more.
     pub fn append(&self, ops: &[JournalOp]) -> Result<(), JournalError> {
         let mut writer = self.writer();
         if writer.broken {
@@ -478,7 +496,8 @@ impl Journal {
         let written = self.try_write(writer, &lines, payload);
         let published = written.and_then(|(file, at)| Ok((file, self.read_back(file, at, &lines)?)));
         // Also when it does not read back: the index does not know of it, so nothing may follow it.
-        let (file, payload_at) = published.inspect_err(|_| writer.broken = true)?;
+        let refused = |e: &JournalError| matches!(e, JournalError::NoRoom { .. });
+        let (file, payload_at) = published.inspect_err(|e| writer.broken = !refused(e))?;
         let taken = self.index_mut().take(file, payload_at, &lines, false);
         // Planned from this very index under the writer's lock.
         assert_eq!(taken, Ok(()), "a journal run contradicts the index it was planned from");
@@ -503,7 +522,10 @@ impl Journal {
             return Err(JournalError::Broken { table: self.table });
         };
         let at = writer.end;
-        file.write_at(&bytes, at).map_err(failed("write a journal run"))?;
+        if let Err(e) = file.write_at(&bytes, at) {
+            clear(&*file, at).map_err(failed("clear the place of a journal run"))?;
+            return Err(refused("write a journal run")(e));
+        }
         if !kv_types::mutant!(JournalUnsynced) {
             file.sync_data().map_err(failed("sync a journal run"))?;
         }
@@ -523,14 +545,17 @@ impl Journal {
 
     /// Makes the next file, durably: its head says where every stream stands.
     fn roll(&self, writer: &mut Writer, run_bytes: u64) -> Result<(), JournalError> {
-        let fail = failed("make a journal file");
+        let (fail, refuse) = (failed("make a journal file"), refused("make a journal file"));
         let number = writer.file + 1;
         let lines = self.index().head();
         let head = format::encode(Kind::Head, self.table, writer.next_run, (number, 0), &lines, &[]);
-        let file = self.disk.open(&path_of(&self.dir, self.table, number), true).map_err(&fail)?;
-        file.set_len(0).map_err(&fail)?;
-        file.set_len(self.file_bytes.max(head.len() as u64 + run_bytes)).map_err(&fail)?;
-        file.write_at(&head, 0).map_err(&fail)?;
+        let len = self.file_bytes.max(head.len() as u64 + run_bytes);
+        let file = self.disk.open(&path_of(&self.dir, self.table, number), true).map_err(&refuse)?;
+        let filled = file.set_len(0).and_then(|()| file.set_len(len)).and_then(|()| file.write_at(&head, 0));
+        if let Err(e) = filled {
+            file.set_len(0).map_err(&fail)?;
+            return Err(refuse(e));
+        }
         file.sync_all().map_err(&fail)?;
         self.disk.sync_dir(&self.dir).map_err(&fail)?;
         self.index_mut().add_file(number);
@@ -728,6 +753,12 @@ impl Journal {
         }
         Ok(true)
     }
+}
+
+/// Makes a file zeros from `end` on: nothing of a torn run may be found behind a shorter one later.
+fn clear(file: &dyn DiskFile, end: u64) -> io::Result<()> {
+    let len = file.len()?;
+    file.set_len(end.min(len)).and_then(|()| file.set_len(len))
 }
 
 /// True when every block of a run is what its directory says.

@@ -323,3 +323,33 @@ fn bounds_hold_at_the_bound() {
         [(1, half), (2, half), (3, 3 * BLOCK_BYTES)]
     );
 }
+
+/// Neither the next file nor a run that finds no room ends a journal, and nothing of them is seen.
+#[test]
+fn a_disk_without_room_refuses_and_goes_on_when_it_has_some() {
+    for free in 0..600 {
+        let disk = MemDisk::new(free);
+        let journal = open(&disk);
+        let (mut model, mut refused) = (Model::default(), 0);
+        let ops = |id| [append(0, id, vec![id as u8; 700]), append(1, id, vec![id as u8; 90])];
+        for id in 1..20 {
+            disk.set_capacity(Some(disk.used() + free * 2));
+            if let Err(e) = journal.append(&ops(id)) {
+                assert!(matches!(e, JournalError::NoRoom { .. }), "{e}");
+                refused += 1;
+                disk.set_capacity(None);
+                // Another run at the same place, shorter than the one before.
+                journal.append(&ops(id)[1..]).unwrap();
+                model.take(&ops(id)[1..]);
+            } else {
+                model.take(&ops(id));
+            }
+        }
+        assert!(refused > 0 || free > 300, "{free}");
+        disk.set_capacity(None);
+        let mut random = fastrand::Rng::with_seed(free);
+        model.check(&journal, &mut random);
+        drop(journal);
+        model.check(&open(&disk), &mut random);
+    }
+}
