@@ -143,7 +143,8 @@ pub enum JournalError {
         /// Which bound.
         what: String,
     },
-    /// The disk has no room for a run or for the next file. Nothing was appended; the same may be tried again.
+    /// The disk has no room for a run or for the next file. Nothing was appended; the same may be tried
+    /// again.
     #[error("{op}: {message}; nothing was appended")]
     NoRoom {
         /// What was attempted.
