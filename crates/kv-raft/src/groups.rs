@@ -173,14 +173,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What sends and what receives the snapshots of a group.
-fn snapshots_on_the_way(id: GroupId, around: &Surroundings) -> (Arc<Outgoing>, Arc<Incoming>) {
+fn snapshots_on_the_way(
+    id: GroupId,
+    around: &Surroundings,
+    account: Arc<Account>,
+) -> (Arc<Outgoing>, Arc<Incoming>) {
     let config = &around.config;
     let pace =
         Pace { chunk_bytes: config.transfer_chunk_bytes, bytes_per_second: config.transfer_bytes_per_second };
     let files = around.storage.snapshots(id);
     let seed = around.env.entropy.below(u64::MAX);
     let incoming = Incoming::new(id, files, config.transfer_sync_bytes, around.gate.clone(), seed);
-    (Outgoing::new(id, config.node_id, pace), incoming)
+    (Outgoing::new(id, config.node_id, pace, account), incoming)
 }
 
 /// Takes the newest vote of the others for its own, durably: no older leader is followed. False if that was
@@ -226,7 +230,7 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
         let (applied, recent, account) = (machine.applied(), machine.recent(), machine.account());
-        let (outgoing, incoming) = snapshots_on_the_way(id, &around);
+        let (outgoing, incoming) = snapshots_on_the_way(id, &around, account.clone());
         let network = Network {
             group: id,
             peers: around.peers.clone(),
@@ -702,6 +706,7 @@ impl Group {
                 self.watch_disk(&mut gave_up).await?;
                 self.settle().await?;
                 self.trim(&mut asked).await?;
+                self.remove_spare_snapshot().await;
                 self.incoming.tidy().await;
                 self.look_around(&mut looked).await;
                 if self.leadership() == Leadership::Leads {
@@ -907,7 +912,12 @@ impl Group {
         let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
         let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
         let due = due || (pressed && fresh > 0) || self.account.needs_snapshot();
-        if rested && due && storage.snapshots(self.id).room_for(state_bytes).is_ok() {
+        let room = storage.snapshots(self.id).room_for(state_bytes);
+        if due && room.is_err() {
+            // The next snapshot is worth more than the rest of a transfer.
+            self.account.sent().clear();
+        }
+        if rested && due && room.is_ok() {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;
             return Ok(());
@@ -919,6 +929,18 @@ impl Group {
             self.raft.trigger().purge_log(target - 1).await?;
         }
         Ok(())
+    }
+
+    /// Removes the snapshot that was kept for a follower when it is not needed any more.
+    async fn remove_spare_snapshot(&self) {
+        let (storage, account, group) = (self.around.storage.clone(), self.account.clone(), self.id);
+        if !account.has_spare_file() || account.kept_file(&storage, group).is_some() {
+            return;
+        }
+        let removed = NodeRuntime::blocking(move || account.remove_old_files(&storage, group)).await;
+        if let Err(error) = removed.map_err(MachineError::from).and_then(|removed| Ok(removed?)) {
+            tracing::warn!(%group, %error, "a snapshot that is not needed any more was not removed");
+        }
     }
 
     /// Followers for which this node keeps entries, when it leads.

@@ -16,7 +16,8 @@ use kv_types::NodeId;
 use crate::codec;
 use crate::config::Vote;
 use crate::limits::{
-    CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, SNAPSHOT_IDLE, STEP_PAUSE, STEP_PAUSE_MAX, WORKING_POLL,
+    CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, NO_ROOM_PAUSE, NO_ROOM_PAUSE_MAX, SNAPSHOT_IDLE, STEP_PAUSE,
+    STEP_PAUSE_MAX, WORKING_POLL,
 };
 
 /// Which file travels. Two files are the same only if all of this is equal.
@@ -135,9 +136,14 @@ pub(crate) enum Ended {
 
 /// Times that a file may be found damaged by the receiver before the transfer is given up.
 const DAMAGED_AT_MOST: u32 = 1;
-/// Times that the receiver may have no room before the transfer is given up. One may be over soon: the part
-/// of another snapshot is thrown away. Each time it begins anew, and fills the receiver's disk again.
+/// Times that the receiver may have no room before the transfer is given up. The first may be over soon: the
+/// part of another snapshot is thrown away. Each time the transfer begins again from the first byte.
 const NO_ROOM_AT_MOST: u32 = 1;
+
+/// How long the sender pauses after its receiver had no room `times` times in a row (1 for the first).
+pub(crate) fn no_room_pause(times: u32) -> Duration {
+    NO_ROOM_PAUSE.saturating_mul(1 << times.saturating_sub(1).min(8)).min(NO_ROOM_PAUSE_MAX)
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -200,6 +206,15 @@ impl Sending {
         (step, self.not_before)
     }
 
+    /// Bytes that the receiver has.
+    pub(crate) fn received(&self) -> u64 {
+        match self.stage {
+            Stage::Beginning => 0,
+            Stage::Giving { offset, .. } => offset,
+            Stage::Ending { .. } => self.length,
+        }
+    }
+
     /// By when the transfer is given up unless something moves.
     pub(crate) fn gives_up(&self) -> Duration {
         self.moved + SNAPSHOT_IDLE
@@ -226,7 +241,10 @@ impl Sending {
                 if let Some(ended) = self.refused(refusal, offset) {
                     return Some(ended);
                 }
-                self.pause(now);
+                match refusal {
+                    Refusal::NoRoom => self.not_before = now + no_room_pause(self.no_room),
+                    _ => self.pause(now),
+                }
             }
             Heard::NoAnswer => {
                 // Perhaps the link does not carry so much in the time of one call.
