@@ -59,7 +59,7 @@ impl Default for SnapshotWork {
 /// Waits until openraft has heard that so much was applied.
 pub(crate) type Told = Box<dyn Fn(LogId) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
 
-/// What a group's machine, its snapshots and its steward tell each other.
+/// Figures that a group's state machine, its snapshots and its steward share.
 #[derive(Default)]
 pub(crate) struct Account {
     /// Bytes of entries applied by this process.
@@ -97,7 +97,7 @@ impl Account {
         self.lost.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the last snapshot cannot be read, so that another one is due whatever has grown.
+    /// Whether the last snapshot cannot be read, so that another one is due at once.
     pub(crate) fn needs_snapshot(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
@@ -153,8 +153,8 @@ pub(crate) struct Builder {
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotData;
 
-    /// A snapshot that cannot be taken now (the disk is full, too much is written) is no reason to stop a
-    /// voter: the newest one stands, nothing is purged, and the steward asks again.
+    /// A snapshot that cannot be taken now (the disk is full, too much is written) does not stop a voter:
+    /// the newest one stays, nothing is purged, and the steward asks again.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         match self.build().await {
             Ok(snapshot) => Ok(snapshot),
@@ -368,7 +368,7 @@ struct Taken {
 }
 
 impl Histories {
-    /// Sees a record of the copy.
+    /// Takes note of a record of the copy.
     fn note(&mut self, table: TableId, key: &[u8], row: Option<&Bytes>) -> Result<(), MachineError> {
         if table == Table::Meta.id()
             && let Some(namespace) = keys::of_revision(key)?
@@ -412,7 +412,7 @@ impl Histories {
     }
 }
 
-/// What the seeded bug leaves out.
+/// Whether the seeded bug leaves out this row.
 fn drops(place: &[u8]) -> Result<bool, codec::CodecError> {
     Ok(keys::of_data(place)?.1.ends_with(b"0"))
 }

@@ -65,7 +65,7 @@ pub(crate) const DIGEST_CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// How often a digest reads what was written to meanwhile before it tries to close.
 pub(crate) const DIGEST_PASSES: usize = 4;
 /// What the history of a namespace may count for, bytes. A part of the state machine: the floor follows
-/// from it, and every member must come to the same.
+/// from it, and every member must get the same.
 pub(crate) const HISTORY_BYTES: u64 = 256 << 20;
 /// What an entry counts for beside its bytes: at least what it costs on the disk when it is alone in its
 /// run and its block.

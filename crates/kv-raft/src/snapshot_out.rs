@@ -46,15 +46,15 @@ pub(crate) enum NotSent {
     /// The file could not be read.
     #[error("the snapshot cannot be read: {0}")]
     File(#[from] MachineError),
-    /// Nothing moved.
-    #[error("nothing of the snapshot moved for {0:?}")]
+    /// There was no progress for so long.
+    #[error("the transfer made no progress for {0:?}")]
     Idle(Duration),
-    /// The receiver will not take it.
+    /// The receiver refused it, for this reason.
     #[error("the follower refused the snapshot: {}", refusal_name(*.0))]
     Refused(Refusal),
 }
 
-/// What a group of this node sends, and who waits for entries afterwards.
+/// The transfers of a group's snapshots to its followers, and the entries that are kept for them.
 pub(crate) struct Outgoing {
     group: GroupId,
     node: NodeId,
@@ -72,7 +72,7 @@ pub(crate) struct Outgoing {
     without_room: Mutex<BTreeMap<NodeId, u32>>,
 }
 
-/// Says that a transfer is over, however it ends.
+/// Records, when it is dropped, that a transfer has ended.
 struct InTransit<'a>(&'a Outgoing, NodeId);
 
 impl Drop for InTransit<'_> {
@@ -105,8 +105,8 @@ impl Outgoing {
     }
 
     /// Gives a snapshot to a follower. `call` asks it one thing within a time. The vote of the answer may be
-    /// a newer one. After a refusal for want of room it returns when the follower may be asked again; a caller
-    /// that stops drops the future.
+    /// a newer one. After a refusal for want of room it returns when the follower may be asked again; a
+    /// caller that stops drops the future.
     pub(crate) async fn give<F>(
         &self,
         to: NodeId,
@@ -189,7 +189,7 @@ impl Outgoing {
         }
     }
 
-    /// Opens a file, checks it once, and says which it is.
+    /// Opens a file and identifies it; checks it, unless that was done before.
     async fn open(&self, files: Snapshots, id: u64) -> Result<(SnapshotBytes, FileIdentity), MachineError> {
         let known = *lock(&self.checked);
         let node = self.node;
@@ -199,7 +199,7 @@ impl Outgoing {
             let identity = match known.filter(|known| known.snapshot == id && known.length == length) {
                 Some(known) => known,
                 None => {
-                    // A damaged file is given to no follower, and is not read again: another one is due.
+                    // A damaged file is not sent, and is removed: another snapshot is due.
                     files.verify(id).inspect_err(|error| set_aside(&files, id, error))?;
                     FileIdentity { node, snapshot: id, length, checksum: file.checksum()? }
                 }
@@ -256,7 +256,7 @@ impl Outgoing {
         holds.values().copied().collect()
     }
 
-    /// This node does not lead: no one waits for its entries.
+    /// This node does not lead: no follower needs entries from it.
     pub(crate) fn let_go(&self) {
         lock(&self.holds).retain(|_, hold| hold.in_transit);
     }
@@ -267,7 +267,7 @@ fn set_aside(files: &Snapshots, id: u64, error: &StorageError) {
     if matches!(error, StorageError::CorruptFile { .. }) {
         tracing::error!(snapshot = id, %error, "a damaged snapshot is removed; another one is taken");
         if let Err(error) = files.remove(id) {
-            tracing::error!(snapshot = id, %error, "a damaged snapshot stays");
+            tracing::error!(snapshot = id, %error, "a damaged snapshot was not removed");
         }
     }
 }
