@@ -11,7 +11,7 @@ use crate::{error::StorageError, parts::Parts};
 pub(crate) fn is_due(parts: &Parts) -> bool {
     let mem = parts.memtable.read();
     let Some(oldest) = mem.fifo.front() else { return false };
-    if parts.journals.wait_for_room() {
+    if parts.space.is_drain_to_wait() {
         return false;
     }
     mem.bytes >= parts.options.drain_start_bytes
@@ -44,13 +44,13 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
         match parts.journals.append(*table, ops) {
             // The batch stays in the memtable and comes again: what a journal has of it is skipped then.
             Err(e) if e.is_journal_without_room() => {
-                parts.journals.found_no_room(&e);
+                parts.space.drain_waits(&e);
                 return Ok(false);
             }
             appended => appended?,
         }
     }
-    parts.journals.found_room();
+    parts.space.drain_goes_on();
     turn.apply(&batch.rows, batch.ord, batch.seq)?;
     parts.memtable.drained(&batch);
     drop(turn);

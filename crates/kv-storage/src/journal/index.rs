@@ -97,11 +97,12 @@ impl Index {
         blocks.filter(|(_, b)| b.file == file).map(|(name, b)| (name.clone(), *b)).collect()
     }
 
-    /// What the head of the next file says: where every stream stands.
+    /// What the head of the next file says: where every stream stands, and what of it is lost.
     pub(super) fn head(&self) -> Vec<Line> {
         let stood =
             |(name, s): (&Bytes, &Stream)| Line::Stood { stream: name.clone(), floor: s.floor, last: s.last };
-        self.streams.iter().map(stood).collect()
+        let lost = self.lost().into_iter().map(|(stream, first, last)| Line::Lost { stream, first, last });
+        self.streams.iter().map(stood).chain(lost).collect()
     }
 
     /// A stream with what is wanted of it, for the caller of `trim`: the bytes of its blocks.
@@ -137,6 +138,13 @@ impl Index {
                         own.last = Some(last);
                     }
                     self.trim(stream, *floor);
+                }
+                Line::Lost { stream, first, last } => {
+                    let own = self.streams.entry(stream.clone()).or_default();
+                    // Where the damaged block is still there, reading it says so.
+                    if *last >= own.floor && first <= last && !own.blocks.contains_key(first) {
+                        own.gaps.insert(*first, *last);
+                    }
                 }
             }
         }
