@@ -1,6 +1,7 @@
 //! From the memtable into the journals and the tier: whole batches, in order, with the mark, and how far the
-//! journals are, in the same tier batch. The journals first, and durably: the operating system may write the tier back at any time, and a
-//! tier that is ahead of a journal would leave a gap in it that the log does not fill.
+//! journals are, in the same tier batch. The journals first, and durably: the operating system may write the
+//! tier back at any time, and a tier that is ahead of a journal would leave a gap in it that the log does not
+//! fill.
 
 use tokio::time::Instant;
 

@@ -78,13 +78,14 @@ impl Journals {
         Ok(journal.append(ops)?)
     }
 
-    /// The row of a tier batch that records how far the journal of a table is. Nothing for a table without one.
+    /// The row of a tier batch that records how far the journal of a table is. Nothing for a table without
+    /// one.
     pub(crate) fn mark(&self, table: TableId) -> Option<(Bytes, Option<Bytes>)> {
         self.of(table).map(|journal| run_mark::row(table, journal.last_run()))
     }
 
-    /// Refuses a tier that is ahead of a journal: each run was synced before the tier took the batch that names
-    /// it, so the disk has lost what it had said to be safe.
+    /// Refuses a tier that is ahead of a journal: each run was synced before the tier took the batch that
+    /// names it, so the disk has lost what it had said to be safe.
     pub(crate) fn check_marks(&self, marks: Vec<(TableId, u64)>) -> Result<(), StorageError> {
         for (table, run) in marks {
             let last = self.of(table).map_or(0, |journal| journal.last_run());
@@ -177,7 +178,8 @@ pub(crate) fn room_for_streams<'a>(
         *new.entry(place.0).or_default() += usize::from(!known);
     }
     for (table, new) in new.into_iter().filter(|(_, new)| *new > 0) {
-        // Those in the memtable may be in the files as well: counted twice, which only makes the check stricter.
+        // Those in the memtable may be in the files as well: counted twice, which only makes the check
+        // stricter.
         let there = journals.of(table).map_or(0, |journal| journal.streams().len());
         let streams = there + mem.streams.names(table).len() + new;
         if streams > MAX_STREAMS {

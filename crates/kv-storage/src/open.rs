@@ -188,8 +188,8 @@ impl Storage {
         disk.create_dir_all(&wal_dir).map_err(StorageError::io("create the data directory"))?;
         let owner = check_owner(&*disk, &options)?;
         // The lock comes before the log is read: the process that had the directory until now may have
-        // written more just before it released the lock. And the log comes before the tier is opened, which may change
-        // that: a directory with a damaged log is left alone.
+        // written more just before it released the lock. And the log comes before the tier is opened, which
+        // may change that: a directory with a damaged log is left alone.
         let lock = disk.lock(&dir).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => StorageError::InUse(format!("{} is locked", dir.display())),
             _ => StorageError::io("lock the data directory")(e),

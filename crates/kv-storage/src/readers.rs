@@ -75,8 +75,8 @@ impl Readers {
         Ok(())
     }
 
-    /// The next job and its class, after one of class `done`; `None` once the engine stops. A job of a client that
-    /// finds too many threads busy with others waits for one of them, which takes it here.
+    /// The next job and its class, after one of class `done`; `None` once the engine stops. A job of a client
+    /// that finds too many threads busy with others waits for one of them, which takes it here.
     fn next(&self, done: Option<Class>) -> Option<(Class, Job)> {
         let mut q = lock(&self.queue);
         if done == Some(Class::Client) {

@@ -1,6 +1,6 @@
-//! The rows in which a tier keeps how far each journal was when a batch was drained: in storage's own table, in
-//! the same batch as the rows. A disk that loses what it had synced can cut the tail of a journal; the rows
-//! show it at the next start.
+//! The rows in which a tier keeps how far each journal was when a batch was drained: in storage's own table,
+//! in the same batch as the rows. A disk that loses what it had synced can cut the tail of a journal; the
+//! rows show it at the next start.
 
 use bytes::Bytes;
 

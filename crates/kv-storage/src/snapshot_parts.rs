@@ -279,8 +279,8 @@ impl SnapshotPart {
         self.length
     }
 
-    /// Adds the next bytes, and syncs when a piece is full. After an error the part cannot be used: discard it
-    /// away. Blocks.
+    /// Adds the next bytes, and syncs when a piece is full. After an error the part cannot be used: discard
+    /// it. Blocks.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         let end = self.received + bytes.len() as u64;
         if end > self.length {

@@ -116,7 +116,7 @@ fn a_journal_that_lost_what_was_synced_is_named_at_the_start() {
         let other = TableId::new(41);
         let append = |table, id: u64| {
             let mut batch = Batch::new().put(T, row(0), id.to_be_bytes());
-            batch.push_append(table, &name(0), id, &Bytes::from(vec![id as u8; 100]));
+            batch.push_append(table, &name(0), id, Bytes::from(vec![id as u8; 100]));
             storage.commit(batch).unwrap();
             let mut asked = std::pin::pin!(storage.checkpoint());
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -10,8 +10,8 @@
 //!
 //! The checksum covers file number, offset, the header behind it and the directory: a run is valid in one
 //! place only. Each block of the payload has a checksum of its own in the directory. Runs start at multiples
-//! of eight; numbers have no gaps. The first run of a file (kind *head*) records the position of every stream when
-//! the file was made, and has no payload.
+//! of eight; numbers have no gaps. The first run of a file (kind *head*) records the position of every stream
+//! when the file was made, and has no payload.
 
 use bytes::Bytes;
 

@@ -114,7 +114,8 @@ impl Log {
         self.queue.push_data(encoded, ops, bulk)
     }
 
-    /// Adds Raft records, which always find room: a caller that appends entries asks [`Log::admit_raft`] before.
+    /// Adds Raft records, which always find room: a caller that appends entries asks [`Log::admit_raft`]
+    /// before.
     pub(crate) fn push(&self, items: Vec<Item>) {
         self.queue.push(items);
     }

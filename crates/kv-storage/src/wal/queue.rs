@@ -263,7 +263,8 @@ impl Queue {
         }
     }
 
-    /// Adds a data batch, decoded as `ops`, and names its place in the log. After an error nothing was changed.
+    /// Adds a data batch, decoded as `ops`, and names its place in the log. After an error nothing was
+    /// changed.
     pub(crate) fn push_data(&self, encoded: Bytes, ops: &[Op], bulk: bool) -> Result<u64, StorageError> {
         let has_small = ops.iter().any(|op| matches!(op, Op::Small(..)));
         let mut q = lock(&self.waiting);
@@ -298,7 +299,8 @@ impl Queue {
         Ok(seq)
     }
 
-    /// Adds Raft records. They always find room; a caller that appends asks before ([`crate::RaftLog::room_for`]).
+    /// Adds Raft records. They always find room; a caller that appends asks before
+    /// ([`crate::RaftLog::room_for`]).
     pub(crate) fn push(&self, items: Vec<Item>) {
         self.push_with(items, |_| ());
     }
