@@ -3,8 +3,9 @@
 //! A frame is what one `fdatasync` made durable, so a valid frame proves that everything before it was
 //! durable:
 //!
-//! ```text magic u32 | payload length u32 | CRC32C u32 | kind u8, version u8, 0 u16 | durable u64 | number
-//! u64 | payload | 0..7 zeros
+//! ```text
+//! magic u32 | payload length u32 | CRC32C u32 | kind u8, version u8, 0 u16 |
+//! durable u64 | number u64 | payload | 0..7 zeros
 //! ```
 //!
 //! The checksum covers segment id and offset (a frame is valid in one place only), the header and the
