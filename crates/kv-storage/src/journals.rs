@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, RwLock},
 };
 
+use bytes::Bytes;
+
 use crate::{
     batch::{Op, TableId},
     disk::Disk,
@@ -14,6 +16,7 @@ use crate::{
     locks::{read, write},
     memtable::Mem,
     pending::StreamId,
+    run_mark,
 };
 
 /// All journals.
@@ -69,6 +72,31 @@ impl Journals {
             }
         };
         Ok(journal.append(ops)?)
+    }
+
+    /// The row of a tier batch that records how far the journal of a table is. Nothing for a table without
+    /// one.
+    pub(crate) fn mark(&self, table: TableId) -> Option<(Bytes, Option<Bytes>)> {
+        self.of(table).map(|journal| run_mark::row(table, journal.last_run()))
+    }
+
+    /// Refuses a tier that is ahead of a journal: each run was synced before the tier took the batch that
+    /// names it, so the disk has lost what it had said to be safe.
+    pub(crate) fn check_marks(&self, marks: Vec<(TableId, u64)>) -> Result<(), StorageError> {
+        for (table, run) in marks {
+            let last = self.of(table).map_or(0, |journal| journal.last_run());
+            if last < run {
+                let first = last + 1;
+                return Err(StorageError::CorruptFile {
+                    file: format!("the journal of table {} in {}", table.get(), self.dir.display()),
+                    what: format!(
+                        "the disk has lost its runs {first} to {run}, which it had synced: the lower tier has what was \
+                         written with them. Start this node with an empty data directory"
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// The floor and the last entry of a stream in the files.
@@ -127,7 +155,8 @@ pub(crate) fn room_for_streams<'a>(
         *new.entry(place.0).or_default() += usize::from(!known);
     }
     for (table, new) in new.into_iter().filter(|(_, new)| *new > 0) {
-        // Those in the memtable may be in the files as well: counted twice, which only errs to the safe side.
+        // Those in the memtable may be in the files as well: counted twice, which only makes the check
+        // stricter.
         let there = journals.of(table).map_or(0, |journal| journal.streams().len());
         let streams = there + mem.streams.names(table).len() + new;
         if streams > MAX_STREAMS {

@@ -46,7 +46,9 @@ pub const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// this time is as good as failed, and the node stops instead of hanging.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
 /// Threads that read the lower tier.
-pub const READERS: usize = 4;
+pub const READERS: usize = 5;
+/// Those of them that may read for clients at once: one is left for the apply of committed entries.
+pub const READERS_FOR_CLIENTS: usize = READERS - 1;
 /// Reads that may wait for them, and the bytes of their keys; beyond it a read is refused.
 pub const READ_QUEUE: usize = 4096;
 /// Bytes of keys that may wait.

@@ -117,7 +117,7 @@ impl DiskSpace {
         if enough { Ok(()) } else { Err(self.refusal()) }
     }
 
-    /// Asks the disk, and says whether a file that has `bytes` so far may grow on. One that is small against
+    /// Asks the disk whether a file that has `bytes` so far may grow. One that is small against
     /// the reserve may use half of it: a snapshot of a small state is what makes room in the log. Blocks.
     pub(crate) fn check_file(&self, bytes: u64) -> Result<(), StorageError> {
         self.ask();
@@ -135,7 +135,7 @@ impl DiskSpace {
         bytes > 0 && bytes <= reserve / 8 && free >= (reserve / 2).saturating_add(to_come)
     }
 
-    /// A write found no room: the refusal that says so, with what is free now. Blocks.
+    /// The refusal of a write that found no room, with what is free now. Blocks.
     pub(crate) fn full(&self) -> StorageError {
         self.ask();
         self.refusal()

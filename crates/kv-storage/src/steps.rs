@@ -1,4 +1,4 @@
-//! Who runs the steps: four threads, or one caller that pumps.
+//! What runs the steps: four threads, or one caller that pumps.
 
 use std::sync::Arc;
 

@@ -107,6 +107,55 @@ fn all(storage: &Storage, stream: u64, from: u64, to: u64, random: &mut fastrand
     }
 }
 
+/// Both journals that the tier knows of are compared; the tail goes with the file, or at the end of one.
+#[test]
+fn a_journal_that_lost_what_was_synced_is_named_at_the_start() {
+    for whole_file in [false, true] {
+        let world = manual(1);
+        let (storage, _) = world.open();
+        let other = TableId::new(41);
+        let append = |table, id: u64| {
+            let mut batch = Batch::new().put(T, row(0), id.to_be_bytes());
+            batch.push_append(table, &name(0), id, Bytes::from(vec![id as u8; 100]));
+            storage.commit(batch).unwrap();
+            let mut asked = std::pin::pin!(storage.checkpoint());
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            while asked.as_mut().poll(&mut context).is_pending() {
+                storage.pump();
+            }
+        };
+        let folder = Path::new("/data/journals");
+        append(other, 1);
+        append(J, 1);
+        let path = world
+            .disk
+            .list(folder)
+            .unwrap()
+            .into_iter()
+            .find(|path| path.ends_with("0028-0000000000000001.jrn"));
+        let path = path.unwrap();
+        let before = world.disk.contents(&path).unwrap();
+        append(J, 2);
+        let after = world.disk.contents(&path).unwrap();
+        world.crash(storage);
+        match whole_file {
+            true => world.remove(&path),
+            false => world.disk.overwrite(&path, 0, &before).unwrap(),
+        }
+        let refused = world.try_open().unwrap_err();
+        let (words, first) = (refused.to_string(), if whole_file { 1 } else { 3 });
+        assert!(matches!(refused, StorageError::CorruptFile { .. }), "{words}");
+        assert!(words.contains("the journal of table 40"), "{words}");
+        assert!(words.contains(&format!("lost its runs {first} to 3")), "{words}");
+        if !whole_file {
+            // As it was, it is whole.
+            world.disk.overwrite(&path, 0, &after).unwrap();
+            let (storage, _) = world.open();
+            assert_eq!(storage.stream_bounds(J, &name(0)), (0, Some(2)));
+        }
+    }
+}
+
 /// Committed batches are replayed from the log, in part or not, as far as the tier misses them.
 #[test]
 fn rows_and_entries_are_there_together_whenever_the_power_is_cut() {

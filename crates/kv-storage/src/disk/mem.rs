@@ -62,7 +62,7 @@ enum Undo {
 
 impl State {
     fn next_random(&mut self) -> u64 {
-        // splitmix64: fixed for ever, so that a seed means the same crash in every release
+        // splitmix64: never changed, so that a seed means the same crash in every release
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,7 +1,7 @@
 //! The bytes of a journal file: runs, and the blocks in them.
 //!
 //! A run is what one drain step appended with one `fdatasync`. Its header and directory are read when a
-//! journal is opened; its blocks are read, and checked, when somebody asks for their entries.
+//! journal is opened; its blocks are read, and checked, when their entries are read.
 //!
 //! ```text
 //! magic u32 | CRC32C u32 | kind u8, version u8, 0 u16 | directory length u32 | payload length u32 |
@@ -10,8 +10,8 @@
 //!
 //! The checksum covers file number, offset, the header behind it and the directory: a run is valid in one
 //! place only. Each block of the payload has a checksum of its own in the directory. Runs start at multiples
-//! of eight; numbers have no gaps. The first run of a file (kind *head*) says where every stream stood when
-//! the file was made, and has no payload.
+//! of eight; numbers have no gaps. The first run of a file (kind *head*) records the position of every stream
+//! when the file was made, and has no payload.
 
 use bytes::Bytes;
 
@@ -93,7 +93,7 @@ pub(super) struct RunHead {
     pub(super) end: u64,
 }
 
-/// What stands at an offset of a file.
+/// What is found at an offset of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Run(RunHead),
@@ -254,7 +254,7 @@ pub(super) fn encode(
     out
 }
 
-/// Reads header and directory of what stands at an offset.
+/// Reads the header and the directory of the run at an offset.
 pub(super) fn read(file: &dyn DiskFile, table: u16, number: u64, offset: u64) -> std::io::Result<Found> {
     let mut header = [0; HEADER];
     if file.read_at(&mut header, offset)? < HEADER {

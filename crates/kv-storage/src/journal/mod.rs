@@ -82,7 +82,7 @@ impl JournalOp {
     }
 }
 
-/// What becomes of wanted blocks in a file that is otherwise no longer needed.
+/// What happens to wanted blocks in a file that is otherwise no longer needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Laggards {
     /// They are written again, at the end.
@@ -545,7 +545,7 @@ impl Journal {
         Ok((writer.file, at))
     }
 
-    /// The other half of the pair: what was written reads as what was meant. Says where the payload starts.
+    /// Checks that the run that was written reads back unchanged. Returns where its payload starts.
     fn read_back(&self, file: u64, at: u64, lines: &[Line]) -> Result<u64, JournalError> {
         let Some(handle) = self.file(file) else { return Err(JournalError::Broken { table: self.table }) };
         match format::read(&*handle, self.table, file, at).map_err(failed("read a journal run back"))? {
@@ -554,7 +554,7 @@ impl Journal {
         }
     }
 
-    /// Makes the next file, durably: its head says where every stream stands.
+    /// Makes the next file, durably: its head records the position of every stream.
     fn roll(&self, writer: &mut Writer, run_bytes: u64) -> Result<(), JournalError> {
         let (fail, refuse) = (failed("make a journal file"), refused("make a journal file"));
         let number = writer.file + 1;
@@ -688,12 +688,17 @@ impl Journal {
         self.index().streams.get(stream).map(|own| (own.floor, own.last))
     }
 
+    /// The number of the last run that is durable; 0 if there is none. Numbers only grow.
+    pub fn last_run(&self) -> u64 {
+        self.writer().next_run - 1
+    }
+
     /// The streams that were ever used.
     pub fn streams(&self) -> Vec<Bytes> {
         self.index().streams.keys().cloned().collect()
     }
 
-    /// Bytes of the wanted entries of a stream: what its owner trims by.
+    /// Bytes of the wanted entries of a stream; its owner trims by this figure.
     pub fn stream_bytes(&self, stream: &[u8]) -> u64 {
         self.index().bytes_of(stream)
     }

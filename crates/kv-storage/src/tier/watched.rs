@@ -147,7 +147,7 @@ mod tests {
     use super::*;
     use crate::locks::lock;
 
-    /// A tier whose writes wait until they are let go.
+    /// A tier whose writes wait until they are released.
     #[derive(Debug, Default)]
     struct Held {
         free: Mutex<bool>,
