@@ -436,7 +436,7 @@ async fn what_is_applied_waits_as_long_as_the_disk_has_no_room() {
     world.disk.set_capacity(Some(world.disk.used()));
     let apply = |id: u64| {
         let mut batch = Batch::new();
-        batch.push_append(J, &name(1), id, &[id as u8; 2_000]);
+        batch.push_append(J, &name(1), id, [id as u8; 2_000]);
         storage.apply(batch)
     };
     let most = world.options().apply_wait * 5;
