@@ -371,7 +371,7 @@ fn what_is_damaged_does_not_keep_its_file_and_stays_named() {
             assert!(matches!(read, Err(JournalError::Damaged { first: 2, last: 2, .. })), "{read:?}");
             assert_eq!(journal.lost(), [], "it may be read another time");
         }
-        let (done, ended) = std::sync::mpsc::channel();
+        let (done, ended) = std::sync::mpsc::sync_channel(1);
         let shared = Arc::new(journal);
         let own = shared.clone();
         std::thread::spawn(move || {
@@ -395,8 +395,8 @@ fn what_is_damaged_does_not_keep_its_file_and_stays_named() {
     }
 }
 
-/// A file that found no room leaves nothing behind it: the one before it is the newest, and what is torn at its
-/// end is cut.
+/// A file that found no room leaves nothing behind it: the one before it is the newest, and what is torn at
+/// its end is cut.
 #[test]
 fn a_torn_tail_is_cut_though_the_next_file_found_no_room() {
     for left_behind in [false, true] {

@@ -122,7 +122,8 @@ impl NextSegment {
         }
     }
 
-    /// Makes the next segment, if it is wanted and `room` finds so many bytes for it; true if it is there now.
+    /// Makes the next segment, if it is wanted and `room` finds so many bytes for it; true if it is there
+    /// now.
     pub(crate) fn prepare_step(&self, room: &dyn Fn(u64) -> Result<(), StorageError>) -> bool {
         let id = {
             let mut next = lock(&self.next);
