@@ -260,12 +260,7 @@ impl Incoming {
             refused(Refusal::TooMany, format!("this node receives {INCOMING_AT_ONCE} snapshots at a time"))
         })?;
         let (files, sync_every) = (self.files.clone(), self.sync_every);
-        let opened = on_disk(move || {
-            let part = files.receive(&identity.encode(), identity.length, sync_every)?;
-            // The rest of the file, and then the state beside the present one.
-            files.room_for((part.length() - part.received()).saturating_add(part.length()))?;
-            Ok(part)
-        });
+        let opened = on_disk(move || files.receive(&identity.encode(), identity.length, sync_every));
         let part = opened.await.map_err(no_room)?;
         state.transfers = state.transfers.wrapping_add(1);
         let receiving = Receiving::new(state.transfers, vote, identity, part.received());

@@ -123,19 +123,15 @@ impl Log {
     }
 }
 
-fn main() {
-    let seconds = std::env::args().filter_map(|a| a.parse().ok()).next().unwrap_or(3);
-    let time = Duration::from_secs(seconds);
-    let dir = tempfile::tempdir_in(std::env::var_os("BENCH_DIR").unwrap_or_else(|| ".".into())).unwrap();
+/// The log beside the raw file, by entries in a batch. Prints a row for each, and the worst ratio.
+fn against_raw(storage: &Storage, dir: &std::path::Path, time: Duration) {
     println!("entries of {PAYLOAD} B; entries/s, p50 and p99 in microseconds of a durable batch");
     println!("| per sync | raw | p50 | p99 | log | p50 | p99 | ratio |");
     println!("|---|---|---|---|---|---|---|---|");
-    let (storage, _) =
-        Storage::open_dir(StorageOptions::new(dir.path().join("log")), TierKind::default()).unwrap();
     let mut worst = f64::MAX;
     for (n, batch) in [1usize, 32, 256].into_iter().enumerate() {
         let bytes = 32 + batch * (PAYLOAD + 37);
-        let (mut disk, mut ours) = (Raw::new(dir.path(), bytes), Log::new(&storage, n as u32 + 1));
+        let (mut disk, mut ours) = (Raw::new(dir, bytes), Log::new(storage, n as u32 + 1));
         let (mut raw, mut log) = (Side::new(), Side::new());
         while raw.time + log.time < time {
             raw.slice(batch, || disk.once());
@@ -154,48 +150,54 @@ fn main() {
         );
     }
     println!("worst ratio {worst:.2} (target 0.70)");
+}
 
-    // Many committers: what group commit makes of them.
+/// One committer that waits for each of its batches. How many there were.
+async fn committer(storage: Storage, number: usize, start: Instant, time: Duration) -> u64 {
+    let mut done = 0u64;
+    while start.elapsed() < time {
+        let key = format!("{number:04}/{:06}", done % 1_000);
+        match storage.commit(Batch::new().put(T, key, [7; PAYLOAD])) {
+            Ok(p) => {
+                storage.durable(p).await.unwrap();
+                done += 1;
+            }
+            Err(e) if e.is_refusal() => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    done
+}
+
+/// Many committers: what group commit makes of them.
+async fn many_committers(storage: &Storage, committers: usize, time: Duration) {
+    let (start, before) = (Instant::now(), storage.stats());
+    let tasks: Vec<_> =
+        (0..committers).map(|n| tokio::spawn(committer(storage.clone(), n, start, time))).collect();
+    let mut total = 0;
+    for task in tasks {
+        total += task.await.unwrap();
+    }
+    let after = storage.stats();
+    println!(
+        "{committers} committers with drain and checkpoints: {:.0} durable commits/s, {:.1} per sync, {} refused",
+        total as f64 / start.elapsed().as_secs_f64(),
+        total as f64 / (after.fsyncs - before.fsyncs).max(1) as f64,
+        after.refusals - before.refusals
+    );
+}
+
+fn main() {
+    let seconds = std::env::args().filter_map(|a| a.parse().ok()).next().unwrap_or(3);
+    let time = Duration::from_secs(seconds);
+    let dir = tempfile::tempdir_in(std::env::var_os("BENCH_DIR").unwrap_or_else(|| ".".into())).unwrap();
+    let (storage, _) =
+        Storage::open_dir(StorageOptions::new(dir.path().join("log")), TierKind::default()).unwrap();
+    against_raw(&storage, dir.path(), time);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-    for committers in [1usize, 64, 512] {
-        let (start, before) = (Instant::now(), storage.stats());
-        let total: u64 = runtime.block_on(async {
-            let tasks: Vec<_> = (0..committers)
-                .map(|c| {
-                    let storage = storage.clone();
-                    tokio::spawn(async move {
-                        let mut done = 0u64;
-                        while start.elapsed() < time {
-                            let key = format!("{c:04}/{:06}", done % 1_000);
-                            match storage.commit(Batch::new().put(T, key, [7; PAYLOAD])) {
-                                Ok(p) => {
-                                    storage.durable(p).await.unwrap();
-                                    done += 1;
-                                }
-                                Err(e) if e.is_refusal() => {
-                                    tokio::time::sleep(Duration::from_millis(1)).await
-                                }
-                                Err(e) => panic!("{e}"),
-                            }
-                        }
-                        done
-                    })
-                })
-                .collect();
-            let mut total = 0;
-            for task in tasks {
-                total += task.await.unwrap();
-            }
-            total
-        });
-        let after = storage.stats();
-        println!(
-            "{committers} committers with drain and checkpoints: {:.0} durable commits/s, {:.1} per sync, {} refused",
-            total as f64 / start.elapsed().as_secs_f64(),
-            total as f64 / (after.fsyncs - before.fsyncs).max(1) as f64,
-            after.refusals - before.refusals
-        );
+    for committers in [1, 64, 512] {
+        runtime.block_on(many_committers(&storage, committers, time));
     }
     runtime.block_on(storage.shutdown());
 }

@@ -22,7 +22,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kv_storage::{Batch, RaftEntry, RaftLogId, Storage, StorageOptions, TableId, tier::TierKind};
+use kv_storage::{Batch, RaftEntry, RaftLogId, Recovery, Storage, StorageOptions, TableId, tier::TierKind};
 use kv_types::GroupId;
 use tokio::sync::mpsc;
 
@@ -150,14 +150,15 @@ struct Counts {
     loads_that_ended: u64,
 }
 
-fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
+/// Opens the directory and counts how its tier was found; `None` after a refusal.
+fn open(dir: &Path, kind: TierKind, counts: &mut Counts) -> Option<(Storage, Recovery)> {
     let start = Instant::now();
     let (storage, recovery) = match Storage::open_dir(options(dir), kind) {
         Ok(opened) => opened,
         Err(e) => {
             eprintln!("refused to start: {e}");
             counts.refused_starts += 1;
-            return;
+            return None;
         }
     };
     counts.open_ms_max = counts.open_ms_max.max(start.elapsed().as_millis());
@@ -175,13 +176,16 @@ fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, count
         }
     }
     counts.rebuilt_from_log += u64::from(recovery.tier_rebuilt);
-    let lost_tier = recovery.tier_lost;
-    counts.lost_tier += u64::from(lost_tier);
-    let mut present = BTreeMap::new();
-    let mut from = Vec::new();
+    counts.lost_tier += u64::from(recovery.tier_lost);
+    Some((storage, recovery))
+}
+
+/// The version of each key that is there; values that are not what was written are counted.
+fn versions(storage: &Storage, seed: u64, counts: &mut Counts) -> BTreeMap<u64, u64> {
+    let (mut present, mut from) = (BTreeMap::new(), Vec::new());
     loop {
         let rows = storage.scan(T, &from, None, 500).unwrap();
-        let Some((last, _)) = rows.last() else { break };
+        let Some((last, _)) = rows.last() else { return present };
         from = [last.as_ref(), &[0]].concat();
         for (key, row) in rows {
             let key = u64::from_be_bytes(key.as_ref().try_into().unwrap());
@@ -193,19 +197,10 @@ fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, count
             present.insert(key, found);
         }
     }
-    if lost_tier {
-        // What a lost tier takes with it is for peers to restore; the counts say how often.
-        known.data = present;
-    } else {
-        for (key, acknowledged) in &mut known.data {
-            let found = present.get(key).copied().unwrap_or(0);
-            if found < *acknowledged {
-                eprintln!("key {key}: version {acknowledged} was acknowledged, {found} is there");
-                counts.lost += 1;
-            }
-            *acknowledged = found;
-        }
-    }
+}
+
+/// The entries of the Raft group and the rows that were derived from them.
+fn verify_raft(storage: &Storage, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
     let log = storage.raft(GroupId(1));
     let last = log.bounds().last.map(|l| l.index);
     if last < known.raft {
@@ -227,68 +222,73 @@ fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, count
         counts.wrong += u64::from(row.value != value(u64::MAX, applied, seed));
     }
     known.raft = last;
-    if lost_tier {
+}
+
+fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
+    let Some((storage, recovery)) = open(dir, kind, counts) else { return };
+    let present = versions(&storage, seed, counts);
+    if recovery.tier_lost {
+        // What a lost tier takes with it is for peers to restore; the counts say how often.
+        known.data = present;
+    } else {
+        for (key, acknowledged) in &mut known.data {
+            let found = present.get(key).copied().unwrap_or(0);
+            if found < *acknowledged {
+                eprintln!("key {key}: version {acknowledged} was acknowledged, {found} is there");
+                counts.lost += 1;
+            }
+            *acknowledged = found;
+        }
+    }
+    verify_raft(&storage, seed, known, counts);
+    if recovery.tier_lost {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(storage.acknowledge_tier_lost()).unwrap();
     }
     storage.halt();
 }
 
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    if args.get(1).is_some_and(|a| a == "--load") {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-        let kind = TierKind::named(&args[3]).unwrap();
-        runtime.block_on(load(Path::new(&args[2]), kind, args[4].parse().unwrap()));
-        return;
-    }
-    let kind = args.get(1).map_or(TierKind::default(), |name| TierKind::named(name).expect("fjall or sled"));
-    let kills: u64 = args.get(2).map_or(200, |n| n.parse().expect("a number of kills"));
-    let parent = args.get(3).map_or_else(std::env::temp_dir, PathBuf::from);
-    let dir = tempfile::tempdir_in(parent).unwrap();
-    let seed = fastrand::u64(..);
-    let data = dir.path().join("data");
-    let (mut known, mut counts) = (Acknowledged::default(), Counts::default());
-    for _ in 0..kills {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--load", data.to_str().unwrap(), kind.name(), &seed.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let out = child.stdout.take().unwrap();
-        let reader =
-            std::thread::spawn(move || BufReader::new(out).lines().map_while(Result::ok).collect::<Vec<_>>());
-        let life = Duration::from_micros(fastrand::u64(20_000..700_000));
-        std::thread::sleep(life);
-        counts.loads_that_ended += u64::from(child.try_wait().unwrap().is_some());
-        let _ = child.kill(); // SIGKILL
-        child.wait().unwrap();
-        counts.kills += 1;
-        for line in reader.join().unwrap() {
-            let mut words = line.split(' ');
-            let kind = words.next().unwrap();
-            let numbers: Vec<u64> = words.map(|w| w.parse().unwrap()).collect();
-            counts.writes += 1;
-            match (kind, numbers.as_slice()) {
-                ("d", [key, version]) => {
-                    let newest = known.data.entry(*key).or_default();
-                    *newest = (*newest).max(*version);
-                }
-                ("r", [index]) => known.raft = Some(*index),
-                ("c", [index]) => {
-                    known.checkpointed = Some(*index);
-                    counts.checkpoints += 1;
-                }
-                _ => panic!("what is {line:?}"),
-            }
+/// A load that is killed after a random time, and the lines that it printed before.
+fn killed_load(data: &Path, kind: TierKind, seed: u64, counts: &mut Counts) -> Vec<String> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--load", data.to_str().unwrap(), kind.name(), &seed.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = child.stdout.take().unwrap();
+    let reader =
+        std::thread::spawn(move || BufReader::new(out).lines().map_while(Result::ok).collect::<Vec<_>>());
+    let life = Duration::from_micros(fastrand::u64(20_000..700_000));
+    std::thread::sleep(life);
+    counts.loads_that_ended += u64::from(child.try_wait().unwrap().is_some());
+    let _ = child.kill(); // SIGKILL
+    child.wait().unwrap();
+    counts.kills += 1;
+    reader.join().unwrap()
+}
+
+/// Takes in what a line of the load says to be durable.
+fn acknowledge(line: &str, known: &mut Acknowledged, counts: &mut Counts) {
+    let mut words = line.split(' ');
+    let kind = words.next().unwrap();
+    let numbers: Vec<u64> = words.map(|w| w.parse().unwrap()).collect();
+    counts.writes += 1;
+    match (kind, numbers.as_slice()) {
+        ("d", [key, version]) => {
+            let newest = known.data.entry(*key).or_default();
+            *newest = (*newest).max(*version);
         }
-        verify(&data, kind, seed, &mut known, &mut counts);
-        if counts.refused_starts > 0 {
-            break;
+        ("r", [index]) => known.raft = Some(*index),
+        ("c", [index]) => {
+            known.checkpointed = Some(*index);
+            counts.checkpoints += 1;
         }
+        _ => panic!("what is {line:?}"),
     }
-    let c = &counts;
+}
+
+/// One line of JSON.
+fn print(kind: TierKind, seed: u64, c: &Counts) {
     println!(
         "{{\"tier\":\"{kind}\",\"seed\":{seed},\"kills\":{},\"acknowledged\":{},\"awaited_checkpoints\":{},\"lost\":{},\"wrong\":{},\"refused_starts\":{},\
          \"torn_tails\":{},\"tier_fine\":{},\"tier_not_opened\":{},\"tier_lost_checkpointed\":{},\"rebuilt_from_log\":{},\
@@ -309,7 +309,35 @@ fn main() {
         c.loads_that_ended,
         c.open_ms_max
     );
-    let bad = c.lost + c.wrong + c.refused_starts + c.loads_that_ended;
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).is_some_and(|a| a == "--load") {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        let kind = TierKind::named(&args[3]).unwrap();
+        runtime.block_on(load(Path::new(&args[2]), kind, args[4].parse().unwrap()));
+        return;
+    }
+    let kind = args.get(1).map_or(TierKind::default(), |name| TierKind::named(name).expect("fjall or sled"));
+    let kills: u64 = args.get(2).map_or(200, |n| n.parse().expect("a number of kills"));
+    let parent = args.get(3).map_or_else(std::env::temp_dir, PathBuf::from);
+    let dir = tempfile::tempdir_in(parent).unwrap();
+    let seed = fastrand::u64(..);
+    let data = dir.path().join("data");
+    let (mut known, mut counts) = (Acknowledged::default(), Counts::default());
+    for _ in 0..kills {
+        for line in killed_load(&data, kind, seed, &mut counts) {
+            acknowledge(&line, &mut known, &mut counts);
+        }
+        verify(&data, kind, seed, &mut known, &mut counts);
+        if counts.refused_starts > 0 {
+            break;
+        }
+    }
+    print(kind, seed, &counts);
+    let bad = counts.lost + counts.wrong + counts.refused_starts + counts.loads_that_ended;
     if bad > 0 {
         eprintln!("the data is kept in {}", dir.keep().display());
         std::process::exit(1);

@@ -10,7 +10,8 @@ use crate::{
     limits,
 };
 
-/// A table: an ordered map of its own. Callers choose numbers from 16 up; they are on disk for ever.
+/// A table: an ordered map of its own. Callers choose numbers from 16 up; they are stored on disk and never
+/// change their meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableId(u16);
 

@@ -1,6 +1,6 @@
 //! Reading and writing numbers and byte strings on disk: little-endian, and never a panic on foreign bytes.
 
-/// A cursor over foreign bytes; every read says whether there was enough.
+/// A cursor over foreign bytes; every read fails if there is not enough.
 #[derive(Clone, Copy)]
 pub(crate) struct Cursor<'a> {
     bytes: &'a [u8],

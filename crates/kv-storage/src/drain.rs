@@ -1,6 +1,7 @@
-//! From the memtable into the journals and the tier: whole batches, in order, with the mark in the same tier
-//! batch. The journals first, and durably: the operating system may write the tier back at any time, and a
-//! tier that is ahead of a journal would leave a gap in it that the log does not fill.
+//! From the memtable into the journals and the tier: whole batches, in order, with the mark, and how far the
+//! journals are, in the same tier batch. The journals first, and durably: the operating system may write the
+//! tier back at any time, and a tier that is ahead of a journal would leave a gap in it that the log does not
+//! fill.
 
 use tokio::time::Instant;
 
@@ -11,7 +12,7 @@ use crate::{error::StorageError, parts::Parts};
 pub(crate) fn is_due(parts: &Parts) -> bool {
     let mem = parts.memtable.read();
     let Some(oldest) = mem.fifo.front() else { return false };
-    if parts.journals.wait_for_room() {
+    if parts.space.is_drain_to_wait() {
         return false;
     }
     mem.bytes >= parts.options.drain_start_bytes
@@ -37,20 +38,23 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
     let mut turn = parts.tier.turn();
     let (durable, raft_written) = (parts.log.durable_seq(), parts.log.raft_written());
     let max_bytes = parts.options.drain_batch_bytes.min(parts.tier.handle()?.batch_bytes());
-    let Some(batch) = parts.memtable.read().take_drainable(durable, raft_written, max_bytes) else {
+    let Some(mut batch) = parts.memtable.read().take_drainable(durable, raft_written, max_bytes) else {
         return Ok(false);
     };
     for (table, ops) in &batch.journal {
         match parts.journals.append(*table, ops) {
             // The batch stays in the memtable and comes again: what a journal has of it is skipped then.
             Err(e) if e.is_journal_without_room() => {
-                parts.journals.found_no_room(&e);
+                parts.space.drain_waits(&e);
                 return Ok(false);
             }
             appended => appended?,
         }
     }
-    parts.journals.found_room();
+    parts.space.drain_goes_on();
+    let marks: Vec<_> = batch.journal.keys().filter_map(|table| parts.journals.mark(*table)).collect();
+    // In key order: storage's own table is before those of callers.
+    batch.rows.splice(0..0, marks);
     turn.apply(&batch.rows, batch.ord, batch.seq)?;
     parts.memtable.drained(&batch);
     drop(turn);

@@ -50,7 +50,7 @@ pub struct Stats {
     pub checkpoints: u64,
     /// Commits refused for a bound.
     pub refusals: u64,
-    /// Who keeps the oldest segment.
+    /// What keeps the oldest segment.
     pub pinned_by: String,
     /// Memory of the index of all Raft entries: at most [`crate::limits::INDEX_ENTRY_BYTES`] each.
     pub raft_index_bytes: u64,
@@ -79,7 +79,8 @@ fn commit(parts: &Parts, batch: Batch, bulk: bool) -> Result<Position, StorageEr
     parts.memtable.commit(ops, encoded.len(), max, follows, log).map(Position)
 }
 
-/// Adds a derived batch, waiting for room for a bounded time.
+/// Adds a derived batch, waiting for room for a bounded time. The time in which the drain waits for room on
+/// the disk does not count: the node would come back to the same disk.
 pub(crate) async fn apply(parts: &Parts, batch: Batch) -> Result<(), StorageError> {
     let o = &parts.options;
     let encoded = batch.finish(o.memtable_bytes)?;
@@ -87,7 +88,7 @@ pub(crate) async fn apply(parts: &Parts, batch: Batch) -> Result<(), StorageErro
     if ops.iter().any(|op| matches!(op, Op::Small(..))) {
         return Err(StorageError::Invalid("small state cannot be derived: commit it".into()));
     }
-    let deadline = tokio::time::Instant::now() + o.apply_wait;
+    let mut deadline = tokio::time::Instant::now() + o.apply_wait;
     loop {
         let mut room = pin!(parts.memtable.room());
         room.as_mut().enable();
@@ -106,7 +107,9 @@ pub(crate) async fn apply(parts: &Parts, batch: Batch) -> Result<(), StorageErro
         tokio::select! { biased;
             () = room => {}
             () = parts.life.ended() => {}
-            () = tokio::time::sleep_until(deadline) => {
+            () = tokio::time::sleep_until(deadline) => if parts.space.is_drain_waiting() {
+                deadline += o.apply_wait;
+            } else {
                 return Err(StorageError::Overloaded { what: "the memtable" });
             }
         }
@@ -123,7 +126,7 @@ impl Storage {
     }
 
     /// Logs a batch. It is visible to reads at once, in the order of the calls, and durable when
-    /// [`Storage::durable`] says so. After an error nothing happened.
+    /// [`Storage::durable`] says so. After an error nothing was changed.
     pub fn commit(&self, batch: Batch) -> Result<Position, StorageError> {
         self.parts().refusals.count(commit(self.parts(), batch, false))
     }
@@ -299,7 +302,7 @@ impl Storage {
         identity::read(&*self.parts().disk, &self.parts().options.dir)
     }
 
-    /// Signs a directory that was opened without identity; an error if somebody else's name is on it.
+    /// Signs a directory that was opened without identity; an error if it belongs to another node.
     pub fn set_identity(&self, identity: Identity) -> Result<(), StorageError> {
         identity::check(&*self.parts().disk, &self.parts().options.dir, Some(identity)).map(|_| ())
     }
@@ -344,7 +347,7 @@ impl Storage {
         }
     }
 
-    /// Writes what waits, stops the threads and lets go of the tier. Returns within
+    /// Writes what waits, stops the threads and closes the tier. Returns within
     /// [`limits::THREADS_STOP_WAIT`] and [`limits::TIER_CLOSE_WAIT`] together, also if a call of the disk or
     /// of the tier never returns: what it held up is then as after a kill.
     pub async fn shutdown(&self) {

@@ -21,7 +21,7 @@ pub enum StorageError {
         bytes: u64,
         /// Its bound (`max_log_bytes`).
         max: u64,
-        /// Who keeps its oldest segment.
+        /// What keeps its oldest segment.
         pinned_by: String,
     },
     /// The file system of the data directory is nearly full and nothing happened.
@@ -80,9 +80,9 @@ pub enum StorageError {
     /// The directory belongs to another node or cluster.
     #[error("the data directory belongs to {found}, this node is {expected}: point it to its own directory")]
     ForeignDataDir {
-        /// Who owns it.
+        /// The owner.
         found: String,
-        /// Who asked.
+        /// The node that opened it.
         expected: String,
     },
     /// Another process (or another handle of this one) has the directory open.

@@ -51,7 +51,7 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Stor
     Ok(Some(Identity { cluster, node }))
 }
 
-/// Checks who owns the directory, and signs a fresh one.
+/// Checks the owner of the directory, and signs a new one.
 pub(crate) fn check(
     disk: &dyn Disk,
     dir: &Path,

@@ -3,20 +3,20 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, RwLock},
+    sync::{Arc, RwLock},
 };
 
-use tokio::time::Instant;
+use bytes::Bytes;
 
 use crate::{
     batch::{Op, TableId},
     disk::Disk,
     error::StorageError,
     journal::{self, Journal, JournalOp, Laggards, MAX_STREAMS},
-    limits,
-    locks::{lock, read, write},
+    locks::{read, write},
     memtable::Mem,
     pending::StreamId,
+    run_mark,
 };
 
 /// All journals.
@@ -26,8 +26,6 @@ pub(crate) struct Journals {
     dir: PathBuf,
     file_bytes: u64,
     all: RwLock<BTreeMap<TableId, Arc<Journal>>>,
-    /// When the drain looks again whether there is room for what goes into the journals.
-    look_again: Mutex<Option<Instant>>,
 }
 
 impl Journals {
@@ -41,7 +39,7 @@ impl Journals {
             }
             all.insert(TableId::new(table), Arc::new(journal));
         }
-        Ok(Journals { disk, dir, file_bytes, all: RwLock::new(all), look_again: Mutex::default() })
+        Ok(Journals { disk, dir, file_bytes, all: RwLock::new(all) })
     }
 
     /// True when nothing was ever written to any of them.
@@ -76,23 +74,29 @@ impl Journals {
         Ok(journal.append(ops)?)
     }
 
-    /// The drain found no room for its entries on the disk, and waits.
-    pub(crate) fn found_no_room(&self, e: &StorageError) {
-        if lock(&self.look_again).replace(Instant::now() + limits::SPACE_LOOK).is_none() {
-            tracing::warn!(error = %e, "what was written waits in memory and in the log for room on the disk");
-        }
+    /// The row of a tier batch that records how far the journal of a table is. Nothing for a table without
+    /// one.
+    pub(crate) fn mark(&self, table: TableId) -> Option<(Bytes, Option<Bytes>)> {
+        self.of(table).map(|journal| run_mark::row(table, journal.last_run()))
     }
 
-    /// The drain went on.
-    pub(crate) fn found_room(&self) {
-        if lock(&self.look_again).take().is_some() {
-            tracing::info!("what waited for room on the disk is written");
+    /// Refuses a tier that is ahead of a journal: each run was synced before the tier took the batch that
+    /// names it, so the disk has lost what it had said to be safe.
+    pub(crate) fn check_marks(&self, marks: Vec<(TableId, u64)>) -> Result<(), StorageError> {
+        for (table, run) in marks {
+            let last = self.of(table).map_or(0, |journal| journal.last_run());
+            if last < run {
+                let first = last + 1;
+                return Err(StorageError::CorruptFile {
+                    file: format!("the journal of table {} in {}", table.get(), self.dir.display()),
+                    what: format!(
+                        "the disk has lost its runs {first} to {run}, which it had synced: the lower tier has what was \
+                         written with them. Start this node with an empty data directory"
+                    ),
+                });
+            }
         }
-    }
-
-    /// True while the drain is not to try again yet.
-    pub(crate) fn wait_for_room(&self) -> bool {
-        lock(&self.look_again).is_some_and(|then| Instant::now() < then)
+        Ok(())
     }
 
     /// The floor and the last entry of a stream in the files.
@@ -151,7 +155,8 @@ pub(crate) fn room_for_streams<'a>(
         *new.entry(place.0).or_default() += usize::from(!known);
     }
     for (table, new) in new.into_iter().filter(|(_, new)| *new > 0) {
-        // Those in the memtable may be in the files as well: counted twice, which only errs to the safe side.
+        // Those in the memtable may be in the files as well: counted twice, which only makes the check
+        // stricter.
         let there = journals.of(table).map_or(0, |journal| journal.streams().len());
         let streams = there + mem.streams.names(table).len() + new;
         if streams > MAX_STREAMS {

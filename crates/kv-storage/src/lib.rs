@@ -40,6 +40,7 @@ mod pending;
 mod raft_log;
 mod readers;
 mod reads;
+mod run_mark;
 mod snapshot;
 mod snapshot_parts;
 mod space;

@@ -1,4 +1,4 @@
-//! How an engine lives and ends: its phase, its failure, its threads, and who is woken by what. Knows no
+//! How an engine lives and ends: its phase, its failure, its threads, and what wakes whom. It uses no
 //! other owner.
 
 use std::{

@@ -46,7 +46,9 @@ pub const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// this time is as good as failed, and the node stops instead of hanging.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
 /// Threads that read the lower tier.
-pub const READERS: usize = 4;
+pub const READERS: usize = 5;
+/// Those of them that may read for clients at once: one is left for the apply of committed entries.
+pub const READERS_FOR_CLIENTS: usize = READERS - 1;
 /// Reads that may wait for them, and the bytes of their keys; beyond it a read is refused.
 pub const READ_QUEUE: usize = 4096;
 /// Bytes of keys that may wait.
@@ -66,7 +68,10 @@ pub const TIER_CHUNK_ROWS: usize = 256;
 pub const INDEX_ENTRY_BYTES: usize = 16;
 /// Largest reserve of a file system (one in so many of its bytes), whatever `disk_reserve_bytes` says: a
 /// small disk is usable.
-pub const DISK_RESERVE_SHARE: u64 = 20;
+pub const DISK_RESERVE_SHARE: u64 = 8;
+/// How often what is in memory is still written to the file system, at most: into the tier's journal or one
+/// of ours, and into its tables.
+pub const OWED_COPIES: u64 = 2;
 /// How often the folder of snapshots is read when a file vanishes meanwhile.
 pub const LIST_ROUNDS: usize = 8;
 /// How long an answer about the free space of the disk is used.

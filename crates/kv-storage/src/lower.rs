@@ -75,7 +75,7 @@ pub(crate) fn clear_suspect(disk: &dyn Disk, dir: &Path) -> Result<(), StorageEr
 /// that happens on a thread of its own, wherever this is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenTier {
-    // In this order: the thread lets go of the tier when `dropped` is gone, and `tier` is gone by then.
+    // In this order: the thread closes the tier when `dropped` is gone, and `tier` is gone by then.
     tier: Arc<dyn Tier>,
     dropped: Option<mpsc::SyncSender<()>>,
     own_thread: bool,
@@ -119,7 +119,7 @@ struct OnDisk {
     checkpoints: AtomicU64,
 }
 
-/// When the last checkpoint was, and of what.
+/// When the last checkpoint was made, and what it covers.
 #[derive(Debug)]
 struct LastCheckpoint {
     at: Instant,
@@ -248,7 +248,7 @@ impl LowerTier {
         read(&self.handle).clone().ok_or(StorageError::Closed)
     }
 
-    /// Lets go of the tier. It is closed when others that read it have let go too.
+    /// Drops the handle of the tier. The tier is closed when its readers have dropped theirs.
     pub(crate) fn close(&self) {
         drop(write(&self.handle).take());
     }

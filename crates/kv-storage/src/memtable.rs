@@ -218,8 +218,8 @@ impl Memtable {
     }
 
     /// Adds a batch of `bytes` bytes that `log` puts into the log under the number that it returns. Within
-    /// `max` bytes, or alone; `follows` judges it by what is there already. After an error nothing happened.
-    /// Batches are in the memtable in the order of their numbers.
+    /// `max` bytes, or alone; `follows` judges it by what is there already. After an error nothing was
+    /// changed. Batches are in the memtable in the order of their numbers.
     pub(crate) fn commit(
         &self,
         ops: Vec<Op>,
@@ -266,7 +266,7 @@ impl Memtable {
         self.drained.notified()
     }
 
-    /// Those who wait for room look again.
+    /// Waiters for room check again.
     pub(crate) fn wake(&self) {
         self.drained.notify_waiters();
     }

@@ -24,7 +24,7 @@ use crate::{
     memtable::{Mem, Memtable},
     options::{Drive, StorageOptions},
     parts::{Parts, Refusals},
-    reads,
+    reads, run_mark,
     space::DiskSpace,
     steps,
     tier::{MemTiers, Tier, TierError, TierFolders, TierKind, TierMark, TierSource},
@@ -71,7 +71,7 @@ struct OpenedTier {
 
 /// A tier as it was found.
 enum FirstLook {
-    /// Nobody else has it.
+    /// No other process has it open.
     Held(Arc<dyn Tier>),
     /// It was found damaged while running, whatever it looks like now.
     Suspect(Option<Arc<dyn Tier>>),
@@ -188,8 +188,8 @@ impl Storage {
         disk.create_dir_all(&wal_dir).map_err(StorageError::io("create the data directory"))?;
         let owner = check_owner(&*disk, &options)?;
         // The lock comes before the log is read: the process that had the directory until now may have
-        // written more just before it let go. And the log comes before the tier is opened, which may change
-        // that: a directory with a damaged log is left alone.
+        // written more just before it released the lock. And the log comes before the tier is opened, which
+        // may change that: a directory with a damaged log is left alone.
         let lock = disk.lock(&dir).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => StorageError::InUse(format!("{} is locked", dir.display())),
             _ => StorageError::io("lock the data directory")(e),
@@ -210,6 +210,7 @@ impl Storage {
         let known = known_mark(&log)?;
         let opened = settle_tier(&*tiers, &dir, found, known)?;
         check_order(&log, opened.mark)?;
+        journals.check_marks(run_mark::read(&*opened.tier)?)?;
         let whole = log.is_whole();
         let recovery = Recovery {
             fresh: log.segments.is_empty(),
@@ -337,6 +338,10 @@ fn replay(parts: &Parts, segments: &BTreeMap<u64, Recovered>, drained: u64) -> R
             };
             if full {
                 while drain::step(parts) {}
+                // The memtable must not grow to the size of the log.
+                if parts.space.is_drain_waiting() {
+                    return Err(parts.space.full());
+                }
             }
             parts.life.failure().map_or(Ok(()), Err)
         })?;

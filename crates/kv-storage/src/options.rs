@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{error::StorageError, identity::Identity, journal, limits};
 
-/// Who runs the writer, drain and checkpoint steps.
+/// What runs the writer, drain and checkpoint steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drive {
     /// Threads of the engine.
@@ -21,7 +21,7 @@ pub struct StorageOptions {
     pub dir: PathBuf,
     /// Whose directory it must be. `None` skips the check.
     pub identity: Option<Identity>,
-    /// Who runs the background steps.
+    /// What runs the background steps.
     pub drive: Drive,
     /// Size of a log segment, bytes.
     pub segment_bytes: usize,
@@ -41,7 +41,7 @@ pub struct StorageOptions {
     pub data_queue_bytes: usize,
     /// The part of it that bulk commits may use.
     pub bulk_queue_bytes: usize,
-    /// Raft records waiting for the log beyond which `log_pressure` says so.
+    /// Raft records waiting for the log beyond which `log_pressure` is an error.
     pub raft_queue_bytes: usize,
     /// Memtable size beyond which `apply` waits; commits are refused `apply_reserve_bytes` earlier.
     pub memtable_bytes: usize,
@@ -191,7 +191,7 @@ impl StorageOptions {
         self.max_log_bytes + self.max_log_bytes / limits::RAFT_RESERVE_SHARE
     }
 
-    /// Size of the log up to which a group is told that it may append.
+    /// Size of the log up to which [`crate::RaftLog::room_for`] allows an append.
     pub(crate) fn askable_log_bytes(&self) -> u64 {
         self.max_log_bytes + self.max_log_bytes / (2 * limits::RAFT_RESERVE_SHARE)
     }

@@ -1,4 +1,5 @@
-//! The threads that read the tier for async workers, and the bounded queue before them.
+//! The threads that read the tier for async workers, and the bounded queue before them. The reads of clients
+//! never have all threads: where those stand still in the tier, the apply of committed entries still reads.
 
 use std::{
     collections::VecDeque,
@@ -12,7 +13,7 @@ use crate::{error::StorageError, limits, locks::lock};
 
 const THREAD: &str = "kv-read";
 
-/// Who reads.
+/// On whose behalf a read is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
     /// The apply of committed entries: it goes first and has places of its own.
@@ -29,6 +30,8 @@ struct Queue {
     client: VecDeque<(Job, usize)>,
     /// Bytes of the keys that wait in `client`.
     bytes: usize,
+    /// Threads that read for clients now.
+    for_clients: usize,
     closed: bool,
 }
 
@@ -72,19 +75,26 @@ impl Readers {
         Ok(())
     }
 
-    /// The next job; `None` once the engine stops.
-    fn next(&self) -> Option<Job> {
+    /// The next job and its class, after one of class `done`; `None` once the engine stops. A job of a client
+    /// that finds too many threads busy with others waits for one of them, which takes it here.
+    fn next(&self, done: Option<Class>) -> Option<(Class, Job)> {
         let mut q = lock(&self.queue);
+        if done == Some(Class::Client) {
+            q.for_clients -= 1;
+        }
         loop {
             if q.closed {
                 return None;
             }
             if let Some(job) = q.apply.pop_front() {
-                return Some(job);
+                return Some((Class::Apply, job));
             }
-            if let Some((job, bytes)) = q.client.pop_front() {
+            if q.for_clients < limits::READERS_FOR_CLIENTS
+                && let Some((job, bytes)) = q.client.pop_front()
+            {
                 q.bytes -= bytes;
-                return Some(job);
+                q.for_clients += 1;
+                return Some((Class::Client, job));
             }
             q = self.changed.wait(q).unwrap_or_else(PoisonError::into_inner);
         }
@@ -111,7 +121,9 @@ impl Readers {
         for _ in 0..limits::READERS {
             let (readers, panicked) = (self.clone(), panicked.clone());
             let body = move || {
-                while let Some(job) = readers.next() {
+                let mut done = None;
+                while let Some((class, job)) = readers.next(done) {
+                    done = Some(class);
                     if catch_unwind(AssertUnwindSafe(job)).is_err() {
                         panicked(StorageError::ThreadPanicked { thread: THREAD });
                     }

@@ -1,4 +1,4 @@
-//! Reads that no async worker waits in: what is not in the memtable is read by a few threads, from a
+//! Reads in which no async worker waits: what is not in the memtable is read by a few threads, from a
 //! bounded queue.
 
 use std::sync::{Arc, Weak};

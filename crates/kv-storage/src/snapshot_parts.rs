@@ -119,11 +119,12 @@ impl Snapshots {
     }
 
     /// Receives a file of `length` bytes. `identity` tells it from every other file; a part of the same
-    /// identity is resumed, any other is thrown away. Pieces of `sync_every` bytes are synced together. Reads
+    /// identity is resumed, any other is discarded. Pieces of `sync_every` bytes are synced together. Reads
     /// what it resumes. Blocks.
     ///
-    /// Refused when the disk's reserve is touched, and as too large above `MAX_SNAPSHOT_BYTES`, or with an
-    /// identity above `MAX_PART_IDENTITY`.
+    /// Refused when the disk has no room for the rest of the file and for a state of its size beside it, by
+    /// what was seen last, and as too large above `MAX_SNAPSHOT_BYTES`, or with an identity above
+    /// `MAX_PART_IDENTITY`. A refusal leaves no files behind, but what can be resumed.
     pub fn receive(
         &self,
         identity: &[u8],
@@ -137,15 +138,44 @@ impl Snapshots {
         bounded("a snapshot file", length, limits::MAX_SNAPSHOT_BYTES)?;
         bounded("the identity of a snapshot", identity.len() as u64, limits::MAX_PART_IDENTITY as u64)?;
         self.disk.create_dir_all(&self.dir).map_err(io)?;
+        let head = head_of(identity, length);
+        let resumed = match self.disk.exists(&self.note_path()) && self.disk.exists(&self.part_path()) {
+            true => {
+                let open = |path| self.disk.open(path, false).map_err(io);
+                resume(&*open(&self.part_path())?, &*open(&self.note_path())?, &head)?
+            }
+            false => None,
+        };
+        let rest = length - resumed.as_ref().map_or(0, |resumed| resumed.received);
+        let sync_every = sync_every.clamp(1, limits::PART_SYNC_BYTES);
+        let kept = resumed.as_ref().is_some_and(|resumed| resumed.received > 0);
+        let room = self.room_for(rest.saturating_add(length));
+        let opened = room.and_then(|()| self.open_part(resumed, &head, length, sync_every));
+        if opened.is_err() && !kept {
+            // Nothing of it could be resumed. What cannot be removed now is discarded by the next one.
+            if let Err(e) = self.discard_part() {
+                tracing::debug!(error = %e, "an empty part of a snapshot stays until the next one");
+            }
+        }
+        opened
+    }
+
+    /// Opens the files of a part that goes on, or of a new one.
+    fn open_part(
+        &self,
+        resumed: Option<Resumed>,
+        head: &[u8],
+        length: u64,
+        sync_every: u64,
+    ) -> Result<SnapshotPart, StorageError> {
         let file = self.disk.open(&self.part_path(), true).map_err(io)?;
         let note = self.disk.open(&self.note_path(), true).map_err(io)?;
-        let head = head_of(identity, length);
-        let resumed = match resume(&*file, &*note, &head)? {
+        let resumed = match resumed {
             Some(resumed) => resumed,
             None => {
                 // The note first: bytes of another file must not be found under this identity.
                 note.set_len(0).map_err(io)?;
-                note.write_at(&head, 0).map_err(io)?;
+                note.write_at(head, 0).map_err(io)?;
                 note.sync_all().map_err(io)?;
                 Resumed { received: 0, sum: 0, note_at: head.len() as u64 }
             }
@@ -154,12 +184,11 @@ impl Snapshots {
         file.set_len(resumed.received).map_err(io)?;
         self.disk.sync_dir(&self.dir).map_err(io)?;
         let Resumed { received, sum, note_at } = resumed;
-        let sync_every = sync_every.clamp(1, limits::PART_SYNC_BYTES);
         let store = self.clone();
         Ok(SnapshotPart { store, file, note, length, sync_every, received, sum, synced: received, note_at })
     }
 
-    /// Throws the part away, if there is one. Blocks.
+    /// Discards the part, if there is one. Blocks.
     pub fn discard_part(&self) -> Result<(), StorageError> {
         let paths = [self.note_path(), self.part_path()];
         let there: Vec<_> = paths.into_iter().filter(|path| self.disk.exists(path)).collect();
@@ -250,8 +279,8 @@ impl SnapshotPart {
         self.length
     }
 
-    /// Adds the next bytes, and syncs when a piece is full. After an error the part is of no use: throw it
-    /// away. Blocks.
+    /// Adds the next bytes, and syncs when a piece is full. After an error the part cannot be used: discard
+    /// it. Blocks.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         let end = self.received + bytes.len() as u64;
         if end > self.length {
@@ -309,7 +338,7 @@ impl SnapshotPart {
         let disk = &self.store.disk;
         disk.rename(&self.store.part_path(), &self.store.path(id)).map_err(io)?;
         disk.sync_dir(&self.store.dir).map_err(io)?;
-        // A note without its part says nothing: no record of it is good.
+        // A note without its part is ignored: no record of it is good.
         disk.remove(&self.store.note_path()).map_err(io)?;
         Ok(self.store.open(id)?.info().clone())
     }

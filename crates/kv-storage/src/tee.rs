@@ -47,7 +47,7 @@ impl Tee {
         Tee { spans, max, waiting: Mutex::default() }
     }
 
-    /// Whether the copy was given up.
+    /// Whether the copy was abandoned.
     pub(crate) fn check(&self) -> Result<(), StorageError> {
         match lock(&self.waiting).overrun {
             true => Err(StorageError::CopyOverrun { max: self.max }),
@@ -110,7 +110,7 @@ impl Tee {
 pub(crate) struct Tees(Vec<Arc<Tee>>);
 
 impl Tees {
-    /// From now on this one hears of every batch.
+    /// From now on this copy gets every batch.
     pub(crate) fn attach(&mut self, tee: Arc<Tee>) -> Result<(), StorageError> {
         if self.0.len() >= limits::MAX_COPIES {
             return Err(StorageError::Overloaded { what: "the number of copies" });

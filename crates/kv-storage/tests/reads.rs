@@ -11,115 +11,15 @@
 
 mod world;
 
-use std::{
-    future::Future,
-    path::Path,
-    sync::{Arc, Condvar, Mutex},
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use kv_storage::{
     Batch, Drive, Position, Recovery, Row, Storage, StorageError, StorageOptions,
     disk::{Disk, MemDisk, RealDisk},
     limits,
-    tier::{
-        MemTiers, Tier, TierChunk, TierError, TierFolders, TierKind, TierMark, TierSource, TierWrites,
-        Watched,
-    },
+    tier::{Gate, GatedTiers, Hold, MemTiers, TierCall, TierError, TierFolders, TierKind, TierSource},
 };
 use world::{T, U};
-
-/// Which calls of the tier wait.
-#[derive(Debug, Default)]
-struct Held {
-    reads: bool,
-    writes: bool,
-    room: bool,
-    close: bool,
-}
-
-/// Holds calls of a tier up, and counts those that wait.
-#[derive(Debug, Clone, Default)]
-struct Gate(Arc<(Mutex<(Held, usize)>, Condvar)>);
-
-impl Gate {
-    fn set(&self, held: Held) {
-        self.0.0.lock().unwrap().0 = held;
-        self.0.1.notify_all();
-    }
-    fn waiting(&self) -> usize {
-        self.0.0.lock().unwrap().1
-    }
-    fn pass(&self, held: impl Fn(&Held) -> bool) {
-        let mut state = self.0.0.lock().unwrap();
-        state.1 += 1;
-        while held(&state.0) {
-            state = self.0.1.wait(state).unwrap();
-        }
-        state.1 -= 1;
-    }
-}
-
-#[derive(Debug)]
-struct SlowTier {
-    tier: Arc<dyn Tier>,
-    gate: Gate,
-}
-
-impl Tier for SlowTier {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TierError> {
-        self.gate.pass(|held| held.reads);
-        self.tier.get(key)
-    }
-    fn scan(
-        &self,
-        from: &[u8],
-        to: Option<&[u8]>,
-        limit_rows: usize,
-        limit_bytes: usize,
-    ) -> Result<TierChunk, TierError> {
-        self.gate.pass(|held| held.reads);
-        self.tier.scan(from, to, limit_rows, limit_bytes)
-    }
-    fn make_room(&self) -> Result<(), TierError> {
-        self.gate.pass(|held| held.room);
-        Ok(())
-    }
-    fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
-        self.gate.pass(|held| held.writes);
-        self.tier.apply(writes, mark)
-    }
-    fn mark(&self) -> Result<Option<TierMark>, TierError> {
-        self.tier.mark()
-    }
-    fn checkpoint(&self) -> Result<(), TierError> {
-        self.tier.checkpoint()
-    }
-}
-
-impl Drop for SlowTier {
-    fn drop(&mut self) {
-        self.gate.pass(|held| held.close);
-    }
-}
-
-#[derive(Debug)]
-struct SlowTiers {
-    tiers: Arc<dyn TierSource>,
-    gate: Gate,
-    bound: Duration,
-}
-
-impl TierSource for SlowTiers {
-    fn open(&self, dir: &Path) -> Result<Arc<dyn Tier>, TierError> {
-        let slow = SlowTier { tier: self.tiers.open(dir)?, gate: self.gate.clone() };
-        Ok(Arc::new(Watched::new(Arc::new(slow), self.bound)?))
-    }
-    fn set_aside(&self, dir: &Path) -> Result<(), TierError> {
-        self.tiers.set_aside(dir)
-    }
-}
 
 struct Slow {
     options: StorageOptions,
@@ -145,11 +45,15 @@ impl Slow {
         }
     }
     fn open_within(&self, bound: Duration) -> (Storage, Recovery) {
-        let tiers = SlowTiers { tiers: self.tiers.clone(), gate: self.gate.clone(), bound };
+        let tiers = GatedTiers::new(self.tiers.clone(), &self.gate).within(bound);
         Storage::open(self.options.clone(), self.disk.clone(), Arc::new(tiers)).unwrap()
     }
     fn open(&self) -> Storage {
         self.open_within(Duration::from_secs(60)).0
+    }
+    fn hold_reads(&self) {
+        self.gate.hold(Hold::every(TierCall::Get));
+        self.gate.hold(Hold::every(TierCall::Scan));
     }
 }
 
@@ -187,7 +91,7 @@ fn a_stalled_tier_holds_up_its_readers_alone(mut w: Slow) {
         put(&s, "drained", 10).await;
         s.checkpoint().await.unwrap();
         put(&s, "new", 20).await;
-        w.gate.set(Held { reads: true, ..Held::default() });
+        w.hold_reads();
         let reading = tokio::spawn({
             let s = s.clone();
             async move { s.read_rows(keys(&["drained", "new", "absent"])).await }
@@ -204,7 +108,7 @@ fn a_stalled_tier_holds_up_its_readers_alone(mut w: Slow) {
         assert_eq!(s.recent(T, b"new").unwrap().unwrap().value.len(), 20);
         assert_eq!((s.recent(T, b"drained"), s.recent(T, b"absent")), (None, None), "only the tier can tell");
         assert!(!reading.is_finished() && !scanning.is_finished());
-        w.gate.set(Held::default());
+        w.gate.release();
         let rows = reading.await.unwrap().unwrap();
         assert_eq!(rows[0], Some(Row { value: vec![7; 10].into(), position: Position::DURABLE }));
         assert_eq!((rows[1].as_ref().unwrap().value.len(), &rows[2]), (20, &None));
@@ -234,7 +138,7 @@ fn a_scan_does_not_wait_for_a_batch_that_the_tier_does_not_take() {
         let s = w.open();
         put(&s, "drained", 10).await;
         s.checkpoint().await.unwrap();
-        w.gate.set(Held { writes: true, ..Held::default() });
+        w.gate.hold(Hold::every(TierCall::Apply));
         put(&s, "stalled", 20).await;
         until("a batch stands still", || w.gate.waiting() == 1).await;
         put(&s, "later", 30).await;
@@ -251,7 +155,7 @@ fn a_scan_does_not_wait_for_a_batch_that_the_tier_does_not_take() {
         assert_eq!(sizes, [10, 30, 20], "drained, later, stalled");
         let range = s.read_range(T, b"", None, 10, 1000).await.unwrap();
         assert_eq!(range.rows.len(), 3);
-        w.gate.set(Held::default());
+        w.gate.release();
         s.shutdown().await;
     });
 }
@@ -299,7 +203,7 @@ fn a_tier_that_is_behind_with_its_own_work_holds_up_no_scan() {
         let s = w.open();
         put(&s, "drained", 10).await;
         s.checkpoint().await.unwrap();
-        w.gate.set(Held { room: true, ..Held::default() });
+        w.gate.hold(Hold::every(TierCall::MakeRoom));
         put(&s, "new", 20).await;
         let checkpoint = tokio::spawn({
             let s = s.clone();
@@ -312,7 +216,7 @@ fn a_tier_that_is_behind_with_its_own_work_holds_up_no_scan() {
         }
         assert!(s.read_rows_for_apply(keys(&["drained"])).await.unwrap()[0].is_some());
         assert!(!checkpoint.is_finished());
-        w.gate.set(Held::default());
+        w.gate.release();
         checkpoint.await.unwrap().unwrap();
     });
 }
@@ -336,7 +240,7 @@ fn reads_that_wait_are_bounded_and_those_of_apply_go_first() {
     run(async {
         let w = Slow::memory();
         let s = w.open();
-        w.gate.set(Held { reads: true, ..Held::default() });
+        w.hold_reads();
         let read = |apply: bool| {
             let s = s.clone();
             tokio::spawn(async move {
@@ -346,8 +250,8 @@ fn reads_that_wait_are_bounded_and_those_of_apply_go_first() {
                 }
             })
         };
-        let mut clients: Vec<_> = (0..limits::READERS).map(|_| read(false)).collect();
-        until("all readers are busy", || w.gate.waiting() == limits::READERS).await;
+        let mut clients: Vec<_> = (0..limits::READERS_FOR_CLIENTS).map(|_| read(false)).collect();
+        until("all readers are busy", || w.gate.waiting() == limits::READERS_FOR_CLIENTS).await;
         clients.extend((0..=limits::READ_QUEUE).map(|_| read(false)));
         let full = Err(StorageError::Overloaded { what: "the queue of reads" });
         until("one too many is refused", || clients.iter().any(|client| client.is_finished())).await;
@@ -359,8 +263,41 @@ fn reads_that_wait_are_bounded_and_those_of_apply_go_first() {
         let first = read(true);
         tokio::task::yield_now().await;
         assert!(clients.iter().chain([&first]).all(|client| !client.is_finished()));
-        w.gate.set(Held::default());
+        w.gate.release();
         assert_eq!(first.await.unwrap(), Ok(vec![None]));
+        for client in clients {
+            assert_eq!(client.await.unwrap(), Ok(vec![None]));
+        }
+    });
+}
+
+/// Keys in a damaged or busy part of the tier keep their readers waiting; entries are applied meanwhile.
+#[test]
+fn reads_of_clients_that_stand_still_leave_a_thread_for_apply() {
+    run(async {
+        let w = Slow::memory();
+        let s = w.open();
+        w.gate.hold(Hold::every(TierCall::Get).of(b"stuck"));
+        let stuck = |_| {
+            let s = s.clone();
+            tokio::spawn(async move { s.read_rows(keys(&["stuck"])).await })
+        };
+        let clients: Vec<_> = (0..2 * limits::READERS).map(stuck).collect();
+        until("the readers wait", || w.gate.waiting() >= limits::READERS_FOR_CLIENTS).await;
+        for _ in 0..2 * limits::READERS {
+            assert_eq!(s.read_rows_for_apply(keys(&["k"])).await, Ok(vec![None]));
+        }
+        assert_eq!(w.gate.waiting(), limits::READERS_FOR_CLIENTS);
+        assert!(clients.iter().all(|client| !client.is_finished()));
+        w.gate.release();
+        for client in clients {
+            assert_eq!(client.await.unwrap(), Ok(vec![None]));
+        }
+        // All threads that may read for clients do so again.
+        w.gate.hold(Hold::every(TierCall::Get).of(b"stuck"));
+        let clients: Vec<_> = (0..2 * limits::READERS).map(stuck).collect();
+        until("the readers wait", || w.gate.waiting() == limits::READERS_FOR_CLIENTS).await;
+        w.gate.release();
         for client in clients {
             assert_eq!(client.await.unwrap(), Ok(vec![None]));
         }
@@ -437,17 +374,17 @@ fn a_stop_does_not_wait_for_a_read_and_answers_those_that_wait() {
     run(async {
         let w = Slow::memory();
         let s = w.open();
-        w.gate.set(Held { reads: true, ..Held::default() });
-        let reads: Vec<_> = (0..limits::READERS + 3)
+        w.hold_reads();
+        let reads: Vec<_> = (0..limits::READERS_FOR_CLIENTS + 3)
             .map(|_| {
                 let s = s.clone();
                 tokio::spawn(async move { s.read_rows(keys(&["k"])).await })
             })
             .collect();
-        until("all readers are busy", || w.gate.waiting() == limits::READERS).await;
+        until("all readers are busy", || w.gate.waiting() == limits::READERS_FOR_CLIENTS).await;
         s.shutdown().await;
         assert_eq!(s.read_rows(keys(&["k"])).await, Err(StorageError::Closed));
-        w.gate.set(Held::default());
+        w.gate.release();
         let mut closed = 0;
         for read in reads {
             closed += usize::from(read.await.unwrap() == Err(StorageError::Closed));
@@ -461,7 +398,7 @@ fn a_tier_that_takes_no_batch_is_given_up_by_name() {
     run(async {
         let w = Slow::memory();
         let (s, _) = w.open_within(Duration::from_millis(50));
-        w.gate.set(Held { writes: true, ..Held::default() });
+        w.gate.hold(Hold::every(TierCall::Apply));
         put(&s, "k", 10).await;
         let e = s.failed().await;
         assert!(matches!(&e, StorageError::Tier(TierError::Stalled { .. })), "{e}");
@@ -470,7 +407,7 @@ fn a_tier_that_takes_no_batch_is_given_up_by_name() {
         s.shutdown().await;
         drop(s);
         // What was acknowledged is there at the next start, and the tier is not taken for damaged.
-        w.gate.set(Held::default());
+        w.gate.release();
         let (s, recovery) = w.open_within(Duration::from_secs(60));
         assert_eq!(recovery.tier_error, None);
         assert!(s.read_rows(keys(&["k"])).await.unwrap()[0].is_some());
@@ -484,9 +421,9 @@ fn a_stop_ends_though_the_tier_does_not_close() {
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let s = w.open();
-        w.gate.set(Held { close: true, ..Held::default() });
+        w.gate.hold(Hold::every(TierCall::Close));
         s.shutdown().await;
         assert_eq!(s.check(), Err(StorageError::Closed));
     });
-    w.gate.set(Held::default());
+    w.gate.release();
 }

@@ -15,6 +15,7 @@ mod world;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
+use kv_storage::disk::Disk;
 use kv_storage::{BlockKind, Drive, SnapshotBytes, Snapshots, Storage, StorageError, limits, tier::TierKind};
 use kv_types::GroupId;
 use world::{Mem, Real, World};
@@ -223,6 +224,46 @@ fn a_full_disk_refuses_and_a_thrown_away_part_gives_its_room_back() {
     assert!(w.disk.used() + 20_000 < full);
     w.disk.set_capacity(None);
     feed(&files, &from, from.length(), 4_000);
+    complete(&files, &from);
+    assert_same(&files, &from);
+}
+
+#[test]
+fn a_refused_part_leaves_no_files_and_keeps_what_can_be_resumed() {
+    let mut w = manual(6);
+    w.options().disk_reserve_bytes = 64 << 10;
+    let (s, _) = w.open();
+    let from = sent(&s);
+    let files = receiver(&s);
+    let folder = w.files()[0].parent().unwrap().parent().unwrap().join("snapshots/1");
+    let names = || {
+        let mut names: Vec<_> = w.disk.list(&folder).unwrap_or_default();
+        names.sort();
+        names
+            .into_iter()
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let nearly_full = |free| {
+        w.disk.set_capacity(Some(w.disk.used() + free));
+        // The look that `create` takes tells what is free; it makes no file of a snapshot.
+        drop(files.create());
+    };
+    nearly_full(2 * from.length() - 1);
+    let refused = files.receive(b"file a", from.length(), SYNC).unwrap_err();
+    assert!(matches!(refused, StorageError::DiskFull { .. }), "{refused}");
+    assert_eq!(names(), [""; 0]);
+    // There is room for a part, and then not for the rest of it.
+    w.disk.set_capacity(None);
+    drop(files.create());
+    feed(&files, &from, 60_000, 1_000);
+    nearly_full(10_000);
+    let refused = files.receive(b"file a", from.length(), SYNC).unwrap_err();
+    assert!(matches!(refused, StorageError::DiskFull { .. }), "{refused}");
+    assert_eq!(names(), ["incoming.note", "incoming.part"]);
+    w.disk.set_capacity(None);
+    drop(files.create());
+    assert!(feed(&files, &from, from.length(), 1_000) >= SYNC, "it is resumed");
     complete(&files, &from);
     assert_same(&files, &from);
 }

@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock, statvfs};
 
 use super::{DirLock, Disk, DiskFile, FreeSpace};
 
-/// The file that stands for the lock of a folder. It stays there; the lock is the system's, and goes with the
+/// The lock file of a folder. It stays there; the lock is the system's, and goes with the
 /// process.
 const LOCK_FILE: &str = "LOCK";
 

@@ -1,7 +1,7 @@
 //! The bytes of a journal file: runs, and the blocks in them.
 //!
 //! A run is what one drain step appended with one `fdatasync`. Its header and directory are read when a
-//! journal is opened; its blocks are read, and checked, when somebody asks for their entries.
+//! journal is opened; its blocks are read, and checked, when their entries are read.
 //!
 //! ```text
 //! magic u32 | CRC32C u32 | kind u8, version u8, 0 u16 | directory length u32 | payload length u32 |
@@ -10,16 +10,16 @@
 //!
 //! The checksum covers file number, offset, the header behind it and the directory: a run is valid in one
 //! place only. Each block of the payload has a checksum of its own in the directory. Runs start at multiples
-//! of eight; numbers have no gaps. The first run of a file (kind *head*) says where every stream stood when
-//! the file was made, and has no payload.
+//! of eight; numbers have no gaps. The first run of a file (kind *head*) records the position of every stream
+//! when the file was made, and has no payload.
 
 use bytes::Bytes;
 
 use crate::{codec::Cursor, disk::DiskFile};
 
 const MAGIC: u32 = 0x4c4e_4a51;
-/// Version of this encoding: the first could not forget a stream.
-const VERSION: u8 = 2;
+/// Version of this encoding: the first could not forget a stream, the second not say what is lost.
+const VERSION: u8 = 3;
 /// Bytes before the directory.
 pub(super) const HEADER: usize = 40;
 const ALIGN: u64 = 8;
@@ -73,6 +73,12 @@ pub(super) enum Line {
     Forget {
         stream: Bytes,
     },
+    /// In a head: a range of ids was lost to damage, both inclusive.
+    Lost {
+        stream: Bytes,
+        first: u64,
+        last: u64,
+    },
 }
 
 /// A run as found in a file; its payload was not read.
@@ -87,7 +93,7 @@ pub(super) struct RunHead {
     pub(super) end: u64,
 }
 
-/// What stands at an offset of a file.
+/// What is found at an offset of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Run(RunHead),
@@ -114,6 +120,7 @@ const BLOCK: u8 = 1;
 const TRIM: u8 = 2;
 const STOOD: u8 = 3;
 const FORGET: u8 = 4;
+const LOST: u8 = 5;
 
 fn put_line(out: &mut Vec<u8>, line: &Line) {
     match line {
@@ -142,6 +149,12 @@ fn put_line(out: &mut Vec<u8>, line: &Line) {
         Line::Forget { stream } => {
             out.push(FORGET);
             put_stream(out, stream);
+        }
+        Line::Lost { stream, first, last } => {
+            out.push(LOST);
+            put_stream(out, stream);
+            out.extend_from_slice(&first.to_le_bytes());
+            out.extend_from_slice(&last.to_le_bytes());
         }
     }
 }
@@ -180,6 +193,7 @@ fn line(c: &mut Cursor<'_>) -> Option<Line> {
         TRIM => Line::Trim { stream: stream(c)?, below: c.u64()? },
         STOOD => Line::Stood { stream: stream(c)?, floor: c.u64()?, last: option(c)? },
         FORGET => Line::Forget { stream: stream(c)? },
+        LOST => Line::Lost { stream: stream(c)?, first: c.u64()?, last: c.u64()? },
         _ => return None,
     })
 }
@@ -240,7 +254,7 @@ pub(super) fn encode(
     out
 }
 
-/// Reads header and directory of what stands at an offset.
+/// Reads the header and the directory of the run at an offset.
 pub(super) fn read(file: &dyn DiskFile, table: u16, number: u64, offset: u64) -> std::io::Result<Found> {
     let mut header = [0; HEADER];
     if file.read_at(&mut header, offset)? < HEADER {
@@ -363,8 +377,8 @@ mod tests {
     #[test]
     fn another_version_kind_or_table_is_named_and_not_believed() {
         assert!(matches!(altered(9, VERSION), Found::Run(_)));
-        assert_eq!(altered(9, VERSION + 1), Found::Unknown("journal format version 3".into()));
-        assert_eq!(altered(9, VERSION - 1), Found::Unknown("journal format version 1".into()));
+        assert_eq!(altered(9, VERSION + 1), Found::Unknown("journal format version 4".into()));
+        assert_eq!(altered(9, VERSION - 1), Found::Unknown("journal format version 2".into()));
         assert_eq!(altered(9, 0), Found::Unknown("journal format version 0".into()));
         assert_eq!(altered(8, 9), Found::Unknown("journal run of kind 9".into()));
         assert_eq!(altered(20, 8), Found::Unknown("a run of table 8 in the journal of table 7".into()));

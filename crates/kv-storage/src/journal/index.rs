@@ -59,7 +59,7 @@ pub(super) struct Index {
     live: BTreeMap<u64, u64>,
 }
 
-/// What a run says that cannot be true of what came before it.
+/// How a run contradicts the runs before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Contradiction(pub(super) String);
 
@@ -85,7 +85,7 @@ impl Index {
         self.live.values().sum()
     }
 
-    /// Forgets a file of which nothing is wanted.
+    /// Removes a file that has no wanted blocks.
     pub(super) fn remove_file(&mut self, file: u64) {
         let live = self.live.remove(&file);
         assert_eq!(live, Some(0), "a journal file is removed when nothing in it is wanted");
@@ -97,19 +97,20 @@ impl Index {
         blocks.filter(|(_, b)| b.file == file).map(|(name, b)| (name.clone(), *b)).collect()
     }
 
-    /// What the head of the next file says: where every stream stands.
+    /// The content of the head of the next file: the position of every stream, and what of it is lost.
     pub(super) fn head(&self) -> Vec<Line> {
         let stood =
             |(name, s): (&Bytes, &Stream)| Line::Stood { stream: name.clone(), floor: s.floor, last: s.last };
-        self.streams.iter().map(stood).collect()
+        let lost = self.lost().into_iter().map(|(stream, first, last)| Line::Lost { stream, first, last });
+        self.streams.iter().map(stood).chain(lost).collect()
     }
 
-    /// A stream with what is wanted of it, for the caller of `trim`: the bytes of its blocks.
+    /// Bytes of the wanted blocks of a stream, for the caller of `trim`.
     pub(super) fn bytes_of(&self, stream: &[u8]) -> u64 {
         self.streams.get(stream).map_or(0, |s| s.blocks.values().map(|b| u64::from(b.bytes)).sum())
     }
 
-    /// Takes in what a run says; its payload starts at `payload_at` of `file`. `first_file`: what its head
+    /// Applies the lines of a run; its payload starts at `payload_at` of `file`. `first_file`: what its head
     /// says of ids that no file has is no loss, they were in files that are gone.
     pub(super) fn take(
         &mut self,
@@ -137,6 +138,13 @@ impl Index {
                         own.last = Some(last);
                     }
                     self.trim(stream, *floor);
+                }
+                Line::Lost { stream, first, last } => {
+                    let own = self.streams.entry(stream.clone()).or_default();
+                    // Where the damaged block is still there, reading it says so.
+                    if *last >= own.floor && first <= last && !own.blocks.contains_key(first) {
+                        own.gaps.insert(*first, *last);
+                    }
                 }
             }
         }
@@ -197,7 +205,7 @@ impl Index {
         }
     }
 
-    /// A block whose bytes are damaged: its range is lost, and says so until it is trimmed.
+    /// A block whose bytes are damaged: its range is reported as lost until it is trimmed.
     pub(super) fn lose(&mut self, name: &Bytes, block: &BlockRef) {
         let Some(stream) = self.streams.get_mut(name) else { return };
         if stream.blocks.get(&block.first) == Some(block) {

@@ -12,7 +12,7 @@
 //!   given up by [`super::Watched`].
 //! - Its workers rotate memtables between other work, so a busy pair of them lets the memtable grow. Here
 //!   the writer does it.
-//! - It says only that it is poisoned, never why. Reading everything back tells damage from a refusal of
+//! - It reports only that it is poisoned, never why. Reading everything back tells damage from a refusal of
 //!   the disk.
 
 use std::{
@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use super::{
     Tier, TierChunk, TierError, TierMark, TierWrites,
     files::{failed, passed_on, sync_folder},
-    mark,
+    mark, rows,
     watched::guarded,
 };
 use crate::limits;
@@ -164,7 +164,7 @@ impl FjallTier {
     fn wait_until(&self, what: &'static str, ready: impl Fn(&Keyspace) -> bool) -> Result<(), TierError> {
         let deadline = Instant::now() + limits::TIER_WAIT;
         while !ready(&self.rows) {
-            // Nothing is written by this mode; it is the one call that tells poison.
+            // Nothing is written by this mode; it is the only call that reports poison.
             self.db.persist(PersistMode::Buffer).map_err(error)?;
             if Instant::now() >= deadline {
                 return Err(TierError::Stalled { what, bound: limits::TIER_WAIT });
@@ -236,7 +236,7 @@ impl FjallTier {
 
 impl Tier for FjallTier {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TierError> {
-        guarded(|| Ok(self.rows.get(key).map_err(error)?.map(|v| Bytes::copy_from_slice(&v))))
+        guarded(|| Ok(self.rows.get(key).map_err(error)?.map(rows::copy)))
     }
 
     fn scan(
@@ -246,21 +246,10 @@ impl Tier for FjallTier {
         limit_rows: usize,
         limit_bytes: usize,
     ) -> Result<TierChunk, TierError> {
-        if to.is_some_and(|to| to <= from) {
-            return Ok(TierChunk::default());
-        }
+        let Some(range) = rows::range(from, to) else { return Ok(TierChunk::default()) };
         guarded(|| {
-            let rows = match to {
-                Some(to) => self.rows.range(from..to),
-                None => self.rows.range(from..),
-            };
-            let rows = rows.map(|row| {
-                let (k, v) = row.into_inner().map_err(error)?;
-                Ok((Bytes::copy_from_slice(&k), Bytes::copy_from_slice(&v)))
-            });
-            // The mark is not a row of the caller's.
-            let rows = rows.filter(|row| !matches!(row, Ok((k, _)) if k.as_ref() == mark::KEY));
-            TierChunk::collect(rows, limit_rows, limit_bytes)
+            let found = self.rows.range::<&[u8], _>(range).map(|row| row.into_inner().map_err(error));
+            rows::chunk(found, limit_rows, limit_bytes)
         })
     }
 
@@ -270,6 +259,10 @@ impl Tier for FjallTier {
 
     fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
         guarded(|| self.try_apply(writes, mark)).map_err(|e| self.explain(e))
+    }
+
+    fn unwritten_bytes(&self) -> u64 {
+        self.db.write_buffer_size()
     }
 
     fn mark(&self) -> Result<Option<TierMark>, TierError> {

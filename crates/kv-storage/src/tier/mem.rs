@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -11,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Tier, TierChunk, TierError, TierMark, TierSource, TierWrites};
+use super::{Tier, TierChunk, TierError, TierMark, TierSource, TierWrites, rows};
 use crate::locks::lock;
 
 /// Tiers in memory, by data directory. Clones share them.
@@ -151,12 +150,9 @@ impl Tier for MemTier {
         limit_rows: usize,
         limit_bytes: usize,
     ) -> Result<TierChunk, TierError> {
-        if to.is_some_and(|to| to <= from) {
-            return Ok(TierChunk::default());
-        }
-        let upper = to.map_or(Bound::Unbounded, Bound::Excluded);
+        let Some(range) = rows::range(from, to) else { return Ok(TierChunk::default()) };
         let s = self.state()?;
-        let rows = s.rows.range::<[u8], _>((Bound::Included(from), upper));
+        let rows = s.rows.range::<[u8], _>(range);
         TierChunk::collect(rows.map(|(k, v)| Ok((k.clone(), v.clone()))), limit_rows, limit_bytes)
     }
 

@@ -4,8 +4,10 @@
 mod files;
 mod fjall;
 mod folder;
+mod gate;
 mod mark;
 mod mem;
+mod rows;
 mod sled;
 mod watched;
 
@@ -15,6 +17,7 @@ use bytes::Bytes;
 
 pub use self::{
     folder::{TierFolders, TierKind},
+    gate::{Gate, GatedTiers, Hold, TierCall},
     mem::MemTiers,
     watched::Watched,
 };
@@ -29,7 +32,7 @@ pub struct TierMark {
     pub id: u128,
     /// Data batches of the log that are in the tier: all up to this sequence number.
     pub drained: u64,
-    /// Tier batches so far: tells a tier that lost derived rows, too, from a whole one.
+    /// Tier batches so far: it distinguishes a tier that lost derived rows from a whole one.
     pub batch: u64,
 }
 
@@ -119,6 +122,10 @@ pub trait Tier: Debug + Send + Sync {
     /// slow or stalled. Real ones take their time inside the calls.
     fn takes_writes(&self) -> bool {
         true
+    }
+    /// Bytes of batches that it has taken and for which it will still need room on the disk.
+    fn unwritten_bytes(&self) -> u64 {
+        0
     }
     /// Bytes that one [`Tier::apply`] should have at most; a larger single batch of the log goes whole.
     fn batch_bytes(&self) -> usize {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::{
     Tier, TierChunk, TierError, TierMark, TierWrites,
     files::{failed, passed_on, sync_folder},
-    mark,
+    mark, rows,
     watched::guarded,
 };
 
@@ -56,7 +56,7 @@ pub(super) fn open(dir: &Path) -> Result<SledTier, TierError> {
 
 impl Tier for SledTier {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TierError> {
-        guarded(|| Ok(self.db.get(key).map_err(error)?.map(|v| Bytes::copy_from_slice(&v))))
+        guarded(|| Ok(self.db.get(key).map_err(error)?.map(rows::copy)))
     }
 
     fn scan(
@@ -66,21 +66,10 @@ impl Tier for SledTier {
         limit_rows: usize,
         limit_bytes: usize,
     ) -> Result<TierChunk, TierError> {
-        if to.is_some_and(|to| to <= from) {
-            return Ok(TierChunk::default());
-        }
+        let Some(range) = rows::range(from, to) else { return Ok(TierChunk::default()) };
         guarded(|| {
-            let rows = match to {
-                Some(to) => self.db.range(from..to),
-                None => self.db.range(from..),
-            };
-            // The mark is not a row of the caller's.
-            let rows = rows.filter(|row| !matches!(row, Ok((k, _)) if k.as_ref() == mark::KEY));
-            let rows = rows.map(|row| {
-                let (k, v) = row.map_err(error)?;
-                Ok((Bytes::copy_from_slice(&k), Bytes::copy_from_slice(&v)))
-            });
-            TierChunk::collect(rows, limit_rows, limit_bytes)
+            let found = self.db.range::<&[u8], _>(range).map(|row| row.map_err(error));
+            rows::chunk(found, limit_rows, limit_bytes)
         })
     }
 

@@ -131,6 +131,10 @@ impl Tier for Watched {
         self.run("a checkpoint of the lower tier", Work::Checkpoint)
     }
 
+    fn unwritten_bytes(&self) -> u64 {
+        self.tier.unwritten_bytes()
+    }
+
     fn batch_bytes(&self) -> usize {
         self.tier.batch_bytes()
     }
@@ -143,7 +147,7 @@ mod tests {
     use super::*;
     use crate::locks::lock;
 
-    /// A tier whose writes wait until they are let go.
+    /// A tier whose writes wait until they are released.
     #[derive(Debug, Default)]
     struct Held {
         free: Mutex<bool>,

@@ -4,7 +4,8 @@
 //! durable:
 //!
 //! ```text
-//! magic u32 | payload length u32 | CRC32C u32 | kind u8, version u8, 0 u16 | durable u64 | number u64 | payload | 0..7 zeros
+//! magic u32 | payload length u32 | CRC32C u32 | kind u8, version u8, 0 u16 |
+//! durable u64 | number u64 | payload | 0..7 zeros
 //! ```
 //!
 //! The checksum covers segment id and offset (a frame is valid in one place only), the header and the
@@ -47,7 +48,7 @@ pub(crate) struct Frame<'a> {
     pub(crate) end: usize,
 }
 
-/// What stands at an offset of a segment.
+/// What is found at an offset of a segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found<'a> {
     Frame(Frame<'a>),
@@ -96,12 +97,12 @@ pub(crate) fn seal(buf: &mut Vec<u8>, kind: Kind, segment: u64, offset: u64, num
     buf.resize(aligned(buf.len()), 0);
 }
 
-/// Reads what stands at `offset` of a segment, of which `bytes` are all.
+/// Reads what is at `offset` of a segment, of which `bytes` are all.
 pub(crate) fn read(segment: u64, bytes: &[u8], offset: usize) -> Found<'_> {
     read_from(segment, bytes, 0, offset)
 }
 
-/// Reads what stands at `offset` of a segment, of which `bytes` are those from `base` on.
+/// Reads what is at `offset` of a segment, of which `bytes` are those from `base` on.
 pub(crate) fn read_from(segment: u64, bytes: &[u8], base: usize, offset: usize) -> Found<'_> {
     let parse = || -> Option<Found<'_>> {
         let place = offset.checked_sub(base)?;
@@ -158,7 +159,7 @@ pub(crate) enum Record<'a> {
     Data(&'a [u8]),
 }
 
-/// What stands before the payload of a Raft entry.
+/// The bytes before the payload of a Raft entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EntryHead {
     pub(crate) group: u32,
@@ -241,7 +242,7 @@ pub(crate) fn records(frame: &Frame<'_>) -> Option<Vec<RecordAt>> {
     Some(out)
 }
 
-/// Where a record stands in a payload.
+/// Where a record is in a payload.
 pub(crate) struct RecordAt {
     kind: u8,
     at: usize,
@@ -277,7 +278,7 @@ impl RecordAt {
     }
 }
 
-/// What the first frame of a segment says.
+/// The content of the first frame of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Head {
     /// The segment before and where it ended; 0, 0 in the very first.

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::limits;
 
-/// Where the payload of an entry stands.
+/// Where the payload of an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Location {
     pub(crate) segment: u64,
@@ -47,7 +47,7 @@ struct Named {
     appended: u64,
 }
 
-/// An entry that must be written again for its segment to be let go.
+/// An entry that must be written again before its segment can be removed.
 #[derive(Debug, Clone)]
 pub(crate) struct Laggard {
     pub(crate) id: RaftLogId,
@@ -217,14 +217,14 @@ impl GroupIndex {
         }
     }
 
-    /// Where a written entry stands on disk.
+    /// Where a written entry is on disk.
     fn location(&self, index: u64) -> Option<Location> {
         let segment = self.segments.get(index)?;
         let slot = self.slots.get(self.slot_at(index))?;
         Some(Location { segment, offset: slot.offset, bytes: slot.bytes })
     }
 
-    /// Where that very entry stands on disk now.
+    /// Where this same entry is on disk now.
     pub(crate) fn location_of(&self, id: RaftLogId) -> Option<Location> {
         (self.name_of(id.index) == Some(id)).then(|| self.location(id.index)).flatten()
     }

@@ -109,12 +109,13 @@ impl Log {
         Ok(Log { options, life, queue, next, files, groups, durable, progress, writer, retention })
     }
 
-    /// Adds a data batch, decoded as `ops`, and names its place. After an error nothing happened.
+    /// Adds a data batch, decoded as `ops`, and names its place. After an error nothing was changed.
     pub(crate) fn push_data(&self, encoded: Bytes, ops: &[Op], bulk: bool) -> Result<u64, StorageError> {
         self.queue.push_data(encoded, ops, bulk)
     }
 
-    /// Adds Raft records, which always find room: who appends entries asks [`Log::admit_raft`] before.
+    /// Adds Raft records, which always find room: a caller that appends entries asks [`Log::admit_raft`]
+    /// before.
     pub(crate) fn push(&self, items: Vec<Item>) {
         self.queue.push(items);
     }
@@ -181,6 +182,9 @@ impl Log {
     pub(crate) fn admit_data(&self) -> Result<(), StorageError> {
         let max = self.options.max_log_bytes;
         if let Some(e) = self.next.failure() {
+            if matches!(e, StorageError::DiskFull { .. }) {
+                return Err(e);
+            }
             let pinned_by = format!("the disk ({e})");
             return Err(StorageError::LogFull { bytes: self.progress.log_bytes(), max, pinned_by });
         }
@@ -193,7 +197,7 @@ impl Log {
         if self.progress.log_bytes() + (waiting + bytes) as u64 > max { Err(self.full(max)) } else { Ok(()) }
     }
 
-    /// The error that says what keeps the log long; also asks for what shortens it.
+    /// The error that names what keeps the log long; also starts what shortens it.
     fn full(&self, max: u64) -> StorageError {
         let named = self.retention.pinned_by();
         let pinned_by = if named.is_empty() { "data that is not yet in the tier".into() } else { named };
@@ -225,9 +229,9 @@ impl Log {
         self.writer.step()
     }
 
-    /// Makes the next segment, if it is wanted.
-    pub(crate) fn prepare_step(&self) -> bool {
-        self.next.prepare_step()
+    /// Makes the next segment, if it is wanted and `room` finds so many bytes for it.
+    pub(crate) fn prepare_step(&self, room: &dyn Fn(u64) -> Result<(), StorageError>) -> bool {
+        self.next.prepare_step(room)
     }
 
     /// Lets segments go that nothing needs, given up to which data batch the tier is on disk.
@@ -267,7 +271,7 @@ impl Log {
         self.next.wake();
     }
 
-    /// Stops the engine: all who wait for the log get the error.
+    /// Stops the engine: all waiters of the log get the error.
     pub(crate) fn fail(&self, e: &StorageError) {
         self.life.fail(e);
         self.durable.refuse(e);

@@ -1,4 +1,4 @@
-//! What waits for the writer, within bounds, and the small state as the calls leave it.
+//! What waits for the writer, within bounds, and the small state after the calls so far.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -80,7 +80,7 @@ pub(crate) enum Item {
 }
 
 impl Item {
-    /// Whom to tell.
+    /// The callback to call.
     pub(crate) fn done(&mut self) -> Option<Done> {
         match self {
             Item::Run(_, done) | Item::Small { done, .. } | Item::Barrier { done } => done.take(),
@@ -263,7 +263,8 @@ impl Queue {
         }
     }
 
-    /// Adds a data batch, decoded as `ops`, and names its place in the log. After an error nothing happened.
+    /// Adds a data batch, decoded as `ops`, and names its place in the log. After an error nothing was
+    /// changed.
     pub(crate) fn push_data(&self, encoded: Bytes, ops: &[Op], bulk: bool) -> Result<u64, StorageError> {
         let has_small = ops.iter().any(|op| matches!(op, Op::Small(..)));
         let mut q = lock(&self.waiting);
@@ -298,7 +299,8 @@ impl Queue {
         Ok(seq)
     }
 
-    /// Adds Raft records. They always find room; who appends asks before ([`crate::RaftLog::room_for`]).
+    /// Adds Raft records. They always find room; a caller that appends asks before
+    /// ([`crate::RaftLog::room_for`]).
     pub(crate) fn push(&self, items: Vec<Item>) {
         self.push_with(items, |_| ());
     }

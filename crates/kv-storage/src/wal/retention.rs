@@ -1,4 +1,4 @@
-//! Letting go of the segments that nothing needs. In two steps, so that a missing segment is never a doubt:
+//! Removing the segments that nothing needs. In two steps, so that a missing segment is always explained:
 //! first the log records durably which segment is its first, then the files before it are removed.
 
 use std::{

@@ -155,7 +155,7 @@ impl Segments {
         held.map(|(group, _)| *group).collect()
     }
 
-    /// Who keeps the oldest segment, in words.
+    /// What keeps the oldest segment, in words.
     pub(crate) fn pinned_by(&self, checkpointed: u64) -> String {
         let Some((id, info)) = self.known.first_key_value() else {
             return "nothing".into();

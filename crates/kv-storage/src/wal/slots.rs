@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 /// Entries in a piece.
 const PIECE: usize = 1024;
 
-/// Where an entry stands in its segment.
+/// Where an entry is in its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Slot {
     /// Of the entry's head; the payload follows it. Without meaning until the entry is written.

@@ -90,7 +90,7 @@ impl SmallState {
         }
     }
 
-    /// Does what a batch says about the small state.
+    /// Applies the operations of a batch on the small state.
     pub(crate) fn apply(&mut self, ops: &[Op]) {
         for op in ops {
             if let Op::Small(key, value) = op {

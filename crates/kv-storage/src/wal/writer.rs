@@ -102,7 +102,7 @@ impl Writer {
             None => self.write_frame(&mut state, &taken),
         };
         if let Err(e) = &result {
-            // Before the lock is let go: no frame may be written after one that failed.
+            // Before the lock is released: no frame may be written after one that failed.
             self.life.fail(e);
         }
         drop(state);
