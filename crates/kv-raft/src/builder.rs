@@ -213,11 +213,12 @@ impl Builder {
         Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id: info.id } })
     }
 
-    /// Writes the next piece, at this node's pace.
+    /// Writes the next piece, at this node's pace. Pieces of the tail are not paced: they come as fast as
+    /// entries are applied, and a copy that is slower than that is given up.
     async fn fill(&self, mut filling: Filling, pace: &mut Pace) -> Result<Filling, MachineError> {
-        let before = filling.file.bytes();
+        let before = filling.paced;
         let filling = NodeRuntime::blocking(move || filling.step().map(|()| filling)).await??;
-        let wait = pace.wait(&self.storage, self.work.per_second, filling.file.bytes(), before);
+        let wait = pace.wait(&self.storage, self.work.per_second, filling.paced, before);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -250,7 +251,7 @@ impl Pace {
         }
     }
 
-    /// How long to wait after a piece, with which the file has grown from `before` to `bytes`.
+    /// How long to wait after a piece, with which what is paced has grown from `before` to `bytes`.
     fn wait(&mut self, storage: &Storage, base: u64, bytes: u64, before: u64) -> Duration {
         let (stats, elapsed) = (storage.stats(), self.opened.elapsed());
         let haste = Haste {
@@ -271,6 +272,8 @@ struct Filling {
     copy: Copy,
     file: SnapshotWriter,
     histories: Histories,
+    /// Bytes of the file without pieces of the tail.
+    paced: u64,
     /// The last step was a page of a history: rows have their turn.
     history_was_last: bool,
     /// The copy is closed and has no more pieces.
@@ -280,17 +283,21 @@ struct Filling {
 impl Filling {
     fn new(storage: Storage, space: Space, copy: Copy, file: SnapshotWriter) -> Self {
         let histories = Histories::default();
-        Self { storage, space, copy, file, histories, history_was_last: false, is_whole: false }
+        Self { storage, space, copy, file, histories, paced: 0, history_was_last: false, is_whole: false }
     }
 
     /// Moves one piece: of the rows, or of a history. Blocks.
     fn step(&mut self) -> Result<(), MachineError> {
+        let before = self.file.bytes();
         let behind = self.histories.behind().filter(|_| self.copy.base_is_read());
         if let Some((namespace, range)) = behind
             && !self.history_was_last
+            && !self.copy.tail_is_long()
         {
             self.history_was_last = true;
-            return self.history(namespace, range);
+            self.history(namespace, range)?;
+            self.paced += self.file.bytes() - before;
+            return Ok(());
         }
         self.history_was_last = false;
         let Some(piece) = self.copy.next_piece(ROWS_AT_ONCE, PIECE_BYTES)? else {
@@ -320,6 +327,9 @@ impl Filling {
         }
         if !block.is_empty() {
             self.file.write(kind, &block.take())?;
+        }
+        if kind == BlockKind::Base {
+            self.paced += self.file.bytes() - before;
         }
         Ok(())
     }

@@ -89,13 +89,14 @@ impl Drop for Copy {
 }
 
 impl Copy {
-    /// The next piece: of the tail if there is any, but at least every other one of the base. `None` before
+    /// The next piece: of the tail if there is any, but at least every other one of the base, unless the tail
+    /// [is long](Copy::tail_is_long): then the tail alone, until it is not. `None` before
     /// the close: the base is read, and nothing of the tail waits at this moment. `None` after the close: the
     /// copy is complete. A base piece has at most `max_rows` rows and about `max_bytes`; a tail piece has
     /// whole batches, at most `max_bytes` or one batch. Blocks on the tier: call it off the async workers.
     /// [`StorageError::CopyOverrun`] when the copy was given up.
     pub fn next_piece(&mut self, max_rows: usize, max_bytes: usize) -> Result<Option<Piece>, StorageError> {
-        if !self.tail_was_last || self.rest.is_empty() {
+        if !self.tail_was_last || self.rest.is_empty() || self.tail_is_long() {
             let tail = self.tee.take(max_bytes)?;
             if !tail.is_empty() {
                 self.tail_was_last = true;
@@ -111,6 +112,12 @@ impl Copy {
             self.rest.push_front(Span { from, to: span.to });
         }
         Ok(Some(Piece::Base(named(rows))))
+    }
+
+    /// True while the tail has more than half of the bytes at which the copy is given up. What else its user
+    /// would do then has to wait.
+    pub fn tail_is_long(&self) -> bool {
+        self.tee.is_pressed()
     }
 
     /// True when all of the base was handed out: what is missing is the tail alone, and the copy may be

@@ -55,6 +55,11 @@ impl Tee {
         }
     }
 
+    /// Whether more waits than half of what may.
+    pub(crate) fn is_pressed(&self) -> bool {
+        lock(&self.waiting).bytes > self.max / 2
+    }
+
     /// Keeps what a batch writes inside the copy's ranges. Never waits and never fails: a copy that is too
     /// slow is given up.
     pub(crate) fn push(&self, writes: &[(Bytes, Option<Bytes>)]) {

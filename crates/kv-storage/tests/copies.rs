@@ -294,3 +294,37 @@ fn a_copy_holds_up_neither_drain_nor_commit_and_is_given_up_by_name() {
         assert!(storage.copy(&RANGES).is_ok());
     });
 }
+
+/// Three quarters of what is read goes to the tail where that much is written: the copy is not given up, and
+/// its base is read to the end.
+#[test]
+fn a_copy_keeps_up_with_a_writer_that_is_nearly_as_fast() {
+    let mut w = Mem::new(1);
+    manual(&mut w);
+    w.options().copy_tail_bytes = 64 << 10;
+    let (storage, _) = w.open();
+    for key in 0..2_000_u32 {
+        let mut batch = Batch::new();
+        batch.push_put(T, key.to_be_bytes(), [1; 200]);
+        storage.commit(batch).unwrap();
+        while storage.pump() {}
+    }
+    let mut copy = storage.copy(&[(T, b"")]).unwrap();
+    let (mut reader, mut steps) = (Reader::default(), 0);
+    while !copy.base_is_read() {
+        let mut batch = Batch::new();
+        for key in 0..10_u32 {
+            batch.push_put(T, (steps * 10 + key).to_be_bytes(), [2; 200]);
+        }
+        storage.commit(batch).unwrap();
+        while storage.pump() {}
+        if let Some(piece) = copy.next_piece(64, 4_096).unwrap() {
+            reader.read(piece);
+        }
+        steps += 1;
+    }
+    copy.close().unwrap();
+    reader.finish(&mut copy);
+    assert!(reader.rows.len() as u32 >= 2_000.max(steps * 10), "{} rows", reader.rows.len());
+    assert!(reader.tails as u32 > steps / 2, "{} tails of {steps}", reader.tails);
+}

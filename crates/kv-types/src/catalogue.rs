@@ -111,7 +111,7 @@ impl Ring {
                     *together.entry((*a, *b)).or_default() += 1;
                 }
             }
-            // Whoever came first least often comes first here.
+            // The node that came first least often comes first here.
             chosen.sort_by_key(|node| (first.get(node).copied().unwrap_or(0), *node));
             if let Some(head) = chosen.first() {
                 first.entry(*head).and_modify(|f| *f += 1);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Names the seeded bug of a process that has no flag for it, such as a test.
 pub const VARIABLE: &str = "QUORATE_MUTANT";
 
-/// Nobody has chosen yet: the environment decides at the first question.
+/// No one has chosen yet: the environment decides at the first question.
 const OPEN: usize = usize::MAX;
 /// None is on.
 const NONE: usize = usize::MAX - 1;
@@ -19,7 +19,7 @@ static CHOSEN: AtomicUsize = AtomicUsize::new(OPEN);
 pub enum Side {
     /// In the node: `kvd-faulty --mutant`, or the simulation's nodes.
     Node,
-    /// In the client library, hence in whoever drives the workload.
+    /// In the client library, hence in the program that drives the workload.
     Client,
     /// In the harness that injects the faults.
     Harness,
@@ -77,10 +77,10 @@ mutants! {
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers
     /// with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";
-    /// kv-raft: snapshots leave the sessions out. Whoever installs one applies resends again, or refuses what
-    /// others apply.
+    /// kv-raft: snapshots leave the sessions out. A replica that installs one applies resends again, or
+    /// refuses what others apply.
     DedupLostInSnapshot = "dedup-lost-in-snapshot", Node, "linearizable";
-    /// kv-raft: snapshots leave out some values, so whoever installs one keeps less than the others.
+    /// kv-raft: snapshots leave out some values, so a replica that installs one keeps less than the others.
     SnapshotDropsValues = "snapshot-drops-values", Node, "replicas equal in the end";
     /// kv-raft: a piece of a snapshot is taken without comparing its checksum, so a damaged file is only
     /// found when it is whole.

@@ -248,7 +248,7 @@ pub(super) mod tests {
         #[test]
         fn burying_commutes_with_learning(a in states(), b in states()) {
             let bury = |mut state: State| { state.bury_twins(|_| Vec::new()); state };
-            // Whoever buries early, late or both ends with the same.
+            // A replica that buries early, late or both ends with the same.
             prop_assert_eq!(bury(merged(&bury(a.clone()), &bury(b.clone()))).record.values().len(),
                             bury(merged(&bury(b), &bury(a))).record.values().len());
         }
