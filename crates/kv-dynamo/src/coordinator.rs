@@ -202,7 +202,7 @@ impl Available {
         })
     }
 
-    /// How many hints are held here for whom.
+    /// Number of hints that are held here, by target.
     pub fn hints_pending(&self) -> BTreeMap<NodeId, u64> {
         self.node.replica.hints_pending()
     }

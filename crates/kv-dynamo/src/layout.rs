@@ -13,7 +13,7 @@ use kv_types::{ClientId, Incarnation, NamespaceId, NodeId, RequestId, RingId, Ri
 pub(crate) const RECORDS: TableId = TableId::new(48);
 /// ring, ring partition: length of its request table, node clock.
 pub(crate) const CLOCKS: TableId = TableId::new(49);
-/// ring, ring partition, request id: what became of it.
+/// ring, ring partition, request id: the result.
 pub(crate) const REQUESTS: TableId = TableId::new(50);
 /// ring, ring partition, time of issue, request id: the order in which requests are forgotten.
 pub(crate) const REQUEST_TIMES: TableId = TableId::new(51);

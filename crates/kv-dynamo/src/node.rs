@@ -23,7 +23,7 @@ use crate::quorum::Plan;
 use crate::replica::Replica;
 use crate::standing::Standing;
 
-/// What a node is told about itself.
+/// The settings of a node.
 #[derive(Debug, Clone)]
 pub struct AvailableConfig {
     /// This node.
@@ -158,7 +158,8 @@ impl Node {
         self.standing.serves(slice) && !self.replica.is_put_back()
     }
 
-    /// Whom a request may use, as this node sees the others now; `avoid` did not answer lately.
+    /// The nodes that a request may use, by what this node knows of the others now. `avoid` did not answer
+    /// lately.
     pub(crate) fn plan(&self, view: &View, needed: u8, strict: bool, avoid: &[NodeId]) -> Plan {
         let worth = |node: NodeId| self.is_up(node) && !avoid.contains(&node);
         Plan {
@@ -176,7 +177,7 @@ impl Node {
         }
     }
 
-    /// Waits for the log, within the deadline of who asks.
+    /// Waits for the log, until the deadline of the request.
     pub(crate) async fn durable_by(&self, position: Position, deadline: Instant) -> Result<(), Failure> {
         match timeout_at(deadline, self.replica.durable(position)).await {
             Ok(result) => result,

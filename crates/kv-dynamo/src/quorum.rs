@@ -1,6 +1,6 @@
-//! All the quorum arithmetic, as values without clock, socket or randomness: who is asked, who stands in for
-//! whom, when a write or a read is done, and when it is known to be impossible. The drivers feed replies and
-//! time in and carry the actions out.
+//! All the quorum arithmetic, as values without clock, socket or randomness: which nodes are
+//! asked, which stand in for others, when a write or a read is done, and when it is known to be impossible.
+//! The drivers feed replies and time in and carry the actions out.
 //!
 //! A request names the primaries first, then as many fallbacks at most: 2N nodes. Every primary has a
 //! patience; when it runs out, or the primary is known to be unreachable, a fallback stands in for it (sloppy
@@ -45,13 +45,13 @@ impl Plan {
 /// Too few nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotMet {
-    /// Needed.
+    /// Nodes that are needed.
     pub(crate) needed: usize,
-    /// Reachable, or reached.
+    /// Nodes that can be reached, or were reached.
     pub(crate) reached: usize,
 }
 
-/// What became of one message to a node.
+/// The result of one message to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reply {
     /// Done and durable there, or answered.
@@ -65,7 +65,7 @@ pub(crate) enum Reply {
 pub(crate) struct Asked {
     /// The node.
     pub(crate) node: NodeId,
-    /// For whom it stands in.
+    /// The primary that it stands in for.
     pub(crate) stands_in_for: Option<NodeId>,
     /// Whether it answered.
     pub(crate) answered: bool,
@@ -106,7 +106,7 @@ fn within_patience(asked: &[Asked]) -> impl Iterator<Item = NodeId> + '_ {
 pub(crate) enum WriteAction {
     /// Send the state to a primary, or to a fallback as a hint for a primary.
     Send {
-        /// To whom.
+        /// The receiver.
         to: NodeId,
         /// `Some`: it is stored as a hint for this node, and counts towards W.
         hint_for: Option<NodeId>,

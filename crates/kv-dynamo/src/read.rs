@@ -1,5 +1,5 @@
 //! The path of a read: R answers, merged; the values that nothing known supersedes. Any node may coordinate
-//! one, for it mints nothing. Replicas that lacked something get it after the answer.
+//! one, because it mints nothing. Replicas that lacked something get it after the answer.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -95,7 +95,7 @@ impl Node {
         })
     }
 
-    /// R answers, or why not.
+    /// R answers, or why there are fewer.
     async fn collect(
         self: &Arc<Self>,
         view: &View,

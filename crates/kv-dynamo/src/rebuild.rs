@@ -1,24 +1,25 @@
-//! Whether a node may speak for what it keeps.
+//! How a node with a fresh or damaged directory gets what it lacks before it answers for its data.
 //!
-//! A directory is **whole** when its incarnation lacks nothing that others rely on: it has held everything
-//! that it acknowledged since it began, and before it began there was nothing, or it has pulled that. One
-//! durable mark says so; rings and ring partitions that appear later need none of their own. Without the mark
-//! the node surveys the members:
+//! A directory is **whole** when it lacks nothing that other nodes rely on: it holds everything that it
+//! acknowledged since its incarnation began, and what was acknowledged before that it has pulled from others,
+//! if there was anything. One durable mark records that; rings and ring partitions that appear later need no
+//! mark of their own. Without the mark the node asks the members:
 //!
-//! - So many others know of no available namespace that none can exist: the cluster is new and
-//!   nothing was ever promised. This node proves nothing itself, for it may have known and lost it. A
-//!   catalogue change has a majority of the voters, hence half of them (rounded down) without this node; as
-//!   soon as fewer than that are left unasked, one of those who answered would have known. A new cluster of
-//!   three therefore needs all three at its first start.
-//! - Somebody knows one: this directory is fresh or damaged in a cluster with data. Each of its ring
-//!   partitions is pulled from N-W+1 of the other primaries that are whole themselves, so that every set of W
-//!   is met, or from all of them, whole or not: then there is no other source to ask.
+//! - So many others know of no available namespace that none can exist. Then the cluster is new, and nothing
+//!   was ever acknowledged. The node itself does not count, because it may have known a namespace and lost
+//!   it. A change of the catalogue has a majority of the voters, so at least half of the voters (rounded
+//!   down) without this node. When fewer than that have not answered, one of the others would have known. So
+//!   a new cluster of three needs all three nodes at its first start.
+//! - A member knows one. Then this directory is fresh or damaged in a cluster with data. The node pulls each
+//!   of its ring partitions from N-W+1 of the other primaries that are whole, because these include a node of
+//!   every set of W; or from all other primaries, whole or not, when there are not so many.
 //!
-//! Until a ring partition is pulled this node does not answer reads of it, and until all of them are it
-//! coordinates no write: it could not tell a resent request from a new one. It takes writes and hints.
+//! Until a ring partition is pulled, the node does not answer reads of it. Until all are pulled, it
+//! coordinates no write, because it could not tell a resent request from a new one. It accepts writes and
+//! hints.
 //!
-//! The survey travels as a pull of ring 0, which does not exist; its answer stands where the node clock
-//! would.
+//! The question is sent as a pull of ring 0, which does not exist. The answer is in the field of the node
+//! clock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ use crate::node::{Node, stopped};
 struct Survey {
     /// It knows an available namespace.
     namespaces: bool,
-    /// Its catalogue.
+    /// The epoch of its catalogue.
     epoch: Epoch,
 }
 
@@ -67,14 +68,14 @@ impl Survey {
     }
 }
 
-/// What a survey means.
+/// What follows from the answers of the members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing was ever promised.
+    /// The cluster is new: nothing was ever acknowledged.
     New,
     /// There is data; the node that pulls must know the catalogue at least as of this epoch.
     Pull(Epoch),
-    /// Too few answered.
+    /// Too few members answered.
     Unknown,
 }
 
@@ -93,12 +94,12 @@ fn judge(mine: Survey, others: &[Option<Survey>]) -> Verdict {
     }
 }
 
-/// How many whole sources meet every set of W that does not need this node; never more than there are.
+/// How many whole sources include a node of every set of W without this node; at most as many as there are.
 fn sources_needed(n: usize, lowest_w: usize) -> usize {
     (n + 1).saturating_sub(lowest_w).min(n.saturating_sub(1))
 }
 
-/// Works until this node may speak for everything it keeps.
+/// Runs until this node is whole.
 pub(crate) async fn establish(node: Arc<Node>) {
     let mut stop = node.stop.subscribe();
     if node.replica.is_whole() {
@@ -141,7 +142,8 @@ pub(crate) async fn establish(node: Arc<Node>) {
     }
 }
 
-/// One survey, and one attempt at what it asks for: whether data had to be pulled, once nothing lacks.
+/// Asks the members once and tries to get what this node lacks. When nothing is missing: whether data was
+/// pulled.
 async fn attempt(node: &Arc<Node>) -> Result<Option<bool>, Failure> {
     let catalogue = node.catalogue();
     if !catalogue.members.contains_key(&node.me) {
@@ -155,8 +157,8 @@ async fn attempt(node: &Arc<Node>) -> Result<Option<bool>, Failure> {
         Verdict::Unknown => Ok(None),
         Verdict::New => Ok(Some(false)),
         Verdict::Pull(epoch) if catalogue.epoch < epoch => Ok(None),
-        // What others never had, this node cannot have lost: a pull that found nothing leaves nothing to
-        // doubt.
+        // This node cannot have lost what no other node ever had, so a pull that found nothing proves that
+        // nothing is missing.
         Verdict::Pull(_) => Ok(pull_all(node, &catalogue).await?.then(|| node.standing.found_data())),
     }
 }
@@ -170,7 +172,7 @@ async fn survey(node: &Node, member: NodeId) -> Option<Survey> {
     }
 }
 
-/// Pulls every ring partition that is not served yet; whether none is left.
+/// Pulls every ring partition that is not served yet. True when none is left.
 async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failure> {
     let mut wanted: Vec<(Slice, Vec<NodeId>, usize)> = Vec::new();
     for ring in catalogue.rings.values() {
@@ -195,8 +197,7 @@ async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failu
     Ok(complete)
 }
 
-/// The fewest acknowledgements with which a namespace on this ring is content; none when there is no
-/// namespace.
+/// The smallest W of the namespaces on this ring; none when there is no namespace.
 fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
     let of = |placement: &Placement| match placement {
         Placement::Available { ring: id, replication } if *id == ring.id => Some(usize::from(replication.w)),
@@ -205,7 +206,7 @@ fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
     catalogue.namespaces.values().filter_map(|namespace| of(&namespace.placement)).min()
 }
 
-/// Pulls a ring partition from every source that can be reached; whether that was enough.
+/// Pulls a ring partition from every source that can be reached. True when they were enough.
 async fn pull_slice(
     node: &Arc<Node>,
     slice: Slice,
@@ -226,7 +227,7 @@ async fn pull_slice(
     Ok(whole >= needed || answers.len() == others.len())
 }
 
-/// Merges all that a source keeps of a ring partition; whether the source lacks nothing itself.
+/// Merges everything that a source keeps of a ring partition. True when the source is whole.
 async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
     let mut after = Bytes::new();
     loop {

@@ -1,5 +1,5 @@
-//! Hints find their way home: as soon as their target is up, many at a time, until none is left. And the
-//! request table forgets what can no longer matter.
+//! Delivers hints to their targets as soon as these are up, many at a time, until none is left. Also removes
+//! requests from the request table that can no longer be resent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -189,7 +189,7 @@ struct Calm {
 
 impl Calm {
     /// Whether it is calm, and has been for longer than any request can be resent: hints of other nodes have
-    /// found their targets by then too, for they go home as soon as those are up.
+    /// been delivered by then too, because they are sent as soon as their targets are up.
     fn lasts(&mut self, calm: bool, now: Duration) -> bool {
         if !calm {
             self.since = None;

@@ -57,7 +57,7 @@ struct Wanted {
     strict: bool,
 }
 
-/// What became of a forward.
+/// The result of a forward.
 enum Forwarded {
     Answer(Result<Written, Failure>),
     /// Another node may be asked; `open`: this one may still do it.
@@ -339,7 +339,7 @@ pub(crate) fn not_met(missing: NotMet, sent: bool) -> Failure {
         .retry_after_ms(100)
 }
 
-/// A write on its way to W nodes, and then to those who are left.
+/// A write on its way to W nodes, and then to the other primaries.
 struct Spread {
     node: Arc<Node>,
     promised: kv_types::Guarantee,

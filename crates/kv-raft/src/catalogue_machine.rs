@@ -26,26 +26,26 @@ const DEFAULT_N: u8 = 3;
 /// A change of the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CatalogueCommand {
-    /// The first one: members, the default ring, the first data group. Without effect on a catalogue that has
-    /// members.
+    /// The first change of a cluster: its members, the default ring and the first data group. It has no
+    /// effect on a catalogue that has members.
     InitCluster {
         /// The cluster.
         cluster_id: ClusterId,
         /// Its members.
         members: Vec<Member>,
     },
-    /// The cluster may use more from now on.
+    /// The cluster may use the features of a higher level from now on.
     RaiseLevel {
-        /// What.
+        /// The new level.
         to: FeatureLevel,
         /// What each member said that it supports, when the proposer asked.
         reports: BTreeMap<NodeId, FeatureLevel>,
     },
     /// A new namespace.
     CreateNamespace {
-        /// Which.
+        /// Its name, mode and settings.
         spec: NamespaceSpec,
-        /// Who asks.
+        /// The request, by which a resend is recognized.
         request_id: RequestId,
     },
 }

@@ -25,20 +25,20 @@ pub enum CodecError {
         /// What was being read.
         what: &'static str,
     },
-    /// They go on after the end.
+    /// There are more bytes after the end.
     #[error("{what} has {bytes} bytes too many")]
     Trailing {
         /// What was being read.
         what: &'static str,
-        /// How many.
+        /// Number of bytes.
         bytes: usize,
     },
-    /// A number that stands for nothing: a version, a kind, a flag.
+    /// A version, a kind or a flag with an undefined number.
     #[error("{what} has the unknown {field} {found}")]
     Unknown {
         /// What was being read.
         what: &'static str,
-        /// Which of its fields.
+        /// The field.
         field: &'static str,
         /// The number.
         found: u64,
@@ -50,7 +50,7 @@ pub enum CodecError {
     Newer {
         /// What was being read.
         what: &'static str,
-        /// Which of its fields.
+        /// The field.
         field: &'static str,
         /// The number.
         found: u64,
@@ -60,7 +60,7 @@ pub enum CodecError {
     Invalid {
         /// What was being read.
         what: &'static str,
-        /// Why.
+        /// The reason.
         why: String,
     },
 }

@@ -41,13 +41,13 @@ const MARKS_VERSION: u8 = 1;
 pub(crate) enum After {
     /// The row.
     Whole(Row),
-    /// A row whose value is large: its numbers, and what tells whether a value is the one.
+    /// A row with a large value, which is not kept here: its length and its hash identify it.
     Large {
         /// The row without its value.
         row: Row,
         /// Length of the value, bytes.
         length: u64,
-        /// Its hash.
+        /// Hash of the value.
         hash: u64,
     },
 }

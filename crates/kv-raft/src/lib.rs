@@ -2,13 +2,13 @@
 //! member; the others hold key-value data with client sessions, so that a write is applied once.
 //!
 //! Layers, from the wire to the disk: [`Strong`] (requests, forwarding, receipts) over `groups` (one Raft
-//! group: standing, peers' messages, its steward) and `requests` (proposals and reads) over openraft, which
-//! sees `network` (kv-peer), `log_store` (the node's log) and `machine` (tables, snapshots). What entries
-//! mean is decided by the domains `catalogue_machine` and `kv_machine`, pure functions of the log. `config`
-//! and `codec` keep openraft's types off the disk and the wire; this crate alone names it.
+//! group: whether it leads, peers' messages, its steward) and `requests` (proposals and reads) over openraft,
+//! which sees `network` (kv-peer), `log_store` (the node's log) and `machine` (tables, snapshots). What
+//! entries mean is decided by the domains `catalogue_machine` and `kv_machine`, pure functions of the log.
+//! `config` and `codec` keep openraft's types off the disk and the wire; this crate alone names it.
 //!
 //! Snapshots travel as files in checked pieces: `transfer` decides, `snapshot_out` sends, `snapshot_in`
-//! receives.
+//! receives, and `sent_files` says which older file is kept for a follower that has a part of it.
 //!
 //! Invariants:
 //! - A vote is durable before it is given, an entry before it is acknowledged; the log is purged only below a

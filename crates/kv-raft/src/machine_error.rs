@@ -19,7 +19,7 @@ pub enum MachineError {
     /// A row that must be there is not.
     #[error("{what} is missing in the tables")]
     Lost {
-        /// What.
+        /// What is missing.
         what: &'static str,
     },
     /// The cluster uses what this program does not know.

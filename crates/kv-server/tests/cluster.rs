@@ -297,6 +297,7 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
 
 /// How the node at an address refuses a frame of a peer.
 async fn refused(address: &str, frame: RequestFrame) -> Failure {
+    let asked = frame.id;
     // A connection has few streams, and these are never ended.
     let mut peer = PeerServiceClient::connect(address.to_owned()).await.unwrap();
     let outgoing = tokio_stream::StreamExt::chain(
@@ -304,7 +305,13 @@ async fn refused(address: &str, frame: RequestFrame) -> Failure {
         tokio_stream::pending(),
     );
     let mut answers = peer.exchange(outgoing).await.unwrap().into_inner();
-    let answer = answers.message().await.unwrap().unwrap().frames.remove(0);
+    // Under load the node reports that bytes arrive, in frames of id 0, before it answers.
+    let answer = loop {
+        let frames = answers.message().await.unwrap().unwrap().frames;
+        if let Some(answer) = frames.into_iter().find(|answer| answer.id == asked) {
+            break answer;
+        }
+    };
     match answer.body {
         Some(response_frame::Body::Failure(failure)) => Failure::from(&failure),
         other => panic!("{other:?}"),

@@ -124,7 +124,7 @@ impl Replica {
     }
 
     /// A request that was taken here as a hint for some of the primaries becomes one for all of them: the
-    /// coordinator takes whatever it minted for settled everywhere.
+    /// coordinator assumes that everything it minted is settled everywhere.
     pub(super) fn complete_hints(
         &self,
         place: &Place,
@@ -183,7 +183,7 @@ impl Replica {
         Ok(growth)
     }
 
-    /// How many hints are held for whom.
+    /// Number of hints that are held, by target.
     pub(crate) fn hints_pending(&self) -> BTreeMap<NodeId, u64> {
         lock(&self.held).rows()
     }
