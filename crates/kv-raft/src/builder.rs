@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,21 +17,20 @@ use futures_util::future::BoxFuture;
 use kv_storage::{
     BlockKind, Copy, Piece, SnapshotInfo, SnapshotWriter, Snapshots, Storage, StorageError, TableId,
 };
-use kv_types::NamespaceId;
+use kv_types::{GroupId, NamespaceId};
 use openraft::storage::RaftSnapshotBuilder;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::applied::{Applied, stored_mark};
+use crate::applied::Applied;
 use crate::codec;
 use crate::config::{LogId, SnapshotMeta, TypeConfig};
 use crate::history::{self, Page, Past};
-use crate::limits::{
-    HISTORY_PAGE_BYTES, PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOTS_KEPT,
-};
+use crate::limits::{HISTORY_PAGE_BYTES, PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND};
 use crate::machine_error::MachineError;
 use crate::runtime::NodeRuntime;
 use crate::schedule::{Haste, Rate};
+use crate::sent_files::SentFiles;
 use crate::snapshot::Snapshot;
 use crate::snapshot::{self, Block, SnapshotData, id_of};
 use crate::tables::{Space, Table, keys};
@@ -60,7 +59,7 @@ impl Default for SnapshotWork {
 /// Waits until openraft has heard that so much was applied.
 pub(crate) type Told = Box<dyn Fn(LogId) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
 
-/// What a group's machine, its snapshots and its steward tell each other.
+/// Figures that a group's state machine, its snapshots and its steward share.
 #[derive(Default)]
 pub(crate) struct Account {
     /// Bytes of entries applied by this process.
@@ -71,6 +70,12 @@ pub(crate) struct Account {
     snapshot_bytes: AtomicU64,
     /// The last snapshot cannot be read: a follower waits for another one.
     lost: AtomicBool,
+    /// Which files followers have parts of.
+    sent: Mutex<SentFiles>,
+    /// A file besides the newest was kept for a follower.
+    spare: AtomicBool,
+    /// Held while files are removed.
+    removing: Mutex<()>,
     /// Set once openraft runs.
     pub(crate) told: OnceLock<Told>,
 }
@@ -92,9 +97,36 @@ impl Account {
         self.lost.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the last snapshot cannot be read, so that another one is due whatever has grown.
+    /// Whether the last snapshot cannot be read, so that another one is due at once.
     pub(crate) fn needs_snapshot(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The transfers of this group's files to followers.
+    pub(crate) fn sent(&self) -> MutexGuard<'_, SentFiles> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file that is kept for a follower which has a part of it. Where the log begins is read from the
+    /// group's log.
+    pub(crate) fn kept_file(&self, storage: &Storage, group: GroupId) -> Option<u64> {
+        let purged = storage.raft(group).bounds().purged;
+        let log_begins = purged.map_or(0, |purged| purged.index.saturating_add(1));
+        self.sent().kept(log_begins, Instant::now())
+    }
+
+    /// Whether a file is there besides the newest that was kept for a follower.
+    pub(crate) fn has_spare_file(&self) -> bool {
+        self.spare.load(Ordering::Relaxed)
+    }
+
+    /// Removes the group's files, except for the newest and the one that is kept for a follower. Blocks.
+    pub(crate) fn remove_old_files(&self, storage: &Storage, group: GroupId) -> Result<(), StorageError> {
+        let _alone = self.removing.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = storage.snapshots(group);
+        let kept = self.kept_file(storage, group);
+        self.spare.store(snapshot::remove_old(&files, kept)?, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -121,8 +153,8 @@ pub(crate) struct Builder {
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotData;
 
-    /// A snapshot that cannot be taken now (the disk is full, too much is written) is no reason to stop a
-    /// voter: the newest one stands, nothing is purged, and the steward asks again.
+    /// A snapshot that cannot be taken now (the disk is full, too much is written) does not stop a voter:
+    /// the newest one stays, nothing is purged, and the steward asks again.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         match self.build().await {
             Ok(snapshot) => Ok(snapshot),
@@ -132,7 +164,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
                 let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
                 // One that was received counts when its state is loaded: openraft takes what is returned here
                 // for flushed.
-                let applied = stored_mark(&self.storage, self.space)?.last_log_id;
+                let applied = self.applied.read().await.last();
                 let newest = newest.filter(|(_, meta)| meta.last_log_id <= applied);
                 let (id, meta) = newest.map_or_else(Default::default, |(file, meta)| (file.id, meta));
                 Ok(Snapshot { meta, snapshot: SnapshotData::File { files: self.files.clone(), id } })
@@ -161,9 +193,8 @@ impl Builder {
             if applied.space != self.space {
                 return Err(StorageError::Overloaded { what: "an installation" }.into());
             }
-            let mark = stored_mark(&self.storage, self.space)?;
             filling.copy.close()?;
-            (mark, self.account.now())
+            (applied.mark.clone(), self.account.now())
         };
         while !filling.is_whole {
             filling = self.fill(filling, &mut pace).await?;
@@ -175,8 +206,8 @@ impl Builder {
         if let (Some(told), Some(last)) = (self.account.told.get(), mark.last_log_id) {
             told(last).await?;
         }
-        let (files, meta) = (self.files.clone(), mark.clone());
-        let info = NodeRuntime::blocking(move || filling.finish(&files, &meta)).await??;
+        let (account, meta) = (self.account.clone(), mark.clone());
+        let info = NodeRuntime::blocking(move || filling.finish(&account, &meta)).await??;
         self.account.has_snapshot(at, info.bytes);
         tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, bytes = info.bytes, "snapshot taken");
         Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id: info.id } })
@@ -314,9 +345,9 @@ impl Filling {
     }
 
     /// Makes the file complete, under the mark of its close. Blocks.
-    fn finish(self, files: &Snapshots, mark: &SnapshotMeta) -> Result<SnapshotInfo, MachineError> {
+    fn finish(self, account: &Account, mark: &SnapshotMeta) -> Result<SnapshotInfo, MachineError> {
         let info = self.file.finish(id_of(mark.last_log_id.as_ref()), &codec::encode_mark(mark))?;
-        files.keep_newest(SNAPSHOTS_KEPT)?;
+        account.remove_old_files(&self.storage, self.space.group)?;
         Ok(info)
     }
 }
@@ -337,7 +368,7 @@ struct Taken {
 }
 
 impl Histories {
-    /// Sees a record of the copy.
+    /// Takes note of a record of the copy.
     fn note(&mut self, table: TableId, key: &[u8], row: Option<&Bytes>) -> Result<(), MachineError> {
         if table == Table::Meta.id()
             && let Some(namespace) = keys::of_revision(key)?
@@ -381,7 +412,7 @@ impl Histories {
     }
 }
 
-/// What the seeded bug leaves out.
+/// Whether the seeded bug leaves out this row.
 fn drops(place: &[u8]) -> Result<bool, codec::CodecError> {
     Ok(keys::of_data(place)?.1.ends_with(b"0"))
 }

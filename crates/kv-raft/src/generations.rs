@@ -8,7 +8,7 @@ use kv_types::GroupId;
 use tokio::time::Instant;
 
 use crate::codec::{self, CodecError, Reader};
-use crate::limits::REMOVED_BYTES_PER_SECOND;
+use crate::limits::{NO_ROOM_PAUSE, REMOVED_BYTES_PER_SECOND};
 use crate::machine_error::MachineError;
 use crate::runtime::NodeRuntime;
 use crate::schedule::Rate;
@@ -80,6 +80,19 @@ impl Generations {
     }
 }
 
+/// Forgets a stream of the history. A disk that has no room to say so will have some: until then it waits, or
+/// the old state would stay until the next start.
+async fn forget(storage: &Storage, stream: Bytes) -> Result<(), MachineError> {
+    loop {
+        let (own, streams) = (storage.clone(), [stream.clone()]);
+        let step = move || own.forget_streams(Table::History.id(), &streams);
+        match NodeRuntime::blocking(step).await? {
+            Err(StorageError::DiskFull { .. }) => tokio::time::sleep(NO_ROOM_PAUSE).await,
+            forgotten => return Ok(forgotten?),
+        }
+    }
+}
+
 /// Removes generations of a group, in bounded steps that let others write.
 pub(crate) async fn remove(
     storage: Storage,
@@ -93,9 +106,7 @@ pub(crate) async fn remove(
         let end = keys::of_space(Space { group, generation: to });
         let first = keys::of_space(Space { group, generation: from });
         for stream in storage.streams(Table::History.id(), &first, &end) {
-            let storage_of_step = storage.clone();
-            let step = move || storage_of_step.forget_streams(Table::History.id(), &[stream]);
-            NodeRuntime::blocking(step).await??;
+            forget(&storage, stream).await?;
             storage.let_drain().await;
         }
         for table in Table::ALL {

@@ -40,7 +40,7 @@ impl Transfers {
         Ok(())
     }
 
-    /// The move that began is over, whatever came of it.
+    /// The move that began has ended, with or without success.
     pub(crate) fn end(&mut self, now: Instant) {
         self.under_way = false;
         self.last = Some(now);

@@ -27,13 +27,13 @@ use crate::tables::{Range, Space, Stage, Table, for_each_row, keys};
 pub(crate) struct WriteCommand {
     /// The leader's wall clock when it proposed this.
     pub(crate) proposed_at_ms: u64,
-    /// Who asks.
+    /// The request.
     pub(crate) mutation: Mutation,
-    /// Where.
+    /// The namespace.
     pub(crate) namespace: NamespaceId,
-    /// Which key.
+    /// The key.
     pub(crate) key: Bytes,
-    /// What.
+    /// The operation.
     pub(crate) operation: Operation,
 }
 

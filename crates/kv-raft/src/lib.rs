@@ -45,6 +45,7 @@ mod requests;
 mod row;
 mod runtime;
 mod schedule;
+mod sent_files;
 mod session_shares;
 mod sessions;
 mod snapshot;

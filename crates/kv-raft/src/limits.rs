@@ -36,14 +36,15 @@ pub(crate) const STEP_PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(crate) const WORKING_POLL: Duration = Duration::from_millis(200);
 /// Snapshots that a node receives at a time, over all groups.
 pub(crate) const INCOMING_AT_ONCE: usize = 2;
-/// A part of a snapshot that is not sent any further is thrown away after so long.
+/// A part of a snapshot that is not sent any further is thrown away after so long, and so long the sender
+/// keeps the file.
 pub(crate) const PART_KEPT: Duration = Duration::from_secs(600);
 /// Longest encoded membership that a peer may announce.
 pub(crate) const MEMBERSHIP_BYTES: usize = 16 << 10;
 /// Share of the log's bound up to which the log keeps what followers need after a snapshot in transit.
 pub(crate) const HELD_LOG_SHARE: (u64, u64) = (3, 4);
-/// Complete snapshot files kept per group; a reader of a removed one keeps it open. One more is being
-/// written at most.
+/// Complete snapshot files kept per group; a reader of a removed one keeps it open. At most one more is kept
+/// for a follower that has received a part of it, and one is being written.
 pub(crate) const SNAPSHOTS_KEPT: usize = 1;
 /// A snapshot is due after so much of a group's log, or after half the state's size if that is more.
 pub(crate) const SNAPSHOT_LOG_BYTES: u64 = 256 << 20;
@@ -64,7 +65,7 @@ pub(crate) const DIGEST_CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// How often a digest reads what was written to meanwhile before it tries to close.
 pub(crate) const DIGEST_PASSES: usize = 4;
 /// What the history of a namespace may count for, bytes. A part of the state machine: the floor follows
-/// from it, and every member must come to the same.
+/// from it, and every member must get the same.
 pub(crate) const HISTORY_BYTES: u64 = 256 << 20;
 /// What an entry counts for beside its bytes: at least what it costs on the disk when it is alone in its
 /// run and its block.
@@ -112,8 +113,11 @@ pub(crate) const STEWARD_TICK: Duration = Duration::from_millis(100);
 pub(crate) const LEARNER_LAG_ENTRIES: u64 = 100_000;
 /// How long a snapshot that is written waits until openraft has heard of everything that is in it.
 pub(crate) const TOLD_WAIT: Duration = Duration::from_secs(60);
-/// How long an installation waits before it looks again whether the disk has room.
+/// How long an installation waits before it looks again whether the disk has room, and the sender of a
+/// snapshot after its receiver first had none.
 pub(crate) const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause of a sender whose receiver has no room: it doubles with each transfer that ends so.
+pub(crate) const NO_ROOM_PAUSE_MAX: Duration = Duration::from_secs(8);
 /// Least pause between snapshots that are taken because the log is large.
 pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
 /// Deadline of what a steward proposes or asks.

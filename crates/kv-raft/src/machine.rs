@@ -25,8 +25,7 @@ use crate::config::{LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::generations::{self, Generations};
 use crate::history::{Past, check_entry};
 use crate::limits::{
-    HISTORY_PAGE_BYTES, LOG_ENTRY_BYTES, NO_ROOM_PAUSE, SNAPSHOTS_KEPT, STEP_BYTES, STEP_ENTRIES,
-    TOMBSTONES_AT_ONCE,
+    HISTORY_PAGE_BYTES, LOG_ENTRY_BYTES, NO_ROOM_PAUSE, STEP_BYTES, STEP_ENTRIES, TOMBSTONES_AT_ONCE,
 };
 use crate::machine_error::MachineError;
 use crate::proposal::{Point, Proposal, Reply};
@@ -107,7 +106,7 @@ impl Machine {
             files,
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
-            applied: Arc::new(RwLock::new(AppliedState { space, last: None })),
+            applied: Arc::new(RwLock::new(AppliedState { space, mark: SnapshotMeta::default() })),
             recent: Arc::default(),
             account: Arc::default(),
             work: SnapshotWork::default(),
@@ -142,7 +141,7 @@ impl Machine {
 
     async fn reload(&mut self, mark: SnapshotMeta) -> Result<(), MachineError> {
         self.domain.load(&self.storage, self.space)?;
-        *self.applied.write().await = AppliedState { space: self.space, last: mark.last_log_id };
+        *self.applied.write().await = AppliedState { space: self.space, mark: mark.clone() };
         self.mark = mark;
         self.domain.publish();
         Ok(())
@@ -209,13 +208,14 @@ impl Machine {
         let Step { mut stage, mark, replies, log_bytes, .. } = step;
         self.domain.seal(&mut stage);
         stage.put(Table::Applied, keys::of_space(self.space), codec::encode_mark(&mark));
+        let applied_mark = mark.clone();
         {
             let mut applied = self.applied.write().await;
             for (table, key) in stage.changed() {
                 self.recent.wrote(table, key, mark.last_log_id.as_ref());
             }
             self.storage.apply(stage.into_batch()).await?;
-            applied.last = mark.last_log_id;
+            applied.mark = applied_mark;
             self.account.applied(log_bytes);
         }
         self.mark = mark;
@@ -487,9 +487,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
         // Durable first: from here on a crash finds the file, and what it replaces may be lost.
         let id = NodeRuntime::blocking(move || data.import(&files, &mark)).await??;
         self.replace_with(id, meta.clone()).await?;
-        let files = self.files.clone();
+        let (files, storage, account) = (self.files.clone(), self.storage.clone(), self.account.clone());
+        let group = self.space.group;
         let newest = NodeRuntime::blocking(move || {
-            files.keep_newest(SNAPSHOTS_KEPT)?;
+            account.remove_old_files(&storage, group)?;
             snapshot::newest(&files)
         });
         if let Some((file, _)) = newest.await?? {
@@ -502,7 +503,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let files = self.files.clone();
-        let newest = NodeRuntime::blocking(move || snapshot::newest(&files)).await??;
+        let kept = self.account.kept_file(&self.storage, self.space.group);
+        let (newest, kept) = NodeRuntime::blocking(move || {
+            let kept = kept.map_or(Ok(None), |id| snapshot::numbered(&files, id))?;
+            Ok::<_, MachineError>((snapshot::newest(&files)?, kept))
+        })
+        .await??;
         let starting = self.account.told.get().is_none();
         let Some((file, meta)) = newest else {
             if starting {
@@ -521,6 +527,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
         if starting && meta.last_log_id > self.mark.last_log_id && self.log_reaches(&meta)? {
             return Ok(None);
         }
+        // A follower that has a part of an older file gets the rest of it.
+        let (file, meta) = kept.unwrap_or((file, meta));
         let snapshot = SnapshotData::File { files: self.files.clone(), id: file.id };
         Ok(Some(Snapshot { meta, snapshot }))
     }

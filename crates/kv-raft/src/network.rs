@@ -180,7 +180,7 @@ fn implausible(why: Malformed) -> RpcError {
 }
 
 fn unexpected() -> RpcError {
-    RpcError::Unreachable(Unreachable::from_string("the peer's answer is to another question"))
+    RpcError::Unreachable(Unreachable::from_string("unexpected response type of the peer"))
 }
 
 fn undecodable(error: codec::CodecError) -> RpcError {

@@ -29,7 +29,7 @@ impl fmt::Display for Proposal {
 }
 
 /// Carries the result of a proposal to who waits for it, and the proposal's place in the account of its
-/// group: the place is free when Raft is done with the proposal, whether or not somebody still waits.
+/// group: the place is free when Raft is done with the proposal, whether or not a caller still waits.
 pub(crate) struct Answering<T> {
     answer: oneshot::Sender<T>,
     place: Place,

@@ -1,57 +1,59 @@
-//! A voter whose directory is fresh: the cluster is new, or its disk was lost. In the second case it has
-//! forgotten entries that it acknowledged and votes that it gave, and Raft's proof does not cover it: it
-//! could elect a leader that lacks what was committed, or confirm one that was deposed. So it asks before it
-//! takes part.
+//! A voter whose directory is empty: either the cluster is new, or the disk was lost. In the second case the
+//! voter has forgotten entries that it acknowledged and votes that it gave. Raft's proof does not cover that:
+//! it could help to elect a leader that lacks a committed entry, or confirm a deposed one. So it asks the
+//! other voters before it takes part.
 //!
-//! Let *q* be a majority of *n* voters, and call this voter X. Whatever was committed, and whoever was
-//! elected, with the help of X was so with *q* - 1 others; any *n* - *q* + 1 of the others include one of
-//! those, and one of any majority that X was not in. With that many answers:
+//! Let *n* be the number of voters, *q* a majority of them, and X this voter. An entry that was committed, or
+//! a leader that was elected, with the help of X had the help of *q* - 1 others. Any *n* - *q* + 1 of the
+//! others include at least one of those, and at least one of any majority without X. With that many answers:
 //!
-//! - nobody has voted for another, or has more than the entry every group begins with: no leader was ever
-//!   elected. The group is new, and is formed. (Whoever forms it campaigns at once, in [`FORMING_TERM`], and
-//!   has its own vote on its disk before anybody else need be there. Nobody gives a vote in that term, so
-//!   such a vote tells nothing; in later ones a majority has agreed to a campaign before it begins, and so
-//!   the group exists.)
-//! - somebody has: X **joins**. It notes the newest log and the newest vote it heard of and promises to
-//!   follow no older leader, so that none can use it, and takes entries. It settles - votes and campaigns
-//!   again - when it has all that it ever acknowledged and that may count as committed.
+//! - No one has voted for another node, or has more than the entry that every group begins with: no leader
+//!   was ever elected. The group is new, and X forms it. (The node that forms a group campaigns at once, in
+//!   [`FORMING_TERM`], and its own vote is on its disk before any other node has to be up. No voter grants a
+//!   vote in that term, so such a vote says nothing. In later terms a majority agrees to a campaign before it
+//!   begins, so the group exists.)
+//! - Otherwise the group exists, and X **joins** it. It records the newest log and the newest vote that it
+//!   heard of, promises to follow no older leader, and takes entries. It is *settled* - it votes and
+//!   campaigns again - when it has everything that it ever acknowledged and that may count as committed.
 //!
 //! **When to ask.** A vote that X gave just before its disk was lost may still be counted. A candidate waits
-//! for an answer less than one election timeout, so X asks only after one, and then every leader it ever
-//! elected has its *q* - 1 other votes, one of them among the answers. If all *n* - 1 others answer, X need
-//! not wait: the candidate is one of them, and its own vote was on its disk before it asked anybody. So a new
-//! cluster of which all nodes are up is formed at once.
+//! for an answer for less than one election timeout, so X asks after one: by then every leader that it helped
+//! to elect has its *q* - 1 other votes, and one of these voters is among the answers. If all *n* - 1 others
+//! answer, X need not wait: the candidate is one of them, and its own vote was on its disk before it asked
+//! for others. So a new cluster forms at once when all its nodes are up.
 //!
-//! **When it settles.** X follows leader L, no older than its note, and an entry of L is applied here, so L
-//! and this entry have a majority. Let e be an entry that leader M commits by counting what X acknowledged
-//! before.
+//! **When it is settled.** X follows leader L, which is not older than the one it recorded, and has applied
+//! an entry of L. So L and this entry have a majority. Let e be an entry that a leader M commits by counting
+//! an acknowledgement that X gave before it lost its disk.
 //!
-//! - M older than L: the majorities of L and of e have a voter in common that acknowledged e before it voted
-//!   for L; if only X is in both, it did so with its memory, for it gives no vote while it joins, except as
-//!   below. So L was elected with e, and e stands before the applied entry.
-//! - M newer than L: X followed M before, so M was elected before X asked, one of its voters answered, and
-//!   the note is at least M. X follows nobody older than its note: this does not happen.
-//! - M is L: an entry of L comes here only after L has found out that this log was lost and has forgotten
-//!   what X had acknowledged. What L committed by then is in the commit index of every append that it sends
-//!   with a position in its log since, and X waits until it has applied as much as the one that it knew of
-//!   when it first looked ([`Heard`]).
+//! - M is older than L. The majorities of L and of e have a voter in common that acknowledged e before it
+//!   voted for L. If that is only X, it voted with its memory, because it gives no vote while it joins,
+//!   except as described below. So L was elected with e, and e comes before the applied entry.
+//! - M is newer than L. X followed M before, so M was elected before X asked, one of M's voters answered, and
+//!   X recorded a leader that is at least M. X follows no leader older than that, so this case does not
+//!   occur.
+//! - M is L. An entry of L arrives only after L has found out that this log was lost, and has forgotten what
+//!   X acknowledged. What L had committed by then is in the commit index of every append since that names a
+//!   position in its log. X waits until it has applied as much as the commit index that it knew when it first
+//!   looked ([`Heard`]).
 //!
-//! A leader begins with an entry of its own, so an idle group lets X settle; so does one whose log begins
-//! with a snapshot, for that entry is in it, behind it, or superseded by one that is. What is *applied*, and
-//! durable, counts, not what is known to be committed: a snapshot that is being installed is not there yet.
+//! A leader begins with an entry of its own, so X settles in an idle group too. It also settles when its log
+//! begins with a snapshot: that entry is in the snapshot, or after it, or is superseded by one in it. What
+//! counts is what is *applied* and durable, not what is known to be committed: a snapshot that is still being
+//! installed is not there yet.
 //!
-//! **Votes while it joins.** If all others answered, as settled members, then whoever leads or led has
-//! answered, with a log that ended not before any entry of its own that X had acknowledged: the note,
-//! `beyond`, is at least every such entry, and X may vote as a voter whose log ends there. It gives its vote
-//! to candidates whose log ends at `beyond` or later, and that are no older than its promise. Let c be the
-//! first leader newer than M that is elected without e. Then its log ends at `beyond` or later, hence at e or
-//! later: with an entry of M, and it has e, since logs that share an entry agree before it; or with an entry
-//! of a leader between M and c, which had e. So there is no c. Without this two voters, one of them fresh,
-//! wait for each other.
+//! **Votes while it joins.** If all others answered as settled members, every leader so far has answered,
+//! and its log did not end before any of its own entries that X had acknowledged. So the recorded `beyond` is
+//! at least every such entry, and X may vote like a voter whose log ends there: for candidates whose log ends
+//! at `beyond` or later and that are not older than its promise. Let c be the first leader newer than M that
+//! is elected without e. Its log ends at `beyond` or later, so at e or later. Either it ends with an entry of
+//! M, and then it has e, because logs that share an entry agree before it; or it ends with an entry of a
+//! leader between M and c, which had e. So there is no such c. Without these votes two voters, one of them
+//! fresh, would wait for each other.
 //!
-//! Only answers of settled members prove what there is, so one voter at a time may lose its disk. After
-//! Ongaro's dissertation, section 3.8, which leaves a lost disk to the operator; the rule is that of decision
-//! 5 for available data.
+//! Only the answers of settled members prove what exists, so only one voter at a time may lose its disk.
+//! Ongaro's dissertation, section 3.8, leaves a lost disk to the operator; this rule follows decision 5,
+//! which is for available data.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_types::{GroupId, majority};
@@ -59,67 +61,67 @@ use kv_types::{GroupId, majority};
 use crate::codec::{self, CodecError};
 use crate::config::{LeaderId, LogId, Vote};
 
-/// What a member says of a group.
+/// What a member answers when it is asked about a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SurveyReply {
-    /// It is not itself fresh or joining.
+    /// It is neither fresh nor joining.
     pub(crate) settled: bool,
     /// A snapshot is on its way to it or being installed.
     pub(crate) receiving: bool,
-    /// Whom its vote is for.
+    /// The leader or candidate that its vote is for.
     pub(crate) leader: Option<LeaderId>,
     /// The end of its log.
     pub(crate) last: Option<LogId>,
 }
 
-/// The term in which whoever forms a group campaigns, without having asked whether others would vote. They do
-/// not.
+/// The term in which the node that forms a group campaigns, without asking first whether others would vote
+/// for it. No voter grants a vote in this term.
 pub(crate) const FORMING_TERM: u64 = 1;
 
 impl SurveyReply {
-    /// Whether the group exists, by what this member says: somebody was voted for, or led.
+    /// Whether this answer shows that the group exists: another node was voted for, or led.
     fn knows_the_group(&self) -> bool {
-        // The entry at 0 says the same everywhere and is written by everybody who forms.
+        // The entry at 0 is the same everywhere: every node that forms the group writes it.
         self.leader.is_some_and(|leader| leader.term > FORMING_TERM)
             || self.last.is_some_and(|last| last.index > 0)
     }
 }
 
-/// Where a voter stands that began with a fresh directory.
+/// What a voter that began with a fresh directory may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Role {
     /// It takes part in everything.
     Settled,
-    /// It does not know yet whether the group is new; it takes part in nothing.
+    /// It does not know yet whether the group is new, and takes no part in it.
     Asking,
     /// It takes entries, does not campaign, and votes only as [`JoinState::may_vote`] says.
     Joining(JoinState),
 }
 
-/// What a voter noted when it began to join.
+/// What a voter recorded when it began to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JoinState {
-    /// No older leader is followed.
+    /// It follows no older leader.
     pub(crate) leader: LeaderId,
-    /// Until something not older than this is known as committed.
+    /// It joins until it has applied an entry that is not older than this one.
     pub(crate) beyond: Option<LogId>,
-    /// All others had answered, as settled members.
+    /// All other voters had answered, as settled members.
     pub(crate) heard_all: bool,
 }
 
-/// What the answers mean.
+/// What follows from the answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Too few have answered, or too soon.
+    /// Ask again: too few have answered, or too soon after the start.
     Ask,
-    /// The group is new.
+    /// Form the group: it is new.
     Form,
-    /// The group exists.
+    /// Join the group: it exists.
     Join(JoinState),
 }
 
-/// Judges the answers of the other voters, of `voters` in all. `rested`: the questions were sent an election
-/// timeout or more after this process began.
+/// Decides by the answers of the other voters; the group has `voters` in all. `rested`: the questions were
+/// sent at least one election timeout after this process began.
 pub(crate) fn judge(voters: usize, answers: &[SurveyReply], rested: bool) -> Decision {
     let n = u8::try_from(voters).unwrap_or(u8::MAX);
     let others = voters.saturating_sub(1);
@@ -140,18 +142,18 @@ pub(crate) fn judge(voters: usize, answers: &[SurveyReply], rested: bool) -> Dec
     leader.map_or(Decision::Ask, |leader| Decision::Join(JoinState { leader, beyond, heard_all }))
 }
 
-/// Where the note of a group that is being joined is kept.
+/// The key under which [`JoinState`] is kept while a group is joined.
 pub(crate) fn note_key(group: GroupId) -> Bytes {
     let mut key = BytesMut::from(&b"raft/joining/"[..]);
     key.put_u32(group.0);
     key.freeze()
 }
 
-/// Ends the note of a voter that has heard from all.
+/// Last byte of the record of a voter that has heard from all others.
 const HEARD_ALL: u8 = 1;
 
 impl JoinState {
-    /// As the vote that this node keeps from now on.
+    /// The vote that this node keeps from now on.
     pub(crate) fn vote(&self) -> Vote {
         Vote { leader_id: self.leader, committed: false }
     }
@@ -176,28 +178,29 @@ impl JoinState {
         Ok(Self { leader, beyond, heard_all })
     }
 
-    /// Whether this voter may give its vote, or say that it would, to a candidate whose log ends here.
+    /// Whether this voter may vote for a candidate whose log ends at `candidate_last`, or say that it would.
     pub(crate) fn may_vote(&self, candidate_last: Option<LogId>) -> bool {
         self.heard_all && candidate_last >= self.beyond
     }
 }
 
-/// What a joining voter heard from the leader that it follows, since this process began.
+/// What a joining voter has heard from the leader that it follows, since this process began.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
-    /// The newest that sent an append with a position in its log.
+    /// The newest leader that sent an append with a position in its log.
     leader: Option<LeaderId>,
-    /// Such an append was taken.
+    /// Such an append was accepted.
     followed: bool,
     /// The highest commit index in those appends.
     committed: Option<LogId>,
-    /// What has to be applied: `committed`, when an entry of this leader was first seen as applied.
+    /// What has to be applied: `committed` at the time when an entry of this leader was first applied.
     aim: Option<Option<LogId>>,
 }
 
 impl Heard {
-    /// A leader sent an append; noted before it is looked at, so that nothing is applied by it that is not
-    /// noted. An append that stands nowhere in the log of the leader fits any log, and proves nothing.
+    /// A leader sent an append. This is recorded before the append is handled, so that nothing is applied
+    /// because of it before that. An append without a position in the leader's log fits any log and proves
+    /// nothing.
     pub(crate) fn offered(&mut self, leader: LeaderId, position: Option<LogId>, committed: Option<LogId>) {
         if position.is_none() || self.leader > Some(leader) {
             return;
@@ -208,13 +211,13 @@ impl Heard {
         self.committed = self.committed.max(committed);
     }
 
-    /// It was taken.
+    /// The append was accepted.
     pub(crate) fn taken(&mut self, leader: LeaderId, position: Option<LogId>) {
         self.followed |= position.is_some() && self.leader == Some(leader);
     }
 
-    /// Whether all that this voter ever acknowledged, and that may count, is applied here, given the last
-    /// applied entry.
+    /// Whether everything that this voter ever acknowledged, and that may count as committed, is applied
+    /// here. `applied` is the last applied entry.
     pub(crate) fn is_over(&mut self, joining: &JoinState, applied: Option<LogId>) -> bool {
         let Some(applied) = applied.filter(|id| self.followed && Some(id.leader_id) == self.leader) else {
             return false;
@@ -263,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_joins_notes_the_newest_of_what_enough_settled_members_have() {
+    fn a_voter_that_joins_records_the_newest_of_what_enough_settled_members_have() {
         let fresh = SurveyReply {
             settled: false,
             receiving: false,

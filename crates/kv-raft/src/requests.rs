@@ -160,7 +160,7 @@ impl Group {
         let term = self.confirm(deadline).await?;
         let mut before = self.still(deadline).await?;
         for _ in 0..READ_ATTEMPTS {
-            let (from, places) = (*before, places(before.space));
+            let (space, from, places) = (before.space, before.last(), places(before.space));
             let known = self.in_memory(&places);
             let found = if known.iter().all(Option::is_some) {
                 known
@@ -168,9 +168,9 @@ impl Group {
                 drop(before);
                 let read = self.read_disk(&places, deadline).await?;
                 before = self.still(deadline).await?;
-                self.that_stand(&from, &before, &places, read)
+                self.that_stand(from, &before, &places, read)
             };
-            if before.space == from.space
+            if before.space == space
                 && let Some(rows) = whole(found)
             {
                 return Ok((self.point(term, &before), rows));
@@ -217,23 +217,23 @@ impl Group {
     /// state stands still.
     fn that_stand<const N: usize>(
         &self,
-        from: &AppliedState,
+        from: Option<LogId>,
         now: &AppliedState,
         places: &[(Table, Vec<u8>); N],
         read: Found<N>,
     ) -> [Option<Option<Bytes>>; N] {
-        if from.last == now.last {
+        if from == now.last() {
             return read.map(Some);
         }
         let mut read = read.into_iter().zip(places).zip(self.in_memory(places));
         std::array::from_fn(|_| {
             let ((read, (table, key)), known) = read.next()?;
-            known.or_else(|| (!self.recent.since(*table, key, from.last.as_ref())).then_some(read))
+            known.or_else(|| (!self.recent.since(*table, key, from.as_ref())).then_some(read))
         })
     }
 
     fn point(&self, term: u64, state: &AppliedState) -> ReadPoint {
-        let index = state.last.as_ref().map_or(0, |id| id.index);
+        let index = state.last().as_ref().map_or(0, |id| id.index);
         let committed = self.raft.data_metrics().borrow_watched().local_committed.map_or(0, |id| id.index);
         ReadPoint { term, index, lag: committed.saturating_sub(index) }
     }
@@ -320,7 +320,7 @@ impl Group {
             let (digest, keys) = digested.map_err(off_the_workers)?.map_err(failed)?;
             Ok(admin::GetDigestResponse {
                 partitions: vec![admin::PartitionDigest { partition: 0, digest, keys }],
-                applied_index: Some(applied.last.as_ref().map_or(0, |applied| applied.index)),
+                applied_index: Some(applied.last().as_ref().map_or(0, |applied| applied.index)),
                 ..admin::GetDigestResponse::default()
             })
         };

@@ -100,7 +100,7 @@ impl Outcome {
 /// How many sessions a group has.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionBounds {
-    /// At most.
+    /// Sessions at most.
     pub(crate) sessions: usize,
     /// Of them, issued later than the latest clock of a leader.
     pub(crate) ahead: usize,
@@ -211,7 +211,7 @@ struct Session {
 }
 
 impl Sessions {
-    /// None yet.
+    /// No sessions yet, within these bounds.
     pub(crate) fn bounded(bounds: SessionBounds) -> Self {
         Self { bounds, ..Self::default() }
     }

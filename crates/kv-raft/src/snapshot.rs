@@ -10,7 +10,7 @@ use kv_storage::{BlockKind, CopyRow, SnapshotInfo, SnapshotPart, SnapshotReader,
 
 use crate::codec::{self, CodecError, Reader, Write};
 use crate::config::{LogId, SnapshotMeta, TypeConfig};
-use crate::limits::SNAPSHOT_BLOCK_BYTES;
+use crate::limits::{SNAPSHOT_BLOCK_BYTES, SNAPSHOTS_KEPT};
 use crate::machine_error::MachineError;
 use crate::tables::{Space, Table, keys};
 
@@ -74,6 +74,32 @@ pub(crate) fn newest(files: &Snapshots) -> Result<Option<(SnapshotInfo, Snapshot
     let Some(newest) = files.list()?.pop() else { return Ok(None) };
     let mark = codec::decode_mark(newest.header.clone())?;
     Ok(Some((newest, mark)))
+}
+
+/// The file of that number and its mark; none when there is no such file, or it cannot be read.
+pub(crate) fn numbered(
+    files: &Snapshots,
+    id: u64,
+) -> Result<Option<(SnapshotInfo, SnapshotMeta)>, MachineError> {
+    let Some(file) = files.list()?.into_iter().find(|file| file.id == id) else { return Ok(None) };
+    let mark = codec::decode_mark(file.header.clone())?;
+    Ok(Some((file, mark)))
+}
+
+/// Removes all files but the newest and `kept`. True when `kept` is there and not the newest. Blocks.
+pub(crate) fn remove_old(files: &Snapshots, kept: Option<u64>) -> Result<bool, StorageError> {
+    let present = files.list()?;
+    let from_kept = kept.and_then(|kept| present.iter().position(|file| file.id == kept));
+    let Some(at) = from_kept.filter(|at| at + SNAPSHOTS_KEPT < present.len()) else {
+        files.keep_newest(SNAPSHOTS_KEPT)?;
+        return Ok(false);
+    };
+    let newest = present.len() - SNAPSHOTS_KEPT;
+    for file in present.iter().take(newest).skip(at + 1) {
+        files.remove(file.id)?;
+    }
+    files.keep_newest(SNAPSHOTS_KEPT + 1)?;
+    Ok(true)
 }
 
 /// The blocks of a snapshot file, each checked when it is read.

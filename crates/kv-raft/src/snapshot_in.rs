@@ -25,7 +25,7 @@ use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, ReceivedPart};
 use crate::transfer::{FileIdentity, Opening, Receiving, Refusal, Taking, refusal_name};
 
-/// A step that is not taken: why, and a few words.
+/// Why a step is refused: the reason by name, and a message.
 type Refused = (Refusal, String);
 
 fn refused(refusal: Refusal, why: impl Into<String>) -> Refused {
@@ -59,7 +59,7 @@ impl Gate {
     }
 }
 
-/// A place among the snapshots that are received.
+/// One of the places for snapshots that are received at a time.
 #[derive(Debug)]
 struct Place(Arc<Gate>);
 
@@ -69,7 +69,7 @@ impl Drop for Place {
     }
 }
 
-/// Where the group stands when a step arrives.
+/// The vote and the commit index of the group when a step arrives.
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
     /// The vote that this node holds.
@@ -78,7 +78,7 @@ pub(crate) struct Standing {
     pub(crate) committed: Option<LogId>,
 }
 
-/// How checking and installing goes, or ended.
+/// The progress or the result of checking and installing.
 #[derive(Debug)]
 enum Outcome {
     Working(u64),
@@ -113,7 +113,7 @@ struct Current {
     part: Option<SnapshotPart>,
     work: Option<Work>,
     touched: Instant,
-    /// Until the work on the whole is over.
+    /// Held until the snapshot is installed or refused.
     place: Option<Place>,
 }
 
@@ -121,11 +121,11 @@ struct Current {
 struct State {
     current: Option<Current>,
     transfers: u64,
-    /// The part on the disk was thrown away, or there never was one, since it was last used.
+    /// Since the last step it was made sure that there is no part on the disk.
     swept: bool,
 }
 
-/// What a group of this node receives.
+/// Receives the snapshots of one group of this node.
 pub(crate) struct Incoming {
     group: GroupId,
     files: Snapshots,
@@ -302,7 +302,7 @@ impl Incoming {
         }
     }
 
-    /// Begins to check and install, or says how it goes.
+    /// Begins to check and install the file, or reports the progress.
     fn end<I>(
         &self,
         state: &mut State,
@@ -337,7 +337,7 @@ impl Incoming {
         let mut finished = work.finished.lock().unwrap_or_else(PoisonError::into_inner);
         match finished.take() {
             Some(Outcome::Installed(vote)) => {
-                // It may be asked again, when this answer is lost.
+                // The sender asks again when this answer is lost.
                 *finished = Some(Outcome::Installed(vote));
                 Ok(Outcome::Installed(vote))
             }
@@ -352,7 +352,7 @@ impl Incoming {
         }
     }
 
-    /// Forgets a transfer that does not go on; its part stays for a while, then it goes as well.
+    /// Forgets a transfer that has stopped. Its part on the disk is removed after [`PART_KEPT`].
     pub(crate) async fn tidy(&self) {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.elapsed() < SNAPSHOT_IDLE {
@@ -403,7 +403,7 @@ pub(crate) fn contradicts(last: Option<LogId>, committed: Option<LogId>) -> bool
     last > committed && index(last) <= index(committed)
 }
 
-/// What a leader announces, judged by itself.
+/// Checks an announcement of a leader, without regard to the state of the group.
 fn announced(
     from: NodeId,
     vote: &Vote,
@@ -473,7 +473,7 @@ where
     };
     let received = ReceivedPart::new(part);
     let installed = install(Snapshot { meta, snapshot: SnapshotData::Received(received.clone()) }).await;
-    // Not needed any more: the log came to the same point first, or a newer leader.
+    // It was not installed: the log reached the same point first, or there is a newer leader.
     if received.take().is_some() {
         discard(group, files).await;
     }

@@ -15,6 +15,7 @@ use kv_storage::{SnapshotBytes, Snapshots, StorageError};
 use kv_types::{GroupId, NodeId};
 use tokio::time::Instant;
 
+use crate::builder::Account;
 use crate::codec;
 use crate::config::{SnapshotMeta, Vote};
 use crate::limits::SNAPSHOT_CALL_DEADLINE;
@@ -22,7 +23,9 @@ use crate::machine_error::MachineError;
 use crate::runtime::NodeRuntime;
 use crate::snapshot;
 use crate::snapshot::{Snapshot, SnapshotData};
-use crate::transfer::{Ended, FileIdentity, Heard, Hold, Refusal, Sending, Step, refusal_name};
+use crate::transfer::{
+    Ended, FileIdentity, Heard, Hold, Refusal, Sending, Step, no_room_pause, refusal_name,
+};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -43,15 +46,15 @@ pub(crate) enum NotSent {
     /// The file could not be read.
     #[error("the snapshot cannot be read: {0}")]
     File(#[from] MachineError),
-    /// Nothing moved.
-    #[error("nothing of the snapshot moved for {0:?}")]
+    /// There was no progress for so long.
+    #[error("the transfer made no progress for {0:?}")]
     Idle(Duration),
-    /// The receiver will not take it.
-    #[error("the follower refused the snapshot: {0}")]
-    Refused(&'static str),
+    /// The receiver refused it, for this reason.
+    #[error("the follower refused the snapshot: {}", refusal_name(*.0))]
+    Refused(Refusal),
 }
 
-/// What a group of this node sends, and who waits for entries afterwards.
+/// The transfers of a group's snapshots to its followers, and the entries that are kept for them.
 pub(crate) struct Outgoing {
     group: GroupId,
     node: NodeId,
@@ -63,9 +66,13 @@ pub(crate) struct Outgoing {
     /// Held while a transfer to the node is under way.
     lanes: Mutex<BTreeMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     holds: Mutex<BTreeMap<NodeId, Hold>>,
+    /// Knows which files must be kept.
+    account: Arc<Account>,
+    /// Transfers in a row that ended because the receiver had no room.
+    without_room: Mutex<BTreeMap<NodeId, u32>>,
 }
 
-/// Says that a transfer is over, however it ends.
+/// Records, when it is dropped, that a transfer has ended.
 struct InTransit<'a>(&'a Outgoing, NodeId);
 
 impl Drop for InTransit<'_> {
@@ -74,11 +81,12 @@ impl Drop for InTransit<'_> {
         if let Some(hold) = lock(&self.0.holds).get_mut(&self.1) {
             *hold = Hold { in_transit: false, moved: now, ..*hold };
         }
+        self.0.account.sent().interrupted(self.1);
     }
 }
 
 impl Outgoing {
-    pub(crate) fn new(group: GroupId, node: NodeId, pace: Pace) -> Arc<Self> {
+    pub(crate) fn new(group: GroupId, node: NodeId, pace: Pace, account: Arc<Account>) -> Arc<Self> {
         Arc::new(Self {
             group,
             node,
@@ -87,6 +95,8 @@ impl Outgoing {
             checked: Mutex::default(),
             lanes: Mutex::default(),
             holds: Mutex::default(),
+            account,
+            without_room: Mutex::default(),
         })
     }
 
@@ -95,7 +105,8 @@ impl Outgoing {
     }
 
     /// Gives a snapshot to a follower. `call` asks it one thing within a time. The vote of the answer may be
-    /// a newer one.
+    /// a newer one. After a refusal for want of room it returns when the follower may be asked again; a
+    /// caller that stops drops the future.
     pub(crate) async fn give<F>(
         &self,
         to: NodeId,
@@ -108,12 +119,38 @@ impl Outgoing {
     {
         let lane = lock(&self.lanes).entry(to).or_default().clone();
         let _one_at_a_time = lane.lock().await;
+        let given = self.transfer(to, vote, snapshot, call).await;
+        if matches!(given, Err(NotSent::Refused(Refusal::NoRoom))) {
+            let times = {
+                let mut without_room = lock(&self.without_room);
+                let times = without_room.entry(to).or_default();
+                *times = times.saturating_add(1);
+                *times
+            };
+            tokio::time::sleep(no_room_pause(times)).await;
+        } else {
+            lock(&self.without_room).remove(&to);
+        }
+        given
+    }
+
+    async fn transfer<F>(
+        &self,
+        to: NodeId,
+        vote: Vote,
+        snapshot: Snapshot,
+        call: impl Fn(Request, Duration) -> F,
+    ) -> Result<Vote, NotSent>
+    where
+        F: Future<Output = Result<Response, PeerError>>,
+    {
         let SnapshotData::File { files, id } = snapshot.snapshot else {
             return Err(MachineError::Lost { what: "the file of a received snapshot" }.into());
         };
         // First of all: what follows the snapshot is kept from now on.
         let needs = snapshot::id_of(snapshot.meta.last_log_id.as_ref());
         lock(&self.holds).insert(to, Hold { needs, in_transit: true, moved: self.now() });
+        self.account.sent().begin(to, id, Instant::now());
         let _in_transit = InTransit(self, to);
         let (file, identity) = self.open(files, id).await?;
         tracing::info!(group = self.group.0, %to, last = ?snapshot.meta.last_log_id, bytes = identity.length, "sending a snapshot");
@@ -128,10 +165,17 @@ impl Outgoing {
             if let Heard::Refused { refusal, offset } = heard {
                 tracing::warn!(group = self.group.0, %to, refusal = refusal_name(refusal), offset, "a step of a snapshot was refused");
             }
+            let before = sending.received();
             if let Some(ended) = sending.heard(heard, begun, self.now()) {
                 break ended;
             }
+            if sending.received() > before {
+                self.account.sent().moved(to, Instant::now());
+            }
         };
+        if matches!(ended, Ended::Installed(_) | Ended::Refused(_)) {
+            self.account.sent().end(to);
+        }
         match ended {
             Ended::Installed(vote) | Ended::HigherVote(vote) => Ok(vote),
             Ended::Idle => Err(NotSent::Idle(crate::limits::SNAPSHOT_IDLE)),
@@ -140,12 +184,12 @@ impl Outgoing {
                     // It may have been damaged since it was checked: the next transfer checks it again.
                     *lock(&self.checked) = None;
                 }
-                Err(NotSent::Refused(refusal_name(refusal)))
+                Err(NotSent::Refused(refusal))
             }
         }
     }
 
-    /// Opens a file, checks it once, and says which it is.
+    /// Opens a file and identifies it; checks it, unless that was done before.
     async fn open(&self, files: Snapshots, id: u64) -> Result<(SnapshotBytes, FileIdentity), MachineError> {
         let known = *lock(&self.checked);
         let node = self.node;
@@ -155,7 +199,7 @@ impl Outgoing {
             let identity = match known.filter(|known| known.snapshot == id && known.length == length) {
                 Some(known) => known,
                 None => {
-                    // A damaged file is given to no follower, and is not read again: another one is due.
+                    // A damaged file is not sent, and is removed: another snapshot is due.
                     files.verify(id).inspect_err(|error| set_aside(&files, id, error))?;
                     FileIdentity { node, snapshot: id, length, checksum: file.checksum()? }
                 }
@@ -212,7 +256,7 @@ impl Outgoing {
         holds.values().copied().collect()
     }
 
-    /// This node does not lead: no one waits for its entries.
+    /// This node does not lead: no follower needs entries from it.
     pub(crate) fn let_go(&self) {
         lock(&self.holds).retain(|_, hold| hold.in_transit);
     }
@@ -223,7 +267,7 @@ fn set_aside(files: &Snapshots, id: u64, error: &StorageError) {
     if matches!(error, StorageError::CorruptFile { .. }) {
         tracing::error!(snapshot = id, %error, "a damaged snapshot is removed; another one is taken");
         if let Err(error) = files.remove(id) {
-            tracing::error!(snapshot = id, %error, "a damaged snapshot stays");
+            tracing::error!(snapshot = id, %error, "a damaged snapshot was not removed");
         }
     }
 }

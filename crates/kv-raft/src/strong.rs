@@ -3,6 +3,9 @@
 //! have been proposed is refused as *not applied*, what may have been is *unknown*, and nothing waits beyond
 //! the caller's deadline.
 
+mod answer;
+mod new_namespace;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,21 +17,22 @@ use futures_util::future::{BoxFuture, select_all};
 use kv_env::Env;
 use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers, Unsent};
 use kv_proto::peer::forward::Request as Forwarded;
-use kv_proto::peer::forward_reply::Response as ForwardedReply;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer, v1};
 use kv_storage::Storage;
 use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::{
-    Degradation, Evidence, Failure, GroupId, Guarantee, Key, Mode, Mutation, Namespace, NamespaceId,
-    NamespaceName, NamespaceSpec, NodeId, Placement, ReadPath, Reason, Receipt, Replication, StrongEvidence,
-    Value, majority,
+    Degradation, Evidence, Failure, GroupId, Guarantee, Key, Mutation, Namespace, NamespaceId, NodeId,
+    Placement, ReadPath, Reason, Receipt, StrongEvidence, Value,
 };
 use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+
+use answer::{Answer, unexpected_reply};
+use new_namespace::namespace_spec;
 
 use crate::builder::SnapshotWork;
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
@@ -147,7 +151,7 @@ impl Strong {
             if !known && !this.0.catalogue.borrow().members.contains_key(&request.from) {
                 return Err(Failure::new(
                     Reason::WrongNode,
-                    format!("{} is no member of this cluster", request.from),
+                    format!("{} is not a member of this cluster", request.from),
                 ));
             }
             this.group(request.about.group)?.clone().handle(request).await
@@ -300,13 +304,15 @@ impl Strong {
             let spec = namespace_spec(&request, members)?;
             let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id };
             let response = group.propose(NamespaceId::default(), command.encode(), deadline).await?;
-            let Reply::Catalogue(decided) = response.data else { return Err(odd_reply().into()) };
+            let Reply::Catalogue(decided) = response.data else { return Err(unexpected_reply().into()) };
             let created = decided?;
             self.0.writes.fetch_add(1, Ordering::Relaxed);
             // What is applied is published: the namespace is in there.
             let catalogue = self.0.catalogue.borrow().clone();
-            let namespace =
-                created.namespace.and_then(|id| catalogue.namespaces.get(&id)).ok_or_else(odd_reply)?;
+            let namespace = created
+                .namespace
+                .and_then(|id| catalogue.namespaces.get(&id))
+                .ok_or_else(unexpected_reply)?;
             let point = Point { term: response.log_id.leader_id.term, index: response.log_id.index };
             let written = Written {
                 effect: Effect::Put,
@@ -357,7 +363,7 @@ impl Strong {
             Err(Unserved::Elsewhere(Some(leader))) => return Err(self.not_leader(group, leader)),
             Err(Unserved::Elsewhere(None)) => return Err(group.no_quorum("it does not lead any more")),
         };
-        let Reply::Catalogue(decided) = response.data else { return Err(odd_reply()) };
+        let Reply::Catalogue(decided) = response.data else { return Err(unexpected_reply()) };
         decided.map(|_| self.0.catalogue.borrow().level)
     }
 
@@ -384,7 +390,7 @@ impl Strong {
         let group = self.group(GroupId(request.group))?;
         let to = NodeId(request.to);
         if !group.voters().contains(&to) {
-            let message = format!("{to} is no voter of {}", group.id);
+            let message = format!("{to} is not a voter of {}", group.id);
             return Err(Failure::new(Reason::InvalidRequest, message));
         }
         let local = async {
@@ -594,7 +600,7 @@ impl Strong {
         let about = Address { group: group.id, namespace, epoch: self.0.catalogue.borrow().epoch };
         let why = match self.0.peers.call(leader, Lane::Raft, about, body, deadline).await {
             Ok(Response::Forward(peer::ForwardReply { response: Some(response) })) => {
-                let mut answer = T::from_reply(response).ok_or_else(odd_reply)?;
+                let mut answer = T::from_reply(response).ok_or_else(unexpected_reply)?;
                 if let Some(receipt) = answer.receipt_mut() {
                     let forwarded = v1::Degradation::from(Degradation::Forwarded).into();
                     if !receipt.degraded.contains(&forwarded) {
@@ -604,7 +610,7 @@ impl Strong {
                 }
                 return Ok(answer);
             }
-            Ok(_) => return Err(odd_reply()),
+            Ok(_) => return Err(unexpected_reply()),
             Err(PeerError::Refused(failure)) => return Err(failure),
             Err(error) => error,
         };
@@ -658,11 +664,11 @@ impl Strong {
             self.check_opening(group, namespace.id, &mutation, proposed_at_ms)?;
             let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
             let response = group.propose(namespace.id, command.encode(), deadline).await?;
-            let Reply::Write(decided) = response.data else { return Err(odd_reply().into()) };
+            let Reply::Write(decided) = response.data else { return Err(unexpected_reply().into()) };
             let written = decided?;
             let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);
             self.0.writes.fetch_add(1, Ordering::Relaxed);
-            Ok(answer(&written, Some(receipt)).ok_or_else(odd_reply)?)
+            Ok(answer(&written, Some(receipt)).ok_or_else(unexpected_reply)?)
         };
         self.serve(group, namespace.id, Effectless::No, local, onward, deadline, hop).await.map_err(named)
     }
@@ -739,48 +745,11 @@ impl Strong {
     }
 }
 
-/// Whether a request changes nothing, so that its loss on the way is no question of *unknown*.
+/// Whether a request changes nothing, so that its loss on the way never makes the result *unknown*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effectless {
     Yes,
     No,
-}
-
-/// A response that may come back from the leader.
-trait Answer: Sized {
-    fn from_reply(reply: ForwardedReply) -> Option<Self>;
-    fn receipt_mut(&mut self) -> Option<&mut v1::Receipt>;
-}
-
-macro_rules! answers {
-    ($($message:ty = $variant:ident, $receipt:expr;)*) => {$(
-        impl Answer for $message {
-            fn from_reply(reply: ForwardedReply) -> Option<Self> {
-                match reply {
-                    ForwardedReply::$variant(answer) => Some(answer),
-                    _ => None,
-                }
-            }
-
-            fn receipt_mut(&mut self) -> Option<&mut v1::Receipt> {
-                let receipt: fn(&mut Self) -> Option<&mut v1::Receipt> = $receipt;
-                receipt(self)
-            }
-        }
-    )*};
-}
-
-answers! {
-    v1::GetResponse = Get, |answer| answer.receipt.as_mut();
-    v1::PutResponse = Put, |answer| answer.receipt.as_mut();
-    v1::DeleteResponse = Delete, |answer| answer.receipt.as_mut();
-    v1::CompareAndSetResponse = CompareAndSet, |answer| answer.receipt.as_mut();
-    admin::CreateNamespaceResponse = CreateNamespace, |answer| answer.receipt.as_mut();
-    admin::TransferLeaderResponse = TransferLeader, |_| None;
-}
-
-fn odd_reply() -> Failure {
-    Failure::new(Reason::Internal, "the answer is to another question")
 }
 
 fn wrong_mode(namespace: &Namespace, what: &str) -> Failure {
@@ -790,64 +759,4 @@ fn wrong_mode(namespace: &Namespace, what: &str) -> Failure {
         format!("namespace `{}` is {mode}, which does not take {what}", namespace.name),
     )
     .with("mode", mode)
-}
-
-/// What a request for a namespace asks for, with the defaults filled in.
-fn namespace_spec(request: &admin::CreateNamespaceRequest, members: usize) -> Result<NamespaceSpec, Failure> {
-    /// Replicas per key when the request does not say.
-    const DEFAULT_N: u32 = 3;
-    let name = NamespaceName::new(request.name.clone())?;
-    let mode = match request.mode() {
-        admin::Mode::Unspecified => {
-            let choice = "choose a side of CAP: `strong` is linearizable and refuses in a minority; `available` answers in \
-                          a minority and keeps concurrent writes as siblings";
-            return Err(Failure::new(Reason::ModeMissing, choice));
-        }
-        admin::Mode::Strong => Mode::Strong,
-        admin::Mode::Available => Mode::Available,
-    };
-    let asks_for_replicas = request.n != 0 || request.r != 0 || request.w != 0 || request.strict;
-    let replication = if mode == Mode::Available || asks_for_replicas {
-        let narrow = |number: u32| {
-            let message = format!("{number} is no count of replicas");
-            u8::try_from(number).map_err(|_| Failure::new(Reason::NamespaceInvalid, message))
-        };
-        let fewer = u32::try_from(members).unwrap_or(DEFAULT_N).clamp(1, DEFAULT_N);
-        let n = narrow(if request.n == 0 { fewer } else { request.n })?;
-        let count = |asked: u32| if asked == 0 { Ok(majority(n)) } else { narrow(asked) };
-        Some(Replication { n, r: count(request.r)?, w: count(request.w)?, sloppy: !request.strict })
-    } else {
-        None
-    };
-    let guarantee = match (request.guarantee(), mode) {
-        (v1::Guarantee::Unspecified, Mode::Strong) => Guarantee::Linearizable,
-        (v1::Guarantee::Unspecified, Mode::Available) => Guarantee::Eventual,
-        (asked, _) => asked.try_into()?,
-    };
-    let spec = NamespaceSpec { name, mode, replication, guarantee };
-    spec.check(members)?;
-    Ok(spec)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(mode: admin::Mode) -> admin::CreateNamespaceRequest {
-        admin::CreateNamespaceRequest { name: "bank".into(), mode: mode.into(), ..Default::default() }
-    }
-
-    #[test]
-    fn defaults_are_filled_in_and_a_mode_is_not() {
-        let strong = namespace_spec(&request(admin::Mode::Strong), 3).unwrap();
-        assert_eq!((strong.replication, strong.guarantee), (None, Guarantee::Linearizable));
-        let available = namespace_spec(&request(admin::Mode::Available), 5).unwrap();
-        assert_eq!(available.replication, Some(Replication { n: 3, r: 2, w: 2, sloppy: true }));
-        let small = namespace_spec(&request(admin::Mode::Available), 1).unwrap();
-        assert_eq!(small.replication, Some(Replication { n: 1, r: 1, w: 1, sloppy: true }));
-        let missing = namespace_spec(&request(admin::Mode::Unspecified), 3).unwrap_err();
-        assert_eq!(missing.reason, Reason::ModeMissing);
-        let mixed = admin::CreateNamespaceRequest { r: 2, ..request(admin::Mode::Strong) };
-        assert_eq!(namespace_spec(&mixed, 3).unwrap_err().reason, Reason::NamespaceInvalid);
-    }
 }

@@ -12,7 +12,7 @@ use kv_types::{ClientId, GroupId, NamespaceId};
 use crate::codec::CodecError;
 use crate::limits::ROWS_AT_ONCE;
 
-/// The tables of this crate: 16 to 31 belong to it. Numbers are on disk for ever.
+/// The tables of this crate: 16 to 31 belong to it. The numbers are on disk and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Table {
     /// One row per group: how far it was applied, and the membership.

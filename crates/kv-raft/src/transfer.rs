@@ -16,15 +16,16 @@ use kv_types::NodeId;
 use crate::codec;
 use crate::config::Vote;
 use crate::limits::{
-    CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, SNAPSHOT_IDLE, STEP_PAUSE, STEP_PAUSE_MAX, WORKING_POLL,
+    CHUNK_MAX_BYTES, CHUNK_MIN_BYTES, NO_ROOM_PAUSE, NO_ROOM_PAUSE_MAX, SNAPSHOT_IDLE, STEP_PAUSE,
+    STEP_PAUSE_MAX, WORKING_POLL,
 };
 
 /// Which file travels. Two files are the same only if all of this is equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileIdentity {
-    /// Whose file it is.
+    /// The node that the file comes from.
     pub(crate) node: NodeId,
-    /// Its number there.
+    /// The number of the file on that node.
     pub(crate) snapshot: u64,
     /// Bytes of the file.
     pub(crate) length: u64,
@@ -76,9 +77,9 @@ pub(crate) enum Step {
     Chunk {
         /// The transfer that the receiver named.
         transfer: u64,
-        /// Of the first byte.
+        /// Offset of the first byte.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         bytes: usize,
     },
     /// Ask for the installation, or how it goes.
@@ -88,7 +89,7 @@ pub(crate) enum Step {
     },
 }
 
-/// What the sender met.
+/// The answer to a step, or why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// Bytes are wanted from here on.
@@ -109,14 +110,14 @@ pub(crate) enum Heard {
     HigherVote(Vote),
     /// The step was not taken.
     Refused {
-        /// Why.
+        /// The reason.
         refusal: Refusal,
         /// The first byte wanted.
         offset: u64,
     },
     /// No answer, though it may have arrived.
     NoAnswer,
-    /// It did not leave this node.
+    /// The step did not leave this node.
     NotSent,
 }
 
@@ -127,7 +128,7 @@ pub(crate) enum Ended {
     Installed(Vote),
     /// This node does not lead any more.
     HigherVote(Vote),
-    /// Nothing moved for [`SNAPSHOT_IDLE`].
+    /// There was no progress for [`SNAPSHOT_IDLE`].
     Idle,
     /// The receiver will not take this file.
     Refused(Refusal),
@@ -135,9 +136,14 @@ pub(crate) enum Ended {
 
 /// Times that a file may be found damaged by the receiver before the transfer is given up.
 const DAMAGED_AT_MOST: u32 = 1;
-/// Times that the receiver may have no room before the transfer is given up. One may be over soon: the part
-/// of another snapshot is thrown away. Each time it begins anew, and fills the receiver's disk again.
+/// Times that the receiver may have no room before the transfer is given up. The first may be over soon: the
+/// part of another snapshot is thrown away. Each time the transfer begins again from the first byte.
 const NO_ROOM_AT_MOST: u32 = 1;
+
+/// How long the sender pauses after its receiver had no room `times` times in a row (1 for the first).
+pub(crate) fn no_room_pause(times: u32) -> Duration {
+    NO_ROOM_PAUSE.saturating_mul(1 << times.saturating_sub(1).min(8)).min(NO_ROOM_PAUSE_MAX)
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -157,9 +163,9 @@ pub(crate) struct Sending {
     stage: Stage,
     /// Nothing is sent before.
     not_before: Duration,
-    /// When something moved last.
+    /// When there was progress last.
     moved: Duration,
-    /// The last progress that the receiver told of.
+    /// The last progress that the receiver reported.
     progress: Option<u64>,
     /// Steps without success since the last one with.
     failures: u32,
@@ -187,7 +193,7 @@ impl Sending {
         }
     }
 
-    /// What to do, and not before when.
+    /// The next step, and the time before which it must not be sent.
     pub(crate) fn next(&self) -> (Step, Duration) {
         let step = match self.stage {
             Stage::Beginning => Step::Begin,
@@ -200,7 +206,16 @@ impl Sending {
         (step, self.not_before)
     }
 
-    /// By when the transfer is given up unless something moves.
+    /// Bytes that the receiver has.
+    pub(crate) fn received(&self) -> u64 {
+        match self.stage {
+            Stage::Beginning => 0,
+            Stage::Giving { offset, .. } => offset,
+            Stage::Ending { .. } => self.length,
+        }
+    }
+
+    /// When the transfer is given up if there is no progress before.
     pub(crate) fn gives_up(&self) -> Duration {
         self.moved + SNAPSHOT_IDLE
     }
@@ -226,7 +241,10 @@ impl Sending {
                 if let Some(ended) = self.refused(refusal, offset) {
                     return Some(ended);
                 }
-                self.pause(now);
+                match refusal {
+                    Refusal::NoRoom => self.not_before = now + no_room_pause(self.no_room),
+                    _ => self.pause(now),
+                }
             }
             Heard::NoAnswer => {
                 // Perhaps the link does not carry so much in the time of one call.
@@ -306,11 +324,11 @@ impl Sending {
 /// What to do with an announced file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Opening {
-    /// It is the one under way: go on.
+    /// It is the file that is being received: continue.
     Continue,
-    /// Forget the one under way and take this one.
+    /// Drop the transfer under way and begin this one.
     Replace,
-    /// Not now.
+    /// Refuse it for now.
     Refuse(Refusal),
 }
 
@@ -319,7 +337,7 @@ pub(crate) enum Opening {
 pub(crate) enum Taking {
     /// Bytes are missing.
     Bytes,
-    /// All are there, and are checked and installed.
+    /// All bytes are there, and the file is checked and installed.
     Working,
 }
 
@@ -407,13 +425,13 @@ pub(crate) struct Hold {
     pub(crate) needs: u64,
     /// A snapshot is on its way to it; else it catches up with entries.
     pub(crate) in_transit: bool,
-    /// When it last came forward, or a transfer began or ended.
+    /// When it last made progress, or a transfer began or ended.
     pub(crate) moved: Duration,
 }
 
 impl Hold {
     /// Looks at a follower whose snapshot has arrived: it has matched the log below `matched`, which ends
-    /// before `end`. None when it needs no hold any more: it is near enough, or has not come forward for
+    /// before `end`. None when it needs no hold any more: it is near enough, or has made no progress for
     /// [`SNAPSHOT_IDLE`].
     pub(crate) fn followed(self, matched: u64, end: u64, near: u64, now: Duration) -> Option<Self> {
         if self.in_transit {

@@ -12,7 +12,7 @@ use crate::{error::StorageError, parts::Parts};
 pub(crate) fn is_due(parts: &Parts) -> bool {
     let mem = parts.memtable.read();
     let Some(oldest) = mem.fifo.front() else { return false };
-    if parts.journals.wait_for_room() {
+    if parts.space.is_drain_to_wait() {
         return false;
     }
     mem.bytes >= parts.options.drain_start_bytes
@@ -45,13 +45,13 @@ fn try_step(parts: &Parts) -> Result<bool, StorageError> {
         match parts.journals.append(*table, ops) {
             // The batch stays in the memtable and comes again: what a journal has of it is skipped then.
             Err(e) if e.is_journal_without_room() => {
-                parts.journals.found_no_room(&e);
+                parts.space.drain_waits(&e);
                 return Ok(false);
             }
             appended => appended?,
         }
     }
-    parts.journals.found_room();
+    parts.space.drain_goes_on();
     let marks: Vec<_> = batch.journal.keys().filter_map(|table| parts.journals.mark(*table)).collect();
     // In key order: storage's own table is before those of callers.
     batch.rows.splice(0..0, marks);

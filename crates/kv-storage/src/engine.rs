@@ -79,7 +79,8 @@ fn commit(parts: &Parts, batch: Batch, bulk: bool) -> Result<Position, StorageEr
     parts.memtable.commit(ops, encoded.len(), max, follows, log).map(Position)
 }
 
-/// Adds a derived batch, waiting for room for a bounded time.
+/// Adds a derived batch, waiting for room for a bounded time. The time in which the drain waits for room on
+/// the disk does not count: the node would come back to the same disk.
 pub(crate) async fn apply(parts: &Parts, batch: Batch) -> Result<(), StorageError> {
     let o = &parts.options;
     let encoded = batch.finish(o.memtable_bytes)?;
@@ -87,7 +88,7 @@ pub(crate) async fn apply(parts: &Parts, batch: Batch) -> Result<(), StorageErro
     if ops.iter().any(|op| matches!(op, Op::Small(..))) {
         return Err(StorageError::Invalid("small state cannot be derived: commit it".into()));
     }
-    let deadline = tokio::time::Instant::now() + o.apply_wait;
+    let mut deadline = tokio::time::Instant::now() + o.apply_wait;
     loop {
         let mut room = pin!(parts.memtable.room());
         room.as_mut().enable();
@@ -106,7 +107,9 @@ pub(crate) async fn apply(parts: &Parts, batch: Batch) -> Result<(), StorageErro
         tokio::select! { biased;
             () = room => {}
             () = parts.life.ended() => {}
-            () = tokio::time::sleep_until(deadline) => {
+            () = tokio::time::sleep_until(deadline) => if parts.space.is_drain_waiting() {
+                deadline += o.apply_wait;
+            } else {
                 return Err(StorageError::Overloaded { what: "the memtable" });
             }
         }

@@ -3,19 +3,17 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, RwLock},
+    sync::{Arc, RwLock},
 };
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use crate::{
     batch::{Op, TableId},
     disk::Disk,
     error::StorageError,
     journal::{self, Journal, JournalOp, Laggards, MAX_STREAMS},
-    limits,
-    locks::{lock, read, write},
+    locks::{read, write},
     memtable::Mem,
     pending::StreamId,
     run_mark,
@@ -28,8 +26,6 @@ pub(crate) struct Journals {
     dir: PathBuf,
     file_bytes: u64,
     all: RwLock<BTreeMap<TableId, Arc<Journal>>>,
-    /// When the drain looks again whether there is room for what goes into the journals.
-    look_again: Mutex<Option<Instant>>,
 }
 
 impl Journals {
@@ -43,7 +39,7 @@ impl Journals {
             }
             all.insert(TableId::new(table), Arc::new(journal));
         }
-        Ok(Journals { disk, dir, file_bytes, all: RwLock::new(all), look_again: Mutex::default() })
+        Ok(Journals { disk, dir, file_bytes, all: RwLock::new(all) })
     }
 
     /// True when nothing was ever written to any of them.
@@ -101,25 +97,6 @@ impl Journals {
             }
         }
         Ok(())
-    }
-
-    /// The drain found no room for its entries on the disk, and waits.
-    pub(crate) fn found_no_room(&self, e: &StorageError) {
-        if lock(&self.look_again).replace(Instant::now() + limits::SPACE_LOOK).is_none() {
-            tracing::warn!(error = %e, "what was written waits in memory and in the log for room on the disk");
-        }
-    }
-
-    /// The drain went on.
-    pub(crate) fn found_room(&self) {
-        if lock(&self.look_again).take().is_some() {
-            tracing::info!("what waited for room on the disk is written");
-        }
-    }
-
-    /// True while the drain is not to try again yet.
-    pub(crate) fn wait_for_room(&self) -> bool {
-        lock(&self.look_again).is_some_and(|then| Instant::now() < then)
     }
 
     /// The floor and the last entry of a stream in the files.

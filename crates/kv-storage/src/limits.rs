@@ -68,7 +68,10 @@ pub const TIER_CHUNK_ROWS: usize = 256;
 pub const INDEX_ENTRY_BYTES: usize = 16;
 /// Largest reserve of a file system (one in so many of its bytes), whatever `disk_reserve_bytes` says: a
 /// small disk is usable.
-pub const DISK_RESERVE_SHARE: u64 = 20;
+pub const DISK_RESERVE_SHARE: u64 = 8;
+/// How often what is in memory is still written to the file system, at most: into the tier's journal or one
+/// of ours, and into its tables.
+pub const OWED_COPIES: u64 = 2;
 /// How often the folder of snapshots is read when a file vanishes meanwhile.
 pub const LIST_ROUNDS: usize = 8;
 /// How long an answer about the free space of the disk is used.

@@ -338,6 +338,10 @@ fn replay(parts: &Parts, segments: &BTreeMap<u64, Recovered>, drained: u64) -> R
             };
             if full {
                 while drain::step(parts) {}
+                // The memtable must not grow to the size of the log.
+                if parts.space.is_drain_waiting() {
+                    return Err(parts.space.full());
+                }
             }
             parts.life.failure().map_or(Ok(()), Err)
         })?;

@@ -15,6 +15,7 @@ use crate::{
     error::StorageError,
     journals::Journals,
     lifecycle::{Lifecycle, Phase},
+    limits,
     locks::lock,
     lower::LowerTier,
     memtable::Memtable,
@@ -82,6 +83,17 @@ impl Parts {
         }
         self.tier_failed(&e);
         e
+    }
+
+    /// Looks how much of the disk is free, if that is due.
+    pub(crate) fn look_for_room(&self) {
+        self.space.look(self.log.bytes_written(), || {
+            let waiting = self.log.raft_queue_bytes() as u64;
+            let undrained = self.memtable.read().bytes as u64;
+            let in_tier = self.tier.handle().map_or(0, |tier| tier.unwritten_bytes());
+            // What waits for the log comes to the tier too; rows go into its journal, then into its tables.
+            limits::OWED_COPIES * (waiting + undrained) + in_tier
+        });
     }
 
     /// Lets another engine have the directory. Only when nothing of this one can write any more.

@@ -31,7 +31,13 @@ pub(crate) struct DiskSpace {
     last: Mutex<Look>,
     free: AtomicU64,
     reserve: AtomicU64,
+    /// Bytes that are accepted and will still be written, as they were then.
+    owed: AtomicU64,
     short: AtomicBool,
+    /// When the drain looks again whether there is room for what goes into the journals; `None` while it
+    /// goes on.
+    drain_again: Mutex<Option<Instant>>,
+    drain_waits: AtomicBool,
 }
 
 impl DiskSpace {
@@ -44,14 +50,18 @@ impl DiskSpace {
             last: Mutex::default(),
             free: AtomicU64::new(u64::MAX),
             reserve: AtomicU64::new(0),
+            owed: AtomicU64::new(0),
             short: AtomicBool::new(false),
+            drain_again: Mutex::default(),
+            drain_waits: AtomicBool::new(false),
         };
-        space.look(0);
+        space.look(0, || 0);
         space
     }
 
-    /// Asks the disk, if the last answer is old or much was `written` to the log since.
-    pub(crate) fn look(&self, written: u64) {
+    /// Asks the disk, if the last answer is old or much was `written` to the log since. `owed` tells how much
+    /// of what is accepted will still be written to the file system.
+    pub(crate) fn look(&self, written: u64, owed: impl FnOnce() -> u64) {
         let mut last = lock(&self.last);
         let fresh = last.at.is_some_and(|at| at.elapsed() < limits::SPACE_LOOK);
         let little = written.saturating_sub(last.written) <= self.reserve.load(Ordering::Relaxed) / 8;
@@ -59,6 +69,7 @@ impl DiskSpace {
             return;
         }
         *last = Look { at: Some(Instant::now()), written };
+        self.owed.store(owed(), Ordering::Relaxed);
         self.ask();
     }
 
@@ -81,6 +92,7 @@ impl DiskSpace {
         let reserve = self.most.min(total / limits::DISK_RESERVE_SHARE);
         self.free.store(free, Ordering::Relaxed);
         self.reserve.store(reserve, Ordering::Relaxed);
+        let reserve = self.kept_free();
         let short = free < reserve;
         if self.short.swap(short, Ordering::AcqRel) != short {
             match short {
@@ -88,6 +100,21 @@ impl DiskSpace {
                 false => tracing::info!(free, reserve, "the disk has room again"),
             }
         }
+    }
+
+    /// What must be free: the reserve, and what is owed.
+    fn kept_free(&self) -> u64 {
+        self.reserve.load(Ordering::Relaxed).saturating_add(self.owed.load(Ordering::Relaxed))
+    }
+
+    fn refusal(&self) -> StorageError {
+        StorageError::DiskFull { free: self.free.load(Ordering::Relaxed), reserve: self.kept_free() }
+    }
+
+    /// Whether a file of `bytes` leaves what must be free, by what was seen last.
+    pub(crate) fn leaves_reserve(&self, bytes: u64) -> Result<(), StorageError> {
+        let enough = self.free.load(Ordering::Relaxed) >= self.kept_free().saturating_add(bytes);
+        if enough { Ok(()) } else { Err(self.refusal()) }
     }
 
     /// Asks the disk whether a file that has `bytes` so far may grow. One that is small against
@@ -99,11 +126,8 @@ impl DiskSpace {
 
     /// Whether a file of `bytes` leaves the reserve free, or is small, by what was seen last.
     pub(crate) fn room_for(&self, bytes: u64) -> Result<(), StorageError> {
-        let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
-        match free >= reserve.saturating_add(bytes) || self.is_small(bytes, bytes) {
-            true => Ok(()),
-            false => Err(StorageError::DiskFull { free, reserve }),
-        }
+        self.leaves_reserve(bytes)
+            .or_else(|full| if self.is_small(bytes, bytes) { Ok(()) } else { Err(full) })
     }
 
     fn is_small(&self, bytes: u64, to_come: u64) -> bool {
@@ -114,17 +138,41 @@ impl DiskSpace {
     /// The refusal of a write that found no room, with what is free now. Blocks.
     pub(crate) fn full(&self) -> StorageError {
         self.ask();
-        let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
-        StorageError::DiskFull { free, reserve }
+        self.refusal()
     }
 
-    /// An error while less is free than the reserve.
-    pub(crate) fn check(&self) -> Result<(), StorageError> {
-        if !self.short.load(Ordering::Acquire) {
-            return Ok(());
+    /// The drain found no room for its entries on the disk, and waits.
+    pub(crate) fn drain_waits(&self, e: &StorageError) {
+        *lock(&self.drain_again) = Some(Instant::now() + limits::SPACE_LOOK);
+        if !self.drain_waits.swap(true, Ordering::AcqRel) {
+            tracing::warn!(error = %e, "what was written waits in memory and in the log for room on the disk");
         }
-        let (free, reserve) = (self.free.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
-        Err(StorageError::DiskFull { free, reserve })
+    }
+
+    /// The drain found room.
+    pub(crate) fn drain_goes_on(&self) {
+        if self.drain_waits.swap(false, Ordering::AcqRel) {
+            *lock(&self.drain_again) = None;
+            tracing::info!("what waited for room on the disk is written");
+        }
+    }
+
+    /// True while the drain is not to try again yet.
+    pub(crate) fn is_drain_to_wait(&self) -> bool {
+        self.is_drain_waiting() && lock(&self.drain_again).is_some_and(|then| Instant::now() < then)
+    }
+
+    /// True while the drain waits for room.
+    pub(crate) fn is_drain_waiting(&self) -> bool {
+        self.drain_waits.load(Ordering::Acquire)
+    }
+
+    /// An error while less is free than must be, or the drain waits for room.
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
+        match self.short.load(Ordering::Acquire) || self.is_drain_waiting() {
+            true => Err(self.refusal()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -146,13 +194,29 @@ mod tests {
         for lifted in [None, Some(1 << 20)] {
             disk.set_capacity(Some(1_020));
             tokio::time::advance(limits::SPACE_LOOK + Duration::from_millis(1)).await;
-            space.look(0);
-            assert_eq!(space.check(), Err(StorageError::DiskFull { free: 20, reserve: 51 }));
+            space.look(0, || 0);
+            assert_eq!(space.check(), Err(StorageError::DiskFull { free: 20, reserve: 127 }));
             disk.set_capacity(lifted);
             tokio::time::advance(limits::SPACE_LOOK + Duration::from_millis(1)).await;
-            space.look(0);
+            space.look(0, || 0);
             assert_eq!(space.check(), Ok(()), "{lifted:?}");
         }
         assert_eq!(disk.said_short(), 2);
+    }
+
+    /// What is accepted and not yet in its place counts, and so does a file that is only made ahead.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_owed_must_be_free_besides_the_reserve() {
+        let disk = MemDisk::new(1);
+        let options = StorageOptions { disk_reserve_bytes: 100, ..StorageOptions::small("/data") };
+        let space = DiskSpace::new(Arc::new(disk.clone()), &options);
+        disk.set_capacity(Some(1_000));
+        for (owed, short) in [(0, false), (900, false), (901, true), (0, false)] {
+            tokio::time::advance(limits::SPACE_LOOK + Duration::from_millis(1)).await;
+            space.look(0, || owed);
+            assert_eq!(space.check().is_err(), short, "{owed}");
+        }
+        assert_eq!(space.leaves_reserve(900), Ok(()));
+        assert_eq!(space.leaves_reserve(901), Err(StorageError::DiskFull { free: 1_000, reserve: 100 }));
     }
 }

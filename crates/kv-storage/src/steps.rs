@@ -9,7 +9,7 @@ fn run(parts: &Arc<Parts>, step: impl Fn(&Arc<Parts>) -> bool) {
     let wait = limits::IDLE_WAIT.min(parts.options.drain_interval);
     let mut seen = 0;
     while parts.life.check().is_ok() {
-        parts.space.look(parts.log.bytes_written());
+        parts.look_for_room();
         if !step(parts) {
             parts.life.idle(&mut seen, wait);
         }
@@ -20,14 +20,19 @@ fn drain_step(parts: &Parts) -> bool {
     drain::is_due(parts) && drain::step(parts)
 }
 
+/// The next segment leaves the reserve alone: what is in the log already must find room in the tier.
+fn prepare_step(parts: &Parts) -> bool {
+    parts.log.prepare_step(&|bytes| parts.space.leaves_reserve(bytes))
+}
+
 /// One round of all background work on this thread; true if there was any.
 pub(crate) fn pump(parts: &Arc<Parts>) -> bool {
     if parts.life.is_halted() {
         return false;
     }
-    parts.space.look(parts.log.bytes_written());
+    parts.look_for_room();
     let mut worked = parts.log.write_step();
-    worked |= parts.log.prepare_step();
+    worked |= prepare_step(parts);
     worked |= drain_step(parts);
     worked |= checkpoint::step(parts);
     worked |= checkpoint::reclaim_step(parts);
@@ -39,7 +44,7 @@ pub(crate) fn start_threads(parts: &Arc<Parts>) -> Result<(), StorageError> {
     type Body = fn(&Arc<Parts>);
     let bodies: [(&str, Body); 4] = [
         ("kv-log", |p| p.log.run_writer()),
-        ("kv-prepare", |p| run(p, |p| p.log.prepare_step())),
+        ("kv-prepare", |p| run(p, |p| prepare_step(p))),
         ("kv-drain", |p| run(p, |p| drain_step(p))),
         ("kv-checkpoint", |p| {
             run(p, |p| checkpoint::step(p) | checkpoint::retention_step(p) | checkpoint::reclaim_step(p))

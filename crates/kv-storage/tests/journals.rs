@@ -384,9 +384,9 @@ async fn entries_that_wait_count_in_the_memtable() {
     storage.halt();
 }
 
-/// The log has what waits, and nothing is refused because of it but by the bounds of log and memtable.
-#[test]
-fn a_disk_without_room_for_a_journal_stops_nothing() {
+/// The log has what waits; what comes meanwhile is refused by name.
+#[tokio::test(start_paused = true)]
+async fn a_disk_without_room_for_a_journal_stops_nothing() {
     let mut world = manual(3);
     world.options().disk_reserve_bytes = 0;
     let (storage, _) = world.open();
@@ -397,20 +397,62 @@ fn a_disk_without_room_for_a_journal_stops_nothing() {
     for round in 0..6 {
         // The segment that is being written has its room; a journal needs another file.
         disk.set_capacity(Some(disk.used()));
+        let mut refused = 0;
         for _ in 0..12 {
-            storage.commit(model.batch(&mut random)).unwrap();
+            let mut next = model.clone();
+            match storage.commit(next.batch(&mut random)) {
+                Ok(_) => model = next,
+                Err(StorageError::DiskFull { .. }) => refused += 1,
+                Err(e) => panic!("{e}"),
+            }
             while storage.pump() {}
         }
+        assert!(refused < 12);
         storage.forget_streams(J, &[name(77)]).unwrap();
         model.check(&storage, &mut random, &format!("full, round {round}"));
         disk.set_capacity(None);
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
         while storage.pump() {}
+        assert_eq!(storage.log_pressure(), Ok(()));
         model.check(&storage, &mut random, &format!("with room, round {round}"));
     }
     assert!(disk.refused() > 0, "a journal met the full disk");
     drop(storage);
     let (storage, _) = world.open();
     model.check(&storage, &mut random, "after a restart");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_applied_waits_as_long_as_the_disk_has_no_room() {
+    let mut world = manual(4);
+    world.options().disk_reserve_bytes = 0;
+    world.options().memtable_bytes = 8 << 10;
+    world.options().apply_reserve_bytes = 1 << 10;
+    world.options().data_queue_bytes = 1 << 20;
+    world.options().max_record_bytes = 4 << 10;
+    world.options().bulk_memtable_bytes = 1 << 10;
+    let (storage, _) = world.open();
+    while storage.pump() {}
+    world.disk.set_capacity(Some(world.disk.used()));
+    let apply = |id: u64| {
+        let mut batch = Batch::new();
+        batch.push_append(J, &name(1), id, [id as u8; 2_000]);
+        storage.apply(batch)
+    };
+    let most = world.options().apply_wait * 5;
+    let waits = tokio::time::timeout(most, async {
+        for id in 1..50 {
+            apply(id).await.unwrap();
+            while storage.pump() {}
+        }
+    });
+    assert!(waits.await.is_err(), "there is no room for all of them, and no error");
+    let (_, last) = storage.stream_bounds(J, &name(1));
+    world.disk.set_capacity(None);
+    tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    while storage.pump() {}
+    apply(last.unwrap() + 1).await.unwrap();
+    assert_eq!(storage.read_entries(J, &name(1), (0, 99), 99, 1 << 20).unwrap()[0].0, 1);
 }
 
 #[test]

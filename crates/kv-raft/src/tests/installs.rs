@@ -12,6 +12,7 @@ use kv_types::NamespaceId;
 use openraft::storage::{RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
 
 use super::bench::{Bench, GROUP, put};
+use super::gated::GatedTiers;
 use super::writes::apply;
 use crate::codec;
 use crate::config::{LogId, SnapshotMeta};
@@ -111,7 +112,7 @@ async fn state(storage: &Storage, machine: &mut Machine) -> (Option<LogId>, (u64
     let waits = Arc::downgrade(&asked);
     let mut digesting = Digesting::begin(storage, applied.space, NamespaceId(1), waits).unwrap();
     digesting.read().unwrap();
-    (applied.last, digesting.close().unwrap())
+    (applied.last(), digesting.close().unwrap())
 }
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -349,5 +350,30 @@ async fn an_installation_waits_for_room_on_the_disk() {
         install.await.unwrap();
     }
     assert_eq!(machine.applied_state().await.unwrap().0, sent.meta.last_log_id);
+    storage.halt();
+}
+
+/// A snapshot reads nothing from the disk while nothing can be applied, or on a thread of the runtime.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_snapshot_waits_for_no_read_of_the_disk() {
+    let tiers = GatedTiers::default();
+    let gate = tiers.gate.clone();
+    let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/gated") };
+    let (storage, _) = Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(tiers)).unwrap();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    let bench = Bench::new();
+    let proposals: Vec<Proposal> =
+        (1..=9).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    apply(&mut machine, 1, &proposals).await;
+    storage.checkpoint().await.unwrap();
+    until("only the tier has the state", || storage.stats().memtable_bytes == 0).await;
+    let space = machine.applied().read().await.space;
+    gate.hold_gets(Some(keys::of_space(space).leak()));
+    let mut builder = machine.get_snapshot_builder().await;
+    let building = tokio::spawn(async move { builder.build_snapshot().await });
+    let built = tokio::time::timeout(Duration::from_secs(10), building).await;
+    gate.hold_gets(None);
+    let built = built.expect("it waits for a read").unwrap().unwrap();
+    assert_eq!(built.meta.last_log_id, Some(codec::log_id(1, 1, 9)));
     storage.halt();
 }

@@ -9,6 +9,7 @@ mod installs;
 mod peers;
 mod pressure;
 mod sessions;
+mod transfers;
 mod writes;
 
 use std::sync::Arc;

@@ -218,7 +218,7 @@ async fn replicas_have_one_digest_also_after_a_snapshot_and_a_doctored_one_has_a
     apply(&mut leader, 1, &entries).await;
     let whole = digest(&storages[0], 1);
     assert_eq!(whole.1, 7);
-    assert_eq!(digest(&storages[0], 2), digest(&storages[1], 1), "nobody wrote to either");
+    assert_eq!(digest(&storages[0], 2), digest(&storages[1], 1), "no one wrote to either");
 
     // In other steps, and by a snapshot.
     let mut follower = Machine::open(storages[1].clone(), GROUP, machine()).await.unwrap();

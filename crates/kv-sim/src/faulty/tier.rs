@@ -126,6 +126,10 @@ impl Tier for FaultyTier {
         self.tier.checkpoint()
     }
 
+    fn unwritten_bytes(&self) -> u64 {
+        self.tier.unwritten_bytes()
+    }
+
     fn batch_bytes(&self) -> usize {
         self.tier.batch_bytes()
     }

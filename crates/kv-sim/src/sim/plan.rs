@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minority_is_cut_off_from_all_others_and_from_nobody_else() {
+    fn a_minority_is_cut_off_from_all_others_and_from_no_one_else() {
         for shape in [Shape::Halves, Shape::Isolate] {
             for centre in nodes() {
                 let few = shape.minority(centre).unwrap();

@@ -12,7 +12,7 @@ use kv_server::DynamoSettings;
 use serde_json::json;
 
 use super::cluster::{Cluster, Settings};
-use super::load::{Clients, Progress, parts};
+use super::load::{Clients, Progress, Report, parts};
 use super::nemesis::{LATENCY, Nemesis};
 use super::trace::{self, Trace};
 use super::verdict::{self, Facts, Summary};
@@ -65,7 +65,7 @@ pub fn run(seed: u64, options: Options) -> Run {
     if many_keys {
         settings.dynamo = DynamoSettings::default();
     }
-    // A bound of hints that is soon reached makes notes be refused, and only reads mend that.
+    // When the bound of hints is soon reached, hints are refused, and only reads repair that.
     let few_hints = settings.dynamo.max_hints_size < FEW_HINTS;
     let plan = plan::draw(&mut dice, options.faults);
     let mut broken = Vec::new();
@@ -75,80 +75,21 @@ pub fn run(seed: u64, options: Options) -> Run {
     });
     trace.line("seed", format_args!("{seed} {settings:?}"));
 
-    let mut sim = turmoil::Builder::new()
-        .rng_seed(mix(seed, 0x707)) // turmoil: latencies, the order of hosts, tokio's own choices
-        .enable_random_order()
-        .tcp_capacity(SOCKET_BYTES)
-        .tick_duration(TICK)
-        .min_message_latency(LATENCY.0)
-        .max_message_latency(LATENCY.1)
-        .simulation_duration(END + END)
-        .build();
+    let mut sim = network(seed);
     let cluster = Cluster::new(seed, &settings, &trace);
     let clients = Clients::new(parts.clone(), seed, trace.clone());
-    let mut nemesis = Nemesis::new(cluster.clone(), plan, trace.clone());
+    let nemesis = Nemesis::new(cluster.clone(), plan, trace.clone());
     cluster.register(&mut sim);
     sim.client("clients", clients.clone().live());
-
-    let mut loading_since = None;
-    let mut faulty = false;
-    let mut healed = None;
-    let mut stopped = false;
-    loop {
-        let now = sim.elapsed();
-        trace::set_now(now);
-        let (progress, roles) = {
-            let report = clients.report();
-            (report.progress, report.roles)
-        };
-        if progress == Progress::Loading {
-            let since = *loading_since.get_or_insert(now);
-            if !faulty && now >= since + WARM_UP {
-                nemesis.begin(now);
-                faulty = true;
-            }
-            if healed.is_none() && now >= since + WARM_UP + options.faults {
-                nemesis.heal(&mut sim, now);
-                healed = Some(now);
-            }
-            if !stopped && healed.is_some_and(|healed| now >= healed + AFTER) {
-                let died = cluster.machines().any(|machine| machine.lives() > 1);
-                let full = nemesis.installed().get("full-disk").is_some_and(|count| *count > 0);
-                clients.report().may_read = died || full || few_hints;
-                clients.stop();
-                stopped = true;
-            }
-        }
-        nemesis.tick(&mut sim, now, roles);
-        match sim.step() {
-            Ok(false) if now < END => {}
-            Ok(true) => break,
-            Ok(false) => {
-                broken.push(format!("the run did not end within {END:?} of simulated time"));
-                break;
-            }
-            // A host ended or a task of it panicked.
-            Err(error) => {
-                broken.push(format!("a host ended: {error}"));
-                break;
-            }
-        }
-    }
+    let phases = Phases::default();
+    let mut scene = Scene { cluster, clients, nemesis, phases, faults: options.faults, few_hints };
+    broken.extend(scene.play(&mut sim).err());
     let simulated = sim.elapsed();
     drop(sim);
 
+    let Scene { cluster, clients, nemesis, phases, .. } = scene;
     let report = clients.report();
-    let mut events = report.recorder.as_ref().map(|recorder| recorder.history()).unwrap_or_default();
-    events.extend(nemesis.deeds().iter().map(|deed| {
-        Event::new(
-            deed.time,
-            Process::Nemesis,
-            EventType::Info,
-            deed.what.as_str().into(),
-            deed.value.clone(),
-        )
-    }));
-    let history = arrange(events);
+    let history = history_of(&report, &nemesis);
     broken.extend(report.broken.iter().cloned());
     broken.extend(nemesis.broken().iter().map(|what| format!("no fault explains that a node ended: {what}")));
     let facts = Facts {
@@ -159,11 +100,12 @@ pub fn run(seed: u64, options: Options) -> Run {
         installed: nemesis.installed(),
         cuts: nemesis.cuts(),
         disturbances: nemesis.disturbances().filter(|_| !few_hints),
-        healed,
+        healed: phases.healed,
         simulated,
         broken,
     };
-    let summary = verdict::judge(&history, &facts);
+    let mut summary = verdict::judge(&history, &facts);
+    drop(report);
     trace::set_now(simulated);
     trace.line("seed", json!({"ruling": summary.ruling, "broken": summary.broken}));
     let mut text = trace.text();
@@ -171,8 +113,97 @@ pub fn run(seed: u64, options: Options) -> Run {
         text.push_str(&serde_json::to_string(event).unwrap_or_default());
         text.push('\n');
     }
-    let mut summary = summary;
     summary.fingerprint = format!("{:016x}", trace::fingerprint(&text));
-    drop(report);
     Run { summary, history, trace: text }
+}
+
+/// The simulated network and its clock.
+fn network(seed: u64) -> turmoil::Sim<'static> {
+    turmoil::Builder::new()
+        .rng_seed(mix(seed, 0x707)) // turmoil: latencies, the order of hosts, tokio's own choices
+        .enable_random_order()
+        .tcp_capacity(SOCKET_BYTES)
+        .tick_duration(TICK)
+        .min_message_latency(LATENCY.0)
+        .max_message_latency(LATENCY.1)
+        .simulation_duration(END + END)
+        .build()
+}
+
+/// Which phases of a run have begun.
+#[derive(Debug, Default)]
+struct Phases {
+    /// When the loads began.
+    loading_since: Option<Duration>,
+    faulty: bool,
+    /// When the faults ended.
+    healed: Option<Duration>,
+    /// The loads were stopped.
+    stopped: bool,
+}
+
+/// What takes part in a run.
+struct Scene {
+    cluster: Cluster,
+    clients: Clients,
+    nemesis: Nemesis,
+    phases: Phases,
+    /// How long the phase of faults lasts.
+    faults: Duration,
+    few_hints: bool,
+}
+
+impl Scene {
+    /// Moves time until the clients are done. An error says in words why the run ended before.
+    fn play(&mut self, sim: &mut turmoil::Sim<'_>) -> Result<(), String> {
+        loop {
+            let now = sim.elapsed();
+            trace::set_now(now);
+            let (progress, roles) = {
+                let report = self.clients.report();
+                (report.progress, report.roles)
+            };
+            if progress == Progress::Loading {
+                self.change_phase(sim, now);
+            }
+            self.nemesis.tick(sim, now, roles);
+            match sim.step() {
+                Ok(false) if now < END => {}
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(format!("the run did not end within {END:?} of simulated time")),
+                // A host ended or a task of it panicked.
+                Err(error) => return Err(format!("a host ended: {error}")),
+            }
+        }
+    }
+
+    /// Begins the next phase when it is time, while the loads run.
+    fn change_phase(&mut self, sim: &mut turmoil::Sim<'_>, now: Duration) {
+        let since = *self.phases.loading_since.get_or_insert(now);
+        if !self.phases.faulty && now >= since + WARM_UP {
+            self.nemesis.begin(now);
+            self.phases.faulty = true;
+        }
+        if self.phases.healed.is_none() && now >= since + WARM_UP + self.faults {
+            self.nemesis.heal(sim, now);
+            self.phases.healed = Some(now);
+        }
+        if !self.phases.stopped && self.phases.healed.is_some_and(|healed| now >= healed + AFTER) {
+            let died = self.cluster.machines().any(|machine| machine.lives() > 1);
+            let full = self.nemesis.installed().get("full-disk").is_some_and(|count| *count > 0);
+            self.clients.report().may_read = died || full || self.few_hints;
+            self.clients.stop();
+            self.phases.stopped = true;
+        }
+    }
+}
+
+/// What the clients and the nemesis did, in the order of time.
+fn history_of(report: &Report, nemesis: &Nemesis) -> Vec<Event> {
+    let mut events = report.recorder.as_ref().map(|recorder| recorder.history()).unwrap_or_default();
+    events.extend(nemesis.deeds().iter().map(|deed| {
+        let what = deed.what.as_str().into();
+        Event::new(deed.time, Process::Nemesis, EventType::Info, what, deed.value.clone())
+    }));
+    arrange(events)
 }

@@ -94,12 +94,56 @@ pub struct Summary {
 /// Judges a run.
 pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
     let mut broken = facts.broken.clone();
+    let judgement = kv_check::judge(history, &plan_of(history, facts));
+    let judgement =
+        judgement.inspect_err(|error| broken.push(format!("the history is malformed: {error}"))).ok();
+    broken.extend(elections(history));
+    broken.extend(points(history));
+    broken.extend(hints_lost(history, facts));
+    let unscoped = kv_raft::NodeRuntime::unscoped();
+    if unscoped > 0 {
+        broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
+    }
+    let judgement = judgement.map(without_unasked);
+    let ruling =
+        if broken.is_empty() { ruling_of(history, facts, judgement.as_ref()) } else { Ruling::Invalid };
+    let count = |kind: EventType| {
+        let of_client = |event: &&Event| matches!(event.process, Process::Client(_)) && event.kind == kind;
+        history.iter().filter(of_client).count() as u64
+    };
+    let report = facts.report;
+    let leaders = report.leaders.keys().filter(|(group, _)| *group == 1).count() as u64;
+    let reached = sometimes(history, facts, judgement.as_ref(), leaders);
+    let millis = |after: Duration| u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let alike_by = if report.needed_reads.is_empty() { "hints" } else { "reads" };
+    Summary {
+        seed: facts.seed,
+        ruling,
+        broken,
+        judgement,
+        faults: facts.installed.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+        sometimes: reached,
+        ok: count(EventType::Ok),
+        fail: count(EventType::Fail),
+        info: count(EventType::Info),
+        elections: leaders,
+        simulated_seconds: facts.simulated.as_secs_f64(),
+        converged_ms: report.converged_after.map(millis),
+        converged_by: report.converged_after.map(|_| alike_by.to_owned()),
+        needed_reads: report.needed_reads.values().map(|partitions| partitions.len() as u64).sum(),
+        unscoped_draws: unscoped,
+        fingerprint: String::new(),
+    }
+}
+
+/// What the history of a run is judged by.
+fn plan_of(history: &[Event], facts: &Facts<'_>) -> Plan {
     let nanos = |moment: Duration| u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX);
     let began = history.iter().find(|event| event.f.name() == "faults-begin").map(|event| event.time);
     let healed = facts.healed.map(nanos);
     let windows =
         began.zip(healed).map(|(from, to)| Window { name: "faults".into(), from, to, ..Window::default() });
-    let plan = Plan {
+    Plan {
         namespaces: facts.parts.iter().map(|part| (part.load.ns.clone(), part.plan)).collect(),
         windows: windows.into_iter().chain(facts.cuts.iter().cloned()).collect(),
         minority: Some(Minority {
@@ -112,60 +156,23 @@ pub fn judge(history: &[Event], facts: &Facts<'_>) -> Summary {
         digests: facts.parts.iter().map(|part| part.load.ns.clone()).collect(),
         enough: ENOUGH,
         ..Plan::default()
-    };
-    let judgement = kv_check::judge(history, &plan);
-    let judgement =
-        judgement.inspect_err(|error| broken.push(format!("the history is malformed: {error}"))).ok();
-    broken.extend(elections(history));
-    broken.extend(points(history));
-    broken.extend(hints_lost(history, facts));
-    let unscoped = kv_raft::NodeRuntime::unscoped();
-    if unscoped > 0 {
-        broken.push(format!("{unscoped} draws followed no seed: this run does not repeat"));
     }
-    // In one seed the few who are cut off may be dead, or too seldom asked. That some seed shows it is
-    // demanded of them all.
-    let judgement = judgement.map(|mut judgement| {
-        let unasked = |it: &Property| it.name == MINORITY_REFUSES && it.examined == 0;
-        judgement.properties.retain(|property| !unasked(property));
-        let worst = judgement.properties.iter().map(|property| property.ruling).max();
-        Judgement { ruling: worst.unwrap_or(Ruling::Unknown), ..judgement }
-    });
-    let mut judged = judgement.as_ref().map_or(Ruling::Unknown, |judgement| judgement.ruling);
+}
+
+/// The judgement without the property of minorities, if it examined nothing: in one seed the nodes that are
+/// cut off may be dead, or too seldom asked. All seeds together have to show it.
+fn without_unasked(mut judgement: Judgement) -> Judgement {
+    let unasked = |it: &Property| it.name == MINORITY_REFUSES && it.examined == 0;
+    judgement.properties.retain(|property| !unasked(property));
+    let worst = judgement.properties.iter().map(|property| property.ruling).max();
+    Judgement { ruling: worst.unwrap_or(Ruling::Unknown), ..judgement }
+}
+
+/// The ruling of a run in which nothing was broken: unknown when too many operations were left out.
+fn ruling_of(history: &[Event], facts: &Facts<'_>, judgement: Option<&Judgement>) -> Ruling {
+    let judged = judgement.map_or(Ruling::Unknown, |judgement| judgement.ruling);
     let begun = history.iter().filter(|event| event.kind == EventType::Invoke).count() as u64;
-    if facts.report.shed > begun / SHED {
-        judged = judged.max(Ruling::Unknown);
-    }
-    let count = |kind: EventType| {
-        let of_client = |event: &&Event| matches!(event.process, Process::Client(_)) && event.kind == kind;
-        history.iter().filter(of_client).count() as u64
-    };
-    let leaders = facts.report.leaders.keys().filter(|(group, _)| *group == 1).count() as u64;
-    let reached = sometimes(history, facts, judgement.as_ref(), leaders);
-    Summary {
-        seed: facts.seed,
-        ruling: if broken.is_empty() { judged } else { Ruling::Invalid },
-        broken,
-        judgement,
-        faults: facts.installed.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
-        sometimes: reached,
-        ok: count(EventType::Ok),
-        fail: count(EventType::Fail),
-        info: count(EventType::Info),
-        elections: leaders,
-        simulated_seconds: facts.simulated.as_secs_f64(),
-        converged_ms: facts
-            .report
-            .converged_after
-            .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
-        converged_by: facts
-            .report
-            .converged_after
-            .map(|_| if facts.report.needed_reads.is_empty() { "hints" } else { "reads" }.to_owned()),
-        needed_reads: facts.report.needed_reads.values().map(|partitions| partitions.len() as u64).sum(),
-        unscoped_draws: unscoped,
-        fingerprint: String::new(),
-    }
+    if facts.report.shed > begun / SHED { judged.max(Ruling::Unknown) } else { judged }
 }
 
 /// Ring partitions that needed reads although nothing was being written there when nodes died: hints are lost
@@ -209,7 +216,7 @@ fn elections(history: &[Event]) -> Vec<String> {
     for (term, index, _, by) in answers.filter_map(fresh).filter_map(point) {
         match by.parse() {
             Ok(by) => drop(signed.entry(term).or_default().insert((index, by))),
-            Err(_) => broken.push(format!("a strong answer is signed by {by}, which is no node")),
+            Err(_) => broken.push(format!("a strong answer is signed by {by}, which is not a node")),
         }
     }
     for (term, signed) in signed {
@@ -336,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_told_again_is_signed_by_whoever_tells_it() {
+    fn an_answer_that_is_told_again_is_signed_by_the_node_that_tells_it() {
         let mut history = history(&[(1, 1, 1, "n2"), (1, 2, 2, "n4"), (1, 3, 3, "n2")]);
         history[2].receipt.as_mut().unwrap()["deduplicated"] = json!(true);
         assert!(elections(&history).is_empty());

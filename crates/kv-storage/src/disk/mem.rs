@@ -44,6 +44,8 @@ struct Inode {
     data: Vec<u8>,
     /// Up to here it takes room: what is behind was never written, only made longer.
     filled: usize,
+    /// Reads that touch these bytes fail.
+    unreadable: std::ops::Range<usize>,
     /// Oldest first: how to undo what was not synced.
     undo: Vec<Undo>,
     /// What the disk has, where it is not `data` without what was not synced: after a sync that failed.
@@ -166,6 +168,12 @@ impl MemDisk {
         if let Some(byte) = at_rest {
             *byte ^= mask;
         }
+        Ok(())
+    }
+
+    /// Every read that touches one of these bytes fails from now on, as of a bad sector.
+    pub fn fail_reads(&self, path: &Path, bytes: std::ops::Range<usize>) -> io::Result<()> {
+        lock(&self.state).inode(path)?.unreadable = bytes;
         Ok(())
     }
 
@@ -399,9 +407,12 @@ impl DiskFile for MemFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|s, id| {
             s.reads += 1;
-            let data = s.inodes.get(&id).map(|i| i.data.as_slice()).unwrap_or_default();
-            let rest = data.get(offset as usize..).unwrap_or_default();
+            let Some(inode) = s.inodes.get(&id) else { return Ok(0) };
+            let rest = inode.data.get(offset as usize..).unwrap_or_default();
             let n = rest.len().min(buf.len());
+            if inode.unreadable.start < offset as usize + n && (offset as usize) < inode.unreadable.end {
+                return Err(io::Error::other("injected: a bad sector"));
+            }
             for (to, from) in buf.iter_mut().zip(rest) {
                 *to = *from;
             }

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use crate::{codec::Cursor, disk::DiskFile};
 
 const MAGIC: u32 = 0x4c4e_4a51;
-/// Version of this encoding: the first could not forget a stream.
-const VERSION: u8 = 2;
+/// Version of this encoding: the first could not forget a stream, the second not say what is lost.
+const VERSION: u8 = 3;
 /// Bytes before the directory.
 pub(super) const HEADER: usize = 40;
 const ALIGN: u64 = 8;
@@ -73,6 +73,12 @@ pub(super) enum Line {
     Forget {
         stream: Bytes,
     },
+    /// In a head: a range of ids was lost to damage, both inclusive.
+    Lost {
+        stream: Bytes,
+        first: u64,
+        last: u64,
+    },
 }
 
 /// A run as found in a file; its payload was not read.
@@ -114,6 +120,7 @@ const BLOCK: u8 = 1;
 const TRIM: u8 = 2;
 const STOOD: u8 = 3;
 const FORGET: u8 = 4;
+const LOST: u8 = 5;
 
 fn put_line(out: &mut Vec<u8>, line: &Line) {
     match line {
@@ -142,6 +149,12 @@ fn put_line(out: &mut Vec<u8>, line: &Line) {
         Line::Forget { stream } => {
             out.push(FORGET);
             put_stream(out, stream);
+        }
+        Line::Lost { stream, first, last } => {
+            out.push(LOST);
+            put_stream(out, stream);
+            out.extend_from_slice(&first.to_le_bytes());
+            out.extend_from_slice(&last.to_le_bytes());
         }
     }
 }
@@ -180,6 +193,7 @@ fn line(c: &mut Cursor<'_>) -> Option<Line> {
         TRIM => Line::Trim { stream: stream(c)?, below: c.u64()? },
         STOOD => Line::Stood { stream: stream(c)?, floor: c.u64()?, last: option(c)? },
         FORGET => Line::Forget { stream: stream(c)? },
+        LOST => Line::Lost { stream: stream(c)?, first: c.u64()?, last: c.u64()? },
         _ => return None,
     })
 }
@@ -363,8 +377,8 @@ mod tests {
     #[test]
     fn another_version_kind_or_table_is_named_and_not_believed() {
         assert!(matches!(altered(9, VERSION), Found::Run(_)));
-        assert_eq!(altered(9, VERSION + 1), Found::Unknown("journal format version 3".into()));
-        assert_eq!(altered(9, VERSION - 1), Found::Unknown("journal format version 1".into()));
+        assert_eq!(altered(9, VERSION + 1), Found::Unknown("journal format version 4".into()));
+        assert_eq!(altered(9, VERSION - 1), Found::Unknown("journal format version 2".into()));
         assert_eq!(altered(9, 0), Found::Unknown("journal format version 0".into()));
         assert_eq!(altered(8, 9), Found::Unknown("journal run of kind 9".into()));
         assert_eq!(altered(20, 8), Found::Unknown("a run of table 8 in the journal of table 7".into()));

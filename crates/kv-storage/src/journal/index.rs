@@ -97,11 +97,12 @@ impl Index {
         blocks.filter(|(_, b)| b.file == file).map(|(name, b)| (name.clone(), *b)).collect()
     }
 
-    /// The content of the head of the next file: the position of every stream.
+    /// The content of the head of the next file: the position of every stream, and what of it is lost.
     pub(super) fn head(&self) -> Vec<Line> {
         let stood =
             |(name, s): (&Bytes, &Stream)| Line::Stood { stream: name.clone(), floor: s.floor, last: s.last };
-        self.streams.iter().map(stood).collect()
+        let lost = self.lost().into_iter().map(|(stream, first, last)| Line::Lost { stream, first, last });
+        self.streams.iter().map(stood).chain(lost).collect()
     }
 
     /// Bytes of the wanted blocks of a stream, for the caller of `trim`.
@@ -137,6 +138,13 @@ impl Index {
                         own.last = Some(last);
                     }
                     self.trim(stream, *floor);
+                }
+                Line::Lost { stream, first, last } => {
+                    let own = self.streams.entry(stream.clone()).or_default();
+                    // Where the damaged block is still there, reading it says so.
+                    if *last >= own.floor && first <= last && !own.blocks.contains_key(first) {
+                        own.gaps.insert(*first, *last);
+                    }
                 }
             }
         }

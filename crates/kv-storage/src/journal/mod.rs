@@ -255,11 +255,30 @@ impl Journal {
             table,
             file_bytes,
         };
+        let numbers = journal.used(numbers)?;
         let newest = numbers.last().copied();
         for (place, number) in numbers.iter().enumerate() {
             journal.recover(*number, place == 0, Some(*number) == newest)?;
         }
         Ok(journal)
+    }
+
+    /// These files without those at the end that were made and never used, which are removed: the last one
+    /// that was used is the newest, whose tail may be torn.
+    fn used(&self, mut numbers: Vec<u64>) -> Result<Vec<u64>, JournalError> {
+        let fail = failed("look at a journal file");
+        while let Some(number) = numbers.last().copied() {
+            let path = path_of(&self.dir, self.table, number);
+            let file = self.disk.open(&path, false).map_err(&fail)?;
+            let nothing = matches!(format::read(&*file, self.table, number, 0), Ok(Found::Nothing))
+                && format::find(&*file, self.table, number, 0).map_err(&fail)?.is_none();
+            if !nothing {
+                break;
+            }
+            self.disk.remove(&path).and_then(|()| self.disk.sync_dir(&self.dir)).map_err(&fail)?;
+            numbers.pop();
+        }
+        Ok(numbers)
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -307,7 +326,7 @@ impl Journal {
             };
             // A torn run is one whose blocks do not hold and that nothing follows: the tier never took its
             // step.
-            if newest && run.kind == Kind::Run && !holds(&*file, &run)? {
+            if newest && run.kind == Kind::Run && !holds(&*file, &run) {
                 let later = format::find(&*file, self.table, number, run.end);
                 if later.map_err(failed("read a journal file"))?.is_none() {
                     break;
@@ -322,15 +341,6 @@ impl Journal {
                 return Err(self.foreign(number, what));
             }
             (at, runs, next_run, last) = (run.end, runs + 1, run.number + 1, Some(run.end));
-        }
-        if newest && last.is_none() {
-            // It was made and never used: its head is synced before anything else is written to it.
-            index.remove_file(number);
-            self.disk
-                .remove(&path)
-                .and_then(|()| self.disk.sync_dir(&self.dir))
-                .map_err(failed("remove a journal file"))?;
-            return Ok(());
         }
         let end = last.unwrap_or(0);
         if newest {
@@ -551,10 +561,13 @@ impl Journal {
         let lines = self.index().head();
         let head = format::encode(Kind::Head, self.table, writer.next_run, (number, 0), &lines, &[]);
         let len = self.file_bytes.max(head.len() as u64 + run_bytes);
-        let file = self.disk.open(&path_of(&self.dir, self.table, number), true).map_err(&refuse)?;
+        let path = path_of(&self.dir, self.table, number);
+        let file = self.disk.open(&path, true).map_err(&refuse)?;
         let filled = file.set_len(0).and_then(|()| file.set_len(len)).and_then(|()| file.write_at(&head, 0));
         if let Err(e) = filled {
-            file.set_len(0).map_err(&fail)?;
+            // Also its name: the file before it is the newest, and goes on.
+            let gone = self.disk.remove(&path).and_then(|()| self.disk.sync_dir(&self.dir));
+            gone.map_err(&fail)?;
             return Err(refuse(e));
         }
         file.sync_all().map_err(&fail)?;
@@ -635,11 +648,20 @@ impl Journal {
         }
     }
 
-    /// The entries of a block; none where its file was removed meanwhile. A damaged one is given up.
+    /// The entries of a block; none where its file was removed meanwhile. A damaged one is given up; one that
+    /// the disk fails to read counts as damaged, and is read again when it is asked for again.
     fn load(&self, stream: &Bytes, block: &BlockRef) -> Result<Option<Vec<JournalEntry>>, JournalError> {
         let Some(file) = self.file(block.file) else { return Ok(None) };
         let mut bytes = vec![0; block.bytes as usize];
-        let n = file.read_at(&mut bytes, block.offset).map_err(failed("read a journal block"))?;
+        let damaged = || {
+            let (first, last) = (block.first, block.last);
+            JournalError::Damaged { table: self.table, stream: stream.clone(), first, last }
+        };
+        let n = file.read_at(&mut bytes, block.offset).map_err(|e| {
+            tracing::error!(error = %e, table = self.table, ?stream, first = block.first, last = block.last,
+                "a block of a journal cannot be read");
+            damaged()
+        })?;
         bytes.truncate(n);
         let sound = n == block.bytes as usize && crc32c::crc32c(&bytes) == block.crc;
         let entries = sound
@@ -649,8 +671,7 @@ impl Journal {
             Some(entries) => Ok(Some(entries)),
             None => {
                 self.index_mut().lose(stream, block);
-                let (first, last) = (block.first, block.last);
-                Err(JournalError::Damaged { table: self.table, stream: stream.clone(), first, last })
+                Err(damaged())
             }
         }
     }
@@ -740,7 +761,9 @@ impl Journal {
 
     fn copy_forward(&self, writer: &mut Writer, oldest: u64) -> Result<bool, JournalError> {
         let (mut pending, mut bytes) = (Vec::new(), 0);
-        for (stream, block) in self.index().blocks_in(oldest) {
+        // Before the loop: a damaged block changes the index.
+        let blocks = self.index().blocks_in(oldest);
+        for (stream, block) in blocks {
             if bytes > 0 && bytes + u64::from(block.bytes) > COPY_BYTES {
                 break;
             }
@@ -749,7 +772,8 @@ impl Journal {
                     bytes += u64::from(block.bytes);
                     pending.push(Pending { stream, before: block.before, entries });
                 }
-                Ok(None) | Err(JournalError::Damaged { .. }) => {}
+                Ok(None) => {}
+                Err(JournalError::Damaged { .. }) => self.index_mut().lose(&stream, &block),
                 Err(e) => return Err(e),
             }
         }
@@ -767,17 +791,12 @@ fn clear(file: &dyn DiskFile, end: u64) -> io::Result<()> {
     file.set_len(end.min(len)).and_then(|()| file.set_len(len))
 }
 
-/// True when every block of a run is what its directory says.
-fn holds(file: &dyn DiskFile, run: &format::RunHead) -> Result<bool, JournalError> {
-    for line in &run.lines {
-        let Line::Block(block) = line else { continue };
+/// True when every block of a run is what its directory says. One that the disk fails to read is not torn.
+fn holds(file: &dyn DiskFile, run: &format::RunHead) -> bool {
+    run.lines.iter().all(|line| {
+        let Line::Block(block) = line else { return true };
         let mut bytes = vec![0; block.bytes as usize];
-        let n = file
-            .read_at(&mut bytes, run.payload_at + u64::from(block.offset))
-            .map_err(failed("read a journal block"))?;
-        if n != bytes.len() || crc32c::crc32c(&bytes) != block.crc {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+        let read = file.read_at(&mut bytes, run.payload_at + u64::from(block.offset));
+        read.is_err() || (read.is_ok_and(|n| n == bytes.len()) && crc32c::crc32c(&bytes) == block.crc)
+    })
 }

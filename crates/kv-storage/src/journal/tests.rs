@@ -353,3 +353,74 @@ fn a_disk_without_room_refuses_and_goes_on_when_it_has_some() {
         model.check(&open(&disk), &mut random);
     }
 }
+
+/// The first of some entries of a stream at rest is damaged, or cannot be read, before the file goes.
+#[test]
+fn what_is_damaged_does_not_keep_its_file_and_stays_named() {
+    for unreadable in [false, true] {
+        let disk = MemDisk::new(1);
+        let at = three_runs(&disk) as usize;
+        let path = path_of(Path::new(DIR), 7, 1);
+        match unreadable {
+            true => disk.fail_reads(&path, at..at + 1).unwrap(),
+            false => disk.flip(&path, at as u64, 1).unwrap(),
+        }
+        let journal = open(&disk);
+        if unreadable {
+            let read = journal.read(&name(0), 2, 9, 999);
+            assert!(matches!(read, Err(JournalError::Damaged { first: 2, last: 2, .. })), "{read:?}");
+            assert_eq!(journal.lost(), [], "it may be read another time");
+        }
+        let (done, ended) = std::sync::mpsc::sync_channel(1);
+        let shared = Arc::new(journal);
+        let own = shared.clone();
+        std::thread::spawn(move || {
+            for id in 1..300 {
+                own.append(&[append(1, id, vec![1; 200]), trim(1, id)]).unwrap();
+                while own.reclaim(Laggards::Copy).unwrap() {}
+            }
+            drop(own);
+            done.send(()).unwrap();
+        });
+        ended.recv_timeout(std::time::Duration::from_secs(60)).expect("reclaiming ends");
+        assert!(!disk.exists(&path), "the file goes");
+        drop(shared);
+        let journal = open(&disk);
+        assert_eq!(journal.lost(), [(name(0), 2, 2)]);
+        assert_eq!(journal.read(&name(0), 1, 9, 999).unwrap().len(), 1);
+        assert_eq!(journal.read(&name(0), 3, 9, 999).unwrap().len(), 1);
+        // A log that reaches back so far brings it again: it is neither there nor another.
+        let again: Vec<_> = (1..=3).map(|id| append(0, id, format!("entry number {id}"))).collect();
+        journal.append(&again).unwrap();
+    }
+}
+
+/// A file that found no room leaves nothing behind it: the one before it is the newest, and what is torn at
+/// its end is cut.
+#[test]
+fn a_torn_tail_is_cut_though_the_next_file_found_no_room() {
+    for left_behind in [false, true] {
+        let disk = MemDisk::new(1);
+        three_runs(&disk);
+        let journal = open(&disk);
+        disk.set_capacity(Some(disk.used()));
+        let refused = journal.append(&[append(0, 4, vec![4; FILE as usize])]);
+        assert!(matches!(refused, Err(JournalError::NoRoom { .. })), "{refused:?}");
+        disk.set_capacity(None);
+        assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), 1);
+        if left_behind {
+            disk.open(&path_of(Path::new(DIR), 7, 2), true).unwrap();
+            disk.sync_dir(Path::new(DIR)).unwrap();
+        }
+        journal.append(&[append(0, 4, "entry number 4")]).unwrap();
+        drop(journal);
+        let path = path_of(Path::new(DIR), 7, 1);
+        let bytes = crate::disk::read_all(&*disk.open(&path, false).unwrap()).unwrap();
+        let at = bytes.windows(14).position(|w| w == b"entry number 4").unwrap() as u64;
+        disk.flip(&path, at, 1).unwrap();
+        let journal = open(&disk);
+        assert_eq!((journal.lost(), journal.bounds(&name(0))), (vec![], Some((0, 3))));
+        journal.append(&[append(0, 4, "entry number 4")]).unwrap();
+        assert_eq!(journal.read(&name(0), 4, 9, 99).unwrap().len(), 1);
+    }
+}

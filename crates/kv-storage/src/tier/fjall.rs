@@ -261,6 +261,10 @@ impl Tier for FjallTier {
         guarded(|| self.try_apply(writes, mark)).map_err(|e| self.explain(e))
     }
 
+    fn unwritten_bytes(&self) -> u64 {
+        self.db.write_buffer_size()
+    }
+
     fn mark(&self) -> Result<Option<TierMark>, TierError> {
         mark::decode(self.get(mark::KEY)?)
     }

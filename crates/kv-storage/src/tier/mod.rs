@@ -123,6 +123,10 @@ pub trait Tier: Debug + Send + Sync {
     fn takes_writes(&self) -> bool {
         true
     }
+    /// Bytes of batches that it has taken and for which it will still need room on the disk.
+    fn unwritten_bytes(&self) -> u64 {
+        0
+    }
     /// Bytes that one [`Tier::apply`] should have at most; a larger single batch of the log goes whole.
     fn batch_bytes(&self) -> usize {
         usize::MAX

@@ -131,6 +131,10 @@ impl Tier for Watched {
         self.run("a checkpoint of the lower tier", Work::Checkpoint)
     }
 
+    fn unwritten_bytes(&self) -> u64 {
+        self.tier.unwritten_bytes()
+    }
+
     fn batch_bytes(&self) -> usize {
         self.tier.batch_bytes()
     }

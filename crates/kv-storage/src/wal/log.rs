@@ -182,6 +182,9 @@ impl Log {
     pub(crate) fn admit_data(&self) -> Result<(), StorageError> {
         let max = self.options.max_log_bytes;
         if let Some(e) = self.next.failure() {
+            if matches!(e, StorageError::DiskFull { .. }) {
+                return Err(e);
+            }
             let pinned_by = format!("the disk ({e})");
             return Err(StorageError::LogFull { bytes: self.progress.log_bytes(), max, pinned_by });
         }
@@ -226,9 +229,9 @@ impl Log {
         self.writer.step()
     }
 
-    /// Makes the next segment, if it is wanted.
-    pub(crate) fn prepare_step(&self) -> bool {
-        self.next.prepare_step()
+    /// Makes the next segment, if it is wanted and `room` finds so many bytes for it.
+    pub(crate) fn prepare_step(&self, room: &dyn Fn(u64) -> Result<(), StorageError>) -> bool {
+        self.next.prepare_step(room)
     }
 
     /// Lets segments go that nothing needs, given up to which data batch the tier is on disk.

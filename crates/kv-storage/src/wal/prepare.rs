@@ -122,8 +122,9 @@ impl NextSegment {
         }
     }
 
-    /// Makes the next segment, if it is wanted; true if it is there now.
-    pub(crate) fn prepare_step(&self) -> bool {
+    /// Makes the next segment, if it is wanted and `room` finds so many bytes for it; true if it is there
+    /// now.
+    pub(crate) fn prepare_step(&self, room: &dyn Fn(u64) -> Result<(), StorageError>) -> bool {
         let id = {
             let mut next = lock(&self.next);
             match &next.made {
@@ -133,14 +134,20 @@ impl NextSegment {
             }
             next.current + 1
         };
-        let made =
-            create(&*self.disk, &self.dir, id, self.segment_bytes, true, &|done| self.pace_zeros(done));
+        let made = room(self.segment_bytes as u64).and_then(|()| {
+            create(&*self.disk, &self.dir, id, self.segment_bytes, true, &|done| self.pace_zeros(done))
+        });
         let ok = made.is_ok();
-        *lock(&self.failed) = made.as_ref().err().cloned();
+        let before = std::mem::replace(&mut *lock(&self.failed), made.as_ref().err().cloned());
         if let Err(e) = &made
             && !self.life.is_halted()
         {
-            tracing::warn!(error = %e, "the next log segment could not be prepared; commits are refused until it can");
+            match before {
+                None => {
+                    tracing::warn!(error = %e, "the next log segment could not be prepared; commits are refused until it can");
+                }
+                Some(_) => tracing::debug!(error = %e, "the next log segment could not be prepared again"),
+            }
         }
         lock(&self.next).made = match made {
             Ok(file) => Made::Ready(id, file),

@@ -1,0 +1,158 @@
+//! The steward of the group, a task beside openraft: every tick it watches the disk, lets the node join,
+//! trims the log, and where the node leads, enrols members and initializes the cluster.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::future::join_all;
+use kv_types::{GroupId, NodeId};
+use openraft::EmptyNode;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{Fatal, RaftError};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Group, Leadership, lock};
+use crate::catalogue_machine::CatalogueCommand;
+use crate::config::{RaftConfig, TypeConfig};
+use crate::limits::{ABILITY_EVERY, DISK_SILENCE, GIVE_UP_EVERY, STEWARD_DEADLINE, STEWARD_TICK};
+use crate::proposal::Reply;
+use crate::rejoin::Role;
+
+impl Group {
+    /// Runs until the task is dropped, or openraft fails.
+    pub(crate) async fn steward(self: Arc<Self>) {
+        let _present = self.attendance.begin();
+        let mut tick = tokio::time::interval(STEWARD_TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut asked, mut gave_up, mut looked) = (None, None, None);
+        loop {
+            tick.tick().await;
+            let done = async {
+                self.watch_disk(&mut gave_up).await?;
+                self.settle().await?;
+                self.trim(&mut asked).await?;
+                self.remove_spare_snapshot().await;
+                self.incoming.tidy().await;
+                self.look_around(&mut looked).await;
+                if self.leadership() == Leadership::Leads {
+                    self.enroll().await?;
+                    self.initialize_cluster().await?;
+                }
+                Ok::<(), Fatal<TypeConfig>>(())
+            };
+            if done.await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Gives the leadership up, and keeps from campaigning, while the log does not answer. The followers
+    /// acknowledge what this node has not written, so the group goes on without it.
+    async fn watch_disk(&self, gave_up: &mut Option<Instant>) -> Result<(), Fatal<TypeConfig>> {
+        let silent_for = self.disk.silent_for();
+        let hangs = silent_for >= DISK_SILENCE;
+        if self.hangs.swap(hangs, Ordering::AcqRel) != hangs {
+            if hangs {
+                tracing::error!(group = %self.id, ?silent_for, "the disk completes no write of the log: this node gives up leading");
+            } else {
+                tracing::info!(group = %self.id, "the disk writes the log again");
+            }
+            self.raft.runtime_config().heartbeat(!hangs);
+            self.raft.runtime_config().elect(!hangs && *lock(&self.role) == Role::Settled);
+        }
+        let again = gave_up.is_none_or(|at| at.elapsed() >= GIVE_UP_EVERY);
+        if hangs
+            && again
+            && let Some(successor) = self.successor()
+        {
+            *gave_up = Some(Instant::now());
+            self.raft.trigger().transfer_leader(successor).await?;
+        }
+        Ok(())
+    }
+
+    /// The voter that has most of the log of those that answer, where this node leads. Without one the
+    /// followers elect when they have heard no heartbeat for long enough.
+    fn successor(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let me = self.around.config.node_id.0;
+        let replication = metrics.replication.as_ref()?;
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let up = |id: u64| id != me && voters.contains(&id) && self.around.peers.liveness(NodeId(id)).is_up();
+        let candidates = replication.iter().filter(|(id, _)| up(**id));
+        candidates.max_by_key(|(_, matched)| *matched).map(|(id, _)| *id)
+    }
+
+    /// Asks the other voters whether they acknowledge entries, from time to time.
+    async fn look_around(&self, looked: &mut Option<Instant>) {
+        if looked.is_some_and(|at: Instant| at.elapsed() < ABILITY_EVERY) {
+            return;
+        }
+        *looked = Some(Instant::now());
+        let me = self.around.config.node_id;
+        let voters =
+            self.voters().into_iter().filter(|id| *id != me && self.around.peers.liveness(*id).is_up());
+        let asked = voters.map(|other| async move { (other, self.ask(other).await) });
+        let answers = join_all(asked).await;
+        let able = answers.into_iter().filter_map(|(other, said)| {
+            let said = said.filter(|said| said.settled && !said.receiving)?;
+            Some((other, said.last.map_or(0, |last| last.index.saturating_add(1))))
+        });
+        *lock(&self.able) = able.collect();
+    }
+
+    /// How many voters can acknowledge entries now, as far as this node knows, itself included: those that
+    /// can be reached, are not joining, and need no snapshot first.
+    pub(crate) fn able_voters(&self) -> usize {
+        let me = self.around.config.node_id;
+        let purged = {
+            let metrics = self.raft.data_metrics();
+            let purged = metrics.borrow_watched().purged;
+            purged.map_or(0, |id| id.index + 1)
+        };
+        let myself = *lock(&self.role) == Role::Settled && !self.incoming.is_receiving();
+        let able = lock(&self.able).clone();
+        let other = |id: &NodeId| {
+            self.around.peers.liveness(*id).is_up() && able.get(id).is_some_and(|end| *end >= purged)
+        };
+        self.voters().iter().filter(|id| if **id == me { myself } else { other(id) }).count()
+    }
+
+    /// Adds members that are missing from the group as learners.
+    async fn enroll(&self) -> Result<(), Fatal<TypeConfig>> {
+        let known: BTreeSet<u64> = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().nodes().map(|(id, _)| *id).collect()
+        };
+        let missing =
+            self.around.config.members.iter().map(|member| member.id.0).find(|id| !known.contains(id));
+        let Some(missing) = missing else { return Ok(()) };
+        let deadline = Instant::now() + STEWARD_DEADLINE;
+        match timeout_at(deadline, self.raft.add_learner(missing, EmptyNode {}, false)).await {
+            Ok(Err(RaftError::Fatal(fatal))) => Err(fatal),
+            // No longer the leader, or too slow: the next tick tries again.
+            _ => Ok(()),
+        }
+    }
+
+    /// The first leader of group 0 fills the catalogue. A second command would have no effect.
+    async fn initialize_cluster(&self) -> Result<(), Fatal<TypeConfig>> {
+        if self.id != GroupId::CATALOGUE || !self.around.catalogue.borrow().members.is_empty() {
+            return Ok(());
+        }
+        let RaftConfig { cluster_id, members, .. } = self.around.config.as_ref();
+        let command = CatalogueCommand::InitCluster { cluster_id: *cluster_id, members: members.clone() };
+        let deadline = Instant::now() + STEWARD_DEADLINE;
+        match timeout_at(deadline, self.raft.client_write(command.encode())).await {
+            Ok(Err(RaftError::Fatal(fatal))) => Err(fatal),
+            Ok(Ok(response)) if response.data != Reply::None => {
+                tracing::info!(index = response.log_id.index, "the catalogue is initialized");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
