@@ -11,7 +11,7 @@
 
 mod world;
 
-use std::{collections::VecDeque, future::Future, task::Poll, time::Duration};
+use std::{collections::VecDeque, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use kv_storage::{
@@ -20,13 +20,7 @@ use kv_storage::{
 };
 use kv_types::{ClusterId, GroupId, NodeId};
 use tokio::sync::oneshot;
-use world::{Mem, Real, T, U, World};
-
-fn run<T>(f: impl Future<Output = T>) -> T {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("in time") })
-}
+use world::{Mem, Real, T, U, World, run, until};
 
 /// Each case on all worlds, on the torn one with several seeds.
 macro_rules! suite {
@@ -197,16 +191,6 @@ async fn fill(s: &Storage, from: usize, to: usize) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-}
-
-async fn until(what: &str, mut f: impl FnMut() -> bool) {
-    for _ in 0..2000 {
-        if f() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("not in time: {what}");
 }
 
 fn drain_checkpoint_and_segment_drop(w: &mut dyn World) {

@@ -12,22 +12,15 @@ mod world;
 
 use std::{
     collections::BTreeMap,
-    future::Future,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
 use kv_storage::{Batch, Copy, Drive, Piece, Storage, StorageError, TableId, limits, tier::TierKind};
-use world::{Mem, Real, T, U, World};
+use world::{Mem, Real, T, U, World, run};
 
 type Rows = BTreeMap<(TableId, Bytes), Bytes>;
-
-fn run<T>(f: impl Future<Output = T>) -> T {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("in time") })
-}
 
 /// The rows that pieces say, read as a snapshot is: the last record of a key counts.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@
 
 mod world;
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kv_storage::{Batch, Drive, Position, RaftEntry, RaftLog, RaftLogId, Storage, StorageError};
@@ -19,13 +19,7 @@ use kv_storage::{StorageOptions, disk::MemDisk, tier::MemTiers};
 use kv_types::GroupId;
 use proptest::prelude::*;
 use tokio::{sync::oneshot, time::Instant};
-use world::{Mem, Real, T, Watched, World};
-
-fn run<T>(f: impl Future<Output = T>) -> T {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), f).await.expect("in time") })
-}
+use world::{Mem, Real, T, Watched, World, run};
 
 fn put(key: impl AsRef<[u8]>, bytes: usize) -> Batch {
     Batch::new().put(T, key, vec![7; bytes])

@@ -19,7 +19,7 @@ use kv_storage::{
     limits,
     tier::{Gate, GatedTiers, Hold, MemTiers, TierCall, TierError, TierFolders, TierKind, TierSource},
 };
-use world::{T, U};
+use world::{T, U, until};
 
 struct Slow {
     options: StorageOptions,
@@ -61,16 +61,6 @@ impl Slow {
 fn run<T>(f: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("in time") })
-}
-
-async fn until(what: &str, mut f: impl FnMut() -> bool) {
-    for _ in 0..5000 {
-        if f() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    panic!("not in time: {what}");
 }
 
 async fn put(s: &Storage, key: &str, bytes: usize) {

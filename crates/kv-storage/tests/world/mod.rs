@@ -14,7 +14,27 @@ pub(crate) const T: TableId = TableId::new(16);
 #[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) const U: TableId = TableId::new(17);
 
-/// Where a storage engine lives and can be made to suffer.
+/// Runs to the end on two workers, within a minute.
+#[allow(dead_code, reason = "each test binary uses its part")]
+pub(crate) fn run<T>(f: impl Future<Output = T>) -> T {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("in time") })
+}
+
+/// Waits for a condition, ten seconds at most.
+#[allow(dead_code, reason = "each test binary uses its part")]
+pub(crate) async fn until(what: &str, mut f: impl FnMut() -> bool) {
+    for _ in 0..5000 {
+        if f() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("not in time: {what}");
+}
+
+/// Where a storage engine lives, and how it can be crashed and damaged.
 #[allow(dead_code, reason = "each test binary uses its part")]
 pub(crate) trait World {
     fn options(&mut self) -> &mut StorageOptions;
