@@ -37,6 +37,7 @@ use crate::{
     batch::{TableId, after, full_key, prefix_end, split_key},
     engine::Storage,
     error::StorageError,
+    limits,
     parts::Parts,
     tee::{Span, Tee, Writes},
 };
@@ -78,8 +79,8 @@ pub struct Copy {
     /// What of the base is still to be read.
     rest: VecDeque<Span>,
     closed: bool,
-    /// The last piece was of the tail: the base has its turn.
-    tail_was_last: bool,
+    /// Pieces of the tail since the last one of the base.
+    tails_in_a_row: u32,
 }
 
 impl Drop for Copy {
@@ -90,20 +91,21 @@ impl Drop for Copy {
 
 impl Copy {
     /// The next piece: of the tail if there is any, but at least every other one of the base, unless the tail
-    /// [is long](Copy::tail_is_long): then the tail alone, until it is not. `None` before
+    /// [is long](Copy::tail_is_long): then one in eight ([`crate::limits::COPY_TAIL_TURNS`]). `None` before
     /// the close: the base is read, and nothing of the tail waits at this moment. `None` after the close: the
     /// copy is complete. A base piece has at most `max_rows` rows and about `max_bytes`; a tail piece has
     /// whole batches, at most `max_bytes` or one batch. Blocks on the tier: call it off the async workers.
     /// [`StorageError::CopyOverrun`] when the copy was given up.
     pub fn next_piece(&mut self, max_rows: usize, max_bytes: usize) -> Result<Option<Piece>, StorageError> {
-        if !self.tail_was_last || self.rest.is_empty() || self.tail_is_long() {
+        let most = if self.tail_is_long() { limits::COPY_TAIL_TURNS } else { 1 };
+        if self.tails_in_a_row < most || self.rest.is_empty() {
             let tail = self.tee.take(max_bytes)?;
             if !tail.is_empty() {
-                self.tail_was_last = true;
+                self.tails_in_a_row += 1;
                 return Ok(Some(Piece::Tail(named(tail))));
             }
         }
-        self.tail_was_last = false;
+        self.tails_in_a_row = 0;
         let Some(span) = self.rest.pop_front() else { return Ok(None) };
         let parts = self.storage.parts();
         parts.life.check()?;
@@ -193,6 +195,6 @@ impl Storage {
             .collect();
         let tee = Arc::new(Tee::new(spans.clone(), parts.options.copy_tail_bytes));
         parts.memtable.write().tees.attach(tee.clone())?;
-        Ok(Copy { storage: self.clone(), tee, rest: spans.into(), closed: false, tail_was_last: false })
+        Ok(Copy { storage: self.clone(), tee, rest: spans.into(), closed: false, tails_in_a_row: 0 })
     }
 }

@@ -101,6 +101,9 @@ pub const TIER_WAIT: Duration = Duration::from_secs(30);
 pub const MAX_COPIES: usize = 4;
 /// Writes that wait to be taken by one copy, bytes: the default of `copy_tail_bytes`.
 pub const COPY_TAIL_BYTES: usize = 32 << 20;
+/// Pieces of the tail of a copy that may follow each other while it is long: the base goes on, or the copy is
+/// given up, and it always ends.
+pub const COPY_TAIL_TURNS: u32 = 7;
 /// What one row that waits for a copy costs beside its key and value, bytes.
 pub const COPY_ROW_BYTES: usize = 96;
 /// How long what writes to the tier directly waits for the drain between two of its steps, when the drain is
