@@ -199,6 +199,7 @@ impl Builder {
         while !filling.is_whole {
             filling = self.fill(filling, &mut pace).await?;
         }
+        self.check_space().await?;
         // What is applied may not be durable in this node's log yet; after a crash no snapshot must be ahead
         // of the log.
         self.storage.raft(self.space.group).barrier().await?;
@@ -213,9 +214,18 @@ impl Builder {
         Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id: info.id } })
     }
 
+    /// Gives up after an installation: what the copy was of is being removed, and its histories first.
+    async fn check_space(&self) -> Result<(), MachineError> {
+        match self.applied.read().await.space == self.space {
+            true => Ok(()),
+            false => Err(StorageError::Overloaded { what: "an installation" }.into()),
+        }
+    }
+
     /// Writes the next piece, at this node's pace. Pieces of the tail are not paced: they come as fast as
     /// entries are applied, and a copy that is slower than that is given up.
     async fn fill(&self, mut filling: Filling, pace: &mut Pace) -> Result<Filling, MachineError> {
+        self.check_space().await?;
         let before = filling.paced;
         let filling = NodeRuntime::blocking(move || filling.step().map(|()| filling)).await??;
         let wait = pace.wait(&self.storage, self.work.per_second, filling.paced, before);

@@ -377,14 +377,15 @@ fn judge(views: &Views) -> (Health, Vec<String>) {
         };
         let mut quorum = !status.groups.is_empty();
         for group in &status.groups {
-            if !group.quorum || group.leader == 0 {
-                quorum = false;
-                let id = GroupId(group.group);
-                complaints.push(match group.impediment.as_str() {
-                    "" if group.quorum => format!("{node}: {id} knows no leader"),
-                    "" => format!("{node}: {id} has no quorum"),
-                    why => why.to_owned(),
-                });
+            let led = group.quorum && group.leader != 0;
+            quorum &= led;
+            let id = GroupId(group.group);
+            match group.impediment.as_str() {
+                "" if led => {}
+                "" if group.quorum => complaints.push(format!("{node}: {id} knows no leader")),
+                "" => complaints.push(format!("{node}: {id} has no quorum")),
+                // Also of a member that the group goes on without: its disk hangs, or it cannot vote.
+                why => complaints.push(why.to_owned()),
             }
         }
         served |= quorum;
@@ -516,6 +517,17 @@ mod tests {
             .into(),
             leaders: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn what_keeps_one_member_from_its_work_is_said_though_the_group_goes_on() {
+        let views = |status| Views::from([(NodeId(1), Some(status))]);
+        assert_eq!(judge(&views(status(1, true, &[]))), (Health::Ok, vec![]));
+        let mut hangs = status(1, true, &[]);
+        hangs.groups[0].impediment = "n1: its disk hangs".into();
+        assert_eq!(judge(&views(hangs.clone())), (Health::Degraded, vec!["n1: its disk hangs".into()]));
+        hangs.groups[0].leader = 0;
+        assert_eq!(judge(&views(hangs)), (Health::Down, vec!["n1: its disk hangs".into()]));
     }
 
     #[test]
