@@ -162,7 +162,7 @@ pub struct StorageSettings {
     /// Time since the last checkpoint after which the next one starts.
     #[serde(deserialize_with = "duration")]
     pub checkpoint_interval: Duration,
-    /// Free space of the file system below which writes are refused, but at most a twentieth of the file
+    /// Free space of the file system below which writes are refused, but at most an eighth of the file
     /// system; 0B to never ask.
     #[serde(deserialize_with = "size")]
     pub disk_reserve_size: u64,

@@ -28,8 +28,8 @@ pub struct StorageOptions {
     /// Size of the whole log beyond which commits are refused. Raft records may use a quarter more.
     pub max_log_bytes: u64,
     /// Free bytes of the file system below which commits and proposals are refused
-    /// ([`StorageError::DiskFull`]), while all that makes room again goes on; but at most a twentieth of the
-    /// file system. 0 to never ask.
+    /// ([`StorageError::DiskFull`]), while all that makes room again goes on; but at most an eighth of the
+    /// file system, and what is accepted and not yet written. 0 to never ask.
     pub disk_reserve_bytes: u64,
     /// Largest batch or Raft entry.
     pub max_record_bytes: usize,

@@ -805,7 +805,7 @@ fn a_disk_that_is_nearly_full_refuses_before_anything_fails() {
         while s.pump() {}
         assert!(index < 2_000, "there is an end");
     };
-    // The reserve is a twentieth of so small a disk.
+    // The reserve is an eighth of so small a disk.
     assert!(matches!(full, StorageError::DiskFull { reserve, .. } if reserve < 1 << 20), "{full}");
     assert!(full.is_refusal() && index > 100, "{index}");
     assert!(matches!(s.commit(put("k", 10)), Err(StorageError::DiskFull { .. })));

@@ -39,7 +39,7 @@ fn nearly_full(w: &mut Mem, room: u64) -> Storage {
     w.options().disk_reserve_bytes = 1 << 20;
     let (s, _) = w.open();
     while s.pump() {}
-    // Large enough that a twentieth of it is above the reserve.
+    // Large enough that an eighth of it is above the reserve.
     let filler = w.disk.open("/filler".as_ref(), true).unwrap();
     let used = w.disk.used();
     filler.write_at(&vec![1; 32 << 20], 0).unwrap();
