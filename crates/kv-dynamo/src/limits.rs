@@ -24,8 +24,13 @@ pub const HINT_ROW_WRITES: usize = 128;
 pub const HINT_PAGE: usize = 256;
 /// Hints under way, per target.
 pub const HINTS_IN_FLIGHT: usize = 64;
-/// How long one message of the background may take.
+/// Bytes of hints under way, per target; one that is larger goes alone.
+pub const HINT_BYTES_IN_FLIGHT: usize = 4 << 20;
+/// How long one message of the background may take, or may find its link at rest.
 pub const BACKGROUND_CALL: Duration = Duration::from_millis(1_000);
+/// How long a message of the background may take on a link that moves: the largest record on a link of a few
+/// dozen kB a second.
+pub const BACKGROUND_AT_MOST: Duration = Duration::from_secs(60);
 /// First and longest pause after a failed round of the background.
 pub const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1_000));
 /// Entries of the request table of one ring partition; beyond it new writes are refused.
@@ -48,6 +53,11 @@ const _: () = assert!(MAX_REPLICAS as usize * (RECORD_BYTES + BESIDE_VALUES) <= 
 const _: () = assert!(MAX_VALUE_BYTES + MAX_KEY_BYTES <= RECORD_BYTES);
 /// Bytes of a page when a ring partition is pulled.
 pub const PULL_PAGE_BYTES: u32 = 1 << 20;
+/// Bytes of the first page of a pull, and the smallest. The next is twice as large when it came quickly.
+pub const PULL_PAGE_LEAST: u32 = 64 << 10;
+/// How quickly a page comes that may be followed by a larger one, and how long one may take at first. Twice as
+/// long after it was late, but [`BACKGROUND_AT_MOST`].
+pub const PULL_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// Ring partitions pulled at once.
 pub const PULLS: usize = 8;
 /// Rows read at a time where all rows of a ring partition are looked at.

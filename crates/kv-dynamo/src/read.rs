@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use kv_peer::{Address, Lane};
+use kv_peer::{Address, Lane, Patience};
 use kv_proto::peer::{request_frame, response_frame};
 use kv_proto::{client_id_bytes, peer, v1};
 use kv_types::causal::{Context, State, encode_context_token};
@@ -221,7 +221,9 @@ impl Node {
                 } else {
                     let (namespace, body) = replica_write(&place, record.clone(), None);
                     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
-                    let call = me.peers.call(node, Lane::Bulk, about, body, deadline);
+                    let (idle, at_most) = (limits::BACKGROUND_CALL, limits::BACKGROUND_AT_MOST);
+                    let patience = Patience::WhileMoving { idle, at_most };
+                    let call = me.peers.call_with(node, Lane::Bulk, about, body, patience);
                     call.await.map(|_| ()).map_err(|error| error.to_string())
                 };
                 if let Err(why) = result {

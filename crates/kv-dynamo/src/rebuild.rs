@@ -28,7 +28,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
-use kv_peer::{Address, Lane};
+use kv_peer::{Address, Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::catalogue::{Catalogue, Ring};
 use kv_types::causal::{NodeClock, State};
@@ -227,20 +227,55 @@ async fn pull_slice(
     Ok(whole >= needed || answers.len() == others.len())
 }
 
+/// How much a source is asked for at a time, and how long that may take: by how its link carried what came
+/// before. An answer cannot be told from a source that does not answer until it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PageSize {
+    bytes: u32,
+    wait: Duration,
+}
+
+impl Default for PageSize {
+    fn default() -> Self {
+        Self { bytes: limits::PULL_PAGE_LEAST, wait: limits::PULL_TIME.1 }
+    }
+}
+
+impl PageSize {
+    fn came(&mut self, took: Duration) {
+        if took <= limits::PULL_TIME.0 {
+            self.bytes = self.bytes.saturating_mul(2).min(limits::PULL_PAGE_BYTES);
+        }
+    }
+
+    /// Whether to ask for less, or to wait longer.
+    fn late(&mut self) -> bool {
+        let before = *self;
+        self.bytes = limits::PULL_PAGE_LEAST;
+        self.wait = (self.wait * 2).min(limits::BACKGROUND_AT_MOST);
+        *self != before
+    }
+}
+
 /// Merges everything that a source keeps of a ring partition. True when the source is whole.
 async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
     let mut after = Bytes::new();
+    let mut page = PageSize::default();
     loop {
         let message = peer::PullPartition {
             ring: slice.ring.0,
             partition: slice.partition.0,
-            after,
-            max_bytes: limits::PULL_PAGE_BYTES,
+            after: after.clone(),
+            max_bytes: page.bytes,
         };
         let body = request_frame::Body::PullPartition(message);
-        let deadline = Instant::now() + limits::BACKGROUND_CALL;
-        let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, deadline).await;
-        let page = match reply.map_err(|error| error.into_failure(source))? {
+        let begun = Instant::now();
+        let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, begun + page.wait).await;
+        if matches!(reply, Err(PeerError::TimedOut)) && page.late() {
+            continue;
+        }
+        page.came(begun.elapsed());
+        let pulled_page = match reply.map_err(|error| error.into_failure(source))? {
             response_frame::Body::PullPartition(page) => page,
             _ => {
                 return Err(Failure::new(
@@ -251,22 +286,22 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
         };
         let invalid =
             |error: kv_types::causal::CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
-        if !page.records.is_empty() {
+        if !pulled_page.records.is_empty() {
             node.standing.note_data();
         }
-        for pulled in page.records {
+        for pulled in pulled_page.records {
             let state = State::decode(pulled.record).map_err(invalid)?;
             let place = Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key };
             apply_patiently(node, &place, &state).await?;
         }
-        if !page.next.is_empty() {
-            after = page.next;
+        if !pulled_page.next.is_empty() {
+            after = pulled_page.next;
             continue;
         }
-        if page.node_clock.is_empty() {
+        if pulled_page.node_clock.is_empty() {
             return Ok(false);
         }
-        let clock = NodeClock::decode(page.node_clock).map_err(invalid)?;
+        let clock = NodeClock::decode(pulled_page.node_clock).map_err(invalid)?;
         if !clock.is_empty() {
             node.standing.note_data();
         }

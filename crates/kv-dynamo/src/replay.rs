@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use kv_peer::{Address, Lane, PeerError};
+use kv_peer::{Address, Lane, Patience, PeerError};
 use kv_proto::peer::response_frame;
 use kv_types::limits::REQUEST_WINDOW;
 use kv_types::{Epoch, NodeId};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -107,8 +108,9 @@ async fn round(node: &Arc<Node>, target: NodeId) -> bool {
         };
         let Some(last) = due.last() else { break };
         after = Some(last.row.clone());
+        let room = &Semaphore::new(limits::HINT_BYTES_IN_FLIGHT);
         let mut sent = stream::iter(due)
-            .map(|due| async move { deliver(node, target, &due).await })
+            .map(|due| async move { deliver(node, target, &due, room).await })
             .buffer_unordered(limits::HINTS_IN_FLIGHT);
         while let Some(fate) = sent.next().await {
             match fate {
@@ -130,7 +132,8 @@ enum Fate {
     Unreachable,
 }
 
-async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
+/// Sends a hint, once there is room for its bytes beside those that are under way.
+async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Semaphore) -> Fate {
     let deadline = Instant::now() + limits::BACKGROUND_CALL;
     let message = match node.replica.message_of(due, deadline).await {
         Ok((state, position)) => node.durable_by(position, deadline).await.map(|()| state),
@@ -143,13 +146,19 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due) -> Fate {
             return Fate::Refused;
         }
     };
-    let (namespace, body) = replica_write(&due.place, state.encode(), None);
+    let record = state.encode();
+    let bytes = u32::try_from(record.len().min(limits::HINT_BYTES_IN_FLIGHT)).unwrap_or(u32::MAX);
+    let Ok(_room) = room.acquire_many(bytes).await else { return Fate::Refused };
+    let (namespace, body) = replica_write(&due.place, record, None);
     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
     if kv_types::mutant!(ForgetHint) {
         let forgotten = node.replica.forget(target, due, deadline).await;
         return forgotten.map_or(Fate::Refused, |_| Fate::Delivered);
     }
-    match node.peers.call(target, Lane::Bulk, about, body, deadline).await {
+    // A slow link takes its time for a large record, and would never carry it if it were given up.
+    let patience =
+        Patience::WhileMoving { idle: limits::BACKGROUND_CALL, at_most: limits::BACKGROUND_AT_MOST };
+    match node.peers.call_with(target, Lane::Bulk, about, body, patience).await {
         Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => {
             let deadline = Instant::now() + limits::BACKGROUND_READ;
             match node.replica.forget(target, due, deadline).await {

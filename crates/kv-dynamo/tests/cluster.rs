@@ -47,6 +47,15 @@ struct CutNetwork {
     me: NodeId,
     peers: Arc<BTreeMap<String, NodeId>>,
     sides: watch::Receiver<Sides>,
+    /// Bytes a second of each connection and direction.
+    rate: watch::Receiver<u64>,
+}
+
+async fn carry(bytes: usize, rate: &watch::Receiver<u64>) {
+    let rate = *rate.borrow();
+    if rate < u64::MAX {
+        sleep(Duration::from_micros(bytes as u64 * 1_000_000 / rate)).await;
+    }
 }
 
 fn open(sides: &Sides, a: NodeId, b: NodeId) -> bool {
@@ -67,9 +76,11 @@ impl Network for CutNetwork {
             let (near, far) = tokio::io::duplex(64 << 10);
             let (mut far_read, mut far_write) = tokio::io::split(far);
             let (mut up, mut down) = (self.sides.clone(), self.sides.clone());
+            let (up_rate, down_rate) = (self.rate.clone(), self.rate.clone());
             tokio::spawn(async move {
                 let mut buffer = vec![0; 16 << 10];
                 while let Ok(n @ 1..) = far_read.read(&mut buffer).await {
+                    carry(n, &up_rate).await;
                     if up.wait_for(|sides| open(sides, me, to)).await.is_err()
                         || write.write_all(&buffer[..n]).await.is_err()
                     {
@@ -81,6 +92,7 @@ impl Network for CutNetwork {
             tokio::spawn(async move {
                 let mut buffer = vec![0; 16 << 10];
                 while let Ok(n @ 1..) = read.read(&mut buffer).await {
+                    carry(n, &down_rate).await;
                     if down.wait_for(|sides| open(sides, me, to)).await.is_err()
                         || far_write.write_all(&buffer[..n]).await.is_err()
                     {
@@ -116,6 +128,7 @@ struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
     addresses: Arc<BTreeMap<String, NodeId>>,
     sides: watch::Sender<Sides>,
+    rate: watch::Sender<u64>,
     catalogue: watch::Sender<Arc<Catalogue>>,
     namespace: Namespace,
     options: StorageOptions,
@@ -159,6 +172,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             addresses: Arc::new(addresses),
             sides: watch::Sender::new(Sides::new()),
+            rate: watch::Sender::new(u64::MAX),
             catalogue: watch::Sender::new(Arc::new(catalogue)),
             namespace,
             options: StorageOptions { max_record_bytes: 1 << 20, ..options },
@@ -187,8 +201,8 @@ impl Cluster {
     }
 
     async fn start_node(&mut self, id: NodeId, listener: Listener, disk: MemDisk) {
-        let network =
-            CutNetwork { me: id, peers: Arc::clone(&self.addresses), sides: self.sides.subscribe() };
+        let (sides, rate) = (self.sides.subscribe(), self.rate.subscribe());
+        let network = CutNetwork { me: id, peers: Arc::clone(&self.addresses), sides, rate };
         let env = Env { network: Arc::new(network), ..Env::real() };
         let peers = Peers::new(PeerConfig::new(CLUSTER, id), env.clone());
         let gate = Gate::default();
@@ -634,4 +648,28 @@ async fn a_stalled_tier_holds_up_the_requests_that_need_it_alone() {
     cluster.until_shown(&cold, "after").await;
     cluster.until_shown(&new, "new").await;
     cluster.converge().await;
+}
+
+/// Records that a link carries in three seconds, far longer than a message of the background may find it at
+/// rest: they arrive all the same, as hints and in a rebuild.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_records_pass_over_a_slow_link() {
+    let mut cluster = Cluster::start().await;
+    let value = "v".repeat(400 << 10);
+    cluster.cut(&[5]);
+    let key = key_of(&cluster, "key", &[5]);
+    cluster.put(1, &key, &value).await.unwrap();
+    let hints = |c: &Cluster| c.nodes.values().map(|n| n.dynamo.hints_pending().len()).sum::<usize>();
+    cluster.until("a hint is kept", |c| hints(c) > 0).await;
+    cluster.rate.send_replace(150_000);
+    cluster.cut(&[]);
+    let took = cluster.converge().await;
+    assert!(took > Duration::from_secs(2), "the link was not slow: {took:?}");
+
+    cluster.wipe(NodeId(5)).await;
+    let whole = |c: &Cluster| c.nodes[&NodeId(5)].dynamo.rebuilding_partitions() == 0;
+    let took = cluster.until("the wiped node is whole", whole).await;
+    assert!(took > Duration::from_secs(2), "the link was not slow: {took:?}");
+    cluster.rate.send_replace(u64::MAX);
+    assert_eq!(shown(&cluster.get(5, &key, 1).await.unwrap()), [value]);
 }

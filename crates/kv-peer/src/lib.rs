@@ -62,6 +62,9 @@ pub struct PeerConfig {
     pub link_in_flight: usize,
     /// Requests that one incoming stream may have under way; more are refused with `OVERLOADED`.
     pub stream_concurrency: usize,
+    /// Bytes of the larger requests of all incoming streams that may be under way; more are refused with
+    /// `OVERLOADED`. At least those of the largest message.
+    pub request_bytes: usize,
 }
 
 impl PeerConfig {
@@ -78,6 +81,7 @@ impl PeerConfig {
             link_bytes: limits::LINK_BYTES,
             link_in_flight: limits::LINK_IN_FLIGHT,
             stream_concurrency: limits::STREAM_CONCURRENCY,
+            request_bytes: limits::REQUEST_BYTES,
         }
     }
 }

@@ -25,6 +25,13 @@ pub(crate) const LINK_IN_FLIGHT: usize = 4_096;
 /// those it has given up on still count here.
 pub(crate) const STREAM_CONCURRENCY: usize = 8_192;
 
+/// Bytes of the requests of all incoming streams that are under way: four links of the largest size. What is
+/// larger than [`SMALL_BYTES`] is refused beyond it.
+pub(crate) const REQUEST_BYTES: usize = 256 << 20;
+/// A request of at most so many bytes is not counted: heartbeats and votes pass while large ones are refused,
+/// and [`STREAM_CONCURRENCY`] bounds them.
+pub(crate) const SMALL_BYTES: usize = 1 << 10;
+
 /// Streams of one incoming connection. An honest peer has one, for a moment perhaps two; each may hold a
 /// message of the largest size while it arrives.
 pub(crate) const CONNECTION_STREAMS: u32 = 4;
@@ -66,3 +73,4 @@ pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(3);
 const _: () = assert!(STREAM_CONCURRENCY >= LINK_IN_FLIGHT);
 const _: () = assert!(REPORT_EVERY.as_millis() * 2 <= KEEP_ALIVE_INTERVAL.as_millis());
 const _: () = assert!(LINK_CALLS >= LINK_IN_FLIGHT);
+const _: () = assert!(REQUEST_BYTES >= 4 * LINK_BYTES && REQUEST_BYTES >= MAX_BODY_BYTES);

@@ -30,7 +30,8 @@ pub type PeerServer = PeerServiceServer<Service>;
 pub fn service(peers: &Peers, handler: Arc<dyn PeerHandler>) -> PeerServer {
     let config = peers.config();
     let cluster_id = kv_proto::cluster_id_bytes(config.cluster_id);
-    PeerServiceServer::new(Service { config, cluster_id, handler, stopped: peers.stopped() })
+    let bytes = Arc::new(Semaphore::new(config.request_bytes));
+    PeerServiceServer::new(Service { config, cluster_id, handler, bytes, stopped: peers.stopped() })
         .max_decoding_message_size(MAX_PEER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_PEER_MESSAGE_BYTES)
 }
@@ -51,6 +52,8 @@ pub struct Service {
     config: Arc<PeerConfig>,
     cluster_id: bytes::Bytes,
     handler: Arc<dyn PeerHandler>,
+    /// What is left for the bytes of requests of all streams.
+    bytes: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -60,10 +63,16 @@ impl std::fmt::Debug for Service {
     }
 }
 
-/// A response and the place among the requests under way that it holds until it is on its way out.
+/// A response, and what its request holds until the response is on its way out.
 struct Answer {
     frame: ResponseFrame,
-    _place: Option<OwnedSemaphorePermit>,
+    _held: Option<Held>,
+}
+
+/// The place of a request among those of its stream that are under way, and its bytes among those of all.
+struct Held {
+    _place: OwnedSemaphorePermit,
+    _bytes: Option<OwnedSemaphorePermit>,
 }
 
 #[tonic::async_trait]
@@ -83,6 +92,7 @@ impl PeerService for Service {
             cluster_id: self.cluster_id.clone(),
             handler: Arc::clone(&self.handler),
             places: Arc::new(Semaphore::new(concurrency)),
+            bytes: Arc::clone(&self.bytes),
             out,
             introduced: connection.introduced,
         };
@@ -109,6 +119,7 @@ struct Exchange {
     cluster_id: bytes::Bytes,
     handler: Arc<dyn PeerHandler>,
     places: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
     out: mpsc::Sender<Answer>,
     /// Told when a frame says who sends and is for this node.
     introduced: Introduced,
@@ -151,12 +162,33 @@ impl Exchange {
     /// Answers at once; false when the stream must end.
     fn answer(&self, id: u64, body: response_frame::Body) -> bool {
         let frame = ResponseFrame { id, body: Some(body) };
-        let sent = self.out.try_send(Answer { frame, _place: None }).is_ok();
+        let sent = self.out.try_send(Answer { frame, _held: None }).is_ok();
         if !sent {
             // The peer asks and does not read, or is gone.
             tracing::warn!("a peer does not read its answers; its stream is closed");
         }
         sent
+    }
+
+    /// A place for a request among those under way.
+    fn hold(&self, body: &request_frame::Body) -> Result<Held, Failure> {
+        let node = self.config.node_id;
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let limit = self.config.stream_concurrency;
+            let message = format!("{node} has {limit} requests of this stream under way");
+            Failure::new(Reason::Overloaded, message).with("limit", limit)
+        })?;
+        let size = body.encoded_len();
+        if size <= limits::SMALL_BYTES {
+            return Ok(Held { _place: place, _bytes: None });
+        }
+        let wanted = u32::try_from(size).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(wanted).map_err(|_| {
+            let limit = self.config.request_bytes;
+            let message = format!("{node} has {limit} bytes of requests of other nodes under way, or nearly");
+            Failure::new(Reason::Overloaded, message).with("limit", limit)
+        })?;
+        Ok(Held { _place: place, _bytes: Some(bytes) })
     }
 
     /// Checks a frame; an immediate answer, or none when the handler was begun.
@@ -182,11 +214,7 @@ impl Exchange {
         if frame.deadline_ms == 0 {
             return Err(expired());
         }
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            let limit = self.config.stream_concurrency;
-            let message = format!("{node} has {limit} requests of this stream under way");
-            Failure::new(Reason::Overloaded, message).with("limit", limit)
-        })?;
+        let held = self.hold(&body)?;
         let request = PeerRequest {
             from: NodeId(frame.from_node),
             about: Address {
@@ -206,8 +234,7 @@ impl Exchange {
             };
             let body = result.and_then(within_bounds).unwrap_or_else(|failure| refusal(&failure));
             // There is room for every place; when the stream is gone no caller waits for the answer.
-            let _ =
-                out.try_send(Answer { frame: ResponseFrame { id, body: Some(body) }, _place: Some(place) });
+            let _ = out.try_send(Answer { frame: ResponseFrame { id, body: Some(body) }, _held: Some(held) });
         });
         Ok(None)
     }

@@ -430,6 +430,33 @@ async fn one_stream_may_have_only_so_much_under_way() {
     assert_eq!(echo.begun(), 1);
 }
 
+/// The account is of all streams together; what is small passes, and what has ended gives its bytes back.
+#[tokio::test]
+async fn large_requests_of_all_streams_have_a_bound_in_bytes() {
+    let echo = Echo::new(0);
+    let (address, _server) = serve(&echo, |config| config.request_bytes = 10_000).await;
+    let peers = caller(N2, &address, |_| {});
+    let large = |fill: &str| fill.repeat(6_000);
+    let call_on = |lane: Lane, key: String| {
+        let (peers, deadline) = (peers.clone(), Instant::now() + Duration::from_secs(10));
+        async move { peers.call(N2, lane, Address::default(), read(&key), deadline).await }
+    };
+    let others = async {
+        eventually(Duration::from_secs(5), "the first call is begun", async || echo.begun() == 1).await;
+        let refused = call_on(Lane::Bulk, large("b")).await;
+        assert!(
+            matches!(&refused, Err(PeerError::Refused(failure)) if failure.reason == Reason::Overloaded),
+            "{refused:?}"
+        );
+        echo.permits.add_permits(2);
+        assert!(call_on(Lane::Bulk, "small".into()).await.is_ok());
+    };
+    let (first, ()) = tokio::join!(call_on(Lane::Data, large("a")), others);
+    assert!(first.is_ok(), "{first:?}");
+    echo.permits.add_permits(1);
+    assert!(call_on(Lane::Bulk, large("c")).await.is_ok());
+}
+
 #[tokio::test]
 async fn expired_work_is_dropped_unstarted() {
     let echo = Echo::new(UNBOUND);

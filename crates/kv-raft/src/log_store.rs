@@ -14,6 +14,7 @@ use crate::codec;
 use crate::config::{Entry, LogId, TypeConfig, Vote};
 use crate::disk_watch::DiskWatch;
 use crate::limits::APPEND_BYTES;
+use crate::runtime::NodeRuntime;
 
 /// The log of one group. Readers and the writer are the same handle.
 #[derive(Clone)]
@@ -28,8 +29,17 @@ impl LogStore {
         Self { log, watch }
     }
 
-    fn read(&self, range: impl RangeBounds<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        let entries = self.log.read(range, max_bytes)?;
+    /// What is not in memory is read off the runtime: a follower that lags asks for much of it.
+    async fn read(
+        &self,
+        range: impl RangeBounds<u64> + OptionalSend,
+        max_bytes: usize,
+    ) -> io::Result<Vec<Entry>> {
+        let found = self.log.find(range, max_bytes);
+        let entries = match found.are_in_memory() {
+            true => found.read()?,
+            false => NodeRuntime::blocking(move || found.read()).await??,
+        };
         entries.into_iter().map(|entry| Ok(codec::from_storage_entry(entry)?)).collect()
     }
 }
@@ -50,11 +60,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        self.read((range.start_bound().cloned(), range.end_bound().cloned()), usize::MAX)
+        self.read((range.start_bound().cloned(), range.end_bound().cloned()), usize::MAX).await
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read((Bound::Included(start), Bound::Excluded(end)), APPEND_BYTES)
+        self.read((Bound::Included(start), Bound::Excluded(end)), APPEND_BYTES).await
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -123,9 +133,40 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use kv_storage::disk::MemDisk;
+    use kv_storage::tier::MemTiers;
+    use kv_storage::{Storage, StorageOptions};
+    use kv_types::GroupId;
+    use openraft::EntryPayload;
     use openraft::vote::RaftLeaderId;
 
     use super::*;
+
+    /// The runtime of a node has one thread, which also answers heartbeats.
+    #[tokio::test]
+    async fn entries_that_left_memory_are_not_read_on_the_runtime() {
+        let disk = MemDisk::new(1);
+        let options = StorageOptions {
+            raft_cache_bytes: 1 << 10,
+            max_record_bytes: 1 << 20,
+            ..StorageOptions::memory("/data")
+        };
+        let (storage, _) = Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
+        let log = storage.raft(GroupId(1));
+        let entry =
+            |index| codec::to_storage_entry(&Entry { log_id: id(1, index), payload: EntryPayload::Blank });
+        log.append((1..=200).map(entry).collect(), Box::new(|result| result.unwrap())).unwrap();
+        log.barrier().await.unwrap();
+        disk.take_readers();
+        let mut store = LogStore::new(log, DiskWatch::default());
+        assert_eq!(store.try_get_log_entries(1..201).await.unwrap().len(), 200);
+        let readers = disk.take_readers();
+        assert!(!readers.is_empty(), "all of them were in memory");
+        assert!(!readers.contains(&std::thread::current().id()));
+        storage.halt();
+    }
 
     fn id(term: u64, index: u64) -> LogId {
         LogId { leader_id: RaftLeaderId::new(term, 1), index }

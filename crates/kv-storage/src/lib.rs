@@ -57,7 +57,7 @@ pub use identity::Identity;
 pub use install::Removed;
 pub use open::Recovery;
 pub use options::{Drive, StorageOptions};
-pub use raft_log::RaftLog;
+pub use raft_log::{FoundEntries, RaftLog};
 pub use reads::RowChunk;
 pub use snapshot::{BlockKind, SnapshotInfo, SnapshotReader, SnapshotWriter, Snapshots};
 pub use snapshot_parts::{SnapshotBytes, SnapshotPart};

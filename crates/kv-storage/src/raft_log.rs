@@ -25,6 +25,39 @@ use crate::{
     },
 };
 
+/// Entries that were looked up, in memory or at their places in the log.
+#[derive(Debug)]
+pub struct FoundEntries {
+    log: RaftLog,
+    found: Vec<(RaftLogId, Place)>,
+}
+
+impl FoundEntries {
+    /// True if reading them does not block.
+    pub fn are_in_memory(&self) -> bool {
+        self.found.iter().all(|(_, place)| matches!(place, Place::Memory(_)))
+    }
+
+    /// The entries. What is not in memory is read from the log in as few reads as it takes: off the async
+    /// workers.
+    pub fn read(self) -> io::Result<Vec<RaftEntry>> {
+        let on_disk = self.found.iter().filter_map(|(id, place)| match place {
+            Place::Disk(at) => Some((*id, *at)),
+            Place::Memory(_) => None,
+        });
+        let mut loaded = Vec::new();
+        for stretch in Stretch::plan(on_disk) {
+            loaded.extend(self.log.load(&stretch)?);
+        }
+        let mut loaded = loaded.into_iter();
+        let entries = self.found.into_iter().filter_map(|(id, place)| match place {
+            Place::Memory(payload) => Some(RaftEntry { id, payload }),
+            Place::Disk(_) => loaded.next().map(|payload| RaftEntry { id, payload }),
+        });
+        Ok(entries.collect())
+    }
+}
+
 /// A Raft group's log. Clones share it, and keep the engine open.
 #[derive(Clone)]
 pub struct RaftLog {
@@ -142,9 +175,14 @@ impl RaftLog {
         items
     }
 
-    /// Entries of a range, as many as fit in `max_bytes` of payload, but at least one if there are any. What
-    /// is not in memory is read from the log in as few reads as it takes.
+    /// Entries of a range, as [`RaftLog::find`] finds them, read. Blocks unless all are in memory.
     pub fn read(&self, range: impl RangeBounds<u64>, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
+        self.find(range, max_bytes).read()
+    }
+
+    /// Looks entries of a range up, as many as fit in `max_bytes` of payload, but at least one if there are
+    /// any. Does not block.
+    pub fn find(&self, range: impl RangeBounds<u64>, max_bytes: usize) -> FoundEntries {
         let from = match range.start_bound() {
             Bound::Included(n) => *n,
             Bound::Excluded(n) => n.saturating_add(1),
@@ -156,20 +194,7 @@ impl RaftLog {
             Bound::Unbounded => u64::MAX,
         };
         let found = lock(&self.index).find(from..to, max_bytes);
-        let on_disk = found.iter().filter_map(|(id, place)| match place {
-            Place::Disk(at) => Some((*id, *at)),
-            Place::Memory(_) => None,
-        });
-        let mut loaded = Vec::new();
-        for stretch in Stretch::plan(on_disk) {
-            loaded.extend(self.load(&stretch)?);
-        }
-        let mut loaded = loaded.into_iter();
-        let entries = found.into_iter().filter_map(|(id, place)| match place {
-            Place::Memory(payload) => Some(RaftEntry { id, payload }),
-            Place::Disk(_) => loaded.next().map(|payload| RaftEntry { id, payload }),
-        });
-        Ok(entries.collect())
+        FoundEntries { log: self.clone(), found }
     }
 
     fn load(&self, stretch: &Stretch) -> io::Result<Vec<Bytes>> {

@@ -5,6 +5,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex},
+    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -35,6 +36,8 @@ struct State {
     sync_delay: Duration,
     syncs: u64,
     reads: u64,
+    /// The threads that read since it was last asked.
+    readers: Vec<ThreadId>,
     fail_sync_after: Option<u64>,
     random: u64,
 }
@@ -157,6 +160,11 @@ impl MemDisk {
     /// Reads so far.
     pub fn reads(&self) -> u64 {
         lock(&self.state).reads
+    }
+
+    /// The threads that have read since the last call.
+    pub fn take_readers(&self) -> Vec<ThreadId> {
+        std::mem::take(&mut lock(&self.state).readers)
     }
 
     /// Flips the bits of `mask` in one byte, at rest.
@@ -407,6 +415,10 @@ impl DiskFile for MemFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|s, id| {
             s.reads += 1;
+            let reader = thread::current().id();
+            if !s.readers.contains(&reader) {
+                s.readers.push(reader);
+            }
             let Some(inode) = s.inodes.get(&id) else { return Ok(0) };
             let rest = inode.data.get(offset as usize..).unwrap_or_default();
             let n = rest.len().min(buf.len());
