@@ -55,8 +55,8 @@ const _: () = assert!(MAX_VALUE_BYTES + MAX_KEY_BYTES <= RECORD_BYTES);
 pub const PULL_PAGE_BYTES: u32 = 1 << 20;
 /// Bytes of the first page of a pull, and the smallest. The next is twice as large when it came quickly.
 pub const PULL_PAGE_LEAST: u32 = 64 << 10;
-/// How quickly a page comes that may be followed by a larger one, and how long one may take at first. Twice as
-/// long after it was late, but [`BACKGROUND_AT_MOST`].
+/// How quickly a page comes that may be followed by a larger one, and how long one may take at first. Twice
+/// as long after it was late, but [`BACKGROUND_AT_MOST`].
 pub const PULL_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// Ring partitions pulled at once.
 pub const PULLS: usize = 8;
