@@ -26,6 +26,8 @@ pub const HINT_PAGE: usize = 256;
 pub const HINTS_IN_FLIGHT: usize = 64;
 /// Bytes of hints under way, per target; one that is larger goes alone.
 pub const HINT_BYTES_IN_FLIGHT: usize = 4 << 20;
+/// Hints that are read and wait for room among those bytes, per target.
+pub const HINTS_READ: usize = 8;
 /// How long one message of the background may take, or may find its link at rest.
 pub const BACKGROUND_CALL: Duration = Duration::from_millis(1_000);
 /// How long a message of the background may take on a link that moves: the largest record on a link of a few

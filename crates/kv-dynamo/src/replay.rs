@@ -108,7 +108,7 @@ async fn round(node: &Arc<Node>, target: NodeId) -> bool {
         };
         let Some(last) = due.last() else { break };
         after = Some(last.row.clone());
-        let room = &Semaphore::new(limits::HINT_BYTES_IN_FLIGHT);
+        let room = &Room::new();
         let mut sent = stream::iter(due)
             .map(|due| async move { deliver(node, target, &due, room).await })
             .buffer_unordered(limits::HINTS_IN_FLIGHT);
@@ -132,8 +132,24 @@ enum Fate {
     Unreachable,
 }
 
-/// Sends a hint, once there is room for its bytes beside those that are under way.
-async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Semaphore) -> Fate {
+/// What the hints for one target may take of memory.
+struct Room {
+    reading: Semaphore,
+    bytes: Semaphore,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self {
+            reading: Semaphore::new(limits::HINTS_READ),
+            bytes: Semaphore::new(limits::HINT_BYTES_IN_FLIGHT),
+        }
+    }
+}
+
+/// Sends a hint, once there is room for its bytes beside those that are under way. Few are read before that.
+async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fate {
+    let Ok(reading) = room.reading.acquire().await else { return Fate::Refused };
     let deadline = Instant::now() + limits::BACKGROUND_CALL;
     let message = match node.replica.message_of(due, deadline).await {
         Ok((state, position)) => node.durable_by(position, deadline).await.map(|()| state),
@@ -148,7 +164,8 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Semaphore) 
     };
     let record = state.encode();
     let bytes = u32::try_from(record.len().min(limits::HINT_BYTES_IN_FLIGHT)).unwrap_or(u32::MAX);
-    let Ok(_room) = room.acquire_many(bytes).await else { return Fate::Refused };
+    let Ok(_bytes) = room.bytes.acquire_many(bytes).await else { return Fate::Refused };
+    drop(reading);
     let (namespace, body) = replica_write(&due.place, record, None);
     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
     if kv_types::mutant!(ForgetHint) {

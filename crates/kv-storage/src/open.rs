@@ -66,6 +66,8 @@ fn random_id() -> u128 {
 struct OpenedTier {
     tier: Arc<dyn Tier>,
     mark: TierMark,
+    /// The rows that say how far the journals were.
+    runs: Vec<(Bytes, Bytes)>,
     lost: Option<String>,
 }
 
@@ -104,20 +106,20 @@ fn settle_tier(
             "it was found damaged while running".to_string()
         }
         FirstLook::Damaged(why) => why,
-        FirstLook::Held(tier) => match tier.mark() {
+        FirstLook::Held(tier) => match tier.mark().and_then(|mark| Ok((mark, run_mark::rows(&*tier)?))) {
             Err(TierError::Damaged(why)) => why,
             Err(e) => return Err(e.into()),
-            Ok(found) => match (known, found) {
+            Ok((found, runs)) => match (known, found) {
                 (None, None) => {
                     let mark = TierMark { id: random_id(), ..TierMark::default() };
-                    return Ok(OpenedTier { tier, mark, lost: None });
+                    return Ok(OpenedTier { tier, mark, runs, lost: None });
                 }
                 // Nothing was ever checkpointed, so an empty tier misses nothing.
                 (Some(known), None) if known.batch == 0 => {
-                    return Ok(OpenedTier { tier, mark: known, lost: None });
+                    return Ok(OpenedTier { tier, mark: known, runs, lost: None });
                 }
                 (Some(known), Some(found)) if found.id == known.id && found.batch >= known.batch => {
-                    return Ok(OpenedTier { tier, mark: found, lost: None });
+                    return Ok(OpenedTier { tier, mark: found, runs, lost: None });
                 }
                 (None, Some(found)) => {
                     // The log knows its tier before the tier gets a row: this log is not the one that filled
@@ -140,7 +142,7 @@ fn settle_tier(
     tiers.set_aside(dir)?;
     let tier = tiers.open(dir)?;
     let mark = TierMark { id: random_id(), ..TierMark::default() };
-    Ok(OpenedTier { tier, mark, lost: Some(reason) })
+    Ok(OpenedTier { tier, mark, runs: Vec::new(), lost: Some(reason) })
 }
 
 /// What the log says about its tier.
@@ -210,7 +212,7 @@ impl Storage {
         let known = known_mark(&log)?;
         let opened = settle_tier(&*tiers, &dir, found, known)?;
         check_order(&log, opened.mark)?;
-        journals.check_marks(run_mark::read(&*opened.tier)?)?;
+        journals.check_marks(run_mark::read(&opened.runs)?)?;
         let whole = log.is_whole();
         let recovery = Recovery {
             fresh: log.segments.is_empty(),

@@ -9,7 +9,7 @@ use crate::{
     codec::Cursor,
     error::StorageError,
     limits,
-    tier::Tier,
+    tier::{Tier, TierError},
 };
 
 /// What the keys begin with; the number of the journal's table follows. Callers' tables begin at 16 and never
@@ -40,33 +40,34 @@ fn decode(key: &[u8], value: &[u8]) -> Option<(TableId, u64)> {
     Some((TableId::new(u16::from_be_bytes(table)), run))
 }
 
-/// All of them in a tier.
-pub(crate) fn read(tier: &dyn Tier) -> Result<Vec<(TableId, u64)>, StorageError> {
+/// All of these rows of a tier.
+pub(crate) fn rows(tier: &dyn Tier) -> Result<Vec<(Bytes, Bytes)>, TierError> {
     let (mut found, mut from) = (Vec::new(), Bytes::from_static(&PREFIX));
     loop {
         let (rows, bytes) = (limits::TIER_CHUNK_ROWS, limits::TIER_CHUNK_BYTES);
         let chunk = tier.scan(&from, Some(&END), rows, bytes)?;
-        for (key, value) in &chunk.rows {
-            let unknown = || {
-                StorageError::CorruptFile {
-                file: "the lower tier".into(),
-                what: "it says how far a journal was in a format that this release does not know: start the release \
-                       that wrote it, or this node with an empty data directory"
-                    .into(),
-            }
-            };
-            found.push(decode(key, value).ok_or_else(unknown)?);
-        }
-        match chunk.rows.last() {
+        found.extend(chunk.rows);
+        match found.last() {
             Some((last, _)) if chunk.more => from = after(last),
             _ => return Ok(found),
         }
     }
 }
 
+/// What these rows say.
+pub(crate) fn read(rows: &[(Bytes, Bytes)]) -> Result<Vec<(TableId, u64)>, StorageError> {
+    let unknown = || StorageError::CorruptFile {
+        file: "the lower tier".into(),
+        what: "it says how far a journal was in a format that this release does not know: start the release \
+               that wrote it, or this node with an empty data directory"
+            .into(),
+    };
+    rows.iter().map(|(key, value)| decode(key, value).ok_or_else(unknown)).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{rows as rows_of, *};
     use crate::tier::{MemTiers, TierMark, TierSource};
 
     #[test]
@@ -76,14 +77,15 @@ mod tests {
         let rows: Vec<_> = tables.clone().map(|n| row(TableId::new(n), u64::from(n) << 40)).collect();
         tier.apply(&rows, TierMark::default()).unwrap();
         let wanted: Vec<_> = tables.map(|n| (TableId::new(n), u64::from(n) << 40)).collect();
-        assert_eq!(read(&*tier).unwrap(), wanted);
+        let read = || read(&rows_of(&*tier).unwrap());
+        assert_eq!(read().unwrap(), wanted);
         let (key, value) = rows[1].clone();
         let value = value.unwrap();
         for at in 0..value.len() {
             let mut other = value.to_vec();
             other[at] ^= 1;
             tier.apply(&[(key.clone(), Some(other.into()))], TierMark::default()).unwrap();
-            let refused = read(&*tier).unwrap_err().to_string();
+            let refused = read().unwrap_err().to_string();
             assert!(refused.contains("a format that this release does not know"), "{refused}");
         }
         assert_eq!(decode(&key, &value[..value.len() - 1]), None);

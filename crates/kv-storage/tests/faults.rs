@@ -11,11 +11,20 @@
 
 mod world;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
+use kv_storage::tier::{MemTiers, Tier, TierChunk, TierError, TierMark, TierSource, TierWrites};
 use kv_storage::{Batch, Drive, Position, RaftEntry, RaftLog, RaftLogId, Storage, StorageError};
-use kv_storage::{StorageOptions, disk::MemDisk, tier::MemTiers};
+use kv_storage::{StorageOptions, disk::MemDisk};
 use kv_types::GroupId;
 use proptest::prelude::*;
 use tokio::{sync::oneshot, time::Instant};
@@ -352,6 +361,69 @@ fn callbacks_come_in_the_order_of_the_calls() {
     assert!(order.lock().unwrap().is_empty());
     while s.pump() {}
     assert_eq!(*order.lock().unwrap(), (0..20).map(|n| (n, true)).collect::<Vec<_>>());
+}
+
+/// Tiers whose scans find damage until they are set aside; the mark can be read.
+#[derive(Debug)]
+struct DamagedRows(MemTiers, Arc<AtomicBool>);
+
+#[derive(Debug)]
+struct DamagedTier(Arc<dyn Tier>, Arc<AtomicBool>);
+
+impl TierSource for DamagedRows {
+    fn open(&self, dir: &Path) -> Result<Arc<dyn Tier>, TierError> {
+        Ok(Arc::new(DamagedTier(self.0.open(dir)?, self.1.clone())))
+    }
+    fn set_aside(&self, dir: &Path) -> Result<(), TierError> {
+        self.1.store(false, Ordering::SeqCst);
+        self.0.set_aside(dir)
+    }
+}
+
+impl Tier for DamagedTier {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TierError> {
+        self.0.get(key)
+    }
+    fn scan(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<TierChunk, TierError> {
+        match self.1.load(Ordering::SeqCst) {
+            true => Err(TierError::Damaged("a flipped bit".into())),
+            false => self.0.scan(from, to, limit_rows, limit_bytes),
+        }
+    }
+    fn apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
+        self.0.apply(writes, mark)
+    }
+    fn mark(&self) -> Result<Option<TierMark>, TierError> {
+        self.0.mark()
+    }
+    fn checkpoint(&self) -> Result<(), TierError> {
+        self.0.checkpoint()
+    }
+}
+
+/// What a start reads of the tier besides its mark may be damaged too.
+#[test]
+fn a_tier_with_damage_that_a_start_meets_is_set_aside_by_it() {
+    run(async {
+        let (disk, damaged) = (MemDisk::new(7), Arc::new(AtomicBool::new(false)));
+        let tiers = Arc::new(DamagedRows(MemTiers::new(), damaged.clone()));
+        let open = || Storage::open(StorageOptions::small("/data"), Arc::new(disk.clone()), tiers.clone());
+        let (s, _) = open().unwrap();
+        let p = s.commit(put("a", 10)).unwrap();
+        s.durable(p).await.unwrap();
+        s.checkpoint().await.unwrap();
+        s.halt();
+        damaged.store(true, Ordering::SeqCst);
+        let (s, recovery) = open().unwrap();
+        assert!(recovery.tier_rebuilt && recovery.tier_error.is_some(), "{recovery:?}");
+        assert!(s.get(T, b"a").unwrap().is_some());
+    });
 }
 
 #[test]
