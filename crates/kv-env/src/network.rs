@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, Stream, StreamExt, unfold};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tonic::transport::server::Connected;
 
 /// Opens sockets.
@@ -33,12 +34,50 @@ pub struct Connection {
 
 /// How many bytes a connection has received so far. Clones count the same connection.
 #[derive(Debug, Clone, Default)]
-pub struct ReceivedBytes(Arc<AtomicU64>);
+pub struct ReceivedBytes(Arc<Received>);
+
+#[derive(Debug)]
+struct Received {
+    total: AtomicU64,
+    /// The least count that someone waits for.
+    awaited: AtomicU64,
+    reached: Notify,
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self { total: AtomicU64::new(0), awaited: AtomicU64::new(u64::MAX), reached: Notify::new() }
+    }
+}
 
 impl ReceivedBytes {
     /// The count.
     pub fn total(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.total.load(Ordering::SeqCst)
+    }
+
+    /// Resolves when the count is at least `total`. Bytes before that wake nobody.
+    pub async fn reach(&self, total: u64) {
+        loop {
+            let reached = self.0.reached.notified();
+            tokio::pin!(reached);
+            reached.as_mut().enable();
+            // Before the look at the count, which is raised before the look at this.
+            self.0.awaited.fetch_min(total, Ordering::SeqCst);
+            if self.total() >= total {
+                return;
+            }
+            reached.await;
+        }
+    }
+
+    fn add(&self, bytes: u64) {
+        let total = self.0.total.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        if total >= self.0.awaited.load(Ordering::SeqCst) {
+            // Who waits for more says so again.
+            self.0.awaited.store(u64::MAX, Ordering::SeqCst);
+            self.0.reached.notify_waiters();
+        }
     }
 }
 
@@ -86,7 +125,9 @@ impl AsyncRead for Connection {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buf);
         let bytes = u64::try_from(buf.filled().len() - before).unwrap_or(u64::MAX);
-        self.info.received.0.fetch_add(bytes, Ordering::Relaxed);
+        if bytes > 0 {
+            self.info.received.add(bytes);
+        }
         read
     }
 }

@@ -42,9 +42,11 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause: short, because a cluster must converge within two seconds of healing.
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_millis(300);
-/// HTTP/2 pings a silent connection after this long, and gives it up after [`KEEP_ALIVE_TIMEOUT`] more.
+/// HTTP/2 pings a silent connection that this node dialled after this long, and gives it up after [`KEEP_ALIVE_TIMEOUT`] more.
 /// Without it a silent cut stalls TCP for many seconds after it heals.
 pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The same of one that was accepted: whoever dialled it knows earlier, and comes again.
+pub(crate) const ACCEPTED_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a keep-alive ping may stay unanswered.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -52,6 +54,8 @@ pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// shortest idle time that callers use, and below [`KEEP_ALIVE_INTERVAL`], whose ping would wait behind those
 /// bytes.
 pub(crate) const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// Fewer bytes are no part of a message worth a report: keep-alives, or a link below 4 kB a second.
+pub(crate) const REPORT_BYTES: u64 = 1 << 10;
 
 /// Flow-control window of one stream.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 4 << 20;

@@ -66,10 +66,15 @@ impl Heard {
         self.last.fetch_max(ms + 1, Ordering::Relaxed);
     }
 
+    /// How long ago it last answered; none when it never did.
+    pub(crate) fn ago(&self) -> Option<Duration> {
+        let last = self.last.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.since.elapsed().saturating_sub(Duration::from_millis(last)))
+    }
+
     pub(crate) fn opinion(&self, suspect_after: Duration, down_after: Duration) -> Liveness {
         let alive_for = self.since.elapsed();
-        let last = self.last.load(Ordering::Relaxed);
-        let last_heard = last.checked_sub(1).map(|ms| alive_for.saturating_sub(Duration::from_millis(ms)));
+        let last_heard = self.ago();
         let state = match last_heard.unwrap_or(alive_for) {
             silence if silence >= down_after => PeerState::Down,
             silence if silence >= suspect_after || last_heard.is_none() => PeerState::Suspected,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use kv_env::Env;
 use kv_proto::peer::{Ping, request_frame, response_frame};
 use kv_types::{ClusterId, NodeId, catalogue::Member};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep};
 
 use crate::link::Link;
 use crate::liveness::Heard;
@@ -78,7 +79,7 @@ impl Peers {
     }
 
     /// Says who the members are, this node perhaps among them. Idempotent: links to members that stay with
-    /// the same address are kept. New ones are connected at once and pinged from then on.
+    /// the same address are kept. New ones are connected at once, and pinged when nothing else is asked.
     pub fn set_members(&self, members: Vec<Member>) {
         let mut peers = self.inner.peers.write().unwrap_or_else(PoisonError::into_inner);
         if *self.inner.stopped.borrow() {
@@ -110,7 +111,8 @@ impl Peers {
         let mut tasks: Vec<AbortHandle> =
             links.values().map(|link| tokio::spawn(Arc::clone(link).run()).abort_handle()).collect();
         if let Some(control) = links.get(&Lane::Control) {
-            tasks.push(tokio::spawn(ping(Arc::clone(control), Arc::clone(config))).abort_handle());
+            let ping = ping(Arc::clone(control), Arc::clone(&heard), Arc::clone(config));
+            tasks.push(tokio::spawn(ping).abort_handle());
         }
         Peer { address: member.peer_address.clone(), heard, links, tasks }
     }
@@ -177,12 +179,18 @@ impl Peers {
     }
 }
 
-/// Asks again and again whether the peer is there; the link notes every answer.
-async fn ping(control: Arc<Link>, config: Arc<PeerConfig>) {
-    let mut ticks = interval(config.ping_every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Asks whether the peer is there when it has answered nothing for a while; the link notes every answer.
+async fn ping(control: Arc<Link>, heard: Arc<Heard>, config: Arc<PeerConfig>) {
+    let mut asked: Option<Instant> = None;
     loop {
-        ticks.tick().await;
+        let rest = |ago: Duration| config.ping_every.saturating_sub(ago);
+        let answered = heard.ago().map_or(Duration::ZERO, rest);
+        let wait = answered.max(asked.map_or(Duration::ZERO, |at| rest(at.elapsed())));
+        if !wait.is_zero() {
+            sleep(wait).await;
+            continue;
+        }
+        asked = Some(Instant::now());
         let deadline = Instant::now() + config.suspect_after;
         let _ = control
             .call(Address::default(), request_frame::Body::Ping(Ping {}), Patience::Until(deadline))

@@ -16,7 +16,7 @@ use kv_proto::peer::{
 use kv_types::limits::MAX_PEER_MESSAGE_BYTES;
 use kv_types::{Epoch, Failure, GroupId, NamespaceId, NodeId, Reason};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{Address, PeerConfig, PeerHandler, PeerRequest, Peers, limits};
@@ -39,7 +39,7 @@ pub fn service(peers: &Peers, handler: Arc<dyn PeerHandler>) -> PeerServer {
 /// A tonic server with the windows and the keep-alive that peer links need on the accepting side.
 pub fn server_builder() -> tonic::transport::Server {
     tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(limits::KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_interval(Some(limits::ACCEPTED_KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(limits::KEEP_ALIVE_TIMEOUT))
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
@@ -128,17 +128,22 @@ struct Exchange {
 impl Exchange {
     /// Serves until the stream ends. `arriving` counts what its connection has received.
     async fn run(self, mut requests: Streaming<ExchangeRequest>, arriving: ReceivedBytes) {
-        let mut report = interval(limits::REPORT_EVERY);
-        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = arriving.total();
+        // Since when bytes arrive that are not told of.
+        let mut report = None;
         loop {
+            let moved = arriving.reach(told + limits::REPORT_BYTES);
             let message = tokio::select! {
                 biased;
-                _ = report.tick() => {
+                () = async { match report { None => moved.await, Some(at) => sleep_until(at).await } } => {
+                    if report.take().is_none() {
+                        report = Some(Instant::now() + limits::REPORT_EVERY);
+                        continue;
+                    }
                     // A large message on a slow link: who waits for its answer learns that it moves.
                     let now = arriving.total();
-                    let answered = std::mem::replace(&mut told, now) == now || self.answer(0, pong());
-                    if answered { continue } else { return }
+                    let moves = now >= std::mem::replace(&mut told, now) + limits::REPORT_BYTES;
+                    if !moves || self.answer(0, pong()) { continue } else { return }
                 }
                 message = requests.message() => message,
             };

@@ -26,7 +26,8 @@ use crate::applied::Applied;
 use crate::codec;
 use crate::config::{LogId, SnapshotMeta, TypeConfig};
 use crate::history::{self, Page, Past};
-use crate::limits::{HISTORY_PAGE_BYTES, PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND};
+use crate::holes::Holes;
+use crate::limits::{HISTORY_PAGE_BYTES, MEND_WAIT, PIECE_BYTES, ROWS_AT_ONCE, SNAPSHOT_BYTES_PER_SECOND};
 use crate::machine_error::MachineError;
 use crate::runtime::NodeRuntime;
 use crate::schedule::{Haste, Rate};
@@ -42,11 +43,18 @@ pub(crate) struct SnapshotWork {
     turn: Arc<Semaphore>,
     /// Bytes written per second.
     per_second: u64,
+    /// How long it waits for lost entries of a history.
+    mend_wait: Duration,
 }
 
 impl SnapshotWork {
     pub(crate) fn new(per_second: u64) -> Self {
-        Self { turn: Arc::new(Semaphore::new(1)), per_second }
+        Self { turn: Arc::new(Semaphore::new(1)), per_second, mend_wait: MEND_WAIT }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_mend_wait(self, mend_wait: Duration) -> Self {
+        Self { mend_wait, ..self }
     }
 }
 
@@ -76,6 +84,8 @@ pub(crate) struct Account {
     spare: AtomicBool,
     /// Held while files are removed.
     removing: Mutex<()>,
+    /// Entries of histories that snapshots did not find.
+    holes: Mutex<Holes>,
     /// Set once openraft runs.
     pub(crate) told: OnceLock<Told>,
 }
@@ -105,6 +115,11 @@ impl Account {
     /// The transfers of this group's files to followers.
     pub(crate) fn sent(&self) -> MutexGuard<'_, SentFiles> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Entries of histories that snapshots did not find.
+    pub(crate) fn holes(&self) -> MutexGuard<'_, Holes> {
+        self.holes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The file that is kept for a follower which has a part of it. Where the log begins is read from the
@@ -180,8 +195,9 @@ impl Builder {
         let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
         let copy = self.storage.copy(&ranges)?;
         let (files, storage, space) = (self.files.clone(), self.storage.clone(), self.space);
+        let waits = (self.account.clone(), self.work.mend_wait);
         let mut filling = NodeRuntime::blocking(move || {
-            Ok::<_, MachineError>(Filling::new(storage, space, copy, files.create()?))
+            Ok::<_, MachineError>(Filling::new(storage, space, copy, files.create()?, waits))
         })
         .await??;
         let mut pace = Pace::new(self);
@@ -288,12 +304,29 @@ struct Filling {
     history_was_last: bool,
     /// The copy is closed and has no more pieces.
     is_whole: bool,
+    /// Where lost entries are noted, and how long to wait for them.
+    waits: (Arc<Account>, Duration),
 }
 
 impl Filling {
-    fn new(storage: Storage, space: Space, copy: Copy, file: SnapshotWriter) -> Self {
-        let histories = Histories::default();
-        Self { storage, space, copy, file, histories, paced: 0, history_was_last: false, is_whole: false }
+    fn new(
+        storage: Storage,
+        space: Space,
+        copy: Copy,
+        file: SnapshotWriter,
+        waits: (Arc<Account>, Duration),
+    ) -> Self {
+        Self {
+            storage,
+            space,
+            copy,
+            file,
+            histories: Histories::default(),
+            paced: 0,
+            history_was_last: false,
+            is_whole: false,
+            waits,
+        }
     }
 
     /// Moves one piece: of the rows, or of a history. Blocks.
@@ -358,6 +391,14 @@ impl Filling {
             }
             if !block.is_empty() {
                 self.file.write(BlockKind::Base, &block.take())?;
+            }
+        }
+        if let Page::Lost(next) = page {
+            let ((account, at_most), now) = (&self.waits, Instant::now());
+            let mut holes = account.holes();
+            holes.note(namespace, (range.0, next - 1), now);
+            if holes.hold_up(*at_most, now) {
+                return Err(StorageError::Overloaded { what: "the mending of a history" }.into());
             }
         }
         self.histories.took(namespace, range, &page);

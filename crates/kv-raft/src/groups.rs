@@ -1,8 +1,9 @@
 //! One Raft group on this node: how it starts, whether it leads, and why it refuses. Its parts: what peers
-//! send it (`peer_messages`), its steward (`steward`, `trim`) and how a node with a fresh directory joins it
-//! (`join`).
+//! send it (`peer_messages`), its steward (`steward`, `trim`), how a node with a fresh directory joins it
+//! (`join`), and how lost history comes back (`mend`).
 
 mod join;
+mod mend;
 mod peer_messages;
 mod steward;
 mod trim;
@@ -108,6 +109,8 @@ pub(crate) struct Group {
     role: Mutex<Role>,
     /// What its leader has sent while it joins.
     heard: Mutex<Heard>,
+    /// Held while a member that has lost entries of a history is given some.
+    giving_history: Arc<tokio::sync::Mutex<()>>,
     /// Snapshots that it gives to followers.
     outgoing: Arc<Outgoing>,
     /// Snapshots that it gets from a leader.
@@ -252,6 +255,7 @@ impl Group {
             leader_heard: Mutex::new(None),
             role: Mutex::new(role),
             heard: Mutex::default(),
+            giving_history: Arc::default(),
             outgoing,
             incoming,
             able: Mutex::default(),

@@ -25,6 +25,7 @@ use crate::codec::{self, CodecError, Reader, Write};
 use crate::limits::{
     HISTORY_ENTRY_BYTES, HISTORY_MARK_SHARE, HISTORY_WHOLE_VALUE_BYTES, PIECE_BYTES, ROWS_AT_ONCE,
 };
+use crate::machine_error::MachineError;
 use crate::row::{HEAD_BYTES, Live, Row};
 use crate::tables::{Space, Table, keys};
 
@@ -244,6 +245,38 @@ impl Past {
         reader.end().map(|()| past)
     }
 
+    /// The account with its marks, as the rows have it now. Blocks.
+    pub(crate) fn stored(
+        storage: &Storage,
+        space: Space,
+        namespace: NamespaceId,
+    ) -> Result<Self, MachineError> {
+        // The marks first: what is appended in between makes the last segment longer, or refuses.
+        let marks = storage.get(Table::Meta.id(), &keys::marks(space, namespace))?;
+        let row = storage.get(Table::Meta.id(), &keys::revision(space, namespace))?;
+        let past = row.map(|row| Self::decode(row.value)).transpose()?.unwrap_or_default();
+        Ok(match marks {
+            Some(marks) => past.with_marks(marks.value)?,
+            None => past,
+        })
+    }
+
+    /// The smallest part with a revision whose entries can be checked without the others; none for a revision
+    /// that has no entry.
+    pub(crate) fn segment(&self, revision: u64) -> Option<Segment> {
+        if revision <= self.floor || revision > self.revision {
+            return None;
+        }
+        let mut start = (self.floor, self.floor_chain);
+        for mark in &self.marks {
+            if mark.revision >= revision {
+                return Some(Segment::between(start, (mark.revision, mark.chain)));
+            }
+            start = (mark.revision, mark.chain);
+        }
+        Some(Segment::between(start, (self.revision, self.chain)))
+    }
+
     /// The row of the marks.
     pub(crate) fn encode_marks(&self) -> Vec<u8> {
         let mut out = codec::versioned(MARKS_VERSION, 4 + 24 * self.marks.len());
@@ -271,6 +304,44 @@ impl Past {
             before = mark.revision;
         }
         reader.end().map(|()| Self { marks, ..self })
+    }
+}
+
+/// Successive entries between two places where the account has the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// The first revision.
+    pub(crate) from: u64,
+    /// The last one.
+    pub(crate) to: u64,
+    /// The chain up to the first, without it.
+    before: u64,
+    /// The chain up to the last.
+    after: u64,
+}
+
+impl Segment {
+    fn between((start, before): (u64, u64), (to, after): (u64, u64)) -> Self {
+        Self { from: start + 1, to, before, after }
+    }
+
+    /// That these are the entries, all of them and unchanged.
+    pub(crate) fn check(&self, entries: &[(u64, Bytes)]) -> Result<(), CodecError> {
+        let invalid = |why: String| Err(CodecError::Invalid { what: ENTRY, why });
+        let mut chain = self.before;
+        let mut next = self.from;
+        for (revision, content) in entries {
+            if *revision != next {
+                return invalid(format!("revision {revision} in the place of {next}"));
+            }
+            check_entry(*revision, content.clone())?;
+            chain = chained(chain, content);
+            next += 1;
+        }
+        if next <= self.to || chain != self.after {
+            return invalid(format!("revisions {} to {} are not what the account says", self.from, self.to));
+        }
+        Ok(())
     }
 }
 
@@ -456,6 +527,44 @@ mod tests {
         assert!(refused.to_string().contains("upgrade this node"), "{refused}");
         for cut in 1..content.len() {
             assert!(decode_entry(content.slice(..cut)).map_or(true, |changes| changes.len() < 3), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_segment_takes_its_entries_alone() {
+        let mut past = Past::default();
+        let mut all = Vec::new();
+        for revision in 1..=200 {
+            let mut entry = Entry::new();
+            entry.change(b"key", None, &live(revision, &vec![revision as u8; revision as usize % 70]));
+            let content = entry.finish();
+            past.append(&content, 20_000);
+            all.push((revision, content));
+        }
+        assert!(past.floor > 0 && past.segment(past.floor).is_none() && past.segment(201).is_none());
+        let mut segments = Vec::new();
+        for revision in past.floor + 1..=200 {
+            let segment = past.segment(revision).unwrap();
+            assert!((segment.from..=segment.to).contains(&revision));
+            if !segments.contains(&segment) {
+                segments.push(segment);
+            }
+        }
+        assert!(segments.len() > 20 && segments.iter().any(|s| s.to == 200));
+        for segment in segments {
+            let own = all[segment.from as usize - 1..segment.to as usize].to_vec();
+            segment.check(&own).unwrap();
+            segment.check(&own[1..]).unwrap_err();
+            segment.check(&own[..own.len() - 1]).unwrap_err();
+            let more = segment.check(&all[segment.from as usize - 1..]);
+            assert_eq!(more.is_ok(), segment.to == 200, "{more:?}");
+            for at in 0..own.len() {
+                let mut other = own.clone();
+                let mut entry = Entry::new();
+                entry.change(b"key", None, &live(own[at].0, b"another value"));
+                other[at].1 = entry.finish();
+                segment.check(&other).unwrap_err();
+            }
         }
     }
 

@@ -29,6 +29,7 @@ mod generations;
 mod groups;
 mod handover;
 mod history;
+mod holes;
 mod incoming;
 mod kv_machine;
 mod limits;

@@ -78,6 +78,19 @@ pub(crate) const HISTORY_WHOLE_VALUE_BYTES: usize = 4 << 10;
 pub(crate) const DIGEST_ENTRIES_AT_CLOSE: u64 = 1_024;
 /// Bytes of entries that a snapshot takes, or an installation writes, at once.
 pub(crate) const HISTORY_PAGE_BYTES: usize = 4 << 20;
+/// Ranges of entries that are missing from the histories of a group, as far as they are remembered.
+pub(crate) const HOLES: usize = 1_024;
+/// How often a node looks whether entries of histories are missing, and the longest pause when no other
+/// member has them: it doubles.
+pub(crate) const MEND_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(64));
+/// How long a snapshot waits for entries that are missing and may be put back.
+pub(crate) const MEND_WAIT: Duration = Duration::from_secs(60);
+/// Deadline of one question for missing entries.
+pub(crate) const MEND_DEADLINE: Duration = Duration::from_secs(5);
+/// Entries that are taken from another member to put some of them back, bytes: what stands between two
+/// marks, and the entry that made the second one, with room to spare.
+pub(crate) const MEND_BYTES: usize = 32 << 20;
+const _: () = assert!(MEND_BYTES as u64 >= 4 * (HISTORY_BYTES / HISTORY_MARK_SHARE));
 /// Tombstones that one step removes: more than it makes.
 pub(crate) const TOMBSTONES_AT_ONCE: usize = 2 * STEP_ENTRIES;
 /// Bytes of rows in one block of a snapshot.

@@ -292,17 +292,21 @@ impl Machine {
     }
 
     async fn load_entries(&self, ops: Vec<JournalOp>) -> Result<(), MachineError> {
-        let ops = Arc::new(ops);
-        loop {
-            let (storage, own) = (self.storage.clone(), ops.clone());
-            let loaded =
-                NodeRuntime::blocking(move || storage.load_entries(Table::History.id(), &own)).await?;
-            self.storage.let_drain().await;
-            match loaded {
-                Err(error @ StorageError::DiskFull { .. }) => self.waits_for_room(&error).await,
-                loaded => return Ok(loaded?),
+        // In parts that end where entries are missing: no block is on both sides, so they can be put back.
+        let parts: Vec<Arc<[JournalOp]>> = ops.chunk_by(follows).map(Arc::from).collect();
+        for ops in parts {
+            loop {
+                let (storage, own) = (self.storage.clone(), ops.clone());
+                let load = move || storage.load_entries(Table::History.id(), &own);
+                let loaded = NodeRuntime::blocking(load).await?;
+                self.storage.let_drain().await;
+                match loaded {
+                    Err(error @ StorageError::DiskFull { .. }) => self.waits_for_room(&error).await,
+                    loaded => break loaded?,
+                }
             }
         }
+        Ok(())
     }
 
     /// Half a state is of no use, and a node that stops comes back to the same disk: it waits.
@@ -390,6 +394,16 @@ impl LoadedHistory {
 type Responder = openraft::storage::ApplyResponder<TypeConfig>;
 /// An entry that was committed, and who waits for its reply.
 type Arrived = EntryResponder<TypeConfig>;
+
+/// Whether an operation on a journal is not behind missing entries of the stream that the one before was of.
+fn follows(one: &JournalOp, next: &JournalOp) -> bool {
+    match (one, next) {
+        (JournalOp::Append { stream, id, .. }, JournalOp::Append { stream: of, id: next, .. }) => {
+            stream != of || id.saturating_add(1) == *next
+        }
+        _ => true,
+    }
+}
 
 fn payload_bytes((entry, _): &Arrived) -> usize {
     match &entry.payload {

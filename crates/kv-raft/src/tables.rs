@@ -116,6 +116,12 @@ pub(crate) mod keys {
         with(space, &[&namespace.0.to_be_bytes()], 0)
     }
 
+    /// The namespace of a stream of a space; none for those of other spaces.
+    pub(crate) fn of_stream(space: Space, stream: &[u8]) -> Option<NamespaceId> {
+        let namespace = stream.strip_prefix(of_space(space).as_slice())?;
+        namespace.try_into().ok().map(|namespace| NamespaceId(u64::from_be_bytes(namespace)))
+    }
+
     /// A value.
     pub(crate) fn data(space: Space, namespace: NamespaceId, key: &[u8]) -> Vec<u8> {
         let mut place = with(space, &[&namespace.0.to_be_bytes()], key.len() + TERMINATOR.len());

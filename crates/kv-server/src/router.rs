@@ -346,7 +346,8 @@ impl PeerHandler for PeerRouter {
             | Body::RaftVote(_)
             | Body::RaftSnapshot(_)
             | Body::RaftTransferLeader(_)
-            | Body::RaftSurvey(_) => Box::pin(async move { router.strong.handle(request).await }),
+            | Body::RaftSurvey(_)
+            | Body::RaftHistory(_) => Box::pin(async move { router.strong.handle(request).await }),
             Body::ReplicaWrite(_) | Body::ReplicaRead(_) | Body::PullPartition(_) => {
                 Box::pin(async move { router.available.handle(request).await })
             }

@@ -12,7 +12,7 @@ use crate::{
     batch::{Op, TableId},
     disk::Disk,
     error::StorageError,
-    journal::{self, Journal, JournalOp, Laggards, MAX_STREAMS},
+    journal::{self, Journal, JournalEntry, JournalOp, Laggards, MAX_STREAMS},
     locks::{read, write},
     memtable::Mem,
     pending::StreamId,
@@ -72,6 +72,18 @@ impl Journals {
             }
         };
         Ok(journal.append(ops)?)
+    }
+
+    /// Puts entries back of a stream that has lost them. Durably.
+    pub(crate) fn fill(
+        &self,
+        (table, stream): &StreamId,
+        entries: &[JournalEntry],
+    ) -> Result<(), StorageError> {
+        let journal = self.of(*table);
+        let journal =
+            journal.ok_or_else(|| StorageError::Invalid(format!("table {} has no journal", table.get())))?;
+        Ok(journal.fill(stream, entries)?)
     }
 
     /// The row of a tier batch that records how far the journal of a table is. Nothing for a table without

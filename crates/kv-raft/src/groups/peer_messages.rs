@@ -29,10 +29,11 @@ impl Group {
     /// Answers a message of Raft, by the deadline that it carries.
     pub(crate) async fn handle(&self, request: PeerRequest) -> Result<Response, Failure> {
         let late = || Failure::new(Reason::ResultUnknown, "the request was not finished by its deadline");
-        let PeerRequest { from, deadline, body, .. } = request;
+        let (from, deadline) = (request.from, request.deadline);
         let served = async {
-            match body {
+            match request.body {
                 Request::RaftSnapshot(sent) => self.take_snapshot(from, sent).await,
+                Request::RaftHistory(_) => self.answer_history(request).await,
                 body => self.serve(from, body).await,
             }
         };

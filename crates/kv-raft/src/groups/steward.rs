@@ -4,20 +4,49 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use kv_types::{GroupId, NodeId};
 use openraft::EmptyNode;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{Fatal, RaftError};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Group, Leadership, lock};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::config::{RaftConfig, TypeConfig};
-use crate::limits::{ABILITY_EVERY, DISK_SILENCE, GIVE_UP_EVERY, STEWARD_DEADLINE, STEWARD_TICK};
+use crate::limits::{ABILITY_EVERY, DISK_SILENCE, GIVE_UP_EVERY, MEND_EVERY, STEWARD_DEADLINE, STEWARD_TICK};
 use crate::proposal::Reply;
 use crate::rejoin::Role;
+
+/// The mending of histories, in a task of its own.
+struct Mending {
+    task: JoinSet<bool>,
+    pause: Duration,
+    next: Instant,
+}
+
+impl Mending {
+    fn new() -> Self {
+        Self { task: JoinSet::new(), pause: MEND_EVERY.0, next: Instant::now() }
+    }
+
+    /// Begins to mend where something is missing, and not too often where no member has it.
+    async fn look(&mut self, group: &Arc<Group>) {
+        match self.task.try_join_next() {
+            Some(Ok(true)) => self.pause = MEND_EVERY.0,
+            Some(_) => self.pause = (self.pause * 2).min(MEND_EVERY.1),
+            None if !self.task.is_empty() || Instant::now() < self.next => return,
+            None => {}
+        }
+        self.next = Instant::now() + self.pause;
+        if group.has_holes().await {
+            self.task.spawn(Arc::clone(group).mend());
+        }
+    }
+}
 
 impl Group {
     /// Runs until the task is dropped, or openraft fails.
@@ -26,6 +55,7 @@ impl Group {
         let mut tick = tokio::time::interval(STEWARD_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut asked, mut gave_up, mut looked) = (None, None, None);
+        let mut mending = Mending::new();
         loop {
             tick.tick().await;
             let done = async {
@@ -35,6 +65,7 @@ impl Group {
                 self.remove_spare_snapshot().await;
                 self.incoming.tidy().await;
                 self.look_around(&mut looked).await;
+                mending.look(&self).await;
                 if self.leadership() == Leadership::Leads {
                     self.enroll().await?;
                     self.initialize_cluster().await?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kv_storage::disk::{Disk, MemDisk};
@@ -460,8 +461,8 @@ async fn the_history_of_overwrites_stays_within_its_bound_on_the_disk() {
     node.storage.halt();
 }
 
-/// Entries that the disk has lost are named, not believed: the digest is another, a snapshot goes on without
-/// them, and all else is served.
+/// Entries that the disk has lost are named, not believed: the digest is another, a snapshot waits for them
+/// and goes on without them in the end, and all else is served.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_entry_is_lost_by_name_and_nothing_else() {
     let mut node = Node::new(1, BOUND).await;
@@ -475,6 +476,10 @@ async fn a_damaged_entry_is_lost_by_name_and_nothing_else() {
     }
     apply(&mut other.machine, 1, &log).await;
     assert_eq!(node.digest().await, other.digest().await);
+    let Page::Entries(entry) = read(&other.storage, other.space().await, NS, (5, 5), PIECE_BYTES).unwrap()
+    else {
+        panic!("revision 5 is not there");
+    };
     node.storage.shutdown().await;
     let file = node.disk.list("/history/journals".as_ref()).unwrap().remove(0);
     let mut bytes = vec![0; usize::try_from(FILE).unwrap()];
@@ -489,6 +494,10 @@ async fn a_damaged_entry_is_lost_by_name_and_nothing_else() {
     assert!(matches!(page((6, 9)), Page::Entries(entries) if entries.len() == 4));
     assert_ne!(node.digest().await, other.digest().await);
     let built = node.machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert_eq!(built.meta.last_log_id, None, "none is taken while it may be put back");
+    assert_eq!(node.machine.account().holes().all(), [(NS, 5, 5)]);
+    node.machine = node.machine.with_snapshot_work(SnapshotWork::default().with_mend_wait(Duration::ZERO));
+    let built = node.machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
     let sent = received(&node.storage, &other.storage, &built);
     other.machine.install_snapshot(&built.meta, sent).await.unwrap();
     let space = other.space().await;
@@ -497,6 +506,17 @@ async fn a_damaged_entry_is_lost_by_name_and_nothing_else() {
         Page::Lost(6),
         "nor does the receiver"
     );
+    // Neither the one whose disk has lost it nor the one that installed it without is beyond help.
+    let content = entry.first().unwrap().clone();
+    for (of, space) in [(&node, node.space().await), (&other, space)] {
+        let stream = keys::of_namespace(space, NS);
+        of.storage.fill_entries(Table::History.id(), &stream, &[content.clone()]).unwrap();
+        let Page::Entries(entries) = read(&of.storage, space, NS, (1, 9), PIECE_BYTES).unwrap() else {
+            panic!("something is missing");
+        };
+        assert!(!entries.is_empty());
+    }
+    assert_eq!(node.digest().await, other.digest().await);
     apply(&mut node.machine, 10, &[bench.command(1, 10, "more", put("v")).encode()]).await;
     assert_eq!(node.past().await.revision, 10);
     node.storage.halt();

@@ -8,6 +8,7 @@ use kv_raft::Hop;
 use kv_types::{Applied, GroupId, Reason};
 use tokio::time::Instant;
 
+use crate::snapshots::same_digest_everywhere;
 use crate::support::{Client, Cluster, PATIENCE, Valve, get, put, soon, value, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,5 +200,53 @@ async fn a_sixth_member_learns() {
     })
     .await;
     assert_eq!(learner.voters, [1, 2, 3, 4, 5]);
+    cluster.stop().await;
+}
+
+/// A member whose disk has damaged the history of a namespace gets it back from the others: before, it stayed
+/// lost, and the digest another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_history_comes_back_from_another_member() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    for n in 1..=20 {
+        put(cluster.strong(1), &bank, client.put(&format!("key number {n}"), "v")).await;
+        // So that there are as many blocks in the journal.
+        let applied = cluster.data(1).applied_index;
+        within("it everywhere", || async {
+            (1..=3).all(|id| cluster.data(id).applied_index >= applied).then_some(())
+        })
+        .await;
+        cluster.nodes[&2].storage.checkpoint().await.unwrap();
+    }
+    same_digest_everywhere(&cluster, &bank).await;
+    cluster.kill(2).await;
+    let journals = std::fs::read_dir(cluster.dirs[1].join("journals")).unwrap();
+    let mut flipped = 0;
+    for file in journals.map(|file| file.unwrap().path()) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        for needle in [b"key number 5", b"key number 7", b"key number 8"] {
+            let places: Vec<_> =
+                (0..bytes.len() - needle.len()).filter(|at| bytes[*at..].starts_with(needle)).collect();
+            for at in places {
+                bytes[at] ^= 1;
+                flipped += 1;
+            }
+        }
+        std::fs::write(&file, bytes).unwrap();
+    }
+    assert_eq!(flipped, 3, "each is in the history once");
+    cluster.bring_up(2).await;
+    let whole = cluster.strong(1).digest(&bank, soon()).await.unwrap();
+    let damaged = within("a digest of the damaged one", || async {
+        let said = cluster.strong(2).digest(&bank, soon()).await.ok()?;
+        (said.applied_index == whole.applied_index).then_some(said)
+    });
+    assert_ne!(damaged.await.partitions, whole.partitions, "what is damaged is not believed");
+    same_digest_everywhere(&cluster, &bank).await;
+    cluster.kill(2).await;
+    cluster.bring_up(2).await;
+    same_digest_everywhere(&cluster, &bank).await;
     cluster.stop().await;
 }

@@ -104,7 +104,7 @@ async fn left_behind(cluster: &mut Cluster, bank: &Namespace, client: &Client) -
     (leader, away)
 }
 
-async fn same_digest_everywhere(cluster: &Cluster, bank: &Namespace) {
+pub(crate) async fn same_digest_everywhere(cluster: &Cluster, bank: &Namespace) {
     within("one digest of every replica", || async {
         let mut said = Vec::new();
         for id in 1..=3 {

@@ -46,8 +46,37 @@ impl Stream {
 
     /// The first lost range that has an id in the range.
     pub(super) fn gap_in(&self, range: RangeInclusive<u64>) -> Option<(u64, u64)> {
-        let (first, last) = self.gaps.range(..=*range.end()).next_back()?;
-        (*last >= *range.start()).then_some((*first, *last))
+        let before =
+            self.gaps.range(..*range.start()).next_back().filter(|(_, last)| **last >= *range.start());
+        let (first, last) = before.or_else(|| self.gaps.range(range).next())?;
+        Some((*first, *last))
+    }
+
+    /// A block that is written again has all there is in this range: what of it was lost is here again.
+    fn has_again(&mut self, range: RangeInclusive<u64>) {
+        while let Some((first, last)) = self.gap_in(range.clone()) {
+            self.gaps.remove(&first);
+            if let Some(before) = range.start().checked_sub(1).filter(|before| *before >= first) {
+                self.gaps.insert(first, before);
+            }
+            if let Some(next) = range.end().checked_add(1).filter(|next| *next <= last) {
+                self.gaps.insert(next, last);
+            }
+        }
+    }
+
+    /// Blocks that share ids with a range without being the same one. Blocks do not overlap each other.
+    fn overlapped(&self, range: RangeInclusive<u64>) -> Vec<BlockRef> {
+        let upwards = self.blocks.range(..=*range.end()).rev().map(|(_, block)| *block);
+        let shares = upwards.take_while(|block| block.last >= *range.start());
+        shares.filter(|block| (block.first, block.last) != (*range.start(), *range.end())).collect()
+    }
+
+    /// Whether ids of the range are neither trimmed, nor still to come, nor in any block: what the stream had
+    /// there is gone.
+    pub(super) fn lacks(&self, range: &RangeInclusive<u64>) -> bool {
+        let is_past = *range.start() >= self.floor && self.last.is_some_and(|last| last >= *range.end());
+        is_past && self.block_at(*range.start()).is_none_or(|block| block.first > *range.end())
     }
 }
 
@@ -163,7 +192,16 @@ impl Index {
                 let first = stream.last.map_or(0, |last| last + 1);
                 stream.gaps.insert(first, entry.before.unwrap_or(first));
             }
+        } else {
+            // A part of a damaged block, which at a start is not known to be damaged.
+            for old in stream.overlapped(entry.first..=entry.last) {
+                self.lose(&entry.stream, &old);
+            }
+            let stream = self.streams.entry(entry.stream.clone()).or_default();
+            let from = entry.before.map_or(0, |before| before.saturating_add(1));
+            stream.has_again(from.min(entry.first)..=entry.last);
         }
+        let stream = self.streams.entry(entry.stream.clone()).or_default();
         stream.last = stream.last.max(Some(entry.last));
         if entry.last < stream.floor {
             return Ok(());
@@ -205,14 +243,15 @@ impl Index {
         }
     }
 
-    /// A block whose bytes are damaged: its range is reported as lost until it is trimmed.
+    /// A block whose bytes are damaged: its range is reported as lost, until it is filled in or trimmed.
     pub(super) fn lose(&mut self, name: &Bytes, block: &BlockRef) {
         let Some(stream) = self.streams.get_mut(name) else { return };
-        if stream.blocks.get(&block.first) == Some(block) {
-            stream.blocks.remove(&block.first);
-            stream.gaps.insert(block.first, block.last);
-            self.forget(block);
+        if stream.blocks.get(&block.first) != Some(block) {
+            return;
         }
+        stream.blocks.remove(&block.first);
+        stream.gaps.insert(block.first, block.last);
+        self.forget(block);
     }
 
     /// The ranges that are lost, by stream.

@@ -8,7 +8,8 @@
 //!
 //! Opening cuts a torn tail only: a run that is damaged with nothing valid behind it. Anything else that is
 //! damaged was durable once: its range of ids is named and given up ([`Journal::lost`]), and reading it is an
-//! error until the stream is trimmed beyond it. Losing the tier does not lose the journals.
+//! error until it is filled in with what another replica has ([`Journal::fill`]), or the stream is trimmed
+//! beyond it. Losing the tier does not lose the journals.
 //!
 //! Space comes back from the oldest file on: it is removed when no stream wants anything in it. A stream at
 //! rest may hold a file up; [`Journal::reclaim`] then copies the few wanted blocks forward or gives them up,
@@ -373,6 +374,25 @@ impl Journal {
         self.write(&mut writer, lines, &payload)
     }
 
+    /// Puts entries back, durably, of a stream that has lost them: all that it had from the first of these
+    /// to the last. [`JournalError::Conflict`] where something of that range is still there.
+    pub fn fill(&self, stream: &Bytes, entries: &[JournalEntry]) -> Result<(), JournalError> {
+        let mut writer = self.writer();
+        if writer.broken {
+            return Err(JournalError::Broken { table: self.table });
+        }
+        let (Some((first, _)), Some((last, _))) = (entries.first(), entries.last()) else { return Ok(()) };
+        let ascends = entries.is_sorted_by(|(one, _), (next, _)| one < next);
+        let lacks = self.index().streams.get(stream).is_some_and(|own| own.lacks(&(*first..=*last)));
+        if !ascends || !lacks {
+            return Err(self.conflict(stream, *first));
+        }
+        let pending =
+            Pending { stream: stream.clone(), before: first.checked_sub(1), entries: entries.to_vec() };
+        let (lines, payload) = self.blocks(&[pending], true);
+        self.write(&mut writer, lines, &payload)
+    }
+
     /// What of a batch is new: runs of entries by stream, and the floors that rise.
     fn plan(&self, ops: &[JournalOp]) -> Result<(Vec<Pending>, BTreeMap<Bytes, u64>), JournalError> {
         let mut entries: BTreeMap<Bytes, BTreeMap<u64, Bytes>> = BTreeMap::new();
@@ -476,7 +496,7 @@ impl Journal {
                 let mut taken = 0;
                 for (id, content) in rest {
                     let grown = payload.len() - offset + ENTRY_HEAD + content.len();
-                    if taken > 0 && grown > BLOCK_BYTES && !copied {
+                    if taken > 0 && grown > BLOCK_BYTES {
                         break;
                     }
                     format::put_entry(&mut payload, *id, content);
@@ -613,7 +633,7 @@ impl Journal {
             };
             let entries = match self.load(stream, &block) {
                 Ok(Some(entries)) => entries,
-                // Trimmed or copied forward since it was looked up.
+                // Trimmed, copied forward or filled in since it was looked up.
                 Ok(None) => continue,
                 Err(JournalError::Damaged { .. }) if !out.is_empty() => return Ok(out),
                 Err(e) => return Err(e),
@@ -648,7 +668,7 @@ impl Journal {
         }
     }
 
-    /// The entries of a block; none where its file was removed meanwhile. A damaged one is given up; one that
+    /// The entries of a block; none where they are not in it any more. A damaged one is given up; one that
     /// the disk fails to read counts as damaged, and is read again when it is asked for again.
     fn load(&self, stream: &Bytes, block: &BlockRef) -> Result<Option<Vec<JournalEntry>>, JournalError> {
         let Some(file) = self.file(block.file) else { return Ok(None) };
@@ -670,8 +690,13 @@ impl Journal {
         match entries {
             Some(entries) => Ok(Some(entries)),
             None => {
-                self.index_mut().lose(stream, block);
-                Err(damaged())
+                let mut index = self.index_mut();
+                index.lose(stream, block);
+                // None if all of it was filled in meanwhile.
+                let lost = index.streams.get(stream).and_then(|own| own.gap_in(block.first..=block.last));
+                lost.map_or(Ok(None), |(first, last)| {
+                    Err(JournalError::Damaged { table: self.table, stream: stream.clone(), first, last })
+                })
             }
         }
     }

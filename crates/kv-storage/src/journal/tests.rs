@@ -255,6 +255,78 @@ fn a_damaged_block_is_named_and_given_up_and_the_rest_is_read() {
     assert_eq!(journal.read(&name(0), 3, 9, 999).unwrap().len(), 2);
 }
 
+/// Damage anywhere but in the last runs; what is lost is filled in, in parts of any size, with restarts in
+/// between, and is there for good.
+#[test]
+fn what_was_lost_is_filled_in_and_stays() {
+    let content = |id: u64| Bytes::from(format!("{id} {}", "x".repeat((id * 37 % 300) as usize)));
+    let (mut filled, mut unread) = (0, 0);
+    for seed in 0..300 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let disk = MemDisk::new(seed);
+        let mut journal = open(&disk);
+        let mut last = 0;
+        let mut append_some = |journal: &Journal, random: &mut fastrand::Rng, runs: usize| {
+            for _ in 0..runs {
+                let from = last + 1;
+                last += random.u64(1..9);
+                let ops: Vec<_> = (from..=last).map(|id| append(0, id, content(id))).collect();
+                journal.append(&ops).unwrap();
+            }
+            last
+        };
+        append_some(&journal, &mut random, 12);
+        let files = disk.list(DIR.as_ref()).unwrap();
+        for _ in 0..random.usize(1..8) {
+            disk.flip(&files[random.usize(..files.len())], random.u64(..FILE), random.u8(..8)).unwrap();
+        }
+        let last = append_some(&journal, &mut random, 3);
+        // What names a block may be damaged as well.
+        drop(journal);
+        journal = open(&disk);
+        let mut at = 1;
+        while at <= last {
+            if random.u8(..) < 60 {
+                drop(journal);
+                journal = open(&disk);
+            }
+            match journal.read(&name(0), at, 9, 999) {
+                Ok(entries) => {
+                    assert!(
+                        entries.iter().zip(at..).all(|((id, found), at)| (*id, found) == (at, &content(at)))
+                    );
+                    at = entries.last().unwrap().0 + 1;
+                }
+                Err(JournalError::Damaged { first, last, .. }) => {
+                    assert!(first <= at && at <= last, "seed {seed}: {first} to {last} when {at} was read");
+                    let (from, to) = (random.u64(first..=at), random.u64(at..=last));
+                    let entries: Vec<_> = (from..=to).map(|id| (id, content(id))).collect();
+                    journal.fill(&name(0), &entries).unwrap();
+                    let again = journal.fill(&name(0), &entries);
+                    assert!(matches!(again, Err(JournalError::Conflict { .. })), "seed {seed}: {again:?}");
+                    filled += entries.len();
+                    // Parts of a range that were not filled in yet.
+                    unread += usize::from((from, to) != (first, last));
+                }
+                other => panic!("seed {seed}: {other:?}"),
+            }
+        }
+        assert!(journal.fill(&name(0), &[(last + 1, content(last + 1))]).is_err(), "that is still to come");
+        journal.append(&[trim(0, last / 2)]).unwrap();
+        assert!(journal.fill(&name(0), &[(1, content(1))]).is_err(), "that is given up");
+        while journal.reclaim(Laggards::Copy).unwrap() {}
+        drop(journal);
+        let journal = open(&disk);
+        let kept = journal.read(&name(0), last / 2, usize::MAX, usize::MAX).unwrap();
+        assert_eq!(journal.lost(), [], "seed {seed}");
+        assert_eq!(kept, (last / 2..=last).map(|id| (id, content(id))).collect::<Vec<_>>(), "seed {seed}");
+    }
+    assert!(
+        filled > 300 && unread > 50,
+        "{filled} entries filled in, {unread} times a part of what was lost"
+    );
+}
+
 #[test]
 fn a_damaged_directory_in_the_middle_is_found_by_what_comes_after_it() {
     let disk = MemDisk::new(1);
