@@ -223,6 +223,9 @@ impl Builder {
         if let (Some(told), Some(last)) = (self.account.told.get(), mark.last_log_id) {
             told(last).await?;
         }
+        // The log is purged up to the snapshot. What of that is only in memory would have to come from its
+        // file, with all the rest, if this node were killed now.
+        self.storage.checkpoint().await?;
         let (account, meta) = (self.account.clone(), mark.clone());
         let info = NodeRuntime::blocking(move || filling.finish(&account, &meta)).await??;
         self.account.has_snapshot(at, info.bytes);

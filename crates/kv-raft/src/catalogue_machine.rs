@@ -264,6 +264,10 @@ fn is_as_asked(namespace: &Namespace, spec: &NamespaceSpec) -> bool {
 }
 
 impl Domain for CatalogueMachine {
+    fn anew(&self) -> Box<dyn Domain> {
+        Box::new(Self::new(self.published.clone()))
+    }
+
     fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError> {
         (self.catalogue, self.creators) = match storage.get(Table::Catalogue.id(), &keys::of_space(space))? {
             Some(row) => decode_catalogue(row.value)?,
@@ -415,7 +419,9 @@ fn encode_catalogue(catalogue: &Catalogue, creators: &BTreeMap<NamespaceId, Requ
     out
 }
 
-fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, BTreeMap<NamespaceId, RequestId>), CodecError> {
+pub(crate) fn decode_catalogue(
+    bytes: Bytes,
+) -> Result<(Catalogue, BTreeMap<NamespaceId, RequestId>), CodecError> {
     let mut reader = Reader::versioned(bytes, "catalogue", VERSION)?;
     let cluster_id = ClusterId(reader.u128()?);
     let epoch = Epoch(reader.u64()?);

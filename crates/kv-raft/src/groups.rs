@@ -38,6 +38,7 @@ use crate::machine_error::MachineError;
 use crate::network::Network;
 use crate::recent::RecentWrites;
 use crate::rejoin::{self, Heard, JoinState, Role};
+use crate::runtime::NodeRuntime;
 use crate::snapshot_in::{Gate, Incoming};
 use crate::snapshot_out::{Outgoing, Pace};
 
@@ -203,6 +204,12 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
         let (applied, recent, account) = (machine.applied(), machine.recent(), machine.account());
+        // What a process before this one was writing, or kept for a follower, holds room that a snapshot needs.
+        let (files_of, storage) = (account.clone(), around.storage.clone());
+        NodeRuntime::blocking(move || files_of.remove_old_files(&storage, id))
+            .await
+            .map_err(MachineError::from)?
+            .map_err(MachineError::from)?;
         let (outgoing, incoming) = snapshots_on_the_way(id, &around, account.clone());
         let network = Network {
             group: id,

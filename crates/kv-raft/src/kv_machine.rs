@@ -312,6 +312,11 @@ impl KvMachine {
 }
 
 impl Domain for KvMachine {
+    fn anew(&self) -> Box<dyn Domain> {
+        let fresh = Self::bounded(self.published.clone(), self.sessions.bounds());
+        Box::new(Self { history_bytes: self.history_bytes, ..fresh })
+    }
+
     fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError> {
         self.sessions = Sessions::load(storage, space, self.sessions.bounds())?;
         self.counted.clear();

@@ -50,6 +50,7 @@ mod sent_files;
 mod session_shares;
 mod sessions;
 mod snapshot;
+mod snapshot_check;
 mod snapshot_in;
 mod snapshot_out;
 mod strong;

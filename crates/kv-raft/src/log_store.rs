@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
+use futures_util::stream::{Stream, StreamExt, TryStreamExt, iter, try_unfold};
 use kv_storage::RaftLog;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
@@ -61,6 +62,32 @@ impl RaftLogReader<TypeConfig> for LogStore {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         self.read((range.start_bound().cloned(), range.end_bound().cloned()), usize::MAX).await
+    }
+
+    /// In pieces: after a start, one range may be all that was not known to be committed.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let next = match range.start_bound() {
+            Bound::Included(first) => Some(*first),
+            Bound::Excluded(before) => before.checked_add(1),
+            Bound::Unbounded => Some(0),
+        };
+        let (log, end) = (self.clone(), range.end_bound().cloned());
+        let pieces = try_unfold((log, next), move |(log, next)| async move {
+            let is_past = |first: &u64| match end {
+                Bound::Included(last) => *first > last,
+                Bound::Excluded(end) => *first >= end,
+                Bound::Unbounded => false,
+            };
+            let Some(first) = next.filter(|first| !is_past(first)) else { return Ok(None) };
+            let entries = log.read((Bound::Included(first), end), APPEND_BYTES).await?;
+            let Some(last) = entries.last() else { return Ok(None) };
+            let next = last.log_id.index.checked_add(1);
+            Ok::<_, io::Error>(Some((iter(entries.into_iter().map(Ok)), (log, next))))
+        });
+        pieces.try_flatten().boxed()
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
@@ -165,6 +192,38 @@ mod tests {
         let readers = disk.take_readers();
         assert!(!readers.is_empty(), "all of them were in memory");
         assert!(!readers.contains(&std::thread::current().id()));
+        storage.halt();
+    }
+
+    /// What is applied after a start may be most of the log, and more than a node has memory.
+    #[tokio::test]
+    async fn a_long_range_is_read_in_pieces() {
+        let disk = MemDisk::new(1);
+        let options = StorageOptions {
+            raft_cache_bytes: 1 << 10,
+            max_record_bytes: 1 << 20,
+            ..StorageOptions::memory("/data")
+        };
+        let (storage, _) = Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
+        let log = storage.raft(GroupId(1));
+        let size = APPEND_BYTES / 4;
+        for index in 1..=40 {
+            let payload = EntryPayload::Normal(crate::proposal::Proposal(vec![7; size].into()));
+            let entry = codec::to_storage_entry(&Entry { log_id: id(1, index), payload });
+            log.append(vec![entry], Box::new(|result| result.unwrap())).unwrap();
+        }
+        log.barrier().await.unwrap();
+        let before = disk.reads();
+        let mut store = LogStore::new(log, DiskWatch::default());
+        let mut entries = store.entries_stream(2..=40).await;
+        assert_eq!(entries.next().await.unwrap().unwrap().log_id, id(1, 2));
+        let first = disk.reads() - before;
+        let rest: Vec<u64> = entries.map(|entry| entry.unwrap().log_id.index).collect().await;
+        assert_eq!(rest, (3..=40).collect::<Vec<_>>());
+        let all = disk.reads() - before;
+        assert!(all >= 20 && first <= all / 4, "{first} reads for the first of {all}");
+        assert_eq!(store.entries_stream(41..).await.count().await, 0);
+        assert_eq!(store.entries_stream(7..7).await.count().await, 0);
         storage.halt();
     }
 

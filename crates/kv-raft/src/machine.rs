@@ -38,7 +38,10 @@ use crate::tables::{Range, Rows, Space, Stage, Table, entry_of, keys};
 
 /// What the entries of a group mean. Deterministic: the same log gives the same state on every member.
 pub(crate) trait Domain: Send + Sync + 'static {
-    /// Reads what it keeps in memory from the tables.
+    /// One with the same settings that knows nothing yet, and shows what it will know in the same place.
+    fn anew(&self) -> Box<dyn Domain>;
+
+    /// Reads what it keeps in memory from the tables. Blocks.
     fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError>;
 
     /// The row that applying a proposal reads, if it reads one: those of many are read at once beforehand.
@@ -140,7 +143,9 @@ impl Machine {
     }
 
     async fn reload(&mut self, mark: SnapshotMeta) -> Result<(), MachineError> {
-        self.domain.load(&self.storage, self.space)?;
+        let (mut domain, storage, space) = (self.domain.anew(), self.storage.clone(), self.space);
+        let loaded = NodeRuntime::blocking(move || domain.load(&storage, space).map(|()| domain));
+        self.domain = loaded.await??;
         *self.applied.write().await = AppliedState { space: self.space, mark: mark.clone() };
         self.mark = mark;
         self.domain.publish();
@@ -524,6 +529,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         })
         .await??;
         let starting = self.account.told.get().is_none();
+        // One that ends before the log begins is no help: what is between the two is nowhere but in the state.
+        let purged = self.storage.raft(self.space.group).bounds().purged.map(codec::from_storage_id);
+        let newest = newest.filter(|(_, meta)| starting || meta.last_log_id >= purged);
         let Some((file, meta)) = newest else {
             if starting {
                 return Ok(None);

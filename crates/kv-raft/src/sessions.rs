@@ -495,6 +495,20 @@ fn decode_horizon(bytes: Bytes) -> Result<u64, CodecError> {
     reader.end().map(|()| horizon)
 }
 
+/// Whether a row of a session can be read.
+pub(crate) fn check_row(row: Bytes) -> Result<(), CodecError> {
+    Session::decode(row).map(drop)
+}
+
+/// Whether a row of what is known of sessions in general can be read. Rows of others pass.
+pub(crate) fn check_meta_row(key: &[u8], row: Bytes) -> Result<(), CodecError> {
+    match keys::of_horizon(key)? {
+        Some(_) => decode_horizon(row).map(drop),
+        None if keys::is_clock(key) => decode_clock(row).map(drop),
+        None => Ok(()),
+    }
+}
+
 impl Session {
     /// What it counts for in the bound of all sessions.
     fn price(&self) -> u64 {

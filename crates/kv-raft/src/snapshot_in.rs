@@ -11,7 +11,7 @@ use kv_proto::peer;
 use kv_proto::peer::raft_snapshot::Step;
 use kv_proto::peer::raft_snapshot_reply::Result as Reply;
 use kv_storage::{SnapshotPart, Snapshots, StorageError};
-use kv_types::limits::MAX_MEMBERS;
+use kv_types::limits::{MAX_MEMBERS, MAX_VOTERS};
 use kv_types::{Failure, GroupId, NodeId};
 use openraft::AsyncRuntime;
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use crate::runtime::NodeRuntime;
 use crate::snapshot::Snapshot;
 use crate::snapshot::SnapshotData;
 use crate::snapshot::{self, ReceivedPart};
+use crate::snapshot_check::Contents;
 use crate::transfer::{FileIdentity, Opening, Receiving, Refusal, Taking, refusal_name};
 
 /// Why a step is refused: the reason by name, and a message.
@@ -419,6 +420,9 @@ fn announced(
     if last_membership.membership().nodes().count() > MAX_MEMBERS {
         return Err(invalid("it has more members than a cluster may have"));
     }
+    if !(1..=MAX_VOTERS).contains(&last_membership.voter_ids().count()) {
+        return Err(invalid("its membership has no voters, or more than a group may have"));
+    }
     if last_membership.log_id().as_ref().is_some_and(|id| *id > last) {
         return Err(invalid("its membership is newer than the snapshot"));
     }
@@ -458,14 +462,21 @@ where
 {
     let (header, seen) = (codec::encode_mark(&meta), progress.clone());
     let checked = on_disk(move || {
-        let found = part.verify(identity.snapshot, identity.checksum, &seen)?;
-        Ok((part, found == header))
+        let mut contents = Contents::default();
+        let mut bad = None;
+        let found = part.verify(identity.snapshot, identity.checksum, &seen, |block| {
+            if bad.is_none() {
+                bad = contents.check(block).err();
+            }
+        })?;
+        let bad = bad.or_else(|| contents.end().err()).map(|error| error.to_string());
+        let differs = (found != header).then(|| "its header is not what was announced".to_owned());
+        Ok((part, differs.or(bad)))
     });
     let part = match checked.await {
-        Ok((part, true)) => part,
+        Ok((part, None)) => part,
         other => {
-            let why =
-                other.err().map_or("its header is not what was announced".to_owned(), |e| e.to_string());
+            let why = other.map_or_else(|error| Some(error.to_string()), |(_, why)| why).unwrap_or_default();
             tracing::error!(group = group.0, why, "a received snapshot is damaged and was thrown away");
             discard(group, files).await;
             return Outcome::Refused(refused(Refusal::Damaged, why));

@@ -163,21 +163,35 @@ pub(crate) mod keys {
         with(space, &[&[0]], 0)
     }
 
+    /// Whether that is the key of the clock.
+    pub(crate) fn is_clock(place: &[u8]) -> bool {
+        place.get(SPACE_BYTES..) == Some(&[0])
+    }
+
     /// A namespace's revision.
     pub(crate) fn revision(space: Space, namespace: NamespaceId) -> Vec<u8> {
         with(space, &[&[1], &namespace.0.to_be_bytes()], 0)
     }
 
-    /// The namespace of a revision; none for other rows beside it.
-    pub(crate) fn of_revision(place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
+    /// The namespace of a row with this number beside others; none for those of other numbers.
+    fn of_beside(number: u8, what: &'static str, place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
         match place.get(SPACE_BYTES..).and_then(|place| place.split_first()) {
-            Some((1, namespace)) => {
-                let namespace = namespace.try_into();
-                let namespace = namespace.map_err(|_| CodecError::Truncated { what: "key of a revision" })?;
+            Some((found, namespace)) if *found == number => {
+                let namespace = namespace.try_into().map_err(|_| CodecError::Truncated { what })?;
                 Ok(Some(NamespaceId(u64::from_be_bytes(namespace))))
             }
             _ => Ok(None),
         }
+    }
+
+    /// The namespace of a revision; none for other rows beside it.
+    pub(crate) fn of_revision(place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
+        of_beside(1, "key of a revision", place)
+    }
+
+    /// The namespace of the marks of a history; none for other rows beside them.
+    pub(crate) fn of_marks(place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
+        of_beside(3, "key of the marks of a history", place)
     }
 
     /// The marks of a namespace's history.
@@ -221,14 +235,7 @@ pub(crate) mod keys {
 
     /// The namespace of a horizon; none for other rows beside it.
     pub(crate) fn of_horizon(place: &[u8]) -> Result<Option<NamespaceId>, CodecError> {
-        match place.get(SPACE_BYTES..).and_then(|place| place.split_first()) {
-            Some((2, namespace)) => {
-                let namespace = namespace.try_into();
-                let namespace = namespace.map_err(|_| CodecError::Truncated { what: "key of a horizon" })?;
-                Ok(Some(NamespaceId(u64::from_be_bytes(namespace))))
-            }
-            _ => Ok(None),
-        }
+        of_beside(2, "key of a horizon", place)
     }
 
     /// A client's session with a namespace.

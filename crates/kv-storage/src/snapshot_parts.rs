@@ -307,8 +307,15 @@ impl SnapshotPart {
     }
 
     /// Reads all of it back and compares it with the whole-file checksum, then as a snapshot file with the
-    /// number `id`. Returns its header. `progress` grows by the bytes that were read. Blocks.
-    pub fn verify(&self, id: u64, checksum: u32, progress: &AtomicU64) -> Result<Bytes, StorageError> {
+    /// number `id`, whose blocks `see` is shown. Returns its header. `progress` grows by the bytes that were
+    /// read. Blocks.
+    pub fn verify(
+        &self,
+        id: u64,
+        checksum: u32,
+        progress: &AtomicU64,
+        mut see: impl FnMut(Bytes),
+    ) -> Result<Bytes, StorageError> {
         let path = self.store.part_path();
         let damaged = |what: String| StorageError::CorruptFile { file: path.display().to_string(), what };
         if self.received != self.length || self.synced != self.length {
@@ -329,6 +336,7 @@ impl SnapshotPart {
         let mut reader = self.store.open_at(&path, id)?;
         while let Some((_, block)) = reader.next_block()? {
             progress.fetch_add(block.len() as u64, Ordering::Relaxed);
+            see(block);
         }
         Ok(reader.header().clone())
     }

@@ -22,10 +22,11 @@ use crate::tables::{Space, Table, keys};
 type Entries = Vec<(u64, Bytes)>;
 
 impl Group {
-    /// Whether entries of this group's histories are missing here.
-    pub(super) async fn has_holes(&self) -> bool {
-        let space = self.applied.read().await.space;
-        !self.holes_of(space).is_empty()
+    /// Whether entries of this group's histories are missing here, as far as it can be told without waiting.
+    pub(super) fn has_holes(&self) -> bool {
+        // The lock is held while entries are applied, for as long as the disk takes.
+        let space = self.applied.try_read().map(|applied| applied.space);
+        space.is_ok_and(|space| !self.holes_of(space).is_empty())
     }
 
     /// What is missing of a space: what the disk has lost, and what a snapshot met.

@@ -1,5 +1,5 @@
-//! The steward of the group, a task beside openraft: every tick it watches the disk, lets the node join,
-//! trims the log, and where the node leads, enrols members and initializes the cluster.
+//! The steward of the group, a task beside openraft: every tick it watches the disk; and it lets the node
+//! join, trims the log, and where the node leads, enrols members and initializes the cluster.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,6 +21,12 @@ use crate::limits::{ABILITY_EVERY, DISK_SILENCE, GIVE_UP_EVERY, MEND_EVERY, STEW
 use crate::proposal::Reply;
 use crate::rejoin::Role;
 
+fn ticks() -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(STEWARD_TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
+}
+
 /// The mending of histories, in a task of its own.
 struct Mending {
     task: JoinSet<bool>,
@@ -34,7 +40,7 @@ impl Mending {
     }
 
     /// Begins to mend where something is missing, and not too often where no member has it.
-    async fn look(&mut self, group: &Arc<Group>) {
+    fn look(&mut self, group: &Arc<Group>) {
         match self.task.try_join_next() {
             Some(Ok(true)) => self.pause = MEND_EVERY.0,
             Some(_) => self.pause = (self.pause * 2).min(MEND_EVERY.1),
@@ -42,7 +48,7 @@ impl Mending {
             None => {}
         }
         self.next = Instant::now() + self.pause;
-        if group.has_holes().await {
+        if group.has_holes() {
             self.task.spawn(Arc::clone(group).mend());
         }
     }
@@ -52,20 +58,37 @@ impl Group {
     /// Runs until the task is dropped, or openraft fails.
     pub(crate) async fn steward(self: Arc<Self>) {
         let _present = self.attendance.begin();
-        let mut tick = tokio::time::interval(STEWARD_TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut asked, mut gave_up, mut looked) = (None, None, None);
+        // What is looked after may wait for the disk; that the disk hangs is noticed all the same.
+        tokio::select! {
+            () = self.clone().look_after() => {}
+            () = self.clone().watch() => {}
+        }
+    }
+
+    async fn watch(self: Arc<Self>) {
+        let mut tick = ticks();
+        let mut gave_up = None;
+        loop {
+            tick.tick().await;
+            if self.watch_disk(&mut gave_up).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn look_after(self: Arc<Self>) {
+        let mut tick = ticks();
+        let (mut asked, mut looked) = (None, None);
         let mut mending = Mending::new();
         loop {
             tick.tick().await;
             let done = async {
-                self.watch_disk(&mut gave_up).await?;
                 self.settle().await?;
                 self.trim(&mut asked).await?;
                 self.remove_spare_snapshot().await;
                 self.incoming.tidy().await;
                 self.look_around(&mut looked).await;
-                mending.look(&self).await;
+                mending.look(&self);
                 if self.leadership() == Leadership::Leads {
                     self.enroll().await?;
                     self.initialize_cluster().await?;

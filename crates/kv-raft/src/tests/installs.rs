@@ -74,7 +74,7 @@ impl Sent {
         let missing = usize::try_from(part.received()).unwrap();
         part.write(&self.file.slice(missing..))?;
         let id = snapshot::id_of(self.meta.last_log_id.as_ref());
-        part.verify(id, self.checksum, &Default::default())?;
+        part.verify(id, self.checksum, &Default::default(), drop)?;
         Ok(SnapshotData::Received(ReceivedPart::new(part)))
     }
 }
@@ -221,7 +221,8 @@ async fn garbage_is_removed_after_a_restart() {
     storage.halt();
 }
 
-/// A snapshot that is taken is ahead of what the tables have on disk. The log brings them there.
+/// What a snapshot has is in the tables on disk when the log may be purged up to it: killing a node does not
+/// make it install its own file. A tier that was lost is filled by the log, where the log reaches back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_does_not_install_what_the_log_has() {
     let world = World::new(1);
@@ -246,22 +247,69 @@ async fn a_restart_does_not_install_what_the_log_has() {
     assert_eq!(built.meta.last_log_id, Some(codec::log_id(1, 1, 40)));
     world.cut_power(&storage);
 
-    // The committed hint was made durable with the snapshot.
     let (storage, _) = world.open();
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
-    assert_eq!(machine.applied_state().await.unwrap().0, Some(codec::log_id(1, 1, 10)));
+    assert_eq!(machine.applied_state().await.unwrap().0, built.meta.last_log_id);
+    storage.shutdown().await;
+
+    // The committed hint was made durable with the snapshot.
+    world.tiers.delete("/installs".as_ref());
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    assert_eq!(machine.applied_state().await.unwrap().0, None);
     assert!(machine.get_current_snapshot().await.unwrap().is_none(), "the log has it");
-    apply(&mut machine, 11, &proposals[10..]).await;
+    apply(&mut machine, 1, &proposals).await;
     assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
-    world.cut_power(&storage);
+    storage.shutdown().await;
 
     // Where the log does not reach back, the snapshot is what there is.
+    world.tiers.delete("/installs".as_ref());
     let (storage, _) = world.open();
     storage.raft(GROUP).purge(kv_storage::RaftLogId { term: 1, node: 1, index: 20 }).unwrap();
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
     assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, built.meta);
     storage.halt();
     assert!(matches!(storage.record(b"x"), Ok(None) | Err(StorageError::Closed)));
+}
+
+/// A file that ends before the log begins is of no use to a follower: what is between the two is nowhere but
+/// in the state. Another one is taken at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_file_does_not_pass_for_the_newest() {
+    let world = World::new(1);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    let bench = Bench::new();
+    let command = |seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode();
+    apply(&mut machine, 1, &(1..=10).map(command).collect::<Vec<_>>()).await;
+    let old = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    apply(&mut machine, 11, &(11..=20).map(command).collect::<Vec<_>>()).await;
+    storage.raft(GROUP).purge(kv_storage::RaftLogId { term: 1, node: 1, index: 20 }).unwrap();
+    let account = machine.account();
+    let _ = account.told.set(Box::new(|_| Box::pin(async { Ok(()) })));
+    let offered = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_ne!(offered.meta, old.meta);
+    assert!(account.needs_snapshot());
+    let new = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, new.meta);
+    assert!(!account.needs_snapshot());
+    storage.halt();
+}
+
+/// The runtime of a node has one thread: it does other things while the state is read that a machine keeps in
+/// memory.
+#[tokio::test]
+async fn what_a_machine_keeps_in_memory_is_not_read_on_the_runtime() {
+    let tiers = GatedTiers::default();
+    let gate = tiers.gate.clone();
+    let options = StorageOptions { max_record_bytes: 1 << 20, ..StorageOptions::memory("/installs") };
+    let (storage, _) = Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(tiers)).unwrap();
+    gate.hold_scans(true);
+    let opening = tokio::spawn(Machine::open(storage.clone(), GROUP, domain()));
+    until("the sessions are being read", || gate.waiting() > 0).await;
+    gate.hold_scans(false);
+    opening.await.unwrap().unwrap();
+    storage.halt();
 }
 
 /// A builder that fails while a received snapshot is being loaded does not give that one: its state is not

@@ -476,7 +476,10 @@ async fn a_forged_snapshot_that_the_log_has_overtaken_is_refused() {
     let last = codec::log_id(TERM + 1, 3, 3);
     let storage = super::memory(9);
     let files = storage.snapshots(GROUP);
-    let meta = SnapshotMeta { last_log_id: Some(last), ..SnapshotMeta::default() };
+    let voters: std::collections::BTreeSet<u64> = [1, 2, 3].into();
+    let membership = Membership::new(vec![voters.clone()], voters).unwrap();
+    let last_membership = openraft::StoredMembership::new(Some(last), membership);
+    let meta = SnapshotMeta { last_log_id: Some(last), last_membership };
     let info = files.create().unwrap().finish(id_of(Some(&last)), &codec::encode_mark(&meta)).unwrap();
     let file = files.bytes_of(info.id).unwrap();
     let (data, checksum) = (file.read(0, usize::MAX).unwrap(), file.checksum().unwrap());

@@ -11,21 +11,22 @@ use kv_proto::peer::raft_snapshot_reply::Result as Reply;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_storage::Storage;
-use kv_types::NodeId;
+use kv_types::{NamespaceId, NodeId};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::vote::RaftLeaderId;
 use tokio::time::Instant;
 
 use super::bench::{Bench, GROUP, put};
 use super::writes::apply;
-use crate::config::Vote;
+use crate::config::{Entry, Vote};
 use crate::kv_machine::KvMachine;
 use crate::limits::{NO_ROOM_PAUSE, NO_ROOM_PAUSE_MAX, SNAPSHOT_IDLE};
 use crate::machine::Machine;
 use crate::proposal::Proposal;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Block, Snapshot, SnapshotData};
 use crate::snapshot_in::{Gate, Incoming, Standing};
 use crate::snapshot_out::{NotSent, Outgoing, Pace};
+use crate::tables::{Space, Table, keys};
 use crate::transfer::Refusal;
 
 const LEADER: NodeId = NodeId(1);
@@ -35,6 +36,12 @@ const BACKOFF: Duration = Duration::from_millis(200);
 
 fn vote() -> Vote {
     Vote { leader_id: RaftLeaderId::new(1, 1), committed: true }
+}
+
+/// A membership of both.
+fn voters() -> openraft::Membership<u64, openraft::EmptyNode> {
+    let ids: std::collections::BTreeSet<u64> = [LEADER.0, FOLLOWER.0].into();
+    openraft::Membership::new(vec![ids.clone()], ids).unwrap()
 }
 
 /// A leader's state machine with its snapshots, and what sends them.
@@ -49,8 +56,12 @@ struct Leader {
 impl Leader {
     async fn new() -> Self {
         let storage = super::memory(1);
-        let machine =
+        let mut machine =
             Machine::open(storage.clone(), GROUP, KvMachine::new(Default::default())).await.unwrap();
+        // As every group begins.
+        let payload = openraft::EntryPayload::Membership(voters());
+        let first = Entry { log_id: crate::codec::log_id(1, 1, 0), payload };
+        machine.apply(futures_util::stream::iter([Ok((first, None))])).await.unwrap();
         let pace = Pace { chunk_bytes: 1_000, bytes_per_second: 0 };
         let outgoing = Outgoing::new(GROUP, LEADER, pace, machine.account());
         Self { storage, machine, outgoing, bench: Bench::new(), written: 0 }
@@ -178,6 +189,32 @@ async fn an_interrupted_transfer_is_given_up_when_the_log_does_not_go_on_behind_
     assert_eq!(leader.offered().await.meta, first.meta, "the next entry is still there");
     log.purge(kv_storage::RaftLogId { term: 1, node: 1, index: behind + 1 }).unwrap();
     assert_eq!(leader.offered().await.meta, newest.meta);
+    leader.storage.halt();
+    follower.storage.halt();
+}
+
+/// The bytes are as they were sent, and no node writes such a record: the file never exists at the follower,
+/// which could not be started with it.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_with_a_record_that_no_node_writes_is_refused() {
+    let mut leader = Leader::new().await;
+    let follower = Follower::new();
+    let mut snapshot = leader.snapshot().await;
+    let last = crate::codec::log_id(1, 1, leader.written + 1);
+    snapshot.meta.last_log_id = Some(last);
+    let files = leader.storage.snapshots(GROUP);
+    let mut file = files.create().unwrap();
+    let mut block = Block::new();
+    let key = keys::data(Space::first(GROUP), NamespaceId(1), b"k");
+    block.push(Table::Data.id().get(), &key, Some(b"no row")).unwrap();
+    file.write(kv_storage::BlockKind::Base, &block.take()).unwrap();
+    let id = crate::snapshot::id_of(Some(&last));
+    file.finish(id, &crate::codec::encode_mark(&snapshot.meta)).unwrap();
+    snapshot.snapshot = SnapshotData::File { files, id };
+    let call = |body, within| follower.clone().call(body, within);
+    let given = leader.outgoing.give(FOLLOWER, vote(), snapshot, call).await;
+    assert!(matches!(given, Err(NotSent::Refused(Refusal::Damaged))), "{given:?}");
+    assert_eq!(follower.storage.snapshots(GROUP).list().unwrap().len(), 0);
     leader.storage.halt();
     follower.storage.halt();
 }

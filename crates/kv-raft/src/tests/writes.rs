@@ -155,7 +155,7 @@ pub(super) fn received(from: &Storage, to: &Storage, built: &Snapshot) -> Snapsh
     let file = from.snapshots(GROUP).bytes_of(id).unwrap();
     let mut part = to.snapshots(GROUP).receive(b"test", file.length(), 4_096).unwrap();
     part.write(&file.read(0, usize::MAX).unwrap()).unwrap();
-    part.verify(id, file.checksum().unwrap(), &Default::default()).unwrap();
+    part.verify(id, file.checksum().unwrap(), &Default::default(), drop).unwrap();
     SnapshotData::Received(ReceivedPart::new(part))
 }
 

@@ -104,6 +104,20 @@ async fn left_behind(cluster: &mut Cluster, bank: &Namespace, client: &Client) -
     (leader, away)
 }
 
+/// What a process before was writing when it was killed holds room that the next snapshot needs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_process_left_of_a_snapshot_is_gone_after_a_start() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    cluster.kill(2).await;
+    let folder = cluster.dirs[1].join("snapshots").join(GroupId::FIRST_DATA.0.to_string());
+    std::fs::create_dir_all(&folder).unwrap();
+    let left = folder.join("0000000000000007.tmp");
+    std::fs::write(&left, [0; 1_000]).unwrap();
+    cluster.bring_up(2).await;
+    assert!(!left.exists());
+    cluster.stop().await;
+}
+
 pub(crate) async fn same_digest_everywhere(cluster: &Cluster, bank: &Namespace) {
     within("one digest of every replica", || async {
         let mut said = Vec::new();

@@ -93,11 +93,11 @@ impl GroupIndex {
     }
 
     /// The name of a present entry.
-    fn name_of(&self, index: u64) -> Option<RaftLogId> {
+    pub(crate) fn name_of(&self, index: u64) -> Option<RaftLogId> {
         self.names.get(index).map(|n| RaftLogId { term: n.term, node: n.node, index })
     }
 
-    fn append_id_of(&self, index: u64) -> Option<u64> {
+    pub(crate) fn append_id_of(&self, index: u64) -> Option<u64> {
         self.names.get(index).map(|n| n.appended.wrapping_add(index))
     }
 

@@ -150,10 +150,10 @@ impl Retention {
     }
 
     fn copy_group(&self, group: u32, index: &SharedIndex, segment: u64) -> bool {
-        // Under the index's lock: a truncation or purge comes before the copies or after them, never between.
-        let index = lock(index);
-        let mut items = Vec::new();
-        for laggard in index.laggards(segment) {
+        let laggards = lock(index).laggards(segment);
+        let mut copies = Vec::new();
+        // Without the lock: those who ask where the log ends do not wait for the disk.
+        for laggard in laggards {
             let payload = match laggard.place {
                 Place::Memory(payload) => payload,
                 Place::Disk(at) => match self.files.read_entry(group, laggard.id, at) {
@@ -164,10 +164,16 @@ impl Retention {
                     }
                 },
             };
-            let entry = RaftEntry { id: laggard.id, payload };
-            items.push(Item::Run(Run::new(group, laggard.append_id, true, vec![entry]), None));
+            copies.push((laggard.append_id, RaftEntry { id: laggard.id, payload }));
         }
-        self.queue.push(items);
+        // Under the lock again: a truncation or purge comes before the copies or after them, never between.
+        let index = lock(index);
+        copies.retain(|(append_id, entry)| {
+            index.name_of(entry.id.index) == Some(entry.id)
+                && index.append_id_of(entry.id.index) == Some(*append_id)
+        });
+        let item = |(append_id, entry)| Item::Run(Run::new(group, append_id, true, vec![entry]), None);
+        self.queue.push(copies.into_iter().map(item).collect());
         true
     }
 }
