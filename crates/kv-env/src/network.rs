@@ -56,7 +56,7 @@ impl ReceivedBytes {
         self.0.total.load(Ordering::SeqCst)
     }
 
-    /// Resolves when the count is at least `total`. Bytes before that wake nobody.
+    /// Resolves when the count is at least `total`. Bytes before that wake no one.
     pub async fn reach(&self, total: u64) {
         loop {
             let reached = self.0.reached.notified();

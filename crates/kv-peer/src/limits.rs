@@ -42,10 +42,11 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause: short, because a cluster must converge within two seconds of healing.
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_millis(300);
-/// HTTP/2 pings a silent connection that this node dialled after this long, and gives it up after [`KEEP_ALIVE_TIMEOUT`] more.
+/// HTTP/2 pings a silent connection that this node dialled after this long, and gives
+/// it up after [`KEEP_ALIVE_TIMEOUT`] more.
 /// Without it a silent cut stalls TCP for many seconds after it heals.
 pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
-/// The same of one that was accepted: whoever dialled it knows earlier, and comes again.
+/// The same of one that was accepted: the node that dialled it knows earlier, and comes again.
 pub(crate) const ACCEPTED_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a keep-alive ping may stay unanswered.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -71,6 +71,8 @@ pub(crate) struct Surroundings {
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) snapshots: SnapshotWork,
+    /// When the node's groups were begun.
+    pub(crate) began: Instant,
 }
 
 /// A Raft group as this node knows it.
@@ -177,6 +179,21 @@ fn snapshots_on_the_way(
     (Outgoing::new(id, config.node_id, pace, account), incoming)
 }
 
+/// What this node may take part in when it starts.
+fn first_role(storage: &Storage, id: GroupId) -> Result<Role, MachineError> {
+    let log = storage.raft(id);
+    Ok(match storage.small_get(&rejoin::note_key(id)) {
+        Some(note) => Role::Joining(JoinState::decode(note)?),
+        None if log.vote().is_none() && log.bounds().last.is_none() => Role::Asking,
+        None => Role::Settled,
+    })
+}
+
+/// What a process before this one was writing, or kept for a follower, holds room that a snapshot needs.
+async fn remove_leftovers(account: Arc<Account>, storage: Storage, id: GroupId) -> Result<(), MachineError> {
+    Ok(NodeRuntime::blocking(move || account.remove_old_files(&storage, id)).await??)
+}
+
 /// Lets snapshots wait until openraft has heard how far the state was applied.
 fn tell_of_progress(raft: &Raft, account: &Account) {
     let progress = raft.watch_apply_progress();
@@ -204,12 +221,7 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
         let (applied, recent, account) = (machine.applied(), machine.recent(), machine.account());
-        // What a process before this one was writing, or kept for a follower, holds room that a snapshot needs.
-        let (files_of, storage) = (account.clone(), around.storage.clone());
-        NodeRuntime::blocking(move || files_of.remove_old_files(&storage, id))
-            .await
-            .map_err(MachineError::from)?
-            .map_err(MachineError::from)?;
+        remove_leftovers(account.clone(), around.storage.clone(), id).await?;
         let (outgoing, incoming) = snapshots_on_the_way(id, &around, account.clone());
         let network = Network {
             group: id,
@@ -219,11 +231,7 @@ impl Group {
         };
         let fatal = |error: Fatal<TypeConfig>| StartError::Raft { group: id, why: error.to_string() };
         let me = around.config.node_id.0;
-        let role = match around.storage.small_get(&rejoin::note_key(id)) {
-            Some(note) => Role::Joining(JoinState::decode(note).map_err(MachineError::from)?),
-            None if newborn && log.bounds().last.is_none() => Role::Asking,
-            None => Role::Settled,
-        };
+        let role = first_role(&around.storage, id)?;
         let mut settings =
             around.config.openraft().map_err(|error| StartError::Settings(error.to_string()))?;
         // From its first tick on: a voter that forgot something must not campaign.

@@ -40,7 +40,7 @@ impl Holes {
         self.ranges.iter().map(|((namespace, first), last)| (*namespace, *first, *last)).collect()
     }
 
-    /// Whether a snapshot should wait: another member may still have what is missing. Not for ever, since the
+    /// Whether a snapshot should wait: another member may still have what is missing. Not forever, since the
     /// log is kept as long.
     pub(crate) fn hold_up(&self, at_most: Duration, now: Instant) -> bool {
         self.since.is_some_and(|since| now.duration_since(since) < at_most)

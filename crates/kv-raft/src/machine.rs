@@ -529,7 +529,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         })
         .await??;
         let starting = self.account.told.get().is_none();
-        // One that ends before the log begins is no help: what is between the two is nowhere but in the state.
+        // One that ends before the log begins is no help: what is between them is nowhere but in the state.
         let purged = self.storage.raft(self.space.group).bounds().purged.map(codec::from_storage_id);
         let newest = newest.filter(|(_, meta)| starting || meta.last_log_id >= purged);
         let Some((file, meta)) = newest else {

@@ -111,6 +111,7 @@ impl Strong {
             catalogue: catalogue.clone(),
             gate: gate.clone(),
             snapshots: SnapshotWork::new(config.snapshot_bytes_per_second),
+            began: Instant::now(),
         };
         let catalogue_group = Group::start(
             GroupId::CATALOGUE,

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use kv_types::NodeId;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -92,12 +93,16 @@ fn node(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Result<
                 StartError::ConfigInvalid(format!("cannot write the ready file {}: {error}", path.display()))
             })?;
         }
+        let asked = asked_to_stop(arguments.until_stdin_closes, name)
+            .map_err(|error| StartError::Failed(format!("waiting for signals: {error}")))?;
         let why = tokio::select! {
             biased;
             failure = node.stopped() => Some(failure),
-            () = asked_to_stop(arguments.until_stdin_closes) => None,
+            _ = asked => None,
         };
-        end_after(STOP_WHOLE, name);
+        if why.is_some() {
+            end_after(STOP_WHOLE, name);
+        }
         node.shutdown().await;
         match why {
             Some(failure) => Err(StartError::Stopped(format!(
@@ -106,7 +111,6 @@ fn node(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Result<
             None => Ok(()),
         }
     });
-    // A thread that still reads standard input must not hold up the exit.
     runtime.shutdown_background();
     result
 }
@@ -186,15 +190,28 @@ fn write_ready_file(path: &Path, id: NodeId, node: &Node) -> std::io::Result<()>
     std::fs::rename(&beside, path)
 }
 
-async fn asked_to_stop(until_stdin_closes: bool) {
-    let interrupted = signalled(SignalKind::interrupt());
-    let terminated = signalled(SignalKind::terminate());
-    tokio::select! {
-        biased;
-        () = interrupted => {}
-        () = terminated => {}
-        () = stdin_closed(), if until_stdin_closes => {}
-    }
+/// Resolves when the node is asked to stop, and ends the process if it does not. It waits on a thread of its
+/// own: what hangs may be the thread that runs the tasks.
+fn asked_to_stop(until_stdin_closes: bool, name: &'static str) -> std::io::Result<oneshot::Receiver<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (tell, asked) = oneshot::channel();
+    std::thread::Builder::new().name("kv-signals".into()).spawn(move || {
+        runtime.block_on(async {
+            let interrupted = signalled(SignalKind::interrupt());
+            let terminated = signalled(SignalKind::terminate());
+            tokio::select! {
+                biased;
+                () = interrupted => {}
+                () = terminated => {}
+                () = stdin_closed(), if until_stdin_closes => {}
+            }
+        });
+        end_after(STOP_WHOLE, name);
+        let _ = tell.send(());
+        // A thread that still reads standard input must not hold up the exit.
+        runtime.shutdown_background();
+    })?;
+    Ok(asked)
 }
 
 async fn signalled(kind: SignalKind) {

@@ -28,6 +28,11 @@ use tokio::sync::mpsc;
 
 const T: TableId = TableId::new(16);
 const DERIVED: TableId = TableId::new(17);
+/// A journal of what was applied, trimmed now and then.
+const JOURNAL: TableId = TableId::new(18);
+const STREAM: &[u8] = b"applied";
+/// Entries that the journal keeps at least.
+const KEPT: u64 = 700;
 const KEYS: u64 = 2_000;
 const WRITERS: u64 = 16;
 
@@ -43,6 +48,7 @@ fn options(dir: &Path) -> StorageOptions {
         checkpoint_log_bytes: 512 << 10,
         checkpoint_interval: Duration::from_millis(50),
         raft_cache_bytes: 64 << 10,
+        journal_file_bytes: 128 << 10,
         ..StorageOptions::new(dir)
     }
 }
@@ -59,6 +65,20 @@ fn value(key: u64, version: u64, seed: u64) -> Vec<u8> {
 
 fn version(value: &[u8]) -> u64 {
     u64::from_le_bytes(value[..8].try_into().unwrap())
+}
+
+fn number(row: &[u8]) -> u64 {
+    u64::from_le_bytes(row.try_into().unwrap())
+}
+
+/// What an entry of the log becomes in the tables and in the journal.
+fn derived(index: u64, payload: &[u8]) -> Batch {
+    let row = Batch::new().put(DERIVED, (index % 100).to_be_bytes(), payload);
+    let row = row.put(DERIVED, "applied", index.to_le_bytes()).append(JOURNAL, STREAM, index, payload);
+    match index % 50 {
+        0 => row.trim(JOURNAL, STREAM, index.saturating_sub(KEPT)),
+        _ => row,
+    }
 }
 
 /// The child: writes until it is killed; a line on its output for everything that is durable.
@@ -98,10 +118,17 @@ async fn load(dir: &Path, kind: TierKind, seed: u64) {
             }
         });
     }
-    // A Raft group with derived rows: the applied mark and its row are in one batch.
+    // A Raft group with derived rows and entries of a journal: the applied mark is in one batch with them.
     tasks.spawn(async move {
         let log = storage.raft(GroupId(1));
-        let mut index = log.bounds().last.map_or(0, |l| l.index + 1);
+        // What the tables lack is applied again.
+        let bounds = log.bounds();
+        let applied = storage.get(DERIVED, b"applied").unwrap().map(|row| number(&row.value));
+        let from = applied.max(bounds.purged.map(|purged| purged.index)).map_or(0, |last| last + 1);
+        for entry in log.read(from.., usize::MAX).unwrap() {
+            storage.apply(derived(entry.id.index, &entry.payload)).await.unwrap();
+        }
+        let mut index = bounds.last.map_or(0, |l| l.index + 1);
         loop {
             let id = RaftLogId { term: 1, node: 1, index };
             let payload = Bytes::from(value(u64::MAX, index, seed));
@@ -110,8 +137,7 @@ async fn load(dir: &Path, kind: TierKind, seed: u64) {
             log.append(vec![entry], Box::new(move |r| drop(done.send(r)))).unwrap();
             durable.await.unwrap().unwrap();
             send.send(format!("r {index}\n")).await.unwrap();
-            let row = Batch::new().put(DERIVED, (index % 100).to_be_bytes(), &payload);
-            storage.apply(row.put(DERIVED, "applied", index.to_le_bytes())).await.unwrap();
+            storage.apply(derived(index, &payload)).await.unwrap();
             if index % 500 == 499 {
                 storage.checkpoint().await.unwrap();
                 log.purge(id).unwrap();
@@ -146,6 +172,7 @@ struct Counts {
     rebuilt_from_log: u64,
     lost_tier: u64,
     derived_lost: u64,
+    journal_entries: u64,
     open_ms_max: u128,
     loads_that_ended: u64,
 }
@@ -210,8 +237,7 @@ fn verify_raft(storage: &Storage, seed: u64, known: &mut Acknowledged, counts: &
     for entry in log.read(.., usize::MAX).unwrap() {
         counts.wrong += u64::from(entry.payload != value(u64::MAX, entry.id.index, seed));
     }
-    let applied = storage.get(DERIVED, b"applied").unwrap();
-    let applied = applied.map(|row| u64::from_le_bytes(row.value.as_ref().try_into().unwrap()));
+    let applied = storage.get(DERIVED, b"applied").unwrap().map(|row| number(&row.value));
     if applied < known.checkpointed {
         // Derived rows below the purge point: a real node would install its snapshot.
         counts.derived_lost += 1;
@@ -222,6 +248,35 @@ fn verify_raft(storage: &Storage, seed: u64, known: &mut Acknowledged, counts: &
         counts.wrong += u64::from(row.value != value(u64::MAX, applied, seed));
     }
     known.raft = last;
+    verify_journal(storage, seed, applied, counts);
+}
+
+/// The journal is never behind the tables, has every entry above its floor, and each as it was written.
+fn verify_journal(storage: &Storage, seed: u64, applied: Option<u64>, counts: &mut Counts) {
+    let (floor, end) = storage.stream_bounds(JOURNAL, STREAM);
+    if end < applied || floor > end.unwrap_or(0).saturating_sub(KEPT).max(1) {
+        eprintln!("journal: from {floor} to {end:?}, and {applied:?} is applied");
+        counts.lost += 1;
+    }
+    let (mut next, to) = (floor, end.unwrap_or(0));
+    while let Some(last) = end.filter(|last| next <= *last) {
+        let page = storage.read_entries(JOURNAL, STREAM, (next, to), 100, usize::MAX);
+        let page = page.unwrap_or_else(|e| {
+            eprintln!("journal: {e}");
+            Vec::new()
+        });
+        if page.first().map(|(id, _)| *id) != Some(next) {
+            eprintln!("journal: entry {next} of {floor} to {last} is not there");
+            counts.lost += 1;
+            return;
+        }
+        for (id, content) in page {
+            counts.lost += u64::from(id != next);
+            counts.wrong += u64::from(content != value(u64::MAX, id, seed));
+            counts.journal_entries += 1;
+            next = id + 1;
+        }
+    }
 }
 
 fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
@@ -292,7 +347,7 @@ fn print(kind: TierKind, seed: u64, c: &Counts) {
     println!(
         "{{\"tier\":\"{kind}\",\"seed\":{seed},\"kills\":{},\"acknowledged\":{},\"awaited_checkpoints\":{},\"lost\":{},\"wrong\":{},\"refused_starts\":{},\
          \"torn_tails\":{},\"tier_fine\":{},\"tier_not_opened\":{},\"tier_lost_checkpointed\":{},\"rebuilt_from_log\":{},\
-         \"lost_tier\":{},\"derived_lost\":{},\"loads_that_ended\":{},\"open_ms_max\":{}}}",
+         \"lost_tier\":{},\"derived_lost\":{},\"journal_entries\":{},\"loads_that_ended\":{},\"open_ms_max\":{}}}",
         c.kills,
         c.writes,
         c.checkpoints,
@@ -306,6 +361,7 @@ fn print(kind: TierKind, seed: u64, c: &Counts) {
         c.rebuilt_from_log,
         c.lost_tier,
         c.derived_lost,
+        c.journal_entries,
         c.loads_that_ended,
         c.open_ms_max
     );

@@ -52,7 +52,7 @@ fn feed(files: &Snapshots, from: &SnapshotBytes, until: u64, piece: usize) -> u6
 
 fn complete(files: &Snapshots, from: &SnapshotBytes) -> Bytes {
     let part = files.receive(b"file a", from.length(), SYNC).unwrap();
-    let header = part.verify(ID, from.checksum().unwrap(), &AtomicU64::new(0)).unwrap();
+    let header = part.verify(ID, from.checksum().unwrap(), &AtomicU64::new(0), drop).unwrap();
     assert_eq!(part.publish(ID).unwrap().bytes, from.length());
     header
 }
@@ -167,7 +167,7 @@ fn what_rotted_meanwhile_is_received_again_or_found_at_the_end() {
         let whole = files.receive(b"file a", from.length(), SYNC).unwrap();
         assert_eq!(whole.received(), from.length());
         w.flip(&part, 10_000, 1);
-        let refused = whole.verify(ID, from.checksum().unwrap(), &AtomicU64::new(0)).unwrap_err();
+        let refused = whole.verify(ID, from.checksum().unwrap(), &AtomicU64::new(0), drop).unwrap_err();
         assert!(refused.to_string().contains("does not match its checksum"), "{refused}");
         assert_eq!(files.list().unwrap(), []);
     });
@@ -181,13 +181,13 @@ fn a_whole_that_is_no_snapshot_of_this_number_is_refused() {
     let files = receiver(&s);
     feed(&files, &from, from.length(), 4_000);
     let part = files.receive(b"file a", from.length(), SYNC).unwrap();
-    assert!(part.verify(ID + 1, from.checksum().unwrap(), &AtomicU64::new(0)).is_err());
+    assert!(part.verify(ID + 1, from.checksum().unwrap(), &AtomicU64::new(0), drop).is_err());
     let zeros = vec![0; 50_000];
     let mut part = files.receive(b"zeros", 50_000, SYNC).unwrap();
-    assert!(part.verify(ID, crc32c::crc32c(&zeros), &AtomicU64::new(0)).is_err(), "bytes are missing");
+    assert!(part.verify(ID, crc32c::crc32c(&zeros), &AtomicU64::new(0), drop).is_err(), "bytes are missing");
     part.write(&zeros).unwrap();
     assert!(matches!(part.write(b"x"), Err(StorageError::TooLarge { .. })), "longer than announced");
-    let refused = part.verify(ID, crc32c::crc32c(&zeros), &AtomicU64::new(0));
+    let refused = part.verify(ID, crc32c::crc32c(&zeros), &AtomicU64::new(0), drop);
     assert!(matches!(refused, Err(StorageError::CorruptFile { .. })));
     assert_eq!(files.list().unwrap(), []);
 }

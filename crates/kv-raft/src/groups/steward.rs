@@ -21,12 +21,6 @@ use crate::limits::{ABILITY_EVERY, DISK_SILENCE, GIVE_UP_EVERY, MEND_EVERY, STEW
 use crate::proposal::Reply;
 use crate::rejoin::Role;
 
-fn ticks() -> tokio::time::Interval {
-    let mut ticks = tokio::time::interval(STEWARD_TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    ticks
-}
-
 /// The mending of histories, in a task of its own.
 struct Mending {
     task: JoinSet<bool>,
@@ -65,8 +59,15 @@ impl Group {
         }
     }
 
+    /// At the same moments for all groups of the node: an idle one is woken once.
+    fn ticks(&self) -> tokio::time::Interval {
+        let mut ticks = tokio::time::interval_at(self.around.began, STEWARD_TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        ticks
+    }
+
     async fn watch(self: Arc<Self>) {
-        let mut tick = ticks();
+        let mut tick = self.ticks();
         let mut gave_up = None;
         loop {
             tick.tick().await;
@@ -77,7 +78,7 @@ impl Group {
     }
 
     async fn look_after(self: Arc<Self>) {
-        let mut tick = ticks();
+        let mut tick = self.ticks();
         let (mut asked, mut looked) = (None, None);
         let mut mending = Mending::new();
         loop {
