@@ -12,7 +12,7 @@ pub fn disturbances(faults: &[Done]) -> Option<Disturbances> {
     for done in faults {
         let lasted: Span = (done.begun, done.to);
         match done.fault.kind {
-            FaultKind::RestartEmpty | FaultKind::BitFlip => return None,
+            FaultKind::RestartEmpty | FaultKind::BitFlip | FaultKind::JournalFlip => return None,
             // In force is a failing sync once its node is gone.
             FaultKind::Kill | FaultKind::LossyKill | FaultKind::FailSync => {
                 all.deaths.push((done.begun, done.from));
@@ -76,7 +76,7 @@ mod tests {
         };
         assert_eq!(disturbances(&faults), Some(expected));
         assert_eq!(disturbances(&[]), Some(Disturbances::default()));
-        for kind in [FaultKind::RestartEmpty, FaultKind::BitFlip] {
+        for kind in [FaultKind::RestartEmpty, FaultKind::BitFlip, FaultKind::JournalFlip] {
             assert_eq!(disturbances(&[done(FaultKind::Kill, 10), done(kind, 20)]), None);
         }
     }

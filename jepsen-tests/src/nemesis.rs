@@ -326,19 +326,8 @@ impl<'a> Nemesis<'a> {
                 self.paused.insert(node);
                 Ok(shown(&proof))
             }
-            FaultKind::BitFlip => {
-                let (killed, _) = shown(&self.lab.kill(node).await?);
-                let files = Kept::Log.files(&self.lab.data_dir(node)).unwrap_or_default();
-                let longest = files.iter().filter_map(|file| Some((written_length(file).ok()?, file))).max();
-                let Some((length, file)) = longest.filter(|(length, _)| *length > 0) else {
-                    return Ok((false, json!({"error": "there is no log to damage"})));
-                };
-                let mut dice = fastrand::Rng::with_seed(fault.dice);
-                let from = AFTER_HEAD.min(length - 1);
-                let (offset, bit) = (dice.u64(from..length), dice.u8(0..8));
-                let (flipped, proof) = shown(&self.lab.flip_bit(node, file, offset, bit).await?);
-                Ok((killed && flipped, proof))
-            }
+            FaultKind::BitFlip => self.flip(fault, node, Kept::Log).await,
+            FaultKind::JournalFlip => self.flip(fault, node, Kept::Journals).await,
             FaultKind::FailSync => {
                 let answer = self.control(node, &json!({"do": "fail_sync", "after": 0})).await?;
                 // The proof is its end: it must not go on after a sync that failed.
@@ -354,6 +343,25 @@ impl<'a> Nemesis<'a> {
             }
             kind => self.strike_environment(kind, node).await,
         }
+    }
+
+    /// Kills a node and flips a bit in the longest of its files of a kind.
+    async fn flip(&mut self, fault: &Planned, node: NodeId, kept: Kept) -> Result<(bool, Value), LabError> {
+        let (killed, _) = shown(&self.lab.kill(node).await?);
+        let files = kept.files(&self.lab.data_dir(node)).unwrap_or_default();
+        let longest = files.iter().filter_map(|file| Some((written_length(file).ok()?, file))).max();
+        let Some((length, file)) = longest.filter(|(length, _)| *length > 0) else {
+            return Ok((false, json!({"error": "there is nothing to damage"})));
+        };
+        let mut dice = fastrand::Rng::with_seed(fault.dice);
+        let (from, to) = match kept {
+            // The end of a journal is cut as torn, and the log brings it again.
+            Kept::Journals => (length / 8, length / 2),
+            _ => (AFTER_HEAD.min(length - 1), length),
+        };
+        let (offset, bit) = (dice.u64(from..to.max(from + 1)), dice.u8(0..8));
+        let (flipped, proof) = shown(&self.lab.flip_bit(node, file, offset, bit).await?);
+        Ok((killed && flipped, proof))
     }
 
     /// Breaks the disk, the tier or the clock of a node that is told so.
@@ -471,7 +479,8 @@ impl<'a> Nemesis<'a> {
 
     /// Starts the nodes that a fault of this kind ended.
     async fn start_all(&mut self, kind: FaultKind, nodes: &[NodeId]) -> Vec<Value> {
-        let (empty, refuses) = (kind == FaultKind::RestartEmpty, kind == FaultKind::BitFlip);
+        let (empty, refuses) =
+            (kind == FaultKind::RestartEmpty, matches!(kind, FaultKind::BitFlip | FaultKind::JournalFlip));
         for node in nodes {
             self.ended.remove(node);
         }

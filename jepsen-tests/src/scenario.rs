@@ -26,7 +26,7 @@ pub use fault::{Fault, FaultKind, Role, Shape};
 use fault::{FaultEntry, fault};
 
 /// The scenarios that come with the program: name and text.
-pub const BUILT_IN: [(&str, &str); 34] = [
+pub const BUILT_IN: [(&str, &str); 35] = [
     ("majority-cut", include_str!("../scenarios/majority-cut.toml")),
     ("leader-in-minority", include_str!("../scenarios/leader-in-minority.toml")),
     ("ring", include_str!("../scenarios/ring.toml")),
@@ -54,6 +54,7 @@ pub const BUILT_IN: [(&str, &str); 34] = [
     ("full-disk", include_str!("../scenarios/full-disk.toml")),
     ("empty-disk", include_str!("../scenarios/empty-disk.toml")),
     ("bit-rot", include_str!("../scenarios/bit-rot.toml")),
+    ("journal-rot", include_str!("../scenarios/journal-rot.toml")),
     ("netns-halves", include_str!("../scenarios/netns-halves.toml")),
     ("netns-loss", include_str!("../scenarios/netns-loss.toml")),
     ("blind-writes", include_str!("../scenarios/blind-writes.toml")),

@@ -57,6 +57,7 @@ impl Available {
             standing,
             room: Arc::new(Semaphore::new(limits::COORDINATED)),
             repairs: Arc::new(Semaphore::new(limits::REPAIRS)),
+            answers: Arc::new(Semaphore::new(limits::ANSWER_BYTES)),
             stop: watch::Sender::new(false),
         });
         tokio::spawn(rebuild::establish(Arc::clone(&node)));

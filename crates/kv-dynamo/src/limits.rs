@@ -13,6 +13,11 @@ pub const FORWARD_PATIENCE: Duration = Duration::from_millis(250);
 pub const LOOK_AROUND: Duration = Duration::from_millis(20);
 /// Writes and reads that a node coordinates at once, those that only settle included.
 pub const COORDINATED: usize = 8_192;
+/// Bytes of the answers of replicas to reads that a node coordinates and that wait for more of them.
+pub const ANSWER_BYTES: usize = 128 << 20;
+/// An answer of at most so many bytes is not counted: [`COORDINATED`] bounds those.
+pub const SMALL_ANSWER_BYTES: usize = 1 << 10;
+const _: () = assert!(ANSWER_BYTES >= MAX_REPLICAS as usize * BATCH_BYTES);
 /// Read repairs under way.
 pub const REPAIRS: usize = 64;
 /// Bytes of hints that a node holds; beyond it the node refuses to be a fallback.

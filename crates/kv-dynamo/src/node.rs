@@ -70,6 +70,8 @@ pub(crate) struct Node {
     pub(crate) standing: Standing,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) repairs: Arc<Semaphore>,
+    /// What is left for the bytes of answers of replicas.
+    pub(crate) answers: Arc<Semaphore>,
     pub(crate) stop: watch::Sender<bool>,
 }
 

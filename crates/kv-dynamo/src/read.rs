@@ -15,6 +15,7 @@ use kv_types::{
     AvailableEvidence, Degradation, Epoch, Evidence, Failure, Key, Namespace, NodeId, Reason, Receipt,
     ReplicaReply,
 };
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
 use crate::limits;
@@ -29,6 +30,12 @@ struct Heard {
     primary: bool,
     known: bool,
     state: State,
+    /// Its bytes among those of all answers that this node holds.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+fn bytes_of(state: &State) -> usize {
+    state.record.siblings.values().map(|sibling| sibling.value.len()).sum()
 }
 
 impl Node {
@@ -129,7 +136,10 @@ impl Node {
                 biased;
                 Some((node, answer)) = calls.next(), if !calls.is_empty() => {
                     let reply = if answer.is_some() { Reply::Ok } else { Reply::Failed };
-                    heard.extend(answer);
+                    if let Some(mut answer) = answer {
+                        answer._room = self.hold_answer(&answer.state)?;
+                        heard.push(answer);
+                    }
                     actions = quorum.on_reply(node, reply, begun.elapsed());
                 }
                 () = sleep_until(tick.min(deadline)) => {
@@ -144,6 +154,21 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Room for an answer until the read ends; none is needed for a small one. A read that is refused has
+    /// changed nothing.
+    fn hold_answer(&self, state: &State) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        let bytes = bytes_of(state);
+        if bytes <= limits::SMALL_ANSWER_BYTES {
+            return Ok(None);
+        }
+        let bytes = u32::try_from(bytes.min(limits::ANSWER_BYTES)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.answers).try_acquire_many_owned(bytes);
+        room.map(Some).map_err(|_| {
+            let why = "this node holds as many bytes of answers of replicas as it may";
+            Failure::new(Reason::Overloaded, why).retry_after_ms(50)
+        })
     }
 
     fn ask(
@@ -164,7 +189,7 @@ impl Node {
                 }
                 .ok()?;
                 me.durable_by(copy.position, deadline).await.ok()?;
-                return Some(Heard { node, primary, known: copy.known, state: copy.state });
+                return Some(Heard { node, primary, known: copy.known, state: copy.state, _room: None });
             }
             let message = peer::ReplicaRead {
                 ring: place.slice.ring.0,
@@ -176,7 +201,7 @@ impl Node {
                 response_frame::Body::ReplicaRead(reply) => {
                     let state =
                         if reply.knows { State::decode(reply.record).ok()? } else { State::default() };
-                    Some(Heard { node, primary: reply.primary, known: reply.knows, state })
+                    Some(Heard { node, primary: reply.primary, known: reply.knows, state, _room: None })
                 }
                 _ => None,
             }

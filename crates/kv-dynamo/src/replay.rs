@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 use crate::layout::Due;
 use crate::limits;
 use crate::node::{Node, replica_write, stopped};
+use crate::write::is_of_the_node;
 
 /// Which targets are served when: one round at a time per target, with a back-off after a failed one that a
 /// new life of the target ends at once. A value: time is a duration since the start.
@@ -188,7 +189,8 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fa
         Ok(_) => Fate::Refused,
         Err(PeerError::Refused(failure)) => {
             tracing::debug!(%target, place = %due.place, %failure, "a hint was refused");
-            Fate::Refused
+            // Where the node has no room for this one, it has none for the rest.
+            if is_of_the_node(failure.reason) { Fate::Unreachable } else { Fate::Refused }
         }
         Err(error) => {
             tracing::debug!(%target, place = %due.place, %error, "a hint did not arrive");

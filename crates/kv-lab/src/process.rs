@@ -133,6 +133,8 @@ impl Proof {
 pub enum Kept {
     /// Segments of the log, oldest first: Raft entries, available data, hints.
     Log,
+    /// Journals: the histories of strong namespaces.
+    Journals,
     /// Raft snapshots.
     Snapshots,
     /// The tier below the log, which may be lost.
@@ -147,6 +149,7 @@ impl Kept {
         let mut files = match self {
             Self::Identity => vec![data.join(IDENTITY)],
             Self::Log => files_below(&data.join("wal"))?,
+            Self::Journals => files_below(&data.join("journals"))?,
             Self::Snapshots => files_below(&data.join("snapshots"))?,
             Self::Tier => files_below(&data.join(TIER_FOLDER))?,
         };

@@ -65,6 +65,9 @@ pub struct PeerConfig {
     /// Bytes of the larger requests of all incoming streams that may be under way; more are refused with
     /// `OVERLOADED`. At least those of the largest message.
     pub request_bytes: usize,
+    /// Bytes of the larger answers to reads that may wait to be sent on all incoming streams; more are
+    /// refused with `OVERLOADED`. At least those of the largest message.
+    pub answer_bytes: usize,
 }
 
 impl PeerConfig {
@@ -82,6 +85,7 @@ impl PeerConfig {
             link_in_flight: limits::LINK_IN_FLIGHT,
             stream_concurrency: limits::STREAM_CONCURRENCY,
             request_bytes: limits::REQUEST_BYTES,
+            answer_bytes: limits::ANSWER_BYTES,
         }
     }
 }

@@ -28,6 +28,9 @@ pub(crate) const STREAM_CONCURRENCY: usize = 8_192;
 /// Bytes of the requests of all incoming streams that are under way: four links of the largest size. What is
 /// larger than [`SMALL_BYTES`] is refused beyond it.
 pub(crate) const REQUEST_BYTES: usize = 256 << 20;
+/// Bytes of the answers to reads of other nodes that were not sent yet, of all streams. What is larger than
+/// [`SMALL_BYTES`] is refused beyond it: a read that is refused has changed nothing.
+pub(crate) const ANSWER_BYTES: usize = 256 << 20;
 /// A request of at most so many bytes is not counted: heartbeats and votes pass while large ones are refused,
 /// and [`STREAM_CONCURRENCY`] bounds them.
 pub(crate) const SMALL_BYTES: usize = 1 << 10;
@@ -78,4 +81,5 @@ pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(3);
 const _: () = assert!(STREAM_CONCURRENCY >= LINK_IN_FLIGHT);
 const _: () = assert!(REPORT_EVERY.as_millis() * 2 <= KEEP_ALIVE_INTERVAL.as_millis());
 const _: () = assert!(LINK_CALLS >= LINK_IN_FLIGHT);
+const _: () = assert!(ANSWER_BYTES >= 4 * MAX_BODY_BYTES);
 const _: () = assert!(REQUEST_BYTES >= 4 * LINK_BYTES && REQUEST_BYTES >= MAX_BODY_BYTES);

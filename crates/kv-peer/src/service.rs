@@ -31,7 +31,8 @@ pub fn service(peers: &Peers, handler: Arc<dyn PeerHandler>) -> PeerServer {
     let config = peers.config();
     let cluster_id = kv_proto::cluster_id_bytes(config.cluster_id);
     let bytes = Arc::new(Semaphore::new(config.request_bytes));
-    PeerServiceServer::new(Service { config, cluster_id, handler, bytes, stopped: peers.stopped() })
+    let unsent = Arc::new(Semaphore::new(config.answer_bytes));
+    PeerServiceServer::new(Service { config, cluster_id, handler, bytes, unsent, stopped: peers.stopped() })
         .max_decoding_message_size(MAX_PEER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_PEER_MESSAGE_BYTES)
 }
@@ -54,6 +55,8 @@ pub struct Service {
     handler: Arc<dyn PeerHandler>,
     /// What is left for the bytes of requests of all streams.
     bytes: Arc<Semaphore>,
+    /// What is left for the bytes of answers to reads that wait to be sent on all streams.
+    unsent: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -66,7 +69,10 @@ impl std::fmt::Debug for Service {
 /// A response, and what its request holds until the response is on its way out.
 struct Answer {
     frame: ResponseFrame,
+    /// Of a large answer to a read: when no one waits for it any more.
+    until: Option<Instant>,
     _held: Option<Held>,
+    _unsent: Option<OwnedSemaphorePermit>,
 }
 
 /// The place of a request among those of its stream that are under way, and its bytes among those of all.
@@ -93,6 +99,7 @@ impl PeerService for Service {
             handler: Arc::clone(&self.handler),
             places: Arc::new(Semaphore::new(concurrency)),
             bytes: Arc::clone(&self.bytes),
+            unsent: Arc::clone(&self.unsent),
             out,
             introduced: connection.introduced,
         };
@@ -120,6 +127,7 @@ struct Exchange {
     handler: Arc<dyn PeerHandler>,
     places: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    unsent: Arc<Semaphore>,
     out: mpsc::Sender<Answer>,
     /// Told when a frame says who sends and is for this node.
     introduced: Introduced,
@@ -167,7 +175,7 @@ impl Exchange {
     /// Answers at once; false when the stream must end.
     fn answer(&self, id: u64, body: response_frame::Body) -> bool {
         let frame = ResponseFrame { id, body: Some(body) };
-        let sent = self.out.try_send(Answer { frame, _held: None }).is_ok();
+        let sent = self.out.try_send(Answer { frame, until: None, _held: None, _unsent: None }).is_ok();
         if !sent {
             // The peer asks and does not read, or is gone.
             tracing::warn!("a peer does not read its answers; its stream is closed");
@@ -231,18 +239,58 @@ impl Exchange {
             body,
         };
         let (id, handler, out) = (frame.id, Arc::clone(&self.handler), self.out.clone());
+        let (unsent, limit) = (Arc::clone(&self.unsent), self.config.answer_bytes);
+        let (is_read, deadline) = (is_read(&request.body), request.deadline);
         tokio::spawn(async move {
             let result = if Instant::now() >= request.deadline {
                 Err(expired())
             } else {
                 handler.handle(request).await
             };
-            let body = result.and_then(within_bounds).unwrap_or_else(|failure| refusal(&failure));
+            let result = result.and_then(within_bounds);
+            let room = match &result {
+                Ok(body) if is_read => hold_unsent(&unsent, limit, body.encoded_len()),
+                _ => Ok(None),
+            };
+            let (body, unsent) = match (result, room) {
+                (Ok(body), Ok(unsent)) => (body, unsent),
+                (Err(failure), _) | (_, Err(failure)) => (refusal(&failure), None),
+            };
+            let (frame, until) =
+                (ResponseFrame { id, body: Some(body) }, unsent.is_some().then_some(deadline));
             // There is room for every place; when the stream is gone no caller waits for the answer.
-            let _ = out.try_send(Answer { frame: ResponseFrame { id, body: Some(body) }, _held: Some(held) });
+            let _ = out.try_send(Answer { frame, until, _held: Some(held), _unsent: unsent });
         });
         Ok(None)
     }
+}
+
+/// Whether a request changes nothing, so that its answer may be left out.
+fn is_read(body: &request_frame::Body) -> bool {
+    use kv_proto::peer::forward::Request as Forwarded;
+    match body {
+        request_frame::Body::ReplicaRead(_)
+        | request_frame::Body::PullPartition(_)
+        | request_frame::Body::RaftHistory(_) => true,
+        request_frame::Body::Forward(forward) => matches!(forward.request, Some(Forwarded::Get(_))),
+        _ => false,
+    }
+}
+
+/// Room for an answer to a read until it is on its way out; none is needed for a small one.
+fn hold_unsent(
+    unsent: &Arc<Semaphore>,
+    limit: usize,
+    bytes: usize,
+) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    if bytes <= limits::SMALL_BYTES {
+        return Ok(None);
+    }
+    let wanted = u32::try_from(bytes).unwrap_or(u32::MAX);
+    Arc::clone(unsent).try_acquire_many_owned(wanted).map(Some).map_err(|_| {
+        let message = format!("{limit} bytes of answers to other nodes, or nearly, wait to be sent");
+        Failure::new(Reason::Overloaded, message).with("limit", limit)
+    })
 }
 
 fn pong() -> response_frame::Body {
@@ -285,7 +333,10 @@ impl Stream for Answers {
             }
         }
         let (mut frames, mut bytes) = (Vec::with_capacity(this.ready.len()), 0);
-        while let Some(answer) = this.ready.pop() {
+        while let Some(mut answer) = this.ready.pop() {
+            if answer.until.is_some_and(|until| Instant::now() >= until) {
+                answer.frame.body = Some(refusal(&expired()));
+            }
             let size = answer.frame.body.as_ref().map_or(0, response_frame::Body::encoded_len);
             if !frames.is_empty() && bytes + size > limits::COALESCE_BYTES {
                 this.ready.push(answer);

@@ -457,6 +457,46 @@ async fn large_requests_of_all_streams_have_a_bound_in_bytes() {
     assert!(call_on(Lane::Bulk, large("c")).await.is_ok());
 }
 
+/// Answers that are not taken have a bound in bytes, and are not sent when no one waits for them any more.
+#[tokio::test]
+async fn large_answers_that_are_not_sent_have_a_bound_in_bytes() {
+    let echo = Echo::new(UNBOUND);
+    let (address, _server) = serve(&echo, |config| config.answer_bytes = 2 << 20).await;
+    let mut raw = PeerServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let key = "k".repeat(512 << 10);
+    let frame = |id| RequestFrame {
+        id,
+        cluster_id: kv_proto::cluster_id_bytes(CLUSTER),
+        from_node: 1,
+        to_node: 2,
+        deadline_ms: 2_000,
+        body: Some(read(&key)),
+        ..RequestFrame::default()
+    };
+    let messages: Vec<_> = (1..=20).map(|id| ExchangeRequest { frames: vec![frame(id)] }).collect();
+    let outgoing = tokio_stream::StreamExt::chain(tokio_stream::iter(messages), tokio_stream::pending());
+    let sent = Instant::now();
+    let mut answers = raw.exchange(outgoing).await.unwrap().into_inner();
+    // Nothing is read meanwhile.
+    eventually(Duration::from_secs(5), "all are answered", async || echo.begun() == 20).await;
+    tokio::time::sleep_until(sent + Duration::from_millis(2_500)).await;
+    let mut seen = Vec::new();
+    while seen.len() < 20 {
+        seen.extend(
+            answers.message().await.unwrap().unwrap().frames.into_iter().filter(|frame| frame.id > 0),
+        );
+    }
+    let refused = |reason: Reason| {
+        let failed = seen.iter().filter_map(|frame| match &frame.body {
+            Some(response_frame::Body::Failure(failure)) => Some(Failure::from(failure).reason),
+            _ => None,
+        });
+        failed.filter(|found| *found == reason).count()
+    };
+    let (full, late) = (refused(Reason::Overloaded), refused(Reason::DeadlineExpired));
+    assert!(full >= 10 && late >= 1 && full + late < 20, "{full} refused, {late} too late");
+}
+
 #[tokio::test]
 async fn expired_work_is_dropped_unstarted() {
     let echo = Echo::new(UNBOUND);

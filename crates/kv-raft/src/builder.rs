@@ -397,10 +397,8 @@ impl Filling {
             }
         }
         if let Page::Lost(next) = page {
-            let ((account, at_most), now) = (&self.waits, Instant::now());
-            let mut holes = account.holes();
-            holes.note(namespace, (range.0, next - 1), now);
-            if holes.hold_up(*at_most, now) {
+            let (account, wait) = &self.waits;
+            if account.holes().meet(namespace, (range.0, next - 1), Instant::now(), *wait) {
                 return Err(StorageError::Overloaded { what: "the mending of a history" }.into());
             }
         }

@@ -11,39 +11,42 @@ use crate::limits::HOLES;
 
 /// What is missing. At most [`HOLES`] ranges are remembered; a snapshot meets the others again.
 #[derive(Debug, Default)]
-pub(crate) struct Holes {
-    /// The last revision of each range, by namespace and first revision.
-    ranges: BTreeMap<(NamespaceId, u64), u64>,
-    /// When the first of them was met.
-    since: Option<Instant>,
+pub(crate) struct Holes(BTreeMap<(NamespaceId, u64), Hole>);
+
+/// A range of missing revisions.
+#[derive(Debug, Clone, Copy)]
+struct Hole {
+    last: u64,
+    /// When it was first met.
+    since: Instant,
 }
 
 impl Holes {
-    /// Revisions of a namespace are missing, from the first to the last of `range`.
-    pub(crate) fn note(&mut self, namespace: NamespaceId, range: (u64, u64), now: Instant) {
-        self.since.get_or_insert(now);
-        if self.ranges.len() < HOLES || self.ranges.contains_key(&(namespace, range.0)) {
-            self.ranges.insert((namespace, range.0), range.1);
+    /// Revisions of a namespace are missing, from the first to the last of `range`. True while a snapshot
+    /// should wait for them: another member may still have them. Not forever, since the log is kept as long.
+    pub(crate) fn meet(
+        &mut self,
+        namespace: NamespaceId,
+        range: (u64, u64),
+        now: Instant,
+        wait: Duration,
+    ) -> bool {
+        if self.0.len() >= HOLES && !self.0.contains_key(&(namespace, range.0)) {
+            return false;
         }
+        let hole = self.0.entry((namespace, range.0)).or_insert(Hole { last: range.1, since: now });
+        hole.last = range.1;
+        now.duration_since(hole.since) < wait
     }
 
     /// A range is complete again, or no longer wanted.
     pub(crate) fn close(&mut self, namespace: NamespaceId, first: u64) {
-        self.ranges.remove(&(namespace, first));
-        if self.ranges.is_empty() {
-            self.since = None;
-        }
+        self.0.remove(&(namespace, first));
     }
 
     /// What is missing: namespace, first revision, last revision.
     pub(crate) fn all(&self) -> Vec<(NamespaceId, u64, u64)> {
-        self.ranges.iter().map(|((namespace, first), last)| (*namespace, *first, *last)).collect()
-    }
-
-    /// Whether a snapshot should wait: another member may still have what is missing. Not forever, since the
-    /// log is kept as long.
-    pub(crate) fn hold_up(&self, at_most: Duration, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.duration_since(since) < at_most)
+        self.0.iter().map(|((namespace, first), hole)| (*namespace, *first, hole.last)).collect()
     }
 }
 
@@ -54,31 +57,28 @@ mod tests {
     const WAIT: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_snapshot_waits_for_what_is_missing_and_not_for_ever() {
+    fn a_snapshot_waits_for_what_is_missing_and_not_forever() {
         let (one, two) = (NamespaceId(1), NamespaceId(2));
         let start = Instant::now();
         let mut holes = Holes::default();
-        assert!(!holes.hold_up(WAIT, start));
-        holes.note(one, (5, 9), start);
-        holes.note(two, (1, 1), start + WAIT / 2);
-        holes.note(one, (5, 7), start + WAIT / 2);
+        assert!(holes.meet(one, (5, 9), start, WAIT));
+        assert!(holes.meet(one, (5, 7), start + WAIT / 2, WAIT));
+        assert!(!holes.meet(one, (5, 7), start + WAIT, WAIT), "no member seems to have it");
+        assert!(holes.meet(two, (1, 1), start + WAIT, WAIT), "another one is waited for all the same");
         assert_eq!(holes.all(), [(one, 5, 7), (two, 1, 1)]);
-        assert!(holes.hold_up(WAIT, start + WAIT - Duration::from_millis(1)));
-        assert!(!holes.hold_up(WAIT, start + WAIT), "from the first on");
         holes.close(one, 5);
         assert_eq!(holes.all(), [(two, 1, 1)]);
-        holes.close(two, 1);
-        holes.note(one, (3, 3), start + 2 * WAIT);
-        assert!(holes.hold_up(WAIT, start + 2 * WAIT), "what is met later is waited for anew");
+        assert!(holes.meet(one, (5, 7), start + 2 * WAIT, WAIT), "it was back, and is gone once more");
     }
 
     #[test]
     fn so_many_are_remembered() {
         let mut holes = Holes::default();
         for first in 0..2 * HOLES as u64 {
-            holes.note(NamespaceId(1), (first, first), Instant::now());
+            let waits = holes.meet(NamespaceId(1), (first, first), Instant::now(), WAIT);
+            assert_eq!(waits, first < HOLES as u64);
         }
-        holes.note(NamespaceId(1), (0, 4), Instant::now());
+        holes.meet(NamespaceId(1), (0, 4), Instant::now(), WAIT);
         assert_eq!((holes.all().len(), holes.all()[0]), (HOLES, (NamespaceId(1), 0, 4)));
     }
 }

@@ -41,6 +41,8 @@ pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 pub(crate) const STOP: Duration = Duration::from_secs(10);
 /// How long the whole stop may take before the process ends itself: every part at its bound, and a margin.
 pub(crate) const STOP_WHOLE: Duration = Duration::from_secs(40);
+/// How long a process that ends waits for the reader of its last message.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Largest request of a client: a value, a key, a context, and room for the rest.
 pub(crate) const MAX_REQUEST_BYTES: usize = MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES + (64 << 10);

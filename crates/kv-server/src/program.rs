@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::connections::raise_descriptor_limit;
-use crate::limits::STOP_WHOLE;
+use crate::limits::{LAST_WORDS, STOP_WHOLE};
 use crate::{Node, NodeEnv, Overrides, StartError, VERSION, load};
 
 /// The flags of a node.
@@ -121,26 +121,34 @@ fn end_after(time: Duration, name: &'static str) {
     // A thread and not a task: what hangs may be the thread that runs the tasks.
     std::thread::spawn(move || {
         std::thread::sleep(time);
-        let _ = writeln!(
-            std::io::stderr(),
+        say_at_the_end(format!(
             "{name}: NODE_FAILED: the node did not stop within {} s, and the process ends without waiting any longer. \
              What was acknowledged is safe",
             time.as_secs()
-        );
+        ));
         std::process::exit(1);
     });
+}
+
+/// Writes to standard error, if somebody reads it: a full pipe must not hold up the end of the process.
+fn say_at_the_end(words: String) {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = writeln!(std::io::stderr(), "{words}");
+        let _ = tell.send(());
+    });
+    let _ = told.recv_timeout(LAST_WORDS);
 }
 
 /// A defect must not leave half a node behind: the process ends at once, and what was acknowledged is on
 /// disk.
 fn abort_on_panic(name: &'static str) {
     std::panic::set_hook(Box::new(move |info| {
-        let _ = writeln!(
-            std::io::stderr(),
+        say_at_the_end(format!(
             "{name} {VERSION}: {info}\nThis is a defect. What was acknowledged is on disk and the node can be started again. \
              Please report the lines above with the version.\n{}",
             std::backtrace::Backtrace::capture()
-        );
+        ));
         std::process::abort();
     }));
 }

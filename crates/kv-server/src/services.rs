@@ -84,7 +84,15 @@ impl KvService for Services {
         request: Request<v1::CompareAndSetRequest>,
     ) -> Answer<v1::CompareAndSetResponse> {
         let (request, caller) = self.open(request)?;
-        mutation(self.0.compare_and_set(request, &caller).await, &caller)
+        match self.0.compare_and_set(request, &caller).await {
+            // Nothing was applied, and what was found may be large: it is sent if there is room.
+            Ok(answer) if !answer.swapped => {
+                let room = caller.place.hold(answer.encoded_len());
+                let answer = room.map(|()| Response::new(answer));
+                answer.map_err(|failure| status_from_failure(&failure))
+            }
+            answer => mutation(answer, &caller),
+        }
     }
 }
 

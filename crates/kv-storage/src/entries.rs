@@ -99,21 +99,23 @@ impl Storage {
         parts.journals.append(table, ops).map_err(|e| parts.journal_failed(e))
     }
 
-    /// Puts entries back that a stream has lost to damage, durably: everything that it had from the first of
-    /// these to the last, as another replica has it. [`JournalError::Conflict`] where something of that range
-    /// is still there; [`StorageError::DiskFull`] while less than the reserve is free. Blocks: call it off
-    /// the async workers, with a few MiB at a time.
+    /// Puts entries back that a stream has lost to damage, durably: everything that it had behind `after`
+    /// (from its beginning, if there is none) up to the last of these, as another replica has it.
+    /// [`JournalError::Conflict`] where something from the first to the last is still there;
+    /// [`StorageError::DiskFull`] while less than the reserve is free. Blocks: call it off the async workers,
+    /// with a few MiB at a time.
     pub fn fill_entries(
         &self,
         table: TableId,
         stream: &[u8],
+        after: Option<u64>,
         entries: &[JournalEntry],
     ) -> Result<(), StorageError> {
         let parts = self.parts();
         parts.life.check()?;
         parts.space.check_file(0)?;
         let place = (table, Bytes::copy_from_slice(stream));
-        parts.journals.fill(&place, entries).map_err(|e| match e {
+        parts.journals.fill(&place, after, entries).map_err(|e| match e {
             StorageError::Journal(JournalError::Conflict { .. }) | StorageError::Invalid(_) => e,
             e => parts.journal_failed(e),
         })

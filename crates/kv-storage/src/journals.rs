@@ -78,12 +78,13 @@ impl Journals {
     pub(crate) fn fill(
         &self,
         (table, stream): &StreamId,
+        after: Option<u64>,
         entries: &[JournalEntry],
     ) -> Result<(), StorageError> {
         let journal = self.of(*table);
         let journal =
             journal.ok_or_else(|| StorageError::Invalid(format!("table {} has no journal", table.get())))?;
-        Ok(journal.fill(stream, entries)?)
+        Ok(journal.fill(stream, after, entries)?)
     }
 
     /// The row of a tier batch that records how far the journal of a table is. Nothing for a table without

@@ -67,6 +67,7 @@ enum Word {
     ClockJump,
     ClockDrift,
     BitFlip,
+    JournalFlip,
 }
 
 /// `[[fault]]`: what breaks, when, and whom it hits. One that repeats stands here once.
@@ -174,6 +175,8 @@ pub enum FaultKind {
     /// Killed; a bit of its log is flipped; started at the end, with an empty disk if it refuses the damaged
     /// one.
     BitFlip,
+    /// As [`Self::BitFlip`], in the journal of the histories.
+    JournalFlip,
 }
 
 impl FaultKind {
@@ -200,6 +203,7 @@ impl FaultKind {
             Self::ClockJump { .. } => "clock-jump",
             Self::ClockDrift { .. } => "clock-drift",
             Self::BitFlip => "bit-flip",
+            Self::JournalFlip => "journal-flip",
         }
     }
 
@@ -226,6 +230,7 @@ impl FaultKind {
                 | Self::FailSync
                 | Self::DiskFull { .. }
                 | Self::BitFlip
+                | Self::JournalFlip
         )
     }
 
@@ -452,6 +457,7 @@ fn kind(entry: &FaultEntry, word: Word) -> Result<FaultKind, String> {
             FaultKind::ClockDrift { rate }
         }
         Word::BitFlip => FaultKind::BitFlip,
+        Word::JournalFlip => FaultKind::JournalFlip,
     })
 }
 

@@ -85,15 +85,21 @@ impl Group {
                 }
                 Page::Lost(next) => next - 1,
             };
-            let Some(segment) = past.segment(at) else { return Ok(past.floor >= *range.end()) };
+            // Before its first entry a history has nothing.
+            if at <= past.floor {
+                at = past.floor + 1;
+                continue;
+            }
+            let Some(segment) = past.segment(at) else { return Ok(false) };
             let Some((from, entries)) = self.fetch(namespace, &segment).await else { return Ok(false) };
             let wanted = at..=missing.min(*range.end()).min(segment.to);
+            let after = Some(at - 1).filter(|before| *before > past.floor);
             at = *wanted.end() + 1;
             let (storage, count) = (self.around.storage.clone(), wanted.clone().count());
             let lost: Entries = entries.into_iter().filter(|(id, _)| wanted.contains(id)).collect();
             assert_eq!(lost.len(), count, "a segment was checked to have every revision");
             let stream = keys::of_namespace(space, namespace);
-            NodeRuntime::blocking(move || storage.fill_entries(Table::History.id(), &stream, &lost))
+            NodeRuntime::blocking(move || storage.fill_entries(Table::History.id(), &stream, after, &lost))
                 .await??;
             tracing::info!(group = %self.id, %namespace, first = wanted.start(), last = wanted.end(), %from, "lost entries of a history are back");
         }

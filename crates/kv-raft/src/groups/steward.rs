@@ -22,29 +22,52 @@ use crate::proposal::Reply;
 use crate::rejoin::Role;
 
 /// The mending of histories, in a task of its own.
+#[derive(Default)]
 struct Mending {
     task: JoinSet<bool>,
-    pause: Duration,
-    next: Instant,
+    turns: Turns,
 }
 
 impl Mending {
-    fn new() -> Self {
-        Self { task: JoinSet::new(), pause: MEND_EVERY.0, next: Instant::now() }
-    }
-
     /// Begins to mend where something is missing, and not too often where no member has it.
     fn look(&mut self, group: &Arc<Group>) {
+        let now = Instant::now();
         match self.task.try_join_next() {
-            Some(Ok(true)) => self.pause = MEND_EVERY.0,
-            Some(_) => self.pause = (self.pause * 2).min(MEND_EVERY.1),
-            None if !self.task.is_empty() || Instant::now() < self.next => return,
+            Some(whole) => self.turns.ended(whole.is_ok_and(|whole| whole), now),
+            None if !self.task.is_empty() => return,
             None => {}
         }
-        self.next = Instant::now() + self.pause;
-        if group.has_holes() {
+        if self.turns.is_due(now) && group.has_holes() {
             self.task.spawn(Arc::clone(group).mend());
         }
+    }
+}
+
+/// When to look next whether something is missing. A value.
+#[derive(Debug, Default)]
+struct Turns {
+    failures: u32,
+    next: Option<Instant>,
+}
+
+impl Turns {
+    fn pause(&self) -> Duration {
+        MEND_EVERY.0.saturating_mul(1 << self.failures.min(16)).min(MEND_EVERY.1)
+    }
+
+    /// Mending has ended, with everything back or not.
+    fn ended(&mut self, whole: bool, now: Instant) {
+        self.failures = if whole { 0 } else { self.failures + 1 };
+        self.next = Some(now + self.pause());
+    }
+
+    /// Whether it is time to look; if so, the next time is later.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.next.is_none_or(|next| now >= next);
+        if due {
+            self.next = Some(now + self.pause());
+        }
+        due
     }
 }
 
@@ -80,7 +103,7 @@ impl Group {
     async fn look_after(self: Arc<Self>) {
         let mut tick = self.ticks();
         let (mut asked, mut looked) = (None, None);
-        let mut mending = Mending::new();
+        let mut mending = Mending::default();
         loop {
             tick.tick().await;
             let done = async {
@@ -209,5 +232,29 @@ impl Group {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mending_that_fails_is_tried_less_and_less_often() {
+        let (start, mut turns) = (Instant::now(), Turns::default());
+        let mut begun = Vec::new();
+        // Ticks of a steward; each attempt fails after one of them.
+        for tick in 0..3_000 {
+            let now = start + STEWARD_TICK * tick;
+            if turns.is_due(now) {
+                begun.push(now.duration_since(start).as_secs());
+                turns.ended(false, now);
+            }
+        }
+        assert_eq!(begun, [0, 4, 12, 28, 60, 124, 188, 252]);
+        let now = start + Duration::from_secs(400);
+        assert!(turns.is_due(now));
+        turns.ended(true, now);
+        assert!(!turns.is_due(now + MEND_EVERY.0 / 2) && turns.is_due(now + MEND_EVERY.0));
     }
 }

@@ -510,7 +510,9 @@ async fn a_damaged_entry_is_lost_by_name_and_nothing_else() {
     let content = entry.first().unwrap().clone();
     for (of, space) in [(&node, node.space().await), (&other, space)] {
         let stream = keys::of_namespace(space, NS);
-        of.storage.fill_entries(Table::History.id(), &stream, std::slice::from_ref(&content)).unwrap();
+        of.storage
+            .fill_entries(Table::History.id(), &stream, Some(4), std::slice::from_ref(&content))
+            .unwrap();
         let Page::Entries(entries) = read(&of.storage, space, NS, (1, 9), PIECE_BYTES).unwrap() else {
             panic!("something is missing");
         };

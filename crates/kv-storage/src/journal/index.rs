@@ -65,11 +65,16 @@ impl Stream {
         }
     }
 
-    /// Blocks that share ids with a range without being the same one. Blocks do not overlap each other.
-    fn overlapped(&self, range: RangeInclusive<u64>) -> Vec<BlockRef> {
+    /// Blocks that share ids with a range. Blocks do not overlap each other.
+    pub(super) fn blocks_with(&self, range: RangeInclusive<u64>) -> Vec<BlockRef> {
         let upwards = self.blocks.range(..=*range.end()).rev().map(|(_, block)| *block);
-        let shares = upwards.take_while(|block| block.last >= *range.start());
-        shares.filter(|block| (block.first, block.last) != (*range.start(), *range.end())).collect()
+        upwards.take_while(|block| block.last >= *range.start()).collect()
+    }
+
+    /// Those of them that are not the very same range.
+    fn overlapped(&self, range: RangeInclusive<u64>) -> Vec<BlockRef> {
+        let same = (*range.start(), *range.end());
+        self.blocks_with(range).into_iter().filter(|block| (block.first, block.last) != same).collect()
     }
 
     /// Whether ids of the range are neither trimmed, nor still to come, nor in any block: what the stream had

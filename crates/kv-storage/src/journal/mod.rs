@@ -23,6 +23,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -374,23 +375,42 @@ impl Journal {
         self.write(&mut writer, lines, &payload)
     }
 
-    /// Puts entries back, durably, of a stream that has lost them: all that it had from the first of these
-    /// to the last. [`JournalError::Conflict`] where something of that range is still there.
-    pub fn fill(&self, stream: &Bytes, entries: &[JournalEntry]) -> Result<(), JournalError> {
+    /// Puts entries back, durably, of a stream that has lost them: all that it had behind the id `after`
+    /// (from its beginning, if there is none) up to the last of these. [`JournalError::Conflict`] where
+    /// something from the first of them to the last is still there and can be read.
+    pub fn fill(
+        &self,
+        stream: &Bytes,
+        after: Option<u64>,
+        entries: &[JournalEntry],
+    ) -> Result<(), JournalError> {
         let mut writer = self.writer();
         if writer.broken {
             return Err(JournalError::Broken { table: self.table });
         }
         let (Some((first, _)), Some((last, _))) = (entries.first(), entries.last()) else { return Ok(()) };
+        self.lose_unreadable(stream, *first..=*last)?;
         let ascends = entries.is_sorted_by(|(one, _), (next, _)| one < next);
         let lacks = self.index().streams.get(stream).is_some_and(|own| own.lacks(&(*first..=*last)));
         if !ascends || !lacks {
             return Err(self.conflict(stream, *first));
         }
-        let pending =
-            Pending { stream: stream.clone(), before: first.checked_sub(1), entries: entries.to_vec() };
+        let pending = Pending { stream: stream.clone(), before: after, entries: entries.to_vec() };
         let (lines, payload) = self.blocks(&[pending], true);
         self.write(&mut writer, lines, &payload)
+    }
+
+    /// Gives up the blocks with ids of a range that cannot be read: a sector of the disk may have failed.
+    fn lose_unreadable(&self, stream: &Bytes, range: RangeInclusive<u64>) -> Result<(), JournalError> {
+        let blocks = self.index().streams.get(stream).map(|own| own.blocks_with(range)).unwrap_or_default();
+        for block in blocks {
+            match self.load(stream, &block) {
+                Ok(_) => {}
+                Err(JournalError::Damaged { .. }) => self.index_mut().lose(stream, &block),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// What of a batch is new: runs of entries by stream, and the floors that rise.

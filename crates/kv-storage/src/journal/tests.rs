@@ -301,8 +301,8 @@ fn what_was_lost_is_filled_in_and_stays() {
                     assert!(first <= at && at <= last, "seed {seed}: {first} to {last} when {at} was read");
                     let (from, to) = (random.u64(first..=at), random.u64(at..=last));
                     let entries: Vec<_> = (from..=to).map(|id| (id, content(id))).collect();
-                    journal.fill(&name(0), &entries).unwrap();
-                    let again = journal.fill(&name(0), &entries);
+                    journal.fill(&name(0), from.checked_sub(1), &entries).unwrap();
+                    let again = journal.fill(&name(0), from.checked_sub(1), &entries);
                     assert!(matches!(again, Err(JournalError::Conflict { .. })), "seed {seed}: {again:?}");
                     filled += entries.len();
                     // Parts of a range that were not filled in yet.
@@ -311,9 +311,12 @@ fn what_was_lost_is_filled_in_and_stays() {
                 other => panic!("seed {seed}: {other:?}"),
             }
         }
-        assert!(journal.fill(&name(0), &[(last + 1, content(last + 1))]).is_err(), "that is still to come");
+        assert!(
+            journal.fill(&name(0), Some(last), &[(last + 1, content(last + 1))]).is_err(),
+            "that is still to come"
+        );
         journal.append(&[trim(0, last / 2)]).unwrap();
-        assert!(journal.fill(&name(0), &[(1, content(1))]).is_err(), "that is given up");
+        assert!(journal.fill(&name(0), None, &[(1, content(1))]).is_err(), "that is given up");
         while journal.reclaim(Laggards::Copy).unwrap() {}
         drop(journal);
         let journal = open(&disk);
@@ -325,6 +328,37 @@ fn what_was_lost_is_filled_in_and_stays() {
         filled > 300 && unread > 50,
         "{filled} entries filled in, {unread} times a part of what was lost"
     );
+}
+
+/// A sector that cannot be read is damage as well, and so is a first block that is not named any more.
+#[test]
+fn a_bad_sector_and_a_lost_beginning_are_filled_in() {
+    let disk = MemDisk::new(1);
+    let at = usize::try_from(three_runs(&disk)).unwrap();
+    let path = path_of(Path::new(DIR), 7, 1);
+    let journal = open(&disk);
+    disk.fail_reads(&path, at..at + 1).unwrap();
+    let damaged = Err(JournalError::Damaged { table: 7, stream: name(0), first: 2, last: 2 });
+    assert_eq!(journal.read(&name(0), 2, 9, 999), damaged);
+    assert_eq!(journal.lost(), [], "it may be read another time");
+    let second = (2, Bytes::from("entry number 2"));
+    journal.fill(&name(0), Some(1), std::slice::from_ref(&second)).unwrap();
+    assert_eq!(journal.read(&name(0), 1, 9, 999).unwrap().len(), 3);
+    drop(journal);
+    assert_eq!(open(&disk).read(&name(0), 1, 9, 999).unwrap()[1], second);
+
+    let disk = MemDisk::new(2);
+    three_runs(&disk);
+    let bytes = disk.contents(&path).unwrap();
+    let first = bytes.windows(14).position(|found| found == b"entry number 1").unwrap() as u64;
+    disk.flip(&path, first - 20, 1).unwrap();
+    let journal = open(&disk);
+    assert_eq!(journal.lost(), [(name(0), 0, 1)]);
+    journal.fill(&name(0), None, &[(1, Bytes::from("entry number 1"))]).unwrap();
+    assert_eq!(journal.lost(), []);
+    drop(journal);
+    let journal = open(&disk);
+    assert_eq!((journal.lost(), journal.read(&name(0), 0, 9, 999).unwrap().len()), (vec![], 3));
 }
 
 #[test]
