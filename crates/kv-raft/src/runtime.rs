@@ -8,6 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::Either;
 use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -51,6 +52,15 @@ impl NodeRuntime {
         seed
     }
 
+    /// A future that a set of tasks will run, as [`AsyncRuntime::spawn`] does: it draws from a seed of its own
+    /// where its parent has one.
+    pub(crate) fn branch<F: Future>(future: F) -> impl Future<Output = F::Output> {
+        match Self::draw() {
+            Some(seed) => Either::Left(Self::scope(mix(seed, BRANCH), future)),
+            None => Either::Right(future),
+        }
+    }
+
     /// How often this process drew, spawned or blocked outside every scope. A simulation ends with 0 here, or
     /// it would not repeat.
     pub fn unscoped() -> u64 {
@@ -88,10 +98,7 @@ impl AsyncRuntime for NodeRuntime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        match Self::draw() {
-            Some(seed) => TokioRuntime::spawn(Self::scope(mix(seed, BRANCH), future)),
-            None => TokioRuntime::spawn(future),
-        }
+        TokioRuntime::spawn(Self::branch(future))
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {

@@ -241,7 +241,10 @@ pub fn drive(
             let client = Arc::new(load.client(recorder, *node, address, env)?);
             let (keys, kind, mut dice) = (Arc::clone(&keys), load.kind, dice.fork());
             let every = Duration::from_secs(1) / load.rate;
-            clients.spawn(open_loop(every, every * at / per_node, phase.clone(), move |intended| {
+            // Not at even distances: operations of different nodes would never overlap where each is quick.
+            let mut moments = dice.fork();
+            let wait = move || every.mul_f64(0.5 + moments.f64());
+            clients.spawn(open_loop(wait, every * at / per_node, phase.clone(), move |intended| {
                 let (client, keys, key) = (Arc::clone(&client), Arc::clone(&keys), keys.take(&mut dice));
                 let choice = dice.u8(0..100);
                 async move {
@@ -317,11 +320,11 @@ impl Driving {
     }
 }
 
-/// Begins an operation every `every`, the first after `offset`, until the phase is [`Phase::Stop`]; then
+/// Begins operations, the first after `offset` and each of the others after another `wait`, until the phase is [`Phase::Stop`]; then
 /// waits for those still open. Nothing begins during [`Phase::Pause`]. Returns how many could not be begun
 /// because [`MAX_OPEN`] were.
 pub async fn open_loop<F>(
-    every: Duration,
+    mut wait: impl FnMut() -> Duration,
     offset: Duration,
     mut phase: watch::Receiver<Phase>,
     mut operate: impl FnMut(Instant) -> F,
@@ -345,7 +348,7 @@ where
                 } else {
                     shed += u64::from(begins);
                 }
-                next += every;
+                next += wait();
             }
         }
     }
@@ -400,10 +403,15 @@ mod tests {
         let (stop, phase) = watch::channel(Phase::Pause);
         let begun = Arc::new(AtomicUsize::new(0));
         let count = begun.clone();
-        let load = tokio::spawn(open_loop(Duration::from_millis(50), Duration::ZERO, phase, move |_| {
-            count.fetch_add(1, Ordering::Relaxed);
-            async {}
-        }));
+        let load = tokio::spawn(open_loop(
+            || Duration::from_millis(50),
+            Duration::ZERO,
+            phase,
+            move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+                async {}
+            },
+        ));
         tokio::time::sleep(Duration::from_millis(975)).await;
         assert_eq!(begun.load(Ordering::Relaxed), 0);
         stop.send_replace(Phase::ReadWrite);
@@ -442,10 +450,15 @@ mod tests {
         let (stop, phase) = watch::channel(Phase::ReadWrite);
         let begun = Arc::new(AtomicUsize::new(0));
         let count = begun.clone();
-        let load = tokio::spawn(open_loop(Duration::from_millis(50), Duration::ZERO, phase, move |_| {
-            count.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_secs(1))
-        }));
+        let load = tokio::spawn(open_loop(
+            || Duration::from_millis(50),
+            Duration::ZERO,
+            phase,
+            move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_secs(1))
+            },
+        ));
         tokio::time::sleep(Duration::from_millis(975)).await;
         assert_eq!(begun.load(Ordering::Relaxed), 20);
         stop.send_replace(Phase::Stop);
@@ -455,9 +468,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_open_loop_is_bounded() {
         let (stop, phase) = watch::channel(Phase::ReadWrite);
-        let load = tokio::spawn(open_loop(Duration::from_millis(1), Duration::ZERO, phase, |_| {
-            tokio::time::sleep(Duration::from_secs(60))
-        }));
+        let load = tokio::spawn(open_loop(
+            || Duration::from_millis(1),
+            Duration::ZERO,
+            phase,
+            |_| tokio::time::sleep(Duration::from_secs(60)),
+        ));
         tokio::time::sleep(Duration::from_micros(999_500)).await;
         stop.send_replace(Phase::Stop);
         assert_eq!(load.await.unwrap(), 1000 - MAX_OPEN as u64);

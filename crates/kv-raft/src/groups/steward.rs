@@ -20,6 +20,7 @@ use crate::config::{RaftConfig, TypeConfig};
 use crate::limits::{ABILITY_EVERY, DISK_SILENCE, GIVE_UP_EVERY, MEND_EVERY, STEWARD_DEADLINE, STEWARD_TICK};
 use crate::proposal::Reply;
 use crate::rejoin::Role;
+use crate::runtime::NodeRuntime;
 
 /// The mending of histories, in a task of its own.
 #[derive(Default)]
@@ -38,7 +39,7 @@ impl Mending {
             None => {}
         }
         if self.turns.is_due(now) && group.has_holes() {
-            self.task.spawn(Arc::clone(group).mend());
+            self.task.spawn(NodeRuntime::branch(Arc::clone(group).mend()));
         }
     }
 }

@@ -192,31 +192,41 @@ impl Stage {
 
             let every = Duration::from_secs(1) / BANK_RATE;
             let clients = self.bank.subscribe();
-            self.bank_load.spawn(open_loop(every, every * at / per_node, clients, move |intended| {
-                let (bank, key, what) =
-                    (bank.clone(), format!("acc/{}", dice.u64(1..=BANK_KEYS)), dice.u8(0..10));
-                async move {
-                    match what {
-                        0..4 => bank.read(intended, &key).await,
-                        4..8 => bank.write(intended, &key).await,
-                        _ => bank.cas(intended, &key).await,
-                    };
-                }
-            }));
+            self.bank_load.spawn(open_loop(
+                move || every,
+                every * at / per_node,
+                clients,
+                move |intended| {
+                    let (bank, key, what) =
+                        (bank.clone(), format!("acc/{}", dice.u64(1..=BANK_KEYS)), dice.u8(0..10));
+                    async move {
+                        match what {
+                            0..4 => bank.read(intended, &key).await,
+                            4..8 => bank.write(intended, &key).await,
+                            _ => bank.cas(intended, &key).await,
+                        };
+                    }
+                },
+            ));
 
             let every = Duration::from_secs(1) / CART_RATE;
             let clients = self.cart.subscribe();
-            self.cart_load.spawn(open_loop(every, every * at / per_node, clients, move |intended| {
-                let cart = cart.clone();
-                let (key, what) = (format!("user:{}", cart_dice.u64(1..=CART_KEYS)), cart_dice.u8(0..20));
-                async move {
-                    match what {
-                        0..7 => cart.read(intended, &key).await,
-                        7..19 => cart.write(intended, &key, false).await,
-                        _ => cart.write(intended, &key, true).await,
-                    };
-                }
-            }));
+            self.cart_load.spawn(open_loop(
+                move || every,
+                every * at / per_node,
+                clients,
+                move |intended| {
+                    let cart = cart.clone();
+                    let (key, what) = (format!("user:{}", cart_dice.u64(1..=CART_KEYS)), cart_dice.u8(0..20));
+                    async move {
+                        match what {
+                            0..7 => cart.read(intended, &key).await,
+                            7..19 => cart.write(intended, &key, false).await,
+                            _ => cart.write(intended, &key, true).await,
+                        };
+                    }
+                },
+            ));
         }
         let words = format!("clients at every node: {BANK_RATE}/s to bank, {CART_RATE}/s to cart");
         self.narrator.step(3, &words, "kvctl -e 127.0.0.1:7101 put -n bank alice 100");
