@@ -52,8 +52,8 @@ impl NodeRuntime {
         seed
     }
 
-    /// A future that a set of tasks will run, as [`AsyncRuntime::spawn`] does: it draws from a seed of its own
-    /// where its parent has one.
+    /// A future that a set of tasks will run, as [`AsyncRuntime::spawn`] does: it draws from a seed of its
+    /// own where its parent has one.
     pub(crate) fn branch<F: Future>(future: F) -> impl Future<Output = F::Output> {
         match Self::draw() {
             Some(seed) => Either::Left(Self::scope(mix(seed, BRANCH), future)),

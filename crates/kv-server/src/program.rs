@@ -132,7 +132,7 @@ fn end_after(time: Duration, name: &'static str) {
 
 /// Writes to standard error, if somebody reads it: a full pipe must not hold up the end of the process.
 fn say_at_the_end(words: String) {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         let _ = writeln!(std::io::stderr(), "{words}");
         let _ = tell.send(());

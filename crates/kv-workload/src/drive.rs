@@ -320,9 +320,9 @@ impl Driving {
     }
 }
 
-/// Begins operations, the first after `offset` and each of the others after another `wait`, until the phase is [`Phase::Stop`]; then
-/// waits for those still open. Nothing begins during [`Phase::Pause`]. Returns how many could not be begun
-/// because [`MAX_OPEN`] were.
+/// Begins operations, the first after `offset` and each of the others after another `wait`, until the phase
+/// is [`Phase::Stop`]; then waits for those still open. Nothing begins during [`Phase::Pause`]. Returns how
+/// many could not be begun because [`MAX_OPEN`] were.
 pub async fn open_loop<F>(
     mut wait: impl FnMut() -> Duration,
     offset: Duration,
