@@ -296,13 +296,21 @@ impl Snapshots {
         self.disk.sync_dir(&self.dir).map_err(io)
     }
 
-    /// Removes all complete files but the newest `n`, and what crashes left behind.
+    /// Removes all complete files but the newest `n` that can be read and what is newer than those, and what
+    /// crashes left behind.
     pub fn keep_newest(&self, n: usize) -> Result<(), StorageError> {
         let files = self.disk.list(&self.dir).map_err(io)?;
         let (mut complete, rest): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|p| p.extension().is_some_and(|e| e == "snap"));
         complete.sort();
-        let spare = complete.len().saturating_sub(n);
+        let mut readable = 0;
+        let newest_first = complete.iter().rev().take_while(|path| {
+            let wanted = readable < n;
+            let id = path.file_stem().and_then(|name| u64::from_str_radix(name.to_str()?, 16).ok());
+            readable += usize::from(wanted && id.is_some_and(|id| self.open_at(path, id).is_ok()));
+            wanted
+        });
+        let spare = complete.len() - newest_first.count();
         let names = lock(&self.temporaries);
         let temporary = rest.into_iter().filter(|p| is_temporary(p) && !names.open.contains(p));
         for path in complete.into_iter().take(spare).chain(temporary) {

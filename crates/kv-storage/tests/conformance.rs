@@ -35,7 +35,7 @@ suite! {
     rows_and_scans, batches_are_atomic_and_survive, unawaited_commits_vanish_only_as_a_suffix, small_state,
     derived_rows, drain_checkpoint_and_segment_drop, tier_deleted_with_the_whole_log, tier_deleted_with_a_cut_log,
     raft_log, a_vote_is_durable_when_it_is_saved, raft_truncate_append_crash, raft_purge_beyond_the_end, laggards_are_copied_forward, log_full_names_who,
-    foreign_directory, a_state_is_loaded_beside_another_and_switched, snapshot_files, damaged_snapshot_files_are_refused, snapshots_are_synced_in_pieces, damage_in_the_middle_is_refused,
+    foreign_directory, a_state_is_loaded_beside_another_and_switched, snapshot_files, the_newest_snapshot_that_can_be_read_is_kept, damaged_snapshot_files_are_refused, snapshots_are_synced_in_pieces, damage_in_the_middle_is_refused,
     a_missing_segment_is_refused,
 }
 
@@ -544,6 +544,26 @@ fn snapshot_files(w: &mut dyn World) {
     assert_eq!(snaps.list().unwrap().len(), 1);
     assert!(removed.next_block().unwrap().is_some(), "a reader keeps it");
     assert!(s.snapshots(GroupId(2)).list().unwrap().is_empty());
+}
+
+/// What is older than a damaged file may be all that a node has.
+fn the_newest_snapshot_that_can_be_read_is_kept(w: &mut dyn World) {
+    let (s, _) = w.open();
+    let snaps = s.snapshots(GroupId(1));
+    let mut ends = Vec::new();
+    for id in [3, 5, 9] {
+        let mut writer = snaps.create().unwrap();
+        writer.write(BlockKind::Base, &[1; 700]).unwrap();
+        ends.push(writer.finish(id, b"header").unwrap().bytes - 1);
+    }
+    let folder = w.files()[0].parent().unwrap().parent().unwrap().join("snapshots/1");
+    w.flip(&folder.join("0000000000000009.snap"), ends[2], 1);
+    snaps.keep_newest(1).unwrap();
+    assert_eq!(snaps.list().unwrap().iter().map(|info| info.id).collect::<Vec<_>>(), [5]);
+    w.flip(&folder.join("0000000000000005.snap"), ends[1], 1);
+    snaps.keep_newest(1).unwrap();
+    w.flip(&folder.join("0000000000000005.snap"), ends[1], 1);
+    assert_eq!(snaps.list().unwrap().len(), 1, "nothing is removed where none can be read");
 }
 
 fn damaged_snapshot_files_are_refused(w: &mut dyn World) {
