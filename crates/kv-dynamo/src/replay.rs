@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt};
 use kv_peer::{Address, Lane, Patience, PeerError};
 use kv_proto::peer::response_frame;
 use kv_types::limits::REQUEST_WINDOW;
-use kv_types::{Epoch, NodeId};
+use kv_types::{Epoch, NodeId, Reason};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep};
 use crate::layout::Due;
 use crate::limits;
 use crate::node::{Node, replica_write, stopped};
-use crate::write::is_of_the_node;
 
 /// Which targets are served when: one round at a time per target, with a back-off after a failed one that a
 /// new life of the target ends at once. A value: time is a duration since the start.
@@ -167,8 +166,6 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fa
     let bytes = u32::try_from(record.len().min(limits::HINT_BYTES_IN_FLIGHT)).unwrap_or(u32::MAX);
     let Ok(_bytes) = room.bytes.acquire_many(bytes).await else { return Fate::Refused };
     drop(reading);
-    let (namespace, body) = replica_write(&due.place, record, None);
-    let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
     if kv_types::mutant!(ForgetHint) {
         let forgotten = node.replica.forget(target, due, deadline).await;
         return forgotten.map_or(Fate::Refused, |_| Fate::Delivered);
@@ -176,7 +173,22 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fa
     // A slow link takes its time for a large record, and would never carry it if it were given up.
     let patience =
         Patience::WhileMoving { idle: limits::BACKGROUND_CALL, at_most: limits::BACKGROUND_AT_MOST };
-    match node.peers.call_with(target, Lane::Bulk, about, body, patience).await {
+    let mut pause = limits::BACK_OFF.0;
+    let answer = loop {
+        let (namespace, body) = replica_write(&due.place, record.clone(), None);
+        let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
+        match node.peers.call_with(target, Lane::Bulk, about, body, patience).await {
+            // It keeps its place meanwhile, so a target without room is not sent one hint after the other.
+            Err(PeerError::Refused(failure))
+                if failure.reason == Reason::Overloaded && pause < limits::BACK_OFF.1 =>
+            {
+                sleep(pause).await;
+                pause *= 2;
+            }
+            answer => break answer,
+        }
+    };
+    match answer {
         Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => {
             let deadline = Instant::now() + limits::BACKGROUND_READ;
             match node.replica.forget(target, due, deadline).await {
@@ -189,8 +201,11 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fa
         Ok(_) => Fate::Refused,
         Err(PeerError::Refused(failure)) => {
             tracing::debug!(%target, place = %due.place, %failure, "a hint was refused");
-            // Where the node has no room for this one, it has none for the rest.
-            if is_of_the_node(failure.reason) { Fate::Unreachable } else { Fate::Refused }
+            match failure.reason {
+                // None of the rest would be taken either. Other refusals may be about this hint alone.
+                Reason::LimitStorage | Reason::ShuttingDown => Fate::Unreachable,
+                _ => Fate::Refused,
+            }
         }
         Err(error) => {
             tracing::debug!(%target, place = %due.place, %error, "a hint did not arrive");

@@ -305,7 +305,7 @@ fn open_if(open: bool, failure: Failure) -> Failure {
 }
 
 /// A refusal that is about the node that was asked, not about the request.
-pub(crate) fn is_of_the_node(reason: Reason) -> bool {
+fn is_of_the_node(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::NotReady

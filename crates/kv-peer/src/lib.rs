@@ -48,7 +48,7 @@ pub struct PeerConfig {
     pub node_id: NodeId,
     /// Advertised address to the address to dial; others are dialled as advertised.
     pub address_map: BTreeMap<String, String>,
-    /// How often each peer is pinged.
+    /// How long a peer may be silent before it is pinged, and the pause between two pings.
     pub ping_every: Duration,
     /// Without an answer for this long a peer is suspected.
     pub suspect_after: Duration,

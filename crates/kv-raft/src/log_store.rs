@@ -171,16 +171,20 @@ mod tests {
 
     use super::*;
 
-    /// The runtime of a node has one thread, which also answers heartbeats.
-    #[tokio::test]
-    async fn entries_that_left_memory_are_not_read_on_the_runtime() {
-        let disk = MemDisk::new(1);
+    fn with_little_in_memory(disk: &MemDisk) -> Storage {
         let options = StorageOptions {
             raft_cache_bytes: 1 << 10,
             max_record_bytes: 1 << 20,
             ..StorageOptions::memory("/data")
         };
-        let (storage, _) = Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
+        Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap().0
+    }
+
+    /// The runtime of a node has one thread, which also answers heartbeats.
+    #[tokio::test]
+    async fn entries_that_left_memory_are_not_read_on_the_runtime() {
+        let disk = MemDisk::new(1);
+        let storage = with_little_in_memory(&disk);
         let log = storage.raft(GroupId(1));
         let entry =
             |index| codec::to_storage_entry(&Entry { log_id: id(1, index), payload: EntryPayload::Blank });
@@ -199,12 +203,7 @@ mod tests {
     #[tokio::test]
     async fn a_long_range_is_read_in_pieces() {
         let disk = MemDisk::new(1);
-        let options = StorageOptions {
-            raft_cache_bytes: 1 << 10,
-            max_record_bytes: 1 << 20,
-            ..StorageOptions::memory("/data")
-        };
-        let (storage, _) = Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap();
+        let storage = with_little_in_memory(&disk);
         let log = storage.raft(GroupId(1));
         let size = APPEND_BYTES / 4;
         for index in 1..=40 {
