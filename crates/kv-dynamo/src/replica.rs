@@ -19,25 +19,26 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_env::Env;
 use kv_storage::{Batch, Position, Row, RowChunk, Storage, TableId};
 use kv_types::catalogue::token;
-use kv_types::causal::{Context, Dot, Hlc, Minter, NodeClock, RECENT_WRITES, Sibling, State, Write};
-use kv_types::limits::{MAX_CLOCK_SKEW, MAX_SIBLINGS, REQUEST_WINDOW};
+use kv_types::causal::{Context, Dot, Hlc, NodeClock, RECENT_WRITES, State, Write};
+use kv_types::limits::MAX_CLOCK_SKEW;
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use crate::layout::{
-    CLOCKS, CONFLICTS, Hint, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE,
-    key_after, of_request_key, of_request_time_key, prefix_end,
+    CLOCKS, CONFLICTS, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE, key_after,
+    of_request_key, of_request_time_key, prefix_end,
 };
 use crate::limits;
 
 mod copy;
 mod held;
 mod hints;
+mod mint;
 mod requests;
 mod rows;
 
-use copy::{Copy, Known, raw};
+use copy::Copy;
 use held::Held;
 use requests::Requests;
 use rows::{Rows, Stop, Want, in_time, lock, storage_failure};
@@ -384,211 +385,6 @@ impl Replica {
             }
         };
         Ok(row.map(copy_of).transpose()?.unwrap_or_default())
-    }
-
-    /// Takes a client's write: mints its dot and logs it, or finds that it was taken before.
-    pub(crate) async fn mint(
-        &self,
-        place: &Place,
-        role: Role<'_>,
-        order: &Order,
-        deadline: Instant,
-    ) -> Result<Minted, Failure> {
-        let minted = self
-            .run(place.slice, deadline, |partition, rows| self.mint_now(place, role, order, partition, rows));
-        let minted = minted.await?;
-        if matches!(role, Role::Fallback(_)) {
-            self.hinted.notify_one();
-        }
-        Ok(minted)
-    }
-
-    fn mint_now(
-        &self,
-        place: &Place,
-        role: Role<'_>,
-        order: &Order,
-        partition: &mut Partition,
-        rows: &mut Rows<'_>,
-    ) -> Result<Minted, Stop> {
-        let request = order.mutation.request_id;
-        let mut hints = Known::new();
-        let before = match role {
-            Role::Primary => {
-                self.expect(place, [request], partition, rows)?;
-                self.load(place, rows)?
-            }
-            Role::Fallback(targets) => {
-                hints = self.known_hints(place, targets, rows)?;
-                raw(&hints)
-            }
-        };
-        if let Some(mut minted) = self.taken_before(place, role, order, &before, rows)? {
-            if let Role::Fallback(targets) = role {
-                // The request is here already: a refusal now cannot promise that it will not be applied.
-                let completed = self.complete_hints(place, &hints, targets, request, &minted, rows);
-                minted.position = minted.position.max(completed.map_err(Failure::after_sending)?);
-            }
-            return Ok(minted);
-        }
-        self.refuse_put_back()?;
-        self.admit(partition, role, order)?;
-        let supersedes = self.superseded(order, &before, partition)?;
-        let dot = Dot { incarnation: self.incarnation, counter: partition.counter + 1 };
-        let stamp = self.stamp(&before.state);
-        let sibling = order.value.clone().map(|value| Sibling { stamp, request, value });
-        let minter = if matches!(role, Role::Primary) { Minter::Primary } else { Minter::Fallback };
-        let mut state = before.state;
-        state.record.update(&supersedes, dot, sibling, minter);
-        let write = Write { request, issued_at_ms: order.mutation.issued_at_ms, body: order.body };
-        state.writes.insert(dot, write);
-        self.check_size(&state, order)?;
-        let mut next = Partition { counter: dot.counter, ..partition.clone() };
-        let mut growth = Vec::new();
-        match role {
-            Role::Primary => {
-                self.stage(place, &mut state, &[(dot, write)], &mut next, rows)?;
-            }
-            Role::Fallback(targets) => {
-                state.trim_writes(RECENT_WRITES);
-                let hint = Hint { counted: true, note: false, state: state.clone() };
-                growth = self.stage_hints(place, targets, &hint, &hints, rows)?;
-            }
-        }
-        rows.small_put(place.slice.counter_key(), self.counter_mark(dot.counter));
-        let position = rows.commit(false)?;
-        lock(&self.held).grow(&growth);
-        *partition = next;
-        tracing::debug!(%place, %dot, %request, ?role, "minted");
-        let mut covered = supersedes;
-        covered.insert(dot);
-        Ok(Minted { state, covered, position, deduplicated: false })
-    }
-
-    /// What a write supersedes here.
-    fn superseded(&self, order: &Order, before: &Copy, partition: &Partition) -> Result<Context, Failure> {
-        match &order.supersedes {
-            Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
-                let message = "the causal context names writes that were never made";
-                Err(Failure::new(Reason::BadContext, message))
-            }
-            Supersedes::Seen(context) => Ok(context.clone()),
-            // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is
-            // observed now is not what the client meant, and may be what superseded it.
-            Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
-                Ok(Context::new())
-            }
-            Supersedes::Observed => Ok(before.state.record.context.clone()),
-            Supersedes::Nothing => Ok(Context::new()),
-        }
-    }
-
-    fn counter_mark(&self, counter: u64) -> BytesMut {
-        let mut mark = BytesMut::with_capacity(16);
-        mark.put_u64(self.incarnation.0);
-        mark.put_u64(counter);
-        mark
-    }
-
-    /// The proof that this request was taken before, if there is one.
-    fn taken_before(
-        &self,
-        place: &Place,
-        role: Role<'_>,
-        order: &Order,
-        before: &Copy,
-        rows: &mut Rows<'_>,
-    ) -> Result<Option<Minted>, Stop> {
-        let request = order.mutation.request_id;
-        let mut position = before.position;
-        let (body, dots, same_key) = match role {
-            Role::Primary => match self.taken(place.slice, request, rows)? {
-                Some((taken, at)) => {
-                    position = position.max(at);
-                    (taken.body, taken.dots, taken.token == token(place.namespace, &place.key))
-                }
-                None => return Ok(None),
-            },
-            Role::Fallback(_) => {
-                let mine = before.state.writes.iter().filter(|(_, write)| write.request == request);
-                let dots: Vec<Dot> = mine.clone().map(|(dot, _)| *dot).collect();
-                match mine.map(|(_, write)| write.body).next() {
-                    Some(body) => (body, dots, true),
-                    None => return Ok(None),
-                }
-            }
-        };
-        if body != order.body || !same_key {
-            let message = format!("request {request} was used before for something else");
-            return Err(Failure::new(Reason::RequestIdReused, message).into());
-        }
-        // As the first answer said it. What the client states that it has seen is superseded by this write
-        // wherever it was minted; what a replica observed then is not known any more.
-        let mut covered = match &order.supersedes {
-            Supersedes::Seen(context) => context.clone(),
-            _ => Context::new(),
-        };
-        dots.into_iter().for_each(|dot| covered.insert(dot));
-        Ok(Some(Minted { state: before.state.clone(), covered, position, deduplicated: true }))
-    }
-
-    /// Whether a new request may still be told from an old one, and has room.
-    fn admit(&self, partition: &Partition, role: Role<'_>, order: &Order) -> Result<(), Failure> {
-        let now = self.env.clock.wall_ms();
-        let window = REQUEST_WINDOW.as_millis() as u64;
-        let issued = order.mutation.issued_at_ms;
-        if issued.saturating_add(window) < now {
-            let message =
-                "the request was issued too long ago to tell whether it was taken: read, then decide";
-            return Err(Failure::new(Reason::RequestExpired, message).with("window_ms", window));
-        }
-        if issued > now.saturating_add(window) {
-            let message = "the request claims to have been issued in the future: set the client's clock";
-            return Err(Failure::new(Reason::RequestIdInvalid, message).with("window_ms", window));
-        }
-        if let Role::Fallback(targets) = role {
-            return if targets.is_empty() {
-                Err(Failure::new(Reason::Internal, "there is no replica to stand in for"))
-            } else {
-                Ok(())
-            };
-        }
-        if issued < *lock(&self.proves_since_ms) {
-            let message = "this replica lost its disk after the request was issued and cannot tell whether it was taken";
-            return Err(Failure::new(Reason::RequestExpired, message));
-        }
-        if partition.requests >= limits::REQUESTS {
-            let message = "the table of request ids of this ring partition is full";
-            return Err(Failure::new(Reason::LimitRequests, message).with("limit", limits::REQUESTS));
-        }
-        Ok(())
-    }
-
-    fn check_size(&self, state: &State, order: &Order) -> Result<(), Failure> {
-        let siblings = state.record.siblings.len();
-        if order.value.is_some() && siblings > MAX_SIBLINGS {
-            let message = format!(
-                "the key would have {siblings} concurrent values: read it and write with its context"
-            );
-            return Err(Failure::new(Reason::LimitSiblings, message).with("limit", MAX_SIBLINGS));
-        }
-        let bytes: usize = state.record.siblings.values().map(|sibling| sibling.value.len()).sum();
-        if order.value.is_some() && siblings > 1 && bytes > limits::RECORD_BYTES {
-            let message = format!("the concurrent values of the key would have {bytes} bytes together");
-            return Err(
-                Failure::new(Reason::LimitSiblings, message).with("limit_bytes", limits::RECORD_BYTES)
-            );
-        }
-        Ok(())
-    }
-
-    fn stamp(&self, before: &State) -> Hlc {
-        let now = self.env.clock.wall_ms();
-        let mut last = lock(&self.stamp);
-        let seen = before.record.siblings.values().map(|sibling| sibling.stamp);
-        let after = seen.fold(*last, |last, seen| Hlc::observe(last, seen, now));
-        *last = Hlc::mint(after, now);
-        *last
     }
 
     /// Merges what another node knows of a key. Returns what must be durable before this is acknowledged.

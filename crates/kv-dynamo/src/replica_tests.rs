@@ -5,6 +5,8 @@ use kv_env::Clock;
 use kv_storage::StorageOptions;
 use kv_storage::disk::MemDisk;
 use kv_storage::tier::MemTiers;
+use kv_types::causal::{Minter, Sibling};
+use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
 use kv_types::{ClientId, RingId, RingPartition};
 
 use super::*;
@@ -677,6 +679,8 @@ async fn gated(world: &World) -> (Storage, Arc<Replica>, gate::Gate) {
     let mut options = options();
     options.drain_interval = Duration::from_secs(3_600);
     options.drain_start_bytes = options.memtable_bytes;
+    // What has left the memtable is read from the tier, each time.
+    options.cache_bytes = 0;
     let (storage, _) = Storage::open(options, Arc::new(world.disk.clone()), Arc::new(tiers)).unwrap();
     let env = Env { clock: world.clock.clone(), ..Env::real() };
     let replica = Replica::open(storage.clone(), env, false, 1 << 20).await.unwrap();
