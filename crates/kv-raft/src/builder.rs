@@ -224,8 +224,14 @@ impl Builder {
             told(last).await?;
         }
         // The log is purged up to the snapshot. What of that is only in memory would have to come from its
-        // file, with all the rest, if this node were killed now.
-        self.storage.checkpoint().await?;
+        // file, with all the rest, if this node were killed now. On a full disk that is the price: the file
+        // is what lets the log make room.
+        if !self.storage.checkpoint_if_room().await? {
+            tracing::warn!(
+                group = self.space.group.0,
+                "a snapshot is taken of what waits for room on the disk"
+            );
+        }
         let (account, meta) = (self.account.clone(), mark.clone());
         let info = NodeRuntime::blocking(move || filling.finish(&account, &meta)).await??;
         self.account.has_snapshot(at, info.bytes);

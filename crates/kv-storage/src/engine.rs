@@ -224,6 +224,15 @@ impl Storage {
         }
     }
 
+    /// As [`Storage::checkpoint`], and true; or false as soon as what was written waits for room on the disk:
+    /// a checkpoint would wait as long as that has none.
+    pub async fn checkpoint_if_room(&self) -> Result<bool, StorageError> {
+        tokio::select! { biased;
+            done = self.checkpoint() => done.map(|()| true),
+            () = self.parts().space.until_drain_waits() => Ok(false),
+        }
+    }
+
     /// Whether proposals should be refused for now: the log or the disk is full, or the Raft queue is long.
     pub fn log_pressure(&self) -> Result<(), StorageError> {
         let parts = self.parts();

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{disk::Disk, error::StorageError, limits, locks::lock, options::StorageOptions};
 
@@ -37,7 +37,7 @@ pub(crate) struct DiskSpace {
     /// When the drain looks again whether there is room for what goes into the journals; `None` while it
     /// goes on.
     drain_again: Mutex<Option<Instant>>,
-    drain_waits: AtomicBool,
+    drain_waits: watch::Sender<bool>,
 }
 
 impl DiskSpace {
@@ -53,7 +53,7 @@ impl DiskSpace {
             owed: AtomicU64::new(0),
             short: AtomicBool::new(false),
             drain_again: Mutex::default(),
-            drain_waits: AtomicBool::new(false),
+            drain_waits: watch::Sender::new(false),
         };
         space.look(0, || 0);
         space
@@ -144,14 +144,14 @@ impl DiskSpace {
     /// The drain found no room for its entries on the disk, and waits.
     pub(crate) fn drain_waits(&self, e: &StorageError) {
         *lock(&self.drain_again) = Some(Instant::now() + limits::SPACE_LOOK);
-        if !self.drain_waits.swap(true, Ordering::AcqRel) {
+        if !self.drain_waits.send_replace(true) {
             tracing::warn!(error = %e, "what was written waits in memory and in the log for room on the disk");
         }
     }
 
     /// The drain found room.
     pub(crate) fn drain_goes_on(&self) {
-        if self.drain_waits.swap(false, Ordering::AcqRel) {
+        if self.is_drain_waiting() && self.drain_waits.send_replace(false) {
             *lock(&self.drain_again) = None;
             tracing::info!("what waited for room on the disk is written");
         }
@@ -164,7 +164,13 @@ impl DiskSpace {
 
     /// True while the drain waits for room.
     pub(crate) fn is_drain_waiting(&self) -> bool {
-        self.drain_waits.load(Ordering::Acquire)
+        *self.drain_waits.borrow()
+    }
+
+    /// Resolves while the drain waits for room, or as soon as it does.
+    pub(crate) async fn until_drain_waits(&self) {
+        // Never an error: the sender is in `self`.
+        let _ = self.drain_waits.subscribe().wait_for(|waits| *waits).await;
     }
 
     /// An error while less is free than must be, or the drain waits for room.

@@ -425,3 +425,26 @@ async fn the_end_of_a_snapshot_waits_for_no_read_of_the_disk() {
     assert_eq!(built.meta.last_log_id, Some(codec::log_id(1, 1, 9)));
     storage.halt();
 }
+
+/// What was applied waits for room on the disk, which only the log can give back, once there is a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_taken_though_what_was_applied_waits_for_room() {
+    let world = World::new(5);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    // Room for the file of a snapshot, and none for a journal.
+    world.disk.fill_folder(Some("/installs/journals".as_ref()));
+    let bench = Bench::new();
+    let proposals: Vec<Proposal> =
+        (1..=9).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    apply(&mut machine, 1, &proposals).await;
+    until("it waits for room", || storage.log_pressure().is_err()).await;
+    let mut builder = machine.get_snapshot_builder().await;
+    let building = tokio::time::timeout(Duration::from_secs(10), builder.build_snapshot());
+    let built = building.await.expect("it waits for room too").unwrap();
+    assert_eq!(built.meta.last_log_id, Some(codec::log_id(1, 1, 9)));
+    assert!(world.disk.refused() > 0);
+    world.disk.fill_folder(None);
+    storage.checkpoint().await.unwrap();
+    storage.halt();
+}

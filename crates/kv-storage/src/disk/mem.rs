@@ -29,6 +29,8 @@ struct State {
     durable: BTreeMap<PathBuf, u64>,
     inodes: BTreeMap<u64, Inode>,
     capacity: Option<u64>,
+    /// A folder in which nothing has room.
+    full_folder: Option<PathBuf>,
     /// Writes that found no room.
     refused: u64,
     /// Answers that said that little is free.
@@ -135,6 +137,12 @@ impl MemDisk {
     /// Bytes that the disk holds at most; writes beyond it fail with `StorageFull`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         lock(&self.state).capacity = bytes;
+    }
+
+    /// Writes to files below this folder find no room, as where it is a file system of its own; `None` ends
+    /// that.
+    pub fn fill_folder(&self, folder: Option<&Path>) {
+        lock(&self.state).full_folder = folder.map(Path::to_path_buf);
     }
 
     /// Bytes in use.
@@ -436,7 +444,11 @@ impl DiskFile for MemFile {
         self.with(|s, id| {
             let filled = s.inodes.get(&id).map_or(0, |i| i.filled.min(i.data.len()) as u64);
             let grows = (offset + data.len() as u64).saturating_sub(filled);
-            if grows > 0 && s.capacity.is_some_and(|c| s.used() + grows > c) {
+            let is_full = |folder: &PathBuf| {
+                s.live.iter().any(|(path, inode)| *inode == id && path.starts_with(folder))
+            };
+            let full = s.full_folder.as_ref().is_some_and(is_full);
+            if full || (grows > 0 && s.capacity.is_some_and(|c| s.used() + grows > c)) {
                 s.refused += 1;
                 return Err(io::Error::new(
                     io::ErrorKind::StorageFull,
