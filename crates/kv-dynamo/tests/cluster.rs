@@ -596,6 +596,7 @@ async fn a_stalled_tier_holds_up_the_requests_that_need_it_alone() {
     let mut options = StorageOptions::memory("/data");
     options.drain_interval = Duration::from_secs(3_600);
     options.drain_start_bytes = options.memtable_bytes;
+    options.cache_bytes = 0;
     let cluster = Cluster::start_with(options).await;
     let [cold, hot, new] = ["cold", "hot", "new"].map(|name| key_of(&cluster, name, &[1, 2]));
     for key in [&cold, &hot] {

@@ -156,6 +156,9 @@ pub struct StorageSettings {
     /// Size of the memtable beyond which writes are refused.
     #[serde(deserialize_with = "size")]
     pub memtable_size: u64,
+    /// Rows of the lower tier that are kept in memory because they are read; 0B for none.
+    #[serde(deserialize_with = "size")]
+    pub cache_size: u64,
     /// Log written since the last checkpoint at which the next one starts.
     #[serde(deserialize_with = "size")]
     pub checkpoint_log_size: u64,
@@ -179,6 +182,7 @@ impl Default for StorageSettings {
             segment_size: 64 << 20,
             max_log_size: 2 << 30,
             memtable_size: 64 << 20,
+            cache_size: 64 << 20,
             checkpoint_log_size: 128 << 20,
             checkpoint_interval: Duration::from_secs(30),
             disk_reserve_size: 256 << 20,

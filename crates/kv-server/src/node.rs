@@ -259,6 +259,7 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         segment_bytes: bytes(settings.segment_size),
         max_log_bytes: settings.max_log_size,
         memtable_bytes: bytes(settings.memtable_size),
+        cache_bytes: bytes(settings.cache_size),
         checkpoint_log_bytes: settings.checkpoint_log_size,
         checkpoint_interval: settings.checkpoint_interval,
         disk_reserve_bytes: settings.disk_reserve_size,

@@ -28,6 +28,8 @@ use crate::{
 /// Figures of a running engine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
+    /// Rows of the tier that are kept in memory, with what each costs.
+    pub cache_bytes: u64,
     /// Log writes, each one `fdatasync`.
     pub fsyncs: u64,
     /// Records in them.
@@ -155,20 +157,20 @@ impl Storage {
 
     /// The value of a key, with the position to wait for before it may be revealed.
     pub fn get(&self, table: TableId, key: &[u8]) -> Result<Option<Row>, StorageError> {
-        let full = full_key(table, key);
+        let full = [full_key(table, key)];
         let parts = self.parts();
-        let found = parts.memtable.read().get(&full);
-        match found {
-            Some((value, seq)) => Ok(value.map(|value| Row { value, position: Position(seq) })),
-            None => {
-                let value = parts.tier.handle()?.get(&full).map_err(|e| {
-                    let e = StorageError::from(e);
-                    parts.tier_failed(&e);
-                    e
-                })?;
-                Ok(value.map(|value| Row { value, position: Position::DURABLE }))
-            }
+        let (known, seen) = parts.memtable.rows(&full);
+        if let Some(row) = known.into_iter().flatten().next() {
+            return Ok(row);
         }
+        let [full] = full;
+        let value = parts.tier.handle()?.get(&full).map_err(|e| {
+            let e = StorageError::from(e);
+            parts.tier_failed(&e);
+            e
+        })?;
+        parts.memtable.found(&full, value.as_ref(), seen);
+        Ok(value.map(|value| Row { value, position: Position::DURABLE }))
     }
 
     /// Rows from `from` (inclusive) to `to` (exclusive) in key order, at most `limit`: one consistent view.
@@ -267,6 +269,7 @@ impl Storage {
         let log = parts.log.stats();
         let (drains, checkpoints) = parts.tier.counts();
         Stats {
+            cache_bytes: parts.memtable.cache_bytes(),
             fsyncs: log.writes,
             records: log.records,
             bytes: log.bytes,

@@ -73,7 +73,7 @@ impl Storage {
             rows.pop_front();
         }
         let above = parts.memtable.read();
-        if batch.keys().any(|key| above.get(key).is_some()) {
+        if batch.keys().any(|key| above.has(key)) {
             return Err(StorageError::Invalid("a row is loaded under a key that is in use".into()));
         }
         drop(above);
@@ -85,7 +85,9 @@ impl Storage {
         if rows.is_empty() {
             return Ok(());
         }
-        parts.tier.turn().load(rows).inspect_err(|e| parts.tier_failed(e))
+        parts.tier.turn().load(rows).inspect_err(|e| parts.tier_failed(e))?;
+        parts.memtable.loaded(rows.iter().map(|(key, _)| key));
+        Ok(())
     }
 
     /// Makes everything that was loaded durable: after a crash the tier has it, or the tier counts as lost.

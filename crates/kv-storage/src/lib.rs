@@ -15,6 +15,7 @@
 //! - The writer, drain and checkpoint are plain functions (`*_step`); threads or [`Storage::pump`] call them.
 
 mod batch;
+mod cache;
 mod checkpoint;
 mod codec;
 mod copy;

@@ -72,6 +72,14 @@ pub const DISK_RESERVE_SHARE: u64 = 8;
 /// How often what is in memory is still written to the file system, at most: into the tier's journal or one
 /// of ours, and into its tables.
 pub const OWED_COPIES: u64 = 2;
+/// Largest row that is kept in memory because it is read, bytes.
+pub const MAX_CACHED_ROW_BYTES: usize = 16 << 10;
+/// What such a row costs beside its key and value, bytes.
+pub const CACHED_ROW_OVERHEAD: usize = 160;
+/// What one usually takes with that, bytes: how many rows left lately are remembered follows from it.
+pub const USUAL_CACHED_ROW_BYTES: usize = 320;
+/// Parts of the cache with a lock of their own.
+pub const CACHE_SHARDS: usize = 8;
 /// How often the folder of snapshots is read when a file vanishes meanwhile.
 pub const LIST_ROUNDS: usize = 8;
 /// How long an answer about the free space of the disk is used.

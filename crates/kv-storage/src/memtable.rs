@@ -1,4 +1,5 @@
-//! What is not yet in the tier: one ordered map, and the batches it came from in order.
+//! What is not yet in the tier: one ordered map, and the batches it came from in order; and before the tier,
+//! the rows of it that are kept in memory.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,7 +14,8 @@ use tokio::{
 };
 
 use crate::{
-    batch::{Op, TableId, after},
+    batch::{Op, Position, Row, TableId, after},
+    cache::RowCache,
     error::StorageError,
     journal::JournalOp,
     locks,
@@ -57,9 +59,21 @@ pub(crate) struct Mem {
     pub(crate) last_ord: u64,
     pub(crate) drained_ord: u64,
     pub(crate) drained_seq: u64,
+    /// Writes that went past the memtable, so far.
+    loads: u64,
     /// Copies under way: they get every batch.
     pub(crate) tees: Tees,
 }
+
+/// What the tier had got when a reader looked into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    drained_ord: u64,
+    loads: u64,
+}
+
+/// What memory knows of a key: nothing, that it has no row, or its row.
+pub(crate) type Known = Option<Option<Row>>;
 
 impl Mem {
     /// An empty memtable above a tier that has the data batches up to `drained_seq`.
@@ -94,8 +108,13 @@ impl Mem {
         ord
     }
 
-    pub(crate) fn get(&self, key: &[u8]) -> Option<(Option<Bytes>, u64)> {
-        self.map.get(key).map(|slot| (slot.value.clone(), slot.seq))
+    /// Whether the memtable itself has something of a key.
+    pub(crate) fn has(&self, key: &[u8]) -> bool {
+        self.map.contains_key(key)
+    }
+
+    fn seen(&self) -> Seen {
+        Seen { drained_ord: self.drained_ord, loads: self.loads }
     }
 
     /// Rows of a range in order, tombstones included, until `limit` live ones.
@@ -200,13 +219,14 @@ pub(crate) struct Drainable {
 #[derive(Debug)]
 pub(crate) struct Memtable {
     mem: RwLock<Mem>,
+    cache: RowCache,
     /// Told when batches left it.
     drained: Notify,
 }
 
 impl Memtable {
-    pub(crate) fn new(mem: Mem) -> Memtable {
-        Memtable { mem: RwLock::new(mem), drained: Notify::new() }
+    pub(crate) fn new(mem: Mem, cache: RowCache) -> Memtable {
+        Memtable { mem: RwLock::new(mem), cache, drained: Notify::new() }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Mem> {
@@ -215,6 +235,41 @@ impl Memtable {
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Mem> {
         locks::write(&self.mem)
+    }
+
+    /// What is in memory of some keys, at one moment; and that moment, for [`Memtable::found`].
+    pub(crate) fn rows(&self, keys: &[Vec<u8>]) -> (Vec<Known>, Seen) {
+        let mem = self.read();
+        let row = |key: &Vec<u8>| match mem.map.get(key.as_slice()) {
+            Some(slot) => {
+                let position = Position(slot.seq);
+                Some(slot.value.clone().map(|value| Row { value, position }))
+            }
+            None => {
+                let position = Position::DURABLE;
+                self.cache.get(key).map(|value| value.map(|value| Row { value, position }))
+            }
+        };
+        (keys.iter().map(row).collect(), mem.seen())
+    }
+
+    /// The tier has this row of a key that was not in memory when `seen` was: kept, if that still holds.
+    pub(crate) fn found(&self, key: &[u8], value: Option<&Bytes>, seen: Seen) {
+        let mem = self.read();
+        if mem.seen() == seen && !mem.has(key) {
+            self.cache.keep(key, value);
+        }
+    }
+
+    /// The tier has got rows that did not come through the memtable.
+    pub(crate) fn loaded<'a>(&self, keys: impl Iterator<Item = &'a Bytes>) {
+        self.write().loads += 1;
+        keys.for_each(|key| self.cache.forget(key));
+    }
+
+    /// Bytes of the rows of the tier that are kept in memory.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.cache.bytes()
     }
 
     /// Adds a batch of `bytes` bytes that `log` puts into the log under the number that it returns. Within
@@ -257,6 +312,8 @@ impl Memtable {
 
     /// The batches up to this one are in the tier.
     pub(crate) fn drained(&self, done: &Drainable) {
+        // They are not looked at before they have left the memtable.
+        done.rows.iter().for_each(|(key, value)| self.cache.change(key, value.as_ref()));
         self.write().drained(done);
         self.drained.notify_waiters();
     }
@@ -269,5 +326,73 @@ impl Memtable {
     /// Waiters for room check again.
     pub(crate) fn wake(&self) {
         self.drained.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{batch::full_key, options::Drive};
+
+    const T: TableId = TableId::new(20);
+
+    fn memtable() -> Memtable {
+        Memtable::new(Mem::new(0), RowCache::new(1 << 20, Drive::Manual).unwrap())
+    }
+
+    fn put(memtable: &Memtable, key: &[u8], value: &'static [u8], seq: u64) {
+        let ops = vec![Op::Table(Bytes::from(full_key(T, key)), Some(Bytes::from_static(value)))];
+        memtable.commit(ops, 10, 1 << 20, |_, _| Ok(()), |_| Ok(seq)).unwrap();
+    }
+
+    fn drain(memtable: &Memtable, durable: u64) {
+        let batch = memtable.read().take_drainable(durable, 0, 1 << 20).unwrap();
+        memtable.drained(&batch);
+    }
+
+    fn known(memtable: &Memtable, key: &[u8]) -> Option<Option<Bytes>> {
+        let (rows, _) = memtable.rows(&[full_key(T, key)]);
+        rows.into_iter().next().unwrap().map(|row| row.map(|row| row.value))
+    }
+
+    const NEW: Option<Option<Bytes>> = Some(Some(Bytes::from_static(b"new")));
+
+    /// A reader looked into memory, and reads the tier; what it finds comes late.
+    #[test]
+    fn what_was_read_before_a_write_is_not_kept_after_it() {
+        let old = Bytes::from_static(b"old");
+        let key = full_key(T, b"k");
+        let write_after = |steps: &[&dyn Fn(&Memtable)]| {
+            let memtable = memtable();
+            let (rows, seen) = memtable.rows(std::slice::from_ref(&key));
+            assert_eq!(rows, [None]);
+            steps.iter().for_each(|step| step(&memtable));
+            memtable.found(&key, Some(&old), seen);
+            known(&memtable, b"k")
+        };
+        assert_eq!(write_after(&[]), Some(Some(old.clone())), "nothing was written");
+        assert_eq!(write_after(&[&|m| put(m, b"k", b"new", 1)]), NEW);
+        assert_eq!(write_after(&[&|m| put(m, b"k", b"new", 1), &|m| drain(m, 1)]), None);
+        let loaded = |m: &Memtable| m.loaded(std::iter::once(&Bytes::from(key.clone())));
+        assert_eq!(write_after(&[&loaded]), None);
+    }
+
+    #[test]
+    fn what_is_kept_follows_the_drain_and_leaves_when_something_is_loaded() {
+        let memtable = memtable();
+        let key = full_key(T, b"k");
+        let (_, seen) = memtable.rows(std::slice::from_ref(&key));
+        memtable.found(&key, None, seen);
+        assert_eq!(known(&memtable, b"k"), Some(None), "the tier has no row");
+        put(&memtable, b"k", b"new", 1);
+        put(&memtable, b"other", b"new", 2);
+        assert_eq!(known(&memtable, b"k"), NEW);
+        drain(&memtable, 2);
+        assert_eq!(known(&memtable, b"k"), NEW);
+        assert_eq!(known(&memtable, b"other"), None, "it was never read");
+        let (rows, _) = memtable.rows(std::slice::from_ref(&key));
+        assert_eq!(rows[0].as_ref().unwrap().as_ref().unwrap().position, Position::DURABLE);
+        memtable.loaded(std::iter::once(&Bytes::from(key)));
+        assert_eq!(known(&memtable, b"k"), None);
     }
 }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::{
     batch::Op,
+    cache::RowCache,
     disk::{DirLock, Disk, MemDisk, RealDisk},
     drain,
     engine::Storage,
@@ -278,6 +279,7 @@ impl Start {
         let options = Arc::new(self.options.clone());
         let life = Arc::new(Lifecycle::new(options.dir.clone(), options.drive));
         let mem = Mem::new(self.opened.mark.drained);
+        let cache = RowCache::new(options.cache_bytes, options.drive)?;
         let around = (self.disk.clone(), options.clone(), life.clone());
         let tier = LowerTier::new(around, self.opened.tier.clone(), self.opened.mark, self.checkpointed);
         let log = Log::open(options.clone(), life.clone(), self.disk.clone(), options.dir.join("wal"), log)?;
@@ -287,7 +289,7 @@ impl Start {
             disk: self.disk.clone(),
             life,
             log,
-            memtable: Memtable::new(mem),
+            memtable: Memtable::new(mem, cache),
             tier,
             journals,
             temporaries: Arc::default(),

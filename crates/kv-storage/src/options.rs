@@ -50,6 +50,9 @@ pub struct StorageOptions {
     pub apply_reserve_bytes: usize,
     /// Memtable size beyond which bulk commits are refused.
     pub bulk_memtable_bytes: usize,
+    /// Rows of the tier that are kept in memory because they are read, with what each costs, bytes; 0 for
+    /// none.
+    pub cache_bytes: usize,
     /// How long `apply` waits for room in the memtable.
     pub apply_wait: Duration,
     /// Memtable size at which draining starts.
@@ -90,6 +93,7 @@ impl StorageOptions {
             memtable_bytes: 64 << 20,
             apply_reserve_bytes: 16 << 20,
             bulk_memtable_bytes: 32 << 20,
+            cache_bytes: 64 << 20,
             // Far above the longest stall of a tier that works: what waits this long has no tier to drain
             // into.
             apply_wait: Duration::from_secs(90),
@@ -118,6 +122,7 @@ impl StorageOptions {
             memtable_bytes: 4 << 20,
             apply_reserve_bytes: 1 << 20,
             bulk_memtable_bytes: 2 << 20,
+            cache_bytes: 64 << 10,
             drain_start_bytes: 64 << 10,
             drain_interval: Duration::from_millis(20),
             drain_batch_bytes: 32 << 10,
@@ -136,6 +141,7 @@ impl StorageOptions {
             segment_bytes: 4 << 20,
             max_log_bytes: 256 << 20,
             max_record_bytes: 2 << 20,
+            cache_bytes: 256 << 10,
             journal_file_bytes: 1 << 20,
             data_bytes_per_write: 512 << 10,
             raft_bytes_per_write: 1 << 20,

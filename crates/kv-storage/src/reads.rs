@@ -1,4 +1,4 @@
-//! Reads in which no async worker waits: what is not in the memtable is read by a few threads, from a
+//! Reads in which no async worker waits: what is not in memory is read by a few threads, from a
 //! bounded queue.
 
 use std::sync::{Arc, Weak};
@@ -11,6 +11,7 @@ use crate::{
     engine::Storage,
     error::StorageError,
     limits,
+    memtable::Seen,
     merge::{Merge, consistently},
     options::Drive,
     parts::Parts,
@@ -60,7 +61,8 @@ async fn off_the_workers<T: Send + 'static>(
 }
 
 /// Values from the tier, in the order of the keys.
-fn tier_values(parts: &Parts, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, StorageError> {
+/// They were not in memory when `seen` was.
+fn tier_values(parts: &Parts, keys: &[Vec<u8>], seen: Seen) -> Result<Vec<Option<Bytes>>, StorageError> {
     let tier = parts.tier.handle()?;
     let mut bytes = 0;
     let mut values = Vec::with_capacity(keys.len());
@@ -75,16 +77,10 @@ fn tier_values(parts: &Parts, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, St
                 max: limits::MAX_READ_BYTES,
             });
         }
+        parts.memtable.found(key, value.as_ref(), seen);
         values.push(value);
     }
     Ok(values)
-}
-
-/// What the memtable has of some keys, at one moment; `None` where it has nothing.
-fn rows_in_memory(parts: &Parts, keys: &[Vec<u8>]) -> Vec<Option<Option<Row>>> {
-    let mem = parts.memtable.read();
-    let row = |(value, seq): (Option<Bytes>, u64)| value.map(|value| Row { value, position: Position(seq) });
-    keys.iter().map(|key| mem.get(key).map(row)).collect()
 }
 
 async fn read_rows(
@@ -99,7 +95,7 @@ async fn read_rows(
     let keys: Vec<Vec<u8>> = keys.iter().map(|(table, key)| full_key(*table, key)).collect();
     let mut rows = Vec::with_capacity(keys.len());
     let mut missing = Vec::new();
-    let found = rows_in_memory(parts, &keys);
+    let (found, seen) = parts.memtable.rows(&keys);
     for (at, (key, found)) in keys.into_iter().zip(found).enumerate() {
         rows.push(match found {
             Some(row) => row,
@@ -114,7 +110,7 @@ async fn read_rows(
     }
     let (places, keys): (Vec<usize>, Vec<Vec<u8>>) = missing.into_iter().unzip();
     let bytes = keys.iter().map(Vec::len).sum();
-    let read = move |parts: &Parts| tier_values(parts, &keys);
+    let read = move |parts: &Parts| tier_values(parts, &keys, seen);
     let values = off_the_workers(parts, class, bytes, read).await?;
     for (at, value) in places.into_iter().zip(values) {
         if let Some(row) = rows.get_mut(at) {
@@ -125,14 +121,13 @@ async fn read_rows(
 }
 
 impl Storage {
-    /// The row of a key as far as the memtable knows it; `None` if only the tier can tell. Does not wait for
-    /// the tier.
+    /// The row of a key as far as memory knows it; `None` if only the tier can tell. Does not wait for the
+    /// tier.
     pub fn recent(&self, table: TableId, key: &[u8]) -> Option<Option<Row>> {
-        let found = self.parts().memtable.read().get(&full_key(table, key));
-        found.map(|(value, seq)| value.map(|value| Row { value, position: Position(seq) }))
+        self.parts().memtable.rows(&[full_key(table, key)]).0.into_iter().flatten().next()
     }
 
-    /// The rows of some keys, in their order: from the memtable at once if all are there, otherwise with
+    /// The rows of some keys, in their order: from memory at once if all are there, otherwise with
     /// one hop to a thread that reads the tier. Each row is as at some moment of the call. At most
     /// [`limits::MAX_READ_KEYS`] keys, and rows of [`limits::MAX_READ_BYTES`] from the tier: beyond that
     /// `TooLarge`, ask for fewer. `Overloaded` when too many reads wait.
@@ -140,11 +135,11 @@ impl Storage {
         read_rows(self.parts(), Class::Client, keys).await
     }
 
-    /// What the memtable has of some keys, in their order and at one moment: `None` for a key that it does
-    /// not have, which the tier may have, and `Some(None)` for a row that was removed. Waits for nothing.
+    /// What memory has of some keys, in their order and at one moment: `None` for a key of which only the
+    /// tier can tell, and `Some(None)` where there is no row. Waits for nothing.
     pub fn rows_in_memory(&self, keys: &[(TableId, Vec<u8>)]) -> Vec<Option<Option<Row>>> {
         let keys: Vec<Vec<u8>> = keys.iter().map(|(table, key)| full_key(*table, key)).collect();
-        rows_in_memory(self.parts(), &keys)
+        self.parts().memtable.rows(&keys).0
     }
 
     /// As [`Storage::read_rows`], for the apply of committed entries: before the reads of clients, and with

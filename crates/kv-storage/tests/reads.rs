@@ -11,7 +11,14 @@
 
 mod world;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use kv_storage::{
     Batch, Drive, Position, Recovery, Row, Storage, StorageError, StorageOptions,
@@ -265,7 +272,8 @@ fn reads_that_wait_are_bounded_and_those_of_apply_go_first() {
 #[test]
 fn reads_of_clients_that_stand_still_leave_a_thread_for_apply() {
     run(async {
-        let w = Slow::memory();
+        let mut w = Slow::memory();
+        w.options.cache_bytes = 0;
         let s = w.open();
         w.gate.hold(Hold::every(TierCall::Get).of(b"stuck"));
         let stuck = |_| {
@@ -416,4 +424,118 @@ fn a_stop_ends_though_the_tier_does_not_close() {
         assert_eq!(s.check(), Err(StorageError::Closed));
     });
     w.gate.release();
+}
+
+/// Rows that are read stay in memory; what is written meanwhile, drained or not, is never hidden by them.
+fn what_is_read_is_never_older_than_what_was_there(mut w: Slow) {
+    const KEYS: usize = 12;
+    const WRITES: u64 = 4_000;
+    w.options.drain_interval = Duration::from_millis(1);
+    // Some of the keys have room.
+    w.options.cache_bytes = 8 * 256;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let s = w.open();
+        let written: Arc<[AtomicU64; KEYS]> = Arc::default();
+        let readers = (0..3_usize).map(|reader| {
+            let (s, written) = (s.clone(), Arc::clone(&written));
+            tokio::spawn(async move {
+                let (mut at, mut reads) = (reader, 0_u64);
+                while written[KEYS - 1].load(Ordering::SeqCst) < WRITES {
+                    at = (at * 5 + 3) % KEYS;
+                    let before = written[at].load(Ordering::SeqCst);
+                    let key = format!("k{at}");
+                    let row = match reader {
+                        0 => s.get(T, key.as_bytes()).unwrap(),
+                        _ => s.read_rows(keys(&[&key])).await.unwrap().remove(0),
+                    };
+                    let found = row.map_or(0, |row| u64::from_be_bytes(row.value[..].try_into().unwrap()));
+                    assert!(found >= before, "{key} was {before} before it was read, and is {found}");
+                    reads += 1;
+                }
+                reads
+            })
+        });
+        let readers: Vec<_> = readers.collect();
+        for n in 1..=WRITES {
+            for at in 0..KEYS {
+                // Some are written seldom, so that what was read of them counts for long.
+                if n % (at as u64 + 1) == 0 || n == WRITES {
+                    let batch = Batch::new().put(T, format!("k{at}"), n.to_be_bytes());
+                    let position = s.commit(batch).unwrap();
+                    written[at].store(n, Ordering::SeqCst);
+                    if n % 64 == 0 {
+                        s.durable(position).await.unwrap();
+                    }
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        for reader in readers {
+            assert!(reader.await.unwrap() > 0);
+        }
+        assert!(s.stats().drains > 10);
+        assert!(s.stats().cache_bytes <= 8 * 256);
+        s.shutdown().await;
+    });
+}
+
+#[test]
+fn what_is_read_is_never_older_than_what_was_there_in_memory() {
+    what_is_read_is_never_older_than_what_was_there(Slow::memory());
+}
+
+#[test]
+fn what_is_read_is_never_older_than_what_was_there_on_disk() {
+    what_is_read_is_never_older_than_what_was_there(Slow::real(TierKind::Fjall));
+}
+
+/// What was read once needs no thread that reads, until something else has taken its room.
+#[test]
+fn what_was_read_stays_in_memory() {
+    let w = Slow::memory();
+    run(async {
+        let s = w.open();
+        put(&s, "k", 10).await;
+        s.checkpoint().await.unwrap();
+        until("it left the memtable", || s.stats().memtable_bytes == 0).await;
+        assert_eq!(s.recent(T, b"k"), None);
+        s.read_rows(keys(&["k", "none"])).await.unwrap();
+        w.hold_reads();
+        assert_eq!(s.recent(T, b"none"), Some(None));
+        assert_eq!(s.recent(T, b"k").flatten().unwrap().position, Position::DURABLE);
+        assert_eq!(s.read_rows(keys(&["k"])).await.unwrap()[0].as_ref().unwrap().value.len(), 10);
+        put(&s, "k", 11).await;
+        s.checkpoint().await.unwrap();
+        assert_eq!(s.recent(T, b"k").flatten().unwrap().value.len(), 11);
+        w.gate.release();
+        s.shutdown().await;
+    });
+}
+
+/// The tier has answered a reader, who hears of it when another value is in the tier by now.
+#[test]
+fn an_answer_of_the_tier_that_comes_late_is_not_kept() {
+    let w = Slow::memory();
+    run(async {
+        let s = w.open();
+        put(&s, "k", 10).await;
+        s.checkpoint().await.unwrap();
+        until("it left the memtable", || s.stats().memtable_bytes == 0).await;
+        w.gate.hold(Hold::every(TierCall::Get).of(b"k").answered());
+        let late = tokio::spawn({
+            let s = s.clone();
+            async move { s.read_rows(keys(&["k"])).await }
+        });
+        until("the tier has answered", || w.gate.waiting() == 1).await;
+        put(&s, "k", 11).await;
+        s.checkpoint().await.unwrap();
+        until("it left the memtable", || s.stats().memtable_bytes == 0).await;
+        w.gate.release();
+        assert_eq!(late.await.unwrap().unwrap()[0].as_ref().unwrap().value.len(), 10);
+        assert_eq!(s.recent(T, b"k"), None);
+        assert_eq!(s.read_rows(keys(&["k"])).await.unwrap()[0].as_ref().unwrap().value.len(), 11);
+        s.shutdown().await;
+    });
 }

@@ -80,11 +80,14 @@ impl Settings {
             ..RaftSettings::default()
         };
         let segment_size = *dice.choice(&[64_u64 << 10, 256 << 10, 1 << 20]).unwrap_or(&(256 << 10));
+        // Of the smaller one a stalled tier leaves little after a while.
+        let memtable_size = *dice.choice(&[512_u64 << 10, 2 << 20]).unwrap_or(&(2 << 20));
         let storage = StorageSettings {
             segment_size,
             max_log_size: segment_size * 32,
-            // Of the smaller one a stalled tier leaves little after a while.
-            memtable_size: *dice.choice(&[512_u64 << 10, 2 << 20]).unwrap_or(&(2 << 20)),
+            memtable_size,
+            // So little that rows leave it.
+            cache_size: memtable_size / 32,
             checkpoint_log_size: segment_size,
             checkpoint_interval: Duration::from_secs(dice.u64(1..5)),
             ..StorageSettings::default()
