@@ -223,20 +223,32 @@ impl Builder {
         if let (Some(told), Some(last)) = (self.account.told.get(), mark.last_log_id) {
             told(last).await?;
         }
-        // The log is purged up to the snapshot. What of that is only in memory would have to come from its
-        // file, with all the rest, if this node were killed now. On a full disk that is the price: the file
-        // is what lets the log make room.
-        if !self.storage.checkpoint_if_room().await? {
-            tracing::warn!(
-                group = self.space.group.0,
-                "a snapshot is taken of what waits for room on the disk"
-            );
-        }
+        self.make_durable(filling.file.bytes()).await?;
         let (account, meta) = (self.account.clone(), mark.clone());
         let info = NodeRuntime::blocking(move || filling.finish(&account, &meta)).await??;
         self.account.has_snapshot(at, info.bytes);
         tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, bytes = info.bytes, "snapshot taken");
         Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id: info.id } })
+    }
+
+    /// Brings what the snapshot of `bytes` bytes covers to the tier, durably. The log is purged up to the
+    /// snapshot, and what of that is only in memory would have to come from its file, with all the rest, if
+    /// this node were killed. On a full disk that is the price of a log that makes room, where it makes as
+    /// much as the file would need then; elsewhere the snapshot is given up.
+    async fn make_durable(&self, bytes: u64) -> Result<(), MachineError> {
+        while !self.storage.checkpoint_if_room().await? {
+            let stats = self.storage.stats();
+            if stats.log_bytes >= bytes.saturating_add(stats.memtable_bytes) {
+                let group = self.space.group.0;
+                tracing::warn!(
+                    group,
+                    "a snapshot goes without what waits for room, so that the log makes some"
+                );
+                return Ok(());
+            }
+            self.storage.log_pressure()?;
+        }
+        Ok(())
     }
 
     /// Gives up after an installation: what the copy was of is being removed, and its histories first.

@@ -226,12 +226,12 @@ impl Storage {
         }
     }
 
-    /// As [`Storage::checkpoint`], and true; or false as soon as what was written waits for room on the disk:
-    /// a checkpoint would wait as long as that has none.
+    /// As [`Storage::checkpoint`], and true; or false when what was written has waited for room on the disk for
+    /// [`limits::NO_ROOM_FOR_LONG`]: a checkpoint would wait as long as there is none.
     pub async fn checkpoint_if_room(&self) -> Result<bool, StorageError> {
         tokio::select! { biased;
             done = self.checkpoint() => done.map(|()| true),
-            () = self.parts().space.until_drain_waits() => Ok(false),
+            () = self.parts().space.until_drain_waits_for_long() => Ok(false),
         }
     }
 

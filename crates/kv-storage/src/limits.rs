@@ -74,14 +74,17 @@ pub const DISK_RESERVE_SHARE: u64 = 8;
 pub const OWED_COPIES: u64 = 2;
 /// Largest row that is kept in memory because it is read, bytes.
 pub const MAX_CACHED_ROW_BYTES: usize = 16 << 10;
-/// What such a row costs beside its key and value, bytes.
-pub const CACHED_ROW_OVERHEAD: usize = 160;
-/// What one usually takes with that, bytes: how many rows left lately are remembered follows from it.
-pub const USUAL_CACHED_ROW_BYTES: usize = 320;
+/// What such a row costs beside its key and value, bytes: its buffer, and its place among those of twice as
+/// many.
+pub const CACHED_ROW_OVERHEAD: usize = 256;
+/// Rows that left lately whose keys are remembered, as a part of those that have room.
+pub const CACHE_REMEMBERS: f64 = 0.1;
 /// Parts of the cache with a lock of their own.
 pub const CACHE_SHARDS: usize = 8;
 /// How often the folder of snapshots is read when a file vanishes meanwhile.
 pub const LIST_ROUNDS: usize = 8;
+/// How long the drain must have waited for room before a snapshot ends without what it waits for.
+pub const NO_ROOM_FOR_LONG: Duration = Duration::from_secs(2);
 /// How long an answer about the free space of the disk is used.
 pub const SPACE_LOOK: Duration = Duration::from_millis(100);
 /// What an entry in the cache of a Raft group costs beside its payload, bytes, about.

@@ -255,9 +255,10 @@ impl Memtable {
 
     /// The tier has this row of a key that was not in memory when `seen` was: kept, if that still holds.
     pub(crate) fn found(&self, key: &[u8], value: Option<&Bytes>, seen: Seen) {
+        let Some(row) = self.cache.own(key, value) else { return };
         let mem = self.read();
         if mem.seen() == seen && !mem.has(key) {
-            self.cache.keep(key, value);
+            self.cache.keep(row);
         }
     }
 
@@ -384,10 +385,15 @@ mod tests {
         let (_, seen) = memtable.rows(std::slice::from_ref(&key));
         memtable.found(&key, None, seen);
         assert_eq!(known(&memtable, b"k"), Some(None), "the tier has no row");
-        put(&memtable, b"k", b"new", 1);
-        put(&memtable, b"other", b"new", 2);
+        put(&memtable, b"k", b"old", 1);
+        drain(&memtable, 1);
+        assert_eq!(known(&memtable, b"k"), None, "it was not read yet");
+        let (_, seen) = memtable.rows(std::slice::from_ref(&key));
+        memtable.found(&key, Some(&Bytes::from_static(b"old")), seen);
+        put(&memtable, b"k", b"new", 2);
+        put(&memtable, b"other", b"new", 3);
         assert_eq!(known(&memtable, b"k"), NEW);
-        drain(&memtable, 2);
+        drain(&memtable, 3);
         assert_eq!(known(&memtable, b"k"), NEW);
         assert_eq!(known(&memtable, b"other"), None, "it was never read");
         let (rows, _) = memtable.rows(std::slice::from_ref(&key));

@@ -1,6 +1,6 @@
 //! What an engine consists of. Each part owns its state and its locks; what concerns several of them (a
 //! commit, a drain, a checkpoint) is done by the files above, in the order in which locks are taken: the
-//! tier's mark, the memtable, the log, the journals.
+//! tier's mark, the memtable, the log, the journals; those inside the row cache last.
 
 use std::{
     fmt,

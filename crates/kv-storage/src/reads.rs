@@ -62,7 +62,12 @@ async fn off_the_workers<T: Send + 'static>(
 
 /// Values from the tier, in the order of the keys.
 /// They were not in memory when `seen` was.
-fn tier_values(parts: &Parts, keys: &[Vec<u8>], seen: Seen) -> Result<Vec<Option<Bytes>>, StorageError> {
+fn tier_values(
+    parts: &Parts,
+    class: Class,
+    keys: &[Vec<u8>],
+    seen: Seen,
+) -> Result<Vec<Option<Bytes>>, StorageError> {
     let tier = parts.tier.handle()?;
     let mut bytes = 0;
     let mut values = Vec::with_capacity(keys.len());
@@ -77,7 +82,10 @@ fn tier_values(parts: &Parts, keys: &[Vec<u8>], seen: Seen) -> Result<Vec<Option
                 max: limits::MAX_READ_BYTES,
             });
         }
-        parts.memtable.found(key, value.as_ref(), seen);
+        // A key that apply does not find is about to be written, and need not be read for that.
+        if value.is_some() || class == Class::Client {
+            parts.memtable.found(key, value.as_ref(), seen);
+        }
         values.push(value);
     }
     Ok(values)
@@ -110,7 +118,7 @@ async fn read_rows(
     }
     let (places, keys): (Vec<usize>, Vec<Vec<u8>>) = missing.into_iter().unzip();
     let bytes = keys.iter().map(Vec::len).sum();
-    let read = move |parts: &Parts| tier_values(parts, &keys, seen);
+    let read = move |parts: &Parts| tier_values(parts, class, &keys, seen);
     let values = off_the_workers(parts, class, bytes, read).await?;
     for (at, value) in places.into_iter().zip(values) {
         if let Some(row) = rows.get_mut(at) {

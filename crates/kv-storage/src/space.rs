@@ -167,10 +167,17 @@ impl DiskSpace {
         *self.drain_waits.borrow()
     }
 
-    /// Resolves while the drain waits for room, or as soon as it does.
-    pub(crate) async fn until_drain_waits(&self) {
-        // Never an error: the sender is in `self`.
-        let _ = self.drain_waits.subscribe().wait_for(|waits| *waits).await;
+    /// Resolves when the drain has waited for room for [`limits::NO_ROOM_FOR_LONG`] without an end.
+    pub(crate) async fn until_drain_waits_for_long(&self) {
+        let mut waits = self.drain_waits.subscribe();
+        // Neither wait is ever an error: the sender is in `self`.
+        loop {
+            let _ = waits.wait_for(|waits| *waits).await;
+            let goes_on = waits.wait_for(|waits| !*waits);
+            if tokio::time::timeout(limits::NO_ROOM_FOR_LONG, goes_on).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// An error while less is free than must be, or the drain waits for room.

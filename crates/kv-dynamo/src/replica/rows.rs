@@ -163,7 +163,7 @@ impl Rows<'_> {
         if self.missing.is_empty() { Ok(()) } else { Err(Stop::Missing) }
     }
 
-    /// The row as it is now: what was committed since it was pinned, what the memtable has, what was fetched.
+    /// The row as it is now: what was committed since it was pinned, what memory has, what was fetched.
     fn now(&mut self, want: &Want) -> Option<Option<Row>> {
         let Want::Row(table, key) = want else { return None };
         if *table == REQUESTS && self.requests.lacks(key) {

@@ -231,13 +231,7 @@ async fn a_restart_does_not_install_what_the_log_has() {
     let proposals: Vec<Proposal> =
         (1..=40).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
     let mut log = LogStore::new(storage.raft(GROUP), DiskWatch::default());
-    let entries = (1..).zip(&proposals).map(|(index, proposal)| {
-        let payload = openraft::EntryPayload::Normal(proposal.clone());
-        codec::to_storage_entry(&crate::config::Entry { log_id: codec::log_id(1, 1, index), payload })
-    });
-    let (done, durable) = tokio::sync::oneshot::channel();
-    storage.raft(GROUP).append(entries.collect(), Box::new(move |r| drop(done.send(r)))).unwrap();
-    durable.await.unwrap().unwrap();
+    append(&storage, &proposals).await;
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
     apply(&mut machine, 1, &proposals[..10]).await;
     storage.checkpoint().await.unwrap();
@@ -426,17 +420,21 @@ async fn the_end_of_a_snapshot_waits_for_no_read_of_the_disk() {
     storage.halt();
 }
 
-/// What was applied waits for room on the disk, which only the log can give back, once there is a snapshot.
+/// What was applied waits for room on the disk, which only the log can give back, once there is a snapshot. A
+/// node that is killed then has its state in the file, and waits for the room to load it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_taken_though_what_was_applied_waits_for_room() {
     let world = World::new(5);
     let (storage, _) = world.open();
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
-    // Room for the file of a snapshot, and none for a journal.
-    world.disk.fill_folder(Some("/installs/journals".as_ref()));
     let bench = Bench::new();
     let proposals: Vec<Proposal> =
         (1..=9).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    // What is in the log would make more room than the state needs.
+    let large = (10..=60).map(|seq| bench.command(1, seq, "k", put(&"v".repeat(20_000))).encode());
+    append(&storage, &proposals.iter().cloned().chain(large).collect::<Vec<_>>()).await;
+    // Room for the file of a snapshot, and none for a journal.
+    world.disk.fill_folder(Some("/installs/journals".as_ref()));
     apply(&mut machine, 1, &proposals).await;
     until("it waits for room", || storage.log_pressure().is_err()).await;
     let mut builder = machine.get_snapshot_builder().await;
@@ -444,7 +442,35 @@ async fn a_snapshot_is_taken_though_what_was_applied_waits_for_room() {
     let built = building.await.expect("it waits for room too").unwrap();
     assert_eq!(built.meta.last_log_id, Some(codec::log_id(1, 1, 9)));
     assert!(world.disk.refused() > 0);
-    world.disk.fill_folder(None);
-    storage.checkpoint().await.unwrap();
+    let before = state(&storage, &mut machine).await;
+    storage.raft(GROUP).purge(kv_storage::RaftLogId { term: 1, node: 1, index: 9 }).unwrap();
+    storage.raft(GROUP).barrier().await.unwrap();
+    drop((machine, builder));
+    world.cut_power(&storage);
+
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    assert_eq!(machine.applied_state().await.unwrap().0, None);
+    let kept = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(kept.meta, built.meta);
+    {
+        let mut install = std::pin::pin!(machine.install_snapshot(&kept.meta, kept.snapshot));
+        let waiting = tokio::time::timeout(Duration::from_millis(500), install.as_mut()).await;
+        assert!(waiting.is_err(), "there is no room for the journal: {waiting:?}");
+        world.disk.fill_folder(None);
+        install.await.unwrap();
+    }
+    assert_eq!(state(&storage, &mut machine).await, before);
     storage.halt();
+}
+
+/// Puts entries into the log of the group, durably.
+async fn append(storage: &Storage, proposals: &[Proposal]) {
+    let entries = (1..).zip(proposals).map(|(index, proposal)| {
+        let payload = openraft::EntryPayload::Normal(proposal.clone());
+        codec::to_storage_entry(&crate::config::Entry { log_id: codec::log_id(1, 1, index), payload })
+    });
+    let (done, durable) = tokio::sync::oneshot::channel();
+    storage.raft(GROUP).append(entries.collect(), Box::new(move |r| drop(done.send(r)))).unwrap();
+    durable.await.unwrap().unwrap();
 }
