@@ -226,8 +226,8 @@ impl Storage {
         }
     }
 
-    /// As [`Storage::checkpoint`], and true; or false when what was written has waited for room on the disk for
-    /// [`limits::NO_ROOM_FOR_LONG`]: a checkpoint would wait as long as there is none.
+    /// As [`Storage::checkpoint`], and true; or false when what was written has waited for room on the disk
+    /// for [`limits::NO_ROOM_FOR_LONG`]: a checkpoint would wait as long as there is none.
     pub async fn checkpoint_if_room(&self) -> Result<bool, StorageError> {
         tokio::select! { biased;
             done = self.checkpoint() => done.map(|()| true),

@@ -221,8 +221,9 @@ async fn garbage_is_removed_after_a_restart() {
     storage.halt();
 }
 
-/// What a snapshot has is in the tables on disk when the log may be purged up to it: killing a node does not
-/// make it install its own file. A tier that was lost is filled by the log, where the log reaches back.
+/// What a snapshot has is in the tables on disk when the log may be purged up to it, unless the disk is full:
+/// killing a node does not make it install its own file. A tier that was lost is filled by the log, where the
+/// log reaches back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_does_not_install_what_the_log_has() {
     let world = World::new(1);
