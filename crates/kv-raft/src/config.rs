@@ -127,6 +127,13 @@ impl RaftConfig {
         self.apply_lag_entries() + limits::APPEND_ENTRIES + 4 * self.backlog_entries()
     }
 
+    /// How far the ticks of the groups may be put off to come together: two of openraft's, and never so far
+    /// that a heartbeat which may be left out, the next and its tick come after the shortest election time.
+    pub(crate) fn ticks_together(&self) -> Duration {
+        let gap = self.heartbeat + self.heartbeat / 2;
+        (self.heartbeat * 2 / 5).min(self.election_min.saturating_sub(gap) / 2)
+    }
+
     /// openraft's settings. `docs/decisions` has the reasons; the two that guard safety are the last.
     pub(crate) fn openraft(&self) -> Result<openraft::Config, ConfigError> {
         let heartbeat = millis(self.heartbeat);

@@ -1,21 +1,38 @@
-//! openraft's view of tokio, with one difference: randomness. Inside [`NodeRuntime::scope`] every draw
-//! follows from one seed, so that a simulated cluster repeats; outside it comes from the system. (openraft's
-//! own deterministic wrapper panics outside its scope, which a production node never enters.)
+//! openraft's view of tokio, with two differences.
+//!
+//! *Randomness.* Inside [`NodeRuntime::scope`] every draw follows from one seed, so that a simulated cluster
+//! repeats; outside it comes from the system. (openraft's own deterministic wrapper panics outside its scope,
+//! which a production node never enters.)
+//!
+//! *Sleep.* openraft ticks each group five times a heartbeat and keeps their phases apart on purpose; a node
+//! that does nothing else is then woken for its ticks more than for anything else. Here they are woken
+//! together and half as often. (openraft's wait of a microsecond for more completions of the log, of which
+//! tokio's timers make a millisecond, stays as it is: without it there are more rounds, and 7 % fewer puts.)
 
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::Either;
-use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
+use openraft::{AsyncRuntime, Instant as _, OptionalSend, TokioRuntime};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 tokio::task_local! {
     static SEED: Cell<u64>;
 }
+
+type Instant = <TokioRuntime as AsyncRuntime>::Instant;
+
+/// Sleeps that are shorter are no ticks, and end on their own.
+const SHORT: Duration = Duration::from_micros(100);
+
+/// What sleeps until a moment is woken at a multiple of this after the first one, microseconds.
+static TOGETHER_US: AtomicU64 = AtomicU64::new(u64::MAX);
+static FIRST: OnceLock<Instant> = OnceLock::new();
 
 /// Draws that had no seed to follow.
 static UNSCOPED: AtomicU64 = AtomicU64::new(0);
@@ -59,6 +76,28 @@ impl NodeRuntime {
             Some(seed) => Either::Left(Self::scope(mix(seed, BRANCH), future)),
             None => Either::Right(future),
         }
+    }
+
+    /// From now on what sleeps until a moment is woken up to `every` later, with all others. The shortest
+    /// counts that was ever asked for. A simulation has its own time, and none of this.
+    pub(crate) fn wake_together(every: Duration) {
+        let every = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
+        TOGETHER_US.fetch_min(every.max(1), Ordering::Relaxed);
+    }
+
+    /// When to wake what sleeps until a moment.
+    fn wakes_at(deadline: Instant) -> Instant {
+        let now = Instant::now();
+        let together = TOGETHER_US.load(Ordering::Relaxed);
+        let short = deadline.saturating_duration_since(now) < SHORT;
+        if short || together == u64::MAX || SEED.try_with(|_| ()).is_ok() {
+            return deadline;
+        }
+        let first = *FIRST.get_or_init(|| now);
+        let since = deadline.saturating_duration_since(first).as_micros();
+        let slots = since.div_ceil(u128::from(together));
+        let at = u64::try_from(slots.saturating_mul(u128::from(together))).unwrap_or(u64::MAX);
+        deadline.max(first + Duration::from_micros(at))
     }
 
     /// How often this process drew, spawned or blocked outside every scope. A simulation ends with 0 here, or
@@ -106,7 +145,7 @@ impl AsyncRuntime for NodeRuntime {
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        TokioRuntime::sleep_until(deadline)
+        TokioRuntime::sleep_until(Self::wakes_at(deadline))
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
@@ -169,6 +208,36 @@ mod tests {
         distinct.sort_unstable();
         distinct.dedup();
         assert_eq!(distinct.len(), first.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_sleeps_is_woken_together_unless_it_sleeps_for_a_moment() {
+        NodeRuntime::wake_together(Duration::from_millis(40));
+        let begun = Instant::now();
+        NodeRuntime::sleep_until(begun + Duration::from_micros(1)).await;
+        assert!(Instant::now() - begun <= Duration::from_millis(1));
+        let begun = Instant::now();
+        let ticks = (0..20_u64).map(|n| {
+            NodeRuntime::spawn(async move {
+                NodeRuntime::sleep_until(begun + Duration::from_millis(41 + n)).await;
+                Instant::now() - begun
+            })
+        });
+        let mut woken = std::collections::BTreeSet::new();
+        for (tick, asked) in ticks.collect::<Vec<_>>().into_iter().zip(41_u64..) {
+            let after = tick.await.unwrap();
+            let late = after.saturating_sub(Duration::from_millis(asked));
+            assert!(late <= Duration::from_millis(41), "{late:?} late");
+            woken.insert(after);
+        }
+        assert!(woken.len() <= 2, "{woken:?}");
+        // A simulation repeats: its time does not depend on what else this process did.
+        let scoped = NodeRuntime::scope(1, async {
+            let begun = Instant::now();
+            NodeRuntime::sleep_until(begun + Duration::from_millis(7)).await;
+            Instant::now() - begun
+        });
+        assert_eq!(scoped.await, Duration::from_millis(7));
     }
 
     #[tokio::test]

@@ -100,6 +100,7 @@ impl Strong {
         env: Env,
     ) -> Result<Self, StartError> {
         peers.set_members(config.members.clone());
+        NodeRuntime::wake_together(config.ticks_together());
         let config = Arc::new(config);
         let (published, catalogue) = watch::channel(Arc::default());
         let gate = Arc::<Gate>::default();
