@@ -378,4 +378,54 @@ mod tests {
         let [window] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!((window.from, window.to, window.side("n1")), (3, 7, "minority"));
     }
+
+    /// The operations of one client on one key: writes, and reads with what they say.
+    fn on_key(key: &str, steps: &[(&str, i64)]) -> Vec<Event> {
+        let one = |(at, (f, value)): (usize, &(&str, i64))| {
+            let kinds = [EventType::Invoke, EventType::Ok];
+            let read = *f == "read";
+            let events = kinds.map(|kind| {
+                let said = if read && kind == EventType::Invoke { Json::Null } else { json!(value) };
+                let time = (at * 2 + usize::from(kind == EventType::Ok)) as u64;
+                let mut event = Event::new(time, Process::Client(1), kind, (*f).into(), said);
+                event.key = Some(key.into());
+                event
+            });
+            events.into_iter().collect::<Vec<_>>()
+        };
+        steps.iter().enumerate().flat_map(one).collect()
+    }
+
+    /// Of several keys the worst verdict counts, and of equally bad ones that of the shortest.
+    #[test]
+    fn a_history_is_as_bad_as_its_worst_key() {
+        let good = || on_key("good", &[("write", 1), ("read", 1), ("write", 2), ("read", 2)]);
+        let short = || on_key("short", &[("write", 1), ("read", 7)]);
+        let long = || on_key("long", &[("write", 1), ("read", 1), ("write", 2), ("read", 9)]);
+        let judged = |parts: Vec<Vec<Event>>, most: usize, jobs: usize| {
+            // One client after the other, as its number says.
+            let clients = parts.into_iter().zip(1_u64..).flat_map(|(events, client)| {
+                events.into_iter().map(move |event| Event { process: Process::Client(client), ..event })
+            });
+            let events: Vec<Event> = clients
+                .enumerate()
+                .map(|(at, event)| Event { index: at as u64, time: at as u64, ..event })
+                .collect();
+            let operations = operation::pair(&events).unwrap();
+            let options = Options { max_configurations: most, ..Options::default() };
+            match judge_keys(&operations, &options, jobs) {
+                Verdict::Valid => "valid".to_owned(),
+                Verdict::Unknown { key, .. } => format!("unknown: {key}"),
+                Verdict::Invalid(witness) => format!("invalid: {}", witness.key),
+            }
+        };
+        let most = Options::default().max_configurations;
+        for jobs in [1, 3] {
+            assert_eq!(judged(vec![good()], most, jobs), "valid");
+            assert_eq!(judged(vec![good(), long()], most, jobs), "invalid: long");
+            assert_eq!(judged(vec![long(), good(), short()], most, jobs), "invalid: short");
+            assert_eq!(judged(vec![good()], 0, jobs), "unknown: good");
+        }
+        assert!(judged(Vec::new(), most, 1).starts_with("unknown"), "nothing was shown");
+    }
 }

@@ -465,6 +465,36 @@ async fn a_snapshot_is_taken_though_what_was_applied_waits_for_room() {
     storage.halt();
 }
 
+/// What removes an old state writes to its journals, and waits for the room for that.
+#[tokio::test(start_paused = true)]
+async fn an_old_state_is_removed_though_a_journal_had_no_room_at_first() {
+    let world = World::new(6);
+    let (storage, _) = world.open();
+    let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
+    let bench = Bench::new();
+    let proposals: Vec<Proposal> =
+        (1..=9).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    apply(&mut machine, 1, &proposals).await;
+    storage.checkpoint().await.unwrap();
+    let old = machine.applied().read().await.space;
+    let next = Space { generation: old.generation + 1, ..old };
+    let (from, to) = (keys::of_space(old), keys::of_space(next));
+    let histories = || storage.streams(Table::History.id(), &from, &to).len();
+    assert_eq!(histories(), 1);
+    world.disk.fill_folder(Some("/installs/journals".as_ref()));
+    let range = vec![(old.generation, next.generation)];
+    {
+        let mut removal = std::pin::pin!(crate::generations::remove(storage.clone(), GROUP, range));
+        let waiting = tokio::time::timeout(Duration::from_secs(5), removal.as_mut()).await;
+        assert!(waiting.is_err(), "{waiting:?}");
+        assert!(world.disk.refused() > 0 && histories() == 1);
+        world.disk.fill_folder(None);
+        removal.await.unwrap();
+    }
+    assert_eq!(histories(), 0);
+    storage.halt();
+}
+
 /// Puts entries into the log of the group, durably.
 async fn append(storage: &Storage, proposals: &[Proposal]) {
     let entries = (1..).zip(proposals).map(|(index, proposal)| {

@@ -29,10 +29,22 @@ pub struct Cluster {
     next_client: u128,
 }
 
-/// Ports that were free a moment ago.
+/// Ports that are free and stay it while a node is down: below those that the system gives to connections.
 fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    const RANGE: std::ops::Range<u32> = 11_000..31_000;
+    let mut found = Vec::new();
+    while found.len() < count {
+        // Programs of tests that run beside each other begin at different places.
+        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        assert!(next < RANGE.end - RANGE.start, "no port is free");
+        let at = std::process::id().wrapping_mul(997).wrapping_add(next) % (RANGE.end - RANGE.start);
+        let port = u16::try_from(RANGE.start + at).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            found.push(port);
+        }
+    }
+    found
 }
 
 pub fn members(count: u64) -> Vec<Member> {
