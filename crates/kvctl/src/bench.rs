@@ -1,100 +1,28 @@
-//! `bench`: a closed loop of clients against one namespace. It states durability and hardware, because a
-//! number without them is an advertisement.
+//! `bench`: clients against one namespace, each with its next operation when the last was answered (a closed
+//! loop), or at a given rate whatever the answers do (an open one). It states durability and hardware,
+//! because a number without them is an advertisement.
 
-use std::sync::Arc;
+mod load;
+
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use hdrhistogram::Histogram;
-use kv_client::{Available, Client, ClientOptions, Error, GroupStatus, Strong, WriteContext};
-use kv_types::{Mode, NodeId, Placement};
-use serde_json::json;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at, timeout_at};
+use kv_client::{Client, ClientOptions, Error, GroupStatus};
+use kv_types::{NodeId, Placement};
+use serde_json::{Value, json};
 
+use self::load::{Handle, Measured, key};
 use crate::app::App;
-use crate::cli::{Bench, Workload};
+use crate::cli::Bench;
 use crate::cluster::views;
 use crate::exit::Exit;
-use crate::output::round;
+use crate::output::{object, round, table};
 use crate::problem::Problem;
 
 /// Workers that share one connection per node.
 const WORKERS_PER_CLIENT: usize = 64;
-/// How often progress is told.
-const PROGRESS: Duration = Duration::from_secs(1);
-
-/// A namespace to write to and read from, whatever its side of CAP.
-#[derive(Clone)]
-enum Handle {
-    Strong(Strong),
-    Available(Available),
-}
-
-impl Handle {
-    fn of(client: &Client, mode: Mode, namespace: &str) -> Self {
-        match mode {
-            Mode::Strong => Self::Strong(client.strong(namespace)),
-            Mode::Available => Self::Available(client.available(namespace)),
-        }
-    }
-
-    async fn put(&self, key: &str, value: Bytes) -> Result<(), Error> {
-        match self {
-            Self::Strong(handle) => handle.put(key, value).await.map(drop),
-            Self::Available(handle) => handle.put(key, value, WriteContext::Observed).await.map(drop),
-        }
-    }
-
-    async fn get(&self, key: &str) -> Result<(), Error> {
-        match self {
-            Self::Strong(handle) => handle.get(key).await.map(drop),
-            Self::Available(handle) => handle.get(key).await.map(drop),
-        }
-    }
-}
-
-/// What one worker saw.
-struct Tally {
-    latency_us: Histogram<u64>,
-    writes: u64,
-    not_applied: u64,
-    unknown: u64,
-    last_error: Option<Error>,
-}
-
-impl Tally {
-    fn new() -> Result<Self, Problem> {
-        // Up to a minute, three digits.
-        let latency_us = Histogram::new_with_bounds(1, 60_000_000, 3)
-            .map_err(|error| Problem::new(Exit::Refused, format!("cannot make a histogram: {error}")))?;
-        Ok(Self { latency_us, writes: 0, not_applied: 0, unknown: 0, last_error: None })
-    }
-
-    fn record(&mut self, write: bool, result: Result<(), Error>, latency: Duration) {
-        match result {
-            Ok(()) => {
-                self.writes += u64::from(write);
-                self.latency_us.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
-            }
-            Err(error) => {
-                *(if error.is_unknown() { &mut self.unknown } else { &mut self.not_applied }) += 1;
-                self.last_error = Some(error);
-            }
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        // The bounds are the same, so that nothing can fall outside.
-        let _ = self.latency_us.add(&other.latency_us);
-        self.writes += other.writes;
-        self.not_applied += other.not_applied;
-        self.unknown += other.unknown;
-        self.last_error = other.last_error.clone().or(self.last_error.take());
-    }
-}
 
 pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
     let namespace = app.namespace()?;
@@ -113,53 +41,137 @@ pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
         .map(|(_, client)| Handle::of(client, mode, &namespace))
         .collect();
 
-    if args.workload != Workload::Put {
-        app.out.note(format!("writing {} keys first", args.keys));
-        fill(&handles, args).await?;
+    let preloaded = args.preloaded();
+    if preloaded > 0 {
+        app.out.note(format!("writing {preloaded} keys first"));
+        tokio::select! {
+            biased;
+            Ok(()) = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
+            filled = fill(&handles, preloaded, args.value_size) => filled?,
+        }
     }
     let counters = Counters::of(&first, info.namespace.placement).await;
     let before = counters.fsyncs(&first).await;
-    let (total, seconds) = load(app, handles, args).await?;
+    let measured = load::run(app, handles, args).await?;
     let fsyncs =
         counters.fsyncs(&first).await.zip(before).map(|(after, before)| after.saturating_sub(before));
-
-    let operations = total.latency_us.len();
-    let per_second = operations as f64 / seconds;
-    #[allow(clippy::cast_precision_loss, reason = "counts of a benchmark fit a float well enough")]
-    let fsyncs_per_write =
-        fsyncs.filter(|_| total.writes > 0).map(|fsyncs| fsyncs as f64 / total.writes as f64);
-    let (p50, p99) = (total.latency_us.value_at_quantile(0.5), total.latency_us.value_at_quantile(0.99));
-    let errors = total.not_applied + total.unknown;
-    let durability = durability(info.namespace.placement, info.voters);
-    let hardware = hardware(&first, counters.nodes.len());
-    if let Some(error) = &total.last_error {
+    if let Some(error) = &measured.total.last_error {
         app.out.note(format!("last error: {error}"));
     }
-    if app.out.is_json() {
-        app.out.json(&json!({
-            "namespace": namespace, "mode": mode.to_string(), "workload": workload(args.workload), "loop": "closed",
-            "clients": args.clients, "value_bytes": args.value_size, "keys": args.keys,
-            "seconds": round(seconds, 3), "ops": operations, "ops_per_s": round(per_second, 1), "p50_us": p50,
-            "p99_us": p99, "max_us": total.latency_us.max(), "errors": errors, "not_applied": total.not_applied,
-            "unknown": total.unknown, "writes": total.writes, "fsyncs": fsyncs,
-            "fsyncs_per_write": fsyncs_per_write.map(|ratio| round(ratio, 4)), "fsyncs_of": counters.whose,
-            "durability": durability, "hardware": hardware,
-        }))?;
-    } else {
-        app.out.line(format!(
-            "{namespace} {mode}  {}  {per_second:.0}/s  p50 {:.2} ms  p99 {:.2} ms   ok {operations}  not-applied {}  unknown {}",
-            workload(args.workload),
-            p50 as f64 / 1e3,
-            p99 as f64 / 1e3,
-            total.not_applied,
-            total.unknown
-        ))?;
-        if let Some(ratio) = fsyncs_per_write {
-            app.out.line(format!("fsyncs per acknowledged write: {ratio:.3} ({})", counters.whose))?;
-        }
-        app.out.line(format!("durability: {durability}\nhardware: {hardware}   (closed loop)"))?;
+    let about = About {
+        namespace: &namespace,
+        mode: mode.to_string(),
+        durability: durability(info.namespace.placement, info.voters),
+        hardware: hardware(&first, counters.nodes.len()),
+        fsyncs,
+        whose: &counters.whose,
+    };
+    match app.out.is_json() {
+        true => app.out.json(&as_json(args, &measured, &about))?,
+        false => app.out.line(as_text(args, &measured, &about))?,
     }
-    Ok(if operations > 0 { Exit::Done } else { Exit::Unavailable })
+    Ok(match measured.total.answered() {
+        _ if measured.interrupted => Exit::Interrupted,
+        0 => Exit::Unavailable,
+        _ => Exit::Done,
+    })
+}
+
+/// What a figure means nothing without.
+struct About<'a> {
+    namespace: &'a str,
+    mode: String,
+    durability: String,
+    hardware: String,
+    fsyncs: Option<u64>,
+    whose: &'a str,
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a benchmark fit a float well enough")]
+fn fsyncs_per_write(measured: &Measured, about: &About<'_>) -> Option<f64> {
+    let writes = measured.total.puts_us.len();
+    about.fsyncs.filter(|_| writes > 0).map(|fsyncs| fsyncs as f64 / writes as f64)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a benchmark fit a float well enough")]
+fn as_json(args: &Bench, measured: &Measured, about: &About<'_>) -> Value {
+    let Measured { total, seconds, .. } = measured;
+    let mut all = total.puts_us.clone();
+    // The bounds are the same.
+    let _ = all.add(&total.gets_us);
+    let latencies = |histogram: &Histogram<u64>| {
+        object([
+            ("ops", json!(histogram.len())),
+            ("ops_per_s", json!(round(histogram.len() as f64 / seconds, 1))),
+            ("p50_us", json!(histogram.value_at_quantile(0.5))),
+            ("p90_us", json!(histogram.value_at_quantile(0.9))),
+            ("p99_us", json!(histogram.value_at_quantile(0.99))),
+            ("p999_us", json!(histogram.value_at_quantile(0.999))),
+            ("max_us", json!(histogram.max())),
+        ])
+    };
+    let mut line = object([
+        ("namespace", json!(about.namespace)),
+        ("mode", json!(about.mode)),
+        ("workload", json!(args.workload.to_string())),
+        ("distribution", json!(args.distribution.to_string())),
+        ("loop", json!(if args.rate.is_some() { "open" } else { "closed" })),
+        ("rate", json!(args.rate)),
+        ("clients", json!(args.clients)),
+        ("value_bytes", json!(args.value_size)),
+        ("keys", json!(args.keys)),
+        ("preloaded", json!(args.preloaded())),
+        ("seconds", json!(round(*seconds, 3))),
+        ("interrupted", json!(measured.interrupted)),
+        ("puts", json!(latencies(&total.puts_us))),
+        ("gets", json!(latencies(&total.gets_us))),
+        ("errors", json!(total.not_applied + total.unknown)),
+        ("not_applied", json!(total.not_applied)),
+        ("unknown", json!(total.unknown)),
+        ("writes", json!(total.puts_us.len())),
+        ("fsyncs", json!(about.fsyncs)),
+        ("fsyncs_per_write", json!(fsyncs_per_write(measured, about).map(|ratio| round(ratio, 4)))),
+        ("fsyncs_of", json!(about.whose)),
+        ("durability", json!(about.durability)),
+        ("hardware", json!(about.hardware)),
+    ]);
+    line.extend(latencies(&all));
+    Value::Object(line)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a benchmark fit a float well enough")]
+fn as_text(args: &Bench, measured: &Measured, about: &About<'_>) -> String {
+    let Measured { total, seconds, .. } = measured;
+    let ms = |us: u64| format!("{:.2}", us as f64 / 1e3);
+    let rows = [("put", &total.puts_us), ("get", &total.gets_us)].into_iter().filter(|(_, h)| !h.is_empty());
+    let rows = rows.map(|(what, histogram)| {
+        let quantiles = [0.5, 0.9, 0.99, 0.999].map(|quantile| ms(histogram.value_at_quantile(quantile)));
+        let head = [
+            what.to_owned(),
+            histogram.len().to_string(),
+            format!("{:.0}", histogram.len() as f64 / seconds),
+        ];
+        head.into_iter().chain(quantiles).chain([ms(histogram.max())]).collect()
+    });
+    let header = ["", "answered", "per second", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms"];
+    let mut lines = vec![
+        format!(
+            "{} {}  {} {}  {seconds:.1} s",
+            about.namespace, about.mode, args.distribution, args.workload
+        ),
+        table(&header, rows),
+        format!("not applied {}   unknown {}", total.not_applied, total.unknown),
+    ];
+    if let Some(ratio) = fsyncs_per_write(measured, about) {
+        lines.push(format!("fsyncs per acknowledged write: {ratio:.3} ({})", about.whose));
+    }
+    let loop_of = match args.rate {
+        Some(rate) => format!("open loop at {rate}/s, latency from when an operation was meant to begin"),
+        None => "closed loop".to_owned(),
+    };
+    lines.push(format!("durability: {}", about.durability));
+    lines.push(format!("hardware: {}   {} clients, {loop_of}", about.hardware, args.clients));
+    lines.join("\n")
 }
 
 /// What an acknowledged write of a namespace is worth.
@@ -174,85 +186,20 @@ fn durability(placement: Placement, voters: impl std::fmt::Display) -> String {
     }
 }
 
-fn key(number: u64) -> String {
-    format!("bench/{number:07}")
-}
-
-fn workload(workload: Workload) -> &'static str {
-    match workload {
-        Workload::Put => "put",
-        Workload::Get => "get",
-        Workload::Mixed => "mixed",
-    }
-}
-
-/// Every key gets a value, so that reads find something.
-async fn fill(handles: &[Handle], args: &Bench) -> Result<(), Problem> {
-    let value = Bytes::from(vec![b'x'; args.value_size]);
+/// The first keys get a value, so that reads find something.
+async fn fill(handles: &[Handle], keys: u64, value_size: usize) -> Result<(), Problem> {
+    let value = Bytes::from(vec![b'x'; value_size]);
     let next = AtomicU64::new(0);
     let writers = handles.iter().map(|handle| async {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= args.keys {
+            if number >= keys {
                 return Ok(());
             }
             handle.put(&key(number), value.clone()).await?;
         }
     });
     Ok(join_all(writers).await.into_iter().collect::<Result<(), Error>>()?)
-}
-
-/// Runs the workers; their sum and the seconds they took.
-async fn load(app: &App, handles: Vec<Handle>, args: &Bench) -> Result<(Tally, f64), Problem> {
-    let begun = Instant::now();
-    let end = begun + args.lasting;
-    let done = Arc::new(AtomicU64::new(0));
-    let mut workers = JoinSet::new();
-    for (number, handle) in (0_u64..).zip(handles) {
-        let (mut tally, done) = (Tally::new()?, Arc::clone(&done));
-        let (workload, keys, size) = (args.workload, args.keys, args.value_size);
-        workers.spawn(async move {
-            let mut random = fastrand::Rng::with_seed(number);
-            while Instant::now() < end {
-                let key = key(random.u64(..keys));
-                let write = match workload {
-                    Workload::Put => true,
-                    Workload::Get => false,
-                    Workload::Mixed => random.bool(),
-                };
-                let value = Bytes::from(
-                    std::iter::repeat_with(|| random.u8(b'a'..=b'z')).take(size).collect::<Vec<_>>(),
-                );
-                let asked = Instant::now();
-                let result = if write { handle.put(&key, value).await } else { handle.get(&key).await };
-                tally.record(write, result, asked.elapsed());
-                done.fetch_add(1, Ordering::Relaxed);
-            }
-            tally
-        });
-    }
-    let mut ticks = interval_at(begun + PROGRESS, PROGRESS);
-    let mut total = Tally::new()?;
-    let mut told = 0;
-    // Every operation has a deadline of its own; this one is for a defect.
-    let latest = end + Duration::from_secs(60);
-    loop {
-        tokio::select! {
-            biased;
-            finished = timeout_at(latest, workers.join_next()) => match finished {
-                Ok(Some(Ok(tally))) => total.add(&tally),
-                Ok(None) => break,
-                Ok(Some(Err(error))) => return Err(Problem::new(Exit::Refused, format!("a worker failed: {error}"))),
-                Err(_) => return Err(Problem::new(Exit::Refused, "a worker did not end in time")),
-            },
-            _ = ticks.tick() => {
-                let now = done.load(Ordering::Relaxed);
-                app.out.note(format!("{:>4.0} s   {} operations/s", begun.elapsed().as_secs_f64(), now - told));
-                told = now;
-            }
-        }
-    }
-    Ok((total, begun.elapsed().as_secs_f64()))
 }
 
 /// The nodes whose fsyncs are counted, and all nodes.
@@ -326,18 +273,48 @@ fn hardware(client: &Client, nodes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::load::Tally;
     use super::*;
-    use kv_types::{Failure, Reason};
+    use crate::cli::{Distribution, Workload};
+    use std::time::Duration;
 
+    /// One line for programs with what was asked and measured; a table for people without rows of nothing.
     #[test]
-    fn tallies_add_up() {
-        let (mut a, mut b) = (Tally::new().unwrap(), Tally::new().unwrap());
-        a.record(true, Ok(()), Duration::from_micros(100));
-        b.record(false, Ok(()), Duration::from_micros(300));
-        b.record(true, Err(Failure::new(Reason::NoQuorum, "").into()), Duration::ZERO);
-        b.record(true, Err(Failure::new(Reason::ResultUnknown, "").into()), Duration::ZERO);
-        a.add(&b);
-        assert_eq!((a.latency_us.len(), a.writes, a.not_applied, a.unknown), (2, 1, 1, 1));
-        assert_eq!(a.last_error.unwrap().reason(), Reason::ResultUnknown);
+    fn what_was_measured_is_told_to_programs_and_people() {
+        let mut total = Tally::new().unwrap();
+        (1..=1_000).for_each(|us| total.puts_us.saturating_record(us * 10));
+        total.not_applied = 3;
+        let measured = Measured { total, seconds: 2.0, interrupted: false };
+        let args = Bench {
+            workload: Workload::Put,
+            distribution: Distribution::New,
+            clients: 4,
+            value_size: 100,
+            keys: 1_000,
+            preload: None,
+            rate: Some(500.0),
+            lasting: Duration::from_secs(2),
+        };
+        let about = About {
+            namespace: "bank",
+            mode: "strong".into(),
+            durability: "fsynced".into(),
+            hardware: "two cores".into(),
+            fsyncs: Some(250),
+            whose: "n1",
+        };
+        let line = as_json(&args, &measured, &about);
+        let shown = |name: &str| line.get(name).cloned().unwrap_or_default();
+        assert_eq!((shown("ops"), shown("ops_per_s")), (json!(1_000), json!(500.0)));
+        assert_eq!(
+            (shown("loop"), shown("distribution"), shown("errors")),
+            (json!("open"), json!("new"), json!(3))
+        );
+        assert_eq!(shown("fsyncs_per_write"), json!(0.25));
+        assert_eq!(line["puts"]["p50_us"], line["p50_us"]);
+        assert_eq!(line["gets"]["ops"], json!(0));
+        let text = as_text(&args, &measured, &about);
+        assert!(text.contains("put  ") && !text.contains("get  "), "{text}");
+        assert!(text.contains("open loop at 500/s") && text.contains("p99.9 ms"), "{text}");
     }
 }

@@ -1,5 +1,6 @@
 //! The command line as types. Help leads with examples.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -404,12 +405,46 @@ pub(crate) enum Workload {
     Mixed,
 }
 
+/// Which keys a benchmark takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Distribution {
+    /// Every key as often as any other
+    Uniform,
+    /// Few keys often, most seldom (exponent 0.99)
+    Zipfian,
+    /// Writes: keys that were not written before; reads: those that were
+    New,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Mixed => "mixed",
+        })
+    }
+}
+
+impl fmt::Display for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uniform => "uniform",
+            Self::Zipfian => "zipfian",
+            Self::New => "new",
+        })
+    }
+}
+
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// What to do
     #[arg(long, value_enum, default_value = "mixed")]
     pub(crate) workload: Workload,
+    /// Which keys
+    #[arg(long, value_enum, default_value = "uniform")]
+    pub(crate) distribution: Distribution,
     /// Operations in flight
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) clients: u32,
@@ -417,11 +452,25 @@ pub(crate) struct Bench {
     #[arg(long, default_value = "100B", value_parser = units::size, value_name = "SIZE")]
     pub(crate) value_size: usize,
     /// Number of keys
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub(crate) keys: u64,
+    /// Keys to write first [default: all of them where the workload reads]
+    #[arg(long, value_name = "KEYS", value_parser = clap::value_parser!(u64).range(0..=100_000_000))]
+    pub(crate) preload: Option<u64>,
+    /// Begin so many operations a second, however long answers take [default: each after an answer]
+    #[arg(long, value_name = "PER_SECOND", value_parser = units::rate)]
+    pub(crate) rate: Option<f64>,
     /// How long
     #[arg(long = "for", default_value = "10s", value_parser = units::duration, value_name = "DURATION")]
     pub(crate) lasting: Duration,
+}
+
+impl Bench {
+    /// Keys that are written before anything is measured.
+    pub(crate) fn preloaded(&self) -> u64 {
+        let reads = self.workload != Workload::Put;
+        self.preload.unwrap_or(if reads { self.keys } else { 0 })
+    }
 }
 
 /// Arguments of `check`.

@@ -54,8 +54,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(app: &App, command: &Command) -> Exit {
-    // The lab hears Ctrl-C itself, to end its processes first.
-    let own_ending = matches!(command, Command::Lab(Lab::Up(_) | Lab::Supervise(_) | Lab::Demo { .. }));
+    // The lab hears Ctrl-C itself, to end its processes first; a benchmark, to say what it has measured.
+    let own_ending = matches!(
+        command,
+        Command::Lab(Lab::Up(_) | Lab::Supervise(_) | Lab::Demo { .. }) | Command::Bench(_)
+    );
     let result = tokio::select! {
         biased;
         Ok(()) = tokio::signal::ctrl_c(), if !own_ending => {

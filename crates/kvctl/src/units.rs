@@ -34,6 +34,15 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
     number.checked_mul(scale).ok_or_else(|| "that is too large".into())
 }
 
+/// Operations a second: `500`, `0.5`.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.001..=1e7).contains(&rate) => Ok(rate),
+        Ok(_) => Err("a rate is 0.001 to 10000000 operations a second".into()),
+        Err(_) => Err("a rate is a number of operations a second, as in `500`".into()),
+    }
+}
+
 /// `1`, `quorum`, `all`.
 pub(crate) fn replica_count(text: &str) -> Result<ReplicaCount, String> {
     match text {
@@ -49,6 +58,14 @@ pub(crate) fn replica_count(text: &str) -> Result<ReplicaCount, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_numbers_of_operations() {
+        assert_eq!((rate("500"), rate("0.5")), (Ok(500.0), Ok(0.5)));
+        for wrong in ["", "0", "-1", "NaN", "inf", "fast", "1e9"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn durations_need_units() {

@@ -1,0 +1,337 @@
+//! The load of a benchmark: which operation comes next, on which key, and when; and what became of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use kv_client::{Available, Client, Error, Strong, WriteContext};
+use kv_types::Mode;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rand_distr::{Distribution as _, Zipf};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval_at, sleep_until, timeout_at};
+
+use crate::app::App;
+use crate::cli::{Bench, Distribution, Workload};
+use crate::exit::Exit;
+use crate::problem::Problem;
+
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_secs(1);
+/// Every operation has a deadline of its own; this one is for a defect.
+const LATEST: Duration = Duration::from_secs(60);
+/// Skew of the popular keys: that of YCSB.
+const ZIPF_EXPONENT: f64 = 0.99;
+/// Random bytes of which every value is a part.
+const VALUE_POOL: usize = 4 << 10;
+/// Odd, so that a product with it names every key once: popular keys are no neighbours.
+const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A namespace to write to and read from, whatever its side of CAP.
+#[derive(Clone)]
+pub(super) enum Handle {
+    Strong(Strong),
+    Available(Available),
+}
+
+impl Handle {
+    pub(super) fn of(client: &Client, mode: Mode, namespace: &str) -> Self {
+        match mode {
+            Mode::Strong => Self::Strong(client.strong(namespace)),
+            Mode::Available => Self::Available(client.available(namespace)),
+        }
+    }
+
+    pub(super) async fn put(&self, key: &str, value: Bytes) -> Result<(), Error> {
+        match self {
+            Self::Strong(handle) => handle.put(key, value).await.map(drop),
+            Self::Available(handle) => handle.put(key, value, WriteContext::Observed).await.map(drop),
+        }
+    }
+
+    async fn get(&self, key: &str) -> Result<(), Error> {
+        match self {
+            Self::Strong(handle) => handle.get(key).await.map(drop),
+            Self::Available(handle) => handle.get(key).await.map(drop),
+        }
+    }
+}
+
+/// The name of a key.
+pub(super) fn key(number: u64) -> String {
+    format!("bench/{number:07}")
+}
+
+/// Latencies of what was answered, up to a minute, in three digits.
+pub(super) struct Tally {
+    pub(super) puts_us: Histogram<u64>,
+    pub(super) gets_us: Histogram<u64>,
+    pub(super) not_applied: u64,
+    pub(super) unknown: u64,
+    pub(super) last_error: Option<Error>,
+}
+
+impl Tally {
+    pub(super) fn new() -> Result<Self, Problem> {
+        let histogram = || {
+            Histogram::new_with_bounds(1, 60_000_000, 3)
+                .map_err(|error| Problem::new(Exit::Refused, format!("cannot make a histogram: {error}")))
+        };
+        Ok(Self {
+            puts_us: histogram()?,
+            gets_us: histogram()?,
+            not_applied: 0,
+            unknown: 0,
+            last_error: None,
+        })
+    }
+
+    fn record(&mut self, write: bool, result: Result<(), Error>, latency: Duration) {
+        let histogram = if write { &mut self.puts_us } else { &mut self.gets_us };
+        match result {
+            Ok(()) => {
+                histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+            }
+            Err(error) => {
+                *(if error.is_unknown() { &mut self.unknown } else { &mut self.not_applied }) += 1;
+                self.last_error = Some(error);
+            }
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        // The bounds are the same, so that nothing can fall outside.
+        let _ = self.puts_us.add(&other.puts_us);
+        let _ = self.gets_us.add(&other.gets_us);
+        self.not_applied += other.not_applied;
+        self.unknown += other.unknown;
+        self.last_error = other.last_error.clone().or(self.last_error.take());
+    }
+
+    /// What was answered, whatever it was.
+    pub(super) fn answered(&self) -> u64 {
+        self.puts_us.len() + self.gets_us.len()
+    }
+}
+
+/// The keys of one worker.
+enum Keys {
+    Uniform(u64),
+    Zipfian(Zipf<f64>, u64),
+    /// The next one that was never written, of all workers.
+    New(Arc<AtomicU64>),
+}
+
+impl Keys {
+    fn next(&self, random: &mut StdRng, write: bool) -> u64 {
+        match self {
+            Self::Uniform(keys) => random.random_range(0..*keys),
+            Self::Zipfian(ranks, keys) => {
+                // From 1.
+                let rank = ranks.sample(random) as u64;
+                scattered(rank, *keys)
+            }
+            Self::New(next) if write => next.fetch_add(1, Ordering::Relaxed),
+            Self::New(next) => random.random_range(0..next.load(Ordering::Relaxed).max(1)),
+        }
+    }
+}
+
+/// The key of a rank, so that those of high ranks are no neighbours.
+fn scattered(rank: u64, keys: u64) -> u64 {
+    let product = u128::from(rank.wrapping_mul(SCATTER)) * u128::from(keys);
+    u64::try_from(product >> 64).unwrap_or(0)
+}
+
+/// When operations begin.
+struct Pace {
+    begun: Instant,
+    end: Instant,
+    /// Of an open loop: between two of all workers, and how many have begun.
+    every: Option<(Duration, AtomicU64)>,
+    stopped: AtomicBool,
+}
+
+impl Pace {
+    /// When the next operation is meant to begin: now in a closed loop, by the clock in an open one, where it
+    /// may be in the past. `None` at the end.
+    fn next(&self) -> Option<Instant> {
+        let now = Instant::now();
+        if now >= self.end || self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        let Some((every, number)) = &self.every else { return Some(now) };
+        let number = u32::try_from(number.fetch_add(1, Ordering::Relaxed)).ok()?;
+        Some(self.begun + every.checked_mul(number)?).filter(|at| *at < self.end)
+    }
+}
+
+/// One operation after the other, until the end.
+struct Worker {
+    handle: Handle,
+    pace: Arc<Pace>,
+    keys: Keys,
+    workload: Workload,
+    random: StdRng,
+    pool: Bytes,
+    value_size: usize,
+    answered: Arc<AtomicU64>,
+}
+
+impl Worker {
+    async fn run(mut self, mut tally: Tally) -> Tally {
+        while let Some(meant) = self.pace.next() {
+            sleep_until(meant).await;
+            let write = match self.workload {
+                Workload::Put => true,
+                Workload::Get => false,
+                Workload::Mixed => self.random.random(),
+            };
+            let key = key(self.keys.next(&mut self.random, write));
+            let result = if write {
+                let from = self.random.random_range(0..VALUE_POOL);
+                self.handle.put(&key, self.pool.slice(from..from + self.value_size)).await
+            } else {
+                self.handle.get(&key).await
+            };
+            self.answered.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+            tally.record(write, result, meant.elapsed());
+        }
+        tally
+    }
+}
+
+/// What was measured.
+pub(super) struct Measured {
+    pub(super) total: Tally,
+    pub(super) seconds: f64,
+    pub(super) interrupted: bool,
+}
+
+/// Runs a worker for every handle. Ctrl-C ends the load early, and what was measured until then counts.
+pub(super) async fn run(app: &App, handles: Vec<Handle>, args: &Bench) -> Result<Measured, Problem> {
+    let begun = Instant::now();
+    let every = args.rate.map(|rate| (Duration::from_secs_f64(1.0 / rate), AtomicU64::new(0)));
+    let end = begun + args.lasting;
+    let pace = Arc::new(Pace { begun, end, every, stopped: AtomicBool::new(false) });
+    let answered = Arc::new(AtomicU64::new(0));
+    let fresh = Arc::new(AtomicU64::new(args.preloaded()));
+    let mut workers = JoinSet::new();
+    for (number, handle) in (0_u64..).zip(handles) {
+        let mut random = StdRng::seed_from_u64(number);
+        let mut pool = vec![0; args.value_size + VALUE_POOL];
+        random.fill(pool.as_mut_slice());
+        let worker = Worker {
+            handle,
+            pace: Arc::clone(&pace),
+            keys: keys(args, &fresh)?,
+            workload: args.workload,
+            random,
+            pool: pool.into(),
+            value_size: args.value_size,
+            answered: Arc::clone(&answered),
+        };
+        workers.spawn(worker.run(Tally::new()?));
+    }
+    let mut total = Tally::new()?;
+    let mut ticks = interval_at(begun + PROGRESS, PROGRESS);
+    let (mut told, mut latest, mut interrupted) = (0, end + LATEST, false);
+    loop {
+        tokio::select! {
+            biased;
+            Ok(()) = tokio::signal::ctrl_c(), if !interrupted => {
+                interrupted = true;
+                pace.stopped.store(true, Ordering::Relaxed);
+                latest = Instant::now() + LATEST;
+                app.out.note("interrupted: what is under way is waited for");
+            }
+            finished = timeout_at(latest, workers.join_next()) => match finished {
+                Ok(Some(Ok(tally))) => total.add(&tally),
+                Ok(None) => break,
+                Ok(Some(Err(error))) => return Err(Problem::new(Exit::Refused, format!("a worker failed: {error}"))),
+                Err(_) => return Err(Problem::new(Exit::Refused, "a worker did not end in time")),
+            },
+            _ = ticks.tick() => {
+                let now = answered.load(Ordering::Relaxed);
+                app.out.note(format!("{:>4.0} s   {} operations/s", begun.elapsed().as_secs_f64(), now - told));
+                told = now;
+            }
+        }
+    }
+    Ok(Measured { total, seconds: begun.elapsed().as_secs_f64(), interrupted })
+}
+
+fn keys(args: &Bench, fresh: &Arc<AtomicU64>) -> Result<Keys, Problem> {
+    Ok(match args.distribution {
+        Distribution::Uniform => Keys::Uniform(args.keys),
+        Distribution::Zipfian => {
+            let ranks = Zipf::new(args.keys as f64, ZIPF_EXPONENT)
+                .map_err(|error| Problem::usage(format!("--keys {}: {error}", args.keys)))?;
+            Keys::Zipfian(ranks, args.keys)
+        }
+        Distribution::New => Keys::New(Arc::clone(fresh)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_types::{Failure, Reason};
+
+    #[test]
+    fn tallies_add_up() {
+        let (mut a, mut b) = (Tally::new().unwrap(), Tally::new().unwrap());
+        a.record(true, Ok(()), Duration::from_micros(100));
+        b.record(false, Ok(()), Duration::from_micros(300));
+        b.record(true, Err(Failure::new(Reason::NoQuorum, "").into()), Duration::ZERO);
+        b.record(true, Err(Failure::new(Reason::ResultUnknown, "").into()), Duration::ZERO);
+        a.add(&b);
+        assert_eq!((a.puts_us.len(), a.gets_us.len(), a.answered()), (1, 1, 2), "errors are not answers");
+        assert_eq!((a.not_applied, a.unknown), (1, 1));
+        assert_eq!(a.last_error.unwrap().reason(), Reason::ResultUnknown);
+    }
+
+    #[test]
+    fn keys_are_drawn_as_their_distribution_says() {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut count = |keys: &Keys| {
+            let mut hits = std::collections::BTreeMap::<u64, u32>::new();
+            (0..20_000).for_each(|_| *hits.entry(keys.next(&mut random, true)).or_default() += 1);
+            hits
+        };
+        let uniform = count(&Keys::Uniform(100));
+        assert_eq!((uniform.len(), uniform.keys().max()), (100, Some(&99)));
+        assert!(uniform.values().all(|hits| (100..400).contains(hits)), "{uniform:?}");
+        let zipfian = count(&Keys::Zipfian(Zipf::new(1_000.0, ZIPF_EXPONENT).unwrap(), 1_000));
+        assert!(zipfian.keys().all(|key| *key < 1_000));
+        let mut most: Vec<u32> = zipfian.values().copied().collect();
+        most.sort_unstable_by(|a, b| b.cmp(a));
+        assert!(most[0] > 2_000 && most[..100].iter().sum::<u32>() > 12_000, "{most:?}");
+        let fresh = Arc::new(AtomicU64::new(7));
+        let new = count(&Keys::New(Arc::clone(&fresh)));
+        assert!(new.values().all(|hits| *hits == 1) && new.keys().min() == Some(&7));
+        let read = Keys::New(fresh).next(&mut random, false);
+        assert!(read < 20_007, "reads are of what is there: {read}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_loop_begins_by_the_clock_and_a_closed_one_when_it_can() {
+        let begun = Instant::now();
+        let end = begun + Duration::from_millis(35);
+        let pace = |every| Pace { begun, end, every, stopped: AtomicBool::new(false) };
+        let open = pace(Some((Duration::from_millis(10), AtomicU64::new(0))));
+        tokio::time::advance(Duration::from_millis(15)).await;
+        // Those that are late are begun all the same, and are late from when they were meant to begin.
+        let meant: Vec<_> = std::iter::from_fn(|| open.next()).map(|at| (at - begun).as_millis()).collect();
+        assert_eq!(meant, [0, 10, 20, 30]);
+        let closed = pace(None);
+        assert_eq!(closed.next(), Some(Instant::now()));
+        closed.stopped.store(true, Ordering::Relaxed);
+        assert_eq!(closed.next(), None);
+        tokio::time::advance(Duration::from_millis(20)).await;
+        assert_eq!(pace(None).next(), None);
+    }
+}
