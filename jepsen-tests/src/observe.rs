@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use kv_client::{Client, ClientOptions, NodeStatus};
+use kv_client::{Client, ClientOptions, GroupRole, NodeStatus};
 use kv_types::{GroupId, NodeId};
 use kv_workload::Recorder;
 use tokio::io::AsyncWriteExt as _;
@@ -74,7 +74,7 @@ impl Seen {
         let group = |status: &NodeStatus| {
             let mut groups = status.groups.iter();
             groups
-                .find(|group| group.group == GroupId::FIRST_DATA.0 && group.role == "leader")
+                .find(|group| group.group == GroupId::FIRST_DATA.0 && group.role() == GroupRole::Leader)
                 .map(|group| group.term)
         };
         for (node, status) in said {
@@ -198,7 +198,7 @@ mod tests {
 
     use kv_client::GroupStatus;
 
-    fn says(role: &str, term: u64, hints: u64) -> NodeStatus {
+    fn says(role: GroupRole, term: u64, hints: u64) -> NodeStatus {
         let group =
             GroupStatus { group: GroupId::FIRST_DATA.0, role: role.into(), term, ..GroupStatus::default() };
         NodeStatus { groups: vec![group], hints_pending: hints, ..NodeStatus::default() }
@@ -209,11 +209,20 @@ mod tests {
         let mut seen = Seen::default();
         seen.note(
             1,
-            &BTreeMap::from([(NodeId(1), says("leader", 4, 0)), (NodeId(2), says("follower", 4, 3))]),
+            &BTreeMap::from([
+                (NodeId(1), says(GroupRole::Leader, 4, 0)),
+                (NodeId(2), says(GroupRole::Follower, 4, 3)),
+            ]),
         );
-        seen.note(2, &BTreeMap::from([(NodeId(1), says("leader", 4, 0)), (NodeId(3), says("leader", 5, 7))]));
-        seen.note(3, &BTreeMap::from([(NodeId(1), says("leader", 4, 0))]));
-        seen.note(4, &BTreeMap::from([(NodeId(3), says("leader", 5, 0))]));
+        seen.note(
+            2,
+            &BTreeMap::from([
+                (NodeId(1), says(GroupRole::Leader, 4, 0)),
+                (NodeId(3), says(GroupRole::Leader, 5, 7)),
+            ]),
+        );
+        seen.note(3, &BTreeMap::from([(NodeId(1), says(GroupRole::Leader, 4, 0))]));
+        seen.note(4, &BTreeMap::from([(NodeId(3), says(GroupRole::Leader, 5, 0))]));
         assert_eq!(seen.leaders, [(1, NodeId(1), 4), (2, NodeId(3), 5)]);
         assert_eq!((seen.elections(), seen.hint_holder), (1, None));
         assert_eq!(seen.node_terms[&NodeId(1)], [(1, 4.0)], "who is cut off stays behind");

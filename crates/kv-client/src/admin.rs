@@ -16,7 +16,7 @@ use crate::topology::{Leader, NamespaceInfo, Topology};
 
 pub use kv_proto::admin::{
     GetDigestResponse as Digest, GetRingOwnersResponse as RingOwners, GetStatusResponse as NodeStatus,
-    GroupStatus, PartitionDigest, PeerStatus, RefusalCount, StorageStatus,
+    GroupRole, GroupStatus, PartitionDigest, PeerState, PeerStatus, RefusalCount, StorageStatus,
 };
 
 /// The administrative handle.

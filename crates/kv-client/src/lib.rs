@@ -51,8 +51,8 @@ mod strong;
 mod topology;
 
 pub use admin::{
-    Admin, Digest, GroupStatus, NodeStatus, PartitionDigest, PeerStatus, RefusalCount, RingOwners,
-    StorageStatus,
+    Admin, Digest, GroupRole, GroupStatus, NodeStatus, PartitionDigest, PeerState, PeerStatus, RefusalCount,
+    RingOwners, StorageStatus,
 };
 pub use available::{Available, CausalContext, Presence, Sibling, Siblings, WriteContext};
 pub use client::Client;

@@ -7,21 +7,22 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kv_env::Env;
 use kv_peer::{Address, PeerRequest, Peers};
+use kv_proto::admin;
 use kv_proto::peer::{self, request_frame, response_frame};
-use kv_proto::{admin, v1};
 use kv_storage::Storage;
 use kv_types::catalogue::{Catalogue, token};
 use kv_types::causal::State;
 use kv_types::limits::MAX_DEADLINE;
-use kv_types::{Epoch, Failure, Key, Namespace, NodeId, Reason, RingId, RingPartition};
+use kv_types::{Answer, Call, Epoch, Failure, Hop, Key, Namespace, NodeId, Reason, RingId, RingPartition};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::layout::{Place, Slice};
 use crate::limits;
-use crate::node::{AvailableConfig, Hop, Node, ring_of};
+use crate::node::{AvailableConfig, Node, ring_of};
 use crate::replica::Replica;
 use crate::standing::Standing;
+use crate::write::Change;
 use crate::{rebuild, replay};
 
 /// The available namespaces of one node. Clones share everything.
@@ -67,44 +68,31 @@ impl Available {
         Ok(Self { node })
     }
 
-    /// Reads a key from R nodes.
-    pub async fn get(
+    /// Serves a call about a key of an available namespace: a read from R nodes, a put or a delete by W. The
+    /// call suits the mode of the namespace.
+    pub async fn serve(
         &self,
         namespace: &Namespace,
-        request: v1::GetRequest,
-        deadline: Instant,
-        _hop: Hop,
-    ) -> Result<v1::GetResponse, Failure> {
-        self.node.get(namespace, &request, capped(deadline)).await.map_err(Failure::of_read)
-    }
-
-    /// Writes a value.
-    pub async fn put(
-        &self,
-        namespace: &Namespace,
-        request: v1::PutRequest,
+        call: Call,
         deadline: Instant,
         hop: Hop,
-    ) -> Result<v1::PutResponse, Failure> {
-        let written = self.node.write(namespace, request.into(), capped(deadline), hop).await?;
-        Ok(v1::PutResponse { revision: 0, context: written.context, receipt: Some(written.receipt) })
+    ) -> Result<Answer, Failure> {
+        let deadline = capped(deadline);
+        let change = match call {
+            Call::Get(get) => {
+                return self.node.get(namespace, get, deadline).await.map_err(Failure::of_read);
+            }
+            Call::Put(put) => Change::Put(put),
+            Call::Delete(delete) => Change::Delete(delete),
+            Call::CompareAndSet(_) => {
+                let message = "available namespaces offer get, put and delete";
+                return Err(Failure::new(Reason::ModeMismatch, message));
+            }
+        };
+        self.node.write(namespace, change, deadline, hop).await
     }
 
-    /// Deletes a key.
-    pub async fn delete(
-        &self,
-        namespace: &Namespace,
-        request: v1::DeleteRequest,
-        deadline: Instant,
-        hop: Hop,
-    ) -> Result<v1::DeleteResponse, Failure> {
-        let written = self.node.write(namespace, request.into(), capped(deadline), hop).await?;
-        let receipt = Some(written.receipt);
-        Ok(v1::DeleteResponse { existed: false, revision: 0, context: written.context, receipt })
-    }
-
-    /// Answers a peer: `replica_write`, `replica_read`, `pull_partition`, and a `forward` of get, put or
-    /// delete for an available namespace.
+    /// Answers a peer: `replica_write`, `replica_read` and `pull_partition`.
     pub fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
         let dynamo = self.clone();
         Box::pin(async move {
@@ -121,48 +109,11 @@ impl Available {
                     .pull_partition(message, deadline)
                     .await
                     .map(response_frame::Body::PullPartition),
-                request_frame::Body::Forward(message) => dynamo.forwarded(message, deadline).await,
                 _ => {
                     Err(Failure::new(Reason::InvalidRequest, "this message is not for available namespaces"))
                 }
             }
         })
-    }
-
-    async fn forwarded(
-        &self,
-        message: peer::Forward,
-        deadline: Instant,
-    ) -> Result<response_frame::Body, Failure> {
-        use kv_proto::peer::forward::Request;
-        use kv_proto::peer::forward_reply::Response;
-        let catalogue = self.node.catalogue();
-        let named = |name: &str| {
-            catalogue.namespace(name).cloned().ok_or_else(|| {
-                Failure::new(
-                    Reason::NamespaceUnknown,
-                    format!("{} knows no namespace `{name}`", self.node.me),
-                )
-            })
-        };
-        let response = match message.request {
-            Some(Request::Get(get)) => {
-                Response::Get(self.get(&named(&get.namespace)?, get, deadline, Hop::Forwarded).await?)
-            }
-            Some(Request::Put(put)) => {
-                Response::Put(self.put(&named(&put.namespace)?, put, deadline, Hop::Forwarded).await?)
-            }
-            Some(Request::Delete(delete)) => Response::Delete(
-                self.delete(&named(&delete.namespace)?, delete, deadline, Hop::Forwarded).await?,
-            ),
-            _ => {
-                return Err(Failure::new(
-                    Reason::ModeMismatch,
-                    "available namespaces offer get, put and delete",
-                ));
-            }
-        };
-        Ok(response_frame::Body::Forward(peer::ForwardReply { response: Some(response) }))
     }
 
     /// Digests of the ring partitions of a namespace's ring that this node keeps as a primary: equal on

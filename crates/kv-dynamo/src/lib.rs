@@ -28,4 +28,4 @@ mod standing;
 mod write;
 
 pub use coordinator::Available;
-pub use node::{AvailableConfig, Hop};
+pub use node::AvailableConfig;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_peer::{Address, Peers};
 use kv_proto::peer::{self, request_frame};
-use kv_proto::v1;
 use kv_storage::Position;
 use kv_types::catalogue::{Catalogue, Ring, token};
 use kv_types::{
@@ -50,15 +49,6 @@ impl AvailableConfig {
             hint_bytes: limits::HINT_BYTES,
         }
     }
-}
-
-/// Where a request comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hop {
-    /// From a client: it may be forwarded once.
-    Client,
-    /// From another node: it is served here or refused.
-    Forwarded,
 }
 
 pub(crate) struct Node {
@@ -195,11 +185,8 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// How many replicas a request wants: its own number, or the namespace's.
-pub(crate) fn count(asked: Option<&v1::ReplicaCount>, default: u8, n: u8) -> Result<u8, Failure> {
-    match asked {
-        Some(asked) => ReplicaCount::try_from(asked)?.of(n),
-        None => Ok(default),
-    }
+pub(crate) fn count(asked: Option<ReplicaCount>, default: u8, n: u8) -> Result<u8, Failure> {
+    asked.map_or(Ok(default), |asked| asked.of(n))
 }
 
 /// A message that carries a state to one replica.

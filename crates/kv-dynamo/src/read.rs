@@ -8,12 +8,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Address, Lane, Patience};
-use kv_proto::peer::{request_frame, response_frame};
-use kv_proto::{client_id_bytes, peer, v1};
+use kv_proto::peer::{self, request_frame, response_frame};
+use kv_types::call::{Get, Presence, Read};
 use kv_types::causal::{Context, State, encode_context_token};
 use kv_types::{
-    AvailableEvidence, Degradation, Epoch, Evidence, Failure, Key, Namespace, NodeId, Reason, Receipt,
-    ReplicaReply,
+    Answer, AvailableEvidence, Degradation, Epoch, Evidence, Failure, Namespace, NodeId, Outcome, Reason,
+    Receipt, ReplicaReply,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
@@ -42,12 +42,12 @@ impl Node {
     pub(crate) async fn get(
         self: &Arc<Self>,
         namespace: &Namespace,
-        request: &v1::GetRequest,
+        get: Get,
         deadline: Instant,
-    ) -> Result<v1::GetResponse, Failure> {
-        let view = self.view(namespace, Key::new(request.key.clone())?)?;
-        let r = count(request.read_replicas.as_ref(), view.replication.r, view.replication.n)?;
-        let strict = request.strict || !view.replication.sloppy;
+    ) -> Result<Answer, Failure> {
+        let view = self.view(namespace, get.key)?;
+        let r = count(get.quorum.replicas, view.replication.r, view.replication.n)?;
+        let strict = get.quorum.strict || !view.replication.sloppy;
         let busy = |_| {
             Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may")
                 .retry_after_ms(50)
@@ -70,36 +70,21 @@ impl Node {
         let repair = self.repair(&view, &heard, &merged);
         let values = merged.record.values();
         let presence = if !values.is_empty() {
-            v1::Presence::Found
+            Presence::Found
         } else if heard.iter().any(|heard| heard.primary) || kv_types::mutant!(AbsenceFromNoKnowledge) {
-            v1::Presence::Absent
+            Presence::Absent
         } else {
-            v1::Presence::NoKnowledge
+            Presence::NoKnowledge
         };
         let mut receipt = self.read_receipt(namespace, &view, r, &quorum, &heard);
         if let Evidence::Available(evidence) = &mut receipt.evidence {
             evidence.repair = repair;
             evidence.siblings = u32::try_from(values.len()).unwrap_or(u32::MAX);
         }
-        let siblings = values
-            .iter()
-            .map(|(dot, sibling)| v1::Sibling {
-                value: sibling.value.clone(),
-                incarnation: dot.incarnation.0,
-                counter: dot.counter,
-                written_at_ms: sibling.stamp.wall_ms(),
-                client_id: client_id_bytes(sibling.request.client_id),
-                seq: sibling.request.seq,
-            })
-            .collect();
-        Ok(v1::GetResponse {
-            presence: presence.into(),
-            value: Bytes::new(),
-            revision: 0,
-            siblings,
-            context: encode_context_token(namespace.id, &view.place.key, &merged.record.context),
-            receipt: Some((&receipt).into()),
-        })
+        let siblings = values.into_iter().map(|(dot, sibling)| (dot, sibling.clone())).collect();
+        let context = encode_context_token(namespace.id, &view.place.key, &merged.record.context);
+        let read = Read { presence, value: Bytes::new(), revision: 0, siblings, context };
+        Ok(Answer { outcome: Outcome::Read(read), receipt })
     }
 
     /// R answers, or why there are fewer.

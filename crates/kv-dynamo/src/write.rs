@@ -9,44 +9,26 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Lane, PeerError};
-use kv_proto::peer::{forward, forward_reply, request_frame, response_frame};
-use kv_proto::{peer, v1};
+use kv_proto::peer::{self, request_frame, response_frame};
+use kv_types::call::{Delete, Put};
 use kv_types::causal::{Context, decode_context_token, encode_context_token};
 use kv_types::{
-    Applied, AvailableEvidence, Degradation, Evidence, Failure, Key, Mutation, Namespace, NodeId, Reason,
-    Receipt, ReplicaReply, Value,
+    Answer, Applied, AvailableEvidence, Call, Degradation, Evidence, Failure, Hop, Mutation, Namespace,
+    NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::limits;
-use crate::node::{Hop, Node, View, count, replica_write};
+use crate::node::{Node, View, count, replica_write};
 use crate::quorum::{NotMet, Reply, WriteAction, WriteCoordinator};
 use crate::replica::{Minted, Order, Role, Supersedes};
 
-/// What a writer gets.
-pub(crate) struct Written {
-    pub(crate) context: Bytes,
-    pub(crate) receipt: v1::Receipt,
-}
-
-/// A put or a delete, as it came and as it may be forwarded.
+/// A put or a delete, as it was asked for and as it may be passed on.
 #[derive(Clone)]
-pub(crate) enum Request {
-    Put(v1::PutRequest),
-    Delete(v1::DeleteRequest),
-}
-
-impl From<v1::PutRequest> for Request {
-    fn from(put: v1::PutRequest) -> Self {
-        Self::Put(put)
-    }
-}
-
-impl From<v1::DeleteRequest> for Request {
-    fn from(delete: v1::DeleteRequest) -> Self {
-        Self::Delete(delete)
-    }
+pub(crate) enum Change {
+    Put(Put),
+    Delete(Delete),
 }
 
 /// What both have in common, checked.
@@ -59,69 +41,75 @@ struct Wanted {
 
 /// The result of a forward.
 enum Forwarded {
-    Answer(Result<Written, Failure>),
+    Answer(Box<Result<Answer, Failure>>),
     /// Another node may be asked; `open`: this one may still do it.
     Next {
         open: bool,
     },
 }
 
-impl Request {
+impl Forwarded {
+    fn answer(answer: Result<Answer, Failure>) -> Self {
+        Self::Answer(Box::new(answer))
+    }
+}
+
+impl Change {
     fn check(&self, node: &Node, namespace: &Namespace) -> Result<Wanted, Failure> {
-        let (key, value, mutation, context, replicas, strict) = match self {
-            Self::Put(put) => {
-                let value = Value::new(put.value.clone())?.into_bytes();
-                (&put.key, Some(value), &put.mutation, &put.context, &put.write_replicas, put.strict)
+        let (key, value, mutation, context, quorum) = match self {
+            Self::Put(Put { key, value, mutation, context, quorum }) => {
+                (key, Some(value.as_bytes().clone()), *mutation, context, quorum)
             }
-            Self::Delete(delete) => {
-                let (mutation, context) = (&delete.mutation, &delete.context);
-                (&delete.key, None, mutation, context, &delete.write_replicas, delete.strict)
+            Self::Delete(Delete { key, mutation, context, quorum }) => {
+                (key, None, *mutation, context, quorum)
             }
         };
-        let view = node.view(namespace, Key::new(key.clone())?)?;
-        let mutation = v1::Mutation::read(mutation.as_ref())?;
-        let missing = || {
-            let message = "say what the write supersedes: the context of a read, what the replica observes, or nothing (blind)";
-            Failure::new(Reason::ContextMissing, message)
+        let view = node.view(namespace, key.clone())?;
+        let supersedes = match context {
+            Some(WriteContext::Causal(token)) => {
+                Supersedes::Seen(decode_context_token(namespace.id, key.as_bytes(), token)?)
+            }
+            Some(WriteContext::Observed) => Supersedes::Observed,
+            Some(WriteContext::Blind) => Supersedes::Nothing,
+            None => {
+                let message = "say what the write supersedes: the context of a read, what the replica observes, or nothing (blind)";
+                return Err(Failure::new(Reason::ContextMissing, message));
+            }
         };
-        let supersedes =
-            match context.as_ref().and_then(|context| context.context.as_ref()).ok_or_else(missing)? {
-                v1::write_context::Context::Causal(token) => {
-                    Supersedes::Seen(decode_context_token(namespace.id, key, token)?)
-                }
-                v1::write_context::Context::Observed(true) => Supersedes::Observed,
-                v1::write_context::Context::Blind(true) => Supersedes::Nothing,
-                _ => return Err(missing()),
-            };
         // Without the context: what is observed is settled on the way.
         let mut body = crc32c::crc32c(&[u8::from(value.is_some())]);
-        body = crc32c::crc32c_append(body, key);
+        body = crc32c::crc32c_append(body, key.as_bytes());
         body = crc32c::crc32c_append(body, value.as_deref().unwrap_or_default());
-        let w = count(replicas.as_ref(), view.replication.w, view.replication.n)?;
-        let strict = strict || !view.replication.sloppy;
+        let w = count(quorum.replicas, view.replication.w, view.replication.n)?;
+        let strict = quorum.strict || !view.replication.sloppy;
         Ok(Wanted { view, order: Order { mutation, body, value, supersedes }, w, strict })
     }
 
     /// States what the write supersedes.
-    fn supersede(&mut self, context: v1::write_context::Context) {
-        let context = v1::WriteContext { context: Some(context) };
+    fn supersede(&mut self, with: WriteContext) {
         match self {
-            Self::Put(put) => put.context = Some(context),
-            Self::Delete(delete) => delete.context = Some(context),
+            Self::Put(Put { context, .. }) | Self::Delete(Delete { context, .. }) => *context = Some(with),
         }
     }
 
-    fn forward(&self) -> request_frame::Body {
-        let request = match self.clone() {
-            Self::Put(put) => forward::Request::Put(put),
-            Self::Delete(delete) => forward::Request::Delete(delete),
+    fn forward(&self, namespace: &Namespace) -> request_frame::Body {
+        let call = match self.clone() {
+            Self::Put(put) => Call::Put(put),
+            Self::Delete(delete) => Call::Delete(delete),
         };
-        request_frame::Body::Forward(peer::Forward { request: Some(request) })
+        request_frame::Body::Forward(peer::Forward::call(namespace, &call))
+    }
+
+    fn outcome(&self, context: Bytes) -> Outcome {
+        match self {
+            Self::Put(_) => Outcome::Put { revision: 0, context },
+            Self::Delete(_) => Outcome::Deleted { existed: false, revision: 0, context },
+        }
     }
 }
 
 /// What the coordinator tells the caller.
-struct Answer {
+struct Account {
     covered: Context,
     receipt: Receipt,
 }
@@ -131,59 +119,59 @@ impl Node {
     pub(crate) async fn write(
         self: &Arc<Self>,
         namespace: &Namespace,
-        request: Request,
+        change: Change,
         deadline: Instant,
         hop: Hop,
-    ) -> Result<Written, Failure> {
-        let wanted = request.check(self, namespace)?;
+    ) -> Result<Answer, Failure> {
+        let wanted = change.check(self, namespace)?;
         let id = wanted.order.mutation.request_id;
-        self.route(namespace, &request, wanted, deadline, hop).await.map_err(|failure| failure.of_request(id))
+        self.route(namespace, &change, wanted, deadline, hop).await.map_err(|failure| failure.of_request(id))
     }
 
     async fn route(
         self: &Arc<Self>,
         namespace: &Namespace,
-        request: &Request,
+        change: &Change,
         mut wanted: Wanted,
         deadline: Instant,
         hop: Hop,
-    ) -> Result<Written, Failure> {
+    ) -> Result<Answer, Failure> {
         let view = &wanted.view;
         if self.may_coordinate(view) {
-            return self.coordinate(namespace, wanted, &[], deadline).await;
+            return self.coordinate(namespace, change, wanted, &[], deadline).await;
         }
         let may_stand_in = !wanted.strict && view.fallbacks.contains(&self.me);
         if hop == Hop::Forwarded {
             if may_stand_in {
-                return self.coordinate(namespace, wanted, &[], deadline).await;
+                return self.coordinate(namespace, change, wanted, &[], deadline).await;
             }
             let message = format!("{} cannot coordinate this key now", self.me);
             return Err(Failure::new(Reason::NotReady, message));
         }
         let (mut tried, mut open) = (Vec::new(), false);
-        let mut request = request.clone();
+        let mut change = change.clone();
         for primary in &view.primaries {
             if *primary == self.me || !self.is_up(*primary) {
                 continue;
             }
             tried.push(*primary);
-            if !self.settle(*primary, view, &mut wanted.order, &mut request, deadline).await {
+            if !self.settle(*primary, view, &mut wanted.order, &mut change, deadline).await {
                 continue;
             }
-            match self.forward(*primary, view, &request, deadline).await {
+            match self.forward(*primary, namespace, view, &change, deadline).await {
                 Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
                 Forwarded::Next { open: maybe } => open |= maybe,
             }
         }
         if may_stand_in {
-            let answer = self.coordinate(namespace, wanted, &tried, deadline).await;
+            let answer = self.coordinate(namespace, &change, wanted, &tried, deadline).await;
             return answer.map_err(|failure| open_if(open, failure));
         }
         for fallback in view.fallbacks.iter().filter(|_| !wanted.strict) {
             if self.is_up(*fallback)
-                && self.settle(*fallback, view, &mut wanted.order, &mut request, deadline).await
+                && self.settle(*fallback, view, &mut wanted.order, &mut change, deadline).await
             {
-                match self.forward(*fallback, view, &request, deadline).await {
+                match self.forward(*fallback, namespace, view, &change, deadline).await {
                     Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
                     Forwarded::Next { open: maybe } => open |= maybe,
                 }
@@ -200,7 +188,7 @@ impl Node {
         at: NodeId,
         view: &View,
         order: &mut Order,
-        request: &mut Request,
+        change: &mut Change,
         deadline: Instant,
     ) -> bool {
         if matches!(order.supersedes, Supersedes::Observed)
@@ -208,22 +196,29 @@ impl Node {
             && !kv_types::mutant!(ObservedResendSupersedes)
         {
             // As the one who mints it would: a resend is never told from a late twin by what is observed now.
-            request.supersede(v1::write_context::Context::Blind(true));
+            change.supersede(WriteContext::Blind);
             order.supersedes = Supersedes::Nothing;
         }
         if matches!(order.supersedes, Supersedes::Observed) {
             let Some(seen) = self.observe(at, view, deadline).await else { return false };
             let token = encode_context_token(view.place.namespace, &view.place.key, &seen);
-            request.supersede(v1::write_context::Context::Causal(token));
+            change.supersede(WriteContext::Causal(token));
             order.supersedes = Supersedes::Seen(seen);
         }
         true
     }
 
     /// Passes a request on to a node that can coordinate it.
-    async fn forward(&self, to: NodeId, view: &View, request: &Request, deadline: Instant) -> Forwarded {
+    async fn forward(
+        &self,
+        to: NodeId,
+        namespace: &Namespace,
+        view: &View,
+        change: &Change,
+        deadline: Instant,
+    ) -> Forwarded {
         let until = deadline.min(Instant::now() + self.config.forward_patience);
-        let call = self.peers.call(to, Lane::Data, view.address(), request.forward(), until);
+        let call = self.peers.call(to, Lane::Data, view.address(), change.forward(namespace), until);
         tokio::pin!(call);
         let reply = loop {
             tokio::select! {
@@ -237,12 +232,10 @@ impl Node {
             }
         };
         match reply {
-            Ok(response_frame::Body::Forward(reply)) => Forwarded::Answer(match reply.response {
-                Some(forward_reply::Response::Put(put)) => written(put.context, put.receipt),
-                Some(forward_reply::Response::Delete(delete)) => written(delete.context, delete.receipt),
-                _ => Err(Failure::new(Reason::Internal, format!("{to} sent an unexpected response type"))),
-            }),
-            Ok(_) => Forwarded::Answer(Err(Failure::new(
+            Ok(response_frame::Body::Forward(peer::ForwardReply { response: Some(response) })) => {
+                Forwarded::answer(Answer::try_from(response).map(Answer::forwarded))
+            }
+            Ok(_) => Forwarded::answer(Err(Failure::new(
                 Reason::Internal,
                 format!("{to} sent an unexpected response type"),
             ))),
@@ -251,7 +244,7 @@ impl Node {
             {
                 Forwarded::Next { open: false }
             }
-            Err(PeerError::Refused(failure)) => Forwarded::Answer(Err(failure)),
+            Err(PeerError::Refused(failure)) => Forwarded::answer(Err(failure)),
             Err(error) => Forwarded::Next { open: error.was_sent() },
         }
     }
@@ -260,10 +253,11 @@ impl Node {
     async fn coordinate(
         self: &Arc<Self>,
         namespace: &Namespace,
+        change: &Change,
         wanted: Wanted,
         avoid: &[NodeId],
         deadline: Instant,
-    ) -> Result<Written, Failure> {
+    ) -> Result<Answer, Failure> {
         let busy = |_| {
             Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may")
                 .retry_after_ms(50)
@@ -292,11 +286,9 @@ impl Node {
         };
         tokio::spawn(spread.run());
         let lost = |_| Failure::new(Reason::Internal, "the coordinator ended without an answer");
-        let answer: Answer = answer.await.map_err(lost)??;
-        Ok(Written {
-            context: encode_context_token(place.namespace, &place.key, &answer.covered),
-            receipt: (&answer.receipt).into(),
-        })
+        let Account { covered, receipt } = answer.await.map_err(lost)??;
+        let context = encode_context_token(place.namespace, &place.key, &covered);
+        Ok(Answer { outcome: change.outcome(context), receipt })
     }
 }
 
@@ -320,16 +312,6 @@ fn is_of_the_node(reason: Reason) -> bool {
     )
 }
 
-fn written(context: Bytes, receipt: Option<v1::Receipt>) -> Result<Written, Failure> {
-    let mut receipt = receipt.ok_or_else(|| Failure::new(Reason::Internal, "an answer without receipt"))?;
-    let forwarded = i32::from(v1::Degradation::from(Degradation::Forwarded));
-    if !receipt.degraded.contains(&forwarded) {
-        receipt.degraded.push(forwarded);
-        receipt.degraded.sort_unstable();
-    }
-    Ok(Written { context, receipt })
-}
-
 pub(crate) fn not_met(missing: NotMet, sent: bool) -> Failure {
     let reason = if sent { Reason::PartialWrite } else { Reason::QuorumNotMet };
     let message = format!("{} nodes can be reached; {} are needed", missing.reached, missing.needed);
@@ -350,7 +332,7 @@ struct Spread {
     noting: FuturesUnordered<BoxFuture<'static, bool>>,
     /// Hints noted here.
     notes: u32,
-    answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
+    answer: Option<oneshot::Sender<Result<Account, Failure>>>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -381,7 +363,7 @@ impl Spread {
         }
     }
 
-    fn reply(&mut self, answer: Result<Answer, Failure>) {
+    fn reply(&mut self, answer: Result<Account, Failure>) {
         if let Some(sender) = self.answer.take() {
             // The caller may have gone; the write goes on without it.
             let _ = sender.send(answer);
@@ -473,7 +455,7 @@ impl Spread {
         }
     }
 
-    fn account(&self, minted: &Minted) -> Answer {
+    fn account(&self, minted: &Minted) -> Account {
         let Wanted { view, order, w, .. } = &self.wanted;
         let asked = self.quorum.asked();
         let replies: Vec<ReplicaReply> = asked
@@ -523,6 +505,6 @@ impl Spread {
         if !view.primaries.iter().all(heard) {
             receipt.degrade(Degradation::PrimarySilent);
         }
-        Answer { covered: minted.covered.clone(), receipt }
+        Account { covered: minted.covered.clone(), receipt }
     }
 }

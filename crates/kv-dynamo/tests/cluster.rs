@@ -19,18 +19,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use gate::{Gate, GatedTiers};
-use kv_dynamo::{Available, AvailableConfig, Hop};
+use kv_dynamo::{Available, AvailableConfig};
 use kv_env::{Connection, Env, Listener, Network, TcpNetwork};
 use kv_peer::{Address, PeerConfig, PeerHandler, PeerRequest, Peers};
 use kv_proto::peer::{request_frame, response_frame};
-use kv_proto::{client_id_bytes, peer, v1};
+use kv_proto::{DataRequest, client_id_bytes, peer, v1};
 use kv_storage::disk::MemDisk;
 use kv_storage::tier::MemTiers;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::{Catalogue, Member, Ring};
 use kv_types::causal::State;
 use kv_types::{
-    Applied, ClientId, ClusterId, Epoch, Failure, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
+    Applied, ClientId, ClusterId, Epoch, Failure, Hop, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
     NodeId, Placement, Reason, Replication, RingId,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -106,11 +106,24 @@ impl Network for CutNetwork {
     }
 }
 
-struct Handler(Available);
+/// Routes peers' requests as kv-server does, for one namespace.
+struct Handler(Available, Namespace);
 
 impl PeerHandler for Handler {
     fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
-        self.0.handle(request)
+        use kv_proto::peer::forward::Request as Forwarded;
+        let (available, namespace, deadline) = (self.0.clone(), self.1.clone(), request.deadline);
+        let request_frame::Body::Forward(message) = request.body else { return available.handle(request) };
+        Box::pin(async move {
+            let (_, call) = match message.request.unwrap() {
+                Forwarded::Get(request) => request.read()?,
+                Forwarded::Put(request) => request.read()?,
+                Forwarded::Delete(request) => request.read()?,
+                other => panic!("{other:?}"),
+            };
+            let answer = available.serve(&namespace, call, deadline, Hop::Forwarded).await?;
+            Ok(response_frame::Body::Forward(answer.try_into()?))
+        })
     }
 }
 
@@ -212,7 +225,7 @@ impl Cluster {
         let config = AvailableConfig::new(id, recovery.tier_lost);
         let catalogue = self.catalogue.subscribe();
         let dynamo = Available::start(config, storage.clone(), peers.clone(), env, catalogue).await.unwrap();
-        let service = kv_peer::service(&peers, Arc::new(Handler(dynamo.clone())));
+        let service = kv_peer::service(&peers, Arc::new(Handler(dynamo.clone(), self.namespace.clone())));
         let server = tokio::spawn(async move {
             let _ = kv_peer::server_builder().add_service(service).serve_with_incoming(listener).await;
         });
@@ -279,9 +292,10 @@ impl Cluster {
     async fn send(&self, node: u64, request: v1::PutRequest) -> Result<v1::PutResponse, Failure> {
         let deadline = Instant::now() + Duration::from_secs(1);
         let dynamo = &self.nodes[&NodeId(node)].dynamo;
-        timeout(Duration::from_millis(1_100), dynamo.put(&self.namespace, request, deadline, Hop::Client))
-            .await
-            .expect("every wait ends by the deadline")
+        let (_, call) = request.read()?;
+        let served = dynamo.serve(&self.namespace, call, deadline, Hop::Client);
+        let served = timeout(Duration::from_millis(1_100), served).await;
+        served.expect("every wait ends by the deadline")?.try_into()
     }
 
     async fn put(&self, node: u64, key: &str, value: &str) -> Result<v1::PutResponse, Failure> {
@@ -309,9 +323,10 @@ impl Cluster {
         };
         let deadline = Instant::now() + Duration::from_secs(1);
         let dynamo = &self.nodes[&NodeId(node)].dynamo;
-        timeout(Duration::from_millis(1_100), dynamo.get(&self.namespace, request, deadline, Hop::Client))
-            .await
-            .expect("every wait ends by the deadline")
+        let (_, call) = request.read()?;
+        let served = dynamo.serve(&self.namespace, call, deadline, Hop::Client);
+        let served = timeout(Duration::from_millis(1_100), served).await;
+        served.expect("every wait ends by the deadline")?.try_into()
     }
 
     async fn until_shown(&self, key: &str, value: &str) {

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::{join_all, try_join_all};
-use kv_client::{Client, ClientOptions, Topology};
+use kv_client::{Client, ClientOptions, PeerState, Topology};
 use kv_types::{GroupId, NodeId};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -688,7 +688,9 @@ async fn serves(address: &str, running: &BTreeSet<NodeId>) -> bool {
     };
     let whole = status.rebuilding_partitions == 0;
     let mut peers = status.peers.iter().filter(|peer| running.contains(&NodeId(peer.node)));
-    [GroupId::CATALOGUE, GroupId::FIRST_DATA].iter().all(led) && whole && peers.all(|peer| peer.state == "up")
+    [GroupId::CATALOGUE, GroupId::FIRST_DATA].iter().all(led)
+        && whole
+        && peers.all(|peer| peer.state() == PeerState::Up)
 }
 
 fn client_port(base: u16, node: NodeId) -> u16 {

@@ -2,6 +2,7 @@
 //! named failure when it does not fit.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use bytes::Bytes;
 use kv_types::catalogue::{Group, Member};
@@ -366,6 +367,29 @@ impl TryFrom<&admin::Namespace> for Namespace {
             settings_version: message.settings_version,
             guarantee: message.guarantee().try_into()?,
             placement,
+        })
+    }
+}
+
+impl fmt::Display for admin::GroupRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unspecified => "unknown",
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+        })
+    }
+}
+
+impl fmt::Display for admin::PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unspecified => "unknown",
+            Self::Up => "up",
+            Self::Suspected => "suspected",
+            Self::Down => "down",
         })
     }
 }

@@ -2,9 +2,11 @@
 //! vocabulary of kv-types, and the table that maps error reasons to gRPC codes. Field numbers stay behind
 //! this crate.
 
+mod calls;
 mod convert;
 mod status;
 
+pub use calls::DataRequest;
 pub use convert::{
     DecodeError, client_id_bytes, client_id_from_bytes, cluster_id_bytes, cluster_id_from_bytes,
 };

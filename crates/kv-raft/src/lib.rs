@@ -64,4 +64,4 @@ pub use config::RaftConfig;
 pub use groups::StartError;
 pub use machine_error::MachineError;
 pub use runtime::NodeRuntime;
-pub use strong::{Hop, Strong};
+pub use strong::Strong;

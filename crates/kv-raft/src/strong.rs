@@ -21,17 +21,18 @@ use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer, v1};
 use kv_storage::Storage;
+use kv_types::call::{Presence, Read};
 use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::{
-    Degradation, Evidence, Failure, GroupId, Guarantee, Key, Mutation, Namespace, NamespaceId, NodeId,
-    Placement, ReadPath, Reason, Receipt, StrongEvidence, Value,
+    Answer, Call, Evidence, Failure, GroupId, Guarantee, Hop, Key, Mutation, Namespace, NamespaceId, NodeId,
+    Outcome, Placement, ReadPath, Reason, Receipt, StrongEvidence,
 };
 use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use answer::{Answer, unexpected_reply};
+use answer::{FromLeader, unexpected_reply};
 use new_namespace::namespace_spec;
 
 use crate::builder::SnapshotWork;
@@ -48,15 +49,6 @@ use crate::runtime::NodeRuntime;
 use crate::sessions::AllOpenings;
 use crate::snapshot_in::Gate;
 use crate::tables::{Table, keys};
-
-/// How a request came here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hop {
-    /// From a client: it may be passed on to the leader.
-    Client,
-    /// From a peer that took it from a client: it is served here or refused.
-    Forwarded,
-}
 
 /// The catalogue and the strong namespaces of a node.
 #[derive(Clone)]
@@ -171,121 +163,59 @@ impl Strong {
 
     // ---- operations
 
+    /// Serves a call about a key of a strong namespace: here when this node leads, otherwise by the leader.
+    /// The call suits the mode of the namespace.
+    pub async fn serve(
+        &self,
+        namespace: &Namespace,
+        call: Call,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<Answer, Failure> {
+        let (key, mutation, operation) = match &call {
+            Call::Get(get) => {
+                let read = self.read(namespace, &get.key, &call, deadline, hop);
+                return read.await.map_err(Failure::of_read);
+            }
+            Call::Put(put) => (&put.key, put.mutation, Operation::Put(put.value.as_bytes().clone())),
+            Call::Delete(delete) => (&delete.key, delete.mutation, Operation::Delete),
+            Call::CompareAndSet(swap) => {
+                let (expected, value) = (swap.expected_revision, swap.value.as_bytes().clone());
+                (&swap.key, swap.mutation, Operation::CompareAndSet { expected, value })
+            }
+        };
+        let written = self.write(namespace, key, mutation, operation, &call, deadline, hop).await;
+        written.map_err(|failure| failure.of_request(mutation.request_id))
+    }
+
     /// Reads a key, linearizably.
-    pub async fn get(
+    async fn read(
         &self,
         namespace: &Namespace,
-        request: v1::GetRequest,
+        key: &Key,
+        call: &Call,
         deadline: Instant,
         hop: Hop,
-    ) -> Result<v1::GetResponse, Failure> {
-        let read = async {
-            let group = self.group_of(namespace)?;
-            if request.read_replicas.is_some() || request.strict {
-                return Err(wrong_mode(namespace, "a count of replicas"));
-            }
-            let key = Key::new(request.key.clone())?;
-            let local = async {
-                let places = |space| {
-                    let place = keys::data(space, namespace.id, key.as_bytes());
-                    [(Table::Data, place), (Table::Meta, keys::revision(space, namespace.id))]
-                };
-                let (point, [found, revision]) = group.read(places, deadline).await?;
-                let found =
-                    found.map(Live::of_row).transpose().map_err(|error| unreadable(&error))?.flatten();
-                let past = revision.map(Past::decode).transpose().map_err(|error| unreadable(&error))?;
-                let revision = past.map(|past| past.revision);
-                let presence = if found.is_some() { v1::Presence::Found } else { v1::Presence::Absent };
-                let (revision_of_value, value) =
-                    found.map(|row| (row.revision, row.value)).unwrap_or_default();
-                Ok(v1::GetResponse {
-                    presence: presence.into(),
-                    value,
-                    revision: revision_of_value,
-                    receipt: Some(self.receipt_of_read(namespace, group, point, revision.unwrap_or(0))),
-                    ..v1::GetResponse::default()
-                })
+    ) -> Result<Answer, Failure> {
+        let group = self.group_of(namespace)?;
+        let local = async {
+            let places = |space| {
+                let place = keys::data(space, namespace.id, key.as_bytes());
+                [(Table::Data, place), (Table::Meta, keys::revision(space, namespace.id))]
             };
-            let onward = || Forwarded::Get(request.clone());
-            self.serve(group, namespace.id, Effectless::Yes, local, onward, deadline, hop).await
+            let (point, [found, revision]) = group.read(places, deadline).await?;
+            let found = found.map(Live::of_row).transpose().map_err(|error| unreadable(&error))?.flatten();
+            let past = revision.map(Past::decode).transpose().map_err(|error| unreadable(&error))?;
+            let revision = past.map_or(0, |past| past.revision);
+            let receipt = self.receipt_of_read(namespace, group, point, revision);
+            let presence = if found.is_some() { Presence::Found } else { Presence::Absent };
+            let (revision, value) = found.map(|row| (row.revision, row.value)).unwrap_or_default();
+            let (siblings, context) = (Vec::new(), Bytes::new());
+            let read = Read { presence, value, revision, siblings, context };
+            Ok(Answer { outcome: Outcome::Read(read), receipt })
         };
-        read.await.map_err(Failure::of_read)
-    }
-
-    /// Writes a key.
-    pub async fn put(
-        &self,
-        namespace: &Namespace,
-        request: v1::PutRequest,
-        deadline: Instant,
-        hop: Hop,
-    ) -> Result<v1::PutResponse, Failure> {
-        if request.context.is_some() || request.write_replicas.is_some() || request.strict {
-            return Err(wrong_mode(namespace, "a context or a count of replicas"));
-        }
-        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-        let operation = Operation::Put(Value::new(request.value.clone())?.into_bytes());
-        let onward = || Forwarded::Put(request.clone());
-        let answer = |written: &Written, receipt| match written.effect {
-            Effect::Put => Some(v1::PutResponse {
-                revision: written.namespace_revision,
-                receipt,
-                ..v1::PutResponse::default()
-            }),
-            _ => None,
-        };
-        self.write(namespace, &request.key, mutation, operation, onward, answer, deadline, hop).await
-    }
-
-    /// Deletes a key.
-    pub async fn delete(
-        &self,
-        namespace: &Namespace,
-        request: v1::DeleteRequest,
-        deadline: Instant,
-        hop: Hop,
-    ) -> Result<v1::DeleteResponse, Failure> {
-        if request.context.is_some() || request.write_replicas.is_some() || request.strict {
-            return Err(wrong_mode(namespace, "a context or a count of replicas"));
-        }
-        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-        let onward = || Forwarded::Delete(request.clone());
-        let answer = |written: &Written, receipt| match written.effect {
-            Effect::Deleted { existed } => Some(v1::DeleteResponse {
-                existed,
-                revision: written.namespace_revision,
-                receipt,
-                ..v1::DeleteResponse::default()
-            }),
-            _ => None,
-        };
-        self.write(namespace, &request.key, mutation, Operation::Delete, onward, answer, deadline, hop).await
-    }
-
-    /// Writes a key if its revision is the expected one.
-    pub async fn compare_and_set(
-        &self,
-        namespace: &Namespace,
-        request: v1::CompareAndSetRequest,
-        deadline: Instant,
-        hop: Hop,
-    ) -> Result<v1::CompareAndSetResponse, Failure> {
-        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-        let value = Value::new(request.value.clone())?.into_bytes();
-        let operation = Operation::CompareAndSet { expected: request.expected_revision, value };
-        let onward = || Forwarded::CompareAndSet(request.clone());
-        let answer = |written: &Written, receipt| match &written.effect {
-            Effect::Swapped => {
-                let revision = written.namespace_revision;
-                Some(v1::CompareAndSetResponse { swapped: true, revision, found: Bytes::new(), receipt })
-            }
-            Effect::Mismatch { found } => {
-                let (revision, found) = found.clone().unwrap_or_default();
-                Some(v1::CompareAndSetResponse { swapped: false, revision, found, receipt })
-            }
-            _ => None,
-        };
-        self.write(namespace, &request.key, mutation, operation, onward, answer, deadline, hop).await
+        let onward = || peer::Forward::call(namespace, call);
+        self.at_leader(group, namespace.id, Effectless::Yes, local, onward, deadline, hop).await
     }
 
     /// Creates a namespace.
@@ -328,13 +258,17 @@ impl Strong {
             };
             Ok(admin::CreateNamespaceResponse {
                 namespace: Some(admin::Namespace::of(namespace, data_group)),
-                receipt: Some(self.receipt_of_write(Guarantee::Linearizable, group, &mutation, &written)),
+                receipt: Some(
+                    (&self.receipt_of_write(Guarantee::Linearizable, group, &mutation, &written)).into(),
+                ),
             })
         };
-        let onward = || Forwarded::CreateNamespace(request.clone());
+        let onward = || passed_on(Forwarded::CreateNamespace(request.clone()));
         let about = NamespaceId::default();
-        let created =
-            self.serve(group, about, Effectless::No, local, onward, deadline, hop).await.map_err(named)?;
+        let created = self
+            .at_leader(group, about, Effectless::No, local, onward, deadline, hop)
+            .await
+            .map_err(named)?;
         // A client that created a namespace through this node finds it here, when this node keeps up.
         if let Some(epoch) = created.receipt.as_ref().map(|receipt| receipt.epoch) {
             let patience = deadline.min(Instant::now() + self.0.config.election_max);
@@ -434,8 +368,8 @@ impl Strong {
                 |_| Failure::new(Reason::ResultUnknown, format!("{to} has not taken over by the deadline"));
             timeout_at(deadline, moved).await.map_err(late)?
         };
-        let onward = || Forwarded::TransferLeader(request);
-        self.serve(group, NamespaceId::default(), Effectless::No, local, onward, deadline, hop).await
+        let onward = || passed_on(Forwarded::TransferLeader(request));
+        self.at_leader(group, NamespaceId::default(), Effectless::No, local, onward, deadline, hop).await
     }
 
     // ---- what this node sees
@@ -463,10 +397,10 @@ impl Strong {
         let role = {
             let metrics = group.raft.server_metrics();
             match metrics.borrow_watched().state {
-                ServerState::Leader => "leader",
-                ServerState::Candidate => "candidate",
-                ServerState::Learner => "learner",
-                ServerState::Follower | ServerState::Shutdown => "follower",
+                ServerState::Leader => admin::GroupRole::Leader,
+                ServerState::Candidate => admin::GroupRole::Candidate,
+                ServerState::Learner => admin::GroupRole::Learner,
+                ServerState::Follower | ServerState::Shutdown => admin::GroupRole::Follower,
             }
         };
         let metrics = group.raft.data_metrics();
@@ -474,7 +408,7 @@ impl Strong {
         let index = |id: &Option<crate::config::LogId>| id.as_ref().map_or(0, |id| id.index);
         admin::GroupStatus {
             group: group.id.0,
-            role: role.to_owned(),
+            role: role.into(),
             term,
             leader: leader.map_or(0, |leader| leader.0),
             last_index: index(&metrics.last_log),
@@ -555,13 +489,13 @@ impl Strong {
 
     /// Serves a request here when this node leads, passes it on when it came from a client, and says who
     /// leads otherwise.
-    async fn serve<T: Answer>(
+    async fn at_leader<T: FromLeader>(
         &self,
         group: &Group,
         namespace: NamespaceId,
         effectless: Effectless,
         local: impl Future<Output = Result<T, Unserved>>,
-        onward: impl FnOnce() -> Forwarded,
+        onward: impl FnOnce() -> peer::Forward,
         deadline: Instant,
         hop: Hop,
     ) -> Result<T, Failure> {
@@ -582,7 +516,7 @@ impl Strong {
         };
         match (leader, hop) {
             (Some(leader), Hop::Client) => {
-                let body = Request::Forward(peer::Forward { request: Some(onward()) });
+                let body = Request::Forward(onward());
                 self.forward(group, namespace, leader, effectless, body, deadline).await
             }
             (Some(leader), Hop::Forwarded) => Err(self.not_leader(group, leader)),
@@ -590,7 +524,7 @@ impl Strong {
         }
     }
 
-    async fn forward<T: Answer>(
+    async fn forward<T: FromLeader>(
         &self,
         group: &Group,
         namespace: NamespaceId,
@@ -602,15 +536,7 @@ impl Strong {
         let about = Address { group: group.id, namespace, epoch: self.0.catalogue.borrow().epoch };
         let why = match self.0.peers.call(leader, Lane::Raft, about, body, deadline).await {
             Ok(Response::Forward(peer::ForwardReply { response: Some(response) })) => {
-                let mut answer = T::from_reply(response).ok_or_else(unexpected_reply)?;
-                if let Some(receipt) = answer.receipt_mut() {
-                    let forwarded = v1::Degradation::from(Degradation::Forwarded).into();
-                    if !receipt.degraded.contains(&forwarded) {
-                        receipt.degraded.push(forwarded);
-                        receipt.degraded.sort_unstable();
-                    }
-                }
-                return Ok(answer);
+                return T::from_reply(response);
             }
             Ok(_) => return Err(unexpected_reply()),
             Err(PeerError::Refused(failure)) => return Err(failure),
@@ -646,33 +572,33 @@ impl Strong {
         .with("leader_address", address)
     }
 
-    async fn write<T: Answer>(
+    async fn write(
         &self,
         namespace: &Namespace,
-        key: &Bytes,
+        key: &Key,
         mutation: Mutation,
         operation: Operation,
-        onward: impl FnOnce() -> Forwarded,
-        answer: impl FnOnce(&Written, Option<v1::Receipt>) -> Option<T>,
+        call: &Call,
         deadline: Instant,
         hop: Hop,
-    ) -> Result<T, Failure> {
-        let named = |failure: Failure| failure.of_request(mutation.request_id);
-        let group = self.group_of(namespace).map_err(named)?;
-        let key = Key::new(key.clone()).map_err(named)?.as_bytes().clone();
+    ) -> Result<Answer, Failure> {
+        let group = self.group_of(namespace)?;
         let local = async {
             self.check_level(operation.needs())?;
             let proposed_at_ms = group.wall_ms();
             self.check_opening(group, namespace.id, &mutation, proposed_at_ms)?;
-            let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace.id, key, operation };
+            let (namespace_id, key) = (namespace.id, key.as_bytes().clone());
+            let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace_id, key, operation };
             let response = group.propose(namespace.id, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(unexpected_reply().into()) };
             let written = decided?;
-            let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);
             self.0.writes.fetch_add(1, Ordering::Relaxed);
-            Ok(answer(&written, Some(receipt)).ok_or_else(unexpected_reply)?)
+            let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);
+            let outcome = outcome_of(call, &written).ok_or_else(unexpected_reply)?;
+            Ok(Answer { outcome, receipt })
         };
-        self.serve(group, namespace.id, Effectless::No, local, onward, deadline, hop).await.map_err(named)
+        let onward = || peer::Forward::call(namespace, call);
+        self.at_leader(group, namespace.id, Effectless::No, local, onward, deadline, hop).await
     }
 
     /// Refuses the first attempt of a session's opening when it would be refused for its issue time: nothing
@@ -698,7 +624,7 @@ impl Strong {
         group: &Group,
         mutation: &Mutation,
         written: &Written,
-    ) -> v1::Receipt {
+    ) -> Receipt {
         let evidence = StrongEvidence {
             group: group.id,
             term: written.point.term,
@@ -716,7 +642,7 @@ impl Strong {
         group: &Group,
         point: ReadPoint,
         revision: u64,
-    ) -> v1::Receipt {
+    ) -> Receipt {
         let evidence = StrongEvidence {
             group: group.id,
             term: point.term,
@@ -734,8 +660,8 @@ impl Strong {
         attempts: u32,
         deduplicated: bool,
         proof: StrongEvidence,
-    ) -> v1::Receipt {
-        v1::Receipt::from(&Receipt {
+    ) -> Receipt {
+        Receipt {
             promised,
             epoch: self.0.catalogue.borrow().epoch,
             served_by: self.0.config.node_id,
@@ -743,8 +669,32 @@ impl Strong {
             deduplicated,
             degraded: Vec::new(),
             evidence: Evidence::Strong(proof),
-        })
+        }
     }
+}
+
+/// What a call became of which the log has decided this; `None` if that belongs to another call.
+fn outcome_of(call: &Call, written: &Written) -> Option<Outcome> {
+    let (revision, context) = (written.namespace_revision, Bytes::new());
+    Some(match (call, &written.effect) {
+        (Call::Put(_), Effect::Put) => Outcome::Put { revision, context },
+        (Call::Delete(_), Effect::Deleted { existed }) => {
+            Outcome::Deleted { existed: *existed, revision, context }
+        }
+        (Call::CompareAndSet(_), Effect::Swapped) => {
+            Outcome::Compared { swapped: true, revision, found: Bytes::new() }
+        }
+        (Call::CompareAndSet(_), Effect::Mismatch { found }) => {
+            let (revision, found) = found.clone().unwrap_or_default();
+            Outcome::Compared { swapped: false, revision, found }
+        }
+        _ => return None,
+    })
+}
+
+/// A request that is not about a namespace, on its way to the leader.
+fn passed_on(request: Forwarded) -> peer::Forward {
+    peer::Forward { request: Some(request), settings_version: 0 }
 }
 
 /// Whether a request changes nothing, so that its loss on the way never makes the result *unknown*.

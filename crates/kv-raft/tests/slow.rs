@@ -21,23 +21,28 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kv_env::{Connection, Env, Listener, Network};
 use kv_peer::{PeerConfig, PeerHandler, PeerRequest, Peers};
-use kv_proto::admin::GroupStatus;
+use kv_proto::admin::{GroupRole, GroupStatus};
 use kv_proto::peer::forward::Request as Forwarded;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{client_id_bytes, peer, v1};
-use kv_raft::{Hop, RaftConfig, Strong};
+use kv_raft::{RaftConfig, Strong};
 use kv_storage::disk::{Disk, DiskFile, MemDisk};
 use kv_storage::tier::MemTiers;
 use kv_storage::{Drive, Storage, StorageOptions};
 use kv_types::catalogue::Member;
 use kv_types::{
-    Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName, NodeId,
-    Placement, Reason,
+    Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Hop, Namespace, NamespaceId, NamespaceName,
+    NodeId, Placement, Reason,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+
+use wire::Asked;
+
+#[path = "wire/mod.rs"]
+mod wire;
 
 const CLUSTER: ClusterId = ClusterId(9);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -251,7 +256,7 @@ impl Cluster {
 
     fn leads(&self, id: u64) -> bool {
         let status = self.status(id);
-        status.role == "leader" && status.quorum
+        status.role() == GroupRole::Leader && status.quorum
     }
 
     async fn leader(&self) -> u64 {

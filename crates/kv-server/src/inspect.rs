@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use kv_peer::PeerState;
 use kv_proto::admin;
 use kv_types::catalogue::{Catalogue, token};
 use kv_types::{Failure, Key, Placement};
 
 use crate::admission::Class;
 use crate::membership::advertised;
-use crate::router::{Caller, Router};
+use crate::router::{About, Caller, Router};
 
 impl Router {
     pub(crate) fn list_namespaces(&self, caller: &Caller) -> Result<admin::ListNamespacesResponse, Failure> {
@@ -41,7 +42,7 @@ impl Router {
         let hints: BTreeMap<_, _> = self.available.hints_pending();
         let peers = self.peers.snapshot().into_iter().map(|(node, liveness)| admin::PeerStatus {
             node: node.0,
-            state: liveness.state.to_string(),
+            state: state_of(liveness.state).into(),
             last_heard_ms: liveness.last_heard.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
             hints_pending: hints.get(&node).copied().unwrap_or(0),
         });
@@ -86,7 +87,8 @@ impl Router {
         request: &admin::GetRingOwnersRequest,
         caller: &Caller,
     ) -> Result<admin::GetRingOwnersResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, caller).await.map_err(Failure::of_read)?;
+        let namespace =
+            self.namespace(About::Name(&request.namespace), caller).await.map_err(Failure::of_read)?;
         let key = Key::new(request.key.clone())?;
         match namespace.placement {
             Placement::Available { .. } => {
@@ -113,7 +115,8 @@ impl Router {
         request: &admin::GetDigestRequest,
         caller: &Caller,
     ) -> Result<admin::GetDigestResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, caller).await.map_err(Failure::of_read)?;
+        let namespace =
+            self.namespace(About::Name(&request.namespace), caller).await.map_err(Failure::of_read)?;
         self.read(caller.deadline, async {
             match namespace.placement {
                 Placement::Available { .. } => self.available.digest(&namespace).await,
@@ -121,6 +124,14 @@ impl Router {
             }
         })
         .await
+    }
+}
+
+fn state_of(state: PeerState) -> admin::PeerState {
+    match state {
+        PeerState::Up => admin::PeerState::Up,
+        PeerState::Suspected => admin::PeerState::Suspected,
+        PeerState::Down => admin::PeerState::Down,
     }
 }
 

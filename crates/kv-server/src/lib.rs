@@ -11,6 +11,7 @@ mod health;
 mod inspect;
 mod limits;
 mod membership;
+mod mode;
 mod near;
 mod node;
 pub mod program;

@@ -1,15 +1,13 @@
-//! What is checked of a request before either mode sees it: pure functions of the request and the catalogue,
-//! each refusal with its own name. The same checks run where a client's request arrives and where a forwarded
-//! one does.
+//! What is checked of a request beside its own parts before a mode sees it: pure functions of the request and
+//! the catalogue, each refusal with its own name. The same checks run where a client's request arrives and
+//! where one does that was passed on.
 
 use std::time::Duration;
 
 use kv_proto::{admin, v1};
 use kv_types::catalogue::Catalogue;
-use kv_types::limits::{MAX_CONTEXT_BYTES, MAX_NAMESPACE_NAME_BYTES};
-use kv_types::{
-    Failure, Key, Mode, Mutation, Namespace, NamespaceName, Placement, Reason, ReplicaCount, Value,
-};
+use kv_types::limits::MAX_NAMESPACE_NAME_BYTES;
+use kv_types::{Failure, Mutation, NamespaceName, Reason};
 use tokio::time::Instant;
 
 use crate::limits::{ANSWER_MARGIN, SUGGESTION_CANDIDATES, SUGGESTIONS};
@@ -91,109 +89,6 @@ pub(crate) fn not_ready() -> Failure {
     Failure::new(Reason::NotReady, "this node has not seen the catalogue yet").retry_after_ms(200)
 }
 
-fn mismatch(namespace: &Namespace, what: &str) -> Failure {
-    let (mode, other) = match namespace.mode() {
-        Mode::Strong => (Mode::Strong, Mode::Available),
-        Mode::Available => (Mode::Available, Mode::Strong),
-    };
-    let message = format!(
-        "`{}` is {} {mode} namespace and does not support {what}; use {} {other} namespace",
-        namespace.name,
-        article(mode),
-        article(other)
-    );
-    Failure::new(Reason::ModeMismatch, message).with("mode", mode).with("offered_by", other)
-}
-
-fn article(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Strong => "a",
-        Mode::Available => "an",
-    }
-}
-
-/// What both modes have, or only one.
-fn options(
-    namespace: &Namespace,
-    replicas: Option<&v1::ReplicaCount>,
-    strict: bool,
-    of: &str,
-) -> Result<(), Failure> {
-    match namespace.placement {
-        Placement::Strong { .. } if replicas.is_some() => Err(mismatch(namespace, of)),
-        Placement::Strong { .. } if strict => Err(mismatch(namespace, "strict quorums")),
-        Placement::Available { replication, .. } => {
-            replicas.map_or(Ok(()), |count| ReplicaCount::try_from(count)?.of(replication.n).map(|_| ()))
-        }
-        Placement::Strong { .. } => Ok(()),
-    }
-}
-
-/// An available write says what it supersedes, a strong one has nothing to say about it.
-fn context(namespace: &Namespace, context: Option<&v1::WriteContext>) -> Result<(), Failure> {
-    use v1::write_context::Context;
-    let context = context.and_then(|context| context.context.as_ref());
-    match (namespace.mode(), context) {
-        (Mode::Strong, None) => Ok(()),
-        (Mode::Strong, Some(_)) => Err(mismatch(namespace, "write contexts")),
-        (Mode::Available, Some(Context::Causal(bytes))) if bytes.len() > MAX_CONTEXT_BYTES => {
-            Err(Failure::new(
-                Reason::BadContext,
-                format!(
-                    "the context has {} bytes; contexts that a node gives out have at most {MAX_CONTEXT_BYTES}",
-                    bytes.len()
-                ),
-            ))
-        }
-        (Mode::Available, Some(Context::Causal(_) | Context::Observed(true) | Context::Blind(true))) => {
-            Ok(())
-        }
-        (Mode::Available, _) => Err(Failure::new(
-            Reason::ContextMissing,
-            format!(
-                "a write to `{}` must say what it supersedes: the context of a read (causal), what the replica has \
-                 now (observed), or nothing (blind)",
-                namespace.name
-            ),
-        )),
-    }
-}
-
-pub(crate) fn get(namespace: &Namespace, request: &v1::GetRequest) -> Result<(), Failure> {
-    Key::new(request.key.clone())?;
-    options(namespace, request.read_replicas.as_ref(), request.strict, "a count of read replicas")
-}
-
-pub(crate) fn put(namespace: &Namespace, request: &v1::PutRequest) -> Result<Mutation, Failure> {
-    let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-    Key::new(request.key.clone())?;
-    Value::new(request.value.clone())?;
-    context(namespace, request.context.as_ref())?;
-    options(namespace, request.write_replicas.as_ref(), request.strict, "a count of write replicas")?;
-    Ok(mutation)
-}
-
-pub(crate) fn delete(namespace: &Namespace, request: &v1::DeleteRequest) -> Result<Mutation, Failure> {
-    let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-    Key::new(request.key.clone())?;
-    context(namespace, request.context.as_ref())?;
-    options(namespace, request.write_replicas.as_ref(), request.strict, "a count of write replicas")?;
-    Ok(mutation)
-}
-
-pub(crate) fn compare_and_set(
-    namespace: &Namespace,
-    request: &v1::CompareAndSetRequest,
-) -> Result<Mutation, Failure> {
-    let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-    Key::new(request.key.clone())?;
-    Value::new(request.value.clone())?;
-    match namespace.mode() {
-        Mode::Strong => Ok(mutation),
-        Mode::Available => Err(mismatch(namespace, "compare-and-set")),
-    }
-}
-
 /// A new namespace has a name, a mode and a request id; the catalogue checks its other settings.
 pub(crate) fn create_namespace(request: &admin::CreateNamespaceRequest) -> Result<Mutation, Failure> {
     let mutation = v1::Mutation::read(request.mutation.as_ref())?;
@@ -216,8 +111,7 @@ fn mode_missing(name: &NamespaceName) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
-    use kv_types::{GroupId, Guarantee, NamespaceId, Replication, RingId};
+    use kv_types::{GroupId, Guarantee, Namespace, NamespaceId, Placement, Replication, RingId};
 
     fn namespace_of(id: u64, name: &str, placement: Placement) -> Namespace {
         Namespace {
@@ -241,17 +135,6 @@ mod tests {
     fn mutation() -> Option<v1::Mutation> {
         let client_id = vec![7; 16].into();
         Some(v1::Mutation { client_id, seq: 1, issued_at_ms: 1, lowest_unacked: 1, attempt: 1 })
-    }
-
-    fn blind() -> Option<v1::WriteContext> {
-        Some(v1::WriteContext { context: Some(v1::write_context::Context::Blind(true)) })
-    }
-
-    fn request(change: impl FnOnce(&mut v1::PutRequest)) -> v1::PutRequest {
-        let mut request =
-            v1::PutRequest { key: "k".into(), mutation: mutation(), context: blind(), ..Default::default() };
-        change(&mut request);
-        request
     }
 
     #[test]
@@ -285,76 +168,6 @@ mod tests {
         assert_eq!((unknown.reason, unknown.detail("nearest")), (Reason::NamespaceUnknown, None));
         let near = unknown_namespace(&catalogue, "banks");
         assert_eq!((near.reason, near.detail("nearest")), (Reason::NamespaceUnknown, Some("bank")));
-    }
-
-    #[test]
-    fn each_bad_write_has_its_name() {
-        type Change = fn(&mut v1::PutRequest);
-        let none: Change = |_| {};
-        let table: [(Change, Namespace, Option<Reason>); 13] = [
-            (none, cart(), None),
-            (|r| r.context = None, bank(), None),
-            (none, bank(), Some(Reason::ModeMismatch)),
-            (|r| r.context = None, cart(), Some(Reason::ContextMissing)),
-            (|r| r.context = Some(v1::WriteContext::default()), cart(), Some(Reason::ContextMissing)),
-            (|r| r.key = Default::default(), cart(), Some(Reason::EmptyKey)),
-            (|r| r.key = vec![0; MAX_KEY_BYTES + 1].into(), cart(), Some(Reason::LimitKey)),
-            (|r| r.value = vec![0; MAX_VALUE_BYTES + 1].into(), cart(), Some(Reason::LimitValue)),
-            (|r| r.mutation = None, cart(), Some(Reason::RequestIdInvalid)),
-            (
-                |r| r.write_replicas = Some(ReplicaCount::Number(4).into()),
-                cart(),
-                Some(Reason::InvalidRequest),
-            ),
-            (
-                |r| {
-                    r.context = None;
-                    r.write_replicas = Some(ReplicaCount::All.into());
-                },
-                bank(),
-                Some(Reason::ModeMismatch),
-            ),
-            (
-                |r| {
-                    r.context = None;
-                    r.strict = true;
-                },
-                bank(),
-                Some(Reason::ModeMismatch),
-            ),
-            (
-                |r| {
-                    let causal = v1::write_context::Context::Causal(vec![0; MAX_CONTEXT_BYTES + 1].into());
-                    r.context = Some(v1::WriteContext { context: Some(causal) });
-                },
-                cart(),
-                Some(Reason::BadContext),
-            ),
-        ];
-        for (row, (change, namespace, reason)) in table.into_iter().enumerate() {
-            assert_eq!(
-                put(&namespace, &request(change)).err().map(|failure| failure.reason),
-                reason,
-                "row {row}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_mismatch_names_the_mode_that_offers_it() {
-        let request =
-            v1::CompareAndSetRequest { key: "k".into(), mutation: mutation(), ..Default::default() };
-        assert!(compare_and_set(&bank(), &request).is_ok());
-        let refused = compare_and_set(&cart(), &request).unwrap_err();
-        assert_eq!((refused.reason, refused.detail("offered_by")), (Reason::ModeMismatch, Some("strong")));
-        let read = v1::GetRequest {
-            key: "k".into(),
-            read_replicas: Some(ReplicaCount::All.into()),
-            ..Default::default()
-        };
-        assert!(get(&cart(), &read).is_ok());
-        let refused = get(&bank(), &read).unwrap_err();
-        assert_eq!((refused.reason, refused.detail("offered_by")), (Reason::ModeMismatch, Some("available")));
     }
 
     #[test]

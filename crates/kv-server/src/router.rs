@@ -10,11 +10,11 @@ use futures_util::future::BoxFuture;
 use kv_dynamo::Available;
 use kv_peer::{PeerHandler, PeerRequest, Peers};
 use kv_proto::peer::{Forward, ForwardReply, forward, forward_reply, request_frame, response_frame};
-use kv_proto::{admin, v1};
+use kv_proto::{DataRequest, admin, v1};
 use kv_raft::Strong;
 use kv_storage::Storage;
 use kv_types::catalogue::Catalogue;
-use kv_types::{Failure, Mode, Namespace, NodeId, Reason, RequestId};
+use kv_types::{Answer, Call, Failure, Hop, Mode, Namespace, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -23,34 +23,8 @@ use crate::admission::Class;
 use crate::directory::{Directory, Names};
 use crate::gate::{Gate, Place};
 use crate::limits::NAMESPACE_WAIT;
+use crate::mode::ModeService;
 use crate::requests::{self, Deadline};
-
-/// Who brings a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hop {
-    /// A client: it may be forwarded once.
-    Client,
-    /// A peer: it is served here or refused.
-    Forwarded,
-}
-
-impl From<Hop> for kv_raft::Hop {
-    fn from(hop: Hop) -> Self {
-        match hop {
-            Hop::Client => Self::Client,
-            Hop::Forwarded => Self::Forwarded,
-        }
-    }
-}
-
-impl From<Hop> for kv_dynamo::Hop {
-    fn from(hop: Hop) -> Self {
-        match hop {
-            Hop::Client => Self::Client,
-            Hop::Forwarded => Self::Forwarded,
-        }
-    }
-}
 
 /// What every request brings beside its message.
 #[derive(Clone)]
@@ -59,6 +33,15 @@ pub(crate) struct Caller {
     pub(crate) deadline: Deadline,
     /// What it is counted by, until its answer was sent.
     pub(crate) place: Arc<Place>,
+}
+
+/// How a request says which namespace it is about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum About<'a> {
+    /// By name, from a client.
+    Name(&'a str),
+    /// By id, from a node that read it by these settings.
+    Id(NamespaceId, u64),
 }
 
 /// The parts of a running node, shared by its services.
@@ -114,29 +97,87 @@ impl Router {
     }
 
     /// The namespace, once the request is let in under it. One that was created elsewhere just now is waited
-    /// for, and one that is unknown is looked for among its neighbours once, under a class of its own.
-    pub(crate) async fn namespace(&self, name: &str, caller: &Caller) -> Result<Arc<Namespace>, Failure> {
+    /// for, and a name that is unknown is looked for among its neighbours once, under a class of its own.
+    pub(crate) async fn namespace(
+        &self,
+        about: About<'_>,
+        caller: &Caller,
+    ) -> Result<Arc<Namespace>, Failure> {
+        let look = |names: Arc<Names>| match about {
+            About::Name(name) => names.get(name),
+            About::Id(id, _) => names.of_id(id),
+        };
         let enter = |namespace: Arc<Namespace>| {
+            if let About::Id(_, version) = about
+                && namespace.settings_version != version
+            {
+                let (node, known) = (self.node(), namespace.settings_version);
+                let message = format!(
+                    "{node} knows version {known} of the settings of `{}`, and not {version}",
+                    namespace.name
+                );
+                return Err(Failure::new(Reason::WrongEpoch, message).with("settings_version", known));
+            }
             caller.place.enter(Class::Namespace(namespace.mode(), namespace.id)).map(|()| namespace)
         };
-        if let Some(namespace) = self.names().get(name) {
+        if let Some(namespace) = look(self.names()) {
             return enter(namespace);
         }
         caller.place.enter(Class::Unknown)?;
         let mut catalogue = self.catalogue.clone();
         let found = async {
             loop {
-                if let Some(namespace) = self.names().get(name) {
+                if let Some(namespace) = look(self.names()) {
                     return Some(namespace);
                 }
                 catalogue.changed().await.ok()?;
             }
         };
         let until = caller.deadline.work.min(Instant::now() + NAMESPACE_WAIT);
-        match timeout_at(until, found).await {
-            Ok(Some(namespace)) => enter(namespace),
-            _ => Err(requests::unknown_namespace(self.names().catalogue(), name)),
+        match (timeout_at(until, found).await, about) {
+            (Ok(Some(namespace)), _) => enter(namespace),
+            (_, About::Name(name)) => Err(requests::unknown_namespace(self.names().catalogue(), name)),
+            (_, About::Id(id, _)) => {
+                let message = format!("{} knows no {id}", self.node());
+                Err(Failure::new(Reason::NamespaceUnknown, message))
+            }
         }
+    }
+
+    fn mode(&self, mode: Mode) -> &dyn ModeService {
+        match mode {
+            Mode::Strong => &self.strong,
+            Mode::Available => &self.available,
+        }
+    }
+
+    /// Serves a request of the data service.
+    pub(crate) async fn call<R: DataRequest>(&self, request: R, caller: &Caller) -> Result<Answer, Failure> {
+        let (name, call) = request.read()?;
+        self.serve(About::Name(&name), call, caller).await
+    }
+
+    async fn serve(&self, about: About<'_>, call: Call, caller: &Caller) -> Result<Answer, Failure> {
+        let request = call.mutation().map(|mutation| mutation.request_id);
+        let served = async {
+            let namespace = self.namespace(about, caller).await?;
+            call.check_mode(&namespace)?;
+            let mode = self.mode(namespace.mode());
+            let work = mode.serve(namespace, call, caller.deadline.work, caller.hop);
+            match request {
+                None => self.read(caller.deadline, work).await,
+                Some(request) => {
+                    self.mutate(request, caller, work, |answer| Some(answer.receipt.served_by)).await
+                }
+            }
+        };
+        served.await.map_err(|mut failure: Failure| match request {
+            None => failure.of_read(),
+            Some(request) => {
+                failure.request_id.get_or_insert(request);
+                failure
+            }
+        })
     }
 
     /// A read: given up when its caller is gone.
@@ -161,7 +202,7 @@ impl Router {
         request: RequestId,
         caller: &Caller,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-        receipt: impl FnOnce(&T) -> Option<&v1::Receipt>,
+        served_by: impl FnOnce(&T) -> Option<NodeId>,
     ) -> Result<T, Failure> {
         let place = Arc::clone(&caller.place);
         let task = tokio::spawn(async move {
@@ -179,83 +220,13 @@ impl Router {
                 format!("{} has no result by the deadline; it may still be applied", self.node()),
             )),
         };
-        if result.as_ref().ok().and_then(receipt).is_some_and(|receipt| receipt.served_by == self.node().0) {
+        if result.as_ref().ok().and_then(served_by) == Some(self.node()) {
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
         result.map_err(|mut failure| {
             failure.request_id.get_or_insert(request);
             failure
         })
-    }
-
-    pub(crate) async fn get(
-        &self,
-        request: v1::GetRequest,
-        caller: &Caller,
-    ) -> Result<v1::GetResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, caller).await.map_err(Failure::of_read)?;
-        requests::get(&namespace, &request)?;
-        let Caller { hop, deadline, .. } = *caller;
-        self.read(deadline, async {
-            match namespace.mode() {
-                Mode::Strong => self.strong.get(&namespace, request, deadline.work, hop.into()).await,
-                Mode::Available => self.available.get(&namespace, request, deadline.work, hop.into()).await,
-            }
-        })
-        .await
-    }
-
-    pub(crate) async fn put(
-        &self,
-        request: v1::PutRequest,
-        caller: &Caller,
-    ) -> Result<v1::PutResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, caller).await?;
-        let mutation =
-            requests::put(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
-        let Caller { hop, deadline, .. } = *caller;
-        let (strong, available) = (self.strong.clone(), self.available.clone());
-        let work = async move {
-            match namespace.mode() {
-                Mode::Strong => strong.put(&namespace, request, deadline.work, hop.into()).await,
-                Mode::Available => available.put(&namespace, request, deadline.work, hop.into()).await,
-            }
-        };
-        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
-    }
-
-    pub(crate) async fn delete(
-        &self,
-        request: v1::DeleteRequest,
-        caller: &Caller,
-    ) -> Result<v1::DeleteResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, caller).await?;
-        let mutation =
-            requests::delete(&namespace, &request).map_err(|f| named(f, request.mutation.as_ref()))?;
-        let Caller { hop, deadline, .. } = *caller;
-        let (strong, available) = (self.strong.clone(), self.available.clone());
-        let work = async move {
-            match namespace.mode() {
-                Mode::Strong => strong.delete(&namespace, request, deadline.work, hop.into()).await,
-                Mode::Available => available.delete(&namespace, request, deadline.work, hop.into()).await,
-            }
-        };
-        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
-    }
-
-    pub(crate) async fn compare_and_set(
-        &self,
-        request: v1::CompareAndSetRequest,
-        caller: &Caller,
-    ) -> Result<v1::CompareAndSetResponse, Failure> {
-        let namespace = self.namespace(&request.namespace, caller).await?;
-        let mutation = requests::compare_and_set(&namespace, &request)
-            .map_err(|f| named(f, request.mutation.as_ref()))?;
-        let Caller { hop, deadline, .. } = *caller;
-        let strong = self.strong.clone();
-        let work =
-            async move { strong.compare_and_set(&namespace, request, deadline.work, hop.into()).await };
-        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
     }
 
     pub(crate) async fn create_namespace(
@@ -271,8 +242,11 @@ impl Router {
         }
         let Caller { hop, deadline, .. } = *caller;
         let strong = self.strong.clone();
-        let work = async move { strong.create_namespace(request, deadline.work, hop.into()).await };
-        self.mutate(mutation.request_id, caller, work, |answer| answer.receipt.as_ref()).await
+        let work = async move { strong.create_namespace(request, deadline.work, hop).await };
+        let served_by = |created: &admin::CreateNamespaceResponse| {
+            created.receipt.as_ref().map(|receipt| NodeId(receipt.served_by))
+        };
+        self.mutate(mutation.request_id, caller, work, served_by).await
     }
 
     pub(crate) async fn transfer_leader(
@@ -282,37 +256,44 @@ impl Router {
     ) -> Result<admin::TransferLeaderResponse, Failure> {
         caller.place.enter(Class::Admin)?;
         let Caller { hop, deadline, .. } = *caller;
-        timeout_at(deadline.answer, self.strong.transfer_leader(request, deadline.work, hop.into()))
+        timeout_at(deadline.answer, self.strong.transfer_leader(request, deadline.work, hop))
             .await
             .unwrap_or_else(|_| {
                 Err(Failure::new(Reason::ResultUnknown, "no new leader was seen by the deadline"))
             })
     }
 
-    async fn forwarded(&self, message: Forward, left: Duration) -> Result<response_frame::Body, Failure> {
+    async fn forwarded(
+        &self,
+        message: Forward,
+        namespace: NamespaceId,
+        left: Duration,
+    ) -> Result<ForwardReply, Failure> {
         use forward::Request;
         use forward_reply::Response;
         let place = self.gate.forwarded();
         let deadline = Deadline::of(place.arrived(), left);
         let caller = &Caller { hop: Hop::Forwarded, deadline, place };
+        let about = About::Id(namespace, message.settings_version);
         let request = message
             .request
             .ok_or_else(|| Failure::new(Reason::InvalidRequest, "a forwarded request of an unknown kind"))?;
-        let response = match request {
-            Request::Get(request) => Response::Get(self.get(request, caller).await?),
-            Request::Put(request) => Response::Put(self.put(request, caller).await?),
-            Request::Delete(request) => Response::Delete(self.delete(request, caller).await?),
-            Request::CompareAndSet(request) => {
-                Response::CompareAndSet(self.compare_and_set(request, caller).await?)
-            }
+        let call = match request {
+            Request::Get(request) => request.read(),
+            Request::Put(request) => request.read(),
+            Request::Delete(request) => request.read(),
+            Request::CompareAndSet(request) => request.read(),
             Request::CreateNamespace(request) => {
-                Response::CreateNamespace(self.create_namespace(request, caller).await?)
+                let created = self.create_namespace(request, caller).await?;
+                return Ok(ForwardReply { response: Some(Response::CreateNamespace(created)) });
             }
             Request::TransferLeader(request) => {
-                Response::TransferLeader(self.transfer_leader(request, caller).await?)
+                let moved = self.transfer_leader(request, caller).await?;
+                return Ok(ForwardReply { response: Some(Response::TransferLeader(moved)) });
             }
         };
-        Ok(response_frame::Body::Forward(ForwardReply { response: Some(response) }))
+        let (_, call) = call?;
+        self.serve(about, call, caller).await?.try_into()
     }
 
     fn is_member(&self, node: NodeId) -> bool {
@@ -353,7 +334,11 @@ impl PeerHandler for PeerRouter {
             }
             Body::Forward(message) => {
                 let left = request.deadline.saturating_duration_since(Instant::now());
-                Box::pin(async move { router.forwarded(message, left).await })
+                let namespace = request.about.namespace;
+                Box::pin(async move {
+                    let reply = router.forwarded(message, namespace, left).await?;
+                    Ok(response_frame::Body::Forward(reply))
+                })
             }
             Body::Ping(_) => {
                 let failure = Failure::new(Reason::Internal, "pings are answered before they come here");

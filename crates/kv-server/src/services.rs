@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use kv_proto::admin::admin_service_server::AdminService;
 use kv_proto::v1::kv_service_server::KvService;
-use kv_proto::{admin, status_from_failure, v1};
+use kv_proto::{DataRequest, admin, status_from_failure, v1};
 use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
-use kv_types::{Failure, Reason};
+use kv_types::{Failure, Hop, Reason};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::gate::Place;
 use crate::requests::{self, Deadline};
-use crate::router::{Caller, Hop, Router};
+use crate::router::{Caller, Router};
 
 /// Both services.
 #[derive(Clone)]
@@ -62,37 +62,37 @@ fn mutation<T: Message>(result: Result<T, Failure>, caller: &Caller) -> Answer<T
     result.map(Response::new).map_err(|failure| status_from_failure(&failure))
 }
 
+impl Services {
+    async fn serve<R: DataRequest>(&self, request: Request<R>) -> Answer<R::Response> {
+        let (request, caller) = self.open(request)?;
+        match self.0.call(request, &caller).await {
+            // What was found may be large, and is sent if there is room.
+            Ok(answer) if answer.changed_nothing() => read(answer.try_into(), &caller),
+            Ok(answer) => mutation(answer.try_into(), &caller),
+            Err(failure) => Err(status_from_failure(&failure)),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl KvService for Services {
     async fn get(&self, request: Request<v1::GetRequest>) -> Answer<v1::GetResponse> {
-        let (request, caller) = self.open(request)?;
-        read(self.0.get(request, &caller).await, &caller)
+        self.serve(request).await
     }
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Answer<v1::PutResponse> {
-        let (request, caller) = self.open(request)?;
-        mutation(self.0.put(request, &caller).await, &caller)
+        self.serve(request).await
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Answer<v1::DeleteResponse> {
-        let (request, caller) = self.open(request)?;
-        mutation(self.0.delete(request, &caller).await, &caller)
+        self.serve(request).await
     }
 
     async fn compare_and_set(
         &self,
         request: Request<v1::CompareAndSetRequest>,
     ) -> Answer<v1::CompareAndSetResponse> {
-        let (request, caller) = self.open(request)?;
-        match self.0.compare_and_set(request, &caller).await {
-            // Nothing was applied, and what was found may be large: it is sent if there is room.
-            Ok(answer) if !answer.swapped => {
-                let room = caller.place.hold(answer.encoded_len());
-                let answer = room.map(|()| Response::new(answer));
-                answer.map_err(|failure| status_from_failure(&failure))
-            }
-            answer => mutation(answer, &caller),
-        }
+        self.serve(request).await
     }
 }
 

@@ -344,7 +344,11 @@ async fn the_administrator_sees_and_moves() {
     }
     let status = cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap().into_inner();
     assert_eq!((status.node, status.peers.len(), status.groups.len()), (1, 2, 2));
-    assert!(status.peers.iter().all(|peer| peer.state == "up"), "{:?}", status.peers);
+    assert!(
+        status.peers.iter().all(|peer| peer.state() == kv_proto::admin::PeerState::Up),
+        "{:?}",
+        status.peers
+    );
     assert!(status.storage.unwrap().fsyncs > 0 && status.version == kv_server::VERSION);
     assert!(status.writes_acknowledged >= 5, "{}", status.writes_acknowledged);
 

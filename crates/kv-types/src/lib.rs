@@ -1,6 +1,7 @@
 //! The vocabulary of Quorate: what every crate means by a key, a namespace, a mode, a guarantee, a request,
 //! an outcome and a receipt. Pure values: no runtime, no input or output, no clock.
 
+pub mod call;
 pub mod catalogue;
 pub mod causal;
 mod failure;
@@ -12,6 +13,7 @@ pub mod mutants;
 mod namespace;
 mod receipt;
 
+pub use call::{Answer, Call, Hop, Outcome, WriteContext};
 pub use failure::{Applied, Failure, Reason};
 pub use ids::{
     ClientId, ClusterId, Epoch, GroupId, Incarnation, Mutation, NamespaceId, NodeId, ParseIdError, RequestId,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
-use kv_client::{Client, GroupStatus, NodeStatus, Topology};
+use kv_client::{Client, GroupStatus, NodeStatus, PeerState, PeerStatus, Topology};
 use kv_env::{Clock, SystemClock};
 use kv_types::{GroupId, NodeId, Placement, Replication};
 use serde_json::{Value, json};
@@ -99,7 +99,7 @@ struct Serving {
 impl View<'_> {
     /// Nodes that this one can reach, itself included.
     fn reachable(&self) -> u64 {
-        let up = self.status.peers.iter().filter(|peer| peer.state == "up").count();
+        let up = self.status.peers.iter().filter(|peer| peer.state() == PeerState::Up).count();
         u64::try_from(up).unwrap_or(u64::MAX).saturating_add(1)
     }
 
@@ -220,15 +220,15 @@ impl View<'_> {
     fn row(&self, node: NodeId) -> Vec<String> {
         let group = self.data_group();
         if node.0 == self.status.node {
-            let role = group.map_or("-".to_owned(), |group| group.role.clone());
+            let role = group.map_or("-".to_owned(), |group| group.role().to_string());
             let term = group.map_or("-".to_owned(), |group| group.term.to_string());
             let log = group.map_or("-".to_owned(), |group| group.last_index.to_string());
             return vec![node.to_string(), "up".into(), role, term, log, "-".into(), "self".into()];
         }
         let peer = self.status.peers.iter().find(|peer| peer.node == node.0);
-        let state = peer.map_or("unknown", |peer| peer.state.as_str()).to_owned();
+        let state = peer.map_or(PeerState::Unspecified, PeerStatus::state);
         let leads = group.is_some_and(|group| group.leader == node.0);
-        let role = match (leads, state == "up") {
+        let role = match (leads, state == PeerState::Up) {
             (true, true) => "leader",
             (true, false) => "? (leader when last heard)",
             (false, _) => "-",
@@ -237,7 +237,7 @@ impl View<'_> {
             if leads { group.map_or("-".to_owned(), |group| group.term.to_string()) } else { "-".into() };
         let hints = peer.map_or("-".to_owned(), |peer| peer.hints_pending.to_string());
         let heard = peer.and_then(|peer| peer.last_heard_ms).map_or("never".to_owned(), ago);
-        vec![node.to_string(), state, role.into(), term, "-".into(), hints, heard]
+        vec![node.to_string(), state.to_string(), role.into(), term, "-".into(), hints, heard]
     }
 
     fn json(&self) -> Value {
@@ -264,7 +264,7 @@ fn status_json(status: &NodeStatus) -> serde_json::Map<String, Value> {
         .iter()
         .map(|group| {
             json!({
-                "group": group.group, "role": group.role, "term": group.term,
+                "group": group.group, "role": group.role().to_string(), "term": group.term,
                 "leader": (group.leader != 0).then(|| NodeId(group.leader).to_string()),
                 "last_index": group.last_index, "applied_index": group.applied_index,
                 "voters": group.voters.iter().map(|node| NodeId(*node).to_string()).collect::<Vec<_>>(),
@@ -278,7 +278,7 @@ fn status_json(status: &NodeStatus) -> serde_json::Map<String, Value> {
         .iter()
         .map(|peer| {
             json!({
-                "node": NodeId(peer.node).to_string(), "state": peer.state, "last_heard_ms": peer.last_heard_ms,
+                "node": NodeId(peer.node).to_string(), "state": peer.state().to_string(), "last_heard_ms": peer.last_heard_ms,
                 "hints_pending": peer.hints_pending,
             })
         })
@@ -325,21 +325,21 @@ fn all_views(app: &App, topology: &Topology, views: &Views) -> Result<Exit, Prob
         let group = status.groups.iter().find(|group| group.group == GroupId::FIRST_DATA.0);
         let leader =
             group.filter(|group| group.leader != 0).map_or("none".into(), |g| NodeId(g.leader).to_string());
-        let seen = |state: &str| {
+        let seen = |state: PeerState| {
             let peers: Vec<u64> =
-                status.peers.iter().filter(|peer| peer.state == state).map(|peer| peer.node).collect();
+                status.peers.iter().filter(|peer| peer.state() == state).map(|peer| peer.node).collect();
             if peers.is_empty() { "-".to_owned() } else { nodes(&peers) }
         };
         vec![
             node.to_string(),
-            group.map_or("-".into(), |group| group.role.clone()),
+            group.map_or("-".into(), |group| group.role().to_string()),
             group.map_or("-".into(), |group| group.term.to_string()),
             leader,
             group.map_or("-".into(), |group| format!("{}/{}", group.applied_index, group.last_index)),
             status.hints_pending.to_string(),
-            seen("up"),
-            seen("suspected"),
-            seen("down"),
+            seen(PeerState::Up),
+            seen(PeerState::Suspected),
+            seen(PeerState::Down),
         ]
     });
     let header =
@@ -390,7 +390,7 @@ fn judge(views: &Views) -> (Health, Vec<String>) {
         }
         served |= quorum;
         let lost: Vec<u64> =
-            status.peers.iter().filter(|peer| peer.state != "up").map(|peer| peer.node).collect();
+            status.peers.iter().filter(|peer| peer.state() != PeerState::Up).map(|peer| peer.node).collect();
         if !lost.is_empty() {
             complaints.push(format!("{node} does not hear {}", nodes(&lost)));
         }
@@ -465,16 +465,15 @@ fn ago(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_client::PeerStatus;
 
     fn status(node: u64, quorum: bool, lost: &[u64]) -> NodeStatus {
-        let state = |id: &u64| if lost.contains(id) { "down" } else { "up" };
+        let state = |id: &u64| if lost.contains(id) { PeerState::Down } else { PeerState::Up };
         let others = (1..=5).filter(|id| *id != node);
         let peers = others.map(|id| PeerStatus { node: id, state: state(&id).into(), ..Default::default() });
         let reachable_voters = 5 - u32::try_from(lost.len()).unwrap();
         let group = GroupStatus {
             group: 1,
-            role: "follower".into(),
+            role: kv_client::GroupRole::Follower.into(),
             leader: if quorum { 3 } else { 0 },
             voters: (1..=5).collect(),
             quorum,

@@ -1,40 +1,41 @@
-//! The responses that a leader may send back for a request that was passed on to it.
+//! What a leader may send back for a request that was passed on to it.
 
 use kv_proto::peer::forward_reply::Response as ForwardedReply;
 use kv_proto::{admin, v1};
-use kv_types::{Failure, Reason};
+use kv_types::{Answer, Degradation, Failure, Reason};
 
-/// A response that may come back from the leader.
-pub(super) trait Answer: Sized {
-    fn from_reply(reply: ForwardedReply) -> Option<Self>;
-    fn receipt_mut(&mut self) -> Option<&mut v1::Receipt>;
+/// What may come back from the leader, marked as come through another node.
+pub(super) trait FromLeader: Sized {
+    fn from_reply(reply: ForwardedReply) -> Result<Self, Failure>;
 }
 
-macro_rules! answers {
-    ($($message:ty = $variant:ident, $receipt:expr;)*) => {$(
-        impl Answer for $message {
-            fn from_reply(reply: ForwardedReply) -> Option<Self> {
-                match reply {
-                    ForwardedReply::$variant(answer) => Some(answer),
-                    _ => None,
-                }
-            }
+impl FromLeader for Answer {
+    fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
+        Self::try_from(reply).map(Self::forwarded)
+    }
+}
 
-            fn receipt_mut(&mut self) -> Option<&mut v1::Receipt> {
-                let receipt: fn(&mut Self) -> Option<&mut v1::Receipt> = $receipt;
-                receipt(self)
+impl FromLeader for admin::CreateNamespaceResponse {
+    fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
+        let ForwardedReply::CreateNamespace(mut answer) = reply else { return Err(unexpected_reply()) };
+        if let Some(receipt) = &mut answer.receipt {
+            let forwarded = v1::Degradation::from(Degradation::Forwarded).into();
+            if !receipt.degraded.contains(&forwarded) {
+                receipt.degraded.push(forwarded);
+                receipt.degraded.sort_unstable();
             }
         }
-    )*};
+        Ok(answer)
+    }
 }
 
-answers! {
-    v1::GetResponse = Get, |answer| answer.receipt.as_mut();
-    v1::PutResponse = Put, |answer| answer.receipt.as_mut();
-    v1::DeleteResponse = Delete, |answer| answer.receipt.as_mut();
-    v1::CompareAndSetResponse = CompareAndSet, |answer| answer.receipt.as_mut();
-    admin::CreateNamespaceResponse = CreateNamespace, |answer| answer.receipt.as_mut();
-    admin::TransferLeaderResponse = TransferLeader, |_| None;
+impl FromLeader for admin::TransferLeaderResponse {
+    fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
+        match reply {
+            ForwardedReply::TransferLeader(answer) => Ok(answer),
+            _ => Err(unexpected_reply()),
+        }
+    }
 }
 
 /// A reply that does not belong to what was asked.

@@ -15,8 +15,8 @@ use kv_storage::disk::MemDisk;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::Member;
 use kv_types::{
-    Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName, NodeId,
-    Placement, Reason,
+    Applied, ClientId, ClusterId, Failure, GroupId, Guarantee, Hop, Namespace, NamespaceId, NamespaceName,
+    NodeId, Placement, Reason,
 };
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::OwnedRwLockReadGuard;
@@ -28,7 +28,12 @@ use crate::applied::AppliedState;
 use crate::backlog::Load;
 use crate::config::{RaftConfig, log_bytes_wanted};
 use crate::groups::Group;
-use crate::strong::{Hop, Strong};
+use crate::strong::Strong;
+
+use wire::Asked;
+
+#[path = "../../tests/wire/mod.rs"]
+mod wire;
 
 const CLUSTER: ClusterId = ClusterId(5);
 const PATIENCE: Duration = Duration::from_secs(30);

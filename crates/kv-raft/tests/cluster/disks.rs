@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_proto::{admin, v1};
-use kv_raft::Hop;
-use kv_types::{Applied, GroupId, Reason};
+use kv_types::{Applied, GroupId, Hop, Reason};
 use tokio::time::Instant;
 
 use crate::snapshots::same_digest_everywhere;
-use crate::support::{Client, Cluster, PATIENCE, Valve, get, put, soon, value, within};
+use crate::support::{Asked, Client, Cluster, PATIENCE, Valve, get, put, soon, value, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_the_death_of_every_process() {
@@ -134,7 +133,7 @@ async fn a_voter_that_joins_waits_for_what_was_committed_behind_its_back() {
     assert_eq!((refused.reason, refused.applied), (Reason::NotReady, Applied::No), "{refused}");
     assert!(refused.message.contains("its directory was fresh"), "{refused}");
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
-    assert_eq!(cluster.data(leader).role, "leader");
+    assert_eq!(cluster.data(leader).role(), admin::GroupRole::Leader);
     let (told, mut pause) = (Instant::now(), tokio::time::interval(Duration::from_millis(20)));
     while told.elapsed() < Duration::from_secs(1) {
         pause.tick().await;
@@ -196,7 +195,7 @@ async fn a_sixth_member_learns() {
     assert_eq!(put(cluster.strong(6), &bank, Client::new(1).put("a", "1")).await.revision, 1);
     let learner = within("its first entries", || async {
         let group = cluster.strong(6).status().into_iter().find(|group| group.group == 1)?;
-        (group.role == "learner" && group.applied_index > 0).then_some(group)
+        (group.role() == admin::GroupRole::Learner && group.applied_index > 0).then_some(group)
     })
     .await;
     assert_eq!(learner.voters, [1, 2, 3, 4, 5]);

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_proto::{admin, v1};
-use kv_raft::Hop;
 use kv_types::catalogue::FeatureLevel;
-use kv_types::{Applied, GroupId, Reason};
+use kv_types::{Applied, GroupId, Hop, Reason};
 use tokio::time::Instant;
 
-use crate::support::{Client, Cluster, evidence, get, put, soon, value, within};
+use crate::support::{Asked, Client, Cluster, evidence, get, put, soon, value, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_serves_and_says_how() {

@@ -11,8 +11,8 @@ use kv_proto::peer::raft_snapshot_reply::Result as SnapshotReply;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, peer, v1};
-use kv_raft::{Hop, RaftConfig};
-use kv_types::{GroupId, Namespace, NodeId};
+use kv_raft::RaftConfig;
+use kv_types::{GroupId, Hop, Namespace, NodeId};
 
 use crate::support::{Client, Cluster, Valve, put, soon, value, within};
 

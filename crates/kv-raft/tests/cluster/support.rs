@@ -16,12 +16,17 @@ use kv_proto::peer::raft_snapshot::Step;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
 use kv_proto::{admin, client_id_bytes, peer, v1};
-use kv_raft::{Hop, RaftConfig, Strong};
+use kv_raft::{RaftConfig, Strong};
 use kv_storage::tier::TierKind;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::Member;
-use kv_types::{ClientId, ClusterId, Failure, GroupId, Namespace, NodeId, Reason};
+use kv_types::{ClientId, ClusterId, Failure, GroupId, Hop, Namespace, NamespaceId, NodeId, Reason};
 use tokio::time::Instant;
+
+pub(crate) use wire::Asked;
+
+#[path = "../wire/mod.rs"]
+mod wire;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(77);
 
@@ -90,8 +95,8 @@ impl PeerHandler for Router {
             return async { Err(Failure::new(Reason::NotReady, "starting")) }.boxed();
         };
         match request.body {
-            Request::Forward(peer::Forward { request: Some(forwarded) }) => {
-                forward(strong, forwarded, request.deadline).boxed()
+            Request::Forward(peer::Forward { request: Some(forwarded), .. }) => {
+                forward(strong, request.about.namespace, forwarded, request.deadline).boxed()
             }
             body => {
                 let mut request = PeerRequest { body, ..request };
@@ -118,23 +123,20 @@ impl PeerHandler for Router {
 
 pub(crate) async fn forward(
     strong: Strong,
+    about: NamespaceId,
     request: peer::forward::Request,
     deadline: Instant,
 ) -> Result<Response, Failure> {
     use peer::forward::Request as R;
     use peer::forward_reply::Response as A;
-    let namespace = |name: &str| {
-        let catalogue = strong.catalogue().borrow().clone();
-        catalogue.namespace(name).cloned().ok_or_else(|| Failure::new(Reason::NamespaceUnknown, name))
-    };
+    let known = strong.catalogue().borrow().namespaces.get(&about).cloned();
+    let bank = || known.ok_or_else(|| Failure::new(Reason::NamespaceUnknown, about.to_string()));
     let hop = Hop::Forwarded;
     let response = match request {
-        R::Get(r) => A::Get(strong.get(&namespace(&r.namespace)?, r, deadline, hop).await?),
-        R::Put(r) => A::Put(strong.put(&namespace(&r.namespace)?, r, deadline, hop).await?),
-        R::Delete(r) => A::Delete(strong.delete(&namespace(&r.namespace)?, r, deadline, hop).await?),
-        R::CompareAndSet(r) => {
-            A::CompareAndSet(strong.compare_and_set(&namespace(&r.namespace)?, r, deadline, hop).await?)
-        }
+        R::Get(r) => A::Get(strong.get(&bank()?, r, deadline, hop).await?),
+        R::Put(r) => A::Put(strong.put(&bank()?, r, deadline, hop).await?),
+        R::Delete(r) => A::Delete(strong.delete(&bank()?, r, deadline, hop).await?),
+        R::CompareAndSet(r) => A::CompareAndSet(strong.compare_and_set(&bank()?, r, deadline, hop).await?),
         R::CreateNamespace(r) => A::CreateNamespace(strong.create_namespace(r, deadline, hop).await?),
         R::TransferLeader(r) => A::TransferLeader(strong.transfer_leader(r, deadline, hop).await?),
     };
@@ -265,7 +267,7 @@ impl Cluster {
         within("a leader", || async {
             let claims = |node: &Node| {
                 let status = node.strong.status().into_iter().find(|status| status.group == group.0).unwrap();
-                (status.role == "leader", status.term, status.leader)
+                (status.role() == admin::GroupRole::Leader, status.term, status.leader)
             };
             let leads = self.nodes.iter().find(|(_, node)| claims(node).0)?;
             let (_, term, _) = claims(leads.1);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kv_check::judge::{Expectation, NamespacePlan, SETTLED, Workload};
-use kv_client::{Admin, Client, ClientOptions, NodeStatus, WriteContext};
+use kv_client::{Admin, Client, ClientOptions, GroupRole, NodeStatus, WriteContext};
 use kv_env::{Entropy, Env};
 use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
 use kv_workload::converge::{Asked, Copies, Meanwhile, Patience, converge};
@@ -306,7 +306,7 @@ impl Clients {
 
     fn saw(&self, node: NodeId, status: &NodeStatus) {
         let mut report = self.report();
-        for group in status.groups.iter().filter(|group| group.role == "leader") {
+        for group in status.groups.iter().filter(|group| group.role() == GroupRole::Leader) {
             let leaders = report.leaders.entry((group.group, group.term)).or_default();
             if leaders.insert(node) {
                 self.trace.line(node, format_args!("leads group {} in term {}", group.group, group.term));
