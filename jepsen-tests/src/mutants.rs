@@ -230,7 +230,7 @@ fn traps_of_available() -> Vec<Trap> {
         trap(
             "silence-as-ack",
             "silence is no acknowledgement",
-            Simulation(&[7]),
+            Simulation(&[26]),
             &["no stale read of ", "no acknowledged write lost of "],
         ),
         trap(

@@ -94,6 +94,9 @@ impl NodeRuntime {
             return deadline;
         }
         let first = *FIRST.get_or_init(|| now);
+        if deadline <= first {
+            return deadline;
+        }
         let since = deadline.saturating_duration_since(first).as_micros();
         let slots = since.div_ceil(u128::from(together));
         let at = u64::try_from(slots.saturating_mul(u128::from(together))).unwrap_or(u64::MAX);

@@ -13,6 +13,7 @@ use kv_proto::peer::{Forward, ForwardReply, forward, forward_reply, request_fram
 use kv_proto::{DataRequest, admin, v1};
 use kv_raft::Strong;
 use kv_storage::Storage;
+use kv_types::call::Kind;
 use kv_types::catalogue::Catalogue;
 use kv_types::{Answer, Call, Failure, Hop, Mode, Namespace, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::watch;
@@ -96,52 +97,57 @@ impl Router {
         self.directory.names(&self.catalogue.borrow())
     }
 
-    /// The namespace, once the request is let in under it. One that was created elsewhere just now is waited
-    /// for, and a name that is unknown is looked for among its neighbours once, under a class of its own.
+    /// The namespace, once the request is let in under it. One that was created, or changed, elsewhere just
+    /// now is waited for; a name that is unknown is looked for among its neighbours once, under a class of
+    /// its own. What was read by settings that are not those known here is refused.
     pub(crate) async fn namespace(
         &self,
         about: About<'_>,
         caller: &Caller,
     ) -> Result<Arc<Namespace>, Failure> {
-        let look = |names: Arc<Names>| match about {
+        let look = |names: &Names| match about {
             About::Name(name) => names.get(name),
-            About::Id(id, _) => names.of_id(id),
+            About::Id(id, version) => names.of_id(id).filter(|known| known.settings_version >= version),
         };
-        let enter = |namespace: Arc<Namespace>| {
-            if let About::Id(_, version) = about
-                && namespace.settings_version != version
-            {
-                let (node, known) = (self.node(), namespace.settings_version);
-                let message = format!(
-                    "{node} knows version {known} of the settings of `{}`, and not {version}",
-                    namespace.name
-                );
-                return Err(Failure::new(Reason::WrongEpoch, message).with("settings_version", known));
+        let enter = |namespace: Arc<Namespace>| match about {
+            About::Id(_, version) if namespace.settings_version != version => {
+                Err(self.other_settings(&namespace, version))
             }
-            caller.place.enter(Class::Namespace(namespace.mode(), namespace.id)).map(|()| namespace)
+            _ => caller.place.enter(Class::Namespace(namespace.mode(), namespace.id)).map(|()| namespace),
         };
-        if let Some(namespace) = look(self.names()) {
+        if let Some(namespace) = look(&self.names()) {
             return enter(namespace);
         }
         caller.place.enter(Class::Unknown)?;
         let mut catalogue = self.catalogue.clone();
         let found = async {
             loop {
-                if let Some(namespace) = look(self.names()) {
+                if let Some(namespace) = look(&self.names()) {
                     return Some(namespace);
                 }
                 catalogue.changed().await.ok()?;
             }
         };
         let until = caller.deadline.work.min(Instant::now() + NAMESPACE_WAIT);
-        match (timeout_at(until, found).await, about) {
-            (Ok(Some(namespace)), _) => enter(namespace),
-            (_, About::Name(name)) => Err(requests::unknown_namespace(self.names().catalogue(), name)),
-            (_, About::Id(id, _)) => {
-                let message = format!("{} knows no {id}", self.node());
-                Err(Failure::new(Reason::NamespaceUnknown, message))
-            }
+        if let Ok(Some(namespace)) = timeout_at(until, found).await {
+            return enter(namespace);
         }
+        let names = self.names();
+        Err(match about {
+            About::Name(name) => requests::unknown_namespace(names.catalogue(), name),
+            About::Id(id, version) => match names.of_id(id) {
+                Some(known) => self.other_settings(&known, version),
+                // The node that passed it on has it in a catalogue: this one is behind.
+                None => requests::not_ready(),
+            },
+        })
+    }
+
+    fn other_settings(&self, known: &Namespace, version: u64) -> Failure {
+        let (node, here) = (self.node(), known.settings_version);
+        let message =
+            format!("{node} knows version {here} of the settings of `{}`, and not {version}", known.name);
+        Failure::new(Reason::WrongEpoch, message).with("settings_version", here)
     }
 
     fn mode(&self, mode: Mode) -> &dyn ModeService {
@@ -158,18 +164,19 @@ impl Router {
     }
 
     async fn serve(&self, about: About<'_>, call: Call, caller: &Caller) -> Result<Answer, Failure> {
-        let request = call.mutation().map(|mutation| mutation.request_id);
+        let (kind, request) = (call.kind(), call.mutation().map(|mutation| mutation.request_id));
         let served = async {
             let namespace = self.namespace(about, caller).await?;
             call.check_mode(&namespace)?;
             let mode = self.mode(namespace.mode());
             let work = mode.serve(namespace, call, caller.deadline.work, caller.hop);
-            match request {
+            let answer = match request {
                 None => self.read(caller.deadline, work).await,
                 Some(request) => {
                     self.mutate(request, caller, work, |answer| Some(answer.receipt.served_by)).await
                 }
-            }
+            };
+            answer.and_then(|answer| belonging(kind, answer))
         };
         served.await.map_err(|mut failure: Failure| match request {
             None => failure.of_read(),
@@ -302,6 +309,14 @@ impl Router {
     }
 }
 
+/// An answer that came from elsewhere may be one to something else, and says nothing about this call.
+fn belonging(to: Kind, answer: Answer) -> Result<Answer, Failure> {
+    match answer.outcome.kind() == to {
+        true => Ok(answer),
+        false => Err(Failure::new(Reason::Internal, "the answer does not belong to what was asked")),
+    }
+}
+
 /// Names the request in a refusal, as far as it can be read.
 fn named(mut failure: Failure, mutation: Option<&v1::Mutation>) -> Failure {
     if let Ok(mutation) = v1::Mutation::read(mutation) {
@@ -343,6 +358,65 @@ impl PeerHandler for PeerRouter {
             Body::Ping(_) => {
                 let failure = Failure::new(Reason::Internal, "pings are answered before they come here");
                 Box::pin(std::future::ready(Err(failure)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_types::call::{Presence, Read};
+    use kv_types::{
+        Applied, Epoch, Evidence, GroupId, Guarantee, Outcome, ReadPath, Receipt, StrongEvidence,
+    };
+
+    /// A node that answers a put with what it read, or with a comparison that found something else, has not
+    /// said that the put was not applied.
+    #[test]
+    fn an_answer_to_something_else_leaves_the_fate_of_a_mutation_open() {
+        let receipt = Receipt {
+            promised: Guarantee::Linearizable,
+            epoch: Epoch(1),
+            served_by: NodeId(2),
+            attempts: 1,
+            deduplicated: false,
+            degraded: Vec::new(),
+            evidence: Evidence::Strong(StrongEvidence {
+                group: GroupId::FIRST_DATA,
+                term: 1,
+                index: 1,
+                namespace_revision: 1,
+                path: ReadPath::Log,
+                applied_lag: 0,
+            }),
+        };
+        let read = Read {
+            presence: Presence::Absent,
+            value: Default::default(),
+            revision: 0,
+            siblings: Vec::new(),
+            context: Default::default(),
+        };
+        let outcomes = [
+            (Kind::Get, Outcome::Read(read)),
+            (Kind::Put, Outcome::Put { revision: 1, context: Default::default() }),
+            (Kind::Delete, Outcome::Deleted { existed: true, revision: 1, context: Default::default() }),
+            (
+                Kind::CompareAndSet,
+                Outcome::Compared { swapped: false, revision: 1, found: Default::default() },
+            ),
+        ];
+        for asked in [Kind::Get, Kind::Put, Kind::Delete, Kind::CompareAndSet] {
+            for (kind, outcome) in outcomes.clone() {
+                let answer = Answer { outcome, receipt: receipt.clone() };
+                match belonging(asked, answer) {
+                    Ok(_) => assert_eq!(asked, kind),
+                    Err(failure) => {
+                        assert_ne!(asked, kind);
+                        assert_eq!((failure.reason, failure.applied), (Reason::Internal, Applied::Unknown));
+                    }
+                }
             }
         }
     }

@@ -65,10 +65,14 @@ fn mutation<T: Message>(result: Result<T, Failure>, caller: &Caller) -> Answer<T
 impl Services {
     async fn serve<R: DataRequest>(&self, request: Request<R>) -> Answer<R::Response> {
         let (request, caller) = self.open(request)?;
-        match self.0.call(request, &caller).await {
+        let answered = self.0.call(request, &caller).await.and_then(|answer| {
+            let nothing = answer.changed_nothing();
+            Ok((nothing, R::Response::try_from(answer)?))
+        });
+        match answered {
             // What was found may be large, and is sent if there is room.
-            Ok(answer) if answer.changed_nothing() => read(answer.try_into(), &caller),
-            Ok(answer) => mutation(answer.try_into(), &caller),
+            Ok((true, response)) => read(Ok(response), &caller),
+            Ok((false, response)) => mutation(Ok(response), &caller),
             Err(failure) => Err(status_from_failure(&failure)),
         }
     }

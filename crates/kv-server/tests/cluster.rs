@@ -280,6 +280,25 @@ async fn peers_with_a_wrong_identity_are_refused_by_name() {
     for (row, (frame, reason)) in table.into_iter().enumerate() {
         assert_eq!(refused(&address, frame).await.reason, reason, "row {row}");
     }
+    // A call that was passed on names its namespace by id, and the settings by which it was read.
+    let put = put(&mut cluster, "", "k", "passed on");
+    let forward = |id: u64, settings_version: u64| {
+        let request = Some(kv_proto::peer::forward::Request::Put(put.clone()));
+        let body = kv_proto::peer::Forward { settings_version, request };
+        RequestFrame { namespace_id: id, body: Some(request_frame::Body::Forward(body)), ..good.clone() }
+    };
+    for (row, (id, version, reason)) in [
+        (1, 0, Reason::WrongEpoch),
+        (1, 9, Reason::WrongEpoch),
+        (0, 1, Reason::NotReady),
+        (77, 1, Reason::NotReady),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let refusal = refused(&address, forward(id, version)).await;
+        assert_eq!((refusal.reason, refusal.applied), (reason, Applied::No), "row {row}: {refusal}");
+    }
     // What only a broken peer sends is refused too, and the status counts it.
     let refusals = async || {
         let status = cluster.admin(1).get_status(within(admin::GetStatusRequest {})).await.unwrap();

@@ -103,7 +103,30 @@ pub enum Call {
     CompareAndSet(CompareAndSet),
 }
 
+/// Which call it is, and which an outcome belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// [`Call::Get`].
+    Get,
+    /// [`Call::Put`].
+    Put,
+    /// [`Call::Delete`].
+    Delete,
+    /// [`Call::CompareAndSet`].
+    CompareAndSet,
+}
+
 impl Call {
+    /// Which call it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Get(_) => Kind::Get,
+            Self::Put(_) => Kind::Put,
+            Self::Delete(_) => Kind::Delete,
+            Self::CompareAndSet(_) => Kind::CompareAndSet,
+        }
+    }
+
     /// The identity of a mutation; `None` for a read.
     pub fn mutation(&self) -> Option<&Mutation> {
         match self {
@@ -241,6 +264,18 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// The call that it belongs to.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Read(_) => Kind::Get,
+            Self::Put { .. } => Kind::Put,
+            Self::Deleted { .. } => Kind::Delete,
+            Self::Compared { .. } => Kind::CompareAndSet,
+        }
+    }
+}
+
 /// What is answered, with its proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -257,7 +292,7 @@ impl Answer {
         self
     }
 
-    /// A comparison that found something else: nothing was changed.
+    /// A read, or a comparison that found something else: nothing was changed.
     pub fn changed_nothing(&self) -> bool {
         matches!(self.outcome, Outcome::Read(_) | Outcome::Compared { swapped: false, .. })
     }
