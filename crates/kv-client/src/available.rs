@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_proto::{client_id_from_bytes, v1};
+use kv_types::call::Presence;
 use kv_types::limits::MAX_CONTEXT_BYTES;
 use kv_types::{Failure, Incarnation, Reason, ReplicaCount, RequestId, Value};
 use tokio::time::Instant;
@@ -28,17 +29,6 @@ pub enum WriteContext {
     Observed,
     /// Nothing: the value becomes a sibling.
     Blind,
-}
-
-/// Whether a key is there, as far as the answering replicas know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
-    /// At least one value.
-    Found,
-    /// A replica that keeps this key says that it has no value.
-    Absent,
-    /// Only fallbacks without a copy answered: this says nothing about the key.
-    NoKnowledge,
 }
 
 /// One of several concurrent values.
@@ -112,12 +102,7 @@ impl Available {
         };
         let reply =
             self.attempts.run(request, Effect::None, Route::Any, self.attempts.read_deadline()).await?;
-        let presence = match reply.presence() {
-            v1::Presence::Found => Presence::Found,
-            v1::Presence::Absent => Presence::Absent,
-            v1::Presence::NoKnowledge => Presence::NoKnowledge,
-            v1::Presence::Unspecified => return Err(malformed("presence").of_read().into()),
-        };
+        let presence = Presence::try_from(reply.presence()).map_err(|_| malformed("presence").of_read())?;
         let values = reply.siblings.into_iter().map(sibling).collect::<Result<_, _>>();
         let values = values.map_err(|_| malformed("sibling").of_read())?;
         Answer::new(

@@ -54,8 +54,9 @@ pub use admin::{
     Admin, Digest, GroupRole, GroupStatus, NodeStatus, PartitionDigest, PeerState, PeerStatus, RefusalCount,
     RingOwners, StorageStatus,
 };
-pub use available::{Available, CausalContext, Presence, Sibling, Siblings, WriteContext};
+pub use available::{Available, CausalContext, Sibling, Siblings, WriteContext};
 pub use client::Client;
+pub use kv_types::call::Presence;
 pub use options::ClientOptions;
 pub use outcome::{Answer, Error};
 pub use strong::{Deleted, Expect, Revision, Strong, Swap, Versioned};

@@ -457,7 +457,7 @@ pub(crate) struct Bench {
     /// Keys to write first [default: all of them where the workload reads]
     #[arg(long, value_name = "KEYS", value_parser = clap::value_parser!(u64).range(0..=100_000_000))]
     pub(crate) preload: Option<u64>,
-    /// Begin so many operations a second, however long answers take [default: each after an answer]
+    /// Begin this many operations a second, answered or not [default: each client waits for its answer]
     #[arg(long, value_name = "PER_SECOND", value_parser = units::rate)]
     pub(crate) rate: Option<f64>,
     /// How long

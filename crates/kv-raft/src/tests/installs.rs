@@ -229,8 +229,7 @@ async fn a_restart_does_not_install_what_the_log_has() {
     let world = World::new(1);
     let (storage, _) = world.open();
     let bench = Bench::new();
-    let proposals: Vec<Proposal> =
-        (1..=40).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    let proposals = puts(&bench, 40);
     let mut log = LogStore::new(storage.raft(GROUP), DiskWatch::default());
     append(&storage, &proposals).await;
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
@@ -405,8 +404,7 @@ async fn the_end_of_a_snapshot_waits_for_no_read_of_the_disk() {
     let (storage, _) = Storage::open(options, Arc::new(MemDisk::new(1)), Arc::new(tiers)).unwrap();
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
     let bench = Bench::new();
-    let proposals: Vec<Proposal> =
-        (1..=9).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    let proposals = puts(&bench, 9);
     apply(&mut machine, 1, &proposals).await;
     storage.checkpoint().await.unwrap();
     until("only the tier has the state", || storage.stats().memtable_bytes == 0).await;
@@ -429,8 +427,7 @@ async fn a_snapshot_is_taken_though_what_was_applied_waits_for_room() {
     let (storage, _) = world.open();
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
     let bench = Bench::new();
-    let proposals: Vec<Proposal> =
-        (1..=9).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    let proposals = puts(&bench, 9);
     // What is in the log would make more room than the state needs.
     let large = (10..=60).map(|seq| bench.command(1, seq, "k", put(&"v".repeat(20_000))).encode());
     append(&storage, &proposals.iter().cloned().chain(large).collect::<Vec<_>>()).await;
@@ -472,8 +469,7 @@ async fn an_old_state_is_removed_though_a_journal_had_no_room_at_first() {
     let (storage, _) = world.open();
     let mut machine = Machine::open(storage.clone(), GROUP, domain()).await.unwrap();
     let bench = Bench::new();
-    let proposals: Vec<Proposal> =
-        (1..=9).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect();
+    let proposals = puts(&bench, 9);
     apply(&mut machine, 1, &proposals).await;
     storage.checkpoint().await.unwrap();
     let old = machine.applied().read().await.space;
@@ -493,6 +489,11 @@ async fn an_old_state_is_removed_though_a_journal_had_no_room_at_first() {
     }
     assert_eq!(histories(), 0);
     storage.halt();
+}
+
+/// The first writes of a client, each of a key of its own.
+fn puts(bench: &Bench, count: u64) -> Vec<Proposal> {
+    (1..=count).map(|seq| bench.command(1, seq, &format!("k{seq}"), put("v")).encode()).collect()
 }
 
 /// Puts entries into the log of the group, durably.

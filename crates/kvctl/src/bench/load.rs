@@ -27,7 +27,7 @@ const LATEST: Duration = Duration::from_secs(60);
 const ZIPF_EXPONENT: f64 = 0.99;
 /// Random bytes of which every value is a part.
 const VALUE_POOL: usize = 4 << 10;
-/// Odd, so that a product with it names every key once: popular keys are no neighbours.
+/// Spreads the ranks over the keys, so that popular keys are no neighbours. Two ranks may share a key.
 const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A namespace to write to and read from, whatever its side of CAP.
