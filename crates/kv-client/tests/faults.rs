@@ -273,8 +273,8 @@ async fn slammer() -> (String, Arc<Mutex<usize>>) {
 }
 
 /// An address where no server listens.
-async fn no_server() -> String {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string()
+fn no_server() -> String {
+    format!("127.0.0.1:{}", kv_env::choose_port().unwrap())
 }
 
 #[tokio::test]
@@ -365,7 +365,7 @@ async fn keys_and_values_out_of_bounds_are_never_sent() {
 
 #[tokio::test]
 async fn no_server_there_is_definite() {
-    let client = Client::connect(ClientOptions::pinned(no_server().await)).unwrap();
+    let client = Client::connect(ClientOptions::pinned(no_server())).unwrap();
     let begun = Instant::now();
     let error = client.strong("bank").put("k", "v").await.unwrap_err();
     assert!(matches!(&error, Error::Failed(f) if f.reason == Reason::Unreachable), "{error}");
@@ -573,7 +573,7 @@ async fn operations_find_the_leader_and_follow_hints() {
 #[tokio::test]
 async fn a_dead_node_is_passed_by() {
     let alive = Fake::default();
-    let members = vec![no_server().await, alive.start().await];
+    let members = vec![no_server(), alive.start().await];
     alive.script(|s| (s.members, s.leader) = (members.clone(), 1));
     let client = Client::connect(ClientOptions::new(members.clone())).unwrap();
     for _ in 0..5 {

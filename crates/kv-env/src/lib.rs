@@ -5,12 +5,14 @@
 mod clock;
 mod entropy;
 mod network;
+mod ports;
 
 use std::sync::Arc;
 
 pub use clock::{Clock, SystemClock};
 pub use entropy::Entropy;
 pub use network::{Connection, ConnectionInfo, Introduced, Listener, Network, ReceivedBytes, TcpNetwork};
+pub use ports::{choose_port, port_is_free};
 
 /// Everything that a node may not take for itself.
 #[derive(Clone)]

@@ -54,7 +54,7 @@ fn first_busy(base: u16, nodes: u64) -> Option<u16> {
     let port = |offset: u16| base.saturating_add(offset);
     (1..=nodes)
         .flat_map(|node| [port(node), port(PEER_OFFSET + node)])
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_err())
+        .find(|port| !kv_env::port_is_free(*port))
 }
 
 /// The process that listens on a port, such as `nginx (process 812)`; best effort, Linux only.

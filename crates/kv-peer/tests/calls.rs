@@ -249,7 +249,7 @@ async fn messages_for_another_cluster_or_node_are_refused_and_prove_no_life() {
 
 #[tokio::test]
 async fn a_dead_or_unknown_peer_is_reported_at_once() {
-    let vacant = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let vacant = format!("127.0.0.1:{}", kv_env::choose_port().unwrap());
     let peers = caller(N2, &vacant, |_| {});
     let begun = Instant::now();
     for _ in 0..3 {

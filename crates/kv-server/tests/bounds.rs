@@ -16,7 +16,7 @@ mod common;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::process::{cluster_file, ends, kvd, most_memory, ready, terminate};
+use common::process::{cluster_file, ends, kvd, most_memory, ready, spawn, terminate};
 use common::raw::{message, open, raw, status, whole};
 use common::{Cluster, eventually, failed, members, within};
 use kv_proto::admin::admin_service_client::AdminServiceClient;
@@ -305,7 +305,7 @@ async fn a_process_under_attack_stays_small_serves_others_and_stops() {
         .arg(node.as_std().get_program());
     command.args(node.as_std().get_args()).arg("--ready-file").arg(&ready_file);
     command.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
-    let child = command.spawn().unwrap();
+    let child = spawn(&mut command);
     ready(&ready_file).await;
     let address = members[0].client_address.clone();
     let channel: Channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();

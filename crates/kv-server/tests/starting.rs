@@ -15,11 +15,11 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::process::{cluster_file, ends, kvd, ready, refused, terminate};
-use common::{Cluster, config, members, observed, within};
+use common::process::{cluster_file, ends, kvd, ready, refused, spawn, terminate};
+use common::{Cluster, config, members, observed, start, within};
 use kv_proto::admin::admin_service_client::AdminServiceClient;
 use kv_proto::{admin, v1};
-use kv_server::{Node, NodeEnv, StartError};
+use kv_server::StartError;
 use kv_types::{ClusterId, NodeId};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -67,7 +67,7 @@ async fn a_node_says_when_it_is_ready_and_stops_when_asked() {
         let ready_file = folder.path().join(format!("ready{}", signal.unwrap_or_default()));
         let mut command = kvd(&file, "n1");
         command.arg("--ready-file").arg(&ready_file).args(["--until-stdin-closes", "--log", "json"]);
-        let mut child = command.spawn().unwrap();
+        let mut child = spawn(&mut command);
         let told = ready(&ready_file).await;
         assert_eq!(told["node"], "n1");
         assert_eq!(told["client_address"], members[0].client_address.as_str());
@@ -92,26 +92,22 @@ async fn a_node_says_when_it_is_ready_and_stops_when_asked() {
 async fn the_folder_of_another_node_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let members = members(2);
-    let first =
-        Node::start(config(NodeId(1), members.clone(), folder.path()), NodeEnv::real()).await.unwrap();
+    let first = start(config(NodeId(1), members.clone(), folder.path())).await.unwrap();
     // In use, by another node at that.
     let other = || config(NodeId(2), members.clone(), folder.path());
-    assert!(matches!(Node::start(other(), NodeEnv::real()).await, Err(StartError::ForeignDataDir(_))));
+    assert!(matches!(start(other()).await, Err(StartError::ForeignDataDir(_))));
     // Started twice.
-    let again = Node::start(config(NodeId(1), members.clone(), folder.path()), NodeEnv::real()).await;
+    let again = start(config(NodeId(1), members.clone(), folder.path())).await;
     assert!(matches!(again, Err(StartError::PortBusy(_))), "{again:?}");
     first.shutdown().await;
-    let error = Node::start(other(), NodeEnv::real()).await.unwrap_err();
+    let error = start(other()).await.unwrap_err();
     assert!(matches!(error, StartError::ForeignDataDir(_)), "{error}");
     assert_eq!(error.exit_code(), 2);
     let mut foreign = config(NodeId(1), members.clone(), folder.path());
     foreign.cluster_id = ClusterId(99);
-    assert!(matches!(Node::start(foreign, NodeEnv::real()).await, Err(StartError::ForeignDataDir(_))));
+    assert!(matches!(start(foreign).await, Err(StartError::ForeignDataDir(_))));
     // The owner is still welcome, on ports that it just gave back.
-    let again = timeout(
-        Duration::from_secs(20),
-        Node::start(config(NodeId(1), members.clone(), folder.path()), NodeEnv::real()),
-    );
+    let again = timeout(Duration::from_secs(20), start(config(NodeId(1), members.clone(), folder.path())));
     again.await.unwrap().unwrap().shutdown().await;
 }
 
@@ -209,7 +205,7 @@ async fn a_damaged_log_is_named_and_left_alone() {
     let offset = words.split("at offset ").nth(1).unwrap().split(':').next().unwrap();
     assert!(offset.parse::<usize>().unwrap() <= middle, "{words}");
     let own = config(NodeId(1), cluster.members().to_vec(), &cluster.data_dir(1));
-    let error = Node::start(own, NodeEnv::real()).await.unwrap_err();
+    let error = start(own).await.unwrap_err();
     assert!(matches!(error, StartError::LogCorrupt(_)) && error.exit_code() == 2, "{error}");
     let after = contents(&cluster.data_dir(1));
     assert!(before.keys().eq(after.keys()), "{:?} {:?}", before.keys(), after.keys());
@@ -232,7 +228,7 @@ async fn a_refused_start_loses_nothing() {
     assert!(code == Some(2) && words.contains("CONFIG_INVALID"), "{words}");
     let mut foreign = config(NodeId(1), cluster.members().to_vec(), &cluster.data_dir(1));
     foreign.cluster_id = ClusterId(99);
-    let error = Node::start(foreign, NodeEnv::real()).await.unwrap_err();
+    let error = start(foreign).await.unwrap_err();
     assert!(matches!(error, StartError::ForeignDataDir(_)), "{error}");
     assert!(before == contents(&cluster.data_dir(1)), "a refused start changed the data");
     nothing_is_lost(&mut cluster).await;
@@ -257,7 +253,7 @@ async fn other_machines_are_let_in_only_with_insecure_which_every_start_repeats(
         let ready_file = folder.path().join(start);
         let mut command = kvd(&file, "n1");
         command.arg("--ready-file").arg(&ready_file);
-        let child = command.spawn().unwrap();
+        let child = spawn(&mut command);
         ready(&ready_file).await;
         terminate(&child).await;
         let (code, words) = ends(child).await;
@@ -276,7 +272,7 @@ async fn a_node_gives_out_the_addresses_of_its_file_and_says_what_differs() {
     let (file, ready_file) = (cluster_file(folder.path(), &moved, STORAGE), folder.path().join("ready"));
     let mut command = kvd(&file, "n1");
     command.arg("--data-dir").arg(cluster.data_dir(1)).arg("--ready-file").arg(&ready_file);
-    let child = command.spawn().unwrap();
+    let child = spawn(&mut command);
     ready(&ready_file).await;
     let address = format!("http://{}", moved[0].client_address);
     let mut client = AdminServiceClient::connect(address).await.unwrap();

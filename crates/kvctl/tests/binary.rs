@@ -9,7 +9,6 @@
 )]
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -50,7 +49,7 @@ fn stderr(output: &Output) -> String {
 
 /// An address where nothing listens.
 fn unserved() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    format!("127.0.0.1:{}", kv_env::choose_port().unwrap())
 }
 
 #[test]

@@ -305,7 +305,7 @@ impl Cluster {
 }
 
 pub(crate) fn member(id: u64) -> Member {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = kv_env::choose_port().unwrap();
     Member {
         id: NodeId(id),
         client_address: format!("client-of-n{id}"),

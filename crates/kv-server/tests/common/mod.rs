@@ -5,12 +5,14 @@ pub mod raw;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use kv_env::choose_port;
 use kv_proto::admin::admin_service_client::AdminServiceClient;
 use kv_proto::v1::kv_service_client::KvServiceClient;
 use kv_proto::{admin, failure_from_status, v1};
-use kv_server::{Node, NodeConfig, NodeEnv};
+use kv_server::{Node, NodeConfig, NodeEnv, StartError};
 use kv_types::catalogue::Member;
 use kv_types::{ClusterId, Failure, NodeId, Reason};
 use tempfile::TempDir;
@@ -29,35 +31,21 @@ pub struct Cluster {
     next_client: u128,
 }
 
-/// Ports that are free and stay it while a node is down: below those that the system gives to connections.
-fn free_ports(count: usize) -> Vec<u16> {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    const RANGE: std::ops::Range<u32> = 11_000..31_000;
-    let mut found = Vec::new();
-    while found.len() < count {
-        // Programs of tests that run beside each other begin at different places.
-        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        assert!(next < RANGE.end - RANGE.start, "no port is free");
-        let at = std::process::id().wrapping_mul(997).wrapping_add(next) % (RANGE.end - RANGE.start);
-        let port = u16::try_from(RANGE.start + at).unwrap();
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            found.push(port);
-        }
-    }
-    found
+/// A program that is being started holds all sockets of this process until it runs, closed ones too. Who listens
+/// again where another listened before waits for that.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Starts a node where another may have been.
+pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
+    drop(STARTING.lock().unwrap());
+    Node::start(config, NodeEnv::real()).await
 }
 
 pub fn members(count: u64) -> Vec<Member> {
-    let ports = free_ports(usize::try_from(count).unwrap() * 2);
-    (1..)
+    let address = || format!("127.0.0.1:{}", choose_port().unwrap());
+    (1..=count)
         .map(NodeId)
-        .zip(ports.chunks(2))
-        .map(|(id, ports)| Member {
-            id,
-            client_address: format!("127.0.0.1:{}", ports[0]),
-            peer_address: format!("127.0.0.1:{}", ports[1]),
-            zone: String::new(),
-        })
+        .map(|id| Member { id, client_address: address(), peer_address: address(), zone: String::new() })
         .collect()
 }
 
@@ -99,7 +87,7 @@ impl Cluster {
 
     pub async fn start_node(&mut self, id: NodeId) {
         let data_dir = self.folder.path().join(id.to_string());
-        let node = Node::start(config(id, self.members.clone(), &data_dir), NodeEnv::real()).await.unwrap();
+        let node = start(config(id, self.members.clone(), &data_dir)).await.unwrap();
         self.nodes.insert(id, node);
     }
 

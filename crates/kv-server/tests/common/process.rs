@@ -8,7 +8,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, STARTING, eventually};
 
 pub fn cluster_file(folder: &Path, members: &[Member], more: &str) -> PathBuf {
     let mut text = String::from("[cluster]\nid = \"0000000000000000000000005155304f\"\n");
@@ -29,9 +29,15 @@ pub fn kvd(file: &Path, node: &str) -> Command {
     command
 }
 
+/// Starts a process.
+pub fn spawn(command: &mut Command) -> Child {
+    let _starting = STARTING.lock().unwrap();
+    command.spawn().unwrap()
+}
+
 /// Exit code and words of a process that does not start.
 pub async fn refused(mut command: Command) -> (Option<i32>, String) {
-    let output = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    let output = timeout(PATIENCE, spawn(&mut command).wait_with_output()).await.unwrap().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
@@ -51,8 +57,8 @@ pub async fn ends(mut child: Child) -> (Option<i32>, String) {
 
 /// Asks a process to stop.
 pub async fn terminate(child: &Child) {
-    let kill = Command::new("kill").args(["-TERM", &child.id().unwrap().to_string()]).status();
-    assert!(kill.await.unwrap().success());
+    let mut kill = spawn(Command::new("kill").args(["-TERM", &child.id().unwrap().to_string()]));
+    assert!(kill.wait().await.unwrap().success());
 }
 
 /// The most memory that a process ever held, bytes.
