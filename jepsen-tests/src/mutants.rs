@@ -162,6 +162,12 @@ fn traps_of_machines() -> Vec<Trap> {
             Simulation(&[2]),
             LINEARIZABLE,
         ),
+        trap(
+            "withdrawn-proposed",
+            "what is not applied for want of a turn is never applied",
+            Simulation(&[0]),
+            LINEARIZABLE,
+        ),
         trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[1]), LINEARIZABLE),
         trap(
             "snapshot-drops-values",

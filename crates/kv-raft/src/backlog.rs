@@ -1,13 +1,13 @@
-//! How much of a group was proposed on this node and is not applied yet, by namespace. A proposal is counted
-//! before it reaches Raft and leaves the account when it is applied or can no longer be, whether or not its
-//! caller still waits. So the queues behind it are bounded, and what is refused here was never proposed.
+//! How much of a group is to be proposed on this node, or was and is not applied yet, by namespace. A proposal
+//! is counted before it waits for anything and leaves the account when it is applied or can no longer be,
+//! whether or not its caller still waits. So the queues behind it are bounded, and what is refused here was
+//! never proposed.
 //!
 //! No namespace may fill the account: each may hold at most half of what the others leave. One alone gets a
 //! half, two that flood get a third each, and so on, and a part stays free for those who come (the rule of
 //! dynamic thresholds that shared switch buffers use: Choudhury and Hahne, 1998).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kv_types::NamespaceId;
 
@@ -19,7 +19,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             entries: self.entries.saturating_add(other.entries),
             bytes: self.bytes.saturating_add(other.bytes),
@@ -27,14 +27,14 @@ impl Load {
     }
 
     /// None if there was less.
-    fn minus(self, other: Self) -> Option<Self> {
+    pub(crate) fn minus(self, other: Self) -> Option<Self> {
         Some(Self {
             entries: self.entries.checked_sub(other.entries)?,
             bytes: self.bytes.checked_sub(other.bytes)?,
         })
     }
 
-    fn fits(self, bound: Self) -> bool {
+    pub(crate) fn fits(self, bound: Self) -> bool {
         self.entries <= bound.entries && self.bytes <= bound.bytes
     }
 }
@@ -62,6 +62,11 @@ pub(crate) struct Backlog {
 impl Backlog {
     pub(crate) fn new(bound: Load) -> Self {
         Self { bound, total: Load::default(), by_namespace: BTreeMap::new() }
+    }
+
+    /// What it holds at most.
+    pub(crate) fn bound(&self) -> Load {
+        self.bound
     }
 
     /// What is in the account.
@@ -107,48 +112,6 @@ impl Backlog {
             self.by_namespace.is_empty(),
             "the total is the sum of the namespaces"
         );
-    }
-}
-
-/// The account, shared by those who propose and by what is under way.
-#[derive(Debug, Clone)]
-pub(crate) struct SharedBacklog(Arc<Mutex<Backlog>>);
-
-impl SharedBacklog {
-    pub(crate) fn new(bound: Load) -> Self {
-        Self(Arc::new(Mutex::new(Backlog::new(bound))))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Backlog> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn total(&self) -> Load {
-        self.lock().total()
-    }
-
-    pub(crate) fn bound(&self) -> Load {
-        self.lock().bound
-    }
-
-    /// A place for a proposal; it is given back when dropped.
-    pub(crate) fn admit(&self, namespace: NamespaceId, bytes: u64) -> Result<Place, Full> {
-        self.lock().admit(namespace, bytes)?;
-        Ok(Place { backlog: self.clone(), namespace, bytes })
-    }
-}
-
-/// A proposal's place in the account.
-#[derive(Debug)]
-pub(crate) struct Place {
-    backlog: SharedBacklog,
-    namespace: NamespaceId,
-    bytes: u64,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.backlog.lock().settle(self.namespace, self.bytes);
     }
 }
 
@@ -207,16 +170,6 @@ mod tests {
     #[should_panic(expected = "leaves the account once")]
     fn what_was_never_admitted_is_not_settled() {
         Backlog::new(BOUND).settle(namespace(1), 1);
-    }
-
-    #[test]
-    fn a_place_is_given_back_when_dropped() {
-        let backlog = SharedBacklog::new(BOUND);
-        let places: Vec<Place> = (0..32).map(|_| backlog.admit(namespace(1), 7).unwrap()).collect();
-        assert_eq!(backlog.admit(namespace(1), 7).unwrap_err(), Full::Namespace);
-        assert_eq!(backlog.total(), Load { entries: 32, bytes: 224 });
-        drop(places);
-        assert_eq!(backlog.total(), Load::default());
     }
 
     proptest! {

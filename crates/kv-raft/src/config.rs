@@ -6,8 +6,9 @@ use kv_types::catalogue::Member;
 use kv_types::{ClusterId, NodeId};
 use openraft::{ConfigError, SnapshotPolicy};
 
+use crate::ingest::Answering;
 use crate::limits;
-use crate::proposal::{Answering, Proposal, Reply};
+use crate::proposal::{Proposal, Reply};
 use crate::runtime::NodeRuntime;
 
 /// Every group speaks of opaque proposals and typed replies; members are known by id, addresses are
@@ -72,10 +73,15 @@ pub struct RaftConfig {
     pub transfer_bytes_per_second: u64,
     /// Bytes of a snapshot that is received that are synced together, at most 8 MiB.
     pub transfer_sync_bytes: u64,
-    /// Entries of a group that may be proposed and not applied; more are refused with `OVERLOADED`.
+    /// Entries of a group that may wait to be proposed or applied; more are refused with `OVERLOADED`.
     pub backlog_entries: u64,
     /// Their bytes.
     pub backlog_bytes: u64,
+    /// Of these, entries that may be proposed and not applied; the others wait for their turn, which comes by
+    /// namespace and client.
+    pub pipeline_entries: u64,
+    /// Their bytes.
+    pub pipeline_bytes: u64,
     /// Entries that a follower may know to be committed and not have applied; with more it refuses appends
     /// that carry entries, and answers the others.
     pub apply_lag_entries: u64,
@@ -99,6 +105,8 @@ impl RaftConfig {
             transfer_sync_bytes: 8 << 20,
             backlog_entries: limits::BACKLOG_ENTRIES,
             backlog_bytes: limits::BACKLOG_BYTES,
+            pipeline_entries: limits::PIPELINE_ENTRIES,
+            pipeline_bytes: limits::PIPELINE_BYTES,
             apply_lag_entries: limits::APPLY_LAG_ENTRIES,
         }
     }

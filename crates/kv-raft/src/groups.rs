@@ -25,12 +25,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::applied::Applied;
 use crate::attendance::Attendance;
-use crate::backlog::{Load, SharedBacklog};
+use crate::backlog::Load;
 use crate::builder::{Account, SnapshotWork};
 use crate::config::{RaftConfig, TypeConfig};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
 use crate::incoming::{Check, Refusals};
+use crate::ingest::Ingest;
 use crate::limits::{RETRY_AFTER_MS, TOLD_WAIT};
 use crate::log_store::LogStore;
 use crate::machine::{Domain, Machine, Raft};
@@ -83,16 +84,16 @@ pub(crate) struct Group {
     pub(crate) applied: Applied,
     pub(crate) recent: Arc<RecentWrites>,
     account: Arc<Account>,
-    /// What was proposed here and is not applied.
-    pub(crate) backlog: SharedBacklog,
+    /// What is to be proposed here, or was and is not applied.
+    pub(crate) ingest: Ingest,
     /// Whether a proposal of this group can be applied.
     check: Check,
     /// Messages of peers that were refused.
     refusals: Refusals,
     /// Whether the log answers.
     disk: DiskWatch,
-    /// Whether its steward runs.
-    attendance: Attendance,
+    /// Whether its steward and its proposer run.
+    pub(crate) attendance: Attendance,
     /// The log does not answer: this node neither leads nor campaigns.
     hangs: AtomicBool,
     /// The log has no room for entries of the leader.
@@ -194,6 +195,14 @@ async fn remove_leftovers(account: Arc<Account>, storage: Storage, id: GroupId) 
     Ok(NodeRuntime::blocking(move || account.remove_old_files(&storage, id)).await??)
 }
 
+/// The queue and the account of a group's proposals.
+fn ingest(around: &Surroundings) -> Ingest {
+    let config = &around.config;
+    let bytes = config.backlog_bytes(around.storage.max_log_bytes());
+    let account = Load { entries: config.backlog_entries(), bytes };
+    Ingest::new(account, Load { entries: config.pipeline_entries, bytes: config.pipeline_bytes })
+}
+
 /// Lets snapshots wait until openraft has heard how far the state was applied.
 fn tell_of_progress(raft: &Raft, account: &Account) {
     let progress = raft.watch_apply_progress();
@@ -253,10 +262,7 @@ impl Group {
             applied,
             recent,
             account,
-            backlog: SharedBacklog::new(Load {
-                entries: around.config.backlog_entries(),
-                bytes: around.config.backlog_bytes(around.storage.max_log_bytes()),
-            }),
+            ingest: ingest(&around),
             check,
             refusals: Refusals::default(),
             disk,

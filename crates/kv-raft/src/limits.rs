@@ -146,6 +146,10 @@ pub(crate) const BACKLOG_ENTRIES: u64 = 4_096;
 /// Default of [`crate::config::RaftConfig::backlog_bytes`]. Half of it, what one namespace may use, holds
 /// several of the largest values.
 pub(crate) const BACKLOG_BYTES: u64 = 32 << 20;
+/// Default of [`crate::config::RaftConfig::pipeline_entries`]: as many as keep a quorum busy.
+pub(crate) const PIPELINE_ENTRIES: u64 = 128;
+/// Default of [`crate::config::RaftConfig::pipeline_bytes`].
+pub(crate) const PIPELINE_BYTES: u64 = 2 << 20;
 /// Default of [`crate::config::RaftConfig::apply_lag_entries`]: some seconds of applying, so that the applier
 /// of a follower that catches up never waits for its leader.
 pub(crate) const APPLY_LAG_ENTRIES: u64 = 32_768;

@@ -6,11 +6,6 @@ use std::fmt;
 
 use bytes::Bytes;
 use kv_types::{Failure, NamespaceId};
-use openraft::raft::responder::Responder;
-use openraft::{OptionalSend, RaftTypeConfig};
-use tokio::sync::oneshot;
-
-use crate::backlog::Place;
 
 /// An encoded command of the group's domain.
 #[derive(Clone, PartialEq, Eq)]
@@ -25,29 +20,6 @@ impl fmt::Debug for Proposal {
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())
-    }
-}
-
-/// Carries the result of a proposal to who waits for it, and the proposal's place in the account of its
-/// group: the place is free when Raft is done with the proposal, whether or not a caller still waits.
-pub(crate) struct Answering<T> {
-    answer: oneshot::Sender<T>,
-    place: Place,
-}
-
-impl<T> Answering<T> {
-    pub(crate) fn new(place: Place) -> (Self, oneshot::Receiver<T>) {
-        let (answer, waiting) = oneshot::channel();
-        (Self { answer, place }, waiting)
-    }
-}
-
-impl<C: RaftTypeConfig, T: OptionalSend + 'static> Responder<C, T> for Answering<T> {
-    fn on_complete(self, result: T) {
-        // First: who is answered finds room for the next one.
-        drop(self.place);
-        // The caller may have left at its deadline.
-        let _ = self.answer.send(result);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_proto::admin;
 use kv_storage::StorageError;
-use kv_types::{Failure, NamespaceId, Reason};
+use kv_types::{ClientId, Failure, NamespaceId, Reason};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
@@ -16,17 +16,16 @@ use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::applied::AppliedState;
+use crate::backlog::Full;
 #[cfg(test)]
 use crate::backlog::Load;
-use crate::backlog::{Full, Place};
 use crate::config::{LogId, TypeConfig};
 use crate::digest::Digesting;
 use crate::groups::{Group, Leadership, Unserved};
-use crate::limits::{
-    DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, PROPOSAL_OVERHEAD_BYTES, READ_ATTEMPTS, RETRY_AFTER_MS,
-};
+use crate::ingest::{Answer, Entry, Handed, Refusal};
+use crate::limits::{DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, READ_ATTEMPTS, RETRY_AFTER_MS};
 use crate::machine_error::MachineError;
-use crate::proposal::{Answering, Proposal};
+use crate::proposal::Proposal;
 use crate::runtime::NodeRuntime;
 use crate::tables::{Space, Table};
 
@@ -55,9 +54,8 @@ pub(crate) fn unreadable(error: &dyn std::fmt::Display) -> Failure {
 }
 
 impl Group {
-    /// A place for a proposal in the account of what is not applied yet. Refusals come before anything is
-    /// queued.
-    fn admit_proposal(&self, namespace: NamespaceId, proposal: &Proposal) -> Result<Place, Failure> {
+    /// Refuses what this node should not propose now.
+    fn check_pressure(&self) -> Result<(), Failure> {
         if let Err(pressure) = self.around.storage.log_pressure() {
             let reason = match pressure {
                 StorageError::LogFull { .. } | StorageError::DiskFull { .. } => Reason::LimitStorage,
@@ -65,20 +63,6 @@ impl Group {
             };
             return Err(Failure::new(reason, pressure.to_string()).retry_after_ms(RETRY_AFTER_MS));
         }
-        let bound = self.backlog.bound();
-        let overloaded = |what: &str| {
-            let waiting = self.backlog.total();
-            Failure::new(
-                Reason::Overloaded,
-                format!(
-                    "{} {what}: {} entries of {} bytes wait to be applied; nothing was proposed",
-                    self.id, waiting.entries, waiting.bytes
-                ),
-            )
-            .with("limit_entries", bound.entries)
-            .with("limit_bytes", bound.bytes)
-            .retry_after_ms(RETRY_AFTER_MS)
-        };
         // What earlier leaders proposed counts too, though it is in no account here.
         let unapplied = {
             let metrics = self.raft.data_metrics();
@@ -86,21 +70,39 @@ impl Group {
             let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
             index(&metrics.last_log).saturating_sub(index(&metrics.last_applied))
         };
-        if unapplied > bound.entries {
-            return Err(overloaded("has not applied its log"));
+        if unapplied > self.ingest.bound().entries {
+            return Err(self.overloaded("has not applied its log"));
         }
-        let bytes =
-            u64::try_from(proposal.0.len()).unwrap_or(u64::MAX).saturating_add(PROPOSAL_OVERHEAD_BYTES);
-        self.backlog.admit(namespace, bytes).map_err(|full| match full {
-            Full::Group => overloaded("has as much to apply as it may"),
-            Full::Namespace => overloaded("has as much to apply for this namespace as it may"),
-        })
+        Ok(())
+    }
+
+    fn overloaded(&self, what: &str) -> Failure {
+        let (waiting, bound) = (self.ingest.total(), self.ingest.bound());
+        let message = format!(
+            "{} {what}: {} entries of {} bytes wait to be applied; nothing was proposed",
+            self.id, waiting.entries, waiting.bytes
+        );
+        Failure::new(Reason::Overloaded, message)
+            .with("limit_entries", bound.entries)
+            .with("limit_bytes", bound.bytes)
+            .retry_after_ms(RETRY_AFTER_MS)
+    }
+
+    /// Why a proposal was not let in.
+    fn not_let_in(&self, refusal: Refusal) -> Failure {
+        match refusal {
+            Refusal::Full(Full::Group) => self.overloaded("has as much to apply as it may"),
+            Refusal::Full(Full::Namespace) => {
+                self.overloaded("has as much to apply for this namespace as it may")
+            }
+            Refusal::Stopped => Failure::new(Reason::ShuttingDown, "the node is stopping"),
+        }
     }
 
     /// What was proposed here and is not applied.
     #[cfg(test)]
     pub(crate) fn backlog(&self) -> Load {
-        self.backlog.total()
+        self.ingest.total()
     }
 
     /// Nothing is applied while this lives.
@@ -109,39 +111,71 @@ impl Group {
         self.applied.clone().read_owned().await
     }
 
-    /// Proposes a command for a namespace and waits until it is applied here. It holds its place in the
-    /// account until Raft is done with it, also when the deadline passes before.
+    /// Proposes a command of a client for a namespace, when its turn comes, and waits until it is applied here.
+    /// It holds its place in the account until Raft is done with it, also when the deadline passes before.
     pub(crate) async fn propose(
         &self,
         namespace: NamespaceId,
+        client: ClientId,
         proposal: Proposal,
         deadline: Instant,
     ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
-        let place = self.admit_proposal(namespace, &proposal)?;
-        let (responder, answer) = Answering::new(place);
-        let handed = self.raft.write(proposal).responder(responder).into_future();
-        match timeout_at(deadline, handed).await {
-            Ok(Ok(())) => {}
-            // Raft's own queue had no room up to the deadline: it has not taken the message and will not.
-            Err(_) => {
-                let why = format!("{} did not take the proposal by the deadline", self.id);
-                return Err(Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS).into());
+        self.check_pressure()?;
+        let admitted = self.ingest.admit(namespace, client, proposal);
+        let (entry, answer) = admitted.map_err(|refusal| self.not_let_in(refusal))?;
+        let ticket = match entry {
+            Entry::Waits(ticket) => Some(ticket),
+            Entry::Now(handed) => {
+                self.hand_over(handed, deadline).await?;
+                None
             }
-            Ok(Err(fatal)) => return Err(self.fatal(&fatal).after_sending().into()),
-        }
+        };
         let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
         match timeout_at(deadline, answer).await {
-            Ok(Ok(Ok(response))) => Ok(response),
+            Ok(Ok(Answer::Decided(Ok(response)))) => Ok(response),
+            Err(_) if ticket.is_some_and(|ticket| ticket.withdraw()) => {
+                Err(self.late("its turn to be proposed").into())
+            }
             Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
                 Err(self.no_quorum("nothing was decided").into())
             }
             Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
-            Ok(Ok(Err(ClientWriteError::ForwardToLeader(forward)))) => Err(self.forwarded(forward)),
-            Ok(Ok(Err(error))) => Err(unknown(error.to_string()).into()),
+            Ok(Ok(Answer::Decided(Err(ClientWriteError::ForwardToLeader(forward))))) => {
+                Err(self.forwarded(forward))
+            }
+            Ok(Ok(Answer::Decided(Err(error)))) => Err(unknown(error.to_string()).into()),
+            Ok(Ok(Answer::NeverProposed)) => Err(self.not_let_in(Refusal::Stopped).into()),
             // The group stopped; it may have been proposed before.
             Ok(Err(_)) => {
                 let state = self.raft.metrics().borrow_watched().running_state.clone();
                 Err(self.fatal(&state.err().unwrap_or(Fatal::Stopped)).after_sending().into())
+            }
+        }
+    }
+
+    /// Gives a proposal to Raft by the deadline.
+    async fn hand_over(&self, (proposal, answering): Handed, deadline: Instant) -> Result<(), Failure> {
+        let handed = self.raft.write(proposal).responder(answering).into_future();
+        match timeout_at(deadline, handed).await {
+            Ok(Ok(())) => Ok(()),
+            // Raft's own queue had no room up to the deadline: it has not taken the message and will not.
+            Err(_) => {
+                let why = format!("{} did not take the proposal by the deadline", self.id);
+                Err(Failure::new(Reason::Overloaded, why).retry_after_ms(RETRY_AFTER_MS))
+            }
+            Ok(Err(fatal)) => Err(self.fatal(&fatal).after_sending()),
+        }
+    }
+
+    /// Gives Raft what waits for its turn, until the group stops.
+    pub(crate) async fn proposer(self: Arc<Self>) {
+        let _present = self.attendance.begin();
+        while let Some(handed) = self.ingest.turn().await {
+            for (proposal, answering) in handed {
+                if self.raft.write(proposal).responder(answering).await.is_err() {
+                    // openraft has ended, which is noticed elsewhere; nothing more can be proposed.
+                    return self.ingest.stop();
+                }
             }
         }
     }

@@ -24,8 +24,8 @@ use kv_storage::Storage;
 use kv_types::call::{Presence, Read};
 use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::{
-    Answer, Call, Evidence, Failure, GroupId, Guarantee, Hop, Key, Mutation, Namespace, NamespaceId, NodeId,
-    Outcome, Placement, ReadPath, Reason, Receipt, StrongEvidence,
+    Answer, Call, ClientId, Evidence, Failure, GroupId, Guarantee, Hop, Key, Mutation, Namespace,
+    NamespaceId, NodeId, Outcome, Placement, ReadPath, Reason, Receipt, StrongEvidence,
 };
 use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, ServerState};
@@ -62,7 +62,8 @@ struct Inner {
     catalogue: watch::Receiver<Arc<Catalogue>>,
     /// When an opening of a session may have been issued, by data group.
     openings: BTreeMap<GroupId, watch::Receiver<AllOpenings>>,
-    stewards: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    /// The stewards and proposers of the groups.
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     /// Set inside a seeded simulation: requests from peers come from tasks outside its scope.
     seeds: Option<AtomicU64>,
     writes: AtomicU64,
@@ -71,14 +72,14 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.stop_stewards();
+        self.stop_tasks();
     }
 }
 
 impl Inner {
-    fn stop_stewards(&self) {
-        let stewards = std::mem::take(&mut *self.stewards.lock().unwrap_or_else(PoisonError::into_inner));
-        stewards.iter().for_each(tokio::task::JoinHandle::abort);
+    fn stop_tasks(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
@@ -117,7 +118,10 @@ impl Strong {
         let data_group =
             Group::start(GroupId::FIRST_DATA, around, KvMachine::new(shown), KvMachine::check).await?;
         let groups = BTreeMap::from([(catalogue_group.id, catalogue_group), (data_group.id, data_group)]);
-        let stewards = groups.values().map(|group| NodeRuntime::spawn(group.clone().steward())).collect();
+        let tasks = groups.values().flat_map(|group| {
+            [NodeRuntime::spawn(group.clone().steward()), NodeRuntime::spawn(group.clone().proposer())]
+        });
+        let tasks = tasks.collect();
         Ok(Self(Arc::new(Inner {
             config,
             storage,
@@ -125,7 +129,7 @@ impl Strong {
             groups,
             catalogue,
             openings: BTreeMap::from([(GroupId::FIRST_DATA, openings)]),
-            stewards: Mutex::new(stewards),
+            tasks: Mutex::new(tasks),
             seeds: NodeRuntime::draw().map(AtomicU64::new),
             writes: AtomicU64::new(0),
             gate,
@@ -235,7 +239,9 @@ impl Strong {
             }
             let spec = namespace_spec(&request, members)?;
             let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id };
-            let response = group.propose(NamespaceId::default(), command.encode(), deadline).await?;
+            let client = mutation.request_id.client_id;
+            let about = NamespaceId::default();
+            let response = group.propose(about, client, command.encode(), deadline).await?;
             let Reply::Catalogue(decided) = response.data else { return Err(unexpected_reply().into()) };
             let created = decided?;
             self.0.writes.fetch_add(1, Ordering::Relaxed);
@@ -293,7 +299,8 @@ impl Strong {
             |_| Failure::new(Reason::DeadlineExpired, "the members were not all heard by the deadline");
         let reports = timeout_at(deadline, group.levels(members.into_iter())).await.map_err(late)?;
         let command = CatalogueCommand::RaiseLevel { to, reports };
-        let response = match group.propose(NamespaceId::default(), command.encode(), deadline).await {
+        let (about, client) = (NamespaceId::default(), ClientId::default());
+        let response = match group.propose(about, client, command.encode(), deadline).await {
             Ok(response) => response,
             Err(Unserved::Failed(failure)) => return Err(failure),
             Err(Unserved::Elsewhere(Some(leader))) => return Err(self.not_leader(group, leader)),
@@ -461,9 +468,12 @@ impl Strong {
         select_all(groups.chain([storage.boxed()])).await.0
     }
 
-    /// Stops the groups of this node. What is under way ends as *unknown*.
+    /// Stops the groups of this node. What is under way ends as *unknown*, what waits as *not applied*.
     pub async fn shutdown(&self) {
-        self.0.stop_stewards();
+        for group in self.0.groups.values() {
+            group.ingest.stop();
+        }
+        self.0.stop_tasks();
         for group in self.0.groups.values() {
             if let Err(error) = group.raft.shutdown().await {
                 tracing::warn!(group = group.id.0, %error, "the group did not stop cleanly");
@@ -589,7 +599,8 @@ impl Strong {
             self.check_opening(group, namespace.id, &mutation, proposed_at_ms)?;
             let (namespace_id, key) = (namespace.id, key.as_bytes().clone());
             let command = WriteCommand { proposed_at_ms, mutation, namespace: namespace_id, key, operation };
-            let response = group.propose(namespace.id, command.encode(), deadline).await?;
+            let client = mutation.request_id.client_id;
+            let response = group.propose(namespace.id, client, command.encode(), deadline).await?;
             let Reply::Write(decided) = response.data else { return Err(unexpected_reply().into()) };
             let written = decided?;
             self.0.writes.fetch_add(1, Ordering::Relaxed);

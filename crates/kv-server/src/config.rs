@@ -124,6 +124,12 @@ pub struct RaftSettings {
     /// Bytes of a snapshot that go to one follower in a second.
     #[serde(deserialize_with = "size")]
     pub transfer_rate: u64,
+    /// Entries of a group that a leader has proposed and not applied, 1 to 65,536; others wait for their turn,
+    /// which comes by namespace and client.
+    pub pipeline_entries: u64,
+    /// Their bytes, at least 64 KiB.
+    #[serde(deserialize_with = "size")]
+    pub pipeline_size: u64,
 }
 
 impl Default for RaftSettings {
@@ -136,6 +142,8 @@ impl Default for RaftSettings {
             entries_kept: 50_000,
             transfer_chunk_size: 512 << 10,
             transfer_rate: 32 << 20,
+            pipeline_entries: 128,
+            pipeline_size: 2 << 20,
         }
     }
 }
@@ -410,7 +418,7 @@ fn is_loopback(address: &str) -> bool {
 fn check_settings(file: &ClusterFile) -> Result<(), String> {
     let show = |duration: Duration| humantime::format_duration(duration).to_string();
     let RaftSettings { heartbeat, election_min, election_max, snapshot_every, .. } = file.raft;
-    let RaftSettings { transfer_chunk_size, transfer_rate, .. } = file.raft;
+    let RaftSettings { transfer_chunk_size, transfer_rate, pipeline_entries, pipeline_size, .. } = file.raft;
     if heartbeat < Duration::from_millis(10) {
         return Err(format!("raft.heartbeat of {} is too short: at least 10ms", show(heartbeat)));
     }
@@ -436,6 +444,12 @@ fn check_settings(file: &ClusterFile) -> Result<(), String> {
     }
     if transfer_rate < transfer_chunk_size {
         return Err("raft.transfer_rate must be at least raft.transfer_chunk_size, in a second".into());
+    }
+    if !(1..=1 << 16).contains(&pipeline_entries) {
+        return Err("raft.pipeline_entries must be between 1 and 65,536".into());
+    }
+    if pipeline_size < 64 << 10 {
+        return Err("raft.pipeline_size must be at least 64KiB".into());
     }
     let StorageSettings { segment_size, max_log_size, memtable_size, snapshot_rate, .. } = file.storage;
     if !(4 << 20..=1 << 30).contains(&segment_size) || segment_size % 4096 != 0 {
@@ -667,6 +681,8 @@ mod tests {
             ("[raft]\nheartbeat = \"200ms\"", "2.5 heartbeats"),
             ("[raft]\nelection_max = \"250ms\"", "must be above"),
             ("[raft]\ntransfer_chunk_size = \"2MiB\"", "between 1KiB and 1MiB"),
+            ("[raft]\npipeline_entries = 0", "between 1 and 65,536"),
+            ("[raft]\npipeline_size = \"4KiB\"", "at least 64KiB"),
             ("[raft]\ntransfer_rate = \"100KiB\"", "at least raft.transfer_chunk_size"),
             ("[raft]\nheartbeat = 100", "invalid type"),
             ("[raft]\nheartbeat = \"fast\"", "is not a duration"),

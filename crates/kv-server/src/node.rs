@@ -329,6 +329,8 @@ fn raft_config(config: &NodeConfig) -> RaftConfig {
         entries_kept: config.raft.entries_kept,
         transfer_chunk_bytes: usize::try_from(config.raft.transfer_chunk_size).unwrap_or(usize::MAX),
         transfer_bytes_per_second: config.raft.transfer_rate,
+        pipeline_entries: config.raft.pipeline_entries,
+        pipeline_bytes: config.raft.pipeline_size,
         ..RaftConfig::new(config.cluster_id, config.node_id, config.members.clone())
     }
 }

@@ -77,6 +77,9 @@ mutants! {
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers
     /// with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";
+    /// kv-raft: a write that is reported as not applied, since its turn did not come by the deadline, is
+    /// proposed when its turn comes.
+    WithdrawnProposed = "withdrawn-proposed", Node, "not applied means not applied";
     /// kv-raft: snapshots leave the sessions out. A replica that installs one applies resends again, or
     /// refuses what others apply.
     DedupLostInSnapshot = "dedup-lost-in-snapshot", Node, "linearizable";

@@ -269,6 +269,71 @@ async fn a_proposal_keeps_its_place_when_its_caller_gives_up() {
     lone.stop().await;
 }
 
+/// What waits for its turn is not with Raft: its deadline or the end of its caller takes it back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_its_turn_is_taken_back_and_never_applied() {
+    let lone = Lone::start(|config| (config.backlog_entries, config.pipeline_entries) = (64, 4)).await;
+    let still = lone.stand_still().await;
+    let pending = lone.fill(1).await;
+    let soon_over = Instant::now() + Duration::from_millis(50);
+    let late = lone.put(bank(2), "late", 100, soon_over).await.unwrap_err();
+    assert_eq!((late.reason, late.applied), (Reason::DeadlineExpired, Applied::No), "{late}");
+    assert!(late.retry_after_ms.is_some());
+    pending.iter().for_each(JoinHandle::abort);
+    join_all(pending).await;
+    assert_eq!(lone.waiting().entries, 4, "what Raft has keeps its place");
+    drop(still);
+    until("an empty account", || async { (lone.waiting() == Load::default()).then_some(()) }).await;
+    assert_eq!(lone.put(bank(1), "next", 1, soon()).await.unwrap().revision, 5);
+    let read = lone.get(bank(2), "late", soon()).await.unwrap();
+    assert_eq!(read.presence(), v1::Presence::Absent);
+    lone.stop().await;
+}
+
+/// A calm namespace waits for what Raft has and for one turn, not for all that another has asked for before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_calm_namespace_overtakes_a_flood_that_waits() {
+    let lone = Lone::start(|config| config.pipeline_entries = 4).await;
+    let still = lone.stand_still().await;
+    let flood: Vec<Pending> =
+        (0..200).map(|n| tokio::spawn(lone.put(bank(1), &format!("k{n}"), 1_000, soon()))).collect();
+    until("the flood is taken", || async { (lone.waiting().entries == 200).then_some(()) }).await;
+    let calm = tokio::spawn(lone.put(bank(2), "calm", 100, soon()));
+    until("the calm one is taken", || async { (lone.waiting().entries == 201).then_some(()) }).await;
+    drop(still);
+    let calm = written_at(&calm.await.unwrap().unwrap());
+    let indexes = join_all(flood).await.into_iter().map(|put| written_at(&put.unwrap().unwrap()));
+    let before = indexes.filter(|index| *index < calm).count();
+    // Four were with Raft; a turn is 4 KiB.
+    assert!((4..=4 + 3).contains(&before), "{before} came before it");
+    lone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_when_its_node_stops_was_not_applied() {
+    let lone = Lone::start(|config| (config.backlog_entries, config.pipeline_entries) = (64, 4)).await;
+    let still = lone.stand_still().await;
+    let pending = lone.fill(1).await;
+    let stop = tokio::spawn({
+        let lone = lone.clone();
+        async move { lone.strong.shutdown().await }
+    });
+    let waited = |put: &Result<v1::PutResponse, Failure>| {
+        put.as_ref()
+            .is_err_and(|failure| (failure.reason, failure.applied) == (Reason::ShuttingDown, Applied::No))
+    };
+    let mut never = 0;
+    for put in pending {
+        let ended = put.await.unwrap();
+        never += usize::from(waited(&ended));
+        assert!(waited(&ended) || ended.as_ref().unwrap_err().applied == Applied::Unknown, "{ended:?}");
+    }
+    assert_eq!(never, 32 - 4);
+    drop(still);
+    stop.await.unwrap();
+    lone.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_are_refused_as_entries_are() {
     let lone = Lone::start(|config| config.backlog_bytes = 256 << 10).await;
@@ -297,7 +362,7 @@ async fn a_small_log_is_trimmed_before_it_is_full() {
 /// for the state machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_answers_its_peers_while_much_waits_to_be_applied() {
-    let lone = Lone::start(|_| ()).await;
+    let lone = Lone::start(|config| config.pipeline_entries = 4_096).await;
     let still = lone.stand_still().await;
     // One after the other, so that each is committed by itself.
     let mut pending = Vec::new();

@@ -71,7 +71,7 @@ impl Settings {
     /// Of a seed.
     pub fn draw(dice: &mut fastrand::Rng) -> Self {
         let snapshot_every = [30, 60, 150, 1_000];
-        let raft = RaftSettings {
+        let mut raft = RaftSettings {
             snapshot_every: *dice.choice(&snapshot_every).unwrap_or(&100),
             // On some seeds a short absence needs a snapshot, on others it tests the cutting of tails.
             entries_kept: *dice.choice(&[5_u64, 20, 500]).unwrap_or(&20),
@@ -94,6 +94,8 @@ impl Settings {
         };
         let dynamo =
             DynamoSettings { max_hints_size: *dice.choice(&[16_u64 << 10, 64 << 20]).unwrap_or(&(64 << 20)) };
+        // On some seeds proposals wait for their turn.
+        raft.pipeline_entries = *dice.choice(&[1_u64, 2, 128]).unwrap_or(&128);
         Self { raft, storage, dynamo, peer: PeerSettings::default() }
     }
 }
