@@ -1,6 +1,6 @@
-//! Ports for labs and tests: free ones, found without ever listening on them. A socket that listens, even for a
-//! moment, is inherited by each process that is being started then, and keeps its port busy until that process
-//! runs its program.
+//! Ports for labs and tests: free ones, found without ever listening on them. A socket that listens, even for
+//! a moment, is inherited by each process that is being started then, and keeps its port busy until that
+//! process runs its program.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
@@ -21,8 +21,8 @@ pub fn port_is_free(port: u16) -> bool {
     bound.is_ok()
 }
 
-/// A free port that this process has not been given before; processes that run beside it begin elsewhere. `None`
-/// after 20,000 ports.
+/// A free port that this process has not been given before; processes that run beside it begin elsewhere.
+/// `None` after 20,000 ports.
 pub fn choose_port() -> Option<u16> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let count = CHOSEN.end - CHOSEN.start;
@@ -49,6 +49,15 @@ mod tests {
 
     use super::*;
 
+    /// Ends the thread that starts processes, also when the test fails.
+    struct Done<'a>(&'a AtomicBool);
+
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Listening on the port instead, to see whether it is free, failed this one time in 400.
     #[test]
     fn a_chosen_port_can_be_listened_on_while_processes_are_started() {
@@ -59,19 +68,14 @@ mod tests {
                     Command::new("true").status().unwrap();
                 }
             });
-            let given: BTreeSet<_> = (0..4_000)
-                .map(|_| {
-                    let port = choose_port().unwrap();
-                    // A socket that bound it first, and it alone, may still be held by a process that begins.
-                    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-                    assert!(!port_is_free(port) && CHOSEN.contains(&u32::from(port)));
-                    listener.map(|_| port)
-                })
-                .collect::<Result<_, _>>()
-                .inspect_err(|_| done.store(true, Ordering::SeqCst))
-                .unwrap();
-            done.store(true, Ordering::SeqCst);
-            assert_eq!(given.len(), 4_000);
+            let _done = Done(&done);
+            let mut given = BTreeSet::new();
+            for _ in 0..4_000 {
+                let port = choose_port().unwrap();
+                assert!(CHOSEN.contains(&u32::from(port)) && given.insert(port), "{port}");
+                let _listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+                assert!(!port_is_free(port), "{port}");
+            }
         });
     }
 }

@@ -1,7 +1,7 @@
-//! How much of a group is to be proposed on this node, or was and is not applied yet, by namespace. A proposal
-//! is counted before it waits for anything and leaves the account when it is applied or can no longer be,
-//! whether or not its caller still waits. So the queues behind it are bounded, and what is refused here was
-//! never proposed.
+//! How much of a group is to be proposed on this node, or was and is not applied yet, by namespace. A
+//! proposal is counted before it waits for anything and leaves the account when it is applied or can no
+//! longer be, whether or not its caller still waits. So the queues behind it are bounded, and what is refused
+//! here was never proposed.
 //!
 //! No namespace may fill the account: each may hold at most half of what the others leave. One alone gets a
 //! half, two that flood get a third each, and so on, and a part stays free for those who come (the rule of

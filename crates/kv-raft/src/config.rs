@@ -38,6 +38,9 @@ impl openraft::RaftTypeConfig for TypeConfig {
     type ErrorSource = openraft::impls::BoxedErrorSource;
 }
 
+/// What Raft made of a proposal.
+pub(crate) type Decided =
+    Result<openraft::raft::ClientWriteResponse<TypeConfig>, openraft::errors::ClientWriteError<TypeConfig>>;
 pub(crate) type LeaderId = openraft::alias::LeaderIdOf<TypeConfig>;
 pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub(crate) type Vote = openraft::alias::VoteOf<TypeConfig>;
@@ -78,7 +81,7 @@ pub struct RaftConfig {
     /// Their bytes.
     pub backlog_bytes: u64,
     /// Of these, entries that may be proposed and not applied; the others wait for their turn, which comes by
-    /// namespace and client.
+    /// namespace and client. A namespace with little under way adds a few to them at once.
     pub pipeline_entries: u64,
     /// Their bytes.
     pub pipeline_bytes: u64,

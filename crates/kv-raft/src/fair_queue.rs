@@ -1,7 +1,7 @@
-//! A queue that takes turns: over namespaces, and within each over its clients, so many bytes a turn. So neither
-//! a namespace nor a client that asks for much keeps others waiting for longer than their own turns. Within a
-//! client the order is that of arrival. It is deficit round robin (Shreedhar and Varghese, 1995) in two levels;
-//! a value, bounded by the account of those who fill it.
+//! A queue that takes turns: over namespaces, and within each over its clients, so many bytes a turn. So
+//! neither a namespace nor a client that asks for much keeps others waiting for longer than their own turns.
+//! Within a client the order is that of arrival. It is deficit round robin (Shreedhar and Varghese, 1995) in
+//! two levels; a value, bounded by the account of those who fill it.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -57,6 +57,11 @@ impl<T> FairQueue<T> {
         self.len -= usize::from(item.is_some());
         assert_eq!(self.len == 0, self.flows.is_empty(), "an empty queue has no flows");
         item
+    }
+
+    /// Whether anything of a namespace waits.
+    pub(crate) fn has_any(&self, namespace: NamespaceId) -> bool {
+        self.flows.flows.contains_key(&namespace)
     }
 
     /// Whether an item still waits.
@@ -199,6 +204,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Namespace, client, number.
+    type Item = (u64, u64, u64);
+
+    fn client_of((namespace, client, _): Item) -> (u64, u64) {
+        (namespace, client)
+    }
+
     fn push(queue: &mut FairQueue<(u64, u64)>, namespace: u64, client: u64, cost: u64) -> Spot {
         queue.push(NamespaceId(namespace), ClientId(client.into()), cost, (namespace, client))
     }
@@ -260,12 +272,12 @@ mod tests {
             steps in prop::collection::vec((0_u64..4, 0_u64..3, 1_u64..20_000, 0_u8..4), 1..300),
         ) {
             let mut queue = FairQueue::default();
-            let mut waiting: Vec<(Spot, (u64, u64, u64))> = Vec::new();
+            let mut waiting: Vec<(Spot, Item)> = Vec::new();
             let mut number = 0;
             for (namespace, client, cost, act) in steps {
                 match act {
                     0 => if let Some(item) = queue.pop() {
-                        let mine = |(_, (n, c, _)): &(Spot, (u64, u64, u64))| (*n, *c) == (item_of(item).0, item_of(item).1);
+                        let mine = |(_, of): &(Spot, Item)| client_of(*of) == client_of(item);
                         let first = waiting.iter().position(mine).unwrap();
                         prop_assert_eq!(waiting.remove(first).1, item);
                     } else {
@@ -287,7 +299,8 @@ mod tests {
             }
         }
 
-        /// Of namespaces that always have something, each gets the same bytes, up to a turn and its largest item.
+        /// Of namespaces that always have something, each gets the same bytes, up to a turn and its largest
+        /// item.
         #[test]
         fn bytes_are_shared_alike(costs in prop::collection::vec(1_u64..30_000, 2..8)) {
             let mut queue = FairQueue::default();
@@ -306,9 +319,5 @@ mod tests {
             let (least, most) = (got.iter().min().unwrap(), got.iter().max().unwrap());
             prop_assert!(most - least <= slack, "{got:?}");
         }
-    }
-
-    fn item_of(item: (u64, u64, u64)) -> (u64, u64) {
-        (item.0, item.1)
     }
 }

@@ -27,7 +27,7 @@ use crate::applied::Applied;
 use crate::attendance::Attendance;
 use crate::backlog::Load;
 use crate::builder::{Account, SnapshotWork};
-use crate::config::{RaftConfig, TypeConfig};
+use crate::config::{Decided, RaftConfig, TypeConfig};
 use crate::disk_watch::DiskWatch;
 use crate::handover::{TooSoon, Transfers};
 use crate::incoming::{Check, Refusals};
@@ -85,7 +85,7 @@ pub(crate) struct Group {
     pub(crate) recent: Arc<RecentWrites>,
     account: Arc<Account>,
     /// What is to be proposed here, or was and is not applied.
-    pub(crate) ingest: Ingest,
+    pub(crate) ingest: Ingest<Decided>,
     /// Whether a proposal of this group can be applied.
     check: Check,
     /// Messages of peers that were refused.
@@ -196,7 +196,7 @@ async fn remove_leftovers(account: Arc<Account>, storage: Storage, id: GroupId) 
 }
 
 /// The queue and the account of a group's proposals.
-fn ingest(around: &Surroundings) -> Ingest {
+fn ingest(around: &Surroundings) -> Ingest<Decided> {
     let config = &around.config;
     let bytes = config.backlog_bytes(around.storage.max_log_bytes());
     let account = Load { entries: config.backlog_entries(), bytes };

@@ -150,6 +150,12 @@ pub(crate) const BACKLOG_BYTES: u64 = 32 << 20;
 pub(crate) const PIPELINE_ENTRIES: u64 = 128;
 /// Default of [`crate::config::RaftConfig::pipeline_bytes`].
 pub(crate) const PIPELINE_BYTES: u64 = 2 << 20;
+/// Entries that a namespace may have with Raft besides the pipeline's: what a calm one asks for.
+pub(crate) const CALM_ENTRIES: u64 = 4;
+/// Their bytes.
+pub(crate) const CALM_BYTES: u64 = 64 << 10;
+/// And no more than one in so many of what the pipeline holds.
+pub(crate) const CALM_SHARE: u64 = 32;
 /// Default of [`crate::config::RaftConfig::apply_lag_entries`]: some seconds of applying, so that the applier
 /// of a follower that catches up never waits for its leader.
 pub(crate) const APPLY_LAG_ENTRIES: u64 = 32_768;

@@ -19,10 +19,10 @@ use crate::applied::AppliedState;
 use crate::backlog::Full;
 #[cfg(test)]
 use crate::backlog::Load;
-use crate::config::{LogId, TypeConfig};
+use crate::config::{Decided, LogId, TypeConfig};
 use crate::digest::Digesting;
 use crate::groups::{Group, Leadership, Unserved};
-use crate::ingest::{Answer, Entry, Handed, Refusal};
+use crate::ingest::{Entry, Fate, Handed, Refusal};
 use crate::limits::{DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, READ_ATTEMPTS, RETRY_AFTER_MS};
 use crate::machine_error::MachineError;
 use crate::proposal::Proposal;
@@ -88,6 +88,15 @@ impl Group {
             .retry_after_ms(RETRY_AFTER_MS)
     }
 
+    /// A proposal was taken back at its deadline, before its turn.
+    fn turn_missed(&self) -> Failure {
+        let (reachable, required) = self.reach();
+        match reachable < required {
+            true => self.no_quorum("its turn to be proposed had not come by the deadline"),
+            false => self.overloaded("had not come to its turn by the deadline"),
+        }
+    }
+
     /// Why a proposal was not let in.
     fn not_let_in(&self, refusal: Refusal) -> Failure {
         match refusal {
@@ -105,14 +114,24 @@ impl Group {
         self.ingest.total()
     }
 
+    /// Proposals that openraft has taken.
+    #[cfg(test)]
+    pub(crate) fn with_raft(&self) -> u64 {
+        let metrics = self.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
+        index(&metrics.last_log) - index(&metrics.last_applied)
+    }
+
     /// Nothing is applied while this lives.
     #[cfg(test)]
     pub(crate) async fn stand_still(&self) -> OwnedRwLockReadGuard<AppliedState> {
         self.applied.clone().read_owned().await
     }
 
-    /// Proposes a command of a client for a namespace, when its turn comes, and waits until it is applied here.
-    /// It holds its place in the account until Raft is done with it, also when the deadline passes before.
+    /// Proposes a command of a client for a namespace, when its turn comes, and waits until it is applied
+    /// here. It has its share of the account until Raft is done with it, also when the deadline passes
+    /// before.
     pub(crate) async fn propose(
         &self,
         namespace: NamespaceId,
@@ -132,19 +151,17 @@ impl Group {
         };
         let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
         match timeout_at(deadline, answer).await {
-            Ok(Ok(Answer::Decided(Ok(response)))) => Ok(response),
-            Err(_) if ticket.is_some_and(|ticket| ticket.withdraw()) => {
-                Err(self.late("its turn to be proposed").into())
-            }
+            Ok(Ok(Fate::Decided(Ok(response)))) => Ok(response),
+            Err(_) if ticket.is_some_and(|ticket| ticket.withdraw()) => Err(self.turn_missed().into()),
             Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
                 Err(self.no_quorum("nothing was decided").into())
             }
             Err(_) => Err(unknown("it was proposed, and not applied by the deadline".into()).into()),
-            Ok(Ok(Answer::Decided(Err(ClientWriteError::ForwardToLeader(forward))))) => {
+            Ok(Ok(Fate::Decided(Err(ClientWriteError::ForwardToLeader(forward))))) => {
                 Err(self.forwarded(forward))
             }
-            Ok(Ok(Answer::Decided(Err(error)))) => Err(unknown(error.to_string()).into()),
-            Ok(Ok(Answer::NeverProposed)) => Err(self.not_let_in(Refusal::Stopped).into()),
+            Ok(Ok(Fate::Decided(Err(error)))) => Err(unknown(error.to_string()).into()),
+            Ok(Ok(Fate::NeverProposed)) => Err(self.not_let_in(Refusal::Stopped).into()),
             // The group stopped; it may have been proposed before.
             Ok(Err(_)) => {
                 let state = self.raft.metrics().borrow_watched().running_state.clone();
@@ -154,7 +171,11 @@ impl Group {
     }
 
     /// Gives a proposal to Raft by the deadline.
-    async fn hand_over(&self, (proposal, answering): Handed, deadline: Instant) -> Result<(), Failure> {
+    async fn hand_over(
+        &self,
+        (proposal, answering): Handed<Decided>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
         let handed = self.raft.write(proposal).responder(answering).into_future();
         match timeout_at(deadline, handed).await {
             Ok(Ok(())) => Ok(()),

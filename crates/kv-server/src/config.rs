@@ -124,8 +124,9 @@ pub struct RaftSettings {
     /// Bytes of a snapshot that go to one follower in a second.
     #[serde(deserialize_with = "size")]
     pub transfer_rate: u64,
-    /// Entries of a group that a leader has proposed and not applied, 1 to 65,536; others wait for their turn,
-    /// which comes by namespace and client.
+    /// Entries of a group that a leader has proposed and not applied, 1 to 65,536; others wait for their
+    /// turn, which comes by namespace and client. A namespace with little under way adds up to four entries
+    /// and 64 KiB to them at once.
     pub pipeline_entries: u64,
     /// Their bytes, at least 64 KiB.
     #[serde(deserialize_with = "size")]
@@ -682,6 +683,7 @@ mod tests {
             ("[raft]\nelection_max = \"250ms\"", "must be above"),
             ("[raft]\ntransfer_chunk_size = \"2MiB\"", "between 1KiB and 1MiB"),
             ("[raft]\npipeline_entries = 0", "between 1 and 65,536"),
+            ("[raft]\npipeline_entries = 65537", "between 1 and 65,536"),
             ("[raft]\npipeline_size = \"4KiB\"", "at least 64KiB"),
             ("[raft]\ntransfer_rate = \"100KiB\"", "at least raft.transfer_chunk_size"),
             ("[raft]\nheartbeat = 100", "invalid type"),
