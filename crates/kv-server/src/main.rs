@@ -6,6 +6,9 @@ use clap::Parser;
 use kv_server::NodeEnv;
 use kv_server::program::{self, Arguments};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// One node of a Quorate cluster.
 ///
 /// Examples:
