@@ -3,8 +3,13 @@ use std::path::{Path, PathBuf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
-    let files = ["quorate/v1/kv.proto", "quorate/admin/v1/admin.proto", "quorate/peer/v1/peer.proto"]
-        .map(|file| root.join(file));
+    let files = [
+        "quorate/v1/kv.proto",
+        "quorate/v1/session.proto",
+        "quorate/admin/v1/admin.proto",
+        "quorate/peer/v1/peer.proto",
+    ]
+    .map(|file| root.join(file));
     for file in &files {
         println!("cargo:rerun-if-changed={}", file.display());
     }

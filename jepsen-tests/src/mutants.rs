@@ -99,6 +99,7 @@ pub fn traps() -> Vec<Trap> {
         Catch::Simulation(&[0]),
         &["not applied means not applied of ", "no value from nowhere of ", "linearizable of "],
     ));
+    traps.extend(traps_of_streams());
     traps.push(trap(
         "cut-not-installed",
         "a fault counts once it is proven in force",
@@ -106,6 +107,33 @@ pub fn traps() -> Vec<Trap> {
         &["faults proven in force"],
     ));
     traps
+}
+
+/// Of bugs in session streams.
+fn traps_of_streams() -> Vec<Trap> {
+    vec![
+        trap(
+            "answers-swapped",
+            "an answer belongs to its request",
+            Catch::Test("kv-server-session_streams", "many_requests_in_a_frame_have_their_answers"),
+            &["many_requests_in_a_frame"],
+        ),
+        trap(
+            "stream-end-not-applied",
+            "the end of a stream leaves the fate of its mutations open",
+            Catch::Test(
+                "kv-client-session_streams",
+                "the_end_of_a_stream_leaves_the_fate_of_its_mutations_open",
+            ),
+            &["the_end_of_a_stream"],
+        ),
+        trap(
+            "resend-lost",
+            "what was open when a stream ended is sent again",
+            Catch::Test("kv-client-session_streams", "what_was_open_when_a_stream_ended_is_sent_again"),
+            &["what_was_open"],
+        ),
+    ]
 }
 
 /// Of bugs in the log.
@@ -165,8 +193,8 @@ fn traps_of_machines() -> Vec<Trap> {
         trap(
             "withdrawn-proposed",
             "what is not applied for want of a turn is never applied",
-            Simulation(&[0]),
-            LINEARIZABLE,
+            Test("kv-raft-kv_raft", "what_waits_for_its_turn_is_taken_back_and_never_applied"),
+            &["tests::pressure::what_waits_for_its_turn"],
         ),
         trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[1]), LINEARIZABLE),
         trap(

@@ -13,15 +13,17 @@ use kv_types::{Applied, Failure, Mutation, Placement, Reason};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::endpoint::{Endpoint, Pool, parse_address, time_left};
+use crate::endpoint::{Endpoint, Opened, Pool, parse_address, time_left};
 use crate::limits::{
-    ATTEMPT_GRACE, MAX_SESSION_SLOTS, MIN_ATTEMPT, TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL, TOPOLOGY_TIMEOUT,
+    ATTEMPT_GRACE, MAX_SESSION_SLOTS, MIN_ATTEMPT, STREAM_REQUEST_BYTES, TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL,
+    TOPOLOGY_TIMEOUT,
 };
-use crate::options::ClientOptions;
+use crate::options::{ClientOptions, Via};
 use crate::outcome::Error;
 use crate::policy::{Budget, Effect, Next, RetryPolicy, Verdict};
 use crate::rpc::Rpc;
 use crate::session::{Session, SessionSlot, Ticket};
+use crate::session_stream::bytes_of;
 use crate::topology::Topology;
 
 /// Where an operation wants to go first.
@@ -235,11 +237,38 @@ impl Attempts {
                 "the deadline passed before anything was sent",
             ));
         }
+        let request = match self.in_session(endpoint, &connection, request, until).await {
+            Ok(answered) => return answered,
+            Err(request) => request,
+        };
+        let left = time_left(until);
         let mut request = tonic::Request::new(request);
         request.set_timeout(left);
         match timeout(left + ATTEMPT_GRACE, Q::send(connection.channel.clone(), request)).await {
             Ok(result) => endpoint.settle(&connection, result).map(tonic::Response::into_inner),
             Err(_) => Err(endpoint.silent()),
+        }
+    }
+
+    /// Sends a request in a session stream, if it travels there; otherwise it is given back, and nothing was
+    /// sent.
+    async fn in_session<Q: Rpc>(
+        &self,
+        endpoint: &Endpoint,
+        connection: &Opened,
+        request: Q,
+        deadline: Instant,
+    ) -> Result<Result<Q::Reply, Failure>, Q> {
+        if self.options.via == Via::Unary {
+            return Err(request);
+        }
+        let asked = request.clone().in_session()?;
+        if bytes_of(&asked) > STREAM_REQUEST_BYTES {
+            return Err(request);
+        }
+        match endpoint.ask(connection, &asked, deadline).await {
+            Some(answer) => Ok(answer.and_then(Q::from_session)),
+            None => Err(request),
         }
     }
 

@@ -10,14 +10,17 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use kv_env::{Env, Network};
 use kv_proto::failure_from_status;
+use kv_proto::v1::session_answer::Answer as SessionAnswer;
+use kv_proto::v1::session_request::Request as SessionRequest;
 use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
-use kv_types::{Failure, Reason};
+use kv_types::{Applied, Failure, Reason};
 use tokio::time::{Duration, Instant, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::limits::{CONNECT_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_ENDPOINTS};
 use crate::policy::Breaker;
+use crate::session_stream::{SessionStream, Unanswered};
 
 /// Largest message that a client accepts or sends.
 pub(crate) const MESSAGE_BYTES: usize = MAX_PUBLIC_MESSAGE_BYTES;
@@ -41,6 +44,33 @@ pub(crate) struct Endpoint {
 pub(crate) struct Opened {
     pub(crate) channel: Channel,
     number: u64,
+    stream: Arc<Mutex<Stream>>,
+}
+
+/// The session stream of a connection.
+#[derive(Default)]
+enum Stream {
+    /// None yet.
+    #[default]
+    None,
+    Open(SessionStream),
+    /// The node knows no such streams.
+    Unknown,
+}
+
+impl Opened {
+    /// The stream, opened if it has to be; `None` if the node knows none.
+    fn stream(&self) -> Option<SessionStream> {
+        let mut stream = lock(&self.stream);
+        match &*stream {
+            Stream::Unknown => return None,
+            Stream::Open(open) if !open.is_over() => return Some(open.clone()),
+            Stream::Open(_) | Stream::None => {}
+        }
+        let open = SessionStream::open(self.channel.clone());
+        *stream = Stream::Open(open.clone());
+        Some(open)
+    }
 }
 
 impl Endpoint {
@@ -96,7 +126,7 @@ impl Endpoint {
         let number = self.dials.fetch_add(1, Ordering::Relaxed) + 1;
         match self.dial().await {
             Ok(channel) => {
-                let open = Opened { channel, number };
+                let open = Opened { channel, number, stream: Arc::default() };
                 *lock(&self.open) = Some(open.clone());
                 Ok(open)
             }
@@ -126,6 +156,56 @@ impl Endpoint {
         endpoint.connect_with_connector(connector).await.map_err(|e| root_cause(&e))
     }
 
+    /// Sends a request on the session stream of connection `on`, which is opened where it is not open, and
+    /// waits for its answer until the deadline. `None`: the node knows no such streams, and nothing was sent.
+    /// `UNREACHABLE` where nothing could be sent, `CONNECTION_LOST` where the stream ended, `RESULT_UNKNOWN`
+    /// where the node was silent.
+    pub(crate) async fn ask(
+        &self,
+        on: &Opened,
+        request: &SessionRequest,
+        deadline: Instant,
+    ) -> Option<Result<Option<SessionAnswer>, Failure>> {
+        let mut why = None;
+        // The stream that is there may just have ended: then nothing was sent, and a new one is opened.
+        for _ in 0..2 {
+            let stream = on.stream()?;
+            match stream.ask(request.clone(), deadline).await {
+                Ok(answer) => {
+                    lock(&self.breaker).success();
+                    return Some(Ok(answer));
+                }
+                Err(Unanswered::Unknown) => {
+                    *lock(&on.stream) = Stream::Unknown;
+                    return None;
+                }
+                Err(Unanswered::Late) => {
+                    return Some(Err(self.unreachable("nothing could be sent by the deadline")));
+                }
+                Err(Unanswered::Refused(failure)) => {
+                    lock(&self.breaker).success();
+                    return Some(Err(failure));
+                }
+                Err(Unanswered::Silent) => return Some(Err(self.silent())),
+                Err(Unanswered::NotSent(reason)) => why = Some(reason),
+                Err(Unanswered::Lost(reason)) => {
+                    let what = format!("the session stream to {} ended: {reason}", self.address);
+                    self.broke(on);
+                    let mut failure = Failure::new(Reason::ConnectionLost, what);
+                    if kv_types::mutant!(StreamEndNotApplied) {
+                        failure.applied = Applied::No;
+                    }
+                    if kv_types::mutant!(ResendLost) {
+                        failure.reason = Reason::Internal;
+                    }
+                    return Some(Err(failure));
+                }
+            }
+        }
+        self.broke(on);
+        Some(Err(self.unreachable(&why.unwrap_or_else(|| "no stream was opened".into()))))
+    }
+
     /// What became of a call that was handed to connection `on`: the node's own words where it sent some,
     /// otherwise what can be proven. Also settles what the breaker and the connection learn from it.
     pub(crate) fn settle<T>(&self, on: &Opened, result: Result<T, Status>) -> Result<T, Failure> {
@@ -153,10 +233,14 @@ impl Endpoint {
                 }
             }
         };
+        self.broke(on);
+        Err(failure)
+    }
+
+    fn broke(&self, on: &Opened) {
         // A later connection is not to blame.
         lock(&self.open).take_if(|open| open.number == on.number);
         self.breaker_failure(on.number);
-        Err(failure)
     }
 
     /// It was sent a request and did not answer in time. The breaker does not count this: a node in a

@@ -47,6 +47,7 @@ mod outcome;
 mod policy;
 mod rpc;
 mod session;
+mod session_stream;
 mod strong;
 mod topology;
 
@@ -57,7 +58,7 @@ pub use admin::{
 pub use available::{Available, CausalContext, Sibling, Siblings, WriteContext};
 pub use client::Client;
 pub use kv_types::call::Presence;
-pub use options::ClientOptions;
+pub use options::{ClientOptions, Via};
 pub use outcome::{Answer, Error};
 pub use strong::{Deleted, Expect, Revision, Strong, Swap, Versioned};
 pub use topology::{Leader, NamespaceInfo, Topology};

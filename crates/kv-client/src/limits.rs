@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kv_types::limits::{SESSION_IDLE, SESSION_WINDOW};
+use kv_types::limits::{MAX_STREAM_FRAME_BYTES, SESSION_IDLE, SESSION_WINDOW};
 
 /// Deadline of a read unless the options say otherwise.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,10 +55,18 @@ pub const MIN_SHARE: Duration = Duration::from_millis(50);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long such a ping may stay unanswered.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Requests in one frame of a session stream, bytes: somewhat less than nodes take.
+pub const STREAM_FRAME_BYTES: u64 = 56 << 10;
+/// A larger request is a call of its own.
+pub const STREAM_REQUEST_BYTES: u64 = 32 << 10;
+/// Requests that wait for their frame; more wait in their callers.
+pub const STREAM_QUEUE: usize = 1_024;
 /// A session unused for this long is left before the servers forget it.
 pub const SESSION_REST: Duration = Duration::from_secs(SESSION_IDLE.as_secs() / 2);
 /// How far a session's newest request may run ahead of its oldest unanswered one.
 pub const SESSION_SPAN: u64 = SESSION_WINDOW - 1;
 
 const _: () = assert!(MAX_IN_FLIGHT as u64 <= SESSION_SPAN);
+const _: () = assert!(STREAM_REQUEST_BYTES <= STREAM_FRAME_BYTES);
+const _: () = assert!(STREAM_FRAME_BYTES < MAX_STREAM_FRAME_BYTES as u64);
 const _: () = assert!(ATTEMPTS <= MAX_ATTEMPTS);

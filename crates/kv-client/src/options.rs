@@ -25,6 +25,19 @@ pub struct ClientOptions {
     /// Begin with a random node, so that many clients spread over the cluster. Without it every client begins
     /// with the first node that answers: for tools whose every run should show the same view.
     pub spread: bool,
+    /// How reads and writes travel.
+    pub via: Via,
+}
+
+/// How reads and writes travel; they mean the same either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Via {
+    /// Many on one stream to each node, in batches; by themselves where they are large, or where the node
+    /// knows no such streams.
+    #[default]
+    Session,
+    /// Each by itself.
+    Unary,
 }
 
 impl ClientOptions {
@@ -39,6 +52,7 @@ impl ClientOptions {
             attempts: ATTEMPTS,
             max_in_flight: MAX_IN_FLIGHT,
             spread: true,
+            via: Via::default(),
         }
     }
 

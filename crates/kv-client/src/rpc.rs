@@ -3,7 +3,10 @@
 use futures_util::future::BoxFuture;
 use kv_proto::admin::admin_service_client::AdminServiceClient;
 use kv_proto::v1::kv_service_client::KvServiceClient;
-use kv_proto::{admin, v1};
+use kv_proto::v1::session_answer::Answer as SessionAnswer;
+use kv_proto::v1::session_request::Request as SessionRequest;
+use kv_proto::{SessionCall, admin, v1};
+use kv_types::{Failure, Reason};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
@@ -17,6 +20,12 @@ pub(crate) trait Rpc: Clone + Send + Sync + 'static {
     /// Writes the number of the attempt into the request; its identity stays the same.
     fn stamp(&mut self, attempt: u32);
 
+    /// What it is in a session stream; itself, if it does not travel there.
+    fn in_session(self) -> Result<SessionRequest, Self>;
+
+    /// The answer that came in a session stream.
+    fn from_session(answer: Option<SessionAnswer>) -> Result<Self::Reply, Failure>;
+
     /// Sends it.
     fn send(
         channel: Channel,
@@ -24,8 +33,30 @@ pub(crate) trait Rpc: Clone + Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Response<Self::Reply>, Status>>;
 }
 
+/// Requests that travel in session streams.
+macro_rules! in_sessions {
+    (yes) => {
+        fn in_session(self) -> Result<SessionRequest, Self> {
+            Ok(self.into())
+        }
+
+        fn from_session(answer: Option<SessionAnswer>) -> Result<Self::Reply, Failure> {
+            <Self as SessionCall>::answered(answer)
+        }
+    };
+    (no) => {
+        fn in_session(self) -> Result<SessionRequest, Self> {
+            Err(self)
+        }
+
+        fn from_session(_: Option<SessionAnswer>) -> Result<Self::Reply, Failure> {
+            Err(Failure::new(Reason::Internal, "this call does not travel in a session"))
+        }
+    };
+}
+
 macro_rules! calls {
-    ($client:ident, $package:ident: $($method:ident($request:ident) -> $reply:ident $(, stamps $mutation:ident)?;)*) => {
+    ($client:ident, $package:ident, in sessions $in_sessions:ident: $($method:ident($request:ident) -> $reply:ident $(, stamps $mutation:ident)?;)*) => {
         $(impl Rpc for $package::$request {
             type Reply = $package::$reply;
 
@@ -35,6 +66,8 @@ macro_rules! calls {
                     mutation.attempt = attempt;
                 })?
             }
+
+            in_sessions!($in_sessions);
 
             fn send(
                 channel: Channel,
@@ -52,14 +85,14 @@ macro_rules! calls {
     };
 }
 
-calls! { KvServiceClient, v1:
+calls! { KvServiceClient, v1, in sessions yes:
     get(GetRequest) -> GetResponse;
     put(PutRequest) -> PutResponse, stamps mutation;
     delete(DeleteRequest) -> DeleteResponse, stamps mutation;
     compare_and_set(CompareAndSetRequest) -> CompareAndSetResponse, stamps mutation;
 }
 
-calls! { AdminServiceClient, admin:
+calls! { AdminServiceClient, admin, in sessions no:
     create_namespace(CreateNamespaceRequest) -> CreateNamespaceResponse, stamps mutation;
     list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse;
     get_topology(GetTopologyRequest) -> GetTopologyResponse;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kv_client::limits::{ATTEMPTS, BUDGET_CAP, RETRY_COST};
-use kv_client::{Client, ClientOptions, Error, Expect, Swap, WriteContext};
+use kv_client::{Client, ClientOptions, Error, Expect, Swap, Via, WriteContext};
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
 use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
 use kv_proto::{admin, status_from_failure, v1};
@@ -375,7 +375,8 @@ async fn no_server_there_is_definite() {
 #[tokio::test]
 async fn a_connection_that_breaks_after_sending_is_unknown() {
     let (address, connections) = slammer().await;
-    let client = Client::connect(ClientOptions::pinned(address)).unwrap();
+    let client =
+        Client::connect(ClientOptions { via: Via::Unary, ..ClientOptions::pinned(address) }).unwrap();
     let value = vec![7; 2_000];
     let error = client.strong("bank").put("k", value.clone()).await.unwrap_err();
     assert!(matches!(&error, Error::Unknown(f) if f.reason == Reason::ConnectionLost), "{error}");
@@ -386,7 +387,8 @@ async fn a_connection_that_breaks_after_sending_is_unknown() {
 #[tokio::test]
 async fn the_breaker_stops_calls_to_a_node_that_keeps_failing() {
     let (address, connections) = slammer().await;
-    let client = Client::connect(ClientOptions { attempts: 1, ..ClientOptions::pinned(address) }).unwrap();
+    let options = ClientOptions { attempts: 1, via: Via::Unary, ..ClientOptions::pinned(address) };
+    let client = Client::connect(options).unwrap();
     let value = vec![7; 2_000];
     for _ in 0..5 {
         assert!(client.strong("bank").put("k", value.clone()).await.unwrap_err().is_unknown());

@@ -4,12 +4,14 @@
 
 mod calls;
 mod convert;
+mod session;
 mod status;
 
 pub use calls::DataRequest;
 pub use convert::{
     DecodeError, client_id_bytes, client_id_from_bytes, cluster_id_bytes, cluster_id_from_bytes,
 };
+pub use session::SessionCall;
 pub use status::{ERROR_DOMAIN, code_of, failure_from_status, status_from_failure};
 
 // Generated code refers to its neighbours by the path of its package.

@@ -14,11 +14,13 @@ mod membership;
 mod mode;
 mod near;
 mod node;
+mod pieces;
 pub mod program;
 mod requests;
 mod router;
 mod serve;
 mod services;
+mod session_stream;
 
 pub use config::{
     DynamoSettings, LimitSettings, NodeConfig, Overrides, PeerSettings, RaftSettings, StorageSettings, load,

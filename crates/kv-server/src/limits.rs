@@ -1,9 +1,10 @@
 //! Bounds and timings that only the server knows.
 //!
 //! What clients can make a node hold is bounded by `connections × (connection window + opening bytes and
-//! codec buffers) + buffered_size + overdraft`: what arrives and is not admitted yet, what is admitted, and
-//! the answers of writes that were applied while the account was full (`concurrent_requests` × the longest
-//! context). The second term is [`crate::admission`]'s account.
+//! codec buffers + two frames of session streams that are not whole) + buffered_size + overdraft`: what
+//! arrives and is not admitted yet, what is admitted, and the answers of writes that were applied while the
+//! account was full (`concurrent_requests` × the longest context). The second term is
+//! [`crate::admission`]'s account.
 
 use std::time::Duration;
 
@@ -55,6 +56,20 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// Overhead of small DATA frames that arrived and were not taken yet, bytes (h2 counts up to 256 for each):
 /// one small frame on every stream fits twice, so that a burst of small requests does not end its connection.
 pub(crate) const SMALL_FRAME_BYTES: usize = CLIENT_STREAMS as usize * 256 * 2;
+/// Session streams of one client connection: one, and another while it ends.
+pub(crate) const STREAMS_OF_SESSIONS: usize = 2;
+/// Requests that a client may have open on one session stream.
+pub(crate) const STREAM_OPEN_REQUESTS: usize = 1_024;
+/// Bytes of their messages.
+pub(crate) const STREAM_OPEN_BYTES: usize = 4 << 20;
+/// Reads of a session stream begin while fewer bytes of answers wait to be sent or are expected.
+pub(crate) const STREAM_UNSENT_BYTES: usize = 4 << 20;
+/// What the first reads of a session stream are expected to find, and the most that any are, bytes.
+pub(crate) const STREAM_READ_BYTES: usize = STREAM_UNSENT_BYTES / 16;
+/// Answers that go out in one frame, bytes; one alone may be larger.
+pub(crate) const STREAM_ANSWER_FRAME_BYTES: usize = 128 << 10;
+/// How long a stream on which the node takes no more requests is kept for those on their way.
+pub(crate) const STREAM_DRAIN: Duration = Duration::from_secs(1);
 /// Longest headers of a request, bytes.
 pub(crate) const HEADER_BYTES: u32 = 8 << 10;
 /// What one stream hands to the connection at a time, bytes.

@@ -346,6 +346,7 @@ fn public<H: Health>(router: &Arc<Router>, health: HealthServer<H>) -> Public<H>
     let services = Services(Arc::clone(router));
     Public {
         gate: Arc::clone(&router.gate),
+        services: services.clone(),
         kv: KvServiceServer::new(services.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),

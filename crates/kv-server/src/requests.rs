@@ -33,8 +33,15 @@ impl Deadline {
 /// The time that a caller grants: `DEADLINE_MISSING` without one, `DEADLINE_EXPIRED` when there is none left.
 /// `timeout` is the value of the header `grpc-timeout`.
 pub(crate) fn time_granted(timeout: Option<&str>, longest: Duration) -> Result<Duration, Failure> {
-    let granted = timeout.and_then(parse_timeout).ok_or_else(|| {
-        let message = "every call needs a deadline (the grpc-timeout header); this one has none";
+    granted(timeout.and_then(parse_timeout), longest)
+}
+
+/// Checks a time that was read already: `DEADLINE_MISSING` where there is none, `DEADLINE_EXPIRED` where it
+/// is zero; it is capped at `longest`.
+pub(crate) fn granted(time: Option<Duration>, longest: Duration) -> Result<Duration, Failure> {
+    let granted = time.ok_or_else(|| {
+        let message =
+            "every call needs a deadline (grpc-timeout, or timeout_ms in a session); this one has none";
         Failure::new(Reason::DeadlineMissing, message)
     })?;
     if granted.is_zero() {

@@ -34,6 +34,8 @@ pub(crate) struct Caller {
     pub(crate) deadline: Deadline,
     /// What it is counted by, until its answer was sent.
     pub(crate) place: Arc<Place>,
+    /// Its caller drives the call to its end, also when the client left: it needs no task of its own.
+    pub(crate) seen_through: bool,
 }
 
 /// How a request says which namespace it is about.
@@ -211,22 +213,33 @@ impl Router {
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
         served_by: impl FnOnce(&T) -> Option<NodeId>,
     ) -> Result<T, Failure> {
-        let place = Arc::clone(&caller.place);
-        let task = tokio::spawn(async move {
-            let result = work.await;
-            drop(place);
-            result
-        });
-        let result = match timeout_at(caller.deadline.answer, task).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => {
-                Err(Failure::new(Reason::Internal, format!("{} failed while it served this", self.node())))
-            }
-            Err(_) => Err(Failure::new(
-                Reason::ResultUnknown,
-                format!("{} has no result by the deadline; it may still be applied", self.node()),
-            )),
+        let late = |_| {
+            let message = format!("{} has no result by the deadline; it may still be applied", self.node());
+            Failure::new(Reason::ResultUnknown, message)
         };
+        let place = Arc::clone(&caller.place);
+        let result = if caller.seen_through {
+            let mut work = Box::pin(work);
+            let ended = timeout_at(caller.deadline.answer, &mut work).await.map_err(late);
+            if ended.is_err() {
+                drop(tokio::spawn(async move {
+                    let _ = work.await;
+                    drop(place);
+                }));
+            }
+            ended
+        } else {
+            let task = tokio::spawn(async move {
+                let result = work.await;
+                drop(place);
+                result
+            });
+            let failed =
+                |_| Failure::new(Reason::Internal, format!("{} failed while it served this", self.node()));
+            let ended = timeout_at(caller.deadline.answer, task).await.map_err(late);
+            ended.and_then(|ended| ended.map_err(failed))
+        };
+        let result = result.and_then(|result| result);
         if result.as_ref().ok().and_then(served_by) == Some(self.node()) {
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
@@ -280,7 +293,7 @@ impl Router {
         use forward_reply::Response;
         let place = self.gate.forwarded();
         let deadline = Deadline::of(place.arrived(), left);
-        let caller = &Caller { hop: Hop::Forwarded, deadline, place };
+        let caller = &Caller { hop: Hop::Forwarded, deadline, place, seen_through: false };
         let about = About::Id(namespace, message.settings_version);
         let request = message
             .request

@@ -10,10 +10,11 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use h2::server::SendResponse;
@@ -37,15 +38,20 @@ use crate::admission::Class;
 use crate::gate::{Gate, Place};
 use crate::limits::{
     CLIENT_IDLE, CLIENT_KEEP_ALIVE, CLIENT_KEEP_ALIVE_TIMEOUT, CLIENT_STREAMS, CONNECTION_WINDOW_BYTES,
-    DRAIN, HEADER_BYTES, MAX_REQUEST_BYTES, OPENING_TIME, SEND_BUFFER_BYTES, SEND_GRACE, SMALL_FRAME_BYTES,
-    STREAM_WINDOW_BYTES, UNSTATED_DEADLINE, WATCH_STALL,
+    DRAIN, HEADER_BYTES, MAX_REQUEST_BYTES, OPENING_TIME, OVERLOAD_RETRY_MS, SEND_BUFFER_BYTES, SEND_GRACE,
+    SMALL_FRAME_BYTES, STREAM_WINDOW_BYTES, STREAMS_OF_SESSIONS, UNSTATED_DEADLINE, WATCH_STALL,
 };
-use crate::requests;
+use crate::pieces::{Held, Piece, Unsent, send_some, trailers_of};
 use crate::services::Services;
+use crate::{requests, session_stream};
+
+const GRPC_CONTENT_TYPE: &str = "application/grpc";
 
 /// What is served, and within which bounds.
 pub(crate) struct Public<H: Health> {
     pub(crate) gate: Arc<Gate>,
+    /// What the services and sessions have in common.
+    pub(crate) services: Services,
     pub(crate) kv: KvServiceServer<Services>,
     pub(crate) admin: AdminServiceServer<Services>,
     pub(crate) health: HealthServer<H>,
@@ -100,8 +106,8 @@ async fn converse<H: Health>(
         Err(_) => return tracing::debug!("a connection did not open in time"),
     };
     let number = public.gate.connection();
-    // Held by every stream too: alone, the connection is idle.
-    let in_use = Arc::new(());
+    // Held by every stream too: alone, the connection is idle. It counts those that are sessions.
+    let in_use = Arc::new(AtomicUsize::new(0));
     let mut last_request = Instant::now();
     let mut looks = interval(CLIENT_IDLE / 4);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -159,14 +165,29 @@ fn begin<H: Health>(
     connection: u64,
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Piece>,
-    in_use: Arc<()>,
+    in_use: Arc<AtomicUsize>,
     stop: &watch::Receiver<bool>,
 ) {
+    let is_session = request.uri().path() == session_stream::PATH;
+    if is_session && in_use.load(Ordering::Relaxed) >= STREAMS_OF_SESSIONS {
+        let message =
+            format!("this connection has {STREAMS_OF_SESSIONS} session streams, and no more are served");
+        return refuse(
+            &mut respond,
+            &Failure::new(Reason::Overloaded, message).retry_after_ms(OVERLOAD_RETRY_MS),
+        );
+    }
     match public.gate.arrive(connection) {
         Ok(place) => {
             let (public, stop) = (Arc::clone(public), stop.clone());
+            in_use.fetch_add(usize::from(is_session), Ordering::Relaxed);
             tokio::spawn(async move {
-                stream(&public, request, respond, place, stop).await;
+                if is_session {
+                    let _counted = CountedSession(&in_use);
+                    open_session(public.session(connection), request, respond, stop).await;
+                } else {
+                    stream(&public, request, respond, place, stop).await;
+                }
                 drop(in_use);
             });
         }
@@ -174,9 +195,34 @@ fn begin<H: Health>(
     }
 }
 
+/// One of the session streams of a connection.
+struct CountedSession<'a>(&'a AtomicUsize);
+
+impl Drop for CountedSession<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn refuse(respond: &mut SendResponse<Piece>, failure: &Failure) {
     // An error means that the caller is gone.
     let _ = respond.send_response(status_from_failure(failure).into_http::<()>(), true);
+}
+
+/// A stream that is a session: it has a place, as every stream, and so has each of its requests.
+async fn open_session(
+    around: session_stream::Around,
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Piece>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let head = http::Response::builder().header(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    let Ok(head) = head.body(()) else { return };
+    let Ok(send) = respond.send_response(head, false) else { return };
+    let stopped = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    session_stream::serve(around, request.into_body(), send, stopped).await;
 }
 
 /// One stream, from its request to the last byte of its answer.
@@ -232,6 +278,15 @@ async fn gone(respond: &mut SendResponse<Piece>) {
 }
 
 impl<H: Health> Public<H> {
+    fn session(&self, connection: u64) -> session_stream::Around {
+        session_stream::Around {
+            services: self.services.clone(),
+            gate: Arc::clone(&self.gate),
+            connection,
+            longest: self.max_deadline,
+        }
+    }
+
     fn dispatch(
         &self,
         request: http::Request<Body>,
@@ -372,36 +427,6 @@ impl http_body::Body for Incoming {
     }
 }
 
-/// A piece of an answer on its way. With the last one the transport took all of it.
-struct Piece {
-    data: Bytes,
-    _place: Option<Arc<Place>>,
-    _unsent: Option<Arc<oneshot::Sender<()>>>,
-}
-
-impl Buf for Piece {
-    fn remaining(&self) -> usize {
-        self.data.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.data.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.data.advance(count);
-    }
-}
-
-/// The stream ended before its answer was sent.
-struct Unsent;
-
-impl From<h2::Error> for Unsent {
-    fn from(_: h2::Error) -> Self {
-        Self
-    }
-}
-
 /// Hands an answer to the transport, no more at a time than it may send, and returns when it has sent all.
 /// Each piece may wait for `stall` at most, where that is given.
 async fn answer(
@@ -410,8 +435,8 @@ async fn answer(
     place: &Arc<Place>,
     stall: Option<Duration>,
 ) -> Result<(), Unsent> {
-    let (unsent, sent) = oneshot::channel();
-    let unsent = Arc::new(unsent);
+    let (unsent, sent) = oneshot::channel::<()>();
+    let held: Held = Arc::new((Arc::clone(place), unsent));
     loop {
         let frame = poll_fn(|cx| match send.poll_reset(cx) {
             Poll::Ready(_) => Poll::Ready(Err(Unsent)),
@@ -422,13 +447,19 @@ async fn answer(
             // The answer could not be encoded: the status says so instead of it.
             Some(Err(status)) => Frame::trailers(trailers_of(&status)),
             None => {
-                send.send_data(Piece { data: Bytes::new(), _place: None, _unsent: None }, true)?;
+                send.send_data(Piece::end(), true)?;
                 break;
             }
         };
         match frame.into_data() {
             Ok(data) => {
-                let piece = pieces(send, data, place, &unsent);
+                let mut data = data;
+                let piece = async {
+                    while !data.is_empty() {
+                        send_some(send, &mut data, &held).await?;
+                    }
+                    Ok::<_, Unsent>(())
+                };
                 match stall {
                     Some(stall) => timeout(stall, piece).await.map_err(|_| Unsent)??,
                     None => piece.await?,
@@ -442,33 +473,8 @@ async fn answer(
             }
         }
     }
-    drop(unsent);
+    drop(held);
     // Ends with the last piece, sent or dropped.
     let _ = sent.await;
     Ok(())
-}
-
-async fn pieces(
-    send: &mut SendStream<Piece>,
-    mut data: Bytes,
-    place: &Arc<Place>,
-    unsent: &Arc<oneshot::Sender<()>>,
-) -> Result<(), Unsent> {
-    while !data.is_empty() {
-        send.reserve_capacity(data.len().min(SEND_BUFFER_BYTES));
-        while send.capacity() == 0 {
-            poll_fn(|cx| send.poll_capacity(cx)).await.ok_or(Unsent)??;
-        }
-        let piece = data.split_to(send.capacity().min(data.len()));
-        let piece = Piece { data: piece, _place: Some(Arc::clone(place)), _unsent: Some(Arc::clone(unsent)) };
-        send.send_data(piece, false)?;
-    }
-    Ok(())
-}
-
-fn trailers_of(status: &Status) -> http::HeaderMap {
-    let mut trailers = http::HeaderMap::new();
-    // An error means that the message is no header value; the code alone is still an answer.
-    let _ = status.add_header(&mut trailers);
-    trailers
 }

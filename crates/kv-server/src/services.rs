@@ -30,7 +30,7 @@ impl Services {
         let timeout = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
         let caller = place.and_then(|place| {
             let deadline = Deadline::of(place.arrived(), requests::time_granted(timeout, longest)?);
-            Ok(Caller { hop: Hop::Client, deadline, place })
+            Ok(Caller { hop: Hop::Client, deadline, place, seen_through: false })
         });
         let caller = caller.map_err(|failure| status_from_failure(&failure))?;
         Ok((request.into_inner(), caller))
@@ -38,7 +38,7 @@ impl Services {
 }
 
 /// The answer of a read, if there is room for it: refusing it changes nothing.
-fn read<T: Message>(result: Result<T, Failure>, caller: &Caller) -> Answer<T> {
+fn read<T: Message>(result: Result<T, Failure>, caller: &Caller) -> Result<T, Failure> {
     let result = result.and_then(|answer| {
         let bytes = answer.encoded_len();
         if bytes > MAX_PUBLIC_MESSAGE_BYTES {
@@ -51,30 +51,42 @@ fn read<T: Message>(result: Result<T, Failure>, caller: &Caller) -> Answer<T> {
         caller.place.hold(bytes)?;
         Ok(answer)
     });
-    result.map(Response::new).map_err(|failure| status_from_failure(&failure.of_read()))
+    result.map_err(Failure::of_read)
 }
 
 /// The answer of a mutation: it may have been applied, so it is sent whether there is room or not.
-fn mutation<T: Message>(result: Result<T, Failure>, caller: &Caller) -> Answer<T> {
+fn mutation<T: Message>(result: Result<T, Failure>, caller: &Caller) -> Result<T, Failure> {
     if let Ok(answer) = &result {
         caller.place.hold_anyway(answer.encoded_len());
     }
+    result
+}
+
+/// As the unary calls send it.
+fn unary<T>(result: Result<T, Failure>) -> Answer<T> {
     result.map(Response::new).map_err(|failure| status_from_failure(&failure))
 }
 
 impl Services {
+    /// The answer to a request of the data service, with room made for it.
+    pub(crate) async fn answer<R: DataRequest>(
+        &self,
+        request: R,
+        caller: &Caller,
+    ) -> Result<R::Response, Failure> {
+        let answer = self.0.call(request, caller).await?;
+        let nothing = answer.changed_nothing();
+        let response = R::Response::try_from(answer)?;
+        match nothing {
+            // What was found may be large, and is sent if there is room.
+            true => read(Ok(response), caller),
+            false => mutation(Ok(response), caller),
+        }
+    }
+
     async fn serve<R: DataRequest>(&self, request: Request<R>) -> Answer<R::Response> {
         let (request, caller) = self.open(request)?;
-        let answered = self.0.call(request, &caller).await.and_then(|answer| {
-            let nothing = answer.changed_nothing();
-            Ok((nothing, R::Response::try_from(answer)?))
-        });
-        match answered {
-            // What was found may be large, and is sent if there is room.
-            Ok((true, response)) => read(Ok(response), &caller),
-            Ok((false, response)) => mutation(Ok(response), &caller),
-            Err(failure) => Err(status_from_failure(&failure)),
-        }
+        unary(self.answer(request, &caller).await)
     }
 }
 
@@ -107,7 +119,7 @@ impl AdminService for Services {
         request: Request<admin::CreateNamespaceRequest>,
     ) -> Answer<admin::CreateNamespaceResponse> {
         let (request, caller) = self.open(request)?;
-        mutation(self.0.create_namespace(request, &caller).await, &caller)
+        unary(mutation(self.0.create_namespace(request, &caller).await, &caller))
     }
 
     async fn list_namespaces(
@@ -115,7 +127,7 @@ impl AdminService for Services {
         request: Request<admin::ListNamespacesRequest>,
     ) -> Answer<admin::ListNamespacesResponse> {
         let (_, caller) = self.open(request)?;
-        read(self.0.list_namespaces(&caller), &caller)
+        unary(read(self.0.list_namespaces(&caller), &caller))
     }
 
     async fn get_topology(
@@ -123,7 +135,7 @@ impl AdminService for Services {
         request: Request<admin::GetTopologyRequest>,
     ) -> Answer<admin::GetTopologyResponse> {
         let (_, caller) = self.open(request)?;
-        read(self.0.topology(&caller), &caller)
+        unary(read(self.0.topology(&caller), &caller))
     }
 
     async fn get_status(
@@ -131,7 +143,7 @@ impl AdminService for Services {
         request: Request<admin::GetStatusRequest>,
     ) -> Answer<admin::GetStatusResponse> {
         let (_, caller) = self.open(request)?;
-        read(self.0.status(&caller), &caller)
+        unary(read(self.0.status(&caller), &caller))
     }
 
     async fn transfer_leader(
@@ -139,7 +151,7 @@ impl AdminService for Services {
         request: Request<admin::TransferLeaderRequest>,
     ) -> Answer<admin::TransferLeaderResponse> {
         let (request, caller) = self.open(request)?;
-        mutation(self.0.transfer_leader(request, &caller).await, &caller)
+        unary(mutation(self.0.transfer_leader(request, &caller).await, &caller))
     }
 
     async fn get_ring_owners(
@@ -147,7 +159,7 @@ impl AdminService for Services {
         request: Request<admin::GetRingOwnersRequest>,
     ) -> Answer<admin::GetRingOwnersResponse> {
         let (request, caller) = self.open(request)?;
-        read(self.0.owners(&request, &caller).await, &caller)
+        unary(read(self.0.owners(&request, &caller).await, &caller))
     }
 
     async fn get_digest(
@@ -155,6 +167,6 @@ impl AdminService for Services {
         request: Request<admin::GetDigestRequest>,
     ) -> Answer<admin::GetDigestResponse> {
         let (request, caller) = self.open(request)?;
-        read(self.0.digest(&request, &caller).await, &caller)
+        unary(read(self.0.digest(&request, &caller).await, &caller))
     }
 }

@@ -47,3 +47,8 @@ pub const MAX_CLOCK_SKEW: Duration = Duration::from_millis(500);
 const _: () = assert!(MAX_PUBLIC_MESSAGE_BYTES > MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES);
 const _: () = assert!(MAX_PEER_MESSAGE_BYTES > MAX_PUBLIC_MESSAGE_BYTES);
 const _: () = assert!(RING_PARTITIONS.is_power_of_two());
+
+/// The version of the protocol of session streams.
+pub const STREAM_VERSION: u32 = 1;
+/// Largest frame of a client on a session stream, bytes. Larger requests are calls of their own.
+pub const MAX_STREAM_FRAME_BYTES: usize = 64 << 10;

@@ -126,6 +126,12 @@ mutants! {
     SilenceAsAck = "silence-as-ack", Node, "no stale read where R + W > N";
     /// kv-dynamo: a node that lost its disk speaks for what it does not know.
     EmptyDiskSpeaks = "empty-disk-speaks", Node, "no false absence";
+    /// kv-server: of a frame with several answers the first two change places.
+    AnswersSwapped = "answers-swapped", Node, "an answer belongs to its request";
+    /// kv-client: a request whose session stream ended is reported as not applied.
+    StreamEndNotApplied = "stream-end-not-applied", Client, "not applied means not applied";
+    /// kv-client: what a session stream had open at its end is never sent again.
+    ResendLost = "resend-lost", Client, "what was open is sent again";
     /// kv-client: an operation whose fate is open is reported as not applied.
     UnknownAsNotApplied = "unknown-as-not-applied", Client, "linearizable";
     /// kv-lab: a cut is reported and not made.

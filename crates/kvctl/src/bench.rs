@@ -27,8 +27,8 @@ const WORKERS_PER_CLIENT: usize = 64;
 pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
     let namespace = app.namespace()?;
     let workers = usize::try_from(args.clients).unwrap_or(usize::MAX);
-    let options =
-        ClientOptions { max_in_flight: workers.min(WORKERS_PER_CLIENT), spread: true, ..app.options()? };
+    let max_in_flight = workers.min(WORKERS_PER_CLIENT);
+    let options = ClientOptions { max_in_flight, spread: true, via: args.via.into(), ..app.options()? };
     let mut clients = Vec::new();
     for _ in 0..workers.div_ceil(WORKERS_PER_CLIENT) {
         clients.push(Client::connect(options.clone())?);
@@ -117,6 +117,7 @@ fn as_json(args: &Bench, measured: &Measured, about: &About<'_>) -> Value {
         ("distribution", json!(args.distribution.to_string())),
         ("loop", json!(if args.rate.is_some() { "open" } else { "closed" })),
         ("rate", json!(args.rate)),
+        ("via", json!(args.via.to_string())),
         ("clients", json!(args.clients)),
         ("value_bytes", json!(args.value_size)),
         ("keys", json!(args.keys)),
@@ -170,7 +171,10 @@ fn as_text(args: &Bench, measured: &Measured, about: &About<'_>) -> String {
         None => "closed loop".to_owned(),
     };
     lines.push(format!("durability: {}", about.durability));
-    lines.push(format!("hardware: {}   {} clients, {loop_of}", about.hardware, args.clients));
+    lines.push(format!(
+        "hardware: {}   {} clients, each operation by {}, {loop_of}",
+        about.hardware, args.clients, args.via
+    ));
     lines.join("\n")
 }
 
@@ -275,7 +279,7 @@ fn hardware(client: &Client, nodes: usize) -> String {
 mod tests {
     use super::load::Tally;
     use super::*;
-    use crate::cli::{Distribution, Workload};
+    use crate::cli::{Distribution, Travel, Workload};
     use std::time::Duration;
 
     /// One line for programs with what was asked and measured; a table for people without rows of nothing.
@@ -293,6 +297,7 @@ mod tests {
             keys: 1_000,
             preload: None,
             rate: Some(500.0),
+            via: Travel::Unary,
             lasting: Duration::from_secs(2),
         };
         let about = About {
@@ -310,6 +315,7 @@ mod tests {
             (shown("loop"), shown("distribution"), shown("errors")),
             (json!("open"), json!("new"), json!(3))
         );
+        assert_eq!(shown("via"), json!("unary"));
         assert_eq!(shown("fsyncs_per_write"), json!(0.25));
         assert_eq!(line["puts"]["p50_us"], line["p50_us"]);
         assert_eq!(line["gets"]["ops"], json!(0));

@@ -405,6 +405,33 @@ pub(crate) enum Workload {
     Mixed,
 }
 
+/// How operations travel to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Travel {
+    /// Many on one stream to each node
+    Session,
+    /// Each as a call of its own
+    Unary,
+}
+
+impl From<Travel> for kv_client::Via {
+    fn from(travel: Travel) -> Self {
+        match travel {
+            Travel::Session => Self::Session,
+            Travel::Unary => Self::Unary,
+        }
+    }
+}
+
+impl fmt::Display for Travel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Session => "session",
+            Self::Unary => "unary",
+        })
+    }
+}
+
 /// Which keys a benchmark takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Distribution {
@@ -460,6 +487,9 @@ pub(crate) struct Bench {
     /// Begin this many operations a second, answered or not [default: each client waits for its answer]
     #[arg(long, value_name = "PER_SECOND", value_parser = units::rate)]
     pub(crate) rate: Option<f64>,
+    /// How operations travel: many on one stream to each node, or each as a call of its own
+    #[arg(long, value_enum, default_value = "session")]
+    pub(crate) via: Travel,
     /// How long
     #[arg(long = "for", default_value = "10s", value_parser = units::duration, value_name = "DURATION")]
     pub(crate) lasting: Duration,

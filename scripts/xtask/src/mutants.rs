@@ -14,9 +14,11 @@ const CFG: &str = "quorate_mutants";
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
 /// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the
 /// tests within. Copied as `package-name`.
-const TESTS: [(&str, &str); 6] = [
+const TESTS: [(&str, &str); 8] = [
+    ("kv-client", "session_streams"),
     ("kv-dynamo", "cluster"),
     ("kv-raft", "cluster"),
+    ("kv-server", "session_streams"),
     ("kv-storage", "conformance"),
     ("kv-storage", "copies"),
     ("kv-storage", "journals"),

@@ -31,8 +31,8 @@ pub struct Cluster {
     next_client: u128,
 }
 
-/// A program that is being started holds all sockets of this process until it runs, closed ones too. Who listens
-/// again where another listened before waits for that.
+/// A program that is being started holds all sockets of this process until it runs, closed ones too. Who
+/// listens again where another listened before waits for that.
 static STARTING: Mutex<()> = Mutex::new(());
 
 /// Starts a node where another may have been.
@@ -133,7 +133,7 @@ impl Cluster {
         self.members.iter().find(|member| member.id.0 == id).unwrap()
     }
 
-    fn channel(&self, id: u64) -> Channel {
+    pub fn channel(&self, id: u64) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.member(id).client_address)).unwrap().connect_lazy()
     }
 
