@@ -194,7 +194,7 @@ fn traps_of_machines() -> Vec<Trap> {
             "withdrawn-proposed",
             "what is not applied for want of a turn is never applied",
             Test("kv-raft-kv_raft", "what_waits_for_its_turn_is_taken_back_and_never_applied"),
-            &["tests::pressure::what_waits_for_its_turn"],
+            &["what_waits_for_its_turn", "tests::pressure::what_waits_for_its_turn"],
         ),
         trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[1]), LINEARIZABLE),
         trap(
