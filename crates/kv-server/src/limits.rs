@@ -3,7 +3,8 @@
 //! What clients can make a node hold is bounded by `connections × (connection window + opening bytes and
 //! codec buffers + two frames of session streams that are not whole) + buffered_size + overdraft`: what
 //! arrives and is not admitted yet, what is admitted, and the answers of writes that were applied while the
-//! account was full (`concurrent_requests` × the longest context). The second term is
+//! account was full (`concurrent_requests` × the longest context). Besides, a session stream may have as many
+//! refusals waiting as it may have requests open, of some 300 bytes each. The second term is
 //! [`crate::admission`]'s account.
 
 use std::time::Duration;

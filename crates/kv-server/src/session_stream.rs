@@ -21,6 +21,7 @@ use kv_proto::{SessionCall, status_from_failure, v1};
 use kv_types::limits::{MAX_STREAM_FRAME_BYTES, STREAM_VERSION};
 use kv_types::{Failure, Hop, Reason};
 use prost::Message;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
@@ -216,8 +217,11 @@ impl Drop for SessionStream {
     /// Mutations that have begun are seen through without the client.
     fn drop(&mut self) {
         let mut mutations = std::mem::take(&mut self.mutations);
-        if !mutations.is_empty() {
-            drop(tokio::spawn(async move { while mutations.next().await.is_some() {} }));
+        // A runtime that is being dropped runs nothing any more: their fate is open, as that of all else.
+        if let Ok(runtime) = Handle::try_current()
+            && !mutations.is_empty()
+        {
+            drop(runtime.spawn(async move { while mutations.next().await.is_some() {} }));
         }
     }
 }
