@@ -4,11 +4,12 @@ use super::finding::{File, Finding};
 use crate::cargo::Package;
 
 /// Arrows point strictly down, so two crates of one level never see each other.
-const LEVELS: [(&str, u8); 17] = [
+const LEVELS: [(&str, u8); 18] = [
     ("kv-sim", 6),
     ("kv-server", 5),
     ("kvctl", 5),
     ("jepsen-tests", 5),
+    ("etcd-bench", 5),
     ("kv-raft", 4),
     ("kv-dynamo", 4),
     ("kv-report", 4),
@@ -28,8 +29,8 @@ const LEVELS: [(&str, u8); 17] = [
 /// What `kvd` is made of, and what talks to it from outside: neither links the other (kv-sim may link both).
 /// The tests of the one may use the client of the other.
 const SERVER: [&str; 5] = ["kv-server", "kv-raft", "kv-dynamo", "kv-storage", "kv-peer"];
-const TOOLS: [&str; 7] =
-    ["kvctl", "jepsen-tests", "kv-report", "kv-lab", "kv-workload", "kv-client", "kv-check"];
+const TOOLS: [&str; 8] =
+    ["kvctl", "jepsen-tests", "etcd-bench", "kv-report", "kv-lab", "kv-workload", "kv-client", "kv-check"];
 
 /// Crates that use these packages from outside and no others.
 const PURE: [(&str, &[&str]); 2] = [("kv-check", &["serde", "serde_json"]), ("xtask", &["serde_json"])];
