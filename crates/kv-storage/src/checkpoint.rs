@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::{lower::encode_mark, parts::Parts, wal::small::small_key};
 
@@ -12,6 +13,7 @@ pub(crate) fn step(parts: &Arc<Parts>) -> bool {
     if !parts.life.may_work() || !parts.tier.handle().is_ok_and(|tier| tier.takes_writes()) {
         return false;
     }
+    let begun = Instant::now();
     let drained = || parts.memtable.read().drained_ord;
     let done = parts.tier.checkpoint_if_due(drained, parts.log.log_bytes(), parts.log.bytes_written());
     let made = match done {
@@ -22,6 +24,7 @@ pub(crate) fn step(parts: &Arc<Parts>) -> bool {
             return false;
         }
     };
+    parts.latencies.checkpoint.record(begun.elapsed());
     let value = encode_mark(made.mark());
     let life = parts.life.clone();
     let done = Box::new(move |result: std::io::Result<()>| {

@@ -22,10 +22,15 @@ pub(crate) fn is_due(parts: &Parts) -> bool {
 
 /// One tier batch; true if something was drained.
 pub(crate) fn step(parts: &Parts) -> bool {
-    try_step(parts).unwrap_or_else(|e| {
+    let begun = Instant::now();
+    let drained = try_step(parts).unwrap_or_else(|e| {
         parts.tier_failed(&e);
         false
-    })
+    });
+    if drained {
+        parts.latencies.drain.record(begun.elapsed());
+    }
+    drained
 }
 
 fn try_step(parts: &Parts) -> Result<bool, StorageError> {

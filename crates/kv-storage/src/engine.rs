@@ -3,7 +3,7 @@
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use kv_types::GroupId;
+use kv_types::{GroupId, LatencySummary};
 
 use crate::{
     batch::{self, Batch, Op, Position, Row, SMALL_USER, TableId, full_key, prefix_end, split_key},
@@ -286,6 +286,17 @@ impl Storage {
             raft_cache_bytes: log.cache_bytes,
             journal_bytes: parts.journals.disk_bytes(),
         }
+    }
+
+    /// How long the parts of storage took since the start, by name.
+    pub fn latencies(&self) -> Vec<(&'static str, LatencySummary)> {
+        let parts = self.parts();
+        vec![
+            ("log_write", parts.log.write_latency()),
+            ("tier_read", parts.readers.latency()),
+            ("drain_step", parts.latencies.drain.summary()),
+            ("checkpoint", parts.latencies.checkpoint.summary()),
+        ]
     }
 
     /// A Raft group's log; made when it is first asked for.

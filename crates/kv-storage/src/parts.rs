@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use kv_types::Latency;
+
 use crate::{
     disk::{DirLock, Disk},
     error::StorageError,
@@ -37,9 +39,19 @@ pub(crate) struct Parts {
     pub(crate) journals: Journals,
     pub(crate) temporaries: Arc<Mutex<Temporaries>>,
     pub(crate) refusals: Refusals,
+    pub(crate) latencies: Latencies,
     pub(crate) readers: Arc<Readers>,
     pub(crate) space: Arc<DiskSpace>,
     pub(crate) lock: Mutex<Option<DirLock>>,
+}
+
+/// How long the steps of the tier take.
+#[derive(Debug, Default)]
+pub(crate) struct Latencies {
+    /// One step of the drain, the journals included.
+    pub(crate) drain: Latency,
+    /// A checkpoint of the tier.
+    pub(crate) checkpoint: Latency,
 }
 
 /// Commits that were refused for a bound.

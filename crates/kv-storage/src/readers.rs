@@ -9,6 +9,9 @@ use std::{
     thread,
 };
 
+use kv_types::{Latency, LatencySummary};
+use tokio::time::Instant;
+
 use crate::{error::StorageError, limits, locks::lock};
 
 const THREAD: &str = "kv-read";
@@ -26,8 +29,8 @@ type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queue {
-    apply: VecDeque<Job>,
-    client: VecDeque<(Job, usize)>,
+    apply: VecDeque<(Job, Instant)>,
+    client: VecDeque<(Job, usize, Instant)>,
     /// Bytes of the keys that wait in `client`.
     bytes: usize,
     /// Threads that read for clients now.
@@ -40,6 +43,8 @@ struct Queue {
 pub(crate) struct Readers {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Of a read, from its arrival in the queue.
+    latency: Latency,
 }
 
 impl fmt::Debug for Readers {
@@ -58,7 +63,7 @@ impl Readers {
         }
         match class {
             Class::Apply if q.apply.len() >= limits::READ_QUEUE_APPLY => return full,
-            Class::Apply => q.apply.push_back(job),
+            Class::Apply => q.apply.push_back((job, Instant::now())),
             Class::Client
                 if q.client.len() >= limits::READ_QUEUE
                     || (!q.client.is_empty() && q.bytes + bytes > limits::READ_QUEUE_BYTES) =>
@@ -67,7 +72,7 @@ impl Readers {
             }
             Class::Client => {
                 q.bytes += bytes;
-                q.client.push_back((job, bytes));
+                q.client.push_back((job, bytes, Instant::now()));
             }
         }
         drop(q);
@@ -77,7 +82,7 @@ impl Readers {
 
     /// The next job and its class, after one of class `done`; `None` once the engine stops. A job of a client
     /// that finds too many threads busy with others waits for one of them, which takes it here.
-    fn next(&self, done: Option<Class>) -> Option<(Class, Job)> {
+    fn next(&self, done: Option<Class>) -> Option<(Class, Job, Instant)> {
         let mut q = lock(&self.queue);
         if done == Some(Class::Client) {
             q.for_clients -= 1;
@@ -86,18 +91,23 @@ impl Readers {
             if q.closed {
                 return None;
             }
-            if let Some(job) = q.apply.pop_front() {
-                return Some((Class::Apply, job));
+            if let Some((job, arrived)) = q.apply.pop_front() {
+                return Some((Class::Apply, job, arrived));
             }
             if q.for_clients < limits::READERS_FOR_CLIENTS
-                && let Some((job, bytes)) = q.client.pop_front()
+                && let Some((job, bytes, arrived)) = q.client.pop_front()
             {
                 q.bytes -= bytes;
                 q.for_clients += 1;
-                return Some((Class::Client, job));
+                return Some((Class::Client, job, arrived));
             }
             q = self.changed.wait(q).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// How long reads took, from their arrival in the queue.
+    pub(crate) fn latency(&self) -> LatencySummary {
+        self.latency.summary()
     }
 
     /// What waits is answered with `Closed`, and the threads end when their read returns.
@@ -122,11 +132,12 @@ impl Readers {
             let (readers, panicked) = (self.clone(), panicked.clone());
             let body = move || {
                 let mut done = None;
-                while let Some((class, job)) = readers.next(done) {
+                while let Some((class, job, arrived)) = readers.next(done) {
                     done = Some(class);
                     if catch_unwind(AssertUnwindSafe(job)).is_err() {
                         panicked(StorageError::ThreadPanicked { thread: THREAD });
                     }
+                    readers.latency.record(arrived.elapsed());
                 }
             };
             let spawned = thread::Builder::new().name(THREAD.into()).spawn(body);

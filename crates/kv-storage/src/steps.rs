@@ -50,6 +50,7 @@ pub(crate) fn start_threads(parts: &Arc<Parts>) -> Result<(), StorageError> {
             run(p, |p| checkpoint::step(p) | checkpoint::retention_step(p) | checkpoint::reclaim_step(p))
         }),
     ];
+    parts.log.maker_starts();
     for (name, body) in bodies {
         let (own, panicked) = (parts.clone(), parts.clone());
         parts.life.spawn(

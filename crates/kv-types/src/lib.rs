@@ -1,5 +1,6 @@
 //! The vocabulary of Quorate: what every crate means by a key, a namespace, a mode, a guarantee, a request,
-//! an outcome and a receipt. Pure values: no runtime, no input or output, no clock.
+//! an outcome and a receipt. Pure values: no runtime, no input or output, no clock. Beside them, the counter
+//! by which every crate says how long things take.
 
 pub mod call;
 pub mod catalogue;
@@ -7,6 +8,7 @@ pub mod causal;
 mod failure;
 mod ids;
 mod key;
+mod latency;
 pub mod limits;
 #[cfg(quorate_mutants)]
 pub mod mutants;
@@ -20,6 +22,7 @@ pub use ids::{
     RingId, RingPartition,
 };
 pub use key::{Key, NamespaceName, Value};
+pub use latency::{Latency, LatencySummary};
 pub use namespace::{
     Guarantee, Mode, Namespace, NamespaceSpec, Placement, ReplicaCount, Replication, majority,
 };

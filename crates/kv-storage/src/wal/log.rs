@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
+use kv_types::LatencySummary;
 
 use super::{
     durable::Durable,
@@ -229,9 +230,19 @@ impl Log {
         self.writer.step()
     }
 
+    /// A thread is about to start that makes segments as long as the engine runs.
+    pub(crate) fn maker_starts(&self) {
+        self.next.maker_starts();
+    }
+
     /// Makes the next segment, if it is wanted and `room` finds so many bytes for it.
     pub(crate) fn prepare_step(&self, room: &dyn Fn(u64) -> Result<(), StorageError>) -> bool {
         self.next.prepare_step(room)
+    }
+
+    /// How long it took to write and sync a frame.
+    pub(crate) fn write_latency(&self) -> LatencySummary {
+        self.progress.write_latency()
     }
 
     /// Lets segments go that nothing needs, given up to which data batch the tier is on disk.

@@ -56,6 +56,8 @@ pub(crate) struct NextSegment {
     failed: Mutex<Option<StorageError>>,
     /// The writer waits for it.
     wanted: AtomicBool,
+    /// A thread makes segments, or will as soon as it runs.
+    has_maker: AtomicBool,
 }
 
 impl NextSegment {
@@ -77,7 +79,13 @@ impl NextSegment {
             changed: Condvar::new(),
             failed: Mutex::default(),
             wanted: AtomicBool::new(false),
+            has_maker: AtomicBool::new(false),
         }
+    }
+
+    /// A thread is about to start that calls [`NextSegment::prepare_step`] as long as the engine runs.
+    pub(crate) fn maker_starts(&self) {
+        self.has_maker.store(true, Ordering::Release);
     }
 
     /// Why the last attempt failed, until one succeeds.
@@ -85,8 +93,9 @@ impl NextSegment {
         lock(&self.failed).clone()
     }
 
-    /// Hands out the segment with this number, which becomes the writer's. If it is not being made: without
-    /// zeros, slower to sync but at once.
+    /// Hands out the segment with this number, which becomes the writer's, once it is made. Where none will
+    /// be made, one without zeros, whose room is not sure: at a start or a stop, and where it could not be
+    /// made. Then commits are refused until the one after it is made.
     pub(crate) fn take(&self, id: u64) -> Result<Arc<dyn DiskFile>, StorageError> {
         let mut next = lock(&self.next);
         assert_eq!(id, next.current + 1, "segments follow each other");
@@ -97,9 +106,11 @@ impl NextSegment {
                     next.current = id;
                     return Ok(file);
                 }
-                Made::InProgress if self.life.has_threads() => {
-                    next.made = Made::InProgress;
-                    self.wanted.store(true, Ordering::Release);
+                made if self.is_to_come(&made) => {
+                    next.made = made;
+                    if !self.wanted.swap(true, Ordering::AcqRel) {
+                        self.life.wake_background();
+                    }
                     let waited = self.changed.wait_timeout(next, limits::IDLE_WAIT);
                     next = waited.unwrap_or_else(PoisonError::into_inner).0;
                     if self.life.is_halted() {
@@ -119,6 +130,16 @@ impl NextSegment {
                     return Ok(file);
                 }
             }
+        }
+    }
+
+    /// True while a thread makes the segment, or will. None begins with one before the threads start, nor
+    /// once the engine ends.
+    fn is_to_come(&self, made: &Made) -> bool {
+        match made {
+            Made::InProgress => self.life.has_threads(),
+            Made::Missing => self.has_maker.load(Ordering::Acquire) && self.life.is_running(),
+            Made::Ready(..) | Made::Failed => false,
         }
     }
 
@@ -228,4 +249,78 @@ fn fill(
     }
     file.set_len(bytes as u64).map_err(&fail)?;
     file.sync_all().map_err(&fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{disk::MemDisk, options::StorageOptions, wal::small::SmallState};
+
+    const SEGMENT: usize = 256 << 10;
+
+    fn next_segment(disk: &MemDisk) -> Arc<NextSegment> {
+        let options = StorageOptions::small("/data");
+        assert_eq!(options.segment_bytes, SEGMENT);
+        let life = Arc::new(Lifecycle::new("/data".into(), options.drive));
+        assert!(life.has_threads());
+        let queue = Arc::new(Queue::new(&options, life.clone(), SmallState::default(), 0));
+        let made_in: (Arc<dyn Disk>, _, _) = (Arc::new(disk.clone()), PathBuf::from("/data"), SEGMENT);
+        let next = NextSegment::new(made_in, life, queue, Arc::new(Progress::new(SEGMENT)), 1);
+        next.maker_starts();
+        Arc::new(next)
+    }
+
+    /// Makes the segment that a thread asks for, as `room` allows, once it waits; what the thread got.
+    fn made_for_a_writer(
+        next: &Arc<NextSegment>,
+        room: Result<(), StorageError>,
+    ) -> Result<Arc<dyn DiskFile>, StorageError> {
+        let writer = thread::spawn({
+            let next = next.clone();
+            move || next.take(2)
+        });
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while !next.wanted.load(Ordering::Acquire) {
+            assert!(!writer.is_finished() && Instant::now() < give_up, "the writer waits for the segment");
+            thread::sleep(Duration::from_millis(1));
+        }
+        let _ = next.prepare_step(&|_| room.clone());
+        writer.join().expect("no panic")
+    }
+
+    /// The thread that makes segments may be late: the writer takes none that has no room, whose end could be
+    /// an end of the node.
+    #[test]
+    fn a_writer_that_comes_first_waits_for_room_that_is_sure() {
+        let disk = MemDisk::new(1);
+        let next = next_segment(&disk);
+        made_for_a_writer(&next, Ok(())).expect("there is room");
+        assert_eq!((next.failure(), disk.used()), (None, SEGMENT as u64));
+    }
+
+    #[test]
+    fn a_segment_without_room_is_the_last_word_and_says_so() {
+        let disk = MemDisk::new(1);
+        let next = next_segment(&disk);
+        let full = StorageError::DiskFull { free: 1, reserve: 2 };
+        made_for_a_writer(&next, Err(full.clone())).expect("one without zeros");
+        assert_eq!((next.failure(), disk.used()), (Some(full), 0));
+    }
+
+    /// What a start records in the log, and what a stop still writes: no thread makes a segment for that.
+    #[test]
+    fn a_writer_without_a_thread_that_makes_segments_waits_for_none() {
+        for ends in [false, true] {
+            let disk = MemDisk::new(1);
+            let next = next_segment(&disk);
+            match ends {
+                true => next.life.stop(crate::lifecycle::Phase::Draining),
+                false => next.has_maker.store(false, Ordering::Release),
+            }
+            next.take(2).expect("one without zeros");
+            assert!(!next.wanted.load(Ordering::Acquire));
+        }
+    }
 }

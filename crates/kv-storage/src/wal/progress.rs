@@ -1,7 +1,12 @@
 //! How large the log is and what was written to it: figures that the writer leaves for others to read without
 //! its lock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use kv_types::{Latency, LatencySummary};
 
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -11,6 +16,8 @@ pub(crate) struct Progress {
     writes: AtomicU64,
     records: AtomicU64,
     bytes: AtomicU64,
+    /// Of a frame, its sync included.
+    write: Latency,
 }
 
 impl Progress {
@@ -22,6 +29,7 @@ impl Progress {
             writes: AtomicU64::new(0),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            write: Latency::default(),
         }
     }
 
@@ -33,7 +41,8 @@ impl Progress {
         self.active_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn wrote(&self, records: usize, bytes: usize) {
+    pub(crate) fn wrote(&self, records: usize, bytes: usize, took: Duration) {
+        self.write.record(took);
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.records.fetch_add(records as u64, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -59,6 +68,11 @@ impl Progress {
 
     pub(crate) fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
+    }
+
+    /// How long it took to write and sync a frame.
+    pub(crate) fn write_latency(&self) -> LatencySummary {
+        self.write.summary()
     }
 
     /// Bytes written since the start.

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use tokio::time::Instant;
+
 use super::{
     durable::Durable,
     entry::{RaftEntry, RaftLogId},
@@ -165,12 +167,13 @@ impl Writer {
             buf.len(),
             end.offset
         );
+        let begun = Instant::now();
         end.file.write_at(&buf, end.offset).map_err(StorageError::io("write the log"))?;
         if !kv_types::mutant!(AckBeforeFsync) || end.number.is_multiple_of(16) {
             end.file.sync_data().map_err(StorageError::io("sync the log"))?;
         }
         end.offset += buf.len() as u64;
-        self.progress.wrote(taken.records(), buf.len());
+        self.progress.wrote(taken.records(), buf.len(), begun.elapsed());
         self.progress.set_active(end.offset);
         if buf.capacity() > 2 * self.options.raft_bytes_per_write {
             buf = Vec::new();
