@@ -10,8 +10,14 @@
 //! - Writers wait for its workers in loops without an end, also after a worker died. Here the same waits
 //!   look at poison and have a deadline, and end before its own would begin. What still does not return is
 //!   given up by [`super::Watched`].
-//! - Its workers rotate memtables between other work, so a busy pair of them lets the memtable grow. Here
-//!   the writer does it.
+//! - Its workers rotate memtables between other work, so a busy one lets the memtable grow. Here the writer
+//!   does it.
+//! - Of two workers or more the first spins, sending an order to compact back to the queue and taking it
+//!   again, for as long as the other one compacts; a single one writes no memtable out while it compacts.
+//!   Here the single one has nothing to merge (it still moves tables that overlap nothing), and a thread of
+//!   ours does it ([`super::compactor`]). It may drop what no reader sees, by our own account of readers:
+//!   fjall's is not public. A reader that walks all rows needs that; one of a range holds the tables that
+//!   it began with.
 //! - It reports only that it is poisoned, never why. Reading everything back tells damage from a refusal of
 //!   the disk.
 
@@ -19,6 +25,7 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -32,6 +39,7 @@ use tokio::time::Instant;
 
 use super::{
     Tier, TierChunk, TierError, TierMark, TierWrites,
+    compactor::{Compactor, View, Views},
     files::{failed, passed_on, sync_folder},
     mark, rows,
     watched::guarded,
@@ -47,8 +55,10 @@ const MAX_SEALED: usize = 3;
 /// Runs of the first level at which a batch waits: fjall slows down at twenty and waits without end at
 /// thirty.
 const MAX_RUNS: usize = 24;
-/// Its own threads: one prefers writing memtables out, the others compact.
-const WORKERS: usize = 2;
+/// Its own threads: it writes memtables out.
+const WORKERS: usize = 1;
+/// Tables of the first level, and the size of a table, at which its own thread would merge some: hardly ever.
+const IDLE: (u8, u64) = (u8::MAX, 1 << 50);
 /// Size of a table, bytes: what one compaction writes at least, and the unit of the levels.
 const TABLE_BYTES: u64 = 16 << 20;
 /// Size of a value from which it is kept apart from its key, in files that compactions do not copy.
@@ -74,6 +84,9 @@ const VERSION_FILE: &str = "version";
 const JOURNAL: &str = "jnl";
 
 pub(super) struct FjallTier {
+    // Before the rows: its thread has a handle of them.
+    compactor: Compactor,
+    views: Arc<Views>,
     // Before the database, which closes when its last handle goes.
     rows: Keyspace,
     db: Database,
@@ -130,7 +143,9 @@ fn options() -> KeyspaceCreateOptions {
         .manual_journal_persist(true)
         // Sealed by `apply`; larger than that, so that fjall's workers do not do it as well.
         .max_memtable_size(16 * MEMTABLE_BYTES)
-        .compaction_strategy(std::sync::Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES)))
+        .compaction_strategy(Arc::new(
+            Leveled::default().with_l0_threshold(IDLE.0).with_table_target_size(IDLE.1),
+        ))
 }
 
 /// Opens the fjall database in a folder, or creates one.
@@ -156,7 +171,26 @@ pub(super) fn open(dir: &Path) -> Result<FjallTier, TierError> {
         let rows = db.keyspace(KEYSPACE, options).map_err(error)?;
         Ok((db, rows))
     })?;
-    Ok(FjallTier { rows, db, dir: dir.to_path_buf() })
+    let views = Arc::<Views>::default();
+    let compactor = Compactor::start({
+        let (rows, db, views) = (rows.clone(), db.clone(), views.clone());
+        move || compact(&db, &rows, &views)
+    })?;
+    Ok(FjallTier { compactor, views, rows, db, dir: dir.to_path_buf() })
+}
+
+/// One compaction, if one is due; whether there was any.
+fn compact(db: &Database, rows: &Keyspace, views: &Views) -> Result<bool, TierError> {
+    let strategy = Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES));
+    // What is written from now on is visible only to readers that begin later.
+    let unseen = views.oldest(|| db.visible_seqno()).saturating_sub(1);
+    let before = rows.tree.current_version().id();
+    rows.tree.compact(strategy, unseen).map_err(|e| match e {
+        // Whether that is damage is for `explain` to find out.
+        LsmError::Io(e) => failed(e),
+        other => error(Error::Storage(other)),
+    })?;
+    Ok(rows.tree.current_version().id() != before)
 }
 
 impl FjallTier {
@@ -164,6 +198,9 @@ impl FjallTier {
     fn wait_until(&self, what: &'static str, ready: impl Fn(&Keyspace) -> bool) -> Result<(), TierError> {
         let deadline = Instant::now() + limits::TIER_WAIT;
         while !ready(&self.rows) {
+            self.compactor.check()?;
+            // What was written out since it was woken last may be work.
+            self.compactor.wake();
             // Nothing is written by this mode; it is the only call that reports poison.
             self.db.persist(PersistMode::Buffer).map_err(error)?;
             if Instant::now() >= deadline {
@@ -174,6 +211,11 @@ impl FjallTier {
         Ok(())
     }
 
+    /// Keeps what a read sees that begins now.
+    fn view(&self) -> View<'_> {
+        self.views.begin(|| self.db.visible_seqno())
+    }
+
     fn wait_for_workers(&self) -> Result<(), TierError> {
         self.wait_until("a batch of the lower tier", |rows| {
             rows.sealed_memtable_count() < MAX_SEALED && rows.tree.l0_run_count() < MAX_RUNS
@@ -181,6 +223,7 @@ impl FjallTier {
     }
 
     fn try_apply(&self, writes: &TierWrites, mark: TierMark) -> Result<(), TierError> {
+        self.compactor.check()?;
         self.wait_for_workers()?;
         let mut batch = self.db.batch();
         for (key, value) in writes {
@@ -193,24 +236,28 @@ impl FjallTier {
         batch.commit().map_err(error)?;
         if self.rows.tree.active_memtable().size() >= MEMTABLE_BYTES {
             self.rows.rotate_memtable().map_err(error)?;
+            self.compactor.wake();
         }
         Ok(())
     }
 
     fn try_checkpoint(&self) -> Result<(), TierError> {
+        self.compactor.check()?;
         if !self.rows.tree.active_memtable().is_empty() {
             self.rows.rotate_memtable().map_err(error)?;
         }
         self.wait_until("a checkpoint of the lower tier", |rows| rows.sealed_memtable_count() == 0)?;
+        self.compactor.wake();
         self.db.persist(PersistMode::SyncAll).map_err(error)?;
         // fjall syncs the files of values, and never the folder of their names.
         sync_folder(&self.rows.path().join("blobs"))?;
         self.dir.parent().map_or(Ok(()), sync_folder)
     }
 
-    /// Why fjall gave up, if it did: it keeps that to itself.
+    /// Why fjall gave up, if it did: it keeps that to itself. So with a compaction that failed.
     fn explain(&self, e: TierError) -> TierError {
-        if self.db.persist(PersistMode::Buffer).is_ok() || !matches!(e, TierError::Io(_)) {
+        let gave_up = self.db.persist(PersistMode::Buffer).is_err() || self.compactor.check().is_err();
+        if !gave_up || !matches!(e, TierError::Io(_)) {
             return e;
         }
         let probe = self.dir.join("probe");
@@ -222,6 +269,7 @@ impl FjallTier {
         }
         let deadline = Instant::now() + DIAGNOSIS;
         let read = guarded(|| {
+            let _view = self.view();
             for row in self.rows.iter().take_while(|_| Instant::now() < deadline) {
                 row.into_inner().map_err(error)?;
             }
@@ -248,6 +296,7 @@ impl Tier for FjallTier {
     ) -> Result<TierChunk, TierError> {
         let Some(range) = rows::range(from, to) else { return Ok(TierChunk::default()) };
         guarded(|| {
+            let _view = self.view();
             let found = self.rows.range::<&[u8], _>(range).map(|row| row.into_inner().map_err(error));
             rows::chunk(found, limit_rows, limit_bytes)
         })
@@ -271,5 +320,65 @@ impl Tier for FjallTier {
 
     fn checkpoint(&self) -> Result<(), TierError> {
         guarded(|| self.try_checkpoint()).map_err(|e| self.explain(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(round: u64) -> Vec<(Bytes, Option<Bytes>)> {
+        let key = |n: u64| Bytes::from(format!("{n:04}"));
+        // Every round overwrites half of the rows and deletes one, so that tables overlap.
+        let written = (round % 2..200).step_by(2).map(|n| (key(n), Some(Bytes::from(format!("{round}")))));
+        let mut rows: Vec<_> = written.chain([(key(1_000 + round), None)]).collect();
+        rows.sort();
+        rows
+    }
+
+    fn rows_of(tier: &FjallTier) -> Vec<(Bytes, Bytes)> {
+        tier.scan(b"0", Some(b"1"), usize::MAX, usize::MAX).expect("a scan").rows
+    }
+
+    /// Each checkpoint leaves a table in the first level.
+    #[test]
+    fn tables_that_overlap_are_merged_and_readers_see_what_they_should() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let tier = open(dir.path()).expect("a tier");
+        for round in 0..12 {
+            tier.apply(&batch(round), TierMark::default()).expect("a batch");
+            tier.checkpoint().expect("a checkpoint");
+            let rows = rows_of(&tier);
+            let newest = |n: usize| if n as u64 % 2 == round % 2 { round } else { round - 1 };
+            for (n, (_, value)) in rows.iter().enumerate().filter(|_| round > 0) {
+                assert_eq!(*value, newest(n).to_string(), "row {n} after round {round}");
+            }
+        }
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while tier.rows.tree.l0_run_count() >= 4 {
+            assert!(Instant::now() < give_up, "{} runs are left", tier.rows.tree.l0_run_count());
+            thread::sleep(LOOK);
+        }
+        assert_eq!(rows_of(&tier).len(), 200);
+        assert_eq!(tier.compactor.check(), Ok(()));
+    }
+
+    /// An error of the file system is no damage where all can be read.
+    #[test]
+    fn a_compaction_that_the_disk_refuses_is_told_and_condemns_no_rows() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut tier = open(dir.path()).expect("a tier");
+        tier.apply(&batch(0), TierMark::default()).expect("a batch");
+        tier.checkpoint().expect("a checkpoint");
+        let refused = || Err(failed(std::io::Error::other("the disk hiccups")));
+        tier.compactor = Compactor::start(refused).expect("a thread");
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while tier.compactor.check().is_ok() {
+            assert!(Instant::now() < give_up, "it ends");
+            thread::sleep(LOOK);
+        }
+        for told in [tier.apply(&batch(1), TierMark::default()), tier.checkpoint()] {
+            assert!(matches!(&told, Err(TierError::Io(why)) if why.contains("hiccups")), "{told:?}");
+        }
     }
 }

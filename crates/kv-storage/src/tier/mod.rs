@@ -1,6 +1,7 @@
 //! The lower tier: where drained rows live. It may vanish at any time; the log, snapshots or peers restore
 //! it.
 
+mod compactor;
 mod files;
 mod fjall;
 mod folder;
