@@ -16,7 +16,7 @@ use crate::topology::{Leader, NamespaceInfo, Topology};
 
 pub use kv_proto::admin::{
     GetDigestResponse as Digest, GetRingOwnersResponse as RingOwners, GetStatusResponse as NodeStatus,
-    GroupRole, GroupStatus, PartitionDigest, PeerState, PeerStatus, RefusalCount, StorageStatus,
+    GroupRole, GroupStatus, PartLatency, PartitionDigest, PeerState, PeerStatus, RefusalCount, StorageStatus,
 };
 
 /// The administrative handle.

@@ -20,10 +20,11 @@ use crate::limits::{
 };
 use crate::options::{ClientOptions, Via};
 use crate::outcome::Error;
-use crate::policy::{Budget, Effect, Next, RetryPolicy, Verdict};
+use crate::policy::{Budget, Effect, Next, RetryPolicy, Verdict, nothing_sent};
 use crate::rpc::Rpc;
 use crate::session::{Session, SessionSlot, Ticket};
 use crate::session_stream::bytes_of;
+use crate::speed::fastest_first;
 use crate::topology::Topology;
 
 /// Where an operation wants to go first.
@@ -31,6 +32,8 @@ use crate::topology::Topology;
 pub(crate) enum Route<'a> {
     /// To the leader of this strong namespace.
     Leader(&'a str),
+    /// To a node that keeps this key of an available namespace.
+    Replica(&'a str, &'a [u8]),
     /// To any node.
     Any,
     /// To this node and no other.
@@ -47,7 +50,7 @@ pub(crate) struct Attempts {
     topology: Mutex<Option<Topology>>,
     /// When the topology was last asked for; held by the task that asks.
     refreshed: tokio::sync::Mutex<Option<Instant>>,
-    /// The node that operations of available namespaces begin with; moves on when it fails.
+    /// The node that operations which any node serves begin with; moves on when it fails.
     start: AtomicUsize,
     sessions: Mutex<BTreeMap<String, Arc<SessionSlot>>>,
     available: Mutex<Arc<Session>>,
@@ -141,7 +144,7 @@ impl Attempts {
             return Err(Failure::new(Reason::ClientLimit, message).into());
         };
         let pinned = self.options.pinned || matches!(route, Route::Node(_));
-        if !pinned && lock(&self.topology).is_none() {
+        if !pinned && !self.knows(route) {
             self.refresh(&[], deadline).await;
         }
         let mut verdict = Verdict::default();
@@ -152,18 +155,21 @@ impl Attempts {
             request.stamp(attempt);
             let mut failure = match self.pick(route, hint.take(), &tried) {
                 Err(failure) => failure,
-                Ok(endpoint) => match self.attempt(&endpoint, request.clone(), attempt, deadline).await {
-                    Ok(reply) => {
-                        if attempt == 1 {
-                            lock(&self.budget).earn();
+                Ok(endpoint) => {
+                    match self.attempt(&endpoint, route, request.clone(), attempt, deadline).await {
+                        None => return Err(verdict.out_of_time(attempt).into()),
+                        Some(Ok(reply)) => {
+                            if attempt == 1 {
+                                lock(&self.budget).earn();
+                            }
+                            return Ok(reply);
                         }
-                        return Ok(reply);
+                        Some(Err(failure)) => {
+                            self.learn(&endpoint, &failure, &mut tried);
+                            failure
+                        }
                     }
-                    Err(failure) => {
-                        self.learn(&endpoint, &failure, &mut tried);
-                        failure
-                    }
-                },
+                }
             };
             if effect == Effect::None {
                 failure.applied = Applied::No;
@@ -193,7 +199,8 @@ impl Attempts {
         tried: &[String],
         deadline: Instant,
     ) -> Retry {
-        let next = self.policy.next(effect, attempt, failure);
+        let replicas = matches!(route, Route::Replica(..));
+        let next = self.policy.next(effect, attempt, failure, replicas);
         if next == Next::Stop {
             return Retry::Stop(None);
         }
@@ -221,23 +228,46 @@ impl Attempts {
         Retry::After(pause)
     }
 
+    /// One attempt at the node that was picked for `route`. `None`: no time was left to send anything.
     async fn attempt<Q: Rpc>(
         &self,
         endpoint: &Endpoint,
+        route: Route<'_>,
         request: Q,
         attempt: u32,
         deadline: Instant,
-    ) -> Result<Q::Reply, Failure> {
+    ) -> Option<Result<Q::Reply, Failure>> {
         let until = Instant::now() + self.policy.share(attempt, time_left(deadline));
-        let connection = endpoint.connection(until).await?;
-        let left = time_left(until);
-        if left < MIN_ATTEMPT {
-            return Err(Failure::new(
-                Reason::DeadlineExpired,
-                "the deadline passed before anything was sent",
-            ));
+        let connection = match endpoint.connection(until).await {
+            Ok(connection) => connection,
+            Err(failure) => {
+                let result = Err(failure);
+                if matches!(route, Route::Replica(..)) {
+                    endpoint.asked().ended(&result);
+                }
+                return Some(result);
+            }
+        };
+        if time_left(until) < MIN_ATTEMPT {
+            return (time_left(deadline) >= MIN_ATTEMPT).then(|| Err(endpoint.connected_late()));
         }
-        let request = match self.in_session(endpoint, &connection, request, until).await {
+        let asked = matches!(route, Route::Replica(..)).then(|| endpoint.asked());
+        let result = self.ask(endpoint, &connection, request, until).await;
+        if let Some(asked) = asked {
+            asked.ended(&result);
+        }
+        Some(result)
+    }
+
+    /// Asks on an open connection, in a session stream or by itself.
+    async fn ask<Q: Rpc>(
+        &self,
+        endpoint: &Endpoint,
+        connection: &Opened,
+        request: Q,
+        until: Instant,
+    ) -> Result<Q::Reply, Failure> {
+        let request = match self.in_session(endpoint, connection, request, until).await {
             Ok(answered) => return answered,
             Err(request) => request,
         };
@@ -245,7 +275,7 @@ impl Attempts {
         let mut request = tonic::Request::new(request);
         request.set_timeout(left);
         match timeout(left + ATTEMPT_GRACE, Q::send(connection.channel.clone(), request)).await {
-            Ok(result) => endpoint.settle(&connection, result).map(tonic::Response::into_inner),
+            Ok(result) => endpoint.settle(connection, result).map(tonic::Response::into_inner),
             Err(_) => Err(endpoint.silent()),
         }
     }
@@ -272,8 +302,8 @@ impl Attempts {
         }
     }
 
-    /// The node for the next attempt: the hinted one, the leader, or the next in turn, those not yet tried
-    /// first; none whose breaker is open.
+    /// The node for the next attempt: the hinted one, the leader or a replica, or the next in turn, those not
+    /// yet tried first; none whose breaker is open.
     fn pick(
         &self,
         route: Route<'_>,
@@ -298,9 +328,15 @@ impl Attempts {
             return self.options.endpoints.clone();
         }
         let topology = lock(&self.topology);
-        let leader = match (route, topology.as_ref()) {
-            (Route::Leader(namespace), Some(known)) => known.leader_address(namespace).map(str::to_owned),
-            _ => None,
+        let first = match (route, topology.as_ref()) {
+            (Route::Leader(namespace), Some(known)) => {
+                known.leader_address(namespace).into_iter().map(str::to_owned).collect()
+            }
+            (Route::Replica(namespace, key), Some(known)) => {
+                let candidate = |address: &str| self.pool.at(address).candidate();
+                fastest_first(known.replicas(namespace, key).into_iter().map(candidate).collect())
+            }
+            _ => Vec::new(),
         };
         let nodes: Vec<&String> = match topology.as_ref() {
             Some(known) if !known.members.is_empty() => {
@@ -310,7 +346,17 @@ impl Attempts {
         };
         let start = self.start.load(Ordering::Relaxed) % nodes.len().max(1);
         let in_turn = nodes.iter().cycle().skip(start).take(nodes.len()).map(|node| (*node).clone());
-        hint.into_iter().chain(leader).chain(in_turn).collect()
+        hint.into_iter().chain(first).chain(in_turn).collect()
+    }
+
+    /// Whether the topology that is known says where to go.
+    fn knows(&self, route: Route<'_>) -> bool {
+        let topology = lock(&self.topology);
+        topology.as_ref().is_some_and(|known| match route {
+            // It may have been created since.
+            Route::Replica(namespace, key) => !known.replicas(namespace, key).is_empty(),
+            Route::Leader(_) | Route::Any | Route::Node(_) => true,
+        })
     }
 
     /// What a failed attempt says about the node it went to.
@@ -348,7 +394,9 @@ impl Attempts {
             let endpoint = self.pool.at(&address);
             Box::pin(async move {
                 let last_attempt = self.policy.attempts();
-                self.attempt(&endpoint, admin::GetTopologyRequest {}, last_attempt, until).await
+                let request = admin::GetTopologyRequest {};
+                let told = self.attempt(&endpoint, Route::Any, request, last_attempt, until).await;
+                told.unwrap_or_else(|| Err(nothing_sent()))
             })
         });
         match select_ok(asked).await {

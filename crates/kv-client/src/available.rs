@@ -93,15 +93,16 @@ impl Available {
     /// Reads a key.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Answer<Siblings>, Error> {
         let begun = Instant::now();
+        let key = checked(key)?;
+        let route = Route::Replica(&self.namespace, &key);
         let request = v1::GetRequest {
             namespace: self.namespace.clone(),
-            key: checked(key)?,
+            key: key.clone(),
             read_replicas: self.read_replicas.map(Into::into),
             strict: self.strict,
             ..Default::default()
         };
-        let reply =
-            self.attempts.run(request, Effect::None, Route::Any, self.attempts.read_deadline()).await?;
+        let reply = self.attempts.run(request, Effect::None, route, self.attempts.read_deadline()).await?;
         let presence = Presence::try_from(reply.presence()).map_err(|_| malformed("presence").of_read())?;
         let values = reply.siblings.into_iter().map(sibling).collect::<Result<_, _>>();
         let values = values.map_err(|_| malformed("sibling").of_read())?;
@@ -123,9 +124,9 @@ impl Available {
         let (key, value) = (checked(key)?, Value::new(value)?.into_bytes());
         let context = Some(wire_context(context)?);
         let reply = self
-            .write(|mutation| v1::PutRequest {
+            .write(&key, |mutation| v1::PutRequest {
                 namespace: self.namespace.clone(),
-                key,
+                key: key.clone(),
                 value,
                 mutation,
                 context,
@@ -146,9 +147,9 @@ impl Available {
         let begun = Instant::now();
         let (key, context) = (checked(key)?, Some(wire_context(context)?));
         let reply = self
-            .write(|mutation| v1::DeleteRequest {
+            .write(&key, |mutation| v1::DeleteRequest {
                 namespace: self.namespace.clone(),
-                key,
+                key: key.clone(),
                 mutation,
                 context,
                 write_replicas: self.write_replicas.map(Into::into),
@@ -159,11 +160,16 @@ impl Available {
         Answer::new(CausalContext(reply.context), reply.receipt.as_ref(), begun)
     }
 
-    async fn write<Q: Rpc>(&self, build: impl FnOnce(Option<v1::Mutation>) -> Q) -> Result<Q::Reply, Error> {
+    async fn write<Q: Rpc>(
+        &self,
+        key: &[u8],
+        build: impl FnOnce(Option<v1::Mutation>) -> Q,
+    ) -> Result<Q::Reply, Error> {
         let deadline = self.attempts.write_deadline();
         let ticket = self.attempts.available_ticket()?;
         let request = build(Some(self.attempts.mutation(&ticket)));
-        let result = self.attempts.run(request, Effect::Once, Route::Any, deadline).await;
+        let route = Route::Replica(&self.namespace, key);
+        let result = self.attempts.run(request, Effect::Once, route, deadline).await;
         result.map_err(|error| error.of_request(ticket.request_id()))
     }
 }

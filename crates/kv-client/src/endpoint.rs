@@ -19,8 +19,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::limits::{CONNECT_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_ENDPOINTS};
-use crate::policy::Breaker;
+use crate::policy::{Breaker, refused_for_itself};
 use crate::session_stream::{SessionStream, Unanswered};
+use crate::speed::{Candidate, Speed};
 
 /// Largest message that a client accepts or sends.
 pub(crate) const MESSAGE_BYTES: usize = MAX_PUBLIC_MESSAGE_BYTES;
@@ -29,6 +30,7 @@ pub(crate) const MESSAGE_BYTES: usize = MAX_PUBLIC_MESSAGE_BYTES;
 pub(crate) struct Endpoint {
     pub(crate) address: String,
     breaker: Mutex<Breaker>,
+    speed: Mutex<Speed>,
     open: Mutex<Option<Opened>>,
     /// Held while a connection is opened.
     dialing: tokio::sync::Mutex<()>,
@@ -73,11 +75,42 @@ impl Opened {
     }
 }
 
+/// A request whose time says how fast a node is, also if its caller leaves before it ends.
+pub(crate) struct Asked<'a> {
+    endpoint: &'a Endpoint,
+    begun: Instant,
+    ended: bool,
+}
+
+impl Asked<'_> {
+    /// It was answered, or failed so.
+    pub(crate) fn ended<T>(mut self, result: &Result<T, Failure>) {
+        self.ended = true;
+        let (now, mut speed) = (Instant::now(), lock(&self.endpoint.speed));
+        let took = now - self.begun;
+        match result {
+            Ok(_) => speed.answered(now, took),
+            Err(failure) if refused_for_itself(failure.reason) => speed.refused(now, took),
+            Err(_) => speed.failed(now, took),
+        }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let now = Instant::now();
+            lock(&self.endpoint.speed).failed(now, now - self.begun);
+        }
+    }
+}
+
 impl Endpoint {
     fn new(address: &str, network: Arc<dyn Network>) -> Self {
         Self {
             address: address.to_owned(),
             breaker: Mutex::default(),
+            speed: Mutex::default(),
             open: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             dials: AtomicU64::new(0),
@@ -89,6 +122,25 @@ impl Endpoint {
     /// Whether a call may go there now.
     pub(crate) fn admit(&self) -> bool {
         lock(&self.breaker).admit(Instant::now())
+    }
+
+    /// What is known of its speed.
+    pub(crate) fn candidate(&self) -> Candidate<String> {
+        let speed = lock(&self.speed);
+        let (typical, expected) = (speed.typical(), speed.expected(Instant::now()));
+        Candidate { replica: self.address.clone(), typical, expected }
+    }
+
+    /// It is asked now because of its speed.
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        let begun = Instant::now();
+        lock(&self.speed).asked(begun);
+        Asked { endpoint: self, begun, ended: false }
+    }
+
+    /// There is no connection in the time of one attempt.
+    pub(crate) fn connected_late(&self) -> Failure {
+        self.unreachable("the connection took all the time of the attempt")
     }
 
     /// An open connection: `UNREACHABLE` when there is none in time.

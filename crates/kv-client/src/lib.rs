@@ -48,12 +48,13 @@ mod policy;
 mod rpc;
 mod session;
 mod session_stream;
+mod speed;
 mod strong;
 mod topology;
 
 pub use admin::{
-    Admin, Digest, GroupRole, GroupStatus, NodeStatus, PartitionDigest, PeerState, PeerStatus, RefusalCount,
-    RingOwners, StorageStatus,
+    Admin, Digest, GroupRole, GroupStatus, NodeStatus, PartLatency, PartitionDigest, PeerState, PeerStatus,
+    RefusalCount, RingOwners, StorageStatus,
 };
 pub use available::{Available, CausalContext, Sibling, Siblings, WriteContext};
 pub use client::Client;

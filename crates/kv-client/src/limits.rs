@@ -33,6 +33,15 @@ pub const BREAKER_FIRST: Duration = Duration::from_millis(250);
 pub const BREAKER_CAP: Duration = Duration::from_secs(2);
 /// Operations in flight per client; one more is refused at once with `CLIENT_LIMIT`.
 pub const MAX_IN_FLIGHT: usize = 256;
+/// How long it takes until half of what a client knows about the speed of a node that it does not ask is
+/// forgotten.
+pub const SPEED_HALF_LIFE: Duration = Duration::from_secs(1);
+/// What the answers of a node are taken to need that was never asked.
+pub const SPEED_UNKNOWN: Duration = Duration::from_millis(20);
+/// A replica that refuses for what it is or sees counts as one whose answers take so long, at least.
+pub const SPEED_OF_REFUSALS: Duration = Duration::from_millis(100);
+/// A replica that answers so much later than the fastest one is still asked first, if the ring prefers it.
+pub const SPEED_SLACK: Duration = Duration::from_millis(10);
 /// Endpoints that a client remembers.
 pub const MAX_ENDPOINTS: usize = 128;
 /// Strong namespaces whose session a client shares among its handles.

@@ -57,23 +57,18 @@ impl RetryPolicy {
     }
 
     /// What to do after `attempt` (from 1) failed so.
-    pub(crate) fn next(self, effect: Effect, attempt: u32, failure: &Failure) -> Next {
+    /// `replicas`: the next node is another replica of a key.
+    pub(crate) fn next(self, effect: Effect, attempt: u32, failure: &Failure, replicas: bool) -> Next {
         let fate_open = failure.applied == Applied::Unknown;
         if attempt >= self.attempts || (effect == Effect::Repeats && fate_open) {
             return Next::Stop;
         }
         match failure.reason {
             Reason::NotLeader | Reason::WrongEpoch | Reason::WrongGroup | Reason::WrongNode => Next::Redirect,
-            Reason::NoQuorum
-            | Reason::QuorumNotMet
-            | Reason::NotReady
-            | Reason::ShuttingDown
-            | Reason::Unreachable
-            | Reason::LimitHints
-            | Reason::PartialWrite
-            | Reason::ResultUnknown
-            | Reason::ConnectionLost
-            | Reason::StorageFailed => Next::Elsewhere,
+            // A replica has its own disk; a leader's is the one that counts.
+            Reason::LimitStorage if !replicas => Next::Stop,
+            Reason::PartialWrite | Reason::ResultUnknown | Reason::ConnectionLost => Next::Elsewhere,
+            reason if refused_for_itself(reason) => Next::Elsewhere,
             Reason::Overloaded | Reason::LimitRequests => Next::Same,
             _ => Next::Stop,
         }
@@ -100,6 +95,7 @@ impl RetryPolicy {
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     open: Option<Failure>,
+    last: Option<Failure>,
 }
 
 impl Verdict {
@@ -111,6 +107,15 @@ impl Verdict {
         } else if refused_by_its_bytes(failure.reason) {
             self.open = None;
         }
+        self.last = Some(failure.clone());
+    }
+
+    /// The failure to report where no time was left to send attempt number `attempts`: what the attempt
+    /// before it met says more than that.
+    pub(crate) fn out_of_time(mut self, attempts: u32) -> Failure {
+        let made = attempts.saturating_sub(1);
+        let last = self.last.take().unwrap_or_else(nothing_sent);
+        self.conclude(last, made)
     }
 
     /// The failure to report, `last` being that of the last attempt.
@@ -126,6 +131,26 @@ impl Verdict {
         }
         if attempts > 1 { failure.with("attempts", attempts) } else { failure }
     }
+}
+
+/// Refusals for what the node is or sees: another one may serve.
+pub(crate) fn refused_for_itself(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoQuorum
+            | Reason::QuorumNotMet
+            | Reason::NotReady
+            | Reason::ShuttingDown
+            | Reason::Unreachable
+            | Reason::LimitHints
+            | Reason::LimitStorage
+            | Reason::StorageFailed
+    )
+}
+
+/// No time was left to send anything.
+pub(crate) fn nothing_sent() -> Failure {
+    Failure::new(Reason::DeadlineExpired, "the deadline passed before anything was sent")
 }
 
 /// Refusals that every node gives at any time, so that no earlier attempt can have been taken. A request id
@@ -239,17 +264,19 @@ mod tests {
     fn every_reason_has_a_next_step_within_the_attempts() {
         let policy = RetryPolicy::default();
         for reason in Reason::ALL {
-            assert_eq!(policy.next(Effect::Once, ATTEMPTS, &failure(*reason)), Next::Stop, "{reason}");
+            assert_eq!(policy.next(Effect::Once, ATTEMPTS, &failure(*reason), false), Next::Stop, "{reason}");
             if reason.applied() == Applied::Unknown {
-                assert_eq!(policy.next(Effect::Repeats, 1, &failure(*reason)), Next::Stop, "{reason}");
+                assert_eq!(policy.next(Effect::Repeats, 1, &failure(*reason), false), Next::Stop, "{reason}");
             }
         }
-        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::NotLeader)), Next::Redirect);
-        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::ResultUnknown)), Next::Elsewhere);
-        assert_eq!(policy.next(Effect::None, 2, &failure(Reason::ConnectionLost)), Next::Elsewhere);
-        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::Overloaded)), Next::Same);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::NotLeader), false), Next::Redirect);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::ResultUnknown), false), Next::Elsewhere);
+        assert_eq!(policy.next(Effect::None, 2, &failure(Reason::ConnectionLost), false), Next::Elsewhere);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::Overloaded), false), Next::Same);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::LimitStorage), false), Next::Stop);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::LimitStorage), true), Next::Elsewhere);
         for last in [Reason::SessionExpired, Reason::RequestExpired, Reason::LimitKey, Reason::ModeMismatch] {
-            assert_eq!(policy.next(Effect::Once, 1, &failure(last)), Next::Stop, "{last}");
+            assert_eq!(policy.next(Effect::Once, 1, &failure(last), false), Next::Stop, "{last}");
         }
         assert_eq!(RetryPolicy::new(0).attempts(), 1);
         assert_eq!(RetryPolicy::new(99).attempts(), MAX_ATTEMPTS);
@@ -307,6 +334,23 @@ mod tests {
         proven.add(&failure(Reason::ConnectionLost));
         proven.add(&failure(Reason::LimitValue));
         assert_eq!(proven.conclude(failure(Reason::LimitValue), 2).applied, Applied::No);
+    }
+
+    #[test]
+    fn an_attempt_that_had_no_time_hides_nothing() {
+        let whole = Verdict::default().out_of_time(1);
+        assert_eq!((whole.reason, whole.applied), (Reason::DeadlineExpired, Applied::No));
+        let mut verdict = Verdict::default();
+        verdict.add(&failure(Reason::NoQuorum));
+        verdict.add(&failure(Reason::Unreachable));
+        let whole = verdict.out_of_time(3);
+        assert_eq!((whole.reason, whole.applied), (Reason::Unreachable, Applied::No));
+        assert_eq!(whole.detail("attempts"), Some("2"));
+        let mut verdict = Verdict::default();
+        verdict.add(&failure(Reason::ConnectionLost));
+        verdict.add(&failure(Reason::Unreachable));
+        let whole = verdict.out_of_time(3);
+        assert_eq!((whole.reason, whole.applied), (Reason::ConnectionLost, Applied::Unknown));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use kv_proto::{admin, cluster_id_from_bytes};
-use kv_types::catalogue::Member;
-use kv_types::{ClusterId, Epoch, Failure, GroupId, Namespace, NodeId, Placement};
+use kv_types::catalogue::{Member, Ring, token};
+use kv_types::{ClusterId, Epoch, Failure, GroupId, Namespace, NodeId, Placement, RingId};
 
 /// The leader of a Raft group as one node knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Topology {
     pub namespaces: BTreeMap<String, NamespaceInfo>,
     /// Who leads.
     pub leaders: BTreeMap<GroupId, Leader>,
+    /// Which nodes keep the keys of the available namespaces.
+    pub rings: BTreeMap<RingId, Ring>,
 }
 
 impl TryFrom<&admin::GetTopologyResponse> for Topology {
@@ -62,6 +64,8 @@ impl TryFrom<&admin::GetTopologyResponse> for Topology {
             let node = (known.leader != 0).then_some(NodeId(known.leader));
             (GroupId(known.group), Leader { node, term: known.term })
         };
+        // One that cannot be read, of a later release, costs a hop: nothing else is lost for it.
+        let ring = |message| Ring::try_from(message).ok().map(|ring| (ring.id, ring));
         Ok(Self {
             cluster_id: cluster_id_from_bytes(&message.cluster_id)?,
             answered_by: NodeId(message.answered_by),
@@ -69,6 +73,7 @@ impl TryFrom<&admin::GetTopologyResponse> for Topology {
             members: message.members.iter().map(|m| (NodeId(m.id), Member::from(m))).collect(),
             namespaces: namespaces.collect::<Result<_, _>>()?,
             leaders: message.leaders.iter().map(leader).collect(),
+            rings: message.rings.iter().filter_map(ring).collect(),
         })
     }
 }
@@ -98,6 +103,19 @@ impl Topology {
         self.address(self.leaders.get(&group)?.node?)
     }
 
+    /// Where clients reach the nodes that keep a key of an available namespace, in order of preference; empty
+    /// where this view does not say.
+    pub(crate) fn replicas(&self, namespace: &str, key: &[u8]) -> Vec<&str> {
+        let namespace = self.namespaces.get(namespace).map(|info| &info.namespace);
+        let found = namespace.and_then(|namespace| match namespace.placement {
+            Placement::Available { ring, .. } => Some((namespace.id, self.rings.get(&ring)?)),
+            Placement::Strong { .. } => None,
+        });
+        let Some((id, ring)) = found else { return Vec::new() };
+        let primaries = ring.primaries(ring.partition_of(token(id, key)));
+        primaries.iter().filter_map(|node| self.address(*node)).collect()
+    }
+
     /// Where clients reach a node.
     pub fn address(&self, node: NodeId) -> Option<&str> {
         self.members.get(&node).map(|member| member.client_address.as_str())
@@ -111,6 +129,8 @@ impl Topology {
 
 #[cfg(test)]
 mod tests {
+    use kv_types::NamespaceId;
+
     use super::*;
 
     fn view(epoch: u64, leader: u64, term: u64) -> Topology {
@@ -124,13 +144,25 @@ mod tests {
             voters: 5,
             ..Default::default()
         };
+        let cart = admin::Namespace {
+            id: 2,
+            name: "cart".into(),
+            mode: admin::Mode::Available.into(),
+            guarantee: 2,
+            ring: 1,
+            n: 2,
+            r: 1,
+            w: 2,
+            ..Default::default()
+        };
         let message = admin::GetTopologyResponse {
             cluster_id: vec![7; 16].into(),
             answered_by: 1,
             epoch,
             members: (1..=3).map(member).collect(),
-            namespaces: vec![bank],
+            namespaces: vec![bank, cart],
             leaders: vec![admin::GroupLeader { group: 1, leader, term }],
+            rings: vec![admin::Ring { id: 1, partitions: 2, primaries: vec![1, 2, 3, 9], epoch: 1 }],
         };
         Topology::try_from(&message).unwrap()
     }
@@ -148,5 +180,17 @@ mod tests {
         assert_eq!(known.leader_address("bank"), Some("h:3"));
         assert_eq!(known.node_at("h:3"), Some(NodeId(3)));
         assert_eq!(known.leader_address("cart"), None);
+    }
+
+    #[test]
+    fn a_key_of_an_available_namespace_is_kept_where_the_ring_says() {
+        let known = view(5, 1, 3);
+        let key_of = |half: u64| {
+            (0..100_u32).map(u32::to_be_bytes).find(|key| token(NamespaceId(2), key) >> 63 == half).unwrap()
+        };
+        assert_eq!(known.replicas("cart", &key_of(0)), ["h:1", "h:2"]);
+        // A member that the view does not have is left out.
+        assert_eq!(known.replicas("cart", &key_of(1)), ["h:3"]);
+        assert!(known.replicas("bank", b"k").is_empty() && known.replicas("new", b"k").is_empty());
     }
 }

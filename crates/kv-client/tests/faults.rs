@@ -9,12 +9,17 @@
     reason = "an integration test: clippy's exemption covers only unit tests"
 )]
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kv_client::limits::{ATTEMPTS, BUDGET_CAP, RETRY_COST};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use kv_client::limits::{ATTEMPTS, BUDGET_CAP, RETRY_COST, SPEED_HALF_LIFE, TOPOLOGY_INTERVAL};
 use kv_client::{Client, ClientOptions, Error, Expect, Swap, Via, WriteContext};
+use kv_env::{Connection, Env, Listener, Network};
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
 use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
 use kv_proto::{admin, status_from_failure, v1};
@@ -49,6 +54,8 @@ struct Script {
     deadlines: Vec<String>,
     members: Vec<String>,
     leader: u64,
+    /// The nodes that keep the keys of `cart`, in order of preference.
+    replicas: Vec<u64>,
     topologies: usize,
 }
 
@@ -70,11 +77,14 @@ impl Fake {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
-        let server = tonic::transport::Server::builder()
-            .add_service(KvServiceServer::new(self.clone()))
-            .add_service(AdminServiceServer::new(self.clone()));
-        tokio::spawn(server.serve_with_incoming(incoming));
+        tokio::spawn(self.server().serve_with_incoming(incoming));
         address
+    }
+
+    fn server(&self) -> tonic::transport::server::Router {
+        tonic::transport::Server::builder()
+            .add_service(KvServiceServer::new(self.clone()))
+            .add_service(AdminServiceServer::new(self.clone()))
     }
 
     async fn play<T>(&self, request: &Request<T>, mutation: Option<&v1::Mutation>) -> Result<bool, Status> {
@@ -186,13 +196,26 @@ impl AdminService for Fake {
                 group: 1,
                 ..Default::default()
             };
+            let cart = admin::Namespace {
+                id: 2,
+                name: "cart".into(),
+                mode: admin::Mode::Available.into(),
+                guarantee: v1::Guarantee::Eventual.into(),
+                ring: 1,
+                n: 2,
+                r: 1,
+                w: 1,
+                ..Default::default()
+            };
+            let ring = admin::Ring { id: 1, partitions: 1, primaries: script.replicas.clone(), epoch: 1 };
             Ok(Response::new(admin::GetTopologyResponse {
                 cluster_id: vec![1; 16].into(),
                 answered_by: 1,
                 epoch: 1,
                 members: ids.zip(&script.members).map(member).collect(),
-                namespaces: vec![bank],
+                namespaces: vec![bank, cart],
                 leaders: vec![admin::GroupLeader { group: 1, leader: script.leader, term: 1 }],
+                rings: Some(ring).into_iter().filter(|ring| !ring.primaries.is_empty()).collect(),
             }))
         })
     }
@@ -582,6 +605,97 @@ async fn a_dead_node_is_passed_by() {
         client.strong("bank").put("k", "1").await.unwrap();
         client.strong("bank").get("k").await.unwrap();
     }
+}
+
+/// Nodes in memory, by address: their answers take no time but what their acts say.
+struct InMemory(BTreeMap<String, Fake>);
+
+impl Network for InMemory {
+    fn listen<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Listener>> {
+        Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
+    }
+
+    fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
+        Box::pin(async move {
+            let node = self.0.get(address).ok_or(io::ErrorKind::ConnectionRefused)?;
+            let (here, there) = tokio::io::duplex(64 << 10);
+            let accepted = stream::iter([Ok::<_, io::Error>(Connection::new(there, None))]);
+            tokio::spawn(node.server().serve_with_incoming(accepted.chain(stream::pending())));
+            Ok(Connection::new(here, None))
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_asked_of_its_replicas_and_a_slow_one_is_left_for_a_while() {
+    let names = ["a:1", "b:1", "c:1"].map(str::to_owned);
+    let nodes = [Fake::default(), Fake::default(), Fake::default()];
+    for node in &nodes {
+        node.script(|script| (script.members, script.replicas) = (names.to_vec(), vec![3, 1]));
+    }
+    let network = Arc::new(InMemory(names.iter().cloned().zip(nodes.iter().cloned()).collect()));
+    // The client knows one node, which keeps nothing.
+    let options = ClientOptions::new(vec![names[1].clone()]);
+    let cart = Client::connect_in(options, Env { network, ..Env::real() }).unwrap().available("cart");
+    let calls = || nodes.each_ref().map(|node| node.script(|script| script.calls));
+    for _ in 0..3 {
+        cart.get("k").await.unwrap();
+        cart.put("k", "v", WriteContext::Observed).await.unwrap();
+    }
+    assert_eq!(calls(), [0, 0, 6], "the first replica");
+    nodes[2].script(|script| script.acts = [Act::Wait(Duration::from_millis(200))].into());
+    cart.get("k").await.unwrap();
+    for _ in 0..3 {
+        cart.get("k").await.unwrap();
+    }
+    assert_eq!(calls(), [3, 0, 7], "the second, since the first is slow");
+    sleep(SPEED_HALF_LIFE * 6).await;
+    nodes[2].script(|script| script.acts = [Act::Wait(Duration::from_millis(200))].into());
+    let (slow, other) = tokio::join!(cart.get("k"), cart.get("k"));
+    slow.unwrap();
+    other.unwrap();
+    assert_eq!(calls(), [4, 0, 8], "one request tries it again");
+    sleep(SPEED_HALF_LIFE * 6).await;
+    for _ in 0..3 {
+        cart.get("k").await.unwrap();
+        sleep(SPEED_HALF_LIFE * 6).await;
+    }
+    assert_eq!(calls(), [4, 0, 11], "it is fast again");
+    // It refuses for itself: the other replica is asked, and it is tried now and then.
+    nodes[2].script(|script| script.acts = std::iter::repeat_n(refuse(Reason::NotReady), 500).collect());
+    for n in 0..200 {
+        cart.get("k").await.unwrap_or_else(|e| panic!("{n}: {e}"));
+    }
+    let refused = nodes[2].script(|script| std::mem::take(&mut script.acts).len());
+    assert!((490..500).contains(&refused), "{} tries", 500 - refused);
+    sleep(SPEED_HALF_LIFE * 6).await;
+    let before = calls();
+    cart.get("k").await.unwrap();
+    assert_eq!(calls()[2], before[2] + 1, "it is asked again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_replica_is_passed_by_and_a_new_namespace_is_found() {
+    let names = ["a:1", "b:1", "c:1"].map(str::to_owned);
+    let nodes = [Fake::default(), Fake::default(), Fake::default()];
+    let know = |replicas: Vec<u64>| {
+        for node in &nodes {
+            node.script(|script| (script.members, script.replicas) = (names.to_vec(), replicas.clone()));
+        }
+    };
+    know(Vec::new());
+    let network = Arc::new(InMemory(names.iter().cloned().zip(nodes.iter().cloned()).collect()));
+    let options = ClientOptions { spread: false, ..ClientOptions::new(vec![names[1].clone()]) };
+    let cart = Client::connect_in(options, Env { network, ..Env::real() }).unwrap().available("cart");
+    cart.put("k", "v", WriteContext::Observed).await.unwrap();
+    assert_eq!(nodes[2].script(|script| script.calls), 0, "no ring is known");
+    know(vec![3, 1]);
+    sleep(TOPOLOGY_INTERVAL * 2).await;
+    cart.put("k", "v", WriteContext::Observed).await.unwrap();
+    assert_eq!(nodes[2].script(|script| script.calls), 1, "it is looked for again");
+    nodes[2].script(|script| script.acts = [refuse(Reason::LimitStorage)].into());
+    cart.put("k", "v", WriteContext::Observed).await.unwrap();
+    assert_eq!(nodes[2].script(|script| script.calls), 2, "the other replica has a disk of its own");
 }
 
 #[tokio::test]

@@ -277,7 +277,7 @@ async fn what_waits_for_a_stream_that_does_not_open_was_not_applied() {
         }
     });
     let mut options = ClientOptions::pinned(address);
-    options.write_timeout = Duration::from_millis(300);
+    options.write_timeout = Duration::from_secs(2);
     let error = put(&Client::connect(options).unwrap().strong("bank")).await.unwrap_err();
     assert!(matches!(&error, Error::Failed(f) if f.reason == Reason::Unreachable), "{error}");
     assert!(error.failure().message.contains("nothing could be sent"), "{error}");

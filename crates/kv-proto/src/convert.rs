@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::fmt;
 
 use bytes::Bytes;
-use kv_types::catalogue::{Group, Member};
+use kv_types::catalogue::{Group, Member, Ring};
+use kv_types::limits::{MAX_REPLICAS, RING_PARTITIONS};
 use kv_types::{
     Applied, AvailableEvidence, ClientId, ClusterId, Degradation, Epoch, Evidence, Failure, GroupId,
     Guarantee, Mutation, Namespace, NamespaceId, NamespaceName, NodeId, Placement, ReadPath, Reason, Receipt,
@@ -13,6 +14,9 @@ use kv_types::{
 };
 
 use crate::{admin, peer, v1};
+
+/// Ring partitions that a message may name at most: as many as a later release may split them into.
+const MAX_RING_PARTITIONS: u32 = RING_PARTITIONS << 6;
 
 /// A message that does not fit the vocabulary.
 pub type DecodeError = Failure;
@@ -317,6 +321,35 @@ impl From<&admin::Member> for Member {
     }
 }
 
+impl From<&Ring> for admin::Ring {
+    fn from(ring: &Ring) -> Self {
+        Self {
+            id: ring.id.0,
+            partitions: u32::try_from(ring.assignment.len()).unwrap_or(u32::MAX),
+            primaries: ring.assignment.iter().flatten().map(|node| node.0).collect(),
+            epoch: ring.epoch.0,
+        }
+    }
+}
+
+impl TryFrom<&admin::Ring> for Ring {
+    type Error = DecodeError;
+
+    fn try_from(message: &admin::Ring) -> Result<Self, DecodeError> {
+        let partitions = usize::try_from(message.partitions).unwrap_or(usize::MAX);
+        if !partitions.is_power_of_two() || message.partitions > MAX_RING_PARTITIONS {
+            return Err(invalid("number of ring partitions"));
+        }
+        let each = message.primaries.len() / partitions;
+        let n = u8::try_from(each).ok().filter(|n| (1..=MAX_REPLICAS).contains(n));
+        let n = n.filter(|_| message.primaries.len().is_multiple_of(partitions));
+        let n = n.ok_or_else(|| invalid("number of primaries for each ring partition"))?;
+        let nodes = |primaries: &[u64]| primaries.iter().copied().map(NodeId).collect();
+        let assignment = message.primaries.chunks_exact(each).map(nodes).collect();
+        Ok(Self { id: RingId(message.id), n, assignment, epoch: Epoch(message.epoch) })
+    }
+}
+
 impl admin::Namespace {
     /// A namespace on the wire; `group` is the Raft group of a strong one, for its number of voters.
     pub fn of(namespace: &Namespace, group: Option<&Group>) -> Self {
@@ -463,6 +496,35 @@ mod tests {
         let mut message = v1::Receipt::from(&receipt());
         message.delivered = v1::Guarantee::Linearizable.into();
         assert!(Receipt::try_from(&message).is_err());
+    }
+
+    #[test]
+    fn rings_survive_the_wire_and_impossible_ones_are_refused() {
+        let member = |id| Member {
+            id: NodeId(id),
+            client_address: String::new(),
+            peer_address: String::new(),
+            zone: String::new(),
+        };
+        for (n, members) in [(1, 1), (3, 5), (7, 64)] {
+            let members = (1..=members).map(|id| (NodeId(id), member(id))).collect();
+            let assignment = Ring::assign(n, RING_PARTITIONS, &members);
+            let ring = Ring { id: RingId(3), n, assignment, epoch: Epoch(9) };
+            assert_eq!(Ring::try_from(&admin::Ring::from(&ring)), Ok(ring));
+        }
+        let good = admin::Ring { id: 1, partitions: 4, primaries: vec![1; 12], epoch: 1 };
+        assert!(Ring::try_from(&good).is_ok());
+        let broken = |change: fn(&mut admin::Ring)| {
+            let mut message = good.clone();
+            change(&mut message);
+            Ring::try_from(&message).is_err()
+        };
+        assert!(broken(|ring| ring.partitions = 0));
+        assert!(broken(|ring| ring.partitions = 3));
+        assert!(broken(|ring| ring.partitions = MAX_RING_PARTITIONS * 2));
+        assert!(broken(|ring| ring.primaries.clear()));
+        assert!(broken(|ring| ring.primaries.truncate(11)));
+        assert!(broken(|ring| ring.primaries = vec![1; 4 * (usize::from(MAX_REPLICAS) + 1)]));
     }
 
     #[test]

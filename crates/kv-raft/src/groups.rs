@@ -16,7 +16,7 @@ use kv_env::Env;
 use kv_peer::Peers;
 use kv_storage::{RaftLog, Storage};
 use kv_types::catalogue::Catalogue;
-use kv_types::{Failure, GroupId, NodeId, Reason};
+use kv_types::{Failure, GroupId, Latency, NodeId, Reason};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{Fatal, ForwardReason, ForwardToLeader};
@@ -37,8 +37,10 @@ use crate::log_store::LogStore;
 use crate::machine::{Domain, Machine, Raft};
 use crate::machine_error::MachineError;
 use crate::network::Network;
+use crate::read_index::Confirmed;
 use crate::recent::RecentWrites;
 use crate::rejoin::{self, Heard, JoinState, Role};
+use crate::rounds::Rounds;
 use crate::runtime::NodeRuntime;
 use crate::snapshot_in::{Gate, Incoming};
 use crate::snapshot_out::{Outgoing, Pace};
@@ -83,9 +85,12 @@ pub(crate) struct Group {
     pub(crate) around: Surroundings,
     pub(crate) applied: Applied,
     pub(crate) recent: Arc<RecentWrites>,
+    pub(crate) latencies: Latencies,
     account: Arc<Account>,
     /// What is to be proposed here, or was and is not applied.
     pub(crate) ingest: Ingest<Decided>,
+    /// In which a quorum confirms this node as the leader, for reads.
+    pub(crate) confirmations: Rounds<Confirmed>,
     /// Whether a proposal of this group can be applied.
     check: Check,
     /// Messages of peers that were refused.
@@ -121,6 +126,17 @@ pub(crate) struct Group {
     incoming: Arc<Incoming>,
     /// Other voters that said lately that they acknowledge entries, with the end of their logs.
     able: Mutex<BTreeMap<NodeId, u64>>,
+}
+
+/// How long the parts of requests take that succeed.
+#[derive(Debug, Default)]
+pub(crate) struct Latencies {
+    /// From a proposal, its wait for a turn included, until it is applied here.
+    pub(crate) proposal: Latency,
+    /// Until a quorum has confirmed the leader and what was decided before is applied, for a read.
+    pub(crate) read_index: Latency,
+    /// A step of entries that are applied.
+    pub(crate) apply: Arc<Latency>,
 }
 
 /// Where this node stands in a group.
@@ -230,6 +246,7 @@ impl Group {
         let machine = Machine::open(around.storage.clone(), id, domain).await?;
         let machine = machine.with_snapshot_work(around.snapshots.clone());
         let (applied, recent, account) = (machine.applied(), machine.recent(), machine.account());
+        let latencies = Latencies { apply: machine.latency(), ..Latencies::default() };
         remove_leftovers(account.clone(), around.storage.clone(), id).await?;
         let (outgoing, incoming) = snapshots_on_the_way(id, &around, account.clone());
         let network = Network {
@@ -261,8 +278,10 @@ impl Group {
             raft,
             applied,
             recent,
+            latencies,
             account,
             ingest: ingest(&around),
+            confirmations: Rounds::default(),
             check,
             refusals: Refusals::default(),
             disk,

@@ -13,10 +13,11 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use kv_storage::journal::JournalOp;
 use kv_storage::{CopyRow, RowChunk, Snapshots, Storage, StorageError};
-use kv_types::{GroupId, NamespaceId};
+use kv_types::{GroupId, Latency, NamespaceId};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend};
 use tokio::sync::RwLock;
+use tokio::time::Instant;
 
 use crate::applied::{Applied, AppliedState, stored_mark};
 use crate::builder::{Account, Builder, SnapshotWork};
@@ -88,6 +89,8 @@ pub(crate) struct Machine {
     mark: SnapshotMeta,
     applied: Applied,
     recent: Arc<RecentWrites>,
+    /// Of a step of entries.
+    latency: Arc<Latency>,
     account: Arc<Account>,
     work: SnapshotWork,
 }
@@ -111,6 +114,7 @@ impl Machine {
             mark: SnapshotMeta::default(),
             applied: Arc::new(RwLock::new(AppliedState { space, mark: SnapshotMeta::default() })),
             recent: Arc::default(),
+            latency: Arc::default(),
             account: Arc::default(),
             work: SnapshotWork::default(),
         };
@@ -125,6 +129,11 @@ impl Machine {
     /// The lock that readers share with this machine.
     pub(crate) fn applied(&self) -> Applied {
         self.applied.clone()
+    }
+
+    /// How long the steps take.
+    pub(crate) fn latency(&self) -> Arc<Latency> {
+        self.latency.clone()
     }
 
     /// Which rows were written lately.
@@ -156,6 +165,7 @@ impl Machine {
     async fn apply_waiting(&mut self, waiting: &mut VecDeque<Arrived>) -> Result<(), MachineError> {
         let storage = self.storage.clone();
         while !waiting.is_empty() {
+            let begun = Instant::now();
             let (mut left, found) = self.old_rows(waiting).await?;
             let mut step = Step::new(&storage, self.space, self.mark.clone(), found);
             self.sweep(&mut step.stage).await?;
@@ -167,6 +177,7 @@ impl Machine {
                 left -= 1;
             }
             self.finish(step).await?;
+            self.latency.record(begun.elapsed());
         }
         Ok(())
     }

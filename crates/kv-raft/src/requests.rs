@@ -11,7 +11,6 @@ use kv_types::{ClientId, Failure, NamespaceId, Reason};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResponse;
-use openraft::{Instant as _, LinearizerOption, ReadPolicy};
 use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -23,9 +22,10 @@ use crate::config::{Decided, LogId, TypeConfig};
 use crate::digest::Digesting;
 use crate::groups::{Group, Leadership, Unserved};
 use crate::ingest::{Entry, Fate, Handed, Refusal};
-use crate::limits::{DIGEST_CLOSE_WAIT, DOUBTFUL_READ_WAIT, READ_ATTEMPTS, RETRY_AFTER_MS};
+use crate::limits::{DIGEST_CLOSE_WAIT, READ_ATTEMPTS, RETRY_AFTER_MS};
 use crate::machine_error::MachineError;
 use crate::proposal::Proposal;
+use crate::read_index::confirmation;
 use crate::runtime::NodeRuntime;
 use crate::tables::{Space, Table};
 
@@ -139,6 +139,7 @@ impl Group {
         proposal: Proposal,
         deadline: Instant,
     ) -> Result<ClientWriteResponse<TypeConfig>, Unserved> {
+        let begun = Instant::now();
         self.check_pressure()?;
         let admitted = self.ingest.admit(namespace, client, proposal);
         let (entry, answer) = admitted.map_err(|refusal| self.not_let_in(refusal))?;
@@ -151,7 +152,10 @@ impl Group {
         };
         let unknown = |why: String| Failure::new(Reason::ResultUnknown, why);
         match timeout_at(deadline, answer).await {
-            Ok(Ok(Fate::Decided(Ok(response)))) => Ok(response),
+            Ok(Ok(Fate::Decided(Ok(response)))) => {
+                self.latencies.proposal.record(begun.elapsed());
+                Ok(response)
+            }
             Err(_) if ticket.is_some_and(|ticket| ticket.withdraw()) => Err(self.turn_missed().into()),
             Err(_) if kv_types::mutant!(TimeoutAsRefusal) => {
                 Err(self.no_quorum("nothing was decided").into())
@@ -293,23 +297,19 @@ impl Group {
         ReadPoint { term, index, lag: committed.saturating_sub(index) }
     }
 
-    /// Lets a quorum confirm that this node leads, and waits until it has applied what was decided before;
-    /// the term in which it does.
+    /// Lets a quorum confirm that this node leads, in a round that begins now and is shared with other reads,
+    /// and waits until it has applied what was decided before; the term in which it does.
     async fn confirm(&self, deadline: Instant) -> Result<u64, Unserved> {
         let late = || self.late("a quorum confirmed the leader");
         let behind =
             || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");
-        let lease = self.around.config.election_max;
-        let metrics = self.raft.data_metrics();
-        let last_quorum = metrics.borrow_watched().last_quorum_acked.map(|at| at.into_inner().elapsed());
-        // Cut off from the quorum: do not let every read find that out by itself for a whole lease.
-        let wait = if last_quorum.is_some_and(|ago| ago > lease) { DOUBTFUL_READ_WAIT } else { lease };
-        let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(wait);
         if kv_types::mutant!(SkipReadIndex) && self.leadership() == Leadership::Leads {
             return Ok(self.leader_and_term().1);
         }
-        let confirmed =
-            timeout_at(deadline, self.raft.get_read_linearizer(option)).await.map_err(|_| late())?;
+        let begun = Instant::now();
+        let round =
+            self.confirmations.next(|| confirmation(self.raft.clone(), self.around.config.election_max));
+        let confirmed = timeout_at(deadline, round).await.map_err(|_| late())?;
         let linearizer = confirmed.map_err(|error| match error {
             RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => self.forwarded(forward),
             RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
@@ -320,7 +320,10 @@ impl Group {
         let term = linearizer.read_log_id().committed_leader_id().term;
         let left = deadline.saturating_duration_since(Instant::now());
         match linearizer.try_await_ready(&self.raft, Some(left)).await {
-            Ok(Ok(_)) => Ok(term),
+            Ok(Ok(_)) => {
+                self.latencies.read_index.record(begun.elapsed());
+                Ok(term)
+            }
             Ok(Err(_)) => Err(behind().into()),
             Err(fatal) => Err(self.fatal(&fatal).into()),
         }

@@ -24,8 +24,8 @@ use kv_storage::Storage;
 use kv_types::call::{Presence, Read};
 use kv_types::catalogue::{Catalogue, FeatureLevel};
 use kv_types::{
-    Answer, Call, ClientId, Evidence, Failure, GroupId, Guarantee, Hop, Key, Mutation, Namespace,
-    NamespaceId, NodeId, Outcome, Placement, ReadPath, Reason, Receipt, StrongEvidence,
+    Answer, Call, ClientId, Evidence, Failure, GroupId, Guarantee, Hop, Key, LatencySummary, Mutation,
+    Namespace, NamespaceId, NodeId, Outcome, Placement, ReadPath, Reason, Receipt, StrongEvidence,
 };
 use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, ServerState};
@@ -38,7 +38,7 @@ use new_namespace::namespace_spec;
 use crate::builder::SnapshotWork;
 use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
 use crate::config::RaftConfig;
-use crate::groups::{Group, Leadership, StartError, Surroundings, Unserved};
+use crate::groups::{Group, Latencies, Leadership, StartError, Surroundings, Unserved};
 use crate::history::Past;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
 use crate::limits::RETRY_AFTER_MS;
@@ -428,6 +428,16 @@ impl Strong {
             able_voters: u32::try_from(group.able_voters()).unwrap_or(u32::MAX),
             impediment: group.impediment().unwrap_or_default(),
         }
+    }
+
+    /// How long the parts of requests took on this node since the start: the name of the part, and the group.
+    pub fn latencies(&self) -> Vec<(&'static str, GroupId, LatencySummary)> {
+        let of = |group: &Arc<Group>| {
+            let Latencies { proposal, read_index, apply } = &group.latencies;
+            [("proposal", proposal), ("read_index", read_index), ("apply_step", apply)]
+                .map(|(part, latency)| (part, group.id, latency.summary()))
+        };
+        self.0.groups.values().flat_map(of).collect()
     }
 
     /// Who leads each group, as far as this node knows.

@@ -34,6 +34,7 @@ impl Router {
             members: advertised(&catalogue, &self.config.members).values().map(admin::Member::from).collect(),
             namespaces: namespaces(&catalogue),
             leaders: self.strong.status().into_iter().map(leader).collect(),
+            rings: catalogue.rings.values().map(admin::Ring::from).collect(),
         })
     }
 
@@ -67,6 +68,7 @@ impl Router {
             version: crate::VERSION.to_owned(),
             writes_acknowledged: self.acknowledged(),
             refusals: self.refusals(),
+            latencies: self.latencies.summary(&self.strong, &self.storage),
         })
     }
 

@@ -9,6 +9,7 @@ mod directory;
 mod gate;
 mod health;
 mod inspect;
+mod latencies;
 mod limits;
 mod membership;
 mod mode;

@@ -23,6 +23,7 @@ use crate::NodeConfig;
 use crate::admission::Class;
 use crate::directory::{Directory, Names};
 use crate::gate::{Gate, Place};
+use crate::latencies::{Latencies, MessageKind};
 use crate::limits::NAMESPACE_WAIT;
 use crate::mode::ModeService;
 use crate::requests::{self, Deadline};
@@ -58,6 +59,7 @@ pub(crate) struct Router {
     catalogue: watch::Receiver<Arc<Catalogue>>,
     directory: Directory,
     acknowledged: Arc<AtomicU64>,
+    pub(crate) latencies: Latencies,
 }
 
 impl Router {
@@ -79,6 +81,7 @@ impl Router {
             catalogue,
             directory: Directory::default(),
             acknowledged: Arc::default(),
+            latencies: Latencies::default(),
         }
     }
 
@@ -169,15 +172,9 @@ impl Router {
         let (kind, request) = (call.kind(), call.mutation().map(|mutation| mutation.request_id));
         let served = async {
             let namespace = self.namespace(about, caller).await?;
-            call.check_mode(&namespace)?;
-            let mode = self.mode(namespace.mode());
-            let work = mode.serve(namespace, call, caller.deadline.work, caller.hop);
-            let answer = match request {
-                None => self.read(caller.deadline, work).await,
-                Some(request) => {
-                    self.mutate(request, caller, work, |answer| Some(answer.receipt.served_by)).await
-                }
-            };
+            let side = namespace.mode();
+            let answer = self.serve_in(namespace, call, caller).await;
+            self.latencies.served(side, request.is_none(), caller.place.arrived());
             answer.and_then(|answer| belonging(kind, answer))
         };
         served.await.map_err(|mut failure: Failure| match request {
@@ -187,6 +184,25 @@ impl Router {
                 failure
             }
         })
+    }
+
+    /// Serves a call by the mode of its namespace.
+    async fn serve_in(
+        &self,
+        namespace: Arc<Namespace>,
+        call: Call,
+        caller: &Caller,
+    ) -> Result<Answer, Failure> {
+        call.check_mode(&namespace)?;
+        let request = call.mutation().map(|mutation| mutation.request_id);
+        let mode = self.mode(namespace.mode());
+        let work = mode.serve(namespace, call, caller.deadline.work, caller.hop);
+        match request {
+            None => self.read(caller.deadline, work).await,
+            Some(request) => {
+                self.mutate(request, caller, work, |answer| Some(answer.receipt.served_by)).await
+            }
+        }
     }
 
     /// A read: given up when its caller is gone.
@@ -316,6 +332,27 @@ impl Router {
         self.serve(about, call, caller).await?.try_into()
     }
 
+    async fn peer_message(&self, request: PeerRequest) -> Result<response_frame::Body, Failure> {
+        use request_frame::Body;
+        match request.body {
+            Body::RaftAppend(_)
+            | Body::RaftVote(_)
+            | Body::RaftSnapshot(_)
+            | Body::RaftTransferLeader(_)
+            | Body::RaftSurvey(_)
+            | Body::RaftHistory(_) => self.strong.handle(request).await,
+            Body::ReplicaWrite(_) | Body::ReplicaRead(_) | Body::PullPartition(_) => {
+                self.available.handle(request).await
+            }
+            Body::Forward(message) => {
+                let left = request.deadline.saturating_duration_since(Instant::now());
+                let reply = self.forwarded(message, request.about.namespace, left).await?;
+                Ok(response_frame::Body::Forward(reply))
+            }
+            Body::Ping(_) => Err(Failure::new(Reason::Internal, "pings are answered before they come here")),
+        }
+    }
+
     fn is_member(&self, node: NodeId) -> bool {
         self.config.members.iter().any(|member| member.id == node)
             || self.catalogue.borrow().members.contains_key(&node)
@@ -343,36 +380,17 @@ pub(crate) struct PeerRouter(pub(crate) Arc<Router>);
 
 impl PeerHandler for PeerRouter {
     fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
-        use request_frame::Body;
         let router = Arc::clone(&self.0);
         if !router.is_member(request.from) {
             let message =
                 format!("{} is not a member of the cluster that {} knows", request.from, router.node());
             return Box::pin(std::future::ready(Err(Failure::new(Reason::WrongNode, message))));
         }
-        match request.body {
-            Body::RaftAppend(_)
-            | Body::RaftVote(_)
-            | Body::RaftSnapshot(_)
-            | Body::RaftTransferLeader(_)
-            | Body::RaftSurvey(_)
-            | Body::RaftHistory(_) => Box::pin(async move { router.strong.handle(request).await }),
-            Body::ReplicaWrite(_) | Body::ReplicaRead(_) | Body::PullPartition(_) => {
-                Box::pin(async move { router.available.handle(request).await })
-            }
-            Body::Forward(message) => {
-                let left = request.deadline.saturating_duration_since(Instant::now());
-                let namespace = request.about.namespace;
-                Box::pin(async move {
-                    let reply = router.forwarded(message, namespace, left).await?;
-                    Ok(response_frame::Body::Forward(reply))
-                })
-            }
-            Body::Ping(_) => {
-                let failure = Failure::new(Reason::Internal, "pings are answered before they come here");
-                Box::pin(std::future::ready(Err(failure)))
-            }
-        }
+        let kind = MessageKind::of(&request.body);
+        Box::pin(async move {
+            let serve = router.peer_message(request);
+            router.latencies.timed(kind, serve).await
+        })
     }
 }
 

@@ -370,6 +370,21 @@ async fn the_administrator_sees_and_moves() {
     );
     assert!(status.storage.unwrap().fsyncs > 0 && status.version == kv_server::VERSION);
     assert!(status.writes_acknowledged >= 5, "{}", status.writes_acknowledged);
+    let counted = |part: &'static str| status.latencies.iter().filter(move |found| found.part == part);
+    let written = counted("available_write").next().unwrap();
+    assert_eq!((written.count, written.group), (5, None));
+    assert!(written.p50_us > 0 && written.p50_us <= written.p99_us && written.p999_us <= written.max_us);
+    assert!(counted("log_write").all(|found| found.count > 0) && counted("log_write").count() == 1);
+    assert_eq!(
+        counted("available_read").count(),
+        0,
+        "what never occurred is left out: {:?}",
+        status.latencies
+    );
+    let applied: Vec<Option<u32>> = counted("apply_step").map(|found| found.group).collect();
+    assert_eq!(applied, [Some(0), Some(1)]);
+    assert_eq!(topology.rings.len(), 1);
+    assert_eq!(topology.rings[0].primaries.len(), 3 * topology.rings[0].partitions as usize);
 
     let request = admin::GetRingOwnersRequest { namespace: "cart".into(), key: "k1".into() };
     let owners = cluster.admin(2).get_ring_owners(within(request)).await.unwrap().into_inner();

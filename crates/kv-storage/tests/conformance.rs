@@ -32,7 +32,7 @@ macro_rules! suite {
 }
 
 suite! {
-    rows_and_scans, batches_are_atomic_and_survive, unawaited_commits_vanish_only_as_a_suffix, small_state,
+    rows_and_scans, what_is_acknowledged_survives_a_power_cut, batches_are_atomic_and_survive, unawaited_commits_vanish_only_as_a_suffix, small_state,
     derived_rows, drain_checkpoint_and_segment_drop, tier_deleted_with_the_whole_log, tier_deleted_with_a_cut_log,
     raft_log, a_vote_is_durable_when_it_is_saved, raft_truncate_append_crash, raft_purge_beyond_the_end, laggards_are_copied_forward, log_full_names_who,
     foreign_directory, a_state_is_loaded_beside_another_and_switched, snapshot_files, the_newest_snapshot_that_can_be_read_is_kept, damaged_snapshot_files_are_refused, snapshots_are_synced_in_pieces, damage_in_the_middle_is_refused,
@@ -85,6 +85,20 @@ fn rows_and_scans(w: &mut dyn World) {
         let (s, recovery) = w.open();
         assert!(!recovery.fresh);
         assert_eq!((get(&s, "k01").unwrap(), get(&s, "k02")), ("new".into(), None));
+    });
+}
+
+fn what_is_acknowledged_survives_a_power_cut(w: &mut dyn World) {
+    run(async {
+        for n in 1..20_u64 {
+            let (s, _) = w.open();
+            assert_eq!(keys(&s, 100).len() as u64, n - 1, "rows");
+            let log = s.raft(GroupId(1));
+            assert_eq!(ids(&log), (1..n).map(|index| (1, index)).collect::<Vec<_>>(), "entries");
+            append_durably(&log, vec![entry(1, n, 10)]).await;
+            put(&s, &format!("{n:02}"), "v").await;
+            w.crash(s);
+        }
     });
 }
 

@@ -77,6 +77,9 @@ mutants! {
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers
     /// with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";
+    /// kv-raft: a read takes part in a round that has begun before it, so that what was acknowledged in
+    /// between may be missing.
+    ReadJoinsLate = "read-joins-late", Node, "linearizable";
     /// kv-raft: a write that is reported as not applied, since its turn did not come by the deadline, is
     /// proposed when its turn comes.
     WithdrawnProposed = "withdrawn-proposed", Node, "not applied means not applied";

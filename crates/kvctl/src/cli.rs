@@ -266,6 +266,11 @@ pub(crate) enum Cluster {
         #[arg(long, value_name = "NODE")]
         as_seen_by: Option<String>,
     },
+    /// How long the parts of requests take, as the nodes count it since their start
+    Latency {
+        /// One node instead of all
+        node: Option<NodeId>,
+    },
     /// ok, degraded or down; exits 0 only when ok
     Health,
     /// Move the leadership of a Raft group

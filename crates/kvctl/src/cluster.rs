@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::cli::{Cluster, Ring};
 use crate::exit::Exit;
+use crate::latency;
 use crate::output::{nodes, object, put_bytes, table, time_of_day};
 use crate::problem::Problem;
 
 pub(crate) async fn run(app: &App, command: &Cluster) -> Result<Exit, Problem> {
     match command {
         Cluster::Status { as_seen_by } => status(app, as_seen_by.as_deref()).await,
+        Cluster::Latency { node } => latency(app, *node).await,
         Cluster::Health => health(app).await,
         Cluster::TransferLeader { node, group } => {
             let leader = app.client()?.admin().transfer_leader(GroupId(*group), *node).await?;
@@ -64,6 +66,21 @@ async fn status(app: &App, as_seen_by: Option<&str>) -> Result<Exit, Problem> {
         app.out.line(view.text(lab_line(app).await))?;
     }
     Ok(Exit::Done)
+}
+
+/// How long things take on one node, or on all that can be asked.
+async fn latency(app: &App, node: Option<NodeId>) -> Result<Exit, Problem> {
+    let client = app.client()?;
+    let topology = client.admin().topology().await?;
+    let statuses: Vec<NodeStatus> = match node {
+        Some(node) => {
+            let address =
+                topology.address(node).ok_or_else(|| Problem::usage(format!("{node} is not a member")))?;
+            vec![client.admin().status(address).await?]
+        }
+        None => views(&client, &topology).await.into_values().flatten().collect(),
+    };
+    latency::show(app, &statuses)
 }
 
 /// What is broken on purpose, if the context is a lab that can be asked.
@@ -515,6 +532,7 @@ mod tests {
             ]
             .into(),
             leaders: BTreeMap::new(),
+            rings: BTreeMap::new(),
         }
     }
 

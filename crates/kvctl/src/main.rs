@@ -13,6 +13,7 @@ mod exit;
 mod fault;
 mod help;
 mod lab;
+mod latency;
 mod ns;
 mod output;
 mod problem;
