@@ -199,7 +199,7 @@ impl Attempts {
         tried: &[String],
         deadline: Instant,
     ) -> Retry {
-        let replicas = matches!(route, Route::Replica(..));
+        let replicas = !pinned && matches!(route, Route::Replica(..));
         let next = self.policy.next(effect, attempt, failure, replicas);
         if next == Next::Stop {
             return Retry::Stop(None);
@@ -354,7 +354,7 @@ impl Attempts {
         let topology = lock(&self.topology);
         topology.as_ref().is_some_and(|known| match route {
             // It may have been created since.
-            Route::Replica(namespace, key) => !known.replicas(namespace, key).is_empty(),
+            Route::Replica(namespace, _) => known.ring_of(namespace).is_some(),
             Route::Leader(_) | Route::Any | Route::Node(_) => true,
         })
     }

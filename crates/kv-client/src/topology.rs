@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use kv_proto::{admin, cluster_id_from_bytes};
 use kv_types::catalogue::{Member, Ring, token};
-use kv_types::{ClusterId, Epoch, Failure, GroupId, Namespace, NodeId, Placement, RingId};
+use kv_types::{ClusterId, Epoch, Failure, GroupId, Namespace, NamespaceId, NodeId, Placement, RingId};
 
 /// The leader of a Raft group as one node knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,14 +106,18 @@ impl Topology {
     /// Where clients reach the nodes that keep a key of an available namespace, in order of preference; empty
     /// where this view does not say.
     pub(crate) fn replicas(&self, namespace: &str, key: &[u8]) -> Vec<&str> {
-        let namespace = self.namespaces.get(namespace).map(|info| &info.namespace);
-        let found = namespace.and_then(|namespace| match namespace.placement {
-            Placement::Available { ring, .. } => Some((namespace.id, self.rings.get(&ring)?)),
-            Placement::Strong { .. } => None,
-        });
-        let Some((id, ring)) = found else { return Vec::new() };
+        let Some((id, ring)) = self.ring_of(namespace) else { return Vec::new() };
         let primaries = ring.primaries(ring.partition_of(token(id, key)));
         primaries.iter().filter_map(|node| self.address(*node)).collect()
+    }
+
+    /// An available namespace and its ring, if this view has both.
+    pub(crate) fn ring_of(&self, namespace: &str) -> Option<(NamespaceId, &Ring)> {
+        let namespace = &self.namespaces.get(namespace)?.namespace;
+        match namespace.placement {
+            Placement::Available { ring, .. } => Some((namespace.id, self.rings.get(&ring)?)),
+            Placement::Strong { .. } => None,
+        }
     }
 
     /// Where clients reach a node.
@@ -129,8 +133,6 @@ impl Topology {
 
 #[cfg(test)]
 mod tests {
-    use kv_types::NamespaceId;
-
     use super::*;
 
     fn view(epoch: u64, leader: u64, term: u64) -> Topology {

@@ -699,6 +699,15 @@ async fn a_full_replica_is_passed_by_and_a_new_namespace_is_found() {
 }
 
 #[tokio::test]
+async fn a_pinned_client_does_not_try_a_full_disk_again() {
+    let fake = Fake::plays((0..3).map(|_| refuse(Reason::LimitStorage)));
+    let cart = pinned(&fake).await.available("cart");
+    let error = cart.put("k", "v", WriteContext::Observed).await.unwrap_err();
+    assert!(matches!(error, Error::Failed(f) if f.reason == Reason::LimitStorage));
+    assert_eq!(fake.script(|script| script.calls), 1);
+}
+
+#[tokio::test]
 async fn a_pinned_client_ignores_hints_and_asks_for_no_topology() {
     let other = Fake::default();
     let hint = Failure::new(Reason::NotLeader, "elsewhere").with("leader_address", other.start().await);
