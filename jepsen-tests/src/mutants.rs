@@ -160,6 +160,12 @@ fn traps_of_the_log() -> Vec<Trap> {
             &["raft_truncate"],
         ),
         trap(
+            "drain-past-the-filter",
+            "what is written is read, wherever it is",
+            Test("kv-storage-reads", "what_is_read_is_never_older_than_what_was_there_in_memory"),
+            &["what_is_read"],
+        ),
+        trap(
             "tail-batch-lost",
             "a copy is what was there at its close",
             Test("kv-storage-copies", "a_copy_is_what_was_there_at_its_close"),

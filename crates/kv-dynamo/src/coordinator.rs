@@ -230,7 +230,7 @@ impl Node {
         let position = if message.hint_for == 0 || keeper == self.me {
             self.replica.apply(&place, &state, bulk, deadline).await?
         } else {
-            self.replica.store_hint(&place, keeper, state, message.counted, deadline).await?
+            Box::pin(self.replica.store_hint(&place, keeper, state, message.counted, deadline)).await?
         };
         self.durable_by(position, deadline).await?;
         Ok(response_frame::Body::ReplicaWrite(peer::ReplicaWriteReply { fsynced: true }))

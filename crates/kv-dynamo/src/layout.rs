@@ -10,7 +10,7 @@ use kv_types::causal::{Dot, State};
 use kv_types::{ClientId, Incarnation, NamespaceId, NodeId, RequestId, RingId, RingPartition};
 
 /// ring, ring partition, namespace, key: the state of a key.
-pub(crate) const RECORDS: TableId = TableId::new(48);
+pub const RECORDS: TableId = TableId::new(48);
 /// ring, ring partition: length of its request table, node clock.
 pub(crate) const CLOCKS: TableId = TableId::new(49);
 /// ring, ring partition, request id: the result.

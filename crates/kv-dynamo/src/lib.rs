@@ -28,4 +28,6 @@ mod standing;
 mod write;
 
 pub use coordinator::Available;
+/// The table of records: every write asks whether it has one of its key.
+pub use layout::RECORDS;
 pub use node::AvailableConfig;

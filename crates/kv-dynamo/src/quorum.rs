@@ -73,6 +73,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// A node that has answered, alone.
+    pub(crate) fn answered(node: NodeId) -> Self {
+        Self { node, stands_in_for: None, answered: true, state: Wait::Over }
+    }
+
     /// Whether it can still answer in time.
     pub(crate) fn is_awaited(&self) -> bool {
         matches!(self.state, Wait::Until(_))

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Address, Lane, Patience};
 use kv_proto::peer::{self, request_frame, response_frame};
@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::limits;
 use crate::node::{Node, View, count, replica_write};
-use crate::quorum::{NotMet, ReadAction, ReadCoordinator, Reply};
+use crate::quorum::{Asked, NotMet, ReadAction, ReadCoordinator, Reply};
 use crate::write::not_met;
 
 /// One node's answer.
@@ -32,6 +32,32 @@ struct Heard {
     state: State,
     /// Its bytes among those of all answers that this node holds.
     _room: Option<OwnedSemaphorePermit>,
+}
+
+/// The answer that a read gives. `by_primary`: a node that keeps the key told of it, so absence is known too.
+fn answer(
+    namespace: &Namespace,
+    view: &View,
+    state: State,
+    by_primary: bool,
+    (mut receipt, repair): (Receipt, bool),
+) -> Answer {
+    let values = state.record.values();
+    let presence = if !values.is_empty() {
+        Presence::Found
+    } else if by_primary || kv_types::mutant!(AbsenceFromNoKnowledge) {
+        Presence::Absent
+    } else {
+        Presence::NoKnowledge
+    };
+    if let Evidence::Available(evidence) = &mut receipt.evidence {
+        evidence.repair = repair;
+        evidence.siblings = u32::try_from(values.len()).unwrap_or(u32::MAX);
+    }
+    let siblings = values.into_iter().map(|(dot, sibling)| (dot, sibling.clone())).collect();
+    let context = encode_context_token(namespace.id, &view.place.key, &state.record.context);
+    let read = Read { presence, value: Bytes::new(), revision: 0, siblings, context };
+    Answer { outcome: Outcome::Read(read), receipt }
 }
 
 fn bytes_of(state: &State) -> usize {
@@ -53,6 +79,15 @@ impl Node {
                 .retry_after_ms(50)
         };
         let _room = self.room.try_acquire().map_err(busy)?;
+        if r == 1
+            && let Some(own) = self.own(&view)
+        {
+            let asked = [Asked::answered(self.me)];
+            let receipt = self.read_receipt(namespace, &view, r, &asked, std::slice::from_ref(&own));
+            // Neither buried nor repaired: a record is stored with the rule of twins applied, by all that this
+            // node knows of its requests, and each that it learns of later is a change of the record.
+            return Ok(answer(namespace, &view, own.state, true, (receipt, false)));
+        }
         let i_count = if view.primaries.contains(&self.me) {
             self.serves(view.place.slice)
         } else {
@@ -68,23 +103,20 @@ impl Node {
         let patience = deadline.min(Instant::now() + self.config.patience);
         self.replica.bury_known(&view.place, &mut merged, patience).await;
         let repair = self.repair(&view, &heard, &merged);
-        let values = merged.record.values();
-        let presence = if !values.is_empty() {
-            Presence::Found
-        } else if heard.iter().any(|heard| heard.primary) || kv_types::mutant!(AbsenceFromNoKnowledge) {
-            Presence::Absent
-        } else {
-            Presence::NoKnowledge
-        };
-        let mut receipt = self.read_receipt(namespace, &view, r, &quorum, &heard);
-        if let Evidence::Available(evidence) = &mut receipt.evidence {
-            evidence.repair = repair;
-            evidence.siblings = u32::try_from(values.len()).unwrap_or(u32::MAX);
+        let by_primary = heard.iter().any(|heard| heard.primary);
+        let receipt = self.read_receipt(namespace, &view, r, quorum.asked(), &heard);
+        Ok(answer(namespace, &view, merged, by_primary, (receipt, repair)))
+    }
+
+    /// What this node itself has of a key that it keeps and serves: a read asks it first. None where that is
+    /// not known at once.
+    fn own(&self, view: &View) -> Option<Heard> {
+        if !view.primaries.contains(&self.me) || !self.serves(view.place.slice) {
+            return None;
         }
-        let siblings = values.into_iter().map(|(dot, sibling)| (dot, sibling.clone())).collect();
-        let context = encode_context_token(namespace.id, &view.place.key, &merged.record.context);
-        let read = Read { presence, value: Bytes::new(), revision: 0, siblings, context };
-        Ok(Answer { outcome: Outcome::Read(read), receipt })
+        let copy = self.replica.in_memory(&view.place)?;
+        self.replica.durable(copy.position).now_or_never()?.ok()?;
+        Some(Heard { node: self.me, primary: true, known: copy.known, state: copy.state, _room: None })
     }
 
     /// R answers, or why there are fewer.
@@ -249,11 +281,10 @@ impl Node {
         namespace: &Namespace,
         view: &View,
         r: u8,
-        quorum: &ReadCoordinator,
+        asked: &[Asked],
         heard: &[Heard],
     ) -> Receipt {
-        let replies: Vec<ReplicaReply> = quorum
-            .asked()
+        let replies: Vec<ReplicaReply> = asked
             .iter()
             .map(|asked| ReplicaReply {
                 node: asked.node,
@@ -266,7 +297,7 @@ impl Node {
             .collect();
         let primaries = heard.iter().filter(|heard| heard.primary).count();
         let fallback = replies.iter().any(|reply| reply.fallback && reply.answered);
-        let late = quorum.asked().iter().any(|a| a.stands_in_for.is_none() && !a.answered && !a.is_awaited());
+        let late = asked.iter().any(|a| a.stands_in_for.is_none() && !a.answered && !a.is_awaited());
         let shown = |heard: &Heard| heard.state.record.siblings.keys().copied().collect::<Vec<_>>();
         let mut told = heard.iter().filter(|heard| heard.primary || heard.known).map(shown);
         let first = told.next();

@@ -23,11 +23,11 @@ use kv_types::causal::{Context, Dot, Hlc, NodeClock, RECENT_WRITES, State, Write
 use kv_types::limits::MAX_CLOCK_SKEW;
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::layout::{
     CLOCKS, CONFLICTS, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE, key_after,
-    of_request_key, of_request_time_key, prefix_end,
+    prefix_end,
 };
 use crate::limits;
 
@@ -35,6 +35,7 @@ mod copy;
 mod held;
 mod hints;
 mod mint;
+mod request_table;
 mod requests;
 mod rows;
 
@@ -85,12 +86,21 @@ pub(crate) enum Role<'a> {
 pub(crate) struct Minted {
     /// What the replicas have to merge.
     pub(crate) state: State,
+    /// Its bytes, where they were stored as they are.
+    pub(crate) record: Option<Bytes>,
     /// What the client may say it has seen: its write and what that superseded, never a value it has not
     /// seen.
     pub(crate) covered: Context,
     pub(crate) position: Position,
     /// The request had been taken before.
     pub(crate) deduplicated: bool,
+}
+
+/// A record that is in a batch.
+struct Staged {
+    record: Bytes,
+    /// The list of keys with siblings changes.
+    listing: bool,
 }
 
 /// A page of a ring partition.
@@ -374,6 +384,13 @@ impl Replica {
         merged.bury_twins(|request| known.get(&request).cloned().unwrap_or_default());
     }
 
+    /// The stored copy of a key, of a node that keeps the ring partition; none where only the tier can tell,
+    /// or where it cannot be read.
+    pub(crate) fn in_memory(&self, place: &Place) -> Option<Copy> {
+        let row = self.storage.recent(RECORDS, &place.record_key())?;
+        row.map(copy_of).transpose().ok().map(Option::unwrap_or_default)
+    }
+
     /// The stored copy of a key, of a node that keeps the ring partition.
     pub(crate) async fn read(&self, place: &Place, deadline: Instant) -> Result<Copy, Failure> {
         let key = place.record_key();
@@ -417,11 +434,12 @@ impl Replica {
             .collect();
         self.expect(place, new.iter().map(|(_, write)| write.request), partition, rows)?;
         let before = self.load(place, rows)?;
-        let mut state = before.state.clone();
+        let unchanged = (before.known && new.is_empty()).then(|| before.state.clone());
+        let mut state = before.state;
         state.merge(incoming);
         let mut next = partition.clone();
-        let listed = self.stage(place, &mut state, &new, &mut next, rows)?;
-        if before.known && new.is_empty() && state == before.state && !listed {
+        let staged = self.stage(place, &mut state, &new, &mut next, rows)?;
+        if !staged.listing && unchanged.is_some_and(|before| before == state) {
             return Ok(before.position);
         }
         let mine = new
@@ -455,7 +473,7 @@ impl Replica {
     }
 
     /// Prepares the batch by which a record replaces the one before it: twins buried, requests remembered,
-    /// the clock moved on. Says whether the list of keys with siblings changes.
+    /// the clock moved on.
     fn stage(
         &self,
         place: &Place,
@@ -463,7 +481,7 @@ impl Replica {
         new: &[(Dot, Write)],
         next: &mut Partition,
         rows: &mut Rows<'_>,
-    ) -> Result<bool, Stop> {
+    ) -> Result<Staged, Stop> {
         let mut failed = None;
         // All of them, so that those which only the tier can tell are read together.
         state.bury_twins(|request| match self.taken(place.slice, request, rows) {
@@ -477,13 +495,14 @@ impl Replica {
             return Err(stop);
         }
         state.trim_writes(RECENT_WRITES);
-        rows.put(RECORDS, place.record_key(), state.encode());
-        let changed = self.stage_listing(place, state, next, rows)?;
+        let record = state.encode();
+        rows.put(RECORDS, place.record_key(), record.clone());
+        let listing = self.stage_listing(place, state, next, rows)?;
         self.stage_requests(place, new, next, rows)?;
         if !new.is_empty() {
             self.stage_clock(place.slice, next, rows);
         }
-        Ok(changed)
+        Ok(Staged { record, listing })
     }
 
     /// Keeps the list of keys with siblings true; whether it changes.
@@ -559,99 +578,6 @@ impl Replica {
         row.put_u64(next.requests);
         row.put_slice(&next.clock.encode());
         rows.put(CLOCKS, slice.clock_key(), row);
-    }
-
-    /// Forgets requests that are older than they can matter: a few of one ring partition.
-    pub(crate) async fn sweep(&self, slice: Slice, deadline: Instant) -> Result<usize, Failure> {
-        let old = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
-        let (from, mut to) = (slice.prefix(), slice.prefix());
-        to.put_u64(old);
-        let (rows, bytes) = (limits::SWEEP.1, limits::SCAN_BYTES);
-        let read = self.storage.read_range(REQUEST_TIMES, &from, Some(&to), rows, bytes);
-        // They stay until they are removed below: nothing else removes them.
-        let found = in_time(deadline, read).await?.rows;
-        if found.is_empty() {
-            return Ok(0);
-        }
-        self.run(slice, deadline, |partition, rows| {
-            for (key, _) in &found {
-                if let Some((_, request)) = of_request_time_key(key) {
-                    rows.delete(REQUESTS, slice.request_key(request));
-                }
-                rows.delete(REQUEST_TIMES, key.clone());
-            }
-            let mut next = partition.clone();
-            next.requests = next.requests.saturating_sub(found.len() as u64);
-            self.stage_clock(slice, &next, rows);
-            rows.commit(true)?;
-            *partition = next;
-            Ok(found.len())
-        })
-        .await
-    }
-
-    /// The ring partitions with requests to forget.
-    pub(crate) fn slices(&self) -> Vec<Slice> {
-        let known = lock(&self.partitions).known.clone();
-        let with_rows = |guarded: &Mutex<Guarded>| lock(guarded).state.requests > 0;
-        known.into_iter().filter(|(_, guarded)| with_rows(guarded)).map(|(slice, _)| slice).collect()
-    }
-
-    /// Reads the request tables from before the start into memory, until all of them are known: then almost
-    /// no write asks the tier whether it is a resend.
-    pub(crate) async fn learn_requests(&self) {
-        let mut from = Vec::new();
-        while !lock(&self.partitions).learned {
-            match self.page_of(REQUESTS, &from, None).await {
-                Ok(chunk) => {
-                    for (key, _) in &chunk.rows {
-                        if let Some((slice, _)) = of_request_key(key) {
-                            lock(&self.partition(slice)).requests.add(key);
-                        }
-                    }
-                    match chunk.rows.last() {
-                        Some((last, _)) if chunk.more => from = key_after(last),
-                        _ => return self.all_learned(),
-                    }
-                }
-                Err(failure) => {
-                    tracing::debug!(%failure, "the request tables are read later");
-                    sleep(limits::LEARN_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn all_learned(&self) {
-        let mut partitions = lock(&self.partitions);
-        partitions.learned = true;
-        for guarded in partitions.known.values() {
-            lock(guarded).requests.complete();
-        }
-    }
-
-    /// Reads the request table of a ring partition again if memory knows many more rows than it has.
-    pub(crate) async fn renew_requests(&self, slice: Slice) {
-        let partition = self.partition(slice);
-        {
-            let mut guarded = lock(&partition);
-            if !guarded.requests.is_stale(guarded.state.requests) {
-                return;
-            }
-            guarded.requests.begin_renewal();
-        }
-        let to = prefix_end(&slice.prefix());
-        let mut from = slice.prefix().to_vec();
-        let whole = loop {
-            let Ok(chunk) = self.page_of(REQUESTS, &from, to.as_deref()).await else { break false };
-            let keys: Vec<Bytes> = chunk.rows.iter().map(|(key, _)| key.clone()).collect();
-            lock(&partition).requests.renew(&keys);
-            match keys.last() {
-                Some(last) if chunk.more => from = key_after(last),
-                _ => break true,
-            }
-        };
-        lock(&partition).requests.end_renewal(whole);
     }
 
     /// Rows of a table, read for the background.

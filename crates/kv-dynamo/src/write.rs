@@ -132,7 +132,7 @@ impl Node {
         self: &Arc<Self>,
         namespace: &Namespace,
         change: &Change,
-        mut wanted: Wanted,
+        wanted: Wanted,
         deadline: Instant,
         hop: Hop,
     ) -> Result<Answer, Failure> {
@@ -148,6 +148,20 @@ impl Node {
             let message = format!("{} cannot coordinate this key now", self.me);
             return Err(Failure::new(Reason::NotReady, message));
         }
+        // On the heap: those that are coordinated here have no room for it.
+        Box::pin(self.pass_on(namespace, change, wanted, deadline)).await
+    }
+
+    /// Lets another node coordinate: a primary, then this node in its place, then a fallback.
+    async fn pass_on(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        change: &Change,
+        mut wanted: Wanted,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let view = &wanted.view;
+        let may_stand_in = !wanted.strict && view.fallbacks.contains(&self.me);
         let (mut tried, mut open) = (Vec::new(), false);
         let mut change = change.clone();
         for primary in &view.primaries {
@@ -284,7 +298,8 @@ impl Node {
             answer: Some(sender),
             _room: room,
         };
-        tokio::spawn(spread.run());
+        // On the heap: a task of that size is aligned as few allocators do quickly.
+        tokio::spawn(Box::pin(spread.run()));
         let lost = |_| Failure::new(Reason::Internal, "the coordinator ended without an answer");
         let Account { covered, receipt } = answer.await.map_err(lost)??;
         let context = encode_context_token(place.namespace, &place.key, &covered);
@@ -372,7 +387,7 @@ impl Spread {
 
     async fn spread(&mut self, minted: Minted) {
         let begun = Instant::now();
-        let record = minted.state.encode();
+        let record = minted.record.clone().unwrap_or_else(|| minted.state.encode());
         let mut calls = FuturesUnordered::new();
         let mut actions = self.quorum.begin(begun.elapsed());
         loop {

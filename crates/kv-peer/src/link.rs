@@ -57,6 +57,8 @@ struct State {
     moved: Instant,
     /// The sending half, when it found nothing to send.
     sender: Option<Waker>,
+    /// It let the tasks that were ready run once since: what they had to send goes in the same message.
+    gathered: bool,
 }
 
 enum Phase {
@@ -101,6 +103,7 @@ impl State {
 struct Waiting<'a> {
     link: &'a Link,
     id: u64,
+    answered: bool,
 }
 
 impl Waiting<'_> {
@@ -118,7 +121,9 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.give_up();
+        if !self.answered {
+            self.give_up();
+        }
     }
 }
 
@@ -142,6 +147,7 @@ impl Link {
             bytes: 0,
             moved: Instant::now(),
             sender: None,
+            gathered: false,
         });
         Self { config, env, cluster_id, to, lane, dial, heard, state }
     }
@@ -160,13 +166,16 @@ impl Link {
             let why = format!("{body_bytes} bytes are too many for one message");
             return Err(PeerError::not_sent(Unsent::Invalid, why));
         }
-        let (waiting, mut answer) =
+        let (mut waiting, mut answer) =
             self.enqueue(about, body, body_bytes + limits::FRAME_OVERHEAD_BYTES, patience)?;
         loop {
             // Moves on while the link does: what passed before says nothing then.
             let end = self.end_of(patience, begun);
             match timeout_at(end, &mut answer).await {
-                Ok(Ok(answer)) => return answer,
+                Ok(Ok(answer)) => {
+                    waiting.answered = true;
+                    return answer;
+                }
                 // The link dropped the call without a word; it never does.
                 Ok(Err(_)) => return Err(PeerError::Lost { why: "the link was torn down".into() }),
                 Err(_) if self.end_of(patience, begun) > end => {}
@@ -215,7 +224,7 @@ impl Link {
         state.calls.insert(id, Call { answer, bytes });
         state.queue.insert(id, Queued { about, patience, body, bytes });
         state.wake_sender();
-        Ok((Waiting { link: self, id }, receiver))
+        Ok((Waiting { link: self, id, answered: false }, receiver))
     }
 
     /// Keeps a stream open until [`Self::stop`]; the task is aborted then.
@@ -385,6 +394,11 @@ impl Link {
                 // Alone: on a slow link what follows may take longer than the port waits.
                 return Poll::Ready(Some(ExchangeRequest { frames: vec![self.greeting()] }));
             }
+            if !state.queue.is_empty() && !std::mem::replace(&mut state.gathered, true) {
+                // It is often woken by the first of many that are answered at once.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             while frames.len() < limits::COALESCE_FRAMES
                 && state.calls.len() - state.queue.len() < self.config.link_in_flight
             {
@@ -423,6 +437,7 @@ impl Link {
                 });
             }
         }
+        state.gathered = !state.queue.is_empty();
         if frames.is_empty() {
             state.sender = Some(cx.waker().clone());
             return Poll::Pending;

@@ -115,7 +115,8 @@ impl PeerService for Service {
                 () = exchange.run(request.into_inner(), arriving) => {}
             }
         });
-        let answers = Answers { answers, ready: Vec::new() }.map(Ok).take_until(Box::pin(also_until));
+        let answers =
+            Answers { answers, ready: Vec::new(), gathered: false }.map(Ok).take_until(Box::pin(also_until));
         Ok(Response::new(answers.boxed()))
     }
 }
@@ -318,6 +319,8 @@ struct Answers {
     answers: mpsc::Receiver<Answer>,
     /// Received and not sent, last first.
     ready: Vec<Answer>,
+    /// The tasks that were ready ran once since something was there: what they had to say goes along.
+    gathered: bool,
 }
 
 impl Stream for Answers {
@@ -326,6 +329,11 @@ impl Stream for Answers {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ExchangeResponse>> {
         let this = &mut *self;
         if this.ready.is_empty() {
+            if !this.answers.is_empty() && !std::mem::replace(&mut this.gathered, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            this.gathered = false;
             match this.answers.poll_recv_many(cx, &mut this.ready, limits::COALESCE_FRAMES) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(0) => return Poll::Ready(None),

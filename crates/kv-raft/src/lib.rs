@@ -69,3 +69,6 @@ pub use groups::StartError;
 pub use machine_error::MachineError;
 pub use runtime::NodeRuntime;
 pub use strong::Strong;
+
+/// The table of present values: almost every write asks whether it has a row of its key.
+pub const VALUES: kv_storage::TableId = tables::Table::Data.id();

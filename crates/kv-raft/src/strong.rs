@@ -8,6 +8,7 @@ mod new_namespace;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -202,7 +203,7 @@ impl Strong {
         hop: Hop,
     ) -> Result<Answer, Failure> {
         let group = self.group_of(namespace)?;
-        let local = async {
+        let local = pin!(async {
             let places = |space| {
                 let place = keys::data(space, namespace.id, key.as_bytes());
                 [(Table::Data, place), (Table::Meta, keys::revision(space, namespace.id))]
@@ -217,7 +218,7 @@ impl Strong {
             let (siblings, context) = (Vec::new(), Bytes::new());
             let read = Read { presence, value, revision, siblings, context };
             Ok(Answer { outcome: Outcome::Read(read), receipt })
-        };
+        });
         let onward = || peer::Forward::call(namespace, call);
         self.at_leader(group, namespace.id, Effectless::Yes, local, onward, deadline, hop).await
     }
@@ -232,7 +233,7 @@ impl Strong {
         let mutation = v1::Mutation::read(request.mutation.as_ref())?;
         let named = |failure: Failure| failure.of_request(mutation.request_id);
         let group = self.group(GroupId::CATALOGUE)?;
-        let local = async {
+        let local = pin!(async {
             let members = self.0.catalogue.borrow().members.len();
             if members == 0 {
                 return Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet").into());
@@ -268,7 +269,7 @@ impl Strong {
                     (&self.receipt_of_write(Guarantee::Linearizable, group, &mutation, &written)).into(),
                 ),
             })
-        };
+        });
         let onward = || passed_on(Forwarded::CreateNamespace(request.clone()));
         let about = NamespaceId::default();
         let created = self
@@ -336,7 +337,7 @@ impl Strong {
             let message = format!("{to} is not a voter of {}", group.id);
             return Err(Failure::new(Reason::InvalidRequest, message));
         }
-        let local = async {
+        let local = pin!(async {
             if group.leadership() != Leadership::Leads {
                 return Err(Unserved::Elsewhere(group.leader_and_term().0));
             }
@@ -374,7 +375,7 @@ impl Strong {
             let late =
                 |_| Failure::new(Reason::ResultUnknown, format!("{to} has not taken over by the deadline"));
             timeout_at(deadline, moved).await.map_err(late)?
-        };
+        });
         let onward = || passed_on(Forwarded::TransferLeader(request));
         self.at_leader(group, NamespaceId::default(), Effectless::No, local, onward, deadline, hop).await
     }
@@ -514,7 +515,7 @@ impl Strong {
         group: &Group,
         namespace: NamespaceId,
         effectless: Effectless,
-        local: impl Future<Output = Result<T, Unserved>>,
+        local: Pin<&mut impl Future<Output = Result<T, Unserved>>>,
         onward: impl FnOnce() -> peer::Forward,
         deadline: Instant,
         hop: Hop,
@@ -537,7 +538,8 @@ impl Strong {
         match (leader, hop) {
             (Some(leader), Hop::Client) => {
                 let body = Request::Forward(onward());
-                self.forward(group, namespace, leader, effectless, body, deadline).await
+                // On the heap: those that are served here have no room for it.
+                Box::pin(self.forward(group, namespace, leader, effectless, body, deadline)).await
             }
             (Some(leader), Hop::Forwarded) => Err(self.not_leader(group, leader)),
             (None, _) => Err(group.lost()),
@@ -603,7 +605,7 @@ impl Strong {
         hop: Hop,
     ) -> Result<Answer, Failure> {
         let group = self.group_of(namespace)?;
-        let local = async {
+        let local = pin!(async {
             self.check_level(operation.needs())?;
             let proposed_at_ms = group.wall_ms();
             self.check_opening(group, namespace.id, &mutation, proposed_at_ms)?;
@@ -617,7 +619,7 @@ impl Strong {
             let receipt = self.receipt_of_write(namespace.guarantee, group, &mutation, &written);
             let outcome = outcome_of(call, &written).ok_or_else(unexpected_reply)?;
             Ok(Answer { outcome, receipt })
-        };
+        });
         let onward = || peer::Forward::call(namespace, call);
         self.at_leader(group, namespace.id, Effectless::No, local, onward, deadline, hop).await
     }

@@ -1,7 +1,6 @@
 //! How long requests take on this node, by what they ask for: what an operator looks at first when a node is
 //! slow. The parts below (log, proposals, applied steps) count their own.
 
-use std::future::Future;
 
 use kv_proto::admin;
 use kv_proto::peer::request_frame::Body;
@@ -36,19 +35,16 @@ impl Latencies {
         latency.record(arrived.elapsed());
     }
 
-    /// Serves a message of a peer, and counts it if it is of a kind that is.
-    pub(crate) async fn timed<T>(&self, kind: Option<MessageKind>, work: impl Future<Output = T>) -> T {
-        let begun = Instant::now();
-        let answer = work.await;
+    /// Counts a message of a peer whose handling began at `begun`, if it is of a kind that is counted.
+    pub(crate) fn handled(&self, kind: Option<MessageKind>, begun: Instant) {
         let latency = match kind {
             Some(MessageKind::RaftAppend) => &self.raft_append,
             Some(MessageKind::ReplicaRead) => &self.replica_read,
             Some(MessageKind::ReplicaWrite) => &self.replica_write,
             Some(MessageKind::Forward) => &self.forward,
-            None => return answer,
+            None => return,
         };
         latency.record(begun.elapsed());
-        answer
     }
 
     /// All that was counted on this node, by part; without parts that never occurred.

@@ -260,6 +260,7 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
         max_log_bytes: settings.max_log_size,
         memtable_bytes: bytes(settings.memtable_size),
         cache_bytes: bytes(settings.cache_size),
+        filtered_tables: vec![kv_raft::VALUES, kv_dynamo::RECORDS],
         checkpoint_log_bytes: settings.checkpoint_log_size,
         checkpoint_interval: settings.checkpoint_interval,
         disk_reserve_bytes: settings.disk_reserve_size,

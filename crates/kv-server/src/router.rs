@@ -234,8 +234,8 @@ impl Router {
             Failure::new(Reason::ResultUnknown, message)
         };
         let place = Arc::clone(&caller.place);
+        let mut work = Box::pin(work);
         let result = if caller.seen_through {
-            let mut work = Box::pin(work);
             let ended = timeout_at(caller.deadline.answer, &mut work).await.map_err(late);
             if ended.is_err() {
                 drop(tokio::spawn(async move {
@@ -346,7 +346,8 @@ impl Router {
             }
             Body::Forward(message) => {
                 let left = request.deadline.saturating_duration_since(Instant::now());
-                let reply = self.forwarded(message, request.about.namespace, left).await?;
+                // On the heap: the other messages have no room for it.
+                let reply = Box::pin(self.forwarded(message, request.about.namespace, left)).await?;
                 Ok(response_frame::Body::Forward(reply))
             }
             Body::Ping(_) => Err(Failure::new(Reason::Internal, "pings are answered before they come here")),
@@ -388,8 +389,10 @@ impl PeerHandler for PeerRouter {
         }
         let kind = MessageKind::of(&request.body);
         Box::pin(async move {
-            let serve = router.peer_message(request);
-            router.latencies.timed(kind, serve).await
+            let begun = Instant::now();
+            let answer = router.peer_message(request).await;
+            router.latencies.handled(kind, begun);
+            answer
         })
     }
 }

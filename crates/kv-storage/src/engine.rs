@@ -30,6 +30,8 @@ use crate::{
 pub struct Stats {
     /// Rows of the tier that are kept in memory, with what each costs.
     pub cache_bytes: u64,
+    /// Memory for the keys of [`StorageOptions::filtered_tables`].
+    pub filter_bytes: u64,
     /// Log writes, each one `fdatasync`.
     pub fsyncs: u64,
     /// Records in them.
@@ -270,6 +272,7 @@ impl Storage {
         let (drains, checkpoints) = parts.tier.counts();
         Stats {
             cache_bytes: parts.memtable.cache_bytes(),
+            filter_bytes: parts.tier.filter_bytes(),
             fsyncs: log.writes,
             records: log.records,
             bytes: log.bytes,

@@ -28,6 +28,7 @@ mod identity;
 mod install;
 pub mod journal;
 mod journals;
+mod key_filter;
 mod lifecycle;
 pub mod limits;
 mod locks;

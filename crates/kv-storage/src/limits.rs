@@ -81,6 +81,12 @@ pub const CACHED_ROW_OVERHEAD: usize = 256;
 pub const CACHE_REMEMBERS: f64 = 0.1;
 /// Parts of the cache with a lock of their own.
 pub const CACHE_SHARDS: usize = 8;
+/// Bits of the filter of keys for each: one in a hundred keys that are not there is claimed to be.
+pub const FILTER_BITS_PER_KEY: usize = 10;
+/// Smallest part of that filter, bytes.
+pub const FILTER_LEAST_BYTES: usize = 1 << 10;
+/// How long the reading of the keys from before a start rests after a step, at most.
+pub const LEARN_REST: Duration = Duration::from_millis(50);
 /// How often the folder of snapshots is read when a file vanishes meanwhile.
 pub const LIST_ROUNDS: usize = 8;
 /// How long the drain must have waited for room before a snapshot ends without what it waits for.

@@ -24,6 +24,7 @@ use crate::{
     codec::Cursor,
     disk::Disk,
     error::StorageError,
+    key_filter::KeyFilter,
     lifecycle::Lifecycle,
     limits,
     locks::{lock, read, write},
@@ -179,6 +180,10 @@ impl Turn<'_> {
         let last = *self.mark;
         assert!(seq >= last.drained, "batch {seq} is drained after {}", last.drained);
         let mark = TierMark { id: last.id, drained: seq, batch: last.batch + 1 };
+        if !kv_types::mutant!(DrainPastTheFilter) {
+            // Before the tier has them: who finds them gone from the memtable finds them here.
+            self.tier.filter.add(rows.iter().filter(|(_, value)| value.is_some()).map(|(key, _)| &key[..]));
+        }
         // Outside: a tier that is behind with its own work may take seconds, and readers go on meanwhile.
         tier.make_room()?;
         {
@@ -200,6 +205,7 @@ pub(crate) struct LowerTier {
     options: Arc<StorageOptions>,
     life: Arc<Lifecycle>,
     handle: RwLock<Option<Arc<OpenTier>>>,
+    filter: Arc<KeyFilter>,
     closed: watch::Receiver<bool>,
     mark: Mutex<TierMark>,
     still: RwLock<()>,
@@ -215,7 +221,7 @@ pub(crate) struct LowerTier {
 impl LowerTier {
     pub(crate) fn new(
         (disk, options, life): (Arc<dyn Disk>, Arc<StorageOptions>, Arc<Lifecycle>),
-        tier: Arc<dyn Tier>,
+        (tier, filter): (Arc<dyn Tier>, Arc<KeyFilter>),
         mark: TierMark,
         checkpointed_seq: u64,
     ) -> LowerTier {
@@ -228,6 +234,7 @@ impl LowerTier {
             options,
             life,
             handle: RwLock::new(Some(Arc::new(handle))),
+            filter,
             closed,
             mark: Mutex::new(mark),
             still: RwLock::new(()),
@@ -276,6 +283,16 @@ impl LowerTier {
         if let Err(e) = mark_suspect(&*self.disk, &self.options.dir) {
             tracing::error!(error = %e, "the damaged tier could not be marked");
         }
+    }
+
+    /// Reads some of the keys that the tier had at the start into memory; false when all of them were read.
+    pub(crate) fn learn_keys(&self) -> Result<bool, StorageError> {
+        self.filter.learn(&**self.handle()?)
+    }
+
+    /// Bytes of the keys that memory knows.
+    pub(crate) fn filter_bytes(&self) -> u64 {
+        self.filter.bytes()
     }
 
     /// While the guard lives the tier does not change.

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound,
-    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use crate::{
     cache::RowCache,
     error::StorageError,
     journal::JournalOp,
+    key_filter::KeyFilter,
     locks,
     pending::Streams,
     tee::Tees,
@@ -220,13 +221,14 @@ pub(crate) struct Drainable {
 pub(crate) struct Memtable {
     mem: RwLock<Mem>,
     cache: RowCache,
+    filter: Arc<KeyFilter>,
     /// Told when batches left it.
     drained: Notify,
 }
 
 impl Memtable {
-    pub(crate) fn new(mem: Mem, cache: RowCache) -> Memtable {
-        Memtable { mem: RwLock::new(mem), cache, drained: Notify::new() }
+    pub(crate) fn new(mem: Mem, cache: RowCache, filter: Arc<KeyFilter>) -> Memtable {
+        Memtable { mem: RwLock::new(mem), cache, filter, drained: Notify::new() }
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Mem> {
@@ -240,17 +242,26 @@ impl Memtable {
     /// What is in memory of some keys, at one moment; and that moment, for [`Memtable::found`].
     pub(crate) fn rows(&self, keys: &[Vec<u8>]) -> (Vec<Known>, Seen) {
         let mem = self.read();
-        let row = |key: &Vec<u8>| match mem.map.get(key.as_slice()) {
+        (keys.iter().map(|key| self.known(&mem, key)).collect(), mem.seen())
+    }
+
+    /// What is in memory of a key.
+    pub(crate) fn row(&self, key: &[u8]) -> Known {
+        self.known(&self.read(), key)
+    }
+
+    fn known(&self, mem: &Mem, key: &[u8]) -> Known {
+        match mem.map.get(key) {
             Some(slot) => {
                 let position = Position(slot.seq);
                 Some(slot.value.clone().map(|value| Row { value, position }))
             }
             None => {
                 let position = Position::DURABLE;
-                self.cache.get(key).map(|value| value.map(|value| Row { value, position }))
+                let kept = self.cache.get(key).map(|value| value.map(|value| Row { value, position }));
+                kept.or_else(|| self.filter.denies(key).then_some(None))
             }
-        };
-        (keys.iter().map(row).collect(), mem.seen())
+        }
     }
 
     /// The tier has this row of a key that was not in memory when `seen` was: kept, if that still holds.
@@ -333,12 +344,16 @@ impl Memtable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{batch::full_key, options::Drive};
+    use crate::{
+        batch::full_key,
+        options::{Drive, StorageOptions},
+    };
 
     const T: TableId = TableId::new(20);
 
     fn memtable() -> Memtable {
-        Memtable::new(Mem::new(0), RowCache::new(1 << 20, Drive::Manual).unwrap())
+        let filter = Arc::new(KeyFilter::new(&StorageOptions::small("/memtable")));
+        Memtable::new(Mem::new(0), RowCache::new(1 << 20, Drive::Manual).unwrap(), filter)
     }
 
     fn put(memtable: &Memtable, key: &[u8], value: &'static [u8], seq: u64) {

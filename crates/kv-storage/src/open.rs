@@ -20,6 +20,7 @@ use crate::{
     error::StorageError,
     identity::{self, Identity},
     journals::Journals,
+    key_filter::KeyFilter,
     lifecycle::Lifecycle,
     lower::{LowerTier, clear_suspect, decode_mark, encode_mark, is_suspect},
     memtable::{Mem, Memtable},
@@ -281,7 +282,9 @@ impl Start {
         let mem = Mem::new(self.opened.mark.drained);
         let cache = RowCache::new(options.cache_bytes, options.drive)?;
         let around = (self.disk.clone(), options.clone(), life.clone());
-        let tier = LowerTier::new(around, self.opened.tier.clone(), self.opened.mark, self.checkpointed);
+        let filter = Arc::new(KeyFilter::new(&options));
+        let below = (self.opened.tier.clone(), filter.clone());
+        let tier = LowerTier::new(around, below, self.opened.mark, self.checkpointed);
         let log = Log::open(options.clone(), life.clone(), self.disk.clone(), options.dir.join("wal"), log)?;
         let space = Arc::new(DiskSpace::new(self.disk.clone(), &options));
         let parts = Parts {
@@ -289,7 +292,7 @@ impl Start {
             disk: self.disk.clone(),
             life,
             log,
-            memtable: Memtable::new(mem, cache),
+            memtable: Memtable::new(mem, cache, filter),
             tier,
             journals,
             temporaries: Arc::default(),

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{error::StorageError, identity::Identity, journal, limits};
+use crate::{batch::TableId, error::StorageError, identity::Identity, journal, limits};
 
 /// What runs the writer, drain and checkpoint steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,12 @@ pub struct StorageOptions {
     /// Rows of the tier that are kept in memory because they are read, with what each costs, bytes; 0 for
     /// none.
     pub cache_bytes: usize,
+    /// Tables of which memory knows the keys that the tier has not: reads of such keys, and writes that first
+    /// read one, are answered at once.
+    pub filtered_tables: Vec<TableId>,
+    /// Memory for the keys of those tables, bytes, at ten bits a key; 0 for none. With more keys than that
+    /// ever more reads ask the tier for what it has not.
+    pub filter_bytes: usize,
     /// How long `apply` waits for room in the memtable.
     pub apply_wait: Duration,
     /// Memtable size at which draining starts.
@@ -94,6 +100,8 @@ impl StorageOptions {
             apply_reserve_bytes: 16 << 20,
             bulk_memtable_bytes: 32 << 20,
             cache_bytes: 64 << 20,
+            filtered_tables: Vec::new(),
+            filter_bytes: 64 << 20,
             // Far above the longest stall of a tier that works: what waits this long has no tier to drain
             // into.
             apply_wait: Duration::from_secs(90),
@@ -123,6 +131,7 @@ impl StorageOptions {
             apply_reserve_bytes: 1 << 20,
             bulk_memtable_bytes: 2 << 20,
             cache_bytes: 64 << 10,
+            filter_bytes: 64 << 10,
             drain_start_bytes: 64 << 10,
             drain_interval: Duration::from_millis(20),
             drain_batch_bytes: 32 << 10,
@@ -142,6 +151,7 @@ impl StorageOptions {
             max_log_bytes: 256 << 20,
             max_record_bytes: 2 << 20,
             cache_bytes: 256 << 10,
+            filter_bytes: 256 << 10,
             journal_file_bytes: 1 << 20,
             data_bytes_per_write: 512 << 10,
             raft_bytes_per_write: 1 << 20,

@@ -1,8 +1,8 @@
-//! What runs the steps: four threads, or one caller that pumps.
+//! What runs the steps: threads, or one caller that pumps.
 
 use std::sync::Arc;
 
-use crate::{checkpoint, drain, error::StorageError, limits, parts::Parts};
+use crate::{checkpoint, drain, error::StorageError, limits, parts::Parts, reads};
 
 /// Runs a step while the engine runs, and waits where there is nothing to do.
 fn run(parts: &Arc<Parts>, step: impl Fn(&Arc<Parts>) -> bool) {
@@ -35,6 +35,7 @@ pub(crate) fn pump(parts: &Arc<Parts>) -> bool {
     worked |= prepare_step(parts);
     worked |= drain_step(parts);
     worked |= checkpoint::step(parts);
+    worked |= reads::learn_step(parts);
     worked |= checkpoint::reclaim_step(parts);
     worked | checkpoint::retention_step(parts)
 }

@@ -433,6 +433,7 @@ fn what_is_read_is_never_older_than_what_was_there(mut w: Slow) {
     w.options.drain_interval = Duration::from_millis(1);
     // Some of the keys have room.
     w.options.cache_bytes = 8 * 256;
+    w.options.filtered_tables = vec![T];
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_time().build().unwrap();
     runtime.block_on(async {
@@ -538,4 +539,55 @@ fn an_answer_of_the_tier_that_comes_late_is_not_kept() {
         assert_eq!(s.read_rows(keys(&["k"])).await.unwrap()[0].as_ref().unwrap().value.len(), 11);
         s.shutdown().await;
     });
+}
+
+/// Once the keys of the tier are known, one that it has not needs no thread that reads; until then, and of
+/// one that it has, only the tier can tell.
+fn a_key_that_the_tier_has_not_is_known_in_memory(mut w: Slow) {
+    w.options.filtered_tables = vec![T];
+    w.options.cache_bytes = 0;
+    run(async {
+        let s = w.open();
+        until("an empty tier is known", || s.recent(T, b"absent") == Some(None)).await;
+        for n in 0..1_000 {
+            put(&s, &format!("k{n}"), 10).await;
+        }
+        s.checkpoint().await.unwrap();
+        w.gate.hold(Hold::every(TierCall::Get));
+        assert_eq!(s.read_rows(keys(&["absent", "k", "k1000"])).await, Ok(vec![None, None, None]));
+        assert_eq!(s.recent(U, b"absent"), None, "of that table memory knows nothing");
+        assert!((0..1_000).all(|n| s.recent(T, format!("k{n}").as_bytes()).is_none()));
+        w.gate.release();
+        let row = s.read_rows(keys(&["k7"])).await.unwrap().remove(0);
+        assert_eq!(row.unwrap().value.len(), 10);
+        let mut loaded = [(T, "loaded".into(), Some("row".into()))].into_iter().collect();
+        s.load(&mut loaded).unwrap();
+        s.finish_load().await.unwrap();
+        assert_eq!(s.recent(T, b"loaded"), None, "the tier has got it without the memtable");
+        assert!(s.stats().filter_bytes <= w.options.filter_bytes as u64);
+        s.shutdown().await;
+
+        // What the tier had at a start is not denied while it is read, nor after.
+        let table: &'static [u8] = Box::leak(Box::new(T.get().to_be_bytes()));
+        w.gate.hold(Hold::every(TierCall::Scan).of(table));
+        let s = w.open();
+        put(&s, "new", 10).await;
+        s.checkpoint().await.unwrap();
+        assert_eq!((s.recent(T, b"absent"), s.recent(T, b"k7"), s.recent(T, b"new")), (None, None, None));
+        w.gate.release();
+        until("the keys are known", || s.recent(T, b"absent") == Some(None)).await;
+        let kept = |n| s.recent(T, format!("k{n}").as_bytes()).is_none();
+        assert!((0..1_000).all(kept) && s.recent(T, b"new").is_none() && s.recent(T, b"loaded").is_none());
+        s.shutdown().await;
+    });
+}
+
+#[test]
+fn a_key_that_the_tier_has_not_is_known_in_memory_of_memory() {
+    a_key_that_the_tier_has_not_is_known_in_memory(Slow::memory());
+}
+
+#[test]
+fn a_key_that_the_tier_has_not_is_known_in_memory_of_fjall() {
+    a_key_that_the_tier_has_not_is_known_in_memory(Slow::real(TierKind::Fjall));
 }

@@ -74,6 +74,9 @@ mutants! {
     SwitchedBeforeDurable = "switched-before-durable", Node, "an installed snapshot survives a crash";
     /// kv-storage: commits also take the room that is reserved for Raft's apply.
     ReserveIgnored = "reserve-ignored", Node, "apply finds room";
+    /// kv-storage: keys reach the tier without being added to those that memory knows, so that they are denied
+    /// once they have left the memtable.
+    DrainPastTheFilter = "drain-past-the-filter", Node, "what is written is read";
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers
     /// with the past.
     SkipReadIndex = "skip-read-index", Node, "linearizable";

@@ -14,7 +14,7 @@ const CFG: &str = "quorate_mutants";
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
 /// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the
 /// tests within. Copied as `package-name`.
-const TESTS: [(&str, &str); 8] = [
+const TESTS: [(&str, &str); 9] = [
     ("kv-client", "session_streams"),
     ("kv-dynamo", "cluster"),
     ("kv-raft", "cluster"),
@@ -22,6 +22,7 @@ const TESTS: [(&str, &str); 8] = [
     ("kv-storage", "conformance"),
     ("kv-storage", "copies"),
     ("kv-storage", "journals"),
+    ("kv-storage", "reads"),
     ("kv-raft", "kv_raft"),
 ];
 

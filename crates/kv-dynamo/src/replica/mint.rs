@@ -74,9 +74,10 @@ impl Replica {
         self.check_size(&state, order)?;
         let mut next = Partition { counter: dot.counter, ..partition.clone() };
         let mut growth = Vec::new();
+        let mut record = None;
         match role {
             Role::Primary => {
-                self.stage(place, &mut state, &[(dot, write)], &mut next, rows)?;
+                record = Some(self.stage(place, &mut state, &[(dot, write)], &mut next, rows)?.record);
             }
             Role::Fallback(targets) => {
                 state.trim_writes(RECENT_WRITES);
@@ -91,7 +92,7 @@ impl Replica {
         tracing::debug!(%place, %dot, %request, ?role, "minted");
         let mut covered = supersedes;
         covered.insert(dot);
-        Ok(Minted { state, covered, position, deduplicated: false })
+        Ok(Minted { state, record, covered, position, deduplicated: false })
     }
 
     /// What a write supersedes here.
@@ -158,7 +159,8 @@ impl Replica {
             _ => Context::new(),
         };
         dots.into_iter().for_each(|dot| covered.insert(dot));
-        Ok(Some(Minted { state: before.state.clone(), covered, position, deduplicated: true }))
+        let state = before.state.clone();
+        Ok(Some(Minted { state, record: None, covered, position, deduplicated: true }))
     }
 
     /// Whether a new request may still be told from an old one, and has room.

@@ -123,6 +123,8 @@ pub(super) struct Rows<'a> {
     pins: &'a mut Pins,
     requests: &'a mut Requests,
     fetched: &'a BTreeMap<Want, Found>,
+    /// What this run has looked for: nothing changes it before the commit.
+    seen: Vec<(Want, Option<Row>)>,
     missing: BTreeSet<Want>,
     batch: Batch,
     written: Vec<(TableId, Bytes, Option<Bytes>)>,
@@ -163,8 +165,18 @@ impl Rows<'_> {
         if self.missing.is_empty() { Ok(()) } else { Err(Stop::Missing) }
     }
 
-    /// The row as it is now: what was committed since it was pinned, what memory has, what was fetched.
+    /// The row as it is now.
     fn now(&mut self, want: &Want) -> Option<Option<Row>> {
+        if let Some((_, row)) = self.seen.iter().find(|(seen, _)| seen == want) {
+            return Some(row.clone());
+        }
+        let row = self.look(want)?;
+        self.seen.push((want.clone(), row.clone()));
+        Some(row)
+    }
+
+    /// What was committed since the row was pinned, what memory has, what was fetched.
+    fn look(&mut self, want: &Want) -> Option<Option<Row>> {
         let Want::Row(table, key) = want else { return None };
         if *table == REQUESTS && self.requests.lacks(key) {
             return Some(None);
@@ -205,6 +217,7 @@ impl Rows<'_> {
     /// Commits what was written since the last commit, all of it or nothing. `bulk`: within the smaller
     /// budget of transfer and repair.
     pub(super) fn commit(&mut self, bulk: bool) -> Result<Position, Failure> {
+        self.seen.clear();
         let (batch, written) = (std::mem::take(&mut self.batch), std::mem::take(&mut self.written));
         let committed = if bulk { self.storage.commit_bulk(batch) } else { self.storage.commit(batch) };
         let position = committed.map_err(storage_failure)?;
@@ -254,6 +267,7 @@ pub(super) async fn run<S, T>(
                 pins: &mut *pins,
                 requests,
                 fetched: &fetched.found,
+                seen: Vec::new(),
                 missing: BTreeSet::new(),
                 batch: Batch::new(),
                 written: Vec::new(),

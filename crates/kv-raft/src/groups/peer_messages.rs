@@ -32,8 +32,8 @@ impl Group {
         let (from, deadline) = (request.from, request.deadline);
         let served = async {
             match request.body {
-                Request::RaftSnapshot(sent) => self.take_snapshot(from, sent).await,
-                Request::RaftHistory(_) => self.answer_history(request).await,
+                Request::RaftSnapshot(sent) => Box::pin(self.take_snapshot(from, sent)).await,
+                Request::RaftHistory(_) => Box::pin(self.answer_history(request)).await,
                 body => self.serve(from, body).await,
             }
         };

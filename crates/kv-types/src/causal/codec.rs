@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Context, Dot, Hlc, NodeClock, Record, Sibling, State, Write};
 use crate::catalogue::token;
@@ -180,6 +180,16 @@ fn put_request(out: &mut BytesMut, request: RequestId) {
 
 /// By incarnation: how far the vector goes, then the cloud's counters as distances from the one before.
 fn put_context(out: &mut BytesMut, context: &Context) {
+    if context.cloud().is_empty() {
+        // As below, and the usual one.
+        put_varint(out, context.vector().len() as u64);
+        for (incarnation, counter) in context.vector() {
+            out.put_u64(incarnation.0);
+            put_varint(out, *counter);
+            put_varint(out, 0);
+        }
+        return;
+    }
     let mut parts: BTreeMap<Incarnation, (u64, Vec<u64>)> = BTreeMap::new();
     for (incarnation, counter) in context.vector() {
         parts.entry(*incarnation).or_default().0 = *counter;
@@ -216,9 +226,11 @@ impl Reader {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
-        let taken = self.take(N)?;
-        <[u8; N]>::try_from(taken.as_ref())
-            .map_err(|_| CodecError { what: self.what, why: "it is cut short" })
+        // Not split off: that would count a reference for each number.
+        let short = CodecError { what: self.what, why: "it is cut short" };
+        let taken = *self.bytes.first_chunk().ok_or(short)?;
+        self.bytes.advance(N);
+        Ok(taken)
     }
 
     fn version(&mut self, known: u8) -> Result<(), CodecError> {
