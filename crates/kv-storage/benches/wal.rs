@@ -126,8 +126,8 @@ impl Log {
 /// The log beside the raw file, by entries in a batch. Prints a row for each, and the worst ratio.
 fn against_raw(storage: &Storage, dir: &std::path::Path, time: Duration) {
     println!("entries of {PAYLOAD} B; entries/s, p50 and p99 in microseconds of a durable batch");
-    println!("| per sync | raw | p50 | p99 | log | p50 | p99 | ratio |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("| per sync | raw | p50 | p99 | log | p50 | p99 | ns an entry | MB/s | ratio |");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     let mut worst = f64::MAX;
     for (n, batch) in [1usize, 32, 256].into_iter().enumerate() {
         let bytes = 32 + batch * (PAYLOAD + 37);
@@ -140,13 +140,15 @@ fn against_raw(storage: &Storage, dir: &std::path::Path, time: Duration) {
         let ratio = log.rate() / raw.rate();
         worst = worst.min(ratio);
         println!(
-            "| {batch} | {:.0} | {} | {} | {:.0} | {} | {} | {ratio:.2} |",
+            "| {batch} | {:.0} | {} | {} | {:.0} | {} | {} | {:.0} | {:.1} | {ratio:.2} |",
             raw.rate(),
             raw.p(0.5),
             raw.p(0.99),
             log.rate(),
             log.p(0.5),
-            log.p(0.99)
+            log.p(0.99),
+            1e9 / log.rate(),
+            log.rate() * PAYLOAD as f64 / 1e6,
         );
     }
     println!("worst ratio {worst:.2} (target 0.70)");
