@@ -235,6 +235,12 @@ fn traps_of_machines() -> Vec<Trap> {
             &["what_a_comparison_found"],
         ),
         trap(
+            "put-after-drop",
+            "nothing is written behind the drop of a namespace",
+            Test("kv-raft-kv_raft", "after_the_drop_nothing_is_written_and_only_the_mark_stays"),
+            &["after_the_drop", "tests::drops::after_the_drop"],
+        ),
+        trap(
             "horizon-moved-by-eviction",
             "a client whose clock is ahead locks out no other",
             Test("kv-raft-kv_raft", "a_clock_that_is_ahead_locks_out_no_other"),

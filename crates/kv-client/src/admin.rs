@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kv_proto::{admin, v1};
-use kv_types::{Failure, GroupId, Mode, NamespaceSpec, NodeId, Reason};
+use kv_types::{Failure, GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Reason};
 use tokio::time::Instant;
 
 use crate::attempts::{Attempts, Route};
@@ -52,6 +52,22 @@ impl Admin {
             w,
             strict,
             guarantee: v1::Guarantee::from(spec.guarantee).into(),
+            mutation: Some(self.0.mutation(&ticket)),
+        };
+        let result = self.0.run(request, Effect::Once, Route::Any, self.0.admin_deadline()).await;
+        let reply = result.map_err(|error| error.of_request(ticket.request_id()))?;
+        let namespace = reply.namespace.as_ref().ok_or_else(|| malformed("namespace"))?;
+        Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
+    }
+
+    /// Deletes a namespace and everything that is stored for it; the namespace as it was. There is no way
+    /// back. A name that no namespace has is `NAMESPACE_UNKNOWN`.
+    pub async fn delete_namespace(&self, name: &NamespaceName) -> Result<Answer<NamespaceInfo>, Error> {
+        let begun = Instant::now();
+        let ticket = Session::new(&self.0.env.entropy).issue();
+        let ticket = ticket.ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))?;
+        let request = admin::DeleteNamespaceRequest {
+            name: name.as_str().to_owned(),
             mutation: Some(self.0.mutation(&ticket)),
         };
         let result = self.0.run(request, Effect::Once, Route::Any, self.0.admin_deadline()).await;

@@ -94,6 +94,7 @@ calls! { KvServiceClient, v1, in sessions yes:
 
 calls! { AdminServiceClient, admin, in sessions no:
     create_namespace(CreateNamespaceRequest) -> CreateNamespaceResponse, stamps mutation;
+    delete_namespace(DeleteNamespaceRequest) -> DeleteNamespaceResponse, stamps mutation;
     list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse;
     get_topology(GetTopologyRequest) -> GetTopologyResponse;
     get_status(GetStatusRequest) -> GetStatusResponse;

@@ -227,6 +227,13 @@ impl AdminService for Fake {
         Err(Status::unimplemented("not in this test"))
     }
 
+    async fn delete_namespace(
+        &self,
+        _: Request<admin::DeleteNamespaceRequest>,
+    ) -> Result<Response<admin::DeleteNamespaceResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
     async fn list_namespaces(
         &self,
         _: Request<admin::ListNamespacesRequest>,

@@ -9,11 +9,13 @@ use kv_env::Env;
 use kv_peer::{Address, PeerRequest, Peers};
 use kv_proto::admin;
 use kv_proto::peer::{self, request_frame, response_frame};
-use kv_storage::Storage;
+use kv_storage::{Storage, StorageError};
 use kv_types::catalogue::{Catalogue, token};
 use kv_types::causal::State;
 use kv_types::limits::MAX_DEADLINE;
-use kv_types::{Answer, Call, Epoch, Failure, Hop, Key, Namespace, NodeId, Reason, RingId, RingPartition};
+use kv_types::{
+    Answer, Call, Epoch, Failure, Hop, Key, Namespace, NamespaceId, NodeId, Reason, RingId, RingPartition,
+};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -23,7 +25,7 @@ use crate::node::{AvailableConfig, Node, ring_of};
 use crate::replica::Replica;
 use crate::standing::Standing;
 use crate::write::Change;
-use crate::{rebuild, replay};
+use crate::{rebuild, removal, replay};
 
 /// The available namespaces of one node. Clones share everything.
 #[derive(Clone)]
@@ -47,7 +49,8 @@ impl Available {
         env: Env,
         catalogue: watch::Receiver<Arc<Catalogue>>,
     ) -> Result<Self, Failure> {
-        let replica = Replica::open(storage, env, config.tier_lost, config.hint_bytes).await?;
+        let opened = Replica::open(storage, env, catalogue.clone(), config.tier_lost, config.hint_bytes);
+        let replica = opened.await?;
         let standing = Standing::new(replica.is_whole());
         let node = Arc::new(Node {
             me: config.node_id,
@@ -65,6 +68,7 @@ impl Available {
         tokio::spawn(replay::run(Arc::clone(&node)));
         tokio::spawn(replay::sweep(Arc::clone(&node)));
         tokio::spawn(replay::learn(Arc::clone(&node)));
+        tokio::spawn(removal::run(Arc::clone(&node)));
         Ok(Self { node })
     }
 
@@ -159,6 +163,12 @@ impl Available {
         self.node.replica.hints_pending()
     }
 
+    /// How many records, hints and conflicts this node has of a namespace. It walks whole tables, on this
+    /// thread: for those who look at a node from outside, such as a simulation.
+    pub fn rows_of(&self, namespace: NamespaceId) -> Result<usize, StorageError> {
+        self.node.replica.rows_of(namespace)
+    }
+
     /// How many keys have more than one value here.
     pub fn keys_with_siblings(&self) -> u64 {
         self.node.replica.keys_with_siblings()
@@ -198,6 +208,11 @@ impl Node {
         let known = catalogue.rings.get(&slice.ring).ok_or_else(|| wrong_epoch(Epoch(0)))?;
         if about.epoch != Epoch(0) && about.epoch != known.epoch {
             return Err(wrong_epoch(known.epoch));
+        }
+        // An id that is not given out here yet may be known to the sender; this one never will be again.
+        if catalogue.was_deleted(about.namespace) {
+            let message = format!("{} was deleted", about.namespace);
+            return Err(Failure::new(Reason::NamespaceUnknown, message));
         }
         let key = Key::new(key)?;
         if known.partition_of(token(about.namespace, key.as_bytes())) != slice.partition {

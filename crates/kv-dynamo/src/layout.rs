@@ -139,6 +139,25 @@ impl Place {
     }
 }
 
+/// Where the rows of some namespaces are that begin with ring, ring partition and namespace: from (inclusive)
+/// to (exclusive).
+pub(crate) fn rows_of(slice: Slice, (first, last): (u64, u64)) -> (BytesMut, BytesMut) {
+    let end = NamespaceId(last.saturating_add(1));
+    (slice.namespace_prefix(NamespaceId(first)), slice.namespace_prefix(end))
+}
+
+/// As [`rows_of`], of the hints for a target.
+pub(crate) fn hints_of(target: NodeId, slice: Slice, run: (u64, u64)) -> (BytesMut, BytesMut) {
+    let (from, to) = rows_of(slice, run);
+    let of_target = |rest: BytesMut| {
+        let mut key = BytesMut::with_capacity(32);
+        key.put_u64(target.0);
+        key.put_slice(&rest);
+        key
+    };
+    (of_target(from), of_target(to))
+}
+
 /// The prefix that all hints for the same target and key have.
 pub(crate) fn prefix_of_hint_key(key: &Bytes) -> Option<Bytes> {
     Some(key.slice(..key.len().checked_sub(size_of::<u32>())?))

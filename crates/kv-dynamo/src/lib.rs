@@ -3,7 +3,7 @@
 //!
 //! The layers: quorum arithmetic and the timing of hints are values without clock or socket (`quorum`,
 //! `replay::Rounds`, `rebuild::judge`); `replica` is what one node keeps, on kv-storage; `write`, `read`,
-//! `replay` and `rebuild` are thin drivers that carry out what the values decide.
+//! `replay`, `rebuild` and `removal` are thin drivers that carry out what the values decide.
 //!
 //! Invariants of this crate:
 //! - Nothing about a write leaves the node before the log record that holds it is fsynced.
@@ -12,6 +12,9 @@
 //! - Requests that count towards a quorum carry the epoch of the ring's assignment (`Ring::epoch`, not the
 //!   catalogue's: a new namespace changes nothing about who keeps what) and are refused where it differs.
 //!   Merge traffic (hints, repairs) carries epoch 0 and is never refused for an epoch.
+//! - Nothing is written for a namespace that the catalogue known here has deleted: it is asked under the lock
+//!   of the ring partition. So each node removes what it has of such a namespace by itself (`removal`), and
+//!   nothing comes after it.
 //! - A node that may have lost data neither coordinates nor answers reads until it has pulled what it may
 //!   lack.
 
@@ -22,6 +25,7 @@ mod node;
 mod quorum;
 mod read;
 mod rebuild;
+mod removal;
 mod replay;
 mod replica;
 mod standing;

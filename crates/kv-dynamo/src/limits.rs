@@ -47,6 +47,16 @@ pub const REQUESTS: u64 = 1 << 17;
 pub const REQUEST_KEPT: Duration = Duration::from_secs(2 * REQUEST_WINDOW.as_secs());
 /// How often expired entries are looked for, and how many go at a time.
 pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
+/// Records, or hints, of deleted namespaces that are removed in one step, and their bytes: few, for a write
+/// to the ring partition waits for it.
+pub const REMOVED_AT_ONCE: (usize, usize) = (64, 256 << 10);
+/// Bytes of them that are removed in a second.
+pub const REMOVED_PER_SECOND: u64 = 16 << 20;
+/// The removal rests so many times as long as it worked, so that it leaves the processors to others: where
+/// these are busy its steps take longer, and so do its rests.
+pub const REMOVAL_REST: u32 = 4;
+/// Pause before what could not be removed is tried again.
+pub const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of the concurrent values of one key that a client write may make. A merge may exceed it, by as much
 /// as every replica could take on its own: that must fit into [`BATCH_BYTES`], or replicas could never become
 /// equal again. A fallback that coordinates writes as much in one batch: a copy for each replica.

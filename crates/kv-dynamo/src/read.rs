@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Address, Lane, Patience};
 use kv_proto::peer::{self, request_frame, response_frame};
@@ -84,8 +84,8 @@ impl Node {
         {
             let asked = [Asked::answered(self.me)];
             let receipt = self.read_receipt(namespace, &view, r, &asked, std::slice::from_ref(&own));
-            // Neither buried nor repaired: a record is stored with the rule of twins applied, by all that this
-            // node knows of its requests, and each that it learns of later is a change of the record.
+            // Neither buried nor repaired: a record is stored with the rule of twins applied, by all that
+            // this node knows of its requests, and each that it learns of later changes the record.
             return Ok(answer(namespace, &view, own.state, true, (receipt, false)));
         }
         let i_count = if view.primaries.contains(&self.me) {
@@ -115,7 +115,9 @@ impl Node {
             return None;
         }
         let copy = self.replica.in_memory(&view.place)?;
-        self.replica.durable(copy.position).now_or_never()?.ok()?;
+        if !self.replica.is_durable(copy.position) {
+            return None;
+        }
         Some(Heard { node: self.me, primary: true, known: copy.known, state: copy.state, _room: None })
     }
 

@@ -323,6 +323,8 @@ async fn apply_patiently(node: &Arc<Node>, place: &Place, state: &State) -> Resu
                 sleep(pause).await;
                 pause *= 2;
             }
+            // The source has not removed what is left of a deleted namespace.
+            Err(failure) if failure.reason == Reason::NamespaceUnknown => return Ok(()),
             result => return result.map(|_| ()),
         }
     }

@@ -5,7 +5,8 @@
 //!
 //! Invariants: a dot is minted in the batch that writes its value; its counter never goes back; a node clock
 //! never claims a dot whose write is not in the same or an earlier batch; hints that counted are removed by
-//! delivery alone; what is counted of hints is what was committed, under the lock of their ring partition.
+//! delivery alone, or with their namespace; what is counted of hints is what was committed, under the lock of
+//! their ring partition.
 //!
 //! Node clocks are kept on disk from the first day, but contexts are not yet filled from them, nor stripped
 //! by them: a deleted key keeps a record without values. Both belong into `load` and `stage`.
@@ -18,11 +19,11 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_env::Env;
 use kv_storage::{Batch, Position, Row, RowChunk, Storage, TableId};
-use kv_types::catalogue::token;
+use kv_types::catalogue::{Catalogue, token};
 use kv_types::causal::{Context, Dot, Hlc, NodeClock, RECENT_WRITES, State, Write};
 use kv_types::limits::MAX_CLOCK_SKEW;
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::layout::{
@@ -35,12 +36,14 @@ mod copy;
 mod held;
 mod hints;
 mod mint;
+mod removal;
 mod request_table;
 mod requests;
 mod rows;
 
 use copy::Copy;
 use held::Held;
+pub(crate) use removal::Removed;
 use requests::Requests;
 use rows::{Rows, Stop, Want, in_time, lock, storage_failure};
 
@@ -143,6 +146,8 @@ struct Partitions {
 pub(crate) struct Replica {
     storage: Storage,
     env: Env,
+    /// Which namespaces were deleted.
+    catalogue: watch::Receiver<Arc<Catalogue>>,
     incarnation: Incarnation,
     partitions: Mutex<Partitions>,
     stamp: Mutex<Hlc>,
@@ -166,6 +171,7 @@ impl Replica {
     pub(crate) async fn open(
         storage: Storage,
         env: Env,
+        catalogue: watch::Receiver<Arc<Catalogue>>,
         tier_lost: bool,
         hint_bytes_max: u64,
     ) -> Result<Self, Failure> {
@@ -198,6 +204,7 @@ impl Replica {
             hinted: Notify::new(),
             storage,
             env,
+            catalogue,
         };
         replica.load_partitions().await?;
         if kv_types::mutant!(HintsInMemoryOnly) {
@@ -273,6 +280,20 @@ impl Replica {
             );
         }
         true
+    }
+
+    /// Refuses to write for a namespace that was deleted, under the lock of the ring partition: once this
+    /// node knows of the deletion nothing is added to what is removed.
+    fn refuse_deleted(&self, namespace: NamespaceId) -> Result<(), Failure> {
+        match self.catalogue.borrow().was_deleted(namespace) {
+            true => Err(Failure::new(Reason::NamespaceUnknown, format!("{namespace} was deleted"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether everything up to there is fsynced.
+    pub(crate) fn is_durable(&self, position: Position) -> bool {
+        self.storage.is_durable(position)
     }
 
     /// Waits until everything up to there is fsynced.
@@ -426,6 +447,7 @@ impl Replica {
         partition: &mut Partition,
         rows: &mut Rows<'_>,
     ) -> Result<Position, Stop> {
+        self.refuse_deleted(place.namespace)?;
         let new: Vec<(Dot, Write)> = incoming
             .writes
             .iter()

@@ -29,6 +29,7 @@ struct World {
     disk: MemDisk,
     tiers: MemTiers,
     clock: Arc<TestClock>,
+    catalogue: watch::Sender<Arc<Catalogue>>,
 }
 
 fn options() -> StorageOptions {
@@ -38,7 +39,7 @@ fn options() -> StorageOptions {
 impl World {
     fn new(seed: u64) -> Self {
         let clock = Arc::new(TestClock(NOW.into()));
-        Self { disk: MemDisk::new(seed), tiers: MemTiers::new(), clock }
+        Self { disk: MemDisk::new(seed), tiers: MemTiers::new(), clock, catalogue: watch::Sender::default() }
     }
 
     async fn open(&self, tier_lost: bool, hint_bytes: u64) -> (Storage, Replica) {
@@ -58,7 +59,9 @@ impl World {
         let (storage, _) =
             Storage::open(options, Arc::new(self.disk.clone()), Arc::new(self.tiers.clone())).unwrap();
         let env = Env { clock: self.clock.clone(), ..Env::real() };
-        let replica = Replica::open(storage.clone(), env, tier_lost, hint_bytes).await.unwrap();
+        let replica = Replica::open(storage.clone(), env, self.catalogue.subscribe(), tier_lost, hint_bytes)
+            .await
+            .unwrap();
         (storage, replica)
     }
 
@@ -696,7 +699,7 @@ async fn the_list_of_conflicts_outlives_a_lost_tier_and_is_completed() {
     let again = async |batch: Batch| {
         storage.commit(batch).unwrap();
         let env = Env { clock: world.clock.clone(), ..Env::real() };
-        Replica::open(storage.clone(), env, false, 1 << 20).await.unwrap()
+        Replica::open(storage.clone(), env, world.catalogue.subscribe(), false, 1 << 20).await.unwrap()
     };
     let replica = again(Batch::new().delete(CONFLICTS, place("k").record_key())).await;
     assert_eq!(replica.keys_with_siblings(), 0);
@@ -720,7 +723,8 @@ async fn gated(world: &World) -> (Storage, Arc<Replica>, gate::Gate) {
     options.cache_bytes = 0;
     let (storage, _) = Storage::open(options, Arc::new(world.disk.clone()), Arc::new(tiers)).unwrap();
     let env = Env { clock: world.clock.clone(), ..Env::real() };
-    let replica = Replica::open(storage.clone(), env, false, 1 << 20).await.unwrap();
+    let replica =
+        Replica::open(storage.clone(), env, world.catalogue.subscribe(), false, 1 << 20).await.unwrap();
     replica.set_whole(false).await.unwrap();
     (storage, Arc::new(replica), gate)
 }
@@ -813,7 +817,8 @@ async fn requests_from_before_a_start_are_known_before_and_after_they_are_in_mem
     }
     storage.checkpoint().await.unwrap();
     let env = Env { clock: world.clock.clone(), ..Env::real() };
-    let replica = Replica::open(storage.clone(), env, false, 1 << 20).await.unwrap();
+    let replica =
+        Replica::open(storage.clone(), env, world.catalogue.subscribe(), false, 1 << 20).await.unwrap();
     let known = async |seq: u64| {
         replica.mint(&place("k"), Role::Primary, &write(seq), soon()).await.unwrap().deduplicated
     };
@@ -829,4 +834,133 @@ async fn requests_from_before_a_start_are_known_before_and_after_they_are_in_mem
         lock(&partition).requests.lacks(&place("k").slice.request_key(request))
     };
     assert!(!lacks(7) && !lacks(1_001) && lacks(5_000), "most are told from memory");
+}
+
+/// What is in a table.
+async fn rows_in(storage: &Storage, table: TableId) -> usize {
+    let mut rows = 0;
+    each_row(storage, table, |_, _| rows += 1).await.unwrap();
+    rows
+}
+
+fn other_place(key: &str) -> Place {
+    Place { namespace: NamespaceId(8), ..place(key) }
+}
+
+impl World {
+    /// Namespaces 7 and 8 are there; then 7 is deleted.
+    fn catalogued(&self, deleted: bool) {
+        let namespace = |id: u64| kv_types::Namespace {
+            id: NamespaceId(id),
+            name: kv_types::NamespaceName::new(format!("n{id}")).unwrap(),
+            settings_version: 1,
+            guarantee: kv_types::Guarantee::Eventual,
+            placement: kv_types::Placement::Available {
+                ring: RingId(1),
+                replication: kv_types::Replication { n: 3, r: 2, w: 2, sloppy: true },
+            },
+        };
+        let there = (7..=8).filter(|id| !deleted || *id != 7).map(|id| (NamespaceId(id), namespace(id)));
+        let namespaces = there.collect();
+        self.catalogue.send_replace(Arc::new(Catalogue {
+            next_namespace: 9,
+            namespaces,
+            ..Catalogue::default()
+        }));
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_namespace_goes_in_steps_and_the_counts_follow() {
+    let world = World::new(61);
+    world.catalogued(false);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let slice = place("k").slice;
+    let keys = 3 * limits::REMOVED_AT_ONCE.0 + 5;
+    let mut seq = 0;
+    let mut write = |value: &str, supersedes| {
+        seq += 1;
+        order(seq, value, supersedes)
+    };
+    for key in 0..keys {
+        let place = place(&format!("k{key}"));
+        replica.mint(&place, Role::Primary, &write("a", Supersedes::Observed), soon()).await.unwrap();
+        if key % 3 == 0 {
+            replica.mint(&place, Role::Primary, &write("b", Supersedes::Nothing), soon()).await.unwrap();
+        }
+    }
+    let target = NodeId(4);
+    for key in 0..keys {
+        let state = world_state(9, 10_000 + key as u64, "h");
+        replica.store_hint(&place(&format!("h{key}")), target, state, true, soon()).await.unwrap();
+    }
+    let other = other_place("k1");
+    replica.mint(&other, Role::Primary, &write("c", Supersedes::Observed), soon()).await.unwrap();
+    replica.mint(&other, Role::Primary, &write("d", Supersedes::Nothing), soon()).await.unwrap();
+    replica.store_hint(&other, target, world_state(9, 1, "h"), true, soon()).await.unwrap();
+    assert_eq!(replica.keys_with_siblings(), keys.div_ceil(3) as u64 + 1);
+    assert_eq!(replica.hints_pending()[&target], keys as u64 + 1);
+    world.catalogued(true);
+
+    // What comes now is refused, a resend as one whose fate is open.
+    let mut late = write("late", Supersedes::Observed);
+    let refused = replica.mint(&place("late"), Role::Primary, &late, soon()).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NamespaceUnknown, kv_types::Applied::No));
+    late.mutation.attempt = 2;
+    let refused = replica.mint(&place("late"), Role::Primary, &late, soon()).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NamespaceUnknown, kv_types::Applied::Unknown));
+    let state = world_state(9, 77_777, "late");
+    assert_eq!(reason(replica.apply(&place("late"), &state, false, soon()).await), Reason::NamespaceUnknown);
+    let hint = replica.store_hint(&place("late"), target, state, true, soon()).await;
+    assert_eq!(reason(hint), Reason::NamespaceUnknown);
+
+    replica.let_pass(slice);
+    let (mut steps, mut after) = (0, None);
+    while let Some(last) = replica.remove_records(slice, (1, 7), after.as_ref(), soon()).await.unwrap().last {
+        steps += 1;
+        assert!(steps < 10 && after.is_none_or(|before| before < last));
+        after = Some(last);
+    }
+    assert_eq!(steps, 4, "a few at a time");
+    assert_eq!(replica.remove_conflicts(slice, (1, 7), None, soon()).await.unwrap().last, None);
+    assert_eq!(replica.keys_with_siblings(), 1);
+    assert_eq!(lock(&replica.partition(slice)).state.requests, 2);
+    // In the middle of the hints the power goes: what is left is found again.
+    assert!(replica.remove_hints(target, slice, (1, 7), None, soon()).await.unwrap().last.is_some());
+    let left = replica.hints_pending()[&target];
+    assert_eq!(left, (keys + 1 - limits::REMOVED_AT_ONCE.0) as u64);
+    storage.checkpoint().await.unwrap();
+    world.cut(&storage);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    assert_eq!(replica.hints_pending()[&target], left);
+    while replica.remove_hints(target, slice, (1, 7), None, soon()).await.unwrap().last.is_some() {}
+    assert_eq!(replica.remove_records(slice, (1, 7), None, soon()).await.unwrap().last, None);
+    assert_eq!(replica.hints_pending()[&target], 1);
+    assert_eq!(replica.keys_with_siblings(), 1);
+    let tables = [RECORDS, CONFLICTS, REQUESTS, REQUEST_TIMES, crate::layout::HINTS];
+    let mut found = Vec::new();
+    for table in tables {
+        found.push(rows_in(&storage, table).await);
+    }
+    assert_eq!(found, [1, 1, 2, 2, 1], "all that is of the other namespace");
+    // Which is as it was, dots included.
+    assert_eq!(values(&replica.read(&other, soon()).await.unwrap()).len(), 2);
+    let next = order(90_000, "e", Supersedes::Observed);
+    let minted = replica.mint(&other, Role::Primary, &next, soon()).await.unwrap();
+    let dot = *minted.state.record.siblings.keys().next().unwrap();
+    assert_eq!(dot.counter, (keys + keys.div_ceil(3) + 3) as u64);
+    world.cut(&storage);
+}
+
+/// A namespace that this node has not heard of yet is not one that was deleted.
+#[tokio::test]
+async fn a_namespace_that_is_not_known_yet_is_taken() {
+    let world = World::new(62);
+    world.catalogued(true);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let newer = Place { namespace: NamespaceId(9), ..place("k") };
+    replica.apply(&newer, &world_state(9, 1, "v"), false, soon()).await.unwrap();
+    assert_eq!(replica.remove_records(newer.slice, (1, 7), None, soon()).await.unwrap().last, None);
+    assert_eq!(values(&replica.read(&newer, soon()).await.unwrap()), ["v"]);
+    world.cut(&storage);
 }

@@ -125,7 +125,13 @@ impl Node {
     ) -> Result<Answer, Failure> {
         let wanted = change.check(self, namespace)?;
         let id = wanted.order.mutation.request_id;
-        self.route(namespace, &change, wanted, deadline, hop).await.map_err(|failure| failure.of_request(id))
+        let served = self.route(namespace, &change, wanted, deadline, hop).await;
+        served.map_err(|failure| {
+            // Every other node refused it for that too.
+            let deleted = failure.applied == Applied::No && self.catalogue().was_deleted(namespace.id);
+            let failure = if deleted { deleted_meanwhile(namespace) } else { failure };
+            failure.of_request(id)
+        })
     }
 
     async fn route(
@@ -309,6 +315,10 @@ impl Node {
 
 fn open_if(open: bool, failure: Failure) -> Failure {
     if open && failure.applied == Applied::No { failure.after_sending() } else { failure }
+}
+
+fn deleted_meanwhile(namespace: &Namespace) -> Failure {
+    Failure::new(Reason::NamespaceUnknown, format!("namespace `{}` was deleted", namespace.name))
 }
 
 /// A refusal that is about the node that was asked, not about the request.

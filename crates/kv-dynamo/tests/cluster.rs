@@ -689,3 +689,101 @@ async fn large_records_pass_over_a_slow_link() {
     cluster.rate.send_replace(u64::MAX);
     assert_eq!(shown(&cluster.get(5, &key, 1).await.unwrap()), [value]);
 }
+
+impl Cluster {
+    /// The catalogue without the namespace, as all nodes get it.
+    fn delete_namespace(&self) {
+        self.catalogue.send_modify(|catalogue| {
+            let mut next = Catalogue::clone(catalogue);
+            next.epoch = Epoch(next.epoch.0 + 1);
+            next.next_namespace = self.namespace.id.0 + 1;
+            next.namespaces.remove(&self.namespace.id);
+            *catalogue = Arc::new(next);
+        });
+    }
+
+    /// Rows of records, hints, conflicts and requests, on all nodes.
+    fn rows(&self) -> usize {
+        self.nodes.values().map(rows_of).sum()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_namespace_leaves_nothing_on_any_node_hints_included() {
+    let mut cluster = Cluster::start().await;
+    let keys: Vec<String> = (0..60).map(|n| format!("key-{n}")).collect();
+    for result in join_all(keys.iter().map(|key| cluster.put(1, key, "before"))).await {
+        result.unwrap();
+    }
+    // Hints on both sides, siblings when they are delivered.
+    cluster.cut(&[4, 5]);
+    for side in [1, 4] {
+        for result in join_all(keys.iter().map(|key| cluster.put(side, key, "cut"))).await {
+            result.unwrap();
+        }
+    }
+    let hints = |c: &Cluster| c.nodes.values().any(|n| n.dynamo.hints_pending().values().sum::<u64>() > 0);
+    assert!(hints(&cluster) && cluster.rows() > 200);
+    cluster.delete_namespace();
+    cluster.until("nothing is left", |c| c.rows() == 0).await;
+    assert!(!hints(&cluster));
+    assert!(cluster.nodes.values().all(|n| n.dynamo.keys_with_siblings() == 0));
+
+    // Requests that were on their way, or come from a node whose catalogue is older.
+    let refused = cluster.put(1, "key-1", "late").await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NamespaceUnknown, Applied::No), "{refused}");
+    cluster.cut(&[]);
+    cluster
+        .until("all nodes are up", |c| {
+            c.nodes.values().all(|n| n.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up()))
+        })
+        .await;
+    let owners = cluster.nodes[&NodeId(1)].dynamo.owners(&cluster.namespace, b"key-1").unwrap();
+    let write = peer::ReplicaWrite {
+        ring: owners.ring,
+        partition: owners.partition,
+        key: "key-1".into(),
+        record: State::default().encode(),
+        hint_for: 0,
+        counted: false,
+    };
+    let to = NodeId(owners.primaries[0]);
+    let from = cluster.nodes.keys().copied().find(|node| *node != to).unwrap();
+    let about = Address { namespace: cluster.namespace.id, epoch: Epoch(0), ..Address::default() };
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let body = request_frame::Body::ReplicaWrite(write);
+    let refused = cluster.nodes[&from].peers.call(to, kv_peer::Lane::Bulk, about, body, deadline).await;
+    match refused {
+        Err(kv_peer::PeerError::Refused(failure)) => assert_eq!(failure.reason, Reason::NamespaceUnknown),
+        other => panic!("{other:?}"),
+    }
+
+    // A node that begins anew pulls nothing of it.
+    cluster.wipe(to).await;
+    cluster.until("it serves again", |c| c.nodes[&to].dynamo.rebuilding_partitions() == 0).await;
+    assert_eq!(cluster.rows(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_of_a_deleted_namespace_is_removed_after_a_start() {
+    let mut cluster = Cluster::start().await;
+    for key in 0..40 {
+        cluster.put(1, &format!("key-{key}"), "v").await.unwrap();
+    }
+    let away = NodeId(2);
+    let node = &cluster.nodes[&away];
+    let disk = node.disk.clone();
+    node.dynamo.shutdown();
+    cluster.delete_namespace();
+    let others = |c: &Cluster| c.rows() - rows_of(&c.nodes[&away]);
+    cluster.until("nothing is left at the others", |c| others(c) == 0).await;
+    assert!(rows_of(&cluster.nodes[&away]) > 0, "its background has ended");
+    cluster.restart(away, disk).await;
+    cluster.until("nothing is left", |c| c.rows() == 0).await;
+}
+
+fn rows_of(node: &Node) -> usize {
+    let of_table =
+        |table: u16| node.storage.scan(kv_storage::TableId::new(table), &[], None, usize::MAX).unwrap().len();
+    [48, 50, 52, 53].map(of_table).iter().sum()
+}

@@ -327,7 +327,9 @@ impl TryFrom<peer::forward_reply::Response> for Answer {
                         found: swap.found,
                     },
                 },
-                Response::CreateNamespace(_) | Response::TransferLeader(_) => return Err(other_answer()),
+                Response::CreateNamespace(_) | Response::DeleteNamespace(_) | Response::TransferLeader(_) => {
+                    return Err(other_answer());
+                }
             })
         };
         read().map_err(|failure| Failure::new(Reason::Internal, failure.message))

@@ -8,6 +8,7 @@ use tokio::sync::RwLock;
 
 use crate::codec;
 use crate::config::{LogId, SnapshotMeta};
+use crate::dropped::Dropped;
 use crate::machine_error::MachineError;
 use crate::tables::{Space, Table, keys};
 
@@ -18,6 +19,8 @@ pub(crate) struct AppliedState {
     pub(crate) space: Space,
     /// The last entry that is in them, and the members then: the same as their mark in the tables.
     pub(crate) mark: SnapshotMeta,
+    /// The namespaces that were dropped by then.
+    pub(crate) dropped: Arc<Dropped>,
 }
 
 impl AppliedState {

@@ -4,7 +4,8 @@
 //!
 //! An entry of a history never changes, so it may be read at any time: of each namespace those are taken that
 //! the row of its account, as it passes by, says to be applied. What the floor passes meanwhile is not
-//! missed, unless the account at the end has it above the floor: then the copy is given up.
+//! missed, unless the account at the end has it above the floor: then the copy is given up. Nor is what is
+//! dropped with its namespace.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,7 +20,7 @@ use kv_storage::{
 };
 use kv_types::{GroupId, NamespaceId};
 use openraft::storage::RaftSnapshotBuilder;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::applied::Applied;
@@ -48,8 +49,19 @@ pub(crate) struct SnapshotWork {
 }
 
 impl SnapshotWork {
+    /// While what is returned lives no snapshot is written.
+    pub(crate) async fn alone(&self) -> io::Result<OwnedSemaphorePermit> {
+        self.turn.clone().acquire_owned().await.map_err(io::Error::other)
+    }
+
     pub(crate) fn new(per_second: u64) -> Self {
         Self { turn: Arc::new(Semaphore::new(1)), per_second, mend_wait: MEND_WAIT }
+    }
+
+    /// Whether a snapshot is being written.
+    #[cfg(test)]
+    pub(crate) fn is_busy(&self) -> bool {
+        self.turn.available_permits() == 0
     }
 
     #[cfg(test)]
@@ -452,8 +464,12 @@ impl Histories {
     fn note(&mut self, table: TableId, key: &[u8], row: Option<&Bytes>) -> Result<(), MachineError> {
         if table == Table::Meta.id()
             && let Some(namespace) = keys::of_revision(key)?
-            && let Some(row) = row
         {
+            // A namespace that was dropped has no history any more.
+            let Some(row) = row else {
+                self.0.remove(&namespace);
+                return Ok(());
+            };
             let past = Past::decode(row.clone())?;
             let taken = self.0.entry(namespace).or_default();
             (taken.revision, taken.floor) = (past.revision, past.floor);
@@ -495,4 +511,35 @@ impl Histories {
 /// Whether the seeded bug leaves out this row.
 fn drops(place: &[u8]) -> Result<bool, codec::CodecError> {
     Ok(keys::of_data(place)?.1.ends_with(b"0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The account passed by, and its entries are given up with the namespace before they are taken.
+    #[test]
+    fn what_is_dropped_with_its_namespace_is_not_missed() {
+        let space = Space::first(GroupId(1));
+        let mut past = Past::default();
+        for _ in 0..5 {
+            past.append(b"entry", u64::MAX);
+        }
+        let account = Bytes::from(past.encode());
+        for dropped in [false, true] {
+            let mut histories = Histories::default();
+            let note = |histories: &mut Histories, row: Option<&Bytes>| {
+                let place = keys::revision(space, NamespaceId(3));
+                histories.note(Table::Meta.id(), &place, row).unwrap();
+            };
+            note(&mut histories, Some(&account));
+            assert_eq!(histories.behind(), Some((NamespaceId(3), (1, 5))));
+            histories.took(NamespaceId(3), (1, 5), &Page::Trimmed(6));
+            assert_eq!(histories.behind(), None);
+            if dropped {
+                note(&mut histories, None);
+            }
+            assert_eq!(histories.check().is_ok(), dropped, "trimmed, with or without its namespace");
+        }
+    }
 }

@@ -1,7 +1,12 @@
-//! The state of group 0: the catalogue, and which request made each namespace. Every change takes an epoch
-//! and is published whole, so that a node routes by its last known epoch also when it is cut off.
+//! The state of group 0: the catalogue, and which request made each namespace, or deleted it. Every change
+//! takes an epoch and is published whole, so that a node routes by its last known epoch also when it is cut
+//! off.
+//!
+//! What is kept of requests is bounded: of every namespace that is there the one that made it, and of the
+//! last deletions both requests and the namespace as it was. A resend that may be older than these is refused
+//! as *unknown*, and nothing is done again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
@@ -15,9 +20,10 @@ use kv_types::{
 use tokio::sync::watch;
 
 use crate::codec::{self, CodecError, Reader, Write};
+use crate::limits::{DELETIONS_KEPT, FORGOTTEN_AROUND};
 use crate::machine::Domain;
 use crate::machine_error::MachineError;
-use crate::proposal::{Created, Point, Proposal, Reply};
+use crate::proposal::{Catalogued, Point, Proposal, Reply};
 use crate::tables::{Space, Stage, Table, keys};
 
 /// Replicas per key of the ring that every cluster has, where there are so many members.
@@ -47,17 +53,47 @@ pub(crate) enum CatalogueCommand {
         spec: NamespaceSpec,
         /// The request, by which a resend is recognized.
         request_id: RequestId,
+        /// When it was issued, if it was sent before: it may have been taken, and forgotten since. Said only
+        /// at a level that has deletions.
+        again: Option<u64>,
+    },
+    /// A namespace goes, with everything that is stored for it.
+    DeleteNamespace {
+        /// Its name.
+        name: NamespaceName,
+        /// The request, by which a resend is recognized.
+        request_id: RequestId,
+        /// When it was issued, milliseconds since 1970.
+        issued_at_ms: u64,
+        /// It was sent before.
+        again: bool,
     },
 }
 
 const INIT_CLUSTER: u8 = 0;
 const CREATE_NAMESPACE: u8 = 1;
 const RAISE_LEVEL: u8 = 2;
+const DELETE_NAMESPACE: u8 = 3;
+const CREATE_NAMESPACE_AGAIN: u8 = 4;
 
 /// Version of the catalogue's row: the first had no feature level.
 const VERSION: u8 = 2;
+/// As [`VERSION`], and deletions behind it: from the level on that has them.
+const VERSION_WITH_DELETIONS: u8 = 3;
 
 impl CatalogueCommand {
+    /// The level of the cluster from which on it may be proposed.
+    pub(crate) fn needs(&self) -> FeatureLevel {
+        match self {
+            Self::InitCluster { .. }
+            | Self::RaiseLevel { .. }
+            | Self::CreateNamespace { again: None, .. } => FeatureLevel::FIRST,
+            Self::CreateNamespace { again: Some(_), .. } | Self::DeleteNamespace { .. } => {
+                FeatureLevel::DELETION
+            }
+        }
+    }
+
     pub(crate) fn encode(&self) -> Proposal {
         let mut out = codec::versioned(codec::VERSION, 256);
         match self {
@@ -75,8 +111,16 @@ impl CatalogueCommand {
                     out.put_u32(level.0);
                 }
             }
-            Self::CreateNamespace { spec, request_id } => {
-                out.put_u8(CREATE_NAMESPACE);
+            Self::DeleteNamespace { name, request_id, issued_at_ms, again } => {
+                out.put_u8(DELETE_NAMESPACE);
+                put_request_id(&mut out, *request_id);
+                out.put_block(name.as_str().as_bytes());
+                out.put_u64(*issued_at_ms);
+                out.put_flag(*again);
+            }
+            Self::CreateNamespace { spec, request_id, again } => {
+                out.put_u8(if again.is_some() { CREATE_NAMESPACE_AGAIN } else { CREATE_NAMESPACE });
+                again.iter().for_each(|issued_at_ms| out.put_u64(*issued_at_ms));
                 put_request_id(&mut out, *request_id);
                 out.put_block(spec.name.as_str().as_bytes());
                 out.put_flag(spec.mode == Mode::Available);
@@ -96,7 +140,8 @@ impl CatalogueCommand {
             INIT_CLUSTER => {
                 Self::InitCluster { cluster_id: ClusterId(reader.u128()?), members: members(&mut reader)? }
             }
-            CREATE_NAMESPACE => {
+            kind @ (CREATE_NAMESPACE | CREATE_NAMESPACE_AGAIN) => {
+                let again = if kind == CREATE_NAMESPACE_AGAIN { Some(reader.u64()?) } else { None };
                 let request_id = request_id(&mut reader)?;
                 let name = name(&mut reader)?;
                 let mode = if reader.flag()? { Mode::Available } else { Mode::Strong };
@@ -105,7 +150,13 @@ impl CatalogueCommand {
                 Self::CreateNamespace {
                     spec: NamespaceSpec { name, mode, replication, guarantee },
                     request_id,
+                    again,
                 }
+            }
+            DELETE_NAMESPACE => {
+                let request_id = request_id(&mut reader)?;
+                let (name, issued_at_ms) = (name(&mut reader)?, reader.u64()?);
+                Self::DeleteNamespace { name, request_id, issued_at_ms, again: reader.flag()? }
             }
             RAISE_LEVEL => {
                 let to = FeatureLevel(reader.u32()?);
@@ -119,19 +170,86 @@ impl CatalogueCommand {
     }
 }
 
+/// A namespace that was deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Deletion {
+    /// As it was.
+    namespace: Namespace,
+    /// The request that made it.
+    creator: Option<RequestId>,
+    /// The request that deleted it, and when that was issued.
+    by: RequestId,
+    issued_at_ms: u64,
+}
+
+/// Which requests made and deleted namespaces, as far as that is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Requests {
+    /// By namespace that is there: its resends are always recognized.
+    creators: BTreeMap<NamespaceId, RequestId>,
+    /// The last deletions, the oldest first.
+    deletions: VecDeque<Deletion>,
+    /// When the latest of those before them was issued; 0 without any.
+    forgotten_until_ms: u64,
+}
+
+/// What an earlier attempt of a request did.
+enum Before<'a> {
+    Made(NamespaceId),
+    MadeAndGone(&'a Namespace),
+    Deleted(&'a Namespace),
+    Nothing,
+}
+
+impl Requests {
+    /// What became of a request. `again`: when it was issued, if it was sent before.
+    fn look_up(&self, request: RequestId, again: Option<u64>) -> Result<Before<'_>, Failure> {
+        if let Some((made, _)) = self.creators.iter().find(|(_, by)| **by == request) {
+            return Ok(Before::Made(*made));
+        }
+        for deletion in &self.deletions {
+            if deletion.by == request {
+                return Ok(Before::Deleted(&deletion.namespace));
+            }
+            if deletion.creator == Some(request) {
+                return Ok(Before::MadeAndGone(&deletion.namespace));
+            }
+        }
+        // A namespace is made before it is deleted, by clocks that differ by no more than that.
+        let forgotten = self.forgotten_until_ms.saturating_add(FORGOTTEN_AROUND.as_millis() as u64);
+        if self.forgotten_until_ms > 0 && again.is_some_and(|issued_at_ms| issued_at_ms <= forgotten) {
+            let message = format!(
+                "this request was sent before, and may have been taken: only the last {DELETIONS_KEPT} deletions are \
+                 remembered"
+            );
+            return Err(Failure::new(Reason::RequestExpired, message));
+        }
+        Ok(Before::Nothing)
+    }
+
+    fn deleted(&mut self, namespace: Namespace, by: RequestId, issued_at_ms: u64) {
+        let creator = self.creators.remove(&namespace.id);
+        self.deletions.push_back(Deletion { namespace, creator, by, issued_at_ms });
+        while self.deletions.len() > DELETIONS_KEPT
+            && let Some(oldest) = self.deletions.pop_front()
+        {
+            // At least one: there is something that is forgotten.
+            self.forgotten_until_ms = self.forgotten_until_ms.max(oldest.issued_at_ms).max(1);
+        }
+    }
+}
+
 /// Group 0's state.
 #[derive(Debug)]
 pub(crate) struct CatalogueMachine {
     catalogue: Catalogue,
-    /// Which request made a namespace: namespaces are few and never removed, so its resends are always
-    /// recognized.
-    creators: BTreeMap<NamespaceId, RequestId>,
+    requests: Requests,
     published: watch::Sender<Arc<Catalogue>>,
 }
 
 impl CatalogueMachine {
     pub(crate) fn new(published: watch::Sender<Arc<Catalogue>>) -> Self {
-        Self { catalogue: Catalogue::default(), creators: BTreeMap::new(), published }
+        Self { catalogue: Catalogue::default(), requests: Requests::default(), published }
     }
 
     /// Whether a proposal is a command that this machine can apply.
@@ -139,19 +257,22 @@ impl CatalogueMachine {
         CatalogueCommand::decode(proposal.0.clone()).map(drop)
     }
 
-    fn decide(&mut self, command: CatalogueCommand) -> Result<(Created, bool), Failure> {
+    fn decide(&mut self, command: CatalogueCommand) -> Result<(Catalogued, bool), Failure> {
         match command {
             CatalogueCommand::InitCluster { cluster_id, members } => {
                 let first = self.catalogue.members.is_empty();
                 if first {
                     self.initialize(cluster_id, members);
                 }
-                Ok((Created { namespace: None, deduplicated: !first }, first))
+                Ok((Catalogued { namespace: None, deduplicated: !first }, first))
             }
             CatalogueCommand::RaiseLevel { to, reports } => self.raise(to, &reports),
-            CatalogueCommand::CreateNamespace { spec, request_id } => {
-                self.create(&spec, request_id).map_err(|failure| failure.of_request(request_id))
+            CatalogueCommand::CreateNamespace { spec, request_id, again } => {
+                self.create(&spec, request_id, again).map_err(|failure| failure.of_request(request_id))
             }
+            CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms, again } => self
+                .delete(&name, request_id, issued_at_ms, again)
+                .map_err(|failure| failure.of_request(request_id)),
         }
     }
 
@@ -173,11 +294,9 @@ impl CatalogueMachine {
         &mut self,
         to: FeatureLevel,
         reports: &BTreeMap<NodeId, FeatureLevel>,
-    ) -> Result<(Created, bool), Failure> {
+    ) -> Result<(Catalogued, bool), Failure> {
+        self.check_initialized()?;
         let catalogue = &mut self.catalogue;
-        if catalogue.members.is_empty() {
-            return Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet"));
-        }
         let raised = to > catalogue.level;
         if raised {
             for member in catalogue.members.keys() {
@@ -191,7 +310,14 @@ impl CatalogueMachine {
             catalogue.level = to;
             catalogue.epoch.0 += 1;
         }
-        Ok((Created { namespace: None, deduplicated: !raised }, raised))
+        Ok((Catalogued { namespace: None, deduplicated: !raised }, raised))
+    }
+
+    fn check_initialized(&self) -> Result<(), Failure> {
+        match self.catalogue.members.is_empty() {
+            true => Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet")),
+            false => Ok(()),
+        }
     }
 
     /// Refuses a catalogue that this program does not understand.
@@ -212,18 +338,23 @@ impl CatalogueMachine {
         id
     }
 
-    fn create(&mut self, spec: &NamespaceSpec, request_id: RequestId) -> Result<(Created, bool), Failure> {
-        if self.catalogue.members.is_empty() {
-            return Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet"));
-        }
-        if let Some((made, _)) = self.creators.iter().find(|(_, by)| **by == request_id) {
-            let same =
-                self.catalogue.namespaces.get(made).is_some_and(|namespace| is_as_asked(namespace, spec));
-            if same {
-                return Ok((Created { namespace: Some(*made), deduplicated: true }, false));
-            }
-            let message = "this request id was used before for another namespace";
-            return Err(Failure::new(Reason::RequestIdReused, message));
+    fn create(
+        &mut self,
+        spec: &NamespaceSpec,
+        request_id: RequestId,
+        again: Option<u64>,
+    ) -> Result<(Catalogued, bool), Failure> {
+        self.check_initialized()?;
+        let made = match self.requests.look_up(request_id, again)? {
+            Before::Made(id) => Some(self.catalogue.namespaces.get(&id)),
+            // It answers as it did, though the namespace is gone: it must not be made again.
+            Before::MadeAndGone(made) => Some(Some(made)),
+            Before::Deleted(_) => Some(None),
+            Before::Nothing => None,
+        };
+        if let Some(made) = made {
+            let made = made.filter(|made| is_as_asked(made, spec)).ok_or_else(reused)?;
+            return Ok((Catalogued { namespace: Some(made.clone()), deduplicated: true }, false));
         }
         if let Some(namespace) = self.catalogue.namespace(spec.name.as_str()) {
             let settings = if is_as_asked(namespace, spec) { "these" } else { "other" };
@@ -249,10 +380,41 @@ impl CatalogueMachine {
             guarantee: spec.guarantee,
             placement,
         };
-        self.catalogue.namespaces.insert(id, namespace);
-        self.creators.insert(id, request_id);
-        Ok((Created { namespace: Some(id), deduplicated: false }, true))
+        self.catalogue.namespaces.insert(id, namespace.clone());
+        self.requests.creators.insert(id, request_id);
+        Ok((Catalogued { namespace: Some(namespace), deduplicated: false }, true))
     }
+
+    /// Takes a namespace out of the catalogue. What is stored for it goes afterwards: every group, and every
+    /// node for itself, removes what is of an id that was given out and is not there any more.
+    fn delete(
+        &mut self,
+        name: &NamespaceName,
+        request_id: RequestId,
+        issued_at_ms: u64,
+        again: bool,
+    ) -> Result<(Catalogued, bool), Failure> {
+        self.check_initialized()?;
+        match self.requests.look_up(request_id, again.then_some(issued_at_ms))? {
+            Before::Deleted(gone) if gone.name == *name => {
+                return Ok((Catalogued { namespace: Some(gone.clone()), deduplicated: true }, false));
+            }
+            Before::Deleted(_) | Before::Made(_) | Before::MadeAndGone(_) => return Err(reused()),
+            Before::Nothing => {}
+        }
+        let id = self.catalogue.namespace(name.as_str()).map(|namespace| namespace.id);
+        let Some(namespace) = id.and_then(|id| self.catalogue.namespaces.remove(&id)) else {
+            let message = format!("there is no namespace `{name}`");
+            return Err(Failure::new(Reason::NamespaceUnknown, message));
+        };
+        self.catalogue.epoch.0 += 1;
+        self.requests.deleted(namespace.clone(), request_id, issued_at_ms);
+        Ok((Catalogued { namespace: Some(namespace), deduplicated: false }, true))
+    }
+}
+
+fn reused() -> Failure {
+    Failure::new(Reason::RequestIdReused, "this request id was used before for something else")
 }
 
 fn is_as_asked(namespace: &Namespace, spec: &NamespaceSpec) -> bool {
@@ -269,9 +431,9 @@ impl Domain for CatalogueMachine {
     }
 
     fn load(&mut self, storage: &Storage, space: Space) -> Result<(), MachineError> {
-        (self.catalogue, self.creators) = match storage.get(Table::Catalogue.id(), &keys::of_space(space))? {
+        (self.catalogue, self.requests) = match storage.get(Table::Catalogue.id(), &keys::of_space(space))? {
             Some(row) => decode_catalogue(row.value)?,
-            None => (Catalogue::default(), BTreeMap::new()),
+            None => Default::default(),
         };
         self.check_level()
     }
@@ -280,11 +442,11 @@ impl Domain for CatalogueMachine {
         let command = CatalogueCommand::decode(proposal.0.clone())?;
         let decided = self.decide(command);
         if let Ok((_, true)) = decided {
-            let row = encode_catalogue(&self.catalogue, &self.creators);
+            let row = encode_catalogue(&self.catalogue, &self.requests);
             stage.put(Table::Catalogue, keys::of_space(stage.space()), row);
         }
         self.check_level()?;
-        Ok(Reply::Catalogue(decided.map(|(created, _)| created)))
+        Ok(Reply::Catalogue(decided.map(|(done, _)| done)))
     }
 
     fn publish(&self) {
@@ -371,10 +533,48 @@ fn nodes(reader: &mut Reader) -> Result<Vec<NodeId>, CodecError> {
     reader.list(|reader| reader.u64().map(NodeId))
 }
 
-fn encode_catalogue(catalogue: &Catalogue, creators: &BTreeMap<NamespaceId, RequestId>) -> Vec<u8> {
+fn put_namespace(out: &mut Vec<u8>, namespace: &Namespace, creator: Option<&RequestId>) {
+    out.put_u64(namespace.id.0);
+    out.put_block(namespace.name.as_str().as_bytes());
+    out.put_u64(namespace.settings_version);
+    out.put_u8(guarantee_number(namespace.guarantee));
+    match namespace.placement {
+        Placement::Strong { group } => {
+            out.put_u8(0);
+            out.put_u32(group.0);
+        }
+        Placement::Available { ring, replication } => {
+            out.put_u8(1);
+            out.put_u32(ring.0);
+            put_replication(out, replication);
+        }
+    }
+    out.put_flag(creator.is_some());
+    if let Some(creator) = creator {
+        put_request_id(out, *creator);
+    }
+}
+
+fn namespace(reader: &mut Reader) -> Result<(Namespace, Option<RequestId>), CodecError> {
+    let id = NamespaceId(reader.u64()?);
+    let name = name(reader)?;
+    let settings_version = reader.u64()?;
+    let guarantee = guarantee(reader)?;
+    let placement = match reader.u8()? {
+        0 => Placement::Strong { group: GroupId(reader.u32()?) },
+        1 => Placement::Available { ring: RingId(reader.u32()?), replication: replication(reader)? },
+        found => return Err(reader.unknown("placement", found)),
+    };
+    let creator = reader.option(request_id)?;
+    Ok((Namespace { id, name, settings_version, guarantee, placement }, creator))
+}
+
+fn encode_catalogue(catalogue: &Catalogue, requests: &Requests) -> Vec<u8> {
     let Catalogue { cluster_id, epoch, level, members, rings, namespaces, groups, next_namespace } =
         catalogue;
-    let mut out = codec::versioned(VERSION, 8 << 10);
+    let Requests { creators, deletions, forgotten_until_ms } = requests;
+    let has_deletions = catalogue.allows(FeatureLevel::DELETION);
+    let mut out = codec::versioned(if has_deletions { VERSION_WITH_DELETIONS } else { VERSION }, 8 << 10);
     out.put_u128(cluster_id.0);
     out.put_u64(epoch.0);
     out.put_u32(level.0);
@@ -395,34 +595,24 @@ fn encode_catalogue(catalogue: &Catalogue, creators: &BTreeMap<NamespaceId, Requ
     }
     out.put_u32(codec::length(namespaces.len()));
     for namespace in namespaces.values() {
-        out.put_u64(namespace.id.0);
-        out.put_block(namespace.name.as_str().as_bytes());
-        out.put_u64(namespace.settings_version);
-        out.put_u8(guarantee_number(namespace.guarantee));
-        match namespace.placement {
-            Placement::Strong { group } => {
-                out.put_u8(0);
-                out.put_u32(group.0);
-            }
-            Placement::Available { ring, replication } => {
-                out.put_u8(1);
-                out.put_u32(ring.0);
-                put_replication(&mut out, replication);
-            }
-        }
-        let creator = creators.get(&namespace.id);
-        out.put_flag(creator.is_some());
-        if let Some(creator) = creator {
-            put_request_id(&mut out, *creator);
+        put_namespace(&mut out, namespace, creators.get(&namespace.id));
+    }
+    if has_deletions {
+        out.put_u64(*forgotten_until_ms);
+        out.put_u32(codec::length(deletions.len()));
+        for Deletion { namespace, creator, by, issued_at_ms } in deletions {
+            put_namespace(&mut out, namespace, creator.as_ref());
+            put_request_id(&mut out, *by);
+            out.put_u64(*issued_at_ms);
         }
     }
     out
 }
 
-pub(crate) fn decode_catalogue(
-    bytes: Bytes,
-) -> Result<(Catalogue, BTreeMap<NamespaceId, RequestId>), CodecError> {
-    let mut reader = Reader::versioned(bytes, "catalogue", VERSION)?;
+pub(crate) fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, Requests), CodecError> {
+    let has_deletions = bytes.first() == Some(&VERSION_WITH_DELETIONS);
+    let version = if has_deletions { VERSION_WITH_DELETIONS } else { VERSION };
+    let mut reader = Reader::versioned(bytes, "catalogue", version)?;
     let cluster_id = ClusterId(reader.u128()?);
     let epoch = Epoch(reader.u64()?);
     let level = FeatureLevel(reader.u32()?);
@@ -433,22 +623,21 @@ pub(crate) fn decode_catalogue(
         Ok(Ring { id, n, assignment: reader.list(nodes)?, epoch })
     })?;
     let groups = reader.list(|reader| Ok(Group { id: GroupId(reader.u32()?), voters: nodes(reader)? }))?;
-    let mut creators = BTreeMap::new();
+    let mut requests = Requests::default();
     let namespaces = reader.list(|reader| {
-        let id = NamespaceId(reader.u64()?);
-        let name = name(reader)?;
-        let settings_version = reader.u64()?;
-        let guarantee = guarantee(reader)?;
-        let placement = match reader.u8()? {
-            0 => Placement::Strong { group: GroupId(reader.u32()?) },
-            1 => Placement::Available { ring: RingId(reader.u32()?), replication: replication(reader)? },
-            found => return Err(reader.unknown("placement", found)),
-        };
-        if let Some(creator) = reader.option(request_id)? {
-            creators.insert(id, creator);
-        }
-        Ok(Namespace { id, name, settings_version, guarantee, placement })
+        let (namespace, creator) = namespace(reader)?;
+        requests.creators.extend(creator.map(|creator| (namespace.id, creator)));
+        Ok(namespace)
     })?;
+    if has_deletions {
+        requests.forgotten_until_ms = reader.u64()?;
+        let deletion = |reader: &mut Reader| {
+            let (namespace, creator) = namespace(reader)?;
+            let (by, issued_at_ms) = (request_id(reader)?, reader.u64()?);
+            Ok(Deletion { namespace, creator, by, issued_at_ms })
+        };
+        requests.deletions = reader.list(deletion)?.into();
+    }
     reader.end()?;
     let catalogue = Catalogue {
         cluster_id,
@@ -460,13 +649,15 @@ pub(crate) fn decode_catalogue(
         groups: groups.into_iter().map(|group| (group.id, group)).collect(),
         next_namespace,
     };
-    Ok((catalogue, creators))
+    Ok((catalogue, requests))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const ISSUED: u64 = 1_700_000_000_000;
 
     fn machine() -> (CatalogueMachine, watch::Receiver<Arc<Catalogue>>) {
         let (published, shown) = watch::channel(Arc::default());
@@ -491,7 +682,27 @@ mod tests {
             || NamespaceSpec::strong(name.clone()),
             |replication| NamespaceSpec::available(name.clone(), replication),
         );
-        CatalogueCommand::CreateNamespace { spec, request_id: RequestId { client_id: ClientId(1), seq } }
+        CatalogueCommand::CreateNamespace { spec, request_id: id(seq), again: None }
+    }
+
+    fn id(seq: u64) -> RequestId {
+        RequestId { client_id: ClientId(1), seq }
+    }
+
+    fn delete(name: &str, seq: u64, again: bool) -> CatalogueCommand {
+        CatalogueCommand::DeleteNamespace {
+            name: NamespaceName::new(name).unwrap(),
+            request_id: id(seq),
+            issued_at_ms: ISSUED,
+            again,
+        }
+    }
+
+    /// The id of the namespace that a command was about, whether an earlier attempt did it, and whether it
+    /// changed anything.
+    fn done(result: Result<(Catalogued, bool), Failure>) -> (u64, bool, bool) {
+        let (Catalogued { namespace, deduplicated }, changed) = result.unwrap();
+        (namespace.unwrap().id.0, deduplicated, changed)
     }
 
     const N3: Replication = Replication { n: 3, r: 2, w: 2, sloppy: true };
@@ -506,7 +717,7 @@ mod tests {
         assert_eq!(catalogue.rings[&RingId(1)].assignment.len(), 256);
         assert_eq!(catalogue.rings[&RingId(1)].n, 3);
         let again = CatalogueCommand::InitCluster { cluster_id: ClusterId(8), members: Vec::new() };
-        assert_eq!(machine.decide(again), Ok((Created { namespace: None, deduplicated: true }, false)));
+        assert_eq!(machine.decide(again), Ok((Catalogued { namespace: None, deduplicated: true }, false)));
         machine.publish();
         assert!(!shown.has_changed().unwrap());
     }
@@ -514,14 +725,9 @@ mod tests {
     #[test]
     fn a_namespace_is_made_once_per_request() {
         let (mut machine, _) = machine();
-        let id = NamespaceId(1);
-        let made = Created { namespace: Some(id), deduplicated: false };
-        assert_eq!(machine.decide(create("bank", None, 1)), Ok((made, true)));
+        assert_eq!(done(machine.decide(create("bank", None, 1))), (1, false, true));
         assert_eq!(machine.catalogue.epoch, Epoch(2));
-        assert_eq!(
-            machine.decide(create("bank", None, 1)),
-            Ok((Created { deduplicated: true, ..made }, false))
-        );
+        assert_eq!(done(machine.decide(create("bank", None, 1))), (1, true, false));
         let reason = |result: Result<_, Failure>| result.unwrap_err().reason;
         assert_eq!(reason(machine.decide(create("bank", None, 2))), Reason::NamespaceExists);
         assert_eq!(reason(machine.decide(create("bank", Some(N3), 3))), Reason::NamespaceExists);
@@ -549,12 +755,12 @@ mod tests {
             assert!(refused.message.contains(words), "{refused}");
             assert_eq!((machine.catalogue.level, machine.catalogue.epoch), (FeatureLevel::FIRST, Epoch(1)));
         }
-        let raised = Created { namespace: None, deduplicated: false };
+        let raised = Catalogued { namespace: None, deduplicated: false };
         assert_eq!(machine.decide(raise(3, all(3))), Ok((raised, true)));
         assert_eq!((machine.catalogue.level, machine.catalogue.epoch), (FeatureLevel(3), Epoch(2)));
         // Again, and downwards: nothing happens.
         for to in [3, 1] {
-            let before = Created { namespace: None, deduplicated: true };
+            let before = Catalogued { namespace: None, deduplicated: true };
             assert_eq!(machine.decide(raise(to, all(3))), Ok((before, false)));
         }
         assert_eq!(machine.catalogue.level, FeatureLevel(3));
@@ -569,7 +775,7 @@ mod tests {
         assert!(machine.check_level().is_ok());
         machine.catalogue.level = FeatureLevel(FeatureLevel::SUPPORTED.0 + 1);
         let error = machine.check_level().unwrap_err().to_string();
-        assert!(error.contains("feature level 2") && error.contains("upgrade this node"), "{error}");
+        assert!(error.contains("feature level 3") && error.contains("upgrade this node"), "{error}");
     }
 
     #[test]
@@ -607,7 +813,14 @@ mod tests {
     #[test]
     fn catalogues_and_commands_survive_their_encoding() {
         let (mut machine, _) = machine();
-        for command in [create("bank", None, 1), create("cart", Some(N3), 2)] {
+        let again = |command| match command {
+            CatalogueCommand::CreateNamespace { spec, request_id, .. } => {
+                CatalogueCommand::CreateNamespace { spec, request_id, again: Some(ISSUED) }
+            }
+            other => other,
+        };
+        let made = [create("bank", None, 1), create("cart", Some(N3), 2), again(create("more", None, 3))];
+        for command in made.into_iter().chain([delete("bank", 4, false), delete("cart", 5, true)]) {
             assert_eq!(CatalogueCommand::decode(command.encode().0).unwrap(), command);
             machine.decide(command).unwrap();
         }
@@ -618,12 +831,113 @@ mod tests {
         assert_eq!(unknown, CodecError::Newer { what: "catalogue command", field: "kind", found: 77 });
         let init = CatalogueCommand::InitCluster { cluster_id: ClusterId(7), members: five() };
         assert_eq!(CatalogueCommand::decode(init.encode().0).unwrap(), init);
-        let bytes = Bytes::from(encode_catalogue(&machine.catalogue, &machine.creators));
-        let (catalogue, creators) = decode_catalogue(bytes.clone()).unwrap();
-        assert_eq!((&catalogue, &creators), (&machine.catalogue, &machine.creators));
+        machine.catalogue.level = FeatureLevel::DELETION;
+        machine.requests.forgotten_until_ms = ISSUED;
+        let bytes = Bytes::from(encode_catalogue(&machine.catalogue, &machine.requests));
+        assert_eq!(
+            decode_catalogue(bytes.clone()),
+            Ok((machine.catalogue.clone(), machine.requests.clone()))
+        );
         for cut in 0..bytes.len() {
             assert!(decode_catalogue(bytes.slice(..cut)).is_err(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn before_the_level_of_deletions_the_row_is_as_older_members_read_it() {
+        let (mut machine, _) = machine();
+        machine.decide(create("bank", None, 1)).unwrap();
+        let row = |machine: &CatalogueMachine| encode_catalogue(&machine.catalogue, &machine.requests);
+        assert_eq!(row(&machine)[0], VERSION);
+        assert_eq!(
+            decode_catalogue(row(&machine).into()),
+            Ok((machine.catalogue.clone(), machine.requests.clone()))
+        );
+        machine.catalogue.level = FeatureLevel::DELETION;
+        assert_eq!(row(&machine)[0], VERSION_WITH_DELETIONS);
+        let first = [
+            create("a", None, 1),
+            CatalogueCommand::RaiseLevel { to: FeatureLevel(2), reports: BTreeMap::new() },
+        ];
+        assert!(first.iter().all(|command| command.needs() == FeatureLevel::FIRST));
+        assert_eq!(delete("a", 1, false).needs(), FeatureLevel::DELETION);
+    }
+
+    #[test]
+    fn a_namespace_is_deleted_once_per_request_and_its_id_stays_used() {
+        let (mut machine, mut shown) = machine();
+        let reason = |result: Result<_, Failure>| {
+            let failure: Failure = result.unwrap_err();
+            (failure.reason, failure.applied)
+        };
+        machine.decide(create("bank", None, 1)).unwrap();
+        machine.publish();
+        shown.mark_unchanged();
+        let no = kv_types::Applied::No;
+        assert_eq!(reason(machine.decide(delete("cart", 2, false))), (Reason::NamespaceUnknown, no));
+        assert_eq!(machine.catalogue.epoch, Epoch(2));
+        assert_eq!(done(machine.decide(delete("bank", 2, false))), (1, false, true));
+        machine.publish();
+        let catalogue = shown.borrow_and_update().clone();
+        assert_eq!((catalogue.epoch, catalogue.namespace("bank")), (Epoch(3), None));
+        assert!(catalogue.was_deleted(NamespaceId(1)) && !catalogue.was_deleted(NamespaceId(2)));
+        assert_eq!(done(machine.decide(delete("bank", 2, true))), (1, true, false));
+        // Another request finds nothing, and the ids of requests are of one thing only.
+        assert_eq!(reason(machine.decide(delete("bank", 3, false))), (Reason::NamespaceUnknown, no));
+        assert_eq!(reason(machine.decide(delete("other", 2, true))), (Reason::RequestIdReused, no));
+        assert_eq!(reason(machine.decide(delete("bank", 1, false))), (Reason::RequestIdReused, no));
+        assert_eq!(reason(machine.decide(create("new", None, 2))), (Reason::RequestIdReused, no));
+        // The creation that comes late makes nothing, and answers as it did.
+        assert_eq!(done(machine.decide(create("bank", None, 1))), (1, true, false));
+        assert_eq!(machine.catalogue.namespace("bank"), None);
+        // The name is free, the id is not.
+        assert_eq!(done(machine.decide(create("bank", None, 4))), (2, false, true));
+        assert_eq!(done(machine.decide(delete("bank", 2, true))), (1, true, false), "the second bank stays");
+        assert!(machine.catalogue.namespace("bank").is_some());
+    }
+
+    #[test]
+    fn what_is_remembered_of_deletions_is_bounded_and_what_is_not_is_never_done_again() {
+        let (mut machine, _) = machine();
+        let kept = DELETIONS_KEPT as u64;
+        for seq in 1..=kept + 1 {
+            machine.decide(create("scratch", None, 2 * seq)).unwrap();
+            machine.decide(delete("scratch", 2 * seq + 1, false)).unwrap();
+        }
+        assert_eq!(machine.requests.deletions.len(), DELETIONS_KEPT);
+        assert!(machine.requests.creators.is_empty() && machine.catalogue.next_namespace == kept + 2);
+        let again = |seq: u64| match create("scratch", None, seq) {
+            CatalogueCommand::CreateNamespace { spec, request_id, .. } => {
+                CatalogueCommand::CreateNamespace { spec, request_id, again: Some(ISSUED) }
+            }
+            other => other,
+        };
+        // The first ones are forgotten, the second ones are not.
+        for resend in [again(2), delete("scratch", 3, true)] {
+            let failure = machine.decide(resend).unwrap_err();
+            assert_eq!(
+                (failure.reason, failure.applied),
+                (Reason::RequestExpired, kv_types::Applied::Unknown)
+            );
+        }
+        assert_eq!(done(machine.decide(again(4))), (2, true, false));
+        assert_eq!(done(machine.decide(delete("scratch", 5, true))), (2, true, false));
+        assert!(machine.catalogue.namespaces.is_empty());
+        // One that was issued later than all that is forgotten cannot be among it, sent before or not.
+        let later = ISSUED + u64::try_from(FORGOTTEN_AROUND.as_millis()).unwrap() + 1;
+        let at = |command, issued| match command {
+            CatalogueCommand::CreateNamespace { spec, request_id, .. } => {
+                CatalogueCommand::CreateNamespace { spec, request_id, again: Some(issued) }
+            }
+            CatalogueCommand::DeleteNamespace { name, request_id, .. } => {
+                CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms: issued, again: true }
+            }
+            other => other,
+        };
+        let expired = machine.decide(at(create("new", None, 9_000), later - 1)).unwrap_err();
+        assert_eq!(expired.reason, Reason::RequestExpired);
+        assert_eq!(done(machine.decide(at(create("new", None, 9_001), later))), (kept + 2, false, true));
+        assert_eq!(done(machine.decide(at(delete("new", 9_002, true), later))), (kept + 2, false, true));
     }
 
     proptest! {

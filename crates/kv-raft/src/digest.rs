@@ -138,6 +138,10 @@ impl Digesting {
         let past = self.past()?;
         let moved = || StorageError::Overloaded { what: "what is written during a digest" };
         let mut walk = self.walk.take().ok_or_else(moved)?;
+        // The namespace was dropped meanwhile.
+        if past.revision + 1 < walk.next() {
+            return Err(moved().into());
+        }
         if !walk.to(&self.storage, self.space, past.revision, DIGEST_ENTRIES_AT_CLOSE)? {
             return Err(moved().into());
         }

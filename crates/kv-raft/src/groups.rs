@@ -1,10 +1,11 @@
 //! One Raft group on this node: how it starts, whether it leads, and why it refuses. Its parts: what peers
 //! send it (`peer_messages`), its steward (`steward`, `trim`), how a node with a fresh directory joins it
-//! (`join`), and how lost history comes back (`mend`).
+//! (`join`), how lost history comes back (`mend`), and how deleted namespaces go (`removal`).
 
 mod join;
 mod mend;
 mod peer_messages;
+mod removal;
 mod steward;
 mod trim;
 

@@ -1,9 +1,11 @@
 //! The state of a key-value group: per namespace a dense 64-bit revision that every effective write takes one
 //! of, values by key, the history of what each revision changed, and the sessions that make writes happen
-//! once. A pure function of the log, but for one thing that has no meaning: when a tombstone is removed that
-//! the floor of the history has passed.
+//! once. A pure function of the log, but for what has no meaning any more: when a tombstone is removed that
+//! the floor of the history has passed, and when the rows of a dropped namespace are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use kv_storage::Storage;
@@ -13,8 +15,9 @@ use tokio::sync::watch;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::codec::{self, CodecError, Reader, Write};
+use crate::dropped::{self, DropCommand, Dropped};
 use crate::history::{Entry, Past};
-use crate::limits::HISTORY_BYTES;
+use crate::limits::{HISTORY_BYTES, SESSIONS_DROPPED_AT_ONCE};
 use crate::machine::Domain;
 use crate::machine_error::MachineError;
 use crate::proposal::{Effect, Point, Proposal, Reply, Written};
@@ -147,6 +150,8 @@ pub(crate) struct KvMachine {
     history_bytes: u64,
     /// Namespaces that may have tombstones which the floor has passed.
     sweeping: BTreeSet<NamespaceId>,
+    /// Namespaces of which nothing is written any more.
+    dropped: Arc<Dropped>,
     published: watch::Sender<AllOpenings>,
 }
 
@@ -164,6 +169,7 @@ impl KvMachine {
             counted: BTreeMap::new(),
             history_bytes: HISTORY_BYTES,
             sweeping: BTreeSet::new(),
+            dropped: Arc::default(),
             published,
         }
     }
@@ -174,8 +180,11 @@ impl KvMachine {
         Self { history_bytes, ..self }
     }
 
-    /// Whether a proposal is a write that this machine can apply.
+    /// Whether a proposal is a command that this machine can apply.
     pub(crate) fn check(proposal: &Proposal) -> Result<(), CodecError> {
+        if DropCommand::is_in(proposal) {
+            return DropCommand::decode(proposal.0.clone()).map(drop);
+        }
         let command = WriteCommand::decode(proposal.0.clone())?;
         let invalid = |why: Failure| CodecError::Invalid { what: "write command", why: why.message };
         Key::new(command.key).map_err(invalid)?;
@@ -274,6 +283,35 @@ impl KvMachine {
         }
     }
 
+    /// Drops namespaces: from here on their writes are refused. What is kept in memory goes now, the sessions
+    /// a few with each command, until `unfinished` is none; what only the tables have is removed by each node
+    /// in its own time, for no one reads it any more.
+    fn drop_namespaces(&mut self, stage: &mut Stage<'_>, run: &RangeInclusive<u64>) {
+        let space = stage.space();
+        let known = Arc::make_mut(&mut self.dropped);
+        if known.add(run) {
+            stage.put(Table::Meta, keys::dropped(space), known.encode());
+        }
+        let namespaces = NamespaceId(*run.start())..=NamespaceId(*run.end());
+        let gone: Vec<NamespaceId> = self.pasts.range(namespaces).map(|(namespace, _)| *namespace).collect();
+        for namespace in gone {
+            let Some(past) = self.pasts.remove(&namespace) else { continue };
+            self.counted.remove(&namespace);
+            self.sweeping.remove(&namespace);
+            stage.trim(namespace, past.revision);
+            stage.delete(Table::Meta, keys::revision(space, namespace));
+            stage.delete(Table::Meta, keys::marks(space, namespace));
+        }
+        self.sessions.drop_some(stage, run, SESSIONS_DROPPED_AT_ONCE);
+        self.find_unfinished();
+    }
+
+    /// The next run of dropped namespaces with sessions.
+    fn find_unfinished(&mut self) {
+        let unfinished = self.dropped.runs().find(|(first, last)| self.sessions.any_of(&(*first..=*last)));
+        Arc::make_mut(&mut self.dropped).unfinished = unfinished;
+    }
+
     /// The answer to a resend. Of a comparison that did not hold, what was found then is not kept. It changed
     /// nothing, so it may as well be answered as if it were made now: where it does not hold now either, the
     /// answer is what is found now, at this point of the log. Where it would hold now, it must not: the first
@@ -339,7 +377,15 @@ impl Domain for KvMachine {
             }
         }
         self.sweeping = self.pasts.iter().filter(|(_, past)| past.floor > 0).map(|(id, _)| *id).collect();
+        let dropped = storage.get(Table::Meta.id(), &keys::dropped(space))?;
+        self.dropped =
+            Arc::new(dropped.map(|row| Dropped::decode(row.value)).transpose()?.unwrap_or_default());
+        self.find_unfinished();
         Ok(())
+    }
+
+    fn dropped(&self) -> Arc<Dropped> {
+        Arc::clone(&self.dropped)
     }
 
     fn sweep(&self, space: Space) -> Option<Range> {
@@ -370,6 +416,9 @@ impl Domain for KvMachine {
     }
 
     fn reads(&self, space: Space, proposal: &Proposal) -> Result<Option<(Table, Vec<u8>)>, MachineError> {
+        if DropCommand::is_in(proposal) {
+            return Ok(None);
+        }
         Ok(Some((Table::Data, WriteCommand::decode(proposal.0.clone())?.place(space))))
     }
 
@@ -379,9 +428,17 @@ impl Domain for KvMachine {
         point: Point,
         proposal: &Proposal,
     ) -> Result<Reply, MachineError> {
+        if DropCommand::is_in(proposal) {
+            let DropCommand(run) = DropCommand::decode(proposal.0.clone())?;
+            self.drop_namespaces(stage, &run);
+            return Ok(Reply::Dropped);
+        }
         let command = WriteCommand::decode(proposal.0.clone())?;
         let (namespace, mutation) = (command.namespace, &command.mutation);
         self.sessions.advance(stage, point.term, command.proposed_at_ms);
+        if self.dropped.has(namespace) && !kv_types::mutant!(PutAfterDrop) {
+            return Ok(Reply::Write(Err(dropped::refused(namespace, mutation))));
+        }
         let body = command.body();
         Ok(Reply::Write(match self.sessions.admit(stage, namespace, mutation, body) {
             Admission::Known(kept) => self.known(stage, point, &command, kept)?,

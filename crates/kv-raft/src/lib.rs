@@ -25,6 +25,7 @@ mod codec;
 mod config;
 mod digest;
 mod disk_watch;
+mod dropped;
 mod fair_queue;
 mod generations;
 mod groups;

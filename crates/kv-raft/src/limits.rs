@@ -139,6 +139,19 @@ pub(crate) const STEWARD_DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) const ABILITY_EVERY: Duration = Duration::from_secs(1);
 /// Deadline of one question of a node with a fresh directory; it asks again.
 pub(crate) const SURVEY_DEADLINE: Duration = Duration::from_millis(500);
+/// Deletions of namespaces that the catalogue remembers, to answer those who resend a request: many more than
+/// a client's deadline holds, and few enough for one row.
+pub(crate) const DELETIONS_KEPT: usize = 256;
+/// By how much the clocks of clients may differ that make and delete the same namespace: a resend that is not
+/// remembered is refused if it was issued until so long after what is forgotten.
+pub(crate) const FORGOTTEN_AROUND: Duration = Duration::from_secs(600);
+/// Sessions of dropped namespaces that one command removes.
+pub(crate) const SESSIONS_DROPPED_AT_ONCE: usize = 1_024;
+/// The removal of their rows rests so many times as long as it worked, so that it leaves the processors to
+/// others: where these are busy its steps take longer, and so do its rests.
+pub(crate) const REMOVAL_REST: u32 = 4;
+/// Pause after rows of dropped namespaces could not be removed, before it is tried again.
+pub(crate) const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 /// Default of [`crate::config::RaftConfig::backlog_entries`]: a few times what keeps a quorum busy
 /// (throughput is flat from 256 in flight on), and so little that the last one in waits for a fraction of a
 /// second.

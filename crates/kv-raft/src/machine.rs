@@ -23,6 +23,7 @@ use crate::applied::{Applied, AppliedState, stored_mark};
 use crate::builder::{Account, Builder, SnapshotWork};
 use crate::codec;
 use crate::config::{LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::dropped::Dropped;
 use crate::generations::{self, Generations};
 use crate::history::{Past, check_entry};
 use crate::limits::{
@@ -70,6 +71,11 @@ pub(crate) trait Domain: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Which namespaces were dropped, for those who read and for what removes their rows.
+    fn dropped(&self) -> Arc<Dropped> {
+        Arc::default()
+    }
+
     /// Brings to the stage what it keeps in memory and a step's entries changed.
     fn seal(&mut self, _: &mut Stage<'_>) {}
 
@@ -112,7 +118,11 @@ impl Machine {
             files,
             domain: Box::new(domain),
             mark: SnapshotMeta::default(),
-            applied: Arc::new(RwLock::new(AppliedState { space, mark: SnapshotMeta::default() })),
+            applied: Arc::new(RwLock::new(AppliedState {
+                space,
+                mark: SnapshotMeta::default(),
+                dropped: Arc::default(),
+            })),
             recent: Arc::default(),
             latency: Arc::default(),
             account: Arc::default(),
@@ -155,7 +165,8 @@ impl Machine {
         let (mut domain, storage, space) = (self.domain.anew(), self.storage.clone(), self.space);
         let loaded = NodeRuntime::blocking(move || domain.load(&storage, space).map(|()| domain));
         self.domain = loaded.await??;
-        *self.applied.write().await = AppliedState { space: self.space, mark: mark.clone() };
+        let dropped = self.domain.dropped();
+        *self.applied.write().await = AppliedState { space: self.space, mark: mark.clone(), dropped };
         self.mark = mark;
         self.domain.publish();
         Ok(())
@@ -232,6 +243,7 @@ impl Machine {
             }
             self.storage.apply(stage.into_batch()).await?;
             applied.mark = applied_mark;
+            applied.dropped = self.domain.dropped();
             self.account.applied(log_bytes);
         }
         self.mark = mark;
@@ -369,9 +381,12 @@ impl LoadedHistory {
         for (table, key, row) in rows {
             if *table == Table::Meta.id()
                 && let Some(namespace) = keys::of_revision(key)?
-                && let Some(row) = row
             {
-                self.pasts.insert(namespace, Past::decode(row.clone())?);
+                match row {
+                    Some(row) => drop(self.pasts.insert(namespace, Past::decode(row.clone())?)),
+                    // It was dropped: what is loaded of it is removed like the rest.
+                    None => drop(self.pasts.remove(&namespace)),
+                }
             }
         }
         Ok(())

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use kv_types::{Failure, NamespaceId};
+use kv_types::{Failure, Namespace};
 
 /// An encoded command of the group's domain.
 #[derive(Clone, PartialEq, Eq)]
@@ -38,16 +38,18 @@ pub(crate) enum Reply {
     /// An entry that is Raft's own.
     None,
     /// A command of the catalogue.
-    Catalogue(Result<Created, Failure>),
+    Catalogue(Result<Catalogued, Failure>),
     /// A write to a key-value group.
     Write(Result<Written, Failure>),
+    /// Namespaces were dropped from a key-value group.
+    Dropped,
 }
 
-/// A namespace was made, or had been made by the same request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Created {
-    /// Which; none when the command was not about a namespace.
-    pub namespace: Option<NamespaceId>,
+/// A namespace was made or deleted, now or before by the same request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Catalogued {
+    /// As it was made, or was before it was deleted; none when the command was not about a namespace.
+    pub namespace: Option<Namespace>,
     /// By an earlier attempt.
     pub deduplicated: bool,
 }

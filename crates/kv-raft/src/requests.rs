@@ -20,6 +20,7 @@ use crate::backlog::Full;
 use crate::backlog::Load;
 use crate::config::{Decided, LogId, TypeConfig};
 use crate::digest::Digesting;
+use crate::dropped::no_namespace;
 use crate::groups::{Group, Leadership, Unserved};
 use crate::ingest::{Entry, Fate, Handed, Refusal};
 use crate::limits::{DIGEST_CLOSE_WAIT, READ_ATTEMPTS, RETRY_AFTER_MS};
@@ -205,14 +206,16 @@ impl Group {
         }
     }
 
-    /// Some rows of the state at one point of the log, which includes everything that was decided before this
-    /// call: the leader lets a quorum confirm it (read index), then waits until it has applied as much.
-    /// `places` says which rows, given where the state stands.
+    /// Some rows of a namespace at one point of the log, which includes everything that was decided before
+    /// this call: the leader lets a quorum confirm it (read index), then waits until it has applied as much.
+    /// `places` says which rows, given where the state stands. A namespace that was dropped by then is
+    /// unknown, whatever rows are left of it.
     ///
     /// Nothing waits for a read: what only the disk has is read without the lock of the applied state, and
     /// counts if it was not written meanwhile.
     pub(crate) async fn read<const N: usize>(
         &self,
+        namespace: NamespaceId,
         places: impl Fn(Space) -> [(Table, Vec<u8>); N],
         deadline: Instant,
     ) -> Result<(ReadPoint, Found<N>), Unserved> {
@@ -229,6 +232,9 @@ impl Group {
                 before = self.still(deadline).await?;
                 self.that_stand(from, &before, &places, read)
             };
+            if before.dropped.has(namespace) {
+                return Err(no_namespace(namespace).of_read().into());
+            }
             if before.space == space
                 && let Some(rows) = whole(found)
             {
@@ -368,6 +374,10 @@ impl Group {
             let applied = self.applied.read().await;
             if applied.space != space {
                 return Err(failed(StorageError::Overloaded { what: "an installation" }.into()));
+            }
+            // Its rows go at each node in its own time.
+            if applied.dropped.has(namespace) {
+                return Err(no_namespace(namespace).of_read());
             }
             let closing = NodeRuntime::blocking(move || {
                 let _alone = alone;

@@ -30,6 +30,7 @@
 //! in memory is read from the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
@@ -432,6 +433,40 @@ impl Sessions {
         );
     }
 
+    /// Whether there are sessions of these namespaces.
+    pub(crate) fn any_of(&self, run: &RangeInclusive<u64>) -> bool {
+        let namespaces = NamespaceId(*run.start())..=NamespaceId(*run.end());
+        self.by_place.range(places(run)).next().is_some() || self.horizons.range(namespaces).next().is_some()
+    }
+
+    /// Removes sessions of dropped namespaces, `most` of them; true when none is left. Their horizons go with
+    /// the last ones: nothing is opened there any more.
+    pub(crate) fn drop_some(
+        &mut self,
+        stage: &mut Stage<'_>,
+        run: &RangeInclusive<u64>,
+        most: usize,
+    ) -> bool {
+        let some: Vec<Place> = self.by_place.range(places(run)).map(|(place, _)| *place).take(most).collect();
+        for place in some {
+            self.remove(place);
+            self.changed.remove(&place);
+            stage.delete(Table::Sessions, keys::session(stage.space(), place));
+        }
+        if self.by_place.range(places(run)).next().is_some() {
+            return false;
+        }
+        let namespaces = NamespaceId(*run.start())..=NamespaceId(*run.end());
+        let gone: Vec<NamespaceId> =
+            self.horizons.range(namespaces).map(|(namespace, _)| *namespace).collect();
+        for namespace in gone {
+            Arc::make_mut(&mut self.horizons).remove(&namespace);
+            self.moved.remove(&namespace);
+            stage.delete(Table::Meta, keys::horizon(stage.space(), namespace));
+        }
+        true
+    }
+
     /// Brings what changed to the stage: a row for each session, one for the time.
     pub(crate) fn seal(&mut self, stage: &mut Stage<'_>) {
         let space = stage.space();
@@ -446,6 +481,11 @@ impl Sessions {
         }
         stage.put(Table::Meta, keys::clock(space), encode_clock(self.time));
     }
+}
+
+/// Where the sessions of namespaces are.
+fn places(run: &RangeInclusive<u64>) -> RangeInclusive<Place> {
+    (NamespaceId(*run.start()), ClientId(0))..=(NamespaceId(*run.end()), ClientId(u128::MAX))
 }
 
 /// A refusal because nothing is known any more: *unknown*, unless nothing of the write was sent before.

@@ -8,6 +8,7 @@ use kv_types::{GroupId, NamespaceId};
 
 use crate::catalogue_machine::decode_catalogue;
 use crate::codec::{self, CodecError};
+use crate::dropped::Dropped;
 use crate::history::{Past, check_entry};
 use crate::machine_error::MachineError;
 use crate::row::Row;
@@ -58,11 +59,19 @@ impl Contents {
     }
 
     fn meta(&mut self, key: &[u8], row: Option<Bytes>) -> Result<(), CodecError> {
-        let Some(row) = row else { return Ok(()) };
+        let Some(row) = row else {
+            // What goes of a history goes with all of it.
+            if let Some(namespace) = keys::of_revision(key)?.or(keys::of_marks(key)?) {
+                self.pasts.remove(&namespace);
+            }
+            return Ok(());
+        };
         if let Some(namespace) = keys::of_revision(key)? {
             self.pasts.entry(namespace).or_default().0 = Past::decode(row)?;
         } else if let Some(namespace) = keys::of_marks(key)? {
             self.pasts.entry(namespace).or_default().1 = Some(row);
+        } else if keys::is_dropped(key) {
+            Dropped::decode(row)?;
         } else {
             sessions::check_meta_row(key, row)?;
         }
@@ -136,6 +145,7 @@ mod tests {
             (Table::Meta, keys::revision(SPACE, NS), nonsense()),
             (Table::Meta, keys::horizon(SPACE, NS), nonsense()),
             (Table::Meta, keys::clock(SPACE), nonsense()),
+            (Table::Meta, keys::dropped(SPACE), nonsense()),
             (Table::Meta, keys::marks(SPACE, NS), nonsense()),
         ];
         for record in bad {

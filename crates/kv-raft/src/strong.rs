@@ -4,6 +4,7 @@
 //! the caller's deadline.
 
 mod answer;
+mod namespaces;
 mod new_namespace;
 
 use std::collections::BTreeMap;
@@ -20,13 +21,13 @@ use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers, Unsent};
 use kv_proto::peer::forward::Request as Forwarded;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
-use kv_proto::{admin, peer, v1};
+use kv_proto::{admin, peer};
 use kv_storage::Storage;
 use kv_types::call::{Presence, Read};
-use kv_types::catalogue::{Catalogue, FeatureLevel};
+use kv_types::catalogue::Catalogue;
 use kv_types::{
-    Answer, Call, ClientId, Evidence, Failure, GroupId, Guarantee, Hop, Key, LatencySummary, Mutation,
-    Namespace, NamespaceId, NodeId, Outcome, Placement, ReadPath, Reason, Receipt, StrongEvidence,
+    Answer, Call, Evidence, Failure, GroupId, Guarantee, Hop, Key, LatencySummary, Mutation, Namespace,
+    NamespaceId, NodeId, Outcome, Placement, ReadPath, Reason, Receipt, StrongEvidence,
 };
 use openraft::async_runtime::WatchReceiver;
 use openraft::{AsyncRuntime, ServerState};
@@ -34,22 +35,23 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use answer::{FromLeader, unexpected_reply};
-use new_namespace::namespace_spec;
 
 use crate::builder::SnapshotWork;
-use crate::catalogue_machine::{CatalogueCommand, CatalogueMachine};
+use crate::catalogue_machine::CatalogueMachine;
 use crate::config::RaftConfig;
+use crate::generations::Generations;
 use crate::groups::{Group, Latencies, Leadership, StartError, Surroundings, Unserved};
 use crate::history::Past;
 use crate::kv_machine::{KvMachine, Operation, WriteCommand};
 use crate::limits::RETRY_AFTER_MS;
-use crate::proposal::{Effect, Point, Reply, Written};
+use crate::machine_error::MachineError;
+use crate::proposal::{Effect, Reply, Written};
 use crate::requests::{ReadPoint, unreadable};
 use crate::row::Live;
 use crate::runtime::NodeRuntime;
 use crate::sessions::AllOpenings;
 use crate::snapshot_in::Gate;
-use crate::tables::{Table, keys};
+use crate::tables::{self, Space, Table, keys};
 
 /// The catalogue and the strong namespaces of a node.
 #[derive(Clone)]
@@ -208,7 +210,7 @@ impl Strong {
                 let place = keys::data(space, namespace.id, key.as_bytes());
                 [(Table::Data, place), (Table::Meta, keys::revision(space, namespace.id))]
             };
-            let (point, [found, revision]) = group.read(places, deadline).await?;
+            let (point, [found, revision]) = group.read(namespace.id, places, deadline).await?;
             let found = found.map(Live::of_row).transpose().map_err(|error| unreadable(&error))?.flatten();
             let past = revision.map(Past::decode).transpose().map_err(|error| unreadable(&error))?;
             let revision = past.map_or(0, |past| past.revision);
@@ -221,107 +223,6 @@ impl Strong {
         });
         let onward = || peer::Forward::call(namespace, call);
         self.at_leader(group, namespace.id, Effectless::Yes, local, onward, deadline, hop).await
-    }
-
-    /// Creates a namespace.
-    pub async fn create_namespace(
-        &self,
-        request: admin::CreateNamespaceRequest,
-        deadline: Instant,
-        hop: Hop,
-    ) -> Result<admin::CreateNamespaceResponse, Failure> {
-        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-        let named = |failure: Failure| failure.of_request(mutation.request_id);
-        let group = self.group(GroupId::CATALOGUE)?;
-        let local = pin!(async {
-            let members = self.0.catalogue.borrow().members.len();
-            if members == 0 {
-                return Err(Failure::new(Reason::NotReady, "the cluster has not been initialized yet").into());
-            }
-            let spec = namespace_spec(&request, members)?;
-            let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id };
-            let client = mutation.request_id.client_id;
-            let about = NamespaceId::default();
-            let response = group.propose(about, client, command.encode(), deadline).await?;
-            let Reply::Catalogue(decided) = response.data else { return Err(unexpected_reply().into()) };
-            let created = decided?;
-            self.0.writes.fetch_add(1, Ordering::Relaxed);
-            // What is applied is published: the namespace is in there.
-            let catalogue = self.0.catalogue.borrow().clone();
-            let namespace = created
-                .namespace
-                .and_then(|id| catalogue.namespaces.get(&id))
-                .ok_or_else(unexpected_reply)?;
-            let point = Point { term: response.log_id.leader_id.term, index: response.log_id.index };
-            let written = Written {
-                effect: Effect::Put,
-                namespace_revision: catalogue.epoch.0,
-                point,
-                deduplicated: created.deduplicated,
-            };
-            let data_group = match namespace.placement {
-                Placement::Strong { group } => catalogue.groups.get(&group),
-                Placement::Available { .. } => None,
-            };
-            Ok(admin::CreateNamespaceResponse {
-                namespace: Some(admin::Namespace::of(namespace, data_group)),
-                receipt: Some(
-                    (&self.receipt_of_write(Guarantee::Linearizable, group, &mutation, &written)).into(),
-                ),
-            })
-        });
-        let onward = || passed_on(Forwarded::CreateNamespace(request.clone()));
-        let about = NamespaceId::default();
-        let created = self
-            .at_leader(group, about, Effectless::No, local, onward, deadline, hop)
-            .await
-            .map_err(named)?;
-        // A client that created a namespace through this node finds it here, when this node keeps up.
-        if let Some(epoch) = created.receipt.as_ref().map(|receipt| receipt.epoch) {
-            let patience = deadline.min(Instant::now() + self.0.config.election_max);
-            let mut shown = self.0.catalogue.clone();
-            let _ = timeout_at(patience, shown.wait_for(|catalogue| catalogue.epoch.0 >= epoch)).await;
-        }
-        Ok(created)
-    }
-
-    /// Raises what the cluster may use, once every member supports it; the level afterwards. Asks the
-    /// members, so it is for the leader of group 0; `NOT_LEADER` elsewhere. `NOT_READY` names a member that
-    /// has to be upgraded, or did not answer.
-    pub async fn raise_level(&self, to: FeatureLevel, deadline: Instant) -> Result<FeatureLevel, Failure> {
-        let group = self.group(GroupId::CATALOGUE)?;
-        match group.leadership() {
-            Leadership::Leads => {}
-            Leadership::Follows(leader) => return Err(self.not_leader(group, leader)),
-            Leadership::Lost => return Err(group.no_quorum("it hears no leader")),
-        }
-        let members: Vec<NodeId> = self.0.catalogue.borrow().members.keys().copied().collect();
-        let late =
-            |_| Failure::new(Reason::DeadlineExpired, "the members were not all heard by the deadline");
-        let reports = timeout_at(deadline, group.levels(members.into_iter())).await.map_err(late)?;
-        let command = CatalogueCommand::RaiseLevel { to, reports };
-        let (about, client) = (NamespaceId::default(), ClientId::default());
-        let response = match group.propose(about, client, command.encode(), deadline).await {
-            Ok(response) => response,
-            Err(Unserved::Failed(failure)) => return Err(failure),
-            Err(Unserved::Elsewhere(Some(leader))) => return Err(self.not_leader(group, leader)),
-            Err(Unserved::Elsewhere(None)) => return Err(group.no_quorum("it does not lead any more")),
-        };
-        let Reply::Catalogue(decided) = response.data else { return Err(unexpected_reply()) };
-        decided.map(|_| self.0.catalogue.borrow().level)
-    }
-
-    /// Refuses what the cluster's level does not allow: a member of an older release could not read it.
-    fn check_level(&self, needed: FeatureLevel) -> Result<(), Failure> {
-        let catalogue = self.0.catalogue.borrow();
-        if catalogue.allows(needed) {
-            return Ok(());
-        }
-        let message = format!(
-            "this needs {needed}, and the cluster is at {}: upgrade every member, then raise the level",
-            catalogue.level
-        );
-        Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0))
     }
 
     /// Moves the leadership of a group.
@@ -464,6 +365,18 @@ impl Strong {
     /// Messages of peers that were refused because no peer sends such.
     pub fn peer_messages_refused(&self) -> u64 {
         self.0.groups.values().map(|group| group.refused()).sum()
+    }
+
+    /// How many rows this node has of a namespace, in all its groups. It walks whole tables, on this thread:
+    /// for those who look at a node from outside, such as a simulation.
+    pub fn rows_of(&self, namespace: NamespaceId) -> Result<usize, MachineError> {
+        let storage = &self.0.storage;
+        let mut rows = 0;
+        for group in self.0.groups.keys() {
+            let generation = Generations::read(storage, *group)?.current;
+            rows += tables::rows_of(storage, Space { group: *group, generation }, namespace)?;
+        }
+        Ok(rows)
     }
 
     /// Writes acknowledged by this node as a leader, since it started.

@@ -11,6 +11,7 @@ use kv_types::{ClientId, GroupId, NamespaceId};
 
 use crate::codec::CodecError;
 use crate::limits::ROWS_AT_ONCE;
+use crate::machine_error::MachineError;
 
 /// The tables of this crate: 16 to 31 belong to it. The numbers are on disk and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,7 +22,8 @@ pub(crate) enum Table {
     Catalogue,
     /// Values by namespace and key.
     Data,
-    /// The group's clock, and the revision and the horizon of sessions of each namespace.
+    /// The group's clock, the revision and the horizon of sessions of each namespace, and which namespaces
+    /// were dropped.
     Meta,
     /// Sessions by namespace and client.
     Sessions,
@@ -197,6 +199,16 @@ pub(crate) mod keys {
     /// The marks of a namespace's history.
     pub(crate) fn marks(space: Space, namespace: NamespaceId) -> Vec<u8> {
         with(space, &[&[3], &namespace.0.to_be_bytes()], 0)
+    }
+
+    /// The namespaces that were dropped.
+    pub(crate) fn dropped(space: Space) -> Vec<u8> {
+        with(space, &[&[4]], 0)
+    }
+
+    /// Whether that is the key of the namespaces that were dropped.
+    pub(crate) fn is_dropped(place: &[u8]) -> bool {
+        place.get(SPACE_BYTES..) == Some(&[4])
     }
 
     /// Namespace and number behind it, of a tombstone or of an entry of a history.
@@ -395,6 +407,31 @@ pub(crate) fn for_each_row<E: From<StorageError>>(
             return Ok(());
         }
     }
+}
+
+/// How many rows of a space are of a namespace, each stream of the history counted as one. Walks whole
+/// tables.
+pub(crate) fn rows_of(
+    storage: &Storage,
+    space: Space,
+    namespace: NamespaceId,
+) -> Result<usize, MachineError> {
+    let mut found = 0;
+    let id = namespace.0.to_be_bytes();
+    for table in [Table::Data, Table::Sessions, Table::Tombstones] {
+        for_each_row(storage, space, table, |key, _| {
+            found += usize::from(key.get(keys::SPACE_BYTES..).is_some_and(|rest| rest.starts_with(&id)));
+            Ok::<(), MachineError>(())
+        })?;
+    }
+    for_each_row(storage, space, Table::Meta, |key, _| {
+        let of = keys::of_revision(key)?.or(keys::of_marks(key)?).or(keys::of_horizon(key)?);
+        found += usize::from(of == Some(namespace));
+        Ok::<(), MachineError>(())
+    })?;
+    let next = NamespaceId(namespace.0.saturating_add(1));
+    let (from, to) = (keys::of_namespace(space, namespace), keys::of_namespace(space, next));
+    Ok(found + storage.streams(Table::History.id(), &from, &to).len())
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! How long requests take on this node, by what they ask for: what an operator looks at first when a node is
 //! slow. The parts below (log, proposals, applied steps) count their own.
 
-
 use kv_proto::admin;
 use kv_proto::peer::request_frame::Body;
 use kv_raft::Strong;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kv_proto::{admin, v1};
 use kv_types::catalogue::Catalogue;
 use kv_types::limits::MAX_NAMESPACE_NAME_BYTES;
-use kv_types::{Failure, Mutation, NamespaceName, Reason};
+use kv_types::{Failure, Mutation, NamespaceId, NamespaceName, Reason};
 use tokio::time::Instant;
 
 use crate::limits::{ANSWER_MARGIN, SUGGESTION_CANDIDATES, SUGGESTIONS};
@@ -106,6 +106,17 @@ pub(crate) fn create_namespace(request: &admin::CreateNamespaceRequest) -> Resul
     }
 }
 
+/// What is to be deleted has a name, and the request an id.
+pub(crate) fn delete_namespace(request: &admin::DeleteNamespaceRequest) -> Result<Mutation, Failure> {
+    let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+    NamespaceName::new(request.name.clone()).map(|_| mutation)
+}
+
+/// A namespace that a node named by its id was deleted.
+pub(crate) fn deleted_namespace(id: NamespaceId) -> Failure {
+    Failure::new(Reason::NamespaceUnknown, format!("{id} was deleted"))
+}
+
 fn mode_missing(name: &NamespaceName) -> Failure {
     let message = format!(
         "namespace `{name}` needs a mode; there is no default, because it decides what happens when the network is cut:\n\
@@ -190,5 +201,15 @@ mod tests {
         assert_eq!(create_namespace(&request).unwrap_err().reason, Reason::NamespaceInvalid);
         request.mutation = None;
         assert_eq!(create_namespace(&request).unwrap_err().reason, Reason::RequestIdInvalid);
+    }
+
+    #[test]
+    fn a_deletion_has_a_name_and_an_id() {
+        let mut request = admin::DeleteNamespaceRequest { name: "cart".into(), mutation: mutation() };
+        assert_eq!(delete_namespace(&request).unwrap().request_id.seq, 1);
+        request.name = "No name".into();
+        assert_eq!(delete_namespace(&request).unwrap_err().reason, Reason::NamespaceInvalid);
+        request.mutation = None;
+        assert_eq!(delete_namespace(&request).unwrap_err().reason, Reason::RequestIdInvalid);
     }
 }

@@ -124,6 +124,7 @@ impl Router {
             return enter(namespace);
         }
         caller.place.enter(Class::Unknown)?;
+        self.check_deleted(about)?;
         let mut catalogue = self.catalogue.clone();
         let found = async {
             loop {
@@ -142,10 +143,20 @@ impl Router {
             About::Name(name) => requests::unknown_namespace(names.catalogue(), name),
             About::Id(id, version) => match names.of_id(id) {
                 Some(known) => self.other_settings(&known, version),
-                // The node that passed it on has it in a catalogue: this one is behind.
-                None => requests::not_ready(),
+                // The node that passed it on has it in a catalogue: this one is behind, or was.
+                None => self.check_deleted(about).err().unwrap_or_else(requests::not_ready),
             },
         })
+    }
+
+    /// Refuses a request that another node read by a namespace which was deleted since.
+    fn check_deleted(&self, about: About<'_>) -> Result<(), Failure> {
+        match about {
+            About::Id(id, _) if self.catalogue.borrow().was_deleted(id) => {
+                Err(requests::deleted_namespace(id))
+            }
+            About::Id(..) | About::Name(_) => Ok(()),
+        }
     }
 
     fn other_settings(&self, known: &Namespace, version: u64) -> Failure {
@@ -285,6 +296,26 @@ impl Router {
         self.mutate(mutation.request_id, caller, work, served_by).await
     }
 
+    pub(crate) async fn delete_namespace(
+        &self,
+        request: admin::DeleteNamespaceRequest,
+        caller: &Caller,
+    ) -> Result<admin::DeleteNamespaceResponse, Failure> {
+        caller.place.enter(Class::Admin)?;
+        let mutation =
+            requests::delete_namespace(&request).map_err(|f| named(f, request.mutation.as_ref()))?;
+        if self.catalogue.borrow().members.is_empty() {
+            return Err(requests::not_ready().of_request(mutation.request_id));
+        }
+        let Caller { hop, deadline, .. } = *caller;
+        let strong = self.strong.clone();
+        let work = async move { strong.delete_namespace(request, deadline.work, hop).await };
+        let served_by = |deleted: &admin::DeleteNamespaceResponse| {
+            deleted.receipt.as_ref().map(|receipt| NodeId(receipt.served_by))
+        };
+        self.mutate(mutation.request_id, caller, work, served_by).await
+    }
+
     pub(crate) async fn transfer_leader(
         &self,
         request: admin::TransferLeaderRequest,
@@ -322,6 +353,10 @@ impl Router {
             Request::CreateNamespace(request) => {
                 let created = self.create_namespace(request, caller).await?;
                 return Ok(ForwardReply { response: Some(Response::CreateNamespace(created)) });
+            }
+            Request::DeleteNamespace(request) => {
+                let deleted = self.delete_namespace(request, caller).await?;
+                return Ok(ForwardReply { response: Some(Response::DeleteNamespace(deleted)) });
             }
             Request::TransferLeader(request) => {
                 let moved = self.transfer_leader(request, caller).await?;

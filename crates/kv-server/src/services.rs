@@ -122,6 +122,14 @@ impl AdminService for Services {
         unary(mutation(self.0.create_namespace(request, &caller).await, &caller))
     }
 
+    async fn delete_namespace(
+        &self,
+        request: Request<admin::DeleteNamespaceRequest>,
+    ) -> Answer<admin::DeleteNamespaceResponse> {
+        let (request, caller) = self.open(request)?;
+        unary(mutation(self.0.delete_namespace(request, &caller).await, &caller))
+    }
+
     async fn list_namespaces(
         &self,
         request: Request<admin::ListNamespacesRequest>,

@@ -19,7 +19,7 @@ use kv_proto::peer::peer_service_client::PeerServiceClient;
 use kv_proto::peer::{ExchangeRequest, RequestFrame, request_frame, response_frame};
 use kv_proto::{admin, v1};
 use kv_types::limits::{MAX_CONTEXT_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use kv_types::{Applied, Failure, NodeId, Reason, Receipt};
+use kv_types::{Applied, Failure, NamespaceId, NodeId, Reason, Receipt};
 use tonic::Request;
 
 fn get(namespace: &str, key: &str) -> v1::GetRequest {
@@ -548,4 +548,87 @@ async fn no_call_outlives_its_deadline_without_a_majority() {
         }
     }
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_namespace_is_unknown_at_every_node_and_nothing_of_it_is_left() {
+    let mut cluster = three().await;
+    let put_at = |request: v1::PutRequest, id: u64| {
+        let mut client = cluster.kv(id);
+        async move { client.put(within(request)).await }
+    };
+    let listed = |id: u64| {
+        let mut client = cluster.admin(id);
+        async move {
+            let all = client.list_namespaces(within(admin::ListNamespacesRequest {})).await.unwrap();
+            all.into_inner().namespaces.into_iter().map(|one| (one.name, one.id)).collect::<Vec<_>>()
+        }
+    };
+    let ids: std::collections::BTreeMap<String, u64> = listed(1).await.into_iter().collect();
+    for number in 0..40 {
+        let key = format!("k{number}");
+        let strong = v1::PutRequest { mutation: mutation_of(number), ..plain("bank", &key) };
+        put_at(strong, number % 3 + 1).await.unwrap();
+        let available = v1::PutRequest {
+            mutation: mutation_of(1_000 + number),
+            context: observed(),
+            ..plain("cart", &key)
+        };
+        put_at(available, number % 3 + 1).await.unwrap();
+    }
+    let rows = |id: u64, name: &str| cluster.node(id).rows_of(NamespaceId(ids[name])).unwrap();
+    for name in ["bank", "cart"] {
+        assert!(rows(1, name) >= 40, "{} rows of {name}", rows(1, name));
+    }
+    for (number, name) in (2_000..).zip(["bank", "cart"]) {
+        let request = admin::DeleteNamespaceRequest { name: name.into(), mutation: mutation_of(number) };
+        let done = cluster.admin(2).delete_namespace(within(request.clone())).await.unwrap().into_inner();
+        assert_eq!(done.namespace.map(|namespace| namespace.id), Some(ids[name]));
+        assert!(listed(2).await.iter().all(|(known, _)| known != name), "{name} is gone where it was asked");
+        // The same request again, from another node.
+        let again = cluster.admin(3).delete_namespace(within(request)).await.unwrap().into_inner();
+        assert!(again.receipt.is_some_and(|receipt| receipt.deduplicated));
+        let other = admin::DeleteNamespaceRequest { name: name.into(), mutation: mutation_of(number + 50) };
+        let refused = failed(cluster.admin(1).delete_namespace(within(other)).await);
+        assert_eq!((refused.reason, refused.applied), (Reason::NamespaceUnknown, Applied::No), "{refused}");
+    }
+    for id in 1..=3 {
+        eventually("the deletions are known", async || listed(id).await.is_empty()).await;
+        for (number, name) in (3_000 + 10 * id..).zip(["bank", "cart"]) {
+            let late =
+                v1::PutRequest { mutation: mutation_of(number), context: observed(), ..plain(name, "late") };
+            let refused = failed(put_at(late, id).await);
+            assert_eq!(
+                (refused.reason, refused.applied),
+                (Reason::NamespaceUnknown, Applied::No),
+                "{refused}"
+            );
+            assert_eq!(reason(cluster.kv(id).get(within(get(name, "k1"))).await), Reason::NamespaceUnknown);
+            eventually("nothing is left", async || rows(id, name) == 0).await;
+        }
+    }
+    cluster.create("bank", admin::Mode::Available, 0).await;
+    let read = cluster.kv(1).get(within(get("bank", "k1"))).await.unwrap().into_inner();
+    assert_eq!(read.presence(), v1::Presence::Absent);
+    cluster.stop().await;
+}
+
+/// The only write of a client.
+fn mutation_of(client: u64) -> Option<v1::Mutation> {
+    Some(v1::Mutation {
+        client_id: kv_proto::client_id_bytes(kv_types::ClientId(u128::from(client) << 64 | 9)),
+        seq: 1,
+        issued_at_ms: kv_env::Env::real().clock.wall_ms(),
+        lowest_unacked: 1,
+        attempt: 1,
+    })
+}
+
+fn plain(namespace: &str, key: &str) -> v1::PutRequest {
+    v1::PutRequest {
+        namespace: namespace.into(),
+        key: bytes::Bytes::copy_from_slice(key.as_bytes()),
+        value: "v".into(),
+        ..Default::default()
+    }
 }

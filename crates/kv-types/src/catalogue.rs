@@ -6,7 +6,7 @@ use std::fmt;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{ClusterId, Epoch, GroupId, Namespace, NamespaceId, NodeId, RingId, RingPartition};
+use crate::{ClusterId, Epoch, GroupId, Namespace, NamespaceId, NodeId, Placement, RingId, RingPartition};
 
 /// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,8 +133,10 @@ impl FeatureLevel {
     /// That of the first release that knows levels, and of every new cluster. It has writes, deletes and
     /// comparisons of single keys, and the creation of namespaces.
     pub const FIRST: Self = Self(1);
+    /// Namespaces can be deleted.
+    pub const DELETION: Self = Self(2);
     /// The highest one that this program supports.
-    pub const SUPPORTED: Self = Self::FIRST;
+    pub const SUPPORTED: Self = Self::DELETION;
 }
 
 impl fmt::Display for FeatureLevel {
@@ -174,6 +176,51 @@ impl Catalogue {
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.values().find(|ns| ns.name.as_str() == name)
     }
+
+    /// Whether this namespace was deleted: its id was given out here and it is not there any more. An id that
+    /// is not given out yet, as far as this catalogue knows, may be one that others know already.
+    pub fn was_deleted(&self, namespace: NamespaceId) -> bool {
+        (1..self.next_namespace).contains(&namespace.0) && !self.namespaces.contains_key(&namespace)
+    }
+
+    /// The ids of deleted namespaces, as runs of successive ids. Those of other namespaces for which `lives`
+    /// does not hold are in the runs too, so that there is at most one run more than namespaces for which it
+    /// does.
+    pub fn deleted(&self, lives: impl Fn(&Placement) -> bool) -> Vec<(u64, u64)> {
+        let living = self.namespaces.values().filter(|namespace| lives(&namespace.placement));
+        let ends = living.map(|namespace| namespace.id.0).chain([self.next_namespace]);
+        let mut first = 1;
+        let runs = ends.map(|end| {
+            let run = (first, end.saturating_sub(1));
+            first = end.saturating_add(1);
+            run
+        });
+        let has_deleted = |(first, last): &(u64, u64)| {
+            let there = self.namespaces.range(NamespaceId(*first)..=NamespaceId(*last)).count();
+            last - first >= u64::try_from(there).unwrap_or(u64::MAX)
+        };
+        runs.filter(|(first, last)| first <= last).filter(has_deleted).collect()
+    }
+}
+
+/// What some runs of ids have beyond others; both first to last, in order, and none touches the next.
+pub fn runs_beyond(runs: impl IntoIterator<Item = (u64, u64)>, others: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut beyond = Vec::new();
+    for (mut first, last) in runs {
+        for (from, to) in others.iter().copied() {
+            if to < first || last < from {
+                continue;
+            }
+            if first < from {
+                beyond.push((first, from - 1));
+            }
+            first = to.saturating_add(1);
+        }
+        if first <= last {
+            beyond.push((first, last));
+        }
+    }
+    beyond
 }
 
 #[cfg(test)]
@@ -199,6 +246,37 @@ mod tests {
         assert!(catalogue.allows(FeatureLevel::FIRST) && catalogue.allows(FeatureLevel(2)));
         assert!(!catalogue.allows(FeatureLevel(3)));
         assert!(!Catalogue::default().allows(FeatureLevel::FIRST), "there is no cluster yet");
+    }
+
+    #[test]
+    fn deleted_ids_are_told_from_those_that_were_never_given_out() {
+        let namespace = |id: u64, placement| Namespace {
+            id: NamespaceId(id),
+            name: crate::NamespaceName::new(format!("n{id}")).unwrap(),
+            settings_version: 1,
+            guarantee: crate::Guarantee::Eventual,
+            placement,
+        };
+        let strong = Placement::Strong { group: GroupId::FIRST_DATA };
+        let replication = crate::Replication { n: 3, r: 2, w: 2, sloppy: true };
+        let available = Placement::Available { ring: RingId(1), replication };
+        let is_strong = |placement: &Placement| matches!(placement, Placement::Strong { .. });
+        let mut catalogue = Catalogue { next_namespace: 8, ..Catalogue::default() };
+        for (id, placement) in [(2, strong), (3, available), (5, strong), (6, available)] {
+            catalogue.namespaces.insert(NamespaceId(id), namespace(id, placement));
+        }
+        let deleted: Vec<u64> = (0..12).filter(|id| catalogue.was_deleted(NamespaceId(*id))).collect();
+        assert_eq!(deleted, [1, 4, 7]);
+        assert_eq!(catalogue.deleted(is_strong), [(1, 1), (3, 4), (6, 7)]);
+        assert_eq!(catalogue.deleted(|placement| !is_strong(placement)), [(1, 2), (4, 5), (7, 7)]);
+        catalogue.next_namespace = 7;
+        assert_eq!(catalogue.deleted(is_strong), [(1, 1), (3, 4)], "nothing of the last run was deleted");
+        assert!(Catalogue::default().deleted(is_strong).is_empty());
+        let none = Catalogue { next_namespace: 4, ..Catalogue::default() };
+        assert_eq!(none.deleted(is_strong), [(1, 3)]);
+        assert_eq!(runs_beyond([(1, 9)], &[(2, 3), (5, 5), (9, 9)]), [(1, 1), (4, 4), (6, 8)]);
+        assert_eq!(runs_beyond([(1, 2), (5, 6)], &[(2, 5)]), [(1, 1), (6, 6)]);
+        assert!(runs_beyond([(3, 4), (6, 6)], &[(1, 9)]).is_empty());
     }
 
     #[test]

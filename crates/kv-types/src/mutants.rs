@@ -74,8 +74,8 @@ mutants! {
     SwitchedBeforeDurable = "switched-before-durable", Node, "an installed snapshot survives a crash";
     /// kv-storage: commits also take the room that is reserved for Raft's apply.
     ReserveIgnored = "reserve-ignored", Node, "apply finds room";
-    /// kv-storage: keys reach the tier without being added to those that memory knows, so that they are denied
-    /// once they have left the memtable.
+    /// kv-storage: keys reach the tier without being added to those that memory knows, so that they are
+    /// denied once they have left the memtable.
     DrainPastTheFilter = "drain-past-the-filter", Node, "what is written is read";
     /// kv-raft: a leader answers reads without asking a quorum whether it still leads. A deposed one answers
     /// with the past.
@@ -109,6 +109,9 @@ mutants! {
     /// kv-raft: a proposal that is not decided by its deadline is called refused, though it may be applied
     /// later.
     TimeoutAsRefusal = "timeout-as-refusal", Node, "linearizable";
+    /// kv-raft: a write that comes behind the drop of its namespace is applied, so rows of a deleted
+    /// namespace come back.
+    PutAfterDrop = "put-after-drop", Node, "nothing is left of a deleted namespace";
     /// kv-dynamo: hints are forgotten instead of delivered.
     ForgetHint = "forget-hint", Node, "acknowledged writes survive";
     /// kv-dynamo: hints do not outlive the process that holds them.

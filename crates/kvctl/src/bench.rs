@@ -1,19 +1,23 @@
-//! `bench`: clients against one namespace, each with its next operation when the last was answered (a closed
-//! loop), or at a given rate whatever the answers do (an open one). It states durability and hardware,
-//! because a number without them is an advertisement.
+//! `bench`: clients against one namespace, which is made for it where none is named. Each has its next
+//! operation when the last was answered (a closed loop), or operations begin at a given rate whatever the
+//! answers do (an open one). It states durability and hardware, because a number without them is an
+//! advertisement.
 
 mod load;
+mod own;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use hdrhistogram::Histogram;
-use kv_client::{Client, ClientOptions, Error, GroupStatus};
+use kv_client::{Client, ClientOptions, Error, GroupStatus, NamespaceInfo};
+use kv_env::Entropy;
 use kv_types::{NodeId, Placement};
 use serde_json::{Value, json};
 
 use self::load::{Handle, Measured, key};
+use self::own::Own;
 use crate::app::App;
 use crate::cli::Bench;
 use crate::cluster::views;
@@ -24,32 +28,43 @@ use crate::problem::Problem;
 /// Workers that share one connection per node.
 const WORKERS_PER_CLIENT: usize = 64;
 
+/// Measures in the namespace that is named, or in one of its own, which goes at the end, however that comes.
 pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
-    let namespace = app.namespace()?;
-    let workers = usize::try_from(args.clients).unwrap_or(usize::MAX);
-    let max_in_flight = workers.min(WORKERS_PER_CLIENT);
-    let options = ClientOptions { max_in_flight, spread: true, via: args.via.into(), ..app.options()? };
-    let mut clients = Vec::new();
-    for _ in 0..workers.div_ceil(WORKERS_PER_CLIENT) {
-        clients.push(Client::connect(options.clone())?);
+    if let Some(name) = own::named(app, args)? {
+        return measure(app, args, &name, None).await;
     }
-    let first = clients.first().cloned().ok_or_else(|| Problem::usage("a benchmark needs clients"))?;
-    let info = app.lookup(&first, &namespace).await?;
-    let mode = info.namespace.mode();
-    let handles: Vec<Handle> = (0..workers)
-        .zip(clients.iter().flat_map(|client| std::iter::repeat_n(client, WORKERS_PER_CLIENT)))
-        .map(|(_, client)| Handle::of(client, mode, &namespace))
-        .collect();
+    let client = app.client()?;
+    let own = Own::new(args, &Entropy::system())?;
+    // From here on Ctrl-C is heard and not the end of the process.
+    let made = tokio::select! {
+        biased;
+        Ok(()) = tokio::signal::ctrl_c() => Ok(None),
+        made = own.make(app, &client, args) => made.map(Some),
+    };
+    let result = match made {
+        Ok(Some(info)) => measure(app, args, own.name.as_str(), Some(info)).await,
+        Ok(None) => Ok(Exit::Interrupted),
+        Err(problem) if own::may_have_happened(&problem) => Err(problem),
+        Err(problem) => return Err(problem),
+    };
+    own.remove(app, &client).await;
+    result
+}
 
-    let preloaded = args.preloaded();
-    if preloaded > 0 {
-        app.out.note(format!("writing {preloaded} keys first"));
-        tokio::select! {
-            biased;
-            Ok(()) = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
-            filled = fill(&handles, preloaded, args.value_size) => filled?,
-        }
-    }
+/// `own`: what was made for this.
+async fn measure(
+    app: &App,
+    args: &Bench,
+    namespace: &str,
+    own: Option<NamespaceInfo>,
+) -> Result<Exit, Problem> {
+    let is_own = own.is_some();
+    let prepared = tokio::select! {
+        biased;
+        Ok(()) = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
+        prepared = prepare(app, args, namespace, own) => prepared?,
+    };
+    let Prepared { first, info, handles } = prepared;
     let counters = Counters::of(&first, info.namespace.placement).await;
     let before = counters.fsyncs(&first).await;
     let measured = load::run(app, handles, args).await?;
@@ -59,8 +74,9 @@ pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
         app.out.note(format!("last error: {error}"));
     }
     let about = About {
-        namespace: &namespace,
-        mode: mode.to_string(),
+        namespace,
+        own: is_own,
+        mode: info.namespace.mode().to_string(),
         durability: durability(info.namespace.placement, info.voters),
         hardware: hardware(&first, counters.nodes.len()),
         fsyncs,
@@ -77,9 +93,51 @@ pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
     })
 }
 
+/// What is there before anything is measured.
+struct Prepared {
+    first: Client,
+    info: NamespaceInfo,
+    handles: Vec<Handle>,
+}
+
+/// Connects, and writes the first keys.
+async fn prepare(
+    app: &App,
+    args: &Bench,
+    namespace: &str,
+    own: Option<NamespaceInfo>,
+) -> Result<Prepared, Problem> {
+    let workers = usize::try_from(args.clients).unwrap_or(usize::MAX);
+    let max_in_flight = workers.min(WORKERS_PER_CLIENT);
+    let options = ClientOptions { max_in_flight, spread: true, via: args.via.into(), ..app.options()? };
+    let mut clients = Vec::new();
+    for _ in 0..workers.div_ceil(WORKERS_PER_CLIENT) {
+        clients.push(Client::connect(options.clone())?);
+    }
+    let first = clients.first().cloned().ok_or_else(|| Problem::usage("a benchmark needs clients"))?;
+    let info = match own {
+        // The node that is asked may not have heard of it yet.
+        Some(info) => info,
+        None => app.lookup(&first, namespace).await?,
+    };
+    let mode = info.namespace.mode();
+    let handles: Vec<Handle> = (0..workers)
+        .zip(clients.iter().flat_map(|client| std::iter::repeat_n(client, WORKERS_PER_CLIENT)))
+        .map(|(_, client)| Handle::of(client, mode, namespace))
+        .collect();
+    let preloaded = args.preloaded();
+    if preloaded > 0 {
+        app.out.note(format!("writing {preloaded} keys first"));
+        fill(&handles, preloaded, args.value_size).await?;
+    }
+    Ok(Prepared { first, info, handles })
+}
+
 /// What a figure means nothing without.
 struct About<'a> {
     namespace: &'a str,
+    /// It was made for this.
+    own: bool,
     mode: String,
     durability: String,
     hardware: String,
@@ -112,6 +170,7 @@ fn as_json(args: &Bench, measured: &Measured, about: &About<'_>) -> Value {
     };
     let mut line = object([
         ("namespace", json!(about.namespace)),
+        ("own_namespace", json!(about.own)),
         ("mode", json!(about.mode)),
         ("workload", json!(args.workload.to_string())),
         ("distribution", json!(args.distribution.to_string())),
@@ -299,9 +358,12 @@ mod tests {
             rate: Some(500.0),
             via: Travel::Unary,
             lasting: Duration::from_secs(2),
+            mode: None,
+            keep: false,
         };
         let about = About {
             namespace: "bank",
+            own: false,
             mode: "strong".into(),
             durability: "fsynced".into(),
             hardware: "two cores".into(),

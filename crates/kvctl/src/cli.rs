@@ -23,6 +23,7 @@ Examples:
   kvctl lab up                                   five nodes on this machine
   kvctl ns create bank --mode strong             linearizable, refuses in a minority
   kvctl ns create cart --mode available          answers in a minority, converges
+  kvctl ns delete cart --now                     with everything in it, for good
   kvctl put -n bank alice 100 ; kvctl get -n bank alice
   kvctl fault partition n1,n2 / n3,n4,n5 --for 20s
   kvctl cluster status --as-seen-by all",
@@ -228,6 +229,8 @@ pub(crate) enum Ns {
     Create(NsCreate),
     /// List namespaces
     List,
+    /// Delete a namespace and everything in it; there is no way back
+    Delete(NsDelete),
     /// Show one namespace
     Show {
         /// Its name
@@ -255,6 +258,16 @@ pub(crate) struct NsCreate {
     /// Available: only primaries count
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+/// Arguments of `ns delete`.
+#[derive(Debug, Args)]
+pub(crate) struct NsDelete {
+    /// Its name
+    pub(crate) name: String,
+    /// At once, and for good: without it nothing is deleted
+    #[arg(long)]
+    pub(crate) now: bool,
 }
 
 /// Commands about the cluster.
@@ -495,6 +508,12 @@ pub(crate) struct Bench {
     /// How operations travel: many on one stream to each node, or each as a call of its own
     #[arg(long, value_enum, default_value = "session")]
     pub(crate) via: Travel,
+    /// Without -n: the mode of the namespace that is made for this [default: strong]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<ModeArg>,
+    /// Without -n: do not remove that namespace at the end
+    #[arg(long)]
+    pub(crate) keep: bool,
     /// How long
     #[arg(long = "for", default_value = "10s", value_parser = units::duration, value_name = "DURATION")]
     pub(crate) lasting: Duration,
@@ -552,6 +571,9 @@ mod tests {
     fn the_lines_of_the_documentation_are_read() {
         for line in [
             "kvctl ns create cart --mode available --n 3 --r 2 --w 2",
+            "kvctl ns delete cart --now",
+            "kvctl ns delete cart",
+            "kvctl bench --mode available --keep --for 1s",
             "kvctl put -n bank alice 100",
             "kvctl put -n bank alice -1",
             "kvctl put -n bank alice -",

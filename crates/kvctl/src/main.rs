@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::app::App;
-use crate::cli::{Cli, Command, Lab};
+use crate::cli::{Cli, Command, Lab, Ns};
 use crate::exit::Exit;
 use crate::output::Output;
 use crate::problem::Problem;
@@ -55,7 +55,8 @@ fn main() -> ExitCode {
 }
 
 async fn run(app: &App, command: &Command) -> Exit {
-    // The lab hears Ctrl-C itself, to end its processes first; a benchmark, to say what it has measured.
+    // The lab hears Ctrl-C itself, to end its processes first; a benchmark, to say what it has measured and
+    // to remove what it made.
     let own_ending = matches!(
         command,
         Command::Lab(Lab::Up(_) | Lab::Supervise(_) | Lab::Demo { .. }) | Command::Bench(_)
@@ -65,6 +66,9 @@ async fn run(app: &App, command: &Command) -> Exit {
         Ok(()) = tokio::signal::ctrl_c(), if !own_ending => {
             if matches!(command, Command::Put(_) | Command::Del(_) | Command::Cas(_)) {
                 app.out.note("interrupted: the write may have been applied, or may still be");
+            }
+            if matches!(command, Command::Ns(Ns::Create(_) | Ns::Delete(_))) {
+                app.out.note("interrupted: it may have been done, or may still be (kvctl ns list)");
             }
             return Exit::Interrupted;
         }

@@ -6,7 +6,7 @@ use kv_types::{Mode, NamespaceName, NamespaceSpec, Placement, Replication, major
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::cli::{Ns, NsCreate};
+use crate::cli::{Ns, NsCreate, NsDelete};
 use crate::exit::Exit;
 use crate::output::table;
 use crate::problem::Problem;
@@ -17,6 +17,7 @@ const DEFAULT_N: u8 = 3;
 pub(crate) async fn run(app: &App, command: &Ns) -> Result<Exit, Problem> {
     match command {
         Ns::Create(args) => create(app, args).await,
+        Ns::Delete(args) => delete(app, args).await,
         Ns::List => list(app).await,
         Ns::Show { name } => {
             let info = app.lookup(&app.client()?, name).await?;
@@ -77,6 +78,38 @@ async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
         app.out
             .note("note: R+W>N, but with a sloppy quorum this is not linearizable (kvctl help consistency)");
     }
+    Ok(Exit::Done)
+}
+
+/// The name of the namespace to delete, once it is said that this is meant.
+fn doomed(args: &NsDelete) -> Result<NamespaceName, Problem> {
+    let name = NamespaceName::new(args.name.clone()).map_err(|failure| Problem::usage(failure.message))?;
+    if !args.now {
+        let message = format!(
+            "`{name}` would be deleted with everything in it, and there is no way back: add --now if that is meant"
+        );
+        return Err(Problem::usage(message)
+            .try_this(format!("kvctl ns delete {name} --now"), "deletes it for good")
+            .try_this(format!("kvctl ns show {name}"), "what it is"));
+    }
+    Ok(name)
+}
+
+async fn delete(app: &App, args: &NsDelete) -> Result<Exit, Problem> {
+    let name = doomed(args)?;
+    let answer = app.client()?.admin().delete_namespace(&name).await?;
+    let info = &answer.value;
+    if app.out.is_json() {
+        let mut line = info_json(info);
+        if let Some(fields) = line.as_object_mut() {
+            fields.insert("deleted".into(), true.into());
+        }
+        app.out.json(&line)?;
+    } else {
+        let namespace = &info.namespace;
+        app.out.done(format!("deleted {name}   {}, was {}", namespace.mode(), namespace.id))?;
+    }
+    app.out.note("what was stored of it is removed in the background");
     Ok(Exit::Done)
 }
 
@@ -179,6 +212,20 @@ mod tests {
         assert_eq!(refused.exit, Exit::Usage);
         assert!(refused.message.contains("strong") && refused.message.contains("available"));
         assert_eq!(refused.tries.len(), 3);
+    }
+
+    #[test]
+    fn nothing_is_deleted_without_now() {
+        let asked = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Ns(Ns::Delete(args)) => doomed(&args).map(|name| name.to_string()),
+            _ => panic!("not a deletion"),
+        };
+        assert_eq!(asked("kvctl ns delete bank --now").unwrap(), "bank");
+        let refused = asked("kvctl ns delete bank").unwrap_err();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(refused.message.contains("add --now"), "{}", refused.message);
+        assert_eq!(refused.tries[0].0, "kvctl ns delete bank --now");
+        assert_eq!(asked("kvctl ns delete Bank --now").unwrap_err().exit, Exit::Usage);
     }
 
     #[test]

@@ -70,6 +70,18 @@ fn a_namespace_without_a_mode_is_an_error_that_explains_the_choice() {
 }
 
 #[test]
+fn a_deletion_that_does_not_say_now_is_an_error_that_says_how() {
+    let output = Home::new().run("ns delete x");
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    for part in ["error: `x` would be deleted", "no way back", "add --now", "  try: kvctl ns delete x --now"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
 fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
     let begun = Instant::now();
     let output = Home::new().run(&format!("-e {} get -n bank alice", unserved()));
@@ -100,6 +112,8 @@ fn usage_errors_exit_2_and_help_exits_0() {
         "get k",
         "-n b cas k v",
         "bench -n b --for 10",
+        "bench -n b --mode strong",
+        "ns delete",
         "-c nowhere -n b get k",
     ] {
         assert_eq!(home.run(line).status.code(), Some(2), "{line}");

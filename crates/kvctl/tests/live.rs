@@ -29,14 +29,15 @@ struct Said {
     err: String,
 }
 
+fn command(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
+    command.args(args).env("XDG_CONFIG_HOME", home.join("config")).env("KVCTL_LAB_DIR", home.join("lab"));
+    command.stdin(Stdio::null());
+    command
+}
+
 fn kvctl(home: &Path, args: &[&str]) -> Said {
-    let output = Command::new(env!("CARGO_BIN_EXE_kvctl"))
-        .args(args)
-        .env("XDG_CONFIG_HOME", home.join("config"))
-        .env("KVCTL_LAB_DIR", home.join("lab"))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = command(home, args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
 }
@@ -144,6 +145,28 @@ fn what_the_readme_says_is_what_happens() {
         assert!(last[field].is_number(), "{field} in {last}");
     }
     assert!(last["fsyncs_per_write"].as_f64().unwrap() <= 0.25, "{last}");
+    // Without a namespace it makes one and removes it; so do deletions, once they say that they are meant.
+    for mode in ["strong", "available"] {
+        let bench = lab.ok(&format!("bench --mode {mode} --workload put --for 300ms -o json"));
+        let last: serde_json::Value = serde_json::from_str(bench.lines().last().unwrap()).unwrap();
+        assert_eq!((last["own_namespace"].as_bool(), last["mode"].as_str()), (Some(true), Some(mode)));
+    }
+    assert!(!lab.ok("ns list").contains("bench-"));
+    // Also when it is interrupted.
+    let mut long = command(lab.0.path(), &["bench", "--workload", "put", "--for", "60s"]);
+    let mut long = long.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    within(began, || lab.ok("ns list").contains("bench-").then_some(()));
+    let interrupted = Command::new("kill").args(["-INT", &long.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    assert_eq!(long.wait().unwrap().code(), Some(130));
+    assert!(!lab.ok("ns list").contains("bench-"));
+    lab.ends("ns delete cart", 2);
+    assert!(lab.ok("ns delete cart --now").contains("deleted cart"));
+    lab.ends("ns delete cart --now", 5);
+    lab.ends("get -n cart user:42", 5);
+    assert!(!lab.ok("ns list").contains("cart"));
+    lab.ok("ns create cart --mode available");
+    lab.ends("get -n cart user:42", 1);
     lab.ok("lab down");
     lab.ends("get -n bank alice", 3);
 }

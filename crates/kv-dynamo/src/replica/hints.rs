@@ -108,6 +108,7 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Position, Failure> {
         let keep = |_: &mut Partition, rows: &mut Rows<'_>| {
+            self.refuse_deleted(place.namespace)?;
             let known = self.known_hints(place, &[target], rows)?;
             let growth = self.stage_hints(place, &[target], hint, &known, rows)?;
             let position = rows.commit(false)?;

@@ -41,6 +41,9 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) -> Result<Minted, Stop> {
         let request = order.mutation.request_id;
+        let deleted = self.refuse_deleted(place.namespace);
+        // It may have been taken before the deletion, and its traces went with the namespace.
+        deleted.map_err(|failure| if order.is_resent() { failure.after_sending() } else { failure })?;
         let mut hints = Known::new();
         let before = match role {
             Role::Primary => {

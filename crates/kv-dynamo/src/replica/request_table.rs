@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes};
 use kv_types::Failure;
 use tokio::time::{Instant, sleep};
 
-use super::rows::{in_time, lock};
+use super::rows::{Want, in_time, lock};
 use super::{Guarded, Replica};
 use crate::layout::{
     REQUEST_TIMES, REQUESTS, Slice, key_after, of_request_key, of_request_time_key, prefix_end,
@@ -22,20 +22,26 @@ impl Replica {
         to.put_u64(old);
         let (rows, bytes) = (limits::SWEEP.1, limits::SCAN_BYTES);
         let read = self.storage.read_range(REQUEST_TIMES, &from, Some(&to), rows, bytes);
-        // They stay until they are removed below: nothing else removes them.
+        // Below those that the removal of a deleted namespace took meanwhile are left out.
         let found = in_time(deadline, read).await?.rows;
         if found.is_empty() {
             return Ok(0);
         }
         self.run(slice, deadline, |partition, rows| {
+            rows.expect(found.iter().map(|(key, _)| Want::Row(REQUEST_TIMES, key.clone())))?;
+            let mut gone = 0;
             for (key, _) in &found {
+                if rows.row(REQUEST_TIMES, key.clone())?.is_none() {
+                    continue;
+                }
                 if let Some((_, request)) = of_request_time_key(key) {
                     rows.delete(REQUESTS, slice.request_key(request));
                 }
                 rows.delete(REQUEST_TIMES, key.clone());
+                gone += 1;
             }
             let mut next = partition.clone();
-            next.requests = next.requests.saturating_sub(found.len() as u64);
+            next.requests = next.requests.saturating_sub(gone);
             self.stage_clock(slice, &next, rows);
             rows.commit(true)?;
             *partition = next;

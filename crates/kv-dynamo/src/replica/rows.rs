@@ -124,7 +124,7 @@ pub(super) struct Rows<'a> {
     requests: &'a mut Requests,
     fetched: &'a BTreeMap<Want, Found>,
     /// What this run has looked for: nothing changes it before the commit.
-    seen: Vec<(Want, Option<Row>)>,
+    seen: BTreeMap<Want, Option<Row>>,
     missing: BTreeSet<Want>,
     batch: Batch,
     written: Vec<(TableId, Bytes, Option<Bytes>)>,
@@ -167,11 +167,11 @@ impl Rows<'_> {
 
     /// The row as it is now.
     fn now(&mut self, want: &Want) -> Option<Option<Row>> {
-        if let Some((_, row)) = self.seen.iter().find(|(seen, _)| seen == want) {
+        if let Some(row) = self.seen.get(want) {
             return Some(row.clone());
         }
         let row = self.look(want)?;
-        self.seen.push((want.clone(), row.clone()));
+        self.seen.insert(want.clone(), row.clone());
         Some(row)
     }
 
@@ -267,7 +267,7 @@ pub(super) async fn run<S, T>(
                 pins: &mut *pins,
                 requests,
                 fetched: &fetched.found,
-                seen: Vec::new(),
+                seen: BTreeMap::new(),
                 missing: BTreeSet::new(),
                 batch: Batch::new(),
                 written: Vec::new(),

@@ -90,6 +90,10 @@ impl Group {
                 at = past.floor + 1;
                 continue;
             }
+            // Nor behind its last one, and one that was dropped has none.
+            if at > past.revision {
+                return Ok(true);
+            }
             let Some(segment) = past.segment(at) else { return Ok(false) };
             let Some((from, entries)) = self.fetch(namespace, &segment).await else { return Ok(false) };
             let wanted = at..=missing.min(*range.end()).min(segment.to);

@@ -1,5 +1,6 @@
 //! The steward of the group, a task beside openraft: every tick it watches the disk; and it lets the node
-//! join, trims the log, and where the node leads, enrols members and initializes the cluster.
+//! join, trims the log, removes what was dropped, and where the node leads, enrols members, initializes the
+//! cluster and drops deleted namespaces.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use openraft::errors::{Fatal, RaftError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::removal::Removal;
 use super::{Group, Leadership, lock};
 use crate::catalogue_machine::CatalogueCommand;
 use crate::config::{RaftConfig, TypeConfig};
@@ -105,6 +107,7 @@ impl Group {
         let mut tick = self.ticks();
         let (mut asked, mut looked) = (None, None);
         let mut mending = Mending::default();
+        let mut removal = Removal::default();
         loop {
             tick.tick().await;
             let done = async {
@@ -114,9 +117,11 @@ impl Group {
                 self.incoming.tidy().await;
                 self.look_around(&mut looked).await;
                 mending.look(&self);
+                removal.look(&self);
                 if self.leadership() == Leadership::Leads {
                     self.enroll().await?;
                     self.initialize_cluster().await?;
+                    self.drop_deleted().await?;
                 }
                 Ok::<(), Fatal<TypeConfig>>(())
             };

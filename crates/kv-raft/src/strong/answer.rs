@@ -7,6 +7,11 @@ use kv_types::{Answer, Degradation, Failure, Reason};
 /// What may come back from the leader, marked as come through another node.
 pub(super) trait FromLeader: Sized {
     fn from_reply(reply: ForwardedReply) -> Result<Self, Failure>;
+
+    /// The epoch of the catalogue that it was decided by, of a change of a namespace.
+    fn epoch(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl FromLeader for Answer {
@@ -18,14 +23,33 @@ impl FromLeader for Answer {
 impl FromLeader for admin::CreateNamespaceResponse {
     fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
         let ForwardedReply::CreateNamespace(mut answer) = reply else { return Err(unexpected_reply()) };
-        if let Some(receipt) = &mut answer.receipt {
-            let forwarded = v1::Degradation::from(Degradation::Forwarded).into();
-            if !receipt.degraded.contains(&forwarded) {
-                receipt.degraded.push(forwarded);
-                receipt.degraded.sort_unstable();
-            }
-        }
+        forwarded(answer.receipt.as_mut());
         Ok(answer)
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.receipt.as_ref().map(|receipt| receipt.epoch)
+    }
+}
+
+impl FromLeader for admin::DeleteNamespaceResponse {
+    fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
+        let ForwardedReply::DeleteNamespace(mut answer) = reply else { return Err(unexpected_reply()) };
+        forwarded(answer.receipt.as_mut());
+        Ok(answer)
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.receipt.as_ref().map(|receipt| receipt.epoch)
+    }
+}
+
+/// The receipt says that the answer came through another node.
+fn forwarded(receipt: Option<&mut v1::Receipt>) {
+    let forwarded = v1::Degradation::from(Degradation::Forwarded).into();
+    if let Some(receipt) = receipt.filter(|receipt| !receipt.degraded.contains(&forwarded)) {
+        receipt.degraded.push(forwarded);
+        receipt.degraded.sort_unstable();
     }
 }
 

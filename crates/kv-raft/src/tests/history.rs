@@ -34,16 +34,16 @@ fn domain(bound: u64) -> KvMachine {
 }
 
 /// A node whose disk and tier lose what was not synced.
-struct Node {
+pub(super) struct Node {
     disk: MemDisk,
     tiers: MemTiers,
     bound: u64,
-    storage: Storage,
-    machine: Machine,
+    pub(super) storage: Storage,
+    pub(super) machine: Machine,
 }
 
 impl Node {
-    async fn new(seed: u64, bound: u64) -> Self {
+    pub(super) async fn new(seed: u64, bound: u64) -> Self {
         let (disk, tiers) = (MemDisk::new(seed), MemTiers::new());
         let storage = Self::storage(&disk, &tiers);
         let machine = Machine::open(storage.clone(), GROUP, domain(bound)).await.unwrap();
@@ -65,7 +65,7 @@ impl Node {
     }
 
     /// Ends it, with or without the power, and starts it again.
-    async fn restart(&mut self, power_cut: bool) {
+    pub(super) async fn restart(&mut self, power_cut: bool) {
         if power_cut {
             self.storage.halt();
             self.disk.crash();
@@ -77,13 +77,13 @@ impl Node {
         self.machine = Machine::open(self.storage.clone(), GROUP, domain(self.bound)).await.unwrap();
     }
 
-    async fn applied(&mut self) -> usize {
+    pub(super) async fn applied(&mut self) -> usize {
         let (last, _) = self.machine.applied_state().await.unwrap();
         last.map_or(0, |last| usize::try_from(last.index).unwrap())
     }
 
     /// Applies up to `to` entries of the log, in steps of any size.
-    async fn apply(&mut self, log: &[Proposal], to: usize, random: &mut fastrand::Rng) {
+    pub(super) async fn apply(&mut self, log: &[Proposal], to: usize, random: &mut fastrand::Rng) {
         let mut at = self.applied().await;
         while at < to {
             let next = to.min(at + random.usize(1..40));

@@ -3,6 +3,7 @@
 
 mod bench;
 mod conformance;
+mod drops;
 mod gated;
 mod history;
 mod installs;

@@ -10,6 +10,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod deletions;
 mod disks;
 mod requests;
 mod snapshots;

@@ -138,6 +138,7 @@ pub(crate) async fn forward(
         R::Delete(r) => A::Delete(strong.delete(&bank()?, r, deadline, hop).await?),
         R::CompareAndSet(r) => A::CompareAndSet(strong.compare_and_set(&bank()?, r, deadline, hop).await?),
         R::CreateNamespace(r) => A::CreateNamespace(strong.create_namespace(r, deadline, hop).await?),
+        R::DeleteNamespace(r) => A::DeleteNamespace(strong.delete_namespace(r, deadline, hop).await?),
         R::TransferLeader(r) => A::TransferLeader(strong.transfer_leader(r, deadline, hop).await?),
     };
     Ok(Response::Forward(peer::ForwardReply { response: Some(response) }))

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use kv_env::{Entropy, Env};
@@ -14,7 +14,7 @@ use kv_server::{
 use kv_storage::Drive;
 use kv_storage::tier::{MemTiers, TierSource};
 use kv_types::catalogue::Member;
-use kv_types::{ClusterId, NodeId};
+use kv_types::{ClusterId, NamespaceId, NodeId};
 
 use super::clock::SimClock;
 use super::disk::SimDisk;
@@ -121,6 +121,8 @@ pub struct Machine {
 struct Shared {
     state: State,
     lives: u64,
+    /// While it lives: no one else keeps it.
+    node: Weak<Node>,
 }
 
 impl Machine {
@@ -133,7 +135,7 @@ impl Machine {
             clock: SimClock::default(),
             settings,
             seed,
-            shared: Arc::new(Mutex::new(Shared { state: State::Starting, lives: 0 })),
+            shared: Arc::new(Mutex::new(Shared { state: State::Starting, lives: 0, node: Weak::new() })),
             trace,
         }
     }
@@ -178,6 +180,12 @@ impl Machine {
     /// Batches for which the lower tier kept the engine waiting.
     pub fn tier_waits(&self) -> u64 {
         self.tiers.kept_waiting(&PathBuf::from(DIR))
+    }
+
+    /// How many rows the node has of a namespace; in words why that cannot be told.
+    pub fn rows_of(&self, namespace: NamespaceId) -> Result<usize, String> {
+        let node = self.shared().node.upgrade().ok_or("it does not run")?;
+        node.rows_of(namespace)
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -232,6 +240,8 @@ impl Machine {
         NodeRuntime::scope(mix(seed, 0x4af7), async move {
             match Node::start(self.config(), node_env).await {
                 Ok(node) => {
+                    let node = Arc::new(node);
+                    self.shared().node = Arc::downgrade(&node);
                     self.set_state(State::Up);
                     let why = node.stopped().await;
                     self.set_state(State::Stopped(why));

@@ -16,10 +16,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::clock::SimClock;
-use super::cluster::{client_address, nodes};
+use super::cluster::{Cluster, client_address, nodes};
 use super::mix;
 use super::nemesis::Roles;
 use super::network::SimNetwork;
+use super::scratch::Scratch;
 use super::trace::{self, Trace};
 
 /// How long a new cluster may take until it serves.
@@ -163,12 +164,14 @@ pub struct Clients {
     phase: watch::Sender<Phase>,
     parts: Vec<Part>,
     seed: u64,
+    /// What is looked at from outside.
+    cluster: Cluster,
     trace: Trace,
 }
 
 impl Clients {
     /// Clients for these namespaces.
-    pub fn new(parts: Vec<Part>, seed: u64, trace: Trace) -> Self {
+    pub fn new(parts: Vec<Part>, seed: u64, cluster: Cluster, trace: Trace) -> Self {
         let report = Report {
             progress: Progress::Starting,
             roles: Roles::default(),
@@ -182,7 +185,7 @@ impl Clients {
             recorder: None,
         };
         let phase = watch::Sender::new(Phase::ReadWrite);
-        Self { report: Arc::new(Mutex::new(report)), phase, parts, seed, trace }
+        Self { report: Arc::new(Mutex::new(report)), phase, parts, seed, cluster, trace }
     }
 
     /// What they have to say.
@@ -230,6 +233,14 @@ impl Clients {
             self.reached(Progress::Done);
             return Ok(());
         }
+        let scratch = match Scratch::make(&handles, Instant::now() + START).await {
+            Ok(scratch) => scratch,
+            Err(why) => {
+                self.broken(why);
+                self.reached(Progress::Done);
+                return Ok(());
+            }
+        };
         let observer = tokio::spawn(self.clone().observe(handles.clone()));
         let phase = self.phase.subscribe();
         let mut driven = Vec::new();
@@ -237,6 +248,8 @@ impl Clients {
             driven.push(drive(&part.load, &addresses, &recorder, &env(number), &phase)?);
         }
         self.reached(Progress::Loading);
+        let dice = Entropy::seeded(mix(self.seed, 0x5c7a));
+        let going = tokio::spawn(scratch.clone().go(handles.clone(), dice, self.trace.clone()));
         let mut shed = 0;
         for driving in &mut driven {
             shed += driving.finished().await;
@@ -245,6 +258,9 @@ impl Clients {
         self.reached(Progress::Converging);
         self.converge(&addresses, &handles, &recorder, &driven).await;
         self.serve(&handles).await;
+        for what in scratch.demand(going, &handles, &self.cluster).await {
+            self.broken(what);
+        }
         self.report().settled = Some(recorder.now());
         recorder.nemesis(SETTLED, kv_check::Json::Null);
         self.read_everything(&driven).await?;

@@ -4,7 +4,8 @@
 //!
 //! - [`network`], [`clock`], [`disk`]: the world of a node; [`cluster`]: the nodes in it;
 //! - [`plan`], [`nemesis`]: what goes wrong, decided from the seed, and how it is done;
-//! - [`load`]: the clients, and what they demand in the end; [`verdict`]: the judgement;
+//! - [`load`]: the clients, and what they demand in the end; [`scratch`]: namespaces that are deleted on the
+//!   way; [`verdict`]: the judgement;
 //! - [`seed`]: one run; [`trace`]: what two runs are compared by.
 
 pub mod clock;
@@ -14,6 +15,7 @@ pub mod load;
 pub mod nemesis;
 pub mod network;
 pub mod plan;
+pub mod scratch;
 pub mod seed;
 pub mod trace;
 pub mod verdict;

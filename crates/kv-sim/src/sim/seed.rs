@@ -77,7 +77,7 @@ pub fn run(seed: u64, options: Options) -> Run {
 
     let mut sim = network(seed);
     let cluster = Cluster::new(seed, &settings, &trace);
-    let clients = Clients::new(parts.clone(), seed, trace.clone());
+    let clients = Clients::new(parts.clone(), seed, cluster.clone(), trace.clone());
     let nemesis = Nemesis::new(cluster.clone(), plan, trace.clone());
     cluster.register(&mut sim);
     sim.client("clients", clients.clone().live());

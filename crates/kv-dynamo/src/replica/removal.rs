@@ -1,0 +1,198 @@
+//! Removes what is stored of deleted namespaces from one ring partition, a few rows at a time. The counts of
+//! the ring partition follow: its conflicts, its requests, its hints. The node clock stays: its dots were
+//! minted, and are never minted again.
+//!
+//! A row of the request table does not say its namespace. Those that the records name go with them; what is
+//! older is forgotten as all old requests are.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kv_storage::StorageError;
+use kv_types::catalogue::token;
+use kv_types::causal::State;
+use kv_types::{Failure, NamespaceId, NodeId, RequestId};
+use tokio::time::Instant;
+
+use super::rows::{Rows, Stop, Want, in_time, lock};
+use super::{Partition, Replica, corrupt};
+use crate::layout::{
+    CONFLICTS, HINTS, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, hints_of, key_after, rows_of,
+};
+use crate::limits::REMOVED_AT_ONCE;
+
+/// What a step removed: bytes of keys and values, and the last key if there may be more behind it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Removed {
+    pub(crate) bytes: u64,
+    pub(crate) last: Option<Bytes>,
+}
+
+/// Where the next step begins: what the steps before removed may still be there to be passed over.
+fn from_there(first: &[u8], after: Option<&Bytes>) -> Vec<u8> {
+    after.map_or_else(|| first.to_vec(), |last| key_after(last))
+}
+
+/// A record that goes, with the requests that it names.
+struct Going {
+    key: Bytes,
+    token: u64,
+    requests: Vec<RequestId>,
+}
+
+impl Replica {
+    /// Rows of a namespace, but for requests, which do not say theirs.
+    pub(crate) fn rows_of(&self, namespace: NamespaceId) -> Result<usize, StorageError> {
+        let of_record =
+            |key: &[u8]| Place::of_record_key(key).is_some_and(|place| place.namespace == namespace);
+        let of_hint =
+            |key: &[u8]| Place::of_hint_key(key).is_some_and(|(_, of, _)| of.namespace == namespace);
+        let mut found = 0;
+        for table in [RECORDS, CONFLICTS] {
+            let rows = self.storage.scan(table, &[], None, usize::MAX)?;
+            found += rows.iter().filter(|(key, _)| of_record(key)).count();
+        }
+        let hints = self.storage.scan(HINTS, &[], None, usize::MAX)?;
+        Ok(found + hints.iter().filter(|(key, _)| of_hint(key)).count())
+    }
+
+    /// Returns when no operation on the ring partition is under way that began before.
+    pub(crate) fn let_pass(&self, slice: Slice) {
+        drop(lock(&self.partition(slice)));
+    }
+
+    /// Removes some records of these namespaces, which this node knows to be deleted, behind a key.
+    pub(crate) async fn remove_records(
+        &self,
+        slice: Slice,
+        run: (u64, u64),
+        after: Option<&Bytes>,
+        deadline: Instant,
+    ) -> Result<Removed, Failure> {
+        let (from, to) = rows_of(slice, run);
+        let from = from_there(&from, after);
+        let (rows, bytes) = REMOVED_AT_ONCE;
+        let read = self.storage.read_range(RECORDS, &from, Some(&to), rows, bytes);
+        let chunk = in_time(deadline, read).await?;
+        let Some((last, _)) = chunk.rows.last() else { return Ok(Removed::default()) };
+        // Nothing changes them any more.
+        let mut removed = Removed { bytes: 0, last: Some(last.clone()) };
+        let mut going = Vec::new();
+        for (key, row) in chunk.rows {
+            removed.bytes += (key.len() + row.value.len()) as u64;
+            let place = Place::of_record_key(&key).ok_or_else(|| corrupt("the records"))?;
+            // One that cannot be read goes too; its requests go when they expire.
+            let state = State::decode(row.value).unwrap_or_default();
+            let mut requests: Vec<RequestId> = state.writes.values().map(|write| write.request).collect();
+            requests.sort_unstable();
+            requests.dedup();
+            going.push(Going { key, token: token(place.namespace, &place.key), requests });
+        }
+        let remove =
+            |partition: &mut Partition, rows: &mut Rows<'_>| self.remove_now(slice, &going, partition, rows);
+        self.run(slice, deadline, remove).await.map(|()| removed)
+    }
+
+    fn remove_now(
+        &self,
+        slice: Slice,
+        going: &[Going],
+        partition: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<(), Stop> {
+        let conflicts = partition.conflicts > 0;
+        let wants = going.iter().flat_map(|one| {
+            let requests = one.requests.iter().map(|id| Want::Row(REQUESTS, slice.request_key(*id).freeze()));
+            requests.chain(conflicts.then(|| Want::Row(CONFLICTS, one.key.clone())))
+        });
+        rows.expect(wants)?;
+        let mut next = partition.clone();
+        let mut forgotten: BTreeMap<RequestId, u64> = BTreeMap::new();
+        for Going { key, token, requests } in going {
+            if conflicts && rows.row(CONFLICTS, key.clone())?.is_some() {
+                next.conflicts = next.conflicts.saturating_sub(1);
+                rows.delete(CONFLICTS, key.clone());
+            }
+            for request in requests {
+                // One that a client used for something else too stays.
+                if let Some((taken, _)) = self.taken(slice, *request, rows)?
+                    && taken.token == *token
+                {
+                    forgotten.insert(*request, taken.issued_at_ms);
+                }
+            }
+            rows.delete(RECORDS, key.clone());
+        }
+        for (request, issued_at_ms) in &forgotten {
+            rows.delete(REQUESTS, slice.request_key(*request));
+            rows.delete(REQUEST_TIMES, slice.request_time_key(*issued_at_ms, *request));
+        }
+        if !forgotten.is_empty() {
+            next.requests = next.requests.saturating_sub(forgotten.len() as u64);
+            self.stage_clock(slice, &next, rows);
+        }
+        rows.commit(true)?;
+        *partition = next;
+        Ok(())
+    }
+
+    /// Removes what the list of conflicts has of these namespaces without a record, as after the loss of a
+    /// tier.
+    pub(crate) async fn remove_conflicts(
+        &self,
+        slice: Slice,
+        run: (u64, u64),
+        after: Option<&Bytes>,
+        deadline: Instant,
+    ) -> Result<Removed, Failure> {
+        if lock(&self.partition(slice)).state.conflicts == 0 {
+            return Ok(Removed::default());
+        }
+        let (from, to) = rows_of(slice, run);
+        let from = from_there(&from, after);
+        let (rows, bytes) = REMOVED_AT_ONCE;
+        let read = self.storage.read_range(CONFLICTS, &from, Some(&to), rows, bytes);
+        let keys: Vec<Bytes> = in_time(deadline, read).await?.rows.into_iter().map(|(key, _)| key).collect();
+        let Some(last) = keys.last().cloned() else { return Ok(Removed::default()) };
+        let remove = |partition: &mut Partition, rows: &mut Rows<'_>| {
+            keys.iter().for_each(|key| rows.delete(CONFLICTS, key.clone()));
+            rows.commit(true)?;
+            partition.conflicts = partition.conflicts.saturating_sub(keys.len() as u64);
+            Ok(())
+        };
+        self.run(slice, deadline, remove).await?;
+        Ok(Removed { bytes: keys.iter().map(|key| key.len() as u64).sum(), last: Some(last) })
+    }
+
+    /// Removes some hints of these namespaces for a target.
+    pub(crate) async fn remove_hints(
+        &self,
+        target: NodeId,
+        slice: Slice,
+        run: (u64, u64),
+        after: Option<&Bytes>,
+        deadline: Instant,
+    ) -> Result<Removed, Failure> {
+        let (from, to) = hints_of(target, slice, run);
+        let from = from_there(&from, after);
+        let (rows, bytes) = REMOVED_AT_ONCE;
+        let read = self.storage.read_range(HINTS, &from, Some(&to), rows, bytes);
+        let found: Vec<Bytes> = in_time(deadline, read).await?.rows.into_iter().map(|(key, _)| key).collect();
+        let Some(last) = found.last().cloned() else { return Ok(Removed::default()) };
+        let remove = |_: &mut Partition, rows: &mut Rows<'_>| {
+            rows.expect(found.iter().map(|key| Want::Row(HINTS, key.clone())))?;
+            let mut growth = Vec::new();
+            for key in &found {
+                // Some may have been delivered meanwhile.
+                let Some(row) = rows.row(HINTS, key.clone())? else { continue };
+                growth.push((target, -1, -((key.len() + row.value.len()) as i64)));
+                rows.delete(HINTS, key.clone());
+            }
+            rows.commit(true)?;
+            lock(&self.held).grow(&growth);
+            Ok(growth.iter().map(|(_, _, bytes)| bytes.unsigned_abs()).sum())
+        };
+        let bytes = self.run(slice, deadline, remove).await?;
+        Ok(Removed { bytes, last: Some(last) })
+    }
+}
