@@ -60,7 +60,13 @@ struct Media {
 
 impl Media {
     fn open(&mut self) -> Storage {
-        let options = StorageOptions { segment_bytes: 16 << 20, ..StorageOptions::memory(DIR) };
+        let options = StorageOptions {
+            segment_bytes: 16 << 20,
+            // As a node has it.
+            filtered_tables: vec![kv_raft::VALUES],
+            filter_bytes: 64 << 20,
+            ..StorageOptions::memory(DIR)
+        };
         let disk = self.disk.get_or_insert_with(|| Arc::new(MemDisk::new(1)));
         Storage::open(options, disk.clone(), self.tiers.clone()).unwrap().0
     }

@@ -54,6 +54,8 @@ pub(crate) struct KeyFilter {
     seed: u128,
     max_bytes: usize,
     layers: RwLock<Vec<Layer>>,
+    /// Held while a layer is made.
+    growing: Mutex<()>,
     whole: AtomicBool,
     learning: Mutex<Learning>,
 }
@@ -81,6 +83,7 @@ impl KeyFilter {
             seed: if options.drive == Drive::Manual { 0 } else { secret() },
             max_bytes: options.filter_bytes,
             layers: RwLock::default(),
+            growing: Mutex::default(),
             whole: AtomicBool::new(false),
             learning: Mutex::new(learning),
             tables,
@@ -141,15 +144,20 @@ impl KeyFilter {
     }
 
     fn grow(&self) {
-        let mut layers = write(&self.layers);
-        // Another may have been here meanwhile.
-        if layers.last().is_some_and(|last| last.room.load(Ordering::Relaxed) > 0) {
-            return;
-        }
-        let Some(bytes) = self.bytes_of_next(&layers) else { return };
+        let _alone = lock(&self.growing);
+        let bytes = {
+            let layers = read(&self.layers);
+            // Another may have been here meanwhile.
+            if layers.last().is_some_and(|last| last.room.load(Ordering::Relaxed) > 0) {
+                return;
+            }
+            let Some(bytes) = self.bytes_of_next(&layers) else { return };
+            bytes
+        };
+        // Zeros of some tens of megabytes: readers do not wait for them.
         let room = bytes * 8 / limits::FILTER_BITS_PER_KEY;
         let keys = AtomicBloomFilter::with_num_bits(bytes * 8).seed(&self.seed).expected_items(room);
-        layers.push(Layer { keys, room: AtomicUsize::new(room) });
+        write(&self.layers).push(Layer { keys, room: AtomicUsize::new(room) });
     }
 
     /// Reads some of the rows that the tier had at the start; false when there is nothing left to read. For
@@ -164,10 +172,10 @@ impl KeyFilter {
         };
         let end = prefix_end(&full_key(*table, &[]));
         let (rows, bytes) = (limits::TIER_CHUNK_ROWS, limits::TIER_CHUNK_BYTES);
-        let chunk = tier.scan(from, end.as_deref(), rows, bytes)?;
-        self.add(chunk.rows.iter().map(|(key, _)| &key[..]));
-        match chunk.rows.last().filter(|_| chunk.more) {
-            Some((last, _)) => *from = after(last),
+        let (keys, more) = tier.keys(from, end.as_deref(), rows, bytes)?;
+        self.add(keys.iter().map(|key| &key[..]));
+        match keys.last().filter(|_| more) {
+            Some(last) => *from = after(last),
             None => {
                 tables.remove(0);
                 *from = tables.first().map_or_else(Bytes::new, |next| Bytes::from(full_key(*next, &[])));

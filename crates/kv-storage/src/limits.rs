@@ -86,7 +86,7 @@ pub const FILTER_BITS_PER_KEY: usize = 10;
 /// Smallest part of that filter, bytes.
 pub const FILTER_LEAST_BYTES: usize = 1 << 10;
 /// How long the reading of the keys from before a start rests after a step, at most.
-pub const LEARN_REST: Duration = Duration::from_millis(50);
+pub const LEARN_REST: Duration = Duration::from_secs(1);
 /// How often the folder of snapshots is read when a file vanishes meanwhile.
 pub const LIST_ROUNDS: usize = 8;
 /// How long the drain must have waited for room before a snapshot ends without what it waits for.

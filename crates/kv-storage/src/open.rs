@@ -272,6 +272,7 @@ impl Start {
         if parts.options.drive == Drive::Threads {
             steps::start_threads(parts)?;
             reads::start(parts)?;
+            steps::start_learner(parts)?;
         }
         Ok((storage, self.recovery))
     }

@@ -1,14 +1,10 @@
 //! Reads in which no async worker waits: what is not in memory is read by a few threads, from a
 //! bounded queue.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Weak},
-    thread,
-};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
 use crate::{
     batch::{Position, Row, TableId, full_key, prefix_end, split_key},
@@ -22,8 +18,6 @@ use crate::{
     readers::Class,
 };
 
-const LEARNER: &str = "kv-learn";
-
 /// Rows of a range in key order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RowChunk {
@@ -33,48 +27,13 @@ pub struct RowChunk {
     pub more: bool,
 }
 
-/// Starts the threads that read. They do not keep the engine in memory, and a stop does not wait for them.
+/// Starts the reader threads. They do not keep the engine in memory.
 pub(crate) fn start(parts: &Arc<Parts>) -> Result<(), StorageError> {
     let parts_of = Arc::downgrade(parts);
-    let panicked = {
-        let parts_of = parts_of.clone();
-        move |e: StorageError| {
-            if let Some(parts) = Weak::upgrade(&parts_of) {
-                parts.log.fail(&e);
-            }
+    parts.readers.start(move |e| {
+        if let Some(parts) = Weak::upgrade(&parts_of) {
+            parts.log.fail(&e);
         }
-    };
-    parts.readers.start(panicked.clone())?;
-    let learn = move || {
-        if catch_unwind(AssertUnwindSafe(|| learn(&parts_of))).is_err() {
-            panicked(StorageError::ThreadPanicked { thread: LEARNER });
-        }
-    };
-    thread::Builder::new()
-        .name(LEARNER.into())
-        .spawn(learn)
-        .map(drop)
-        .map_err(StorageError::io("start the thread that learns keys"))
-}
-
-/// Learns the keys that the tier had at the start, at half of the speed that the disk allows: what clients
-/// read comes first.
-fn learn(parts: &Weak<Parts>) {
-    while let Some(parts) = parts.upgrade() {
-        let begun = Instant::now();
-        if parts.life.check().is_err() || !learn_step(&parts) {
-            return;
-        }
-        drop(parts);
-        thread::sleep(begun.elapsed().min(limits::LEARN_REST));
-    }
-}
-
-/// Some of those keys; false when there are no more.
-pub(crate) fn learn_step(parts: &Parts) -> bool {
-    parts.tier.learn_keys().unwrap_or_else(|e| {
-        parts.tier_failed(&e);
-        false
     })
 }
 

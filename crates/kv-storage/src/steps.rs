@@ -1,8 +1,16 @@
 //! What runs the steps: threads, or one caller that pumps.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Weak},
+    thread,
+};
 
-use crate::{checkpoint, drain, error::StorageError, limits, parts::Parts, reads};
+use tokio::time::Instant;
+
+use crate::{checkpoint, drain, error::StorageError, limits, parts::Parts};
+
+const LEARNER: &str = "kv-learn";
 
 /// Runs a step while the engine runs, and waits where there is nothing to do.
 fn run(parts: &Arc<Parts>, step: impl Fn(&Arc<Parts>) -> bool) {
@@ -35,7 +43,10 @@ pub(crate) fn pump(parts: &Arc<Parts>) -> bool {
     worked |= prepare_step(parts);
     worked |= drain_step(parts);
     worked |= checkpoint::step(parts);
-    worked |= reads::learn_step(parts);
+    // One step each time, between which others have their turn.
+    if learn_step(parts) {
+        parts.life.wake_driver();
+    }
     worked |= checkpoint::reclaim_step(parts);
     worked | checkpoint::retention_step(parts)
 }
@@ -64,4 +75,47 @@ pub(crate) fn start_threads(parts: &Arc<Parts>) -> Result<(), StorageError> {
         )?;
     }
     Ok(())
+}
+
+/// Starts the thread that learns the keys which the tier had at the start. It does not keep the engine in
+/// memory, and a stop does not wait for it: it reads, for as long as the disk takes.
+pub(crate) fn start_learner(parts: &Arc<Parts>) -> Result<(), StorageError> {
+    let parts = Arc::downgrade(parts);
+    let body = move || {
+        if catch_unwind(AssertUnwindSafe(|| learn(&parts))).is_err()
+            && let Some(parts) = parts.upgrade()
+        {
+            parts.log.fail(&StorageError::ThreadPanicked { thread: LEARNER });
+        }
+    };
+    let spawned = thread::Builder::new().name(LEARNER.into()).spawn(body);
+    spawned.map(drop).map_err(StorageError::io("start the thread that learns keys"))
+}
+
+/// Learns them all, at half of the speed that the disk allows: what clients read comes first.
+fn learn(parts: &Weak<Parts>) {
+    while let Some(parts) = parts.upgrade() {
+        let begun = Instant::now();
+        if !learn_step(&parts) {
+            return;
+        }
+        drop(parts);
+        thread::sleep(begun.elapsed().min(limits::LEARN_REST));
+    }
+}
+
+/// Some of those keys; false when there are no more.
+fn learn_step(parts: &Parts) -> bool {
+    if parts.life.check().is_err() {
+        return false;
+    }
+    match parts.tier.learn_keys() {
+        Ok(more) => more,
+        // It is being stopped.
+        Err(StorageError::Closed) => false,
+        Err(e) => {
+            parts.tier_failed(&e);
+            false
+        }
+    }
 }

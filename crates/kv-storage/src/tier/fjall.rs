@@ -302,6 +302,22 @@ impl Tier for FjallTier {
         })
     }
 
+    fn keys(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<(Vec<Bytes>, bool), TierError> {
+        let Some(range) = rows::range(from, to) else { return Ok((Vec::new(), false)) };
+        guarded(|| {
+            let _view = self.view();
+            let found = self.rows.range::<&[u8], _>(range).map(|row| row.key().map_err(error));
+            rows::chunk(found.map(|key| key.map(|key| (key, b""))), limit_rows, limit_bytes)
+        })
+        .map(|chunk| (chunk.rows.into_iter().map(|(key, _)| key).collect(), chunk.more))
+    }
+
     fn make_room(&self) -> Result<(), TierError> {
         guarded(|| self.wait_for_workers()).map_err(|e| self.explain(e))
     }

@@ -190,6 +190,17 @@ impl Tier for GatedTier {
         chunk
     }
 
+    fn keys(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<(Vec<Bytes>, bool), TierError> {
+        self.gate.begin(TierCall::Scan, from);
+        self.tier.keys(from, to, limit_rows, limit_bytes)
+    }
+
     fn make_room(&self) -> Result<(), TierError> {
         self.gate.begin(TierCall::MakeRoom, &[]);
         self.tier.make_room()

@@ -108,6 +108,18 @@ pub trait Tier: Debug + Send + Sync {
         limit_rows: usize,
         limit_bytes: usize,
     ) -> Result<TierChunk, TierError>;
+    /// The keys of a range, as [`Tier::scan`] has its rows, and whether more may follow. Without their values
+    /// where those are apart.
+    fn keys(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<(Vec<Bytes>, bool), TierError> {
+        let chunk = self.scan(from, to, limit_rows, limit_bytes)?;
+        Ok((chunk.rows.into_iter().map(|(key, _)| key).collect(), chunk.more))
+    }
     /// Waits until the next batch can be written at once. Readers are not held up meanwhile, as they are by
     /// [`Tier::apply`].
     fn make_room(&self) -> Result<(), TierError> {

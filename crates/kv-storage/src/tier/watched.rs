@@ -115,6 +115,16 @@ impl Tier for Watched {
         self.tier.scan(from, to, limit_rows, limit_bytes)
     }
 
+    fn keys(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit_rows: usize,
+        limit_bytes: usize,
+    ) -> Result<(Vec<Bytes>, bool), TierError> {
+        self.tier.keys(from, to, limit_rows, limit_bytes)
+    }
+
     fn make_room(&self) -> Result<(), TierError> {
         self.run("a wait of the lower tier for its own work", Work::MakeRoom)
     }
