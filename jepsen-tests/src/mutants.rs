@@ -214,7 +214,7 @@ fn traps_of_machines() -> Vec<Trap> {
             Test("kv-raft-kv_raft", "what_waits_for_its_turn_is_taken_back_and_never_applied"),
             &["what_waits_for_its_turn", "tests::pressure::what_waits_for_its_turn"],
         ),
-        trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[1]), LINEARIZABLE),
+        trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[19]), LINEARIZABLE),
         trap(
             "snapshot-drops-values",
             "a snapshot carries all that was applied",
@@ -227,7 +227,7 @@ fn traps_of_machines() -> Vec<Trap> {
             Test("kv-raft-cluster", "a_transfer_goes_on_where_it_was_after_a_restart_of_the_receiver"),
             &["a_transfer_goes_on"],
         ),
-        trap("resend-applied-again", "a request is applied once", Simulation(&[14]), LINEARIZABLE),
+        trap("resend-applied-again", "a request is applied once", Simulation(&[1]), LINEARIZABLE),
         trap(
             "found-value-kept",
             "what is kept for resends is bounded in bytes",
@@ -251,7 +251,7 @@ fn traps_of_machines() -> Vec<Trap> {
         trap(
             "timeout-as-refusal",
             "what may yet be applied is unknown, not refused",
-            Simulation(&[9]),
+            Simulation(&[5]),
             LINEARIZABLE,
         ),
     ]
@@ -261,7 +261,7 @@ fn traps_of_machines() -> Vec<Trap> {
 fn traps_of_available() -> Vec<Trap> {
     use Catch::{Scenario, Simulation, Test};
     vec![
-        trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[3]), LOST),
+        trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[2]), LOST),
         trap(
             "hints-in-memory-only",
             "a hint survives the process that holds it",
