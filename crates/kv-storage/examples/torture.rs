@@ -49,6 +49,9 @@ fn options(dir: &Path) -> StorageOptions {
         checkpoint_interval: Duration::from_millis(50),
         raft_cache_bytes: 64 << 10,
         journal_file_bytes: 128 << 10,
+        // Most rows leave memory soon, so that reads meet the tier and the filter of its keys.
+        cache_bytes: 64 << 10,
+        filtered_tables: vec![T],
         ..StorageOptions::new(dir)
     }
 }
@@ -81,6 +84,34 @@ fn derived(index: u64, payload: &[u8]) -> Batch {
     }
 }
 
+/// Writes the keys of one writer, one after the other.
+async fn write(storage: Storage, writer: u64, seed: u64, send: mpsc::Sender<String>) {
+    let mut random = fastrand::Rng::new();
+    loop {
+        // Now and then one that is new.
+        let range = if random.u8(0..64) == 0 { KEYS << 9 } else { KEYS };
+        let key = random.u64(0..range / WRITERS) * WRITERS + writer;
+        let old = storage.get(T, &key.to_be_bytes()).unwrap();
+        // Only this task writes it: what memory and its filter of keys say is what the tier says.
+        match storage.read_rows(vec![(T, key.to_be_bytes().to_vec())]).await {
+            Ok(rows) => assert_eq!(rows[0].as_ref().map(|r| &r.value), old.as_ref().map(|r| &r.value)),
+            Err(e) => assert!(e.is_refusal(), "{e}"),
+        }
+        let next = old.map_or(1, |row| version(&row.value) + 1);
+        let data = value(key, next, seed);
+        let batch =
+            Batch::new().put(T, key.to_be_bytes(), &data).small_put([writer as u8], next.to_le_bytes());
+        match storage.commit(batch) {
+            Ok(position) => {
+                storage.durable(position).await.unwrap();
+                send.send(format!("d {key} {next}\n")).await.unwrap();
+            }
+            Err(e) if e.is_refusal() => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
 /// The child: writes until it is killed; a line on its output for everything that is durable.
 async fn load(dir: &Path, kind: TierKind, seed: u64) {
     let (storage, _) = Storage::open_dir(options(dir), kind).unwrap();
@@ -96,27 +127,7 @@ async fn load(dir: &Path, kind: TierKind, seed: u64) {
     });
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..WRITERS {
-        let (storage, send) = (storage.clone(), send.clone());
-        tasks.spawn(async move {
-            let mut random = fastrand::Rng::new();
-            loop {
-                let key = random.u64(0..KEYS / WRITERS) * WRITERS + writer;
-                let old = storage.get(T, &key.to_be_bytes()).unwrap();
-                let next = old.map_or(1, |row| version(&row.value) + 1);
-                let data = value(key, next, seed);
-                let batch = Batch::new()
-                    .put(T, key.to_be_bytes(), &data)
-                    .small_put([writer as u8], next.to_le_bytes());
-                match storage.commit(batch) {
-                    Ok(position) => {
-                        storage.durable(position).await.unwrap();
-                        send.send(format!("d {key} {next}\n")).await.unwrap();
-                    }
-                    Err(e) if e.is_refusal() => tokio::time::sleep(Duration::from_millis(1)).await,
-                    Err(e) => panic!("{e}"),
-                }
-            }
-        });
+        tasks.spawn(write(storage.clone(), writer, seed, send.clone()));
     }
     // A Raft group with derived rows and entries of a journal: the applied mark is in one batch with them.
     tasks.spawn(async move {
@@ -173,6 +184,7 @@ struct Counts {
     lost_tier: u64,
     derived_lost: u64,
     journal_entries: u64,
+    denied: u64,
     open_ms_max: u128,
     loads_that_ended: u64,
 }
@@ -279,9 +291,26 @@ fn verify_journal(storage: &Storage, seed: u64, applied: Option<u64>, counts: &m
     }
 }
 
+/// The filter of keys denies none that is there, neither while it learns nor when it is whole; how many keys
+/// it spared the tier is counted.
+fn verify_filter(storage: &Storage, present: &BTreeMap<u64, u64>, counts: &mut Counts) {
+    let keys: Vec<_> = present.keys().map(|key| (T, key.to_be_bytes().to_vec())).collect();
+    for keys in keys.chunks(100) {
+        for ((_, key), known) in keys.iter().zip(storage.rows_in_memory(keys)) {
+            if known.is_some_and(|row| row.is_none()) {
+                eprintln!("key {key:?} is there, and the filter of keys denies it");
+                counts.lost += 1;
+            }
+        }
+    }
+    let absent: Vec<_> = (0..100_u64).map(|n| (T, (u64::MAX - n).to_be_bytes().to_vec())).collect();
+    counts.denied += storage.rows_in_memory(&absent).iter().flatten().count() as u64;
+}
+
 fn verify(dir: &Path, kind: TierKind, seed: u64, known: &mut Acknowledged, counts: &mut Counts) {
     let Some((storage, recovery)) = open(dir, kind, counts) else { return };
     let present = versions(&storage, seed, counts);
+    verify_filter(&storage, &present, counts);
     if recovery.tier_lost {
         // What a lost tier takes with it is for peers to restore; the counts say how often.
         known.data = present;
@@ -347,7 +376,7 @@ fn print(kind: TierKind, seed: u64, c: &Counts) {
     println!(
         "{{\"tier\":\"{kind}\",\"seed\":{seed},\"kills\":{},\"acknowledged\":{},\"awaited_checkpoints\":{},\"lost\":{},\"wrong\":{},\"refused_starts\":{},\
          \"torn_tails\":{},\"tier_fine\":{},\"tier_not_opened\":{},\"tier_lost_checkpointed\":{},\"rebuilt_from_log\":{},\
-         \"lost_tier\":{},\"derived_lost\":{},\"journal_entries\":{},\"loads_that_ended\":{},\"open_ms_max\":{}}}",
+         \"lost_tier\":{},\"derived_lost\":{},\"journal_entries\":{},\"denied\":{},\"loads_that_ended\":{},\"open_ms_max\":{}}}",
         c.kills,
         c.writes,
         c.checkpoints,
@@ -362,6 +391,7 @@ fn print(kind: TierKind, seed: u64, c: &Counts) {
         c.lost_tier,
         c.derived_lost,
         c.journal_entries,
+        c.denied,
         c.loads_that_ended,
         c.open_ms_max
     );
