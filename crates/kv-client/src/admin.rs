@@ -10,6 +10,7 @@ use crate::attempts::{Attempts, Route};
 use crate::endpoint::parse_address;
 use crate::outcome::{Answer, Error, malformed};
 use crate::policy::Effect;
+use crate::rpc::Rpc;
 use crate::session::Session;
 use crate::strong::checked;
 use crate::topology::{Leader, NamespaceInfo, Topology};
@@ -32,8 +33,6 @@ impl Admin {
     pub async fn create_namespace(&self, spec: NamespaceSpec) -> Result<Answer<NamespaceInfo>, Error> {
         let begun = Instant::now();
         // Its own session: creating is rare, and a first request needs no other before it.
-        let ticket = Session::new(&self.0.env.entropy).issue();
-        let ticket = ticket.ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))?;
         let (n, r, w, strict) = match spec.replication {
             Some(replication) => {
                 (replication.n.into(), replication.r.into(), replication.w.into(), !replication.sloppy)
@@ -44,7 +43,7 @@ impl Admin {
             Mode::Strong => admin::Mode::Strong,
             Mode::Available => admin::Mode::Available,
         };
-        let request = admin::CreateNamespaceRequest {
+        let build = |mutation| admin::CreateNamespaceRequest {
             name: spec.name.as_str().to_owned(),
             mode: mode.into(),
             n,
@@ -52,26 +51,29 @@ impl Admin {
             w,
             strict,
             guarantee: v1::Guarantee::from(spec.guarantee).into(),
-            mutation: Some(self.0.mutation(&ticket)),
+            mutation: Some(mutation),
         };
-        let result = self.0.run(request, Effect::Once, Route::Any, self.0.admin_deadline()).await;
-        let reply = result.map_err(|error| error.of_request(ticket.request_id()))?;
+        let reply = self.change(build).await?;
         let namespace = reply.namespace.as_ref().ok_or_else(|| malformed("namespace"))?;
         Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
+    }
+
+    /// Sends a change of the catalogue, which is applied once.
+    async fn change<Q: Rpc>(&self, build: impl FnOnce(v1::Mutation) -> Q) -> Result<Q::Reply, Error> {
+        let ticket = Session::new(&self.0.env.entropy).issue();
+        let ticket = ticket.ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))?;
+        let (mutation, id) = self.0.mutation(&ticket);
+        let result = self.0.run(build(mutation), Effect::Once, Route::Any, self.0.admin_deadline()).await;
+        result.map_err(|error| error.of_write(id))
     }
 
     /// Deletes a namespace and everything that is stored for it; the namespace as it was. There is no way
     /// back. A name that no namespace has is `NAMESPACE_UNKNOWN`.
     pub async fn delete_namespace(&self, name: &NamespaceName) -> Result<Answer<NamespaceInfo>, Error> {
         let begun = Instant::now();
-        let ticket = Session::new(&self.0.env.entropy).issue();
-        let ticket = ticket.ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))?;
-        let request = admin::DeleteNamespaceRequest {
-            name: name.as_str().to_owned(),
-            mutation: Some(self.0.mutation(&ticket)),
-        };
-        let result = self.0.run(request, Effect::Once, Route::Any, self.0.admin_deadline()).await;
-        let reply = result.map_err(|error| error.of_request(ticket.request_id()))?;
+        let name = name.as_str().to_owned();
+        let build = |mutation| admin::DeleteNamespaceRequest { name, mutation: Some(mutation) };
+        let reply = self.change(build).await?;
         let namespace = reply.namespace.as_ref().ok_or_else(|| malformed("namespace"))?;
         Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
     }

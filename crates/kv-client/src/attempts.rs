@@ -9,14 +9,14 @@ use std::time::Duration;
 use futures_util::future::select_ok;
 use kv_env::Env;
 use kv_proto::{admin, v1};
-use kv_types::{Applied, Failure, Mutation, Placement, Reason};
+use kv_types::{Applied, Failure, Mutation, Placement, Reason, WriteId};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::endpoint::{Endpoint, Opened, Pool, parse_address, time_left};
 use crate::limits::{
-    ATTEMPT_GRACE, MAX_SESSION_SLOTS, MIN_ATTEMPT, STREAM_REQUEST_BYTES, TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL,
-    TOPOLOGY_TIMEOUT,
+    ATTEMPT_GRACE, MAX_SESSION_SLOTS, MIN_ATTEMPT, MIN_SHARE, SESSION_SPAN, STREAM_REQUEST_BYTES,
+    TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL, TOPOLOGY_TIMEOUT,
 };
 use crate::options::{ClientOptions, Via};
 use crate::outcome::Error;
@@ -119,15 +119,35 @@ impl Attempts {
         session.issue().ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))
     }
 
-    /// What the servers are told of a write beside its operation.
-    pub(crate) fn mutation(&self, ticket: &Ticket) -> v1::Mutation {
-        Mutation {
-            request_id: ticket.request_id(),
-            issued_at_ms: self.env.clock.wall_ms(),
+    /// What the servers are told of a write beside its operation, and how it is named to send it again.
+    pub(crate) fn mutation(&self, ticket: &Ticket) -> (v1::Mutation, WriteId) {
+        let id = WriteId { request_id: ticket.request_id(), issued_at_ms: self.env.clock.wall_ms() };
+        let mutation = Mutation {
+            request_id: id.request_id,
+            issued_at_ms: id.issued_at_ms,
             lowest_unacked: ticket.lowest_unacked(),
             attempt: 1,
-        }
-        .into()
+        };
+        (mutation.into(), id)
+    }
+
+    /// Sends a write that was sent before, by this process or another one.
+    pub(crate) async fn resend<Q: Rpc>(
+        &self,
+        id: WriteId,
+        route: Route<'_>,
+        build: impl FnOnce(Option<v1::Mutation>) -> Q,
+    ) -> Result<Q::Reply, Error> {
+        let mutation = Mutation {
+            request_id: id.request_id,
+            issued_at_ms: id.issued_at_ms,
+            // Nothing is known of the others of its session: as little as may be is given up.
+            lowest_unacked: id.request_id.seq.saturating_sub(SESSION_SPAN).max(1),
+            attempt: 2,
+        };
+        let request = build(Some(mutation.into()));
+        let result = self.run(request, Effect::Again, route, self.write_deadline()).await;
+        result.map_err(|error| error.of_write(id))
     }
 
     /// Sends one operation until it is answered, refused for good, or out of time or attempts.
@@ -138,27 +158,30 @@ impl Attempts {
         route: Route<'_>,
         deadline: Instant,
     ) -> Result<Q::Reply, Error> {
+        let mut verdict = Verdict::of(effect);
         let Ok(_permit) = self.in_flight.try_acquire() else {
             let message =
                 format!("{} operations of this client are in flight already", self.options.max_in_flight);
-            return Err(Failure::new(Reason::ClientLimit, message).into());
+            return Err(verdict.conclude(Failure::new(Reason::ClientLimit, message), 0).into());
         };
         let pinned = self.options.pinned || matches!(route, Route::Node(_));
         if !pinned && !self.knows(route) {
             self.refresh(&[], deadline).await;
         }
-        let mut verdict = Verdict::default();
         let mut tried: Vec<String> = Vec::new();
         let mut hint: Option<String> = None;
-        let mut attempt = 1;
+        let (mut attempt, mut awaited) = (1, 0);
+        let replicas = !pinned && matches!(route, Route::Replica(..));
         loop {
-            request.stamp(attempt);
+            request.stamp(verdict.attempt());
             let mut failure = match self.pick(route, hint.take(), &tried) {
                 Err(failure) => failure,
                 Ok(endpoint) => {
-                    match self.attempt(&endpoint, route, request.clone(), attempt, deadline).await {
+                    tracing::debug!(attempt, at = endpoint.address, "asks");
+                    match self.attempt(&endpoint, route, request.clone(), attempt - awaited, deadline).await {
                         None => return Err(verdict.out_of_time(attempt).into()),
                         Some(Ok(reply)) => {
+                            tracing::debug!(attempt, at = endpoint.address, "was answered");
                             if attempt == 1 {
                                 lock(&self.budget).earn();
                             }
@@ -176,7 +199,14 @@ impl Attempts {
             }
             tracing::debug!(attempt, %failure, "attempt failed");
             verdict.add(&failure);
-            let retry = self.plan(effect, attempt, &failure, pinned, route, &tried, deadline).await;
+            let next = self.policy.next(effect, attempt - awaited, &failure, replicas);
+            if next == Next::Await {
+                awaited += 1;
+                // They refused for the moment. Those that cannot be reached stay last.
+                let reached = |address: &String| self.pool.at(address).is_connected();
+                tried.retain(|address| !reached(address));
+            }
+            let retry = self.plan(next, attempt, &failure, pinned, route, &tried, deadline).await;
             match retry {
                 Retry::Stop(why) => {
                     let whole = verdict.conclude(failure, attempt);
@@ -191,7 +221,7 @@ impl Attempts {
 
     async fn plan(
         &self,
-        effect: Effect,
+        next: Next,
         attempt: u32,
         failure: &Failure,
         pinned: bool,
@@ -199,8 +229,6 @@ impl Attempts {
         tried: &[String],
         deadline: Instant,
     ) -> Retry {
-        let replicas = !pinned && matches!(route, Route::Replica(..));
-        let next = self.policy.next(effect, attempt, failure, replicas);
         if next == Next::Stop {
             return Retry::Stop(None);
         }
@@ -222,10 +250,13 @@ impl Attempts {
         }
         let retry_after = failure.retry_after_ms.map(|ms| Duration::from_millis(ms.into()));
         let pause = self.policy.pause(attempt, retry_after, self.env.entropy.next_u64());
-        if time_left(deadline) <= pause + MIN_ATTEMPT {
-            return Retry::Stop(None);
+        let longest = time_left(deadline).saturating_sub(MIN_ATTEMPT);
+        // What passes may have passed a moment before the deadline.
+        match pause < longest {
+            true => Retry::After(pause),
+            false if next == Next::Await && longest > MIN_SHARE => Retry::After(longest - MIN_SHARE),
+            false => Retry::Stop(None),
         }
-        Retry::After(pause)
     }
 
     /// One attempt at the node that was picked for `route`. `None`: no time was left to send anything.

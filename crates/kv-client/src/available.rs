@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kv_proto::{client_id_from_bytes, v1};
 use kv_types::call::Presence;
 use kv_types::limits::MAX_CONTEXT_BYTES;
-use kv_types::{Failure, Incarnation, Reason, ReplicaCount, RequestId, Value};
+use kv_types::{Failure, Incarnation, Reason, ReplicaCount, RequestId, Value, WriteId};
 use tokio::time::Instant;
 
 use crate::attempts::{Attempts, Route};
@@ -65,11 +65,12 @@ pub struct Available {
     read_replicas: Option<ReplicaCount>,
     write_replicas: Option<ReplicaCount>,
     strict: bool,
+    resend: Option<WriteId>,
 }
 
 impl Available {
     pub(crate) fn new(attempts: Arc<Attempts>, namespace: String) -> Self {
-        Self { attempts, namespace, read_replicas: None, write_replicas: None, strict: false }
+        Self { attempts, namespace, read_replicas: None, write_replicas: None, strict: false, resend: None }
     }
 
     /// A handle whose reads wait for so many replicas instead of the namespace's R.
@@ -87,6 +88,14 @@ impl Available {
     /// A handle for which only primaries count.
     pub fn strict(mut self) -> Self {
         self.strict = true;
+        self
+    }
+
+    /// A handle whose writes are one that was sent before, under this id: it counts once, wherever it
+    /// arrived. The operation, its key and its value must be the same. One that superseded what was observed
+    /// supersedes nothing when it is sent again.
+    pub fn resending(mut self, id: WriteId) -> Self {
+        self.resend = Some(id);
         self
     }
 
@@ -165,12 +174,15 @@ impl Available {
         key: &[u8],
         build: impl FnOnce(Option<v1::Mutation>) -> Q,
     ) -> Result<Q::Reply, Error> {
+        let route = Route::Replica(&self.namespace, key);
+        if let Some(id) = self.resend {
+            return self.attempts.resend(id, route, build).await;
+        }
         let deadline = self.attempts.write_deadline();
         let ticket = self.attempts.available_ticket()?;
-        let request = build(Some(self.attempts.mutation(&ticket)));
-        let route = Route::Replica(&self.namespace, key);
-        let result = self.attempts.run(request, Effect::Once, route, deadline).await;
-        result.map_err(|error| error.of_request(ticket.request_id()))
+        let (mutation, id) = self.attempts.mutation(&ticket);
+        let result = self.attempts.run(build(Some(mutation)), Effect::Once, route, deadline).await;
+        result.map_err(|error| error.of_write(id))
     }
 }
 

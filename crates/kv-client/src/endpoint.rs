@@ -124,6 +124,11 @@ impl Endpoint {
         lock(&self.breaker).admit(Instant::now())
     }
 
+    /// Whether a connection to it is open.
+    pub(crate) fn is_connected(&self) -> bool {
+        lock(&self.open).is_some()
+    }
+
     /// What is known of its speed.
     pub(crate) fn candidate(&self) -> Candidate<String> {
         let speed = lock(&self.speed);
@@ -274,6 +279,14 @@ impl Endpoint {
                     (Reason::ConnectionLost, Code::DeadlineExceeded | Code::Cancelled) => {
                         return Err(self.silent());
                     }
+                    // As likely as anything; it proves nothing about what was sent.
+                    (Reason::ConnectionLost, Code::Unimplemented) => Failure {
+                        message: format!(
+                            "{} does not serve clients: is that a port for peers?",
+                            self.address
+                        ),
+                        ..failure
+                    },
                     (Reason::ConnectionLost, _) => Failure {
                         message: format!("the connection to {} broke: {}", self.address, failure.message),
                         ..failure

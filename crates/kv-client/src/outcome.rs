@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use kv_proto::v1;
-use kv_types::{Applied, Failure, Reason, Receipt, RequestId};
+use kv_types::{Applied, Failure, Reason, Receipt, WriteId};
 use tokio::time::Instant;
+
+/// The detail of a failure that holds its [`WriteId`].
+const WRITE_ID: &str = "write_id";
 
 /// An operation that has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,12 +33,17 @@ impl Error {
         self.failure().reason
     }
 
-    /// Names the request, unless the node did.
-    pub(crate) fn of_request(mut self, request_id: RequestId) -> Self {
-        match &mut self {
-            Self::Failed(failure) | Self::Unknown(failure) => failure.request_id.get_or_insert(request_id),
-        };
+    /// Names the request, unless the node did, and says how it is named to send it again.
+    pub(crate) fn of_write(mut self, id: WriteId) -> Self {
+        let (Self::Failed(failure) | Self::Unknown(failure)) = &mut self;
+        failure.request_id.get_or_insert(id.request_id);
+        failure.details.push((WRITE_ID.to_owned(), id.to_string()));
         self
+    }
+
+    /// How the write is named to send it again: see [`crate::Strong::resending`].
+    pub fn write_id(&self) -> Option<WriteId> {
+        self.failure().detail(WRITE_ID)?.parse().ok()
     }
 
     /// Whether the mutation may have been applied.

@@ -18,6 +18,8 @@ pub(crate) enum Effect {
     None,
     /// Nothing more than once: a write with a request id.
     Once,
+    /// As `Once`, and it was sent before by another process: what became of it then is not known.
+    Again,
     /// Perhaps something twice: never resent after its fate became unknown.
     Repeats,
 }
@@ -33,6 +35,9 @@ pub(crate) enum Next {
     Elsewhere,
     /// Try again where it was tried: the place is right but busy.
     Same,
+    /// The cluster elects a leader or starts: ask again while there is time, elsewhere where there is an
+    /// elsewhere. Such refusals are cheap, and none of them counts as an attempt.
+    Await,
 }
 
 /// Bounded attempts with full jitter.
@@ -60,6 +65,9 @@ impl RetryPolicy {
     /// `replicas`: the next node is another replica of a key.
     pub(crate) fn next(self, effect: Effect, attempt: u32, failure: &Failure, replicas: bool) -> Next {
         let fate_open = failure.applied == Applied::Unknown;
+        if self.attempts > 1 && is_passing(failure) {
+            return Next::Await;
+        }
         if attempt >= self.attempts || (effect == Effect::Repeats && fate_open) {
             return Next::Stop;
         }
@@ -96,13 +104,30 @@ impl RetryPolicy {
 pub(crate) struct Verdict {
     open: Option<Failure>,
     last: Option<Failure>,
+    /// Attempts that a node may have taken.
+    sent: u32,
 }
 
 impl Verdict {
+    /// Before the first attempt of an operation with this effect.
+    pub(crate) fn of(effect: Effect) -> Self {
+        let sent =
+            || Failure::new(Reason::ResultUnknown, "what became of it when it was sent first is not known");
+        let again = effect == Effect::Again;
+        Self { open: again.then(sent), last: None, sent: u32::from(again) }
+    }
+
+    /// The number that the next attempt bears, from 1. What was surely not taken counts for nothing: a node
+    /// treats a resend otherwise than a first attempt.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.sent + 1
+    }
+
     /// Takes a failed attempt into account. Only a refusal that every node must give to these very bytes,
     /// whenever it sees them, closes what an earlier attempt left open.
     pub(crate) fn add(&mut self, failure: &Failure) {
         if failure.applied == Applied::Unknown {
+            self.sent += 1;
             self.open.get_or_insert_with(|| failure.clone());
         } else if refused_by_its_bytes(failure.reason) {
             self.open = None;
@@ -146,6 +171,22 @@ pub(crate) fn refused_for_itself(reason: Reason) -> bool {
             | Reason::LimitStorage
             | Reason::StorageFailed
     )
+}
+
+/// Whether a refusal ends by itself within seconds: a group whose majority can be reached elects a leader, or
+/// a node has just started. A node that cannot reach a majority will not soon: that is a refusal at once.
+fn is_passing(failure: &Failure) -> bool {
+    let number = |name| failure.detail(name).and_then(|text| text.parse::<u64>().ok());
+    failure.applied == Applied::No
+        && match failure.reason {
+            Reason::NoQuorum => match (number("reachable"), number("required")) {
+                (Some(reachable), Some(required)) => reachable >= required,
+                _ => false,
+            },
+            Reason::NotLeader => failure.detail("leader_address").is_none(),
+            Reason::NotReady => true,
+            _ => false,
+        }
 }
 
 /// No time was left to send anything.
@@ -264,12 +305,18 @@ mod tests {
     fn every_reason_has_a_next_step_within_the_attempts() {
         let policy = RetryPolicy::default();
         for reason in Reason::ALL {
-            assert_eq!(policy.next(Effect::Once, ATTEMPTS, &failure(*reason), false), Next::Stop, "{reason}");
+            let last = match reason {
+                Reason::NotReady | Reason::NotLeader => Next::Await,
+                _ => Next::Stop,
+            };
+            assert_eq!(policy.next(Effect::Once, ATTEMPTS, &failure(*reason), false), last, "{reason}");
             if reason.applied() == Applied::Unknown {
                 assert_eq!(policy.next(Effect::Repeats, 1, &failure(*reason), false), Next::Stop, "{reason}");
             }
         }
-        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::NotLeader), false), Next::Redirect);
+        let elsewhere = failure(Reason::NotLeader).with("leader_address", "h:1");
+        assert_eq!(policy.next(Effect::Once, 1, &elsewhere, false), Next::Redirect);
+        assert_eq!(policy.next(Effect::Once, ATTEMPTS, &elsewhere, false), Next::Stop);
         assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::ResultUnknown), false), Next::Elsewhere);
         assert_eq!(policy.next(Effect::None, 2, &failure(Reason::ConnectionLost), false), Next::Elsewhere);
         assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::Overloaded), false), Next::Same);
@@ -279,7 +326,26 @@ mod tests {
             assert_eq!(policy.next(Effect::Once, 1, &failure(last), false), Next::Stop, "{last}");
         }
         assert_eq!(RetryPolicy::new(0).attempts(), 1);
+        assert_eq!(RetryPolicy::new(1).next(Effect::Once, 1, &failure(Reason::NotReady), false), Next::Stop);
         assert_eq!(RetryPolicy::new(99).attempts(), MAX_ATTEMPTS);
+    }
+
+    #[test]
+    fn an_election_is_waited_for_and_a_minority_is_not() {
+        let policy = RetryPolicy::default();
+        let sees =
+            |reachable: u64| failure(Reason::NoQuorum).with("reachable", reachable).with("required", 3);
+        for attempt in [1, ATTEMPTS, 100] {
+            assert_eq!(policy.next(Effect::Once, attempt, &sees(3), false), Next::Await);
+            assert_eq!(policy.next(Effect::Repeats, attempt, &sees(5), false), Next::Await);
+        }
+        assert_eq!(policy.next(Effect::Once, 1, &sees(2), false), Next::Elsewhere);
+        assert_eq!(policy.next(Effect::Once, ATTEMPTS, &sees(2), false), Next::Stop);
+        // It is not said what can be reached.
+        assert_eq!(policy.next(Effect::Once, ATTEMPTS, &failure(Reason::NoQuorum), false), Next::Stop);
+        // Its fate is open.
+        let open = sees(3).after_sending();
+        assert_eq!(policy.next(Effect::Repeats, 1, &open, false), Next::Stop);
     }
 
     #[test]
@@ -322,6 +388,34 @@ mod tests {
             );
             assert_eq!(whole.detail("last_reason"), Some(refusal.code_name()));
         }
+    }
+
+    #[test]
+    fn a_refusal_of_what_was_sent_before_leaves_it_open() {
+        let mut verdict = Verdict::of(Effect::Again);
+        verdict.add(&failure(Reason::NoQuorum));
+        let whole = verdict.conclude(failure(Reason::NoQuorum), 1);
+        assert_eq!((whole.reason, whole.applied), (Reason::ResultUnknown, Applied::Unknown));
+        assert_eq!(Verdict::of(Effect::Again).out_of_time(1).applied, Applied::Unknown);
+        let mut proven = Verdict::of(Effect::Again);
+        proven.add(&failure(Reason::LimitValue));
+        assert_eq!(proven.conclude(failure(Reason::LimitValue), 1).applied, Applied::No);
+        assert_eq!(Verdict::of(Effect::Once).out_of_time(1).applied, Applied::No);
+    }
+
+    #[test]
+    fn an_attempt_is_a_resend_only_after_one_that_may_have_been_taken() {
+        let mut verdict = Verdict::of(Effect::Once);
+        for (reason, attempt) in [
+            (Reason::NotReady, 1),
+            (Reason::Unreachable, 1),
+            (Reason::ConnectionLost, 2),
+            (Reason::NoQuorum, 2),
+        ] {
+            verdict.add(&failure(reason));
+            assert_eq!(verdict.attempt(), attempt, "{reason}");
+        }
+        assert_eq!(Verdict::of(Effect::Again).attempt(), 2);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_proto::v1;
-use kv_types::{Failure, Key, Reason, Value};
+use kv_types::{Failure, Key, Reason, Value, WriteId};
 use tokio::time::Instant;
 
 use crate::attempts::{Attempts, Route};
@@ -66,12 +66,22 @@ pub struct Strong {
     attempts: Arc<Attempts>,
     session: Arc<SessionSlot>,
     namespace: String,
+    resend: Option<WriteId>,
 }
 
 impl Strong {
     pub(crate) fn new(attempts: Arc<Attempts>, namespace: String) -> Self {
         let session = attempts.session(&namespace);
-        Self { attempts, session, namespace }
+        Self { attempts, session, namespace, resend: None }
+    }
+
+    /// A handle whose writes are one that was sent before, under this id: it is applied once, and its answer
+    /// is that of the first time. The operation, its key and its value must be the same. The servers keep
+    /// that answer until the session of the first time has gone on; then the resend is refused as
+    /// `REQUEST_EXPIRED`, which leaves it unknown.
+    pub fn resending(mut self, id: WriteId) -> Self {
+        self.resend = Some(id);
+        self
     }
 
     /// Reads a key.
@@ -158,18 +168,22 @@ impl Strong {
         &self,
         build: impl FnOnce(String, Option<v1::Mutation>) -> Q,
     ) -> Result<Q::Reply, Error> {
+        let route = Route::Leader(&self.namespace);
+        if let Some(id) = self.resend {
+            let build = |mutation| build(self.namespace.clone(), mutation);
+            return self.attempts.resend(id, route, build).await;
+        }
         let deadline = self.attempts.write_deadline();
         let ticket = self.session.begin(&self.attempts.env.entropy, deadline).await?;
-        let request = build(self.namespace.clone(), Some(self.attempts.mutation(&ticket)));
-        let route = Route::Leader(&self.namespace);
+        let (mutation, id) = self.attempts.mutation(&ticket);
+        let request = build(self.namespace.clone(), Some(mutation));
         let result = self.attempts.run(request, Effect::Once, route, deadline).await;
-        let request_id = ticket.request_id();
         match &result {
             Ok(_) => ticket.answered(),
             Err(error) if error.reason() == Reason::SessionExpired => ticket.expired(),
             Err(_) => drop(ticket),
         }
-        result.map_err(|error| error.of_request(request_id))
+        result.map_err(|error| error.of_write(id))
     }
 }
 

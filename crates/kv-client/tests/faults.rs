@@ -333,8 +333,54 @@ async fn attempts_are_bounded_and_share_one_request_id() {
     let mutations = fake.script(|s| s.mutations.clone());
     assert_eq!(mutations.len(), ATTEMPTS as usize);
     assert_eq!(mutations.iter().map(|m| m.0).collect::<BTreeSet<_>>().len(), 1);
-    assert_eq!(mutations.iter().map(|m| m.1).collect::<Vec<_>>(), [1, 2, 3]);
+    // None of them was taken: none is a resend.
+    assert_eq!(mutations.iter().map(|m| m.1).collect::<Vec<_>>(), [1, 1, 1]);
     assert_eq!(error.failure().request_id, Some(mutations[0].0));
+}
+
+#[tokio::test]
+async fn an_election_is_waited_for_within_the_deadline() {
+    let elects = || {
+        let failure = Failure::new(Reason::NoQuorum, "it hears no leader");
+        Act::Refuse(failure.with("reachable", 3).with("required", 3).retry_after_ms(1))
+    };
+    // More refusals than attempts.
+    let fake = Fake::plays((0..5).map(|_| elects()).chain([Act::Answer]));
+    assert!(pinned(&fake).await.strong("bank").put("alice", "1").await.is_ok());
+    let mutations = fake.script(|s| s.mutations.clone());
+    assert_eq!(mutations.len(), 6);
+    assert_eq!(mutations.iter().map(|m| m.0).collect::<BTreeSet<_>>().len(), 1);
+    // One that does not end ends with the deadline, and with what was refused.
+    let fake = Fake::plays((0..10_000).map(|_| elects()));
+    let mut options = ClientOptions::pinned(fake.start().await);
+    options.write_timeout = Duration::from_millis(300);
+    let begun = Instant::now();
+    let error = Client::connect(options).unwrap().strong("bank").put("alice", "1").await.unwrap_err();
+    assert!(matches!(&error, Error::Failed(f) if f.reason == Reason::NoQuorum), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    // Each costs a token, and waits longer than the one before: a cluster that elects is left alone.
+    assert!(fake.script(|s| s.calls) <= (BUDGET_CAP / RETRY_COST) as usize + 1);
+}
+
+#[tokio::test]
+async fn a_write_is_sent_again_under_its_id() {
+    let fake = Fake::plays([refuse(Reason::LimitStorage), Act::Answer, refuse(Reason::LimitStorage)]);
+    let client = pinned(&fake).await;
+    let error = client.strong("bank").put("alice", "1").await.unwrap_err();
+    let id = error.write_id().unwrap();
+    assert_eq!(id.to_string().parse(), Ok(id));
+    // In another process.
+    let other = pinned(&fake).await.strong("bank").resending(id);
+    assert!(other.put("alice", "1").await.is_ok());
+    let mutations = fake.script(|s| s.mutations.clone());
+    assert_eq!((mutations[0].0, mutations[1].0), (id.request_id, id.request_id));
+    assert!(mutations[1].1 > 1, "a resend is never a first attempt");
+    // What refuses the resend says nothing of the first time.
+    let error = other.put("alice", "1").await.unwrap_err();
+    assert!(
+        error.is_unknown() && error.failure().detail("last_reason") == Some("LIMIT_STORAGE"),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -353,8 +399,11 @@ async fn unknown_stays_unknown_whatever_a_resend_is_told() {
         Reason::NamespaceUnknown,
         Reason::ModeMismatch,
     ] {
-        let fake = Fake::plays([refuse(Reason::PartialWrite), refuse(later), refuse(later)]);
-        let client = pinned(&fake).await;
+        let laters = (0..1_000).map(|_| refuse(later));
+        let fake = Fake::plays([refuse(Reason::PartialWrite)].into_iter().chain(laters));
+        let mut options = ClientOptions::pinned(fake.start().await);
+        options.write_timeout = Duration::from_millis(300);
+        let client = Client::connect(options).unwrap();
         let error = client.available("cart").put("k", "v", WriteContext::Blind).await.unwrap_err();
         assert!(error.is_unknown(), "{later}: {error}");
         assert_eq!(error.reason(), Reason::PartialWrite);
@@ -508,12 +557,12 @@ async fn no_operation_outlives_its_deadline() {
 
 #[tokio::test]
 async fn the_retry_budget_is_shared_and_runs_dry() {
-    let fake = Fake::plays((0..1_000).map(|_| refuse(Reason::NotReady)));
+    let fake = Fake::plays((0..1_000).map(|_| refuse(Reason::ShuttingDown)));
     let client = pinned(&fake).await;
     let operations: usize = 40;
     for _ in 0..operations {
         let error = client.strong("bank").get("k").await.unwrap_err();
-        assert_eq!(error.reason(), Reason::NotReady);
+        assert_eq!(error.reason(), Reason::ShuttingDown);
     }
     let paid = usize::try_from(BUDGET_CAP / RETRY_COST).unwrap();
     assert_eq!(fake.script(|s| s.calls), operations + paid);

@@ -103,6 +103,43 @@ impl fmt::Display for RequestId {
     }
 }
 
+/// What it takes to send a mutation again from another process: as text `CLIENT:SEQ@MS`, the client id in 32
+/// hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteId {
+    /// The identity.
+    pub request_id: RequestId,
+    /// The client's wall clock when the operation was first issued, milliseconds since 1970. A later time
+    /// would make a request that was forgotten look new.
+    pub issued_at_ms: u64,
+}
+
+impl fmt::Display for WriteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RequestId { client_id, seq } = self.request_id;
+        write!(f, "{:032x}:{seq}@{}", client_id.0, self.issued_at_ms)
+    }
+}
+
+impl FromStr for WriteId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let parts = || {
+            let (client, rest) = text.split_once(':')?;
+            let (seq, issued) = rest.split_once('@')?;
+            let hex = client.len() == 32 && client.bytes().all(|digit| digit.is_ascii_hexdigit());
+            let client = u128::from_str_radix(client, 16).ok().filter(|id| hex && *id > 0)?;
+            let seq = seq.parse().ok().filter(|seq| *seq > 0)?;
+            let request_id = RequestId { client_id: ClientId(client), seq };
+            Some(Self { request_id, issued_at_ms: issued.parse().ok()? })
+        };
+        let expected =
+            "a request id as an error names it (32 hexadecimal digits, `:`, a number, `@`, a time)";
+        parts().ok_or_else(|| ParseIdError { text: text.to_owned(), expected })
+    }
+}
+
 /// What a server is told of a mutation beside its operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mutation {
@@ -126,6 +163,25 @@ mod tests {
         assert_eq!("3".parse(), Ok(NodeId(3)));
         for wrong in ["", "n", "n0", "nn1", "-1", "n1 "] {
             assert!(wrong.parse::<NodeId>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn writes_can_be_named_in_another_process() {
+        let id =
+            WriteId { request_id: RequestId { client_id: ClientId(0xab << 64), seq: 7 }, issued_at_ms: 5 };
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let digits = "0".repeat(31);
+        for wrong in [
+            "",
+            "5f2c0000:41",
+            &format!("{digits}0:1@1"),
+            &format!("{digits}1:0@1"),
+            &format!("{digits}1:1"),
+            &format!("+{digits}:1@1"),
+            &format!("{digits}1:1@"),
+        ] {
+            assert!(wrong.parse::<WriteId>().is_err(), "{wrong:?}");
         }
     }
 

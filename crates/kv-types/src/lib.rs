@@ -19,7 +19,7 @@ pub use call::{Answer, Call, Hop, Outcome, WriteContext};
 pub use failure::{Applied, Failure, Reason};
 pub use ids::{
     ClientId, ClusterId, Epoch, GroupId, Incarnation, Mutation, NamespaceId, NodeId, ParseIdError, RequestId,
-    RingId, RingPartition,
+    RingId, RingPartition, WriteId,
 };
 pub use key::{Key, NamespaceName, Value};
 pub use latency::{Latency, LatencySummary};
