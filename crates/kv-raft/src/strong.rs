@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, select_all};
+use futures_util::future::{BoxFuture, join_all, select_all};
 use kv_env::Env;
 use kv_peer::{Address, Lane, PeerError, PeerRequest, Peers, Unsent};
 use kv_proto::peer::forward::Request as Forwarded;
@@ -390,6 +390,12 @@ impl Strong {
             async { Failure::new(Reason::StorageFailed, self.0.storage.failed().await.to_string()) };
         let groups = self.0.groups.values().map(|group| group.failed().boxed());
         select_all(groups.chain([storage.boxed()])).await.0
+    }
+
+    /// Lets other members lead the groups that this node leads, as far as the deadline allows: before it
+    /// stops.
+    pub async fn resign(&self, deadline: Instant) {
+        join_all(self.0.groups.values().map(|group| group.resign(deadline))).await;
     }
 
     /// Stops the groups of this node. What is under way ends as *unknown*, what waits as *not applied*.

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use kv_types::GroupId;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::limits::HEALTH_EVERY;
+use crate::notices::{Sight, Told};
 use crate::router::Router;
 
 /// Serving while this node believes that a quorum of the data group is reachable.
@@ -25,17 +27,30 @@ pub(crate) async fn announce(reporter: &HealthReporter, strong: bool, available:
 
 /// Keeps the announcements true until the node stops.
 pub(crate) async fn follow(router: Arc<Router>, reporter: HealthReporter, mut stop: watch::Receiver<bool>) {
-    let mut announced = None;
+    let (mut announced, mut told, begun) = (None, Told::default(), Instant::now());
     loop {
         let available = !router.catalogue().members.is_empty();
-        let quorum =
-            router.strong.status().iter().any(|group| group.group != GroupId::CATALOGUE.0 && group.quorum);
+        let groups = router.strong.status();
+        let quorum = groups.iter().any(|group| group.group != GroupId::CATALOGUE.0 && group.quorum);
         // Without the catalogue no request finds its namespace, whatever the groups say.
         let strong = available && quorum;
         if announced != Some((strong, available)) {
             tracing::info!(strong, available, "serving");
             announce(&reporter, strong, available).await;
             announced = Some((strong, available));
+        }
+        let sight = Sight {
+            peers: router.peers.snapshot().into_iter().collect(),
+            groups,
+            started: available,
+            runs_for: begun.elapsed(),
+        };
+        for notice in told.look(&sight) {
+            if notice.is_bad() {
+                tracing::warn!("{notice}");
+            } else {
+                tracing::info!("{notice}");
+            }
         }
         if stopped_within(&mut stop, HEALTH_EVERY).await {
             announce(&reporter, false, false).await;

@@ -9,13 +9,17 @@ use kv_types::catalogue::{Catalogue, token};
 use kv_types::{Failure, Key, Placement};
 
 use crate::admission::Class;
-use crate::membership::advertised;
+use crate::membership::{advertised, differences};
+use crate::requests::not_ready;
 use crate::router::{About, Caller, Router};
 
 impl Router {
     pub(crate) fn list_namespaces(&self, caller: &Caller) -> Result<admin::ListNamespacesResponse, Failure> {
         caller.place.enter(Class::Admin)?;
         let catalogue = self.catalogue();
+        if catalogue.members.is_empty() {
+            return Err(not_ready());
+        }
         Ok(admin::ListNamespacesResponse { namespaces: namespaces(&catalogue), epoch: catalogue.epoch.0 })
     }
 
@@ -69,7 +73,14 @@ impl Router {
             writes_acknowledged: self.acknowledged(),
             refusals: self.refusals(),
             latencies: self.latencies.summary(&self.strong, &self.storage),
+            differences: self.differences(),
         })
+    }
+
+    /// Where the cluster file differs from the catalogue, once that is there.
+    fn differences(&self) -> Vec<String> {
+        let catalogue = self.catalogue();
+        if catalogue.members.is_empty() { Vec::new() } else { differences(&catalogue, &self.config.members) }
     }
 
     /// What was refused of peers, by reason.

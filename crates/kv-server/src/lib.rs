@@ -15,6 +15,7 @@ mod membership;
 mod mode;
 mod near;
 mod node;
+mod notices;
 mod pieces;
 pub mod program;
 mod requests;

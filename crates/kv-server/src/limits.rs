@@ -37,6 +37,12 @@ pub(crate) const UNSTATED_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) const NAMESPACE_WAIT: Duration = Duration::from_millis(250);
 /// How often health is reconsidered.
 pub(crate) const HEALTH_EVERY: Duration = Duration::from_millis(100);
+/// How long a first start may wait for other nodes until it says for whom.
+pub(crate) const WAIT_BEFORE_NOTICE: Duration = Duration::from_secs(2);
+/// How often it says so.
+pub(crate) const WAIT_BETWEEN_NOTICES: Duration = Duration::from_secs(10);
+/// How long a node that stops tries to let other members lead.
+pub(crate) const HAND_OVER: Duration = Duration::from_secs(1);
 /// How long requests under way may take to end at shutdown.
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 /// How long each part may take to stop at shutdown.
@@ -116,6 +122,6 @@ const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 // A single request and a single answer of the largest size fit a class's share, a third.
 const _: () = assert!(BUFFERED_BYTES >= 3 * kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES as u64);
 const _: () = assert!(
-    STOP_WHOLE.as_secs() > DRAIN.as_secs() * 3 + STOP.as_secs() * 2
+    STOP_WHOLE.as_secs() > HAND_OVER.as_secs() + DRAIN.as_secs() * 3 + STOP.as_secs() * 2
         && SEND_GRACE.as_millis() < DRAIN.as_millis()
 );

@@ -18,11 +18,11 @@ use kv_types::catalogue::Catalogue;
 use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::connections::{Opens, Ports, bounded, descriptor_limit};
-use crate::limits::{DRAIN, MAX_REQUEST_BYTES, STOP};
+use crate::limits::{DRAIN, HAND_OVER, MAX_REQUEST_BYTES, STOP};
 use crate::membership::{advertised, differences};
 use crate::router::{PeerRouter, Router};
 use crate::serve::{Public, serve};
@@ -152,10 +152,12 @@ impl Node {
         self.router.strong.failed().await.message
     }
 
-    /// Refuses new requests, lets those under way end, then stops every part, storage last.
+    /// Lets other members lead, refuses new requests, lets those under way end, then stops every part,
+    /// storage last.
     pub async fn shutdown(self) {
         let Self { router, stop, clients, others, .. } = self;
         tracing::info!(node = %router.node(), "stopping");
+        router.strong.resign(Instant::now() + HAND_OVER).await;
         router.gate.stop();
         stop.send_replace(true);
         let abort = clients.abort_handle();

@@ -103,6 +103,10 @@ fn node(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Result<
         if why.is_some() {
             end_after(STOP_WHOLE, name);
         }
+        if let Some(path) = &arguments.ready_file {
+            // It says that the node serves. One that cannot be removed is replaced by the next start.
+            let _ = std::fs::remove_file(path);
+        }
         node.shutdown().await;
         match why {
             Some(failure) => Err(StartError::Stopped(format!(

@@ -12,6 +12,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,6 +74,12 @@ async fn a_node_says_when_it_is_ready_and_stops_when_asked() {
         assert_eq!(told["client_address"], members[0].client_address.as_str());
         assert_eq!(told["peer_address"], members[0].peer_address.as_str());
         assert_eq!(told["pid"], child.id().unwrap());
+        // What clients keep here is for the node's user alone.
+        let data = folder.path().join(members[0].id.to_string());
+        for path in [data.clone(), data.join("IDENTITY"), data.join("tier")] {
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+        }
         match signal {
             None => drop(child.stdin.take()),
             Some(signal) => {
@@ -82,6 +89,7 @@ async fn a_node_says_when_it_is_ready_and_stops_when_asked() {
         }
         let (code, words) = ends(child).await;
         assert_eq!(code, Some(0), "{words}");
+        assert!(!ready_file.exists(), "it would say that the node serves");
         for line in words.lines() {
             serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
         }
@@ -283,6 +291,9 @@ async fn a_node_gives_out_the_addresses_of_its_file_and_says_what_differs() {
     }
     let given: Vec<_> = topology.members.iter().map(|member| (member.id, &*member.client_address)).collect();
     assert_eq!(given, [(1, moved[0].client_address.as_str())]);
+    // In the status as in the log.
+    let status = client.get_status(within(admin::GetStatusRequest {})).await.unwrap().into_inner();
+    let differences = status.differences.join("\n");
     terminate(&child).await;
     let (code, words) = ends(child).await;
     assert_eq!(code, Some(0), "{words}");
@@ -295,5 +306,6 @@ async fn a_node_gives_out_the_addresses_of_its_file_and_says_what_differs() {
         "n2 is in the file and not in the catalogue".to_owned(),
     ] {
         assert!(words.contains(&part), "{part}: {words}");
+        assert!(differences.contains(&part), "{part}: {differences}");
     }
 }

@@ -156,17 +156,51 @@ impl Group {
         Ok(())
     }
 
+    /// Before this node stops: lets another voter lead where this one does, if one is up and willing. Writes
+    /// that come meanwhile are refused as not applied, for the moment that it takes.
+    pub(crate) async fn resign(&self, deadline: Instant) {
+        let resigns = async {
+            let mut metrics = self.raft.server_metrics();
+            while self.leadership() == Leadership::Leads {
+                let mut successor = None;
+                for candidate in self.successors() {
+                    if self.check_successor(NodeId(candidate)).await.is_ok() {
+                        successor = Some(candidate);
+                        break;
+                    }
+                }
+                let Some(successor) = successor else { return };
+                if self.raft.trigger().transfer_leader(successor).await.is_err() {
+                    return;
+                }
+                // The order is sent once, and may be lost.
+                let again = Instant::now() + self.around.config.heartbeat;
+                let followed = async {
+                    while self.leadership() == Leadership::Leads && metrics.changed().await.is_ok() {}
+                };
+                let _ = timeout_at(again, followed).await;
+            }
+        };
+        let _ = timeout_at(deadline, resigns).await;
+    }
+
     /// The voter that has most of the log of those that answer, where this node leads. Without one the
     /// followers elect when they have heard no heartbeat for long enough.
     fn successor(&self) -> Option<u64> {
+        self.successors().into_iter().next()
+    }
+
+    /// The voters that answer, where this node leads: first those that have most of the log.
+    fn successors(&self) -> Vec<u64> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let me = self.around.config.node_id.0;
-        let replication = metrics.replication.as_ref()?;
+        let Some(replication) = metrics.replication.as_ref() else { return Vec::new() };
         let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
         let up = |id: u64| id != me && voters.contains(&id) && self.around.peers.liveness(NodeId(id)).is_up();
-        let candidates = replication.iter().filter(|(id, _)| up(**id));
-        candidates.max_by_key(|(_, matched)| *matched).map(|(id, _)| *id)
+        let mut candidates: Vec<_> = replication.iter().filter(|(id, _)| up(**id)).collect();
+        candidates.sort_by_key(|(_, matched)| std::cmp::Reverse(**matched));
+        candidates.into_iter().map(|(id, _)| *id).collect()
     }
 
     /// Asks the other voters whether they acknowledge entries, from time to time.

@@ -186,6 +186,28 @@ async fn leadership_moves_on_request() {
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_hands_over_first() {
+    let cluster = Cluster::start(|_| {}).await;
+    let bank = cluster.namespace("bank", &Client::new(99)).await;
+    let client = Client::new(1);
+    put(cluster.strong(1), &bank, client.put("a", "1")).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let leads = |id: u64| {
+        let status = cluster.strong(id).status();
+        let led = |group: &admin::GroupStatus| group.role == i32::from(admin::GroupRole::Leader);
+        status.iter().filter(|group| led(group)).count()
+    };
+    assert!(leads(leader) > 0);
+    cluster.strong(leader).resign(soon()).await;
+    assert_eq!(leads(leader), 0, "when it returns, and not when others have missed its heartbeats");
+    assert_ne!(cluster.leader(GroupId::FIRST_DATA).await, leader);
+    assert_eq!(put(cluster.strong(leader), &bank, client.put("a", "2")).await.revision, 2);
+    // A follower has nothing to hand over.
+    cluster.strong(leader).resign(soon()).await;
+    cluster.stop().await;
+}
+
 /// A client whose clock is wrong hears so from its first attempt, and nothing of it reaches the log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_opening_from_the_future_is_refused_before_it_is_proposed() {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,7 +24,8 @@ impl Disk for RealDisk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let missing: Vec<&Path> =
             dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).collect();
-        fs::create_dir_all(dir)?;
+        // For its owner alone: the tier makes its files by itself.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         for made in missing {
             let parent = made.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(parent)?.sync_all()?;
@@ -50,8 +51,7 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile(private().create(create).open(path)?)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -72,7 +72,7 @@ impl Disk for RealDisk {
 
     fn lock(&self, dir: &Path) -> io::Result<DirLock> {
         let path = dir.join(LOCK_FILE);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = private().create(true).open(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(Arc::new(file))
     }
@@ -82,6 +82,13 @@ impl Disk for RealDisk {
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Ok(Some(FreeSpace { free: bytes(found.f_bavail), total: bytes(found.f_blocks) }))
     }
+}
+
+/// To read and to write, by its owner alone: it holds what clients keep here.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false).mode(0o600);
+    options
 }
 
 #[derive(Debug)]

@@ -143,6 +143,8 @@ impl TierSource for TierFolders {
     fn open(&self, dir: &Path) -> Result<Arc<dyn Tier>, TierError> {
         claim(dir, self.kind)?;
         let folder = dir.join(FOLDER);
+        // The libraries would let others read it.
+        RealDisk.create_dir_all(&folder).map_err(failed)?;
         let tier: Arc<dyn Tier> = match self.kind {
             TierKind::Fjall => Arc::new(fjall::open(&folder)?),
             TierKind::Sled => Arc::new(sled::open(&folder)?),
