@@ -147,3 +147,209 @@ impl Pace {
         sleep(due.saturating_sub(self.begun.elapsed()).max(rest)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::pin::pin;
+
+    use kv_env::Env;
+    use kv_peer::{PeerConfig, Peers};
+    use kv_storage::disk::MemDisk;
+    use kv_storage::tier::MemTiers;
+    use kv_storage::{Drive, Storage, StorageOptions};
+    use kv_types::catalogue::Ring;
+    use kv_types::{ClientId, ClusterId, Epoch, Mutation, NamespaceId, RequestId, RingId};
+    use tokio::sync::{Semaphore, watch};
+
+    use super::*;
+    use crate::layout::{Place, REQUESTS};
+    use crate::node::AvailableConfig;
+    use crate::replica::{Order, Replica, Role, Supersedes};
+    use crate::standing::Standing;
+
+    const ME: NodeId = NodeId(1);
+    const TARGET: NodeId = NodeId(2);
+    const GOES: NamespaceId = NamespaceId(1);
+    const STAYS: NamespaceId = NamespaceId(2);
+    const PARTITIONS: u32 = 2;
+    /// Keys of the namespace that goes, in each ring partition: three steps.
+    const KEYS: usize = 3 * limits::REMOVED_AT_ONCE.0;
+    /// Hints for some of them, in the first ring partition: one step.
+    const HINTS: usize = 5;
+
+    /// A node whose storage works when it is told to.
+    struct World {
+        disk: MemDisk,
+        storage: Storage,
+        catalogue: watch::Sender<Arc<Catalogue>>,
+        node: Arc<Node>,
+    }
+
+    fn catalogue(next_namespace: u64) -> Arc<Catalogue> {
+        let assignment = vec![vec![ME]; PARTITIONS as usize];
+        let ring = Ring { id: RingId(1), n: 1, assignment, epoch: Epoch(1) };
+        let rings = BTreeMap::from([(ring.id, ring)]);
+        Arc::new(Catalogue { epoch: Epoch(next_namespace), rings, next_namespace, ..Catalogue::default() })
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(3_600)
+    }
+
+    /// Lets the storage work until something is done.
+    async fn driven<T>(storage: &Storage, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::task::yield_now() => drop(storage.pump()),
+            }
+        }
+    }
+
+    impl World {
+        /// With the namespace that goes, another one, and nothing in memory.
+        async fn filled() -> Self {
+            let options = StorageOptions {
+                drive: Drive::Manual,
+                max_record_bytes: 1 << 20,
+                // What is in memory goes to the tier with the next step of storage. Until then what is done
+                // in bulk has no room, which is one step of a removal each time.
+                drain_start_bytes: 1,
+                bulk_memtable_bytes: 1,
+                ..StorageOptions::memory("/data")
+            };
+            let disk = MemDisk::new(1);
+            let opened = Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new()));
+            let (storage, _) = opened.unwrap();
+            let env = Env::real();
+            let sender = watch::Sender::new(catalogue(1));
+            let replica = Replica::open(storage.clone(), env.clone(), sender.subscribe(), false, 1 << 20);
+            let replica = driven(&storage, replica).await.unwrap();
+            driven(&storage, replica.set_whole(false)).await.unwrap();
+            let node = Arc::new(Node {
+                me: ME,
+                config: AvailableConfig::new(ME, false),
+                replica,
+                peers: Peers::new(PeerConfig::new(ClusterId(1), ME), env),
+                catalogue: sender.subscribe(),
+                standing: Standing::new(true),
+                room: Arc::new(Semaphore::new(1)),
+                repairs: Arc::new(Semaphore::new(1)),
+                answers: Arc::new(Semaphore::new(1)),
+                stop: watch::Sender::new(false),
+            });
+            let world = Self { disk, storage, catalogue: sender, node };
+            for partition in 0..PARTITIONS {
+                for key in 0..KEYS {
+                    world.write(partition, GOES, key, partition == 0 && key < HINTS).await;
+                }
+            }
+            world.write(0, STAYS, 0, false).await;
+            world
+        }
+
+        async fn write(&self, partition: u32, namespace: NamespaceId, key: usize, hinted: bool) {
+            let slice = Slice { ring: RingId(1), partition: RingPartition(partition) };
+            let place = Place { slice, namespace, key: format!("k{key}").into() };
+            let request_id = RequestId { client_id: ClientId(namespace.0.into()), seq: key as u64 };
+            let issued_at_ms = Env::real().clock.wall_ms();
+            let mutation = Mutation { request_id, issued_at_ms, lowest_unacked: 0, attempt: 1 };
+            let value = Some(Bytes::from_static(b"v"));
+            let order = Order { mutation, body: 1, value, supersedes: Supersedes::Observed };
+            let replica = &self.node.replica;
+            let written = replica.mint(&place, Role::Primary, &order, soon());
+            let minted = driven(&self.storage, written).await.unwrap();
+            if hinted {
+                let hint = replica.store_hint(&place, TARGET, minted.state, true, soon());
+                driven(&self.storage, hint).await.unwrap();
+            }
+            self.drain();
+        }
+
+        fn drain(&self) {
+            while self.storage.pump() {}
+            assert_eq!(self.storage.stats().memtable_bytes, 0);
+        }
+
+        fn delete(&self) {
+            self.catalogue.send_replace(catalogue(2));
+        }
+
+        fn left(&self) -> usize {
+            self.node.replica.rows_of(GOES).unwrap()
+        }
+
+        fn refusals(&self) -> u64 {
+            self.storage.stats().refusals
+        }
+
+        fn only_the_other_is_left(&self) {
+            assert_eq!((self.left(), self.node.replica.rows_of(STAYS).unwrap()), (0, 1));
+            assert_eq!(self.storage.scan(REQUESTS, &[], None, usize::MAX).unwrap().len(), 1);
+            assert!(self.node.replica.hints_pending().is_empty());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_without_room_goes_on_behind_what_it_removed() {
+        let world = World::filled().await;
+        world.delete();
+        let known = world.node.catalogue();
+        let mut removal = pin!(remove(&world.node, &known, &[(GOES.0, GOES.0)]));
+        let (mut refusals, mut left) = (world.refusals(), Vec::new());
+        let given_up = soon();
+        let bytes = loop {
+            assert!(Instant::now() < given_up);
+            tokio::select! {
+                biased;
+                removed = &mut removal => break removed.unwrap(),
+                () = sleep(limits::REMOVAL_PAUSE / 4) => {}
+            }
+            // It waits for room, and finds some the next time.
+            if world.refusals() > refusals {
+                refusals = world.refusals();
+                left.push(world.left());
+                world.drain();
+            }
+        };
+        let step = limits::REMOVED_AT_ONCE.0;
+        let between = [5 * step + HINTS, 4 * step + HINTS, 3 * step + HINTS, 3 * step, 2 * step, step];
+        assert_eq!(left, between, "a refusal before each step but the first");
+        assert!(bytes > 0);
+        world.only_the_other_is_left();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_that_fails_is_tried_again_until_nothing_is_left() {
+        let world = World::filled().await;
+        let (whole, refusals) = (world.left(), world.refusals());
+        let removal = tokio::spawn(run(Arc::clone(&world.node)));
+        // A disk without room refuses every write, once storage has asked it again.
+        world.disk.set_capacity(Some(world.disk.used()));
+        let (asked, given_up) = (world.disk.said_short(), soon());
+        while world.disk.said_short() == asked {
+            assert!(Instant::now() < given_up);
+            sleep(limits::REMOVAL_PAUSE / 4).await;
+            world.storage.pump();
+        }
+        world.delete();
+        while world.refusals() < refusals + 3 {
+            assert!(Instant::now() < given_up && !removal.is_finished());
+            sleep(limits::REMOVAL_PAUSE / 4).await;
+        }
+        assert_eq!(world.left(), whole);
+        world.disk.set_capacity(None);
+        while world.left() > 0 {
+            assert!(Instant::now() < given_up);
+            sleep(limits::REMOVAL_PAUSE).await;
+            while world.storage.pump() {}
+        }
+        world.only_the_other_is_left();
+        assert!(!removal.is_finished(), "it waits for the next deletion");
+        world.node.stop.send_replace(true);
+        removal.await.unwrap();
+    }
+}

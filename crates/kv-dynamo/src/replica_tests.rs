@@ -952,6 +952,61 @@ async fn a_deleted_namespace_goes_in_steps_and_the_counts_follow() {
     world.cut(&storage);
 }
 
+/// The one that reads first and comes late finds less than it read: what the other took is not counted again.
+#[tokio::test]
+async fn a_sweep_and_a_removal_that_meet_count_each_request_once() {
+    for sweeps_late in [true, false] {
+        let world = World::new(63);
+        world.catalogued(false);
+        let (storage, replica, gate) = gated(&world).await;
+        let slice = place("k").slice;
+        let later = NOW + limits::REQUEST_KEPT.as_millis() as u64 + 1;
+        // Of the namespace that goes, of the other one from the same time, and of the other one from now.
+        for seq in 0..18 {
+            let key = format!("k{seq}");
+            let at = if seq < 10 { place(&key) } else { other_place(&key) };
+            let mut write = order(seq, "v", Supersedes::Observed);
+            if seq >= 13 {
+                world.clock.0.store(later, std::sync::atomic::Ordering::Relaxed);
+                write.mutation.issued_at_ms = later;
+            }
+            replica.mint(&at, Role::Primary, &write, soon()).await.unwrap();
+        }
+        storage.checkpoint().await.unwrap();
+        assert_eq!(lock(&replica.partition(slice)).state.requests, 18);
+        world.catalogued(true);
+
+        let remove = async |replica: &Replica| {
+            let removed = replica.remove_records(slice, (1, 7), None, soon()).await.unwrap();
+            assert!(removed.last.is_some());
+        };
+        let sweep = async |replica: &Replica| assert_eq!(replica.sweep(slice, soon()).await.unwrap(), 13);
+        gate.hold(1);
+        let late = async { if sweeps_late { sweep(&replica).await } else { remove(&replica).await } };
+        let other = async {
+            until("the one that comes late has read", || gate.waiting() == 1).await;
+            if sweeps_late {
+                remove(&replica).await
+            } else {
+                sweep(&replica).await
+            }
+            assert_eq!(gate.waiting(), 1, "it comes late");
+            gate.release();
+        };
+        tokio::join!(late, other);
+        assert!(!gate.is_overdue());
+        let left = [rows_in(&storage, REQUESTS).await, rows_in(&storage, REQUEST_TIMES).await];
+        assert_eq!(left, [5, 5], "those from now; the sweep comes late: {sweeps_late}");
+        assert_eq!(lock(&replica.partition(slice)).state.requests, 5, "the sweep comes late: {sweeps_late}");
+        // What is counted on the disk is the same.
+        let env = Env { clock: world.clock.clone(), ..Env::real() };
+        let replica =
+            Replica::open(storage.clone(), env, world.catalogue.subscribe(), false, 1 << 20).await.unwrap();
+        assert_eq!(lock(&replica.partition(slice)).state.requests, 5);
+        world.cut(&storage);
+    }
+}
+
 /// A namespace that this node has not heard of yet is not one that was deleted.
 #[tokio::test]
 async fn a_namespace_that_is_not_known_yet_is_taken() {

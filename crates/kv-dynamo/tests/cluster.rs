@@ -782,6 +782,42 @@ async fn what_is_left_of_a_deleted_namespace_is_removed_after_a_start() {
     cluster.until("nothing is left", |c| c.rows() == 0).await;
 }
 
+/// A source that knows of the deletion, and has not removed what it has, gives it away with the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_source_still_has_of_a_deleted_namespace_does_not_come_back_with_a_pull() {
+    let mut cluster = Cluster::start().await;
+    let (pulls, source) = (NodeId(1), NodeId(2));
+    let both = [pulls.0, source.0];
+    let old = key_of(&cluster, "old", &both);
+    cluster.put(1, &old, "old").await.unwrap();
+    cluster.converge().await;
+    // Its background ends, and it answers as before.
+    cluster.nodes[&source].dynamo.shutdown();
+    let gone = cluster.namespace.id;
+    cluster.delete_namespace();
+    let has = |c: &Cluster, node: NodeId| c.nodes[&node].dynamo.rows_of(gone).unwrap();
+    let others =
+        |c: &Cluster| c.nodes.keys().filter(|id| **id != source).map(|id| has(c, *id)).sum::<usize>();
+    cluster.until("the others have removed it", |c| others(c) == 0).await;
+
+    cluster.namespace.id = NamespaceId(gone.0 + 1);
+    cluster.catalogue.send_modify(|catalogue| {
+        let mut next = Catalogue::clone(catalogue);
+        next.epoch = Epoch(next.epoch.0 + 1);
+        next.next_namespace = cluster.namespace.id.0 + 1;
+        next.namespaces.insert(cluster.namespace.id, cluster.namespace.clone());
+        *catalogue = Arc::new(next);
+    });
+    let new = key_of(&cluster, "new", &both);
+    cluster.put(1, &new, "new").await.unwrap();
+    cluster.wipe(pulls).await;
+    let whole = |c: &Cluster| c.nodes[&pulls].dynamo.rebuilding_partitions() == 0;
+    cluster.until("it has pulled and serves again", whole).await;
+    assert_eq!(has(&cluster, source), 1, "it was there to be pulled");
+    assert_eq!(has(&cluster, pulls), 0);
+    assert_eq!(shown(&cluster.get_from(1, &new, 1, true).await.unwrap()), ["new"]);
+}
+
 fn rows_of(node: &Node) -> usize {
     let of_table =
         |table: u16| node.storage.scan(kv_storage::TableId::new(table), &[], None, usize::MAX).unwrap().len();

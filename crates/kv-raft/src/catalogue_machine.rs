@@ -698,6 +698,19 @@ mod tests {
         }
     }
 
+    /// A command that is sent again and was issued then.
+    fn at(command: CatalogueCommand, issued: u64) -> CatalogueCommand {
+        match command {
+            CatalogueCommand::CreateNamespace { spec, request_id, .. } => {
+                CatalogueCommand::CreateNamespace { spec, request_id, again: Some(issued) }
+            }
+            CatalogueCommand::DeleteNamespace { name, request_id, .. } => {
+                CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms: issued, again: true }
+            }
+            other => other,
+        }
+    }
+
     /// The id of the namespace that a command was about, whether an earlier attempt did it, and whether it
     /// changed anything.
     fn done(result: Result<(Catalogued, bool), Failure>) -> (u64, bool, bool) {
@@ -925,19 +938,33 @@ mod tests {
         assert!(machine.catalogue.namespaces.is_empty());
         // One that was issued later than all that is forgotten cannot be among it, sent before or not.
         let later = ISSUED + u64::try_from(FORGOTTEN_AROUND.as_millis()).unwrap() + 1;
-        let at = |command, issued| match command {
-            CatalogueCommand::CreateNamespace { spec, request_id, .. } => {
-                CatalogueCommand::CreateNamespace { spec, request_id, again: Some(issued) }
-            }
-            CatalogueCommand::DeleteNamespace { name, request_id, .. } => {
-                CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms: issued, again: true }
-            }
-            other => other,
-        };
         let expired = machine.decide(at(create("new", None, 9_000), later - 1)).unwrap_err();
         assert_eq!(expired.reason, Reason::RequestExpired);
         assert_eq!(done(machine.decide(at(create("new", None, 9_001), later))), (kept + 2, false, true));
         assert_eq!(done(machine.decide(at(delete("new", 9_002, true), later))), (kept + 2, false, true));
+    }
+
+    /// Clocks of clients differ: what is forgotten later may have been issued earlier, or at no time at all.
+    #[test]
+    fn what_is_forgotten_later_does_not_bring_back_what_was_forgotten_before() {
+        let around = u64::try_from(FORGOTTEN_AROUND.as_millis()).unwrap();
+        for (issued, until) in [([ISSUED + 9, ISSUED], ISSUED + 9), ([ISSUED, 0], ISSUED), ([0, 0], 1)] {
+            let (mut machine, _) = machine();
+            let kept = std::iter::repeat_n(ISSUED, DELETIONS_KEPT);
+            for (seq, issued_at_ms) in (1..).zip(issued.into_iter().chain(kept)) {
+                machine.decide(create("scratch", None, 2 * seq)).unwrap();
+                let (name, request_id) = (NamespaceName::new("scratch").unwrap(), id(2 * seq + 1));
+                let again = false;
+                let first = CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms, again };
+                machine.decide(first).unwrap();
+            }
+            assert_eq!(machine.requests.forgotten_until_ms, until);
+            for forgotten in [0, until, until + around] {
+                let resend = at(create("scratch", None, 2), forgotten);
+                assert_eq!(machine.decide(resend).unwrap_err().reason, Reason::RequestExpired, "{forgotten}");
+            }
+            assert!(done(machine.decide(at(create("new", None, 9_000), until + around + 1))).2);
+        }
     }
 
     proptest! {

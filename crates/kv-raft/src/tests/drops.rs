@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_storage::Storage;
+use kv_storage::{Storage, StorageError};
+use kv_types::limits::SESSION_IDLE;
 use kv_types::{Applied, ClientId, NamespaceId, Reason};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 
@@ -13,10 +15,12 @@ use super::bench::{Bench, present, put, refusal, revision, swap};
 use super::history::Node;
 use super::writes::received;
 use crate::builder::SnapshotWork;
+use crate::digest::Digesting;
 use crate::dropped::DropCommand;
 use crate::kv_machine::{Operation, WriteCommand};
 use crate::limits::{SESSIONS_DROPPED_AT_ONCE, TOMBSTONES_AT_ONCE};
 use crate::machine::Domain;
+use crate::machine_error::MachineError;
 use crate::proposal::{Point, Proposal, Reply};
 use crate::tables::{Stage, Table, for_each_row, keys};
 
@@ -44,7 +48,7 @@ fn rows(storage: &Storage, table: Table) -> BTreeMap<Vec<u8>, Bytes> {
     let mut rows = BTreeMap::new();
     for_each_row(storage, present(storage), table, |key, row| {
         rows.insert(key[keys::SPACE_BYTES..].to_vec(), row);
-        Ok::<(), kv_storage::StorageError>(())
+        Ok::<(), StorageError>(())
     })
     .unwrap();
     rows
@@ -145,6 +149,42 @@ async fn sessions_go_in_bounded_steps_and_replicas_agree_on_them() {
             (1, None),
         ];
         assert_eq!(left, expected);
+        ends.push((rows(&bench.storage, Table::Sessions), rows(&bench.storage, Table::Meta)));
+    }
+    assert_eq!(ends[0], ends[1]);
+}
+
+/// Sessions that the drop has not reached yet are forgotten meanwhile, which leaves a horizon: that is what
+/// is left of the namespace then, also for a replica that restarts.
+#[tokio::test]
+async fn a_horizon_that_is_left_in_the_middle_of_a_drop_goes_with_its_end() {
+    let idle = u64::try_from(SESSION_IDLE.as_millis()).unwrap();
+    let mut ends = Vec::new();
+    for restarts in [false, true] {
+        let mut bench = Bench::new();
+        let clients = 1..=SESSIONS_DROPPED_AT_ONCE as u128 + 3;
+        let opens: Vec<_> = clients.map(|client| of(2, bench.command(client, 1, "k", put("v")))).collect();
+        for some in opens.chunks(500) {
+            bench.apply_all(some).await;
+        }
+        bench.drop_run(2..=2).await;
+        assert_eq!(count(&bench.storage, Table::Sessions), 3);
+        let horizon = keys::horizon(present(&bench.storage), NamespaceId(2));
+        let has_horizon = |bench: &Bench| bench.storage.get(Table::Meta.id(), &horizon).unwrap().is_some();
+        assert!(!has_horizon(&bench));
+        bench.rest(idle + 60_000).await;
+        assert_eq!(count(&bench.storage, Table::Sessions), 1, "of the one who writes now and then");
+        assert!(has_horizon(&bench));
+        if restarts {
+            bench.reload();
+        }
+        assert_eq!(bench.machine.dropped().unfinished, Some((2, 2)), "restarts: {restarts}");
+        // Another drop looks for what is unfinished anew.
+        bench.drop_run(5..=5).await;
+        assert_eq!(bench.machine.dropped().unfinished, Some((2, 2)), "restarts: {restarts}");
+        bench.drop_run(2..=2).await;
+        assert_eq!(bench.machine.dropped().unfinished, None);
+        assert!(!has_horizon(&bench));
         ends.push((rows(&bench.storage, Table::Sessions), rows(&bench.storage, Table::Meta)));
     }
     assert_eq!(ends[0], ends[1]);
@@ -303,4 +343,21 @@ async fn a_drop_does_not_hold_up_the_sweep_of_others() {
         next.from.starts_with(&keys::of_namespace(space, NamespaceId(2))),
         "{TOMBSTONES_AT_ONCE} at once"
     );
+}
+
+/// What was read of a history is more than the account has once that went with the drop.
+#[tokio::test]
+async fn a_digest_takes_no_drop_for_a_damaged_history() {
+    let mut bench = Bench::new();
+    for seq in 1..=4 {
+        bench.write(1, seq, "k", put("v")).await.unwrap();
+    }
+    let asked = Arc::new(());
+    let waits = Arc::downgrade(&asked);
+    let mut digesting =
+        Digesting::begin(&bench.storage, present(&bench.storage), NamespaceId(1), waits).unwrap();
+    digesting.read().unwrap();
+    bench.drop_run(1..=1).await;
+    let overtaken = digesting.close().unwrap_err();
+    assert!(matches!(overtaken, MachineError::Storage(StorageError::Overloaded { .. })), "{overtaken}");
 }

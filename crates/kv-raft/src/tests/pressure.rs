@@ -27,7 +27,9 @@ use super::gated::{Gate, GatedTiers};
 use crate::applied::AppliedState;
 use crate::backlog::Load;
 use crate::config::{RaftConfig, log_bytes_wanted};
+use crate::dropped::DropCommand;
 use crate::groups::Group;
+use crate::proposal::Reply;
 use crate::strong::Strong;
 
 use wire::Asked;
@@ -468,6 +470,32 @@ async fn digests_that_were_given_up_leave_room_for_snapshots() {
     assert_eq!(digest.partitions[0].keys, 200);
     let whole = lone.gate.scanned() - before;
     assert!(whole < 2 * 12, "the one that was given up was read to its end: {whole} pieces");
+    lone.stop().await;
+}
+
+/// Rows of a dropped namespace go at each node in its own time: a digest would be of what is left by chance.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_digest_that_a_drop_overtakes_is_refused_by_name() {
+    let lone = Lone::start(|_| ()).await;
+    for to in [1, 2] {
+        lone.put(bank(to), "k", 1_000, soon()).await.unwrap();
+    }
+    lone.gate.hold_scans(true);
+    let digest = tokio::spawn({
+        let lone = lone.clone();
+        async move { lone.group().digest(NamespaceId(1), soon()).await }
+    });
+    until("rows are read", || async { (lone.gate.waiting() > 0).then_some(()) }).await;
+    let dropped = lone.group().raft.client_write(DropCommand(1..=1).encode()).await.unwrap();
+    assert_eq!(dropped.data, Reply::Dropped);
+    lone.gate.hold_scans(false);
+    let later = lone.group().digest(NamespaceId(1), soon());
+    for refused in [digest.await.unwrap(), later.await] {
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::NamespaceUnknown, Applied::No), "{refused}");
+    }
+    let other = lone.group().digest(NamespaceId(2), soon()).await.unwrap();
+    assert_eq!(other.partitions[0].keys, 1);
     lone.stop().await;
 }
 
