@@ -134,6 +134,53 @@ struct Ready {
     pid: u32,
 }
 
+/// The first line of a cluster file that a lab wrote: the folder is the lab's.
+const MARK: &str = "# Written by the lab.";
+
+/// Nodes and port base of the lab whose data a folder has.
+pub fn kept(dir: &Path) -> Option<(u64, u16)> {
+    let text =
+        std::fs::read_to_string(dir.join("cluster.toml")).ok().filter(|text| text.starts_with(MARK))?;
+    let first = text.lines().find_map(|line| line.strip_prefix("client_address = \"")?.strip_suffix('"'))?;
+    let port: u16 = first.rsplit_once(':')?.1.parse().ok()?;
+    Some((text.matches("[[node]]").count() as u64, port.checked_sub(1)?))
+}
+
+/// Refuses a folder whose contents somebody else put there: a lab replaces what is in its own.
+fn own(dir: &Path) -> Result<(), LabError> {
+    let marked = match std::fs::read_to_string(dir.join("cluster.toml")) {
+        Ok(text) => text.starts_with(MARK),
+        Err(_) => ["data", "logs"].iter().all(|folder| {
+            std::fs::read_dir(dir.join(folder)).map_or(true, |mut entries| entries.next().is_none())
+        }),
+    };
+    let dir = dir.display();
+    match marked {
+        true => Ok(()),
+        false => Err(LabError::Usage(format!("{dir} has files that no lab wrote: choose another folder"))),
+    }
+}
+
+/// What would keep a lab from starting, as far as it can be seen before.
+pub(crate) fn check(options: &LabOptions) -> Result<(), LabError> {
+    own(&options.dir)?;
+    if let Some(earlier) =
+        std::fs::read_to_string(options.dir.join("cluster.toml")).ok().filter(|_| options.keep)
+    {
+        same_size(options, &earlier)?;
+    }
+    match options.plane {
+        Plane::Proxies if options.port_base != 0 => ports::check(options.port_base, options.nodes),
+        _ => Ok(()),
+    }
+}
+
+/// The data of another number of nodes is not this lab's.
+fn same_size(options: &LabOptions, earlier: &str) -> Result<(), LabError> {
+    let (had, wanted) = (earlier.matches("[[node]]").count() as u64, options.nodes);
+    if had == wanted { Ok(()) } else { Err(LabError::OtherNodes { dir: options.dir.clone(), had, wanted }) }
+}
+
 impl Lab {
     /// Starts a lab; returns when the cluster serves.
     pub async fn start(options: LabOptions) -> Result<Self, LabError> {
@@ -536,8 +583,12 @@ impl Lab {
     /// Writes what the nodes read: one cluster file, and for each node whom to dial in place of whom.
     fn write_files(&self) -> Result<(), LabError> {
         let dir = &self.options.dir;
+        own(dir)?;
         let cluster_file = dir.join("cluster.toml");
         let earlier = std::fs::read_to_string(&cluster_file).ok().filter(|_| self.options.keep);
+        if let Some(earlier) = &earlier {
+            same_size(&self.options, earlier)?;
+        }
         if earlier.is_none() {
             for folder in ["data", "logs"] {
                 remove_folder(&dir.join(folder))?;
@@ -558,7 +609,7 @@ impl Lab {
             let (clients, peers) = self.network.hosts(*node);
             !(clients.is_loopback() && peers.is_loopback())
         });
-        let mut cluster = format!("# Written by the lab.\n[cluster]\nid = \"{id}\"\ninsecure = {insecure}\n");
+        let mut cluster = format!("{MARK}\n[cluster]\nid = \"{id}\"\ninsecure = {insecure}\n");
         for node in self.nodes() {
             cluster += &format!(
                 "\n[[node]]\nid = \"{node}\"\nclient_address = \"{}\"\npeer_address = \"{}\"\ndata_dir = \"data/{node}\"\n",
@@ -746,8 +797,11 @@ fn absolute(dir: &Path) -> Result<PathBuf, LabError> {
     std::path::absolute(dir).map_err(LabError::system(format!("cannot find {}", dir.display())))
 }
 
+/// Writes a file, whole or not at all.
 fn write(path: &Path, text: &str) -> Result<(), LabError> {
-    std::fs::write(path, text).map_err(LabError::system(format!("cannot write {}", path.display())))
+    let fresh = path.with_extension("fresh");
+    let written = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, path));
+    written.map_err(LabError::system(format!("cannot write {}", path.display())))
 }
 
 fn remove_folder(path: &Path) -> Result<(), LabError> {

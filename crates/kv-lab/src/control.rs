@@ -2,6 +2,7 @@
 //! one JSON line for a request and one for its reply. The folder is the lab's name; nothing else has to be
 //! known to find it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -14,12 +15,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::cluster::{Lab, LabOptions};
+use crate::cluster::{self, Lab, LabOptions};
 use crate::installed::Installed;
-use crate::matrix::{Fault, Flow, NodeName};
+use crate::matrix::{Fault, Faults, Flow, NodeName};
 use crate::process::Proof;
 use crate::{LabError, interrupted};
 
@@ -35,6 +36,8 @@ const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 const UP_WITHIN: Duration = Duration::from_secs(90);
 /// How often a lab that starts is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// Faults in force at once, each as it was asked for.
+const MAX_FAULTS: usize = 64;
 /// Longest path of a Unix socket, bytes (`sun_path` with its end).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -44,14 +47,14 @@ const MAX_SOCKET_PATH: usize = 107;
 pub enum Request {
     /// Who runs, and what is broken.
     Status,
-    /// Replaces all faults by a network partition.
+    /// Adds a network partition to the faults in force.
     Partition {
         /// The groups.
         groups: Vec<Vec<NodeName>>,
         /// Heal by itself after so long.
         for_ms: Option<u64>,
     },
-    /// Replaces all faults: one node against the others.
+    /// Cuts one node off from the others, beside the faults in force.
     Isolate {
         /// The node.
         node: NodeName,
@@ -175,23 +178,32 @@ pub struct NodeView {
     pub up: bool,
     /// Its process.
     pub pid: Option<u32>,
+    /// Whether it stands still.
+    #[serde(default)]
+    pub paused: bool,
 }
 
-/// The lab's folder when none is named: `$KVCTL_LAB_DIR`, else `quorate/lab` in the user's state folder.
-pub fn default_dir() -> PathBuf {
+/// The folder of the lab of this name: in `quorate` in the user's state folder.
+pub fn dir_of(name: &str) -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("KVCTL_LAB_DIR").unwrap_or_else(|| {
-        set("XDG_STATE_HOME")
-            .or_else(|| set("HOME").map(|home| home.join(".local/state")))
-            .unwrap_or_else(std::env::temp_dir)
-            .join("quorate/lab")
-    })
+    set("XDG_STATE_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("quorate")
+        .join(name)
+}
+
+/// What would keep a lab from starting, as far as it can be seen before.
+pub async fn check(options: &LabOptions) -> Result<(), LabError> {
+    refuse_second(&options.dir).await?;
+    cluster::check(options)
 }
 
 /// Starts a lab in the background; returns when it serves. `supervise` is a command whose process calls
 /// [`supervise`] with the same options.
 pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> Result<Status, LabError> {
-    refuse_second(&options.dir).await?;
+    check(options).await?;
+    drop(alone(&options.dir)?);
     let system = |what: &str| LabError::system(format!("cannot {what} in {}", options.dir.display()));
     fs::create_dir_all(&options.dir).map_err(system("create the lab"))?;
     let log = options.dir.join("supervisor.log");
@@ -261,6 +273,7 @@ pub async fn ask(dir: &Path, request: Request) -> Result<Reply, LabError> {
 /// data.
 pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
     refuse_second(&options.dir).await?;
+    let _alone = alone(&options.dir)?;
     let end = interrupted();
     tokio::pin!(end);
     let lab = tokio::select! {
@@ -269,7 +282,7 @@ pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
         lab = Lab::start(options) => Arc::new(lab?),
     };
     let (down, mut asked_down) = mpsc::channel(1);
-    let supervisor = Arc::new(Supervisor { lab: lab.clone(), healer: Mutex::new(None), down });
+    let supervisor = Arc::new(Supervisor { lab: lab.clone(), asked: Mutex::default(), down });
     let socket = Socket::bind(&lab.options().dir)?;
     let mut conversations = JoinSet::new();
     let farewell = loop {
@@ -295,9 +308,25 @@ pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
     Ok(())
 }
 
+/// The faults that were asked for, one beside the other.
+#[derive(Default)]
+struct Asked {
+    next: u64,
+    faults: BTreeMap<u64, Faults>,
+    /// Those that end by themselves.
+    timed: BTreeSet<u64>,
+}
+
+impl Asked {
+    /// What they come to together.
+    fn together(&self) -> Faults {
+        self.faults.values().fold(Faults::none(), |all, faults| all.and(faults))
+    }
+}
+
 struct Supervisor {
     lab: Arc<Lab>,
-    healer: Mutex<Option<AbortHandle>>,
+    asked: Mutex<Asked>,
     down: mpsc::Sender<oneshot::Sender<()>>,
 }
 
@@ -326,7 +355,8 @@ impl Supervisor {
 
     async fn serve(self: &Arc<Self>, request: Request) -> Result<Reply, LabError> {
         let lab = &self.lab;
-        let (installed, for_ms) = match request {
+        let one = |from: NodeName, to: NodeName, flow| Faults::none().with(from.0, to.0, flow);
+        let (faults, for_ms) = match request {
             Request::Status => return Ok(Reply::Status(self.status().await)),
             Request::List => return Ok(Reply::Faults { faults: lab.faults().await.0.list() }),
             Request::Kill { node } => return lab.kill(node.0).await.map(|_| Reply::Done),
@@ -340,52 +370,73 @@ impl Supervisor {
                 return Ok(Reply::Done);
             }
             Request::Heal => {
-                self.heal_after(None).await;
-                (lab.heal().await?, None)
+                let mut asked = self.asked.lock().await;
+                let healed = lab.heal().await?;
+                asked.faults.clear();
+                return Ok(Reply::Installed(healed));
             }
             Request::Partition { groups, for_ms } => {
-                let groups: Vec<_> =
-                    groups.into_iter().map(|group| group.into_iter().map(|name| name.0).collect()).collect();
-                (lab.partition(&groups).await?, for_ms)
+                let names = |group: Vec<NodeName>| group.into_iter().map(|name| name.0).collect();
+                let groups: Vec<Vec<_>> = groups.into_iter().map(names).collect();
+                (Faults::partition(&groups), for_ms)
             }
-            Request::Isolate { node, for_ms } => (lab.isolate(node.0).await?, for_ms),
-            Request::Cut { from, to, for_ms } => (lab.one_way(from.0, to.0).await?, for_ms),
-            Request::Flow { from, to, flow, for_ms } => (lab.flow(from.0, to.0, flow).await?, for_ms),
+            Request::Isolate { node, for_ms } => (Faults::isolate(node.0, &lab.nodes()), for_ms),
+            Request::Cut { from, to, for_ms } => (one(from, to, Flow::Swallow), for_ms),
+            Request::Flow { from, to, flow, for_ms } => (one(from, to, flow), for_ms),
             Request::Delay { from, to, ms, jitter_ms, for_ms } => {
-                (lab.delay(from.0, to.0, ms, jitter_ms).await?, for_ms)
+                (one(from, to, Flow::Delay { ms, jitter_ms }), for_ms)
             }
         };
-        if for_ms.is_some() {
-            self.heal_after(for_ms).await;
-        }
-        Ok(Reply::Installed(installed))
+        self.add(faults, for_ms).await.map(Reply::Installed)
     }
 
-    /// Heals all faults after so long, instead of whenever that was to happen before.
-    async fn heal_after(&self, for_ms: Option<u64>) {
-        let mut healer = self.healer.lock().await;
-        if let Some(earlier) = healer.take() {
-            earlier.abort();
+    /// Puts faults in force beside those that are; with a time, these end by themselves.
+    async fn add(self: &Arc<Self>, faults: Faults, for_ms: Option<u64>) -> Result<Installed, LabError> {
+        faults.check(&self.lab.nodes())?;
+        let mut asked = self.asked.lock().await;
+        // Asked for once more, or with another figure: it takes the place of the earlier one.
+        let same = |(id, earlier): (&u64, &Faults)| {
+            (!asked.timed.contains(id) && earlier.is_about_the_same(&faults)).then_some(*id)
+        };
+        if let Some(earlier) = asked.faults.iter().find_map(same) {
+            asked.faults.remove(&earlier);
         }
-        *healer = for_ms.map(|ms| {
-            let lab = self.lab.clone();
-            let task = tokio::spawn(async move {
+        if asked.faults.len() >= MAX_FAULTS {
+            return Err(LabError::Usage(format!("{MAX_FAULTS} faults are in force: heal them first")));
+        }
+        let id = asked.next;
+        asked.next += 1;
+        asked.faults.insert(id, faults);
+        let installed = self.lab.install(asked.together()).await.inspect_err(|_| {
+            asked.faults.remove(&id);
+        })?;
+        if let Some(ms) = for_ms {
+            asked.timed.insert(id);
+            let supervisor = Arc::clone(self);
+            tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(ms)).await;
-                let _ = lab.heal().await; // cannot fail: every node of no fault is known
+                let mut asked = supervisor.asked.lock().await;
+                asked.timed.remove(&id);
+                if asked.faults.remove(&id).is_some() {
+                    // Cannot fail: every node of every fault is known.
+                    let _ = supervisor.lab.install(asked.together()).await;
+                }
             });
-            task.abort_handle()
-        });
+        }
+        Ok(installed)
     }
 
     async fn status(&self) -> Status {
         let lab = &self.lab;
         let (running, (faults, since)) = (lab.running().await, lab.faults().await);
+        let paused = lab.paused().await;
         let view = |node| NodeView {
             node: NodeName(node),
             client_address: lab.client_address(node),
             peer_address: lab.peer_address(node),
             up: running.contains_key(&node),
             pid: running.get(&node).copied(),
+            paused: paused.contains(&node),
         };
         Status {
             pid: std::process::id(),
@@ -435,6 +486,22 @@ fn socket_path(dir: &Path) -> Result<PathBuf, LabError> {
     }
 }
 
+/// The process that has this starts the lab, or runs it.
+fn alone(dir: &Path) -> Result<fs::File, LabError> {
+    let refused = || LabError::system(format!("cannot lock {}", dir.display()));
+    fs::create_dir_all(dir).map_err(refused())?;
+    let lock = fs::File::create(dir.join("supervisor.lock")).map_err(refused())?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => {
+            let message =
+                format!("the lab in {} is being started, or stopped, by another process", dir.display());
+            Err(LabError::Usage(message))
+        }
+        Err(fs::TryLockError::Error(error)) => Err(refused()(error)),
+    }
+}
+
 async fn refuse_second(dir: &Path) -> Result<(), LabError> {
     match ask(dir, Request::Status).await {
         Ok(Reply::Status(status)) => {
@@ -455,6 +522,7 @@ fn line(message: &impl Serialize) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kv_types::NodeId;
 
     #[tokio::test]
     async fn requests_and_replies_survive_the_wire() {
@@ -467,6 +535,48 @@ mod tests {
         let reply =
             Reply::Installed(Installed { links: 12, probes: 12, as_expected: 11, ..Installed::default() });
         assert_eq!(serde_json::from_slice::<Reply>(&line(&reply).unwrap()).unwrap(), reply);
+    }
+
+    #[test]
+    fn one_process_starts_a_lab() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = alone(dir.path()).unwrap();
+        assert!(matches!(alone(dir.path()), Err(LabError::Usage(_))));
+        drop(first);
+        alone(dir.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn files_of_somebody_else_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LabOptions { port_base: 0, ..LabOptions::new(dir.path()) };
+        check(&options).await.unwrap();
+        fs::create_dir_all(dir.path().join("data/sub")).unwrap();
+        let refused = check(&options).await.unwrap_err();
+        assert!(refused.to_string().contains("no lab wrote"), "{refused}");
+        let file = dir.path().join("cluster.toml");
+        fs::write(&file, "[cluster]\n").unwrap();
+        assert!(check(&options).await.is_err());
+        fs::write(&file, "# Written by the lab.\n[[node]]\nclient_address = \"127.0.0.1:7301\"\n[[node]]\n")
+            .unwrap();
+        check(&options).await.unwrap();
+        assert_eq!(crate::cluster::kept(dir.path()), Some((2, 7_300)));
+    }
+
+    #[test]
+    fn faults_are_beside_one_another() {
+        let [n1, n2, n3] = [1, 2, 3].map(NodeId);
+        let mut asked = Asked::default();
+        asked.faults.insert(0, Faults::partition(&[vec![n1], vec![n2, n3]]));
+        asked.faults.insert(1, Faults::none().with(n2, n3, Flow::Slow { bytes_per_second: 1 }));
+        asked.faults.insert(2, Faults::none().with(n1, n2, Flow::Delay { ms: 1, jitter_ms: 0 }));
+        let together = asked.together();
+        let flow = |from, to| together.flow(crate::Direction::new(from, to));
+        assert_eq!(flow(n1, n2), Flow::Swallow, "what nothing passes is not merely late");
+        assert_eq!(flow(n2, n3), Flow::Slow { bytes_per_second: 1 });
+        assert_eq!(flow(n3, n2), Flow::Pass);
+        asked.faults.remove(&0);
+        assert_eq!(asked.together().list().len(), 2);
     }
 
     #[tokio::test]
@@ -483,7 +593,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut failing = std::process::Command::new("sh");
         failing.args(["-c", "echo 'error: port 7101 is busy' >&2; exit 2"]);
-        let error = launch(&LabOptions::new(dir.path()), failing).await.unwrap_err();
+        let options = LabOptions { port_base: 0, ..LabOptions::new(dir.path()) };
+        let error = launch(&options, failing).await.unwrap_err();
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("port 7101 is busy", 2));
     }
 }

@@ -24,7 +24,7 @@ pub enum LabError {
         beside: PathBuf,
     },
     /// Somebody else listens where a node would.
-    #[error("port {port} is busy{}\n  try: --port-base {instead}", .holder.as_ref().map(|holder| format!(": {holder} listens there")).unwrap_or_default())]
+    #[error("port {port} is busy{}; from {instead} on they are free (--port-base)", .holder.as_ref().map(|holder| format!(": {holder} listens there")).unwrap_or_default())]
     PortBusy {
         /// The port.
         port: u16,
@@ -34,15 +34,25 @@ pub enum LabError {
         instead: u16,
     },
     /// A lab runs in this folder already.
-    #[error("a lab already runs in {dir} (process {pid})\n  try: kvctl lab status, or kvctl lab down")]
+    #[error("a lab already runs in {dir} (process {pid})")]
     AlreadyRunning {
         /// The folder.
         dir: PathBuf,
         /// Its supervisor.
         pid: u32,
     },
+    /// The folder has the data of a lab of another size.
+    #[error("the lab in {dir} has the data of {had} nodes, and {wanted} are asked for")]
+    OtherNodes {
+        /// The folder.
+        dir: PathBuf,
+        /// Nodes that it has data of.
+        had: u64,
+        /// Nodes that are asked for.
+        wanted: u64,
+    },
     /// No lab runs in this folder.
-    #[error("no lab runs in {dir}\n  try: kvctl lab up")]
+    #[error("no lab runs in {dir}")]
     NotRunning {
         /// The folder.
         dir: PathBuf,
@@ -140,6 +150,7 @@ impl LabError {
             Self::NoServer { .. }
             | Self::PortBusy { .. }
             | Self::AlreadyRunning { .. }
+            | Self::OtherNodes { .. }
             | Self::UnknownNode { .. }
             | Self::WrongPlane { .. }
             | Self::NoNetns { .. }

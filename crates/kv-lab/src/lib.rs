@@ -28,7 +28,7 @@ pub mod process;
 pub mod server;
 
 pub use cluster::{Lab, LabOptions, Led};
-pub use control::default_dir;
+pub use control::dir_of;
 pub use error::LabError;
 pub use installed::{Counters, Installed};
 pub use matrix::{Direction, Fault, Faults, Flow, NodeName, Side, parse_groups};

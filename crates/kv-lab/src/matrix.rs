@@ -259,6 +259,22 @@ impl Faults {
         self
     }
 
+    /// These and those: a direction on which nothing passes stays so, otherwise the later one counts.
+    pub fn and(mut self, later: &Self) -> Self {
+        for (direction, flow) in &later.flows {
+            if !self.flow(*direction).blocks() {
+                self.flows.insert(*direction, *flow);
+            }
+        }
+        self.unplugged.extend(&later.unplugged);
+        self
+    }
+
+    /// Whether both are about the same directions.
+    pub fn is_about_the_same(&self, other: &Self) -> bool {
+        self.flows.keys().eq(other.flows.keys()) && self.unplugged == other.unplugged
+    }
+
     /// The flow of a direction.
     pub fn flow(&self, direction: Direction) -> Flow {
         self.flows.get(&direction).copied().unwrap_or_default()
