@@ -88,7 +88,7 @@ pub fn judge(
         ruling,
         reasons: reasons(&judgement.properties, &coverage),
         replay: format!("jepsen-tests replay {}", options.out.display()),
-        commit: commit(),
+        commit: kv_report::commit(),
         seconds: took.as_secs_f64(),
         judged_in_seconds: begun.elapsed().as_secs_f64(),
         events: recorded.history.len() as u64,
@@ -137,18 +137,6 @@ fn reasons(properties: &[Property], coverage: &[Coverage]) -> Vec<String> {
     let missing = coverage.iter().filter(|row| !row.enough);
     reasons.extend(missing.map(|row| format!("{}: wanted {}, got {}", row.name, row.wanted, row.got)));
     reasons
-}
-
-/// The commit of the working tree, with a mark when it was changed; empty where that is not known.
-fn commit() -> String {
-    let git = |arguments: &[&str]| {
-        let output = std::process::Command::new("git").args(arguments).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else { return String::new() };
-    let changed =
-        git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
-    if changed { format!("{commit} with changes") } else { commit }
 }
 
 #[cfg(test)]

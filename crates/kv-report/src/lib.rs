@@ -185,5 +185,17 @@ fn plots_section(report: &Report) -> Markup {
     }
 }
 
+/// The commit of the working tree, with a mark when it was changed; empty where that is not known.
+pub fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short", "HEAD"]) else { return String::new() };
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
+    if changed { format!("{commit} with changes") } else { commit }
+}
+
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use kv_client::{Client, ClientOptions, NamespaceInfo, Topology};
-use kv_types::{Failure, Reason};
+use kv_types::{Epoch, Failure, Reason};
 
 use crate::cli::Global;
 use crate::config::{Config, Context};
+use crate::line::Line;
 use crate::output::Output;
 use crate::problem::Problem;
 
@@ -47,6 +48,8 @@ impl Target {
 pub(crate) struct App {
     pub(crate) global: Global,
     pub(crate) out: Output,
+    /// What was typed.
+    pub(crate) line: Line,
     pub(crate) config_path: PathBuf,
 }
 
@@ -74,7 +77,13 @@ impl App {
     }
 
     pub(crate) fn client(&self) -> Result<Client, Problem> {
-        Ok(Client::connect(self.options()?)?)
+        let endpoints = self.options()?;
+        // An address that cannot be one is a slip of the command line or of the file.
+        let client = Client::connect(endpoints);
+        client.map_err(|error| {
+            Problem::usage(error.failure().message.clone())
+                .try_this("kvctl ctx show", "which cluster is meant, and why")
+        })
     }
 
     /// The namespace that is meant.
@@ -82,7 +91,7 @@ impl App {
         let named = self.global.namespace.clone().or(self.target()?.namespace);
         named.ok_or_else(|| {
             Problem::usage("which namespace? say it with -n, or set KVCTL_NAMESPACE")
-                .try_this("kvctl ns list", "")
+                .try_this(self.line.other(&["ns", "list"]).to_string(), "which there are")
         })
     }
 
@@ -95,6 +104,10 @@ impl App {
 fn find(topology: &Topology, name: &str) -> Result<NamespaceInfo, Problem> {
     if let Some(info) = topology.namespaces.get(name) {
         return Ok(info.clone());
+    }
+    if topology.epoch == Epoch(0) {
+        let message = format!("{} has not seen the catalogue yet", topology.answered_by);
+        return Err(Problem::from(Failure::new(Reason::NotReady, message)));
     }
     let nearest = topology.namespaces.keys().map(|known| (distance(known, name), known)).min();
     let nearest = match nearest {
@@ -137,6 +150,7 @@ mod tests {
         let config = Config {
             current: Some("lab".into()),
             contexts: [("lab".to_owned(), context(1)), ("prod".to_owned(), context(2))].into(),
+            ..Config::default()
         };
         assert_eq!(target("kvctl version", &config).unwrap().endpoints, ["h:1"]);
         assert_eq!(target("kvctl -c prod version", &config).unwrap().endpoints, ["h:2"]);

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kv_types::{Mode, NodeId, ReplicaCount};
+use kv_types::limits::MAX_REPLICAS;
+use kv_types::{Mode, NodeId, ReplicaCount, WriteId};
 
 use crate::output::{Color, Format};
 use crate::units;
@@ -27,7 +28,7 @@ Examples:
   kvctl put -n bank alice 100 ; kvctl get -n bank alice
   kvctl fault partition n1,n2 / n3,n4,n5 --for 20s
   kvctl cluster status --as-seen-by all",
-    after_help = "More: kvctl help exit-codes | consistency | output"
+    after_help = "More: kvctl help exit-codes | consistency | output | limits"
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -90,14 +91,25 @@ pub(crate) struct Global {
     pub(crate) color: Color,
 }
 
+impl Global {
+    /// An empty variable of the environment is none.
+    pub(crate) fn forget_empty(&mut self) {
+        self.endpoints.retain(|endpoint| !endpoint.is_empty());
+        self.context.take_if(|name| name.is_empty());
+        self.namespace.take_if(|name| name.is_empty());
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Read a key
     Get(Get),
     /// Write a key
+    #[command(visible_alias = "set")]
     Put(Put),
     /// Delete a key
+    #[command(visible_alias = "rm", alias = "delete")]
     Del(Del),
     /// Write a key of a strong namespace if it is as expected
     Cas(Cas),
@@ -118,18 +130,42 @@ pub(crate) enum Command {
     Fault(Fault),
     /// Measure
     Bench(Bench),
+    /// Watch the cluster: who serves what now, who hears whom, what is cut
+    Top(Top),
     /// Verify a recorded history
     Check(Check),
     /// Contexts: which cluster is meant
     #[command(subcommand)]
     Ctx(Ctx),
-    /// Explain a command or a topic: exit-codes, consistency, output
+    /// The namespaces, as `ns list`
+    #[command(hide = true)]
+    Ls,
+    /// Explain a command or a topic: exit-codes, consistency, output, limits
     Help {
-        /// Command or topic
-        topic: Option<String>,
+        /// Command, as in `help ns create`, or topic
+        topic: Vec<String>,
+    },
+    /// What a shell needs to complete words: source its output
+    #[command(
+        after_help = "Examples:\n  source <(kvctl completion bash)\n  kvctl completion fish > ~/.config/fish/completions/kvctl.fish"
+    )]
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
     },
     /// Show the version
     Version,
+}
+
+/// How a key is written.
+#[derive(Debug, Args)]
+pub(crate) struct KeyForm {
+    /// KEY is hexadecimal digits
+    #[arg(long, conflicts_with = "key_file")]
+    pub(crate) key_hex: bool,
+    /// KEY names a file that holds the key (- for standard input)
+    #[arg(long)]
+    pub(crate) key_file: bool,
 }
 
 /// Arguments of `get`.
@@ -137,9 +173,14 @@ pub(crate) enum Command {
 pub(crate) struct Get {
     /// The key
     pub(crate) key: String,
-    /// Available: write all concurrent values, one after the other, also into a pipe
+    #[command(flatten)]
+    pub(crate) form: KeyForm,
+    /// Available: write all concurrent values, each on a line of its own, also into a pipe
     #[arg(long)]
     pub(crate) all: bool,
+    /// With --all: end each value with a zero byte instead of a newline
+    #[arg(short = '0', long, requires = "all")]
+    pub(crate) null: bool,
     /// Available: replicas that must answer: a number, quorum or all
     #[arg(short, value_parser = units::replica_count, value_name = "COUNT")]
     pub(crate) r: Option<ReplicaCount>,
@@ -163,6 +204,16 @@ pub(crate) struct WriteOptions {
     /// Available: only primaries count
     #[arg(long)]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) again: Again,
+}
+
+/// A write that was sent before.
+#[derive(Debug, Args)]
+pub(crate) struct Again {
+    /// Send a write again that was sent before under this id, as its error names it: it is applied once
+    #[arg(long, value_name = "ID")]
+    pub(crate) request_id: Option<WriteId>,
 }
 
 /// Arguments of `put`.
@@ -170,6 +221,8 @@ pub(crate) struct WriteOptions {
 pub(crate) struct Put {
     /// The key
     pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) form: KeyForm,
     /// The value; - reads it from standard input
     #[arg(allow_hyphen_values = true)]
     pub(crate) value: String,
@@ -183,6 +236,8 @@ pub(crate) struct Del {
     /// The key
     pub(crate) key: String,
     #[command(flatten)]
+    pub(crate) form: KeyForm,
+    #[command(flatten)]
     pub(crate) options: WriteOptions,
 }
 
@@ -192,6 +247,8 @@ pub(crate) struct Del {
 pub(crate) struct Cas {
     /// The key
     pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) form: KeyForm,
     /// The new value; - reads it from standard input
     #[arg(allow_hyphen_values = true)]
     pub(crate) value: String,
@@ -201,6 +258,8 @@ pub(crate) struct Cas {
     /// Write only if the key has no value
     #[arg(long, group = "condition")]
     pub(crate) expect_absent: bool,
+    #[command(flatten)]
+    pub(crate) again: Again,
 }
 
 /// The side of CAP on the command line. (Documented values would turn `--help` into pages: a screen is
@@ -247,17 +306,22 @@ pub(crate) struct NsCreate {
     #[arg(long, value_enum)]
     pub(crate) mode: Option<ModeArg>,
     /// Available: replicas per key [default: 3]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = replicas())]
     pub(crate) n: Option<u8>,
     /// Available: answers per read [default: a majority of N]
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = replicas())]
     pub(crate) r: Option<u8>,
     /// Available: acknowledgements per write [default: a majority of N]
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", value_parser = replicas())]
     pub(crate) w: Option<u8>,
     /// Available: only primaries count
     #[arg(long)]
     pub(crate) strict: bool,
+}
+
+/// A number of replicas of a key.
+fn replicas() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(1..=i64::from(MAX_REPLICAS))
 }
 
 /// Arguments of `ns delete`.
@@ -303,22 +367,40 @@ pub(crate) enum Ring {
     Owners {
         /// The key
         key: String,
+        #[command(flatten)]
+        form: KeyForm,
     },
 }
 
 /// Commands about the lab.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Lab {
-    /// Start nodes, and select them as context `lab`
+    /// Start nodes, and select them as the context of the lab's name
     Up(LabUp),
     /// Stop them
-    Down,
+    Down(WhichLab),
     /// Which nodes run, and what is broken
-    Status,
+    Status(WhichLab),
+    /// Kill a node, as a power failure would
+    Kill(LabNode),
+    /// Start a node again, killing it first if it runs
+    Restart(LabNode),
+    /// Make a node stand still, as a machine that swaps would
+    Pause(LabNode),
+    /// Let a node go on that stands still
+    Resume(LabNode),
+    /// The end of a node's log
+    Logs {
+        #[command(flatten)]
+        node: LabNode,
+        /// So many lines
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        lines: u32,
+    },
     /// Five nodes, a network partition, and what each mode does in it
     Demo {
         /// First port
-        #[arg(long, default_value_t = 7100)]
+        #[arg(long, default_value_t = 7100, value_parser = port_base())]
         port_base: u16,
         /// Seed of the load
         #[arg(long, default_value_t = 42)]
@@ -332,24 +414,48 @@ pub(crate) enum Lab {
     Supervise(LabUp),
 }
 
-/// Arguments of `lab up`.
+/// The first of the ports of a lab: those of clients and of peers must fit above it.
+fn port_base() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1_024..=65_400)
+}
+
+/// Which lab is meant; otherwise that of the context.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct LabUp {
-    /// Number of nodes
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=9))]
-    pub(crate) nodes: u64,
-    /// First port: clients of node i at base+i, peers at base+100+i
-    #[arg(long, default_value_t = 7100)]
-    pub(crate) port_base: u16,
-    /// Stay in the foreground
-    #[arg(long)]
-    pub(crate) foreground: bool,
-    /// Keep the data of an earlier lab
-    #[arg(long)]
-    pub(crate) keep: bool,
+pub(crate) struct WhichLab {
+    /// Name of the lab, which is that of its context [default: lab]
+    #[arg(long, value_name = "LAB")]
+    pub(crate) name: Option<String>,
     /// Folder of the lab
     #[arg(long, env = "KVCTL_LAB_DIR", hide_env_values = true, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
+}
+
+/// A node of a lab.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LabNode {
+    /// The node
+    pub(crate) node: NodeId,
+    #[command(flatten)]
+    pub(crate) which: WhichLab,
+}
+
+/// Arguments of `lab up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LabUp {
+    /// Number of nodes [default: as before, or 5]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=9))]
+    pub(crate) nodes: Option<u64>,
+    /// First port: clients of node i at base+i, peers at base+100+i [default: as before, or 7100]
+    #[arg(long, value_name = "PORT", value_parser = port_base())]
+    pub(crate) port_base: Option<u16>,
+    /// Stay in the foreground
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Without the data of an earlier lab in the same folder
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    #[command(flatten)]
+    pub(crate) which: WhichLab,
 }
 
 /// Commands about faults.
@@ -360,7 +466,7 @@ pub(crate) enum Fault {
         /// Groups of nodes, divided by /
         #[arg(required = true, num_args = 1..)]
         groups: Vec<String>,
-        /// Heal by itself after this time
+        /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
     },
@@ -368,7 +474,7 @@ pub(crate) enum Fault {
     Isolate {
         /// The node
         node: NodeId,
-        /// Heal by itself after this time
+        /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
     },
@@ -379,7 +485,7 @@ pub(crate) enum Fault {
         from: NodeId,
         /// The node that it sends to
         to: NodeId,
-        /// Heal everything after this time
+        /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
     },
@@ -392,7 +498,7 @@ pub(crate) enum Fault {
         /// Bytes a second that arrive
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..), value_name = "BYTES")]
         bytes: u64,
-        /// Heal everything after this time
+        /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
     },
@@ -406,7 +512,7 @@ pub(crate) enum Fault {
         /// The node
         node: NodeId,
     },
-    /// Heal everything between nodes
+    /// End all faults between nodes
     Heal,
     /// List the faults in force between nodes
     List,
@@ -527,6 +633,17 @@ impl Bench {
     }
 }
 
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// How often
+    #[arg(long, default_value = "1s", value_parser = units::duration, value_name = "DURATION")]
+    pub(crate) every: Duration,
+    /// One picture, as into a pipe
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
@@ -550,6 +667,16 @@ pub(crate) enum Ctx {
     List,
     /// Select one
     Use {
+        /// Its name
+        name: String,
+    },
+    /// Add the cluster of the nodes that -e names, and select it; -n: its namespace when none is named
+    Add {
+        /// Its name
+        name: String,
+    },
+    /// Forget one
+    Remove {
         /// Its name
         name: String,
     },
@@ -587,13 +714,36 @@ mod tests {
             "kvctl -e 127.0.0.1:7101 -e 127.0.0.1:7102 cluster status --as-seen-by all",
             "kvctl cluster transfer-leader n3",
             "kvctl lab up --nodes 5 --port-base 7100",
+            "kvctl lab up --name other --fresh",
+            "kvctl lab down --name other",
+            "kvctl lab status --dir /tmp/lab",
+            "kvctl lab kill n3",
+            "kvctl lab logs n3 --lines 5",
             "kvctl help exit-codes",
+            "kvctl ctx add prod -e h1:7101 -e h2:7101 -n bank",
+            "kvctl ctx remove prod",
+            "kvctl get -n bank --key-hex 00ff",
+            "kvctl put -n bank --key-file key.bin 100",
+            "kvctl help ns create",
+            "kvctl set -n bank alice 100",
+            "kvctl rm -n bank alice",
+            "kvctl ls",
+            "kvctl get -n cart user:42 --all -0",
+            "kvctl put -n bank --request-id 0123456789abcdef0123456789abcdef:1@1700000000000 alice 100",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
-        for line in
-            ["kvctl cas -n bank alice 90", "kvctl put -n cart k v --causal f --blind", "kvctl bench --for 10"]
-        {
+        for line in [
+            "kvctl cas -n bank alice 90",
+            "kvctl put -n cart k v --causal f --blind",
+            "kvctl bench --for 10",
+            "kvctl ns create cart --mode available --n 0",
+            "kvctl ns create cart --mode available --r 0",
+            "kvctl ns create cart --mode available --w 8",
+            "kvctl get -n cart k -0",
+            "kvctl lab up --port-base 65500",
+            "kvctl put -n bank --request-id 5f2c0000:41 alice 1",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

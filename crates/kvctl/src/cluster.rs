@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
-use kv_client::{Client, GroupStatus, NodeStatus, PeerState, PeerStatus, Topology};
+use kv_client::{Client, GroupStatus, NamespaceInfo, NodeStatus, PeerState, PeerStatus, Topology};
 use kv_env::{Clock, SystemClock};
-use kv_types::{GroupId, NodeId, Placement, Replication};
+use kv_types::{GroupId, Mode, NodeId, Placement, Replication};
 use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::cli::{Cluster, Ring};
+use crate::data;
 use crate::exit::Exit;
 use crate::latency;
-use crate::output::{nodes, object, put_bytes, table, time_of_day};
+use crate::output::{nodes, object, put_bytes, readable, table, time_of_day};
 use crate::problem::Problem;
 
 pub(crate) async fn run(app: &App, command: &Cluster) -> Result<Exit, Problem> {
@@ -84,7 +85,7 @@ async fn latency(app: &App, node: Option<NodeId>) -> Result<Exit, Problem> {
 }
 
 /// What is broken on purpose, if the context is a lab that can be asked.
-async fn lab_line(app: &App) -> Option<String> {
+pub(crate) async fn lab_line(app: &App) -> Option<String> {
     let dir = app.target().ok()?.lab?;
     let kv_lab::control::Reply::Status(lab) =
         kv_lab::control::ask(&dir, kv_lab::control::Request::Status).await.ok()?
@@ -103,9 +104,19 @@ struct View<'a> {
     status: &'a NodeStatus,
 }
 
+/// What a namespace offers at a node.
+struct Offer {
+    name: String,
+    mode: Mode,
+    reads: bool,
+    writes: bool,
+    can_lose: u64,
+    /// Why it does not serve.
+    why: String,
+}
+
 /// What one side of CAP offers at a node.
 struct Serving {
-    mode: &'static str,
     reads: bool,
     writes: bool,
     can_lose: u64,
@@ -113,11 +124,78 @@ struct Serving {
     remark: String,
 }
 
+impl Offer {
+    fn json(&self) -> Value {
+        json!({
+            "namespace": self.name, "mode": self.mode.to_string(), "reads": self.reads, "writes": self.writes,
+            "can_lose": self.can_lose, "why": self.why,
+        })
+    }
+}
+
 impl View<'_> {
     /// Nodes that this one can reach, itself included.
     fn reachable(&self) -> u64 {
         let up = self.status.peers.iter().filter(|peer| peer.state() == PeerState::Up).count();
         u64::try_from(up).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
+    /// Whether the node has seen the catalogue: before that it serves nothing, whatever it can reach.
+    fn is_ready(&self) -> bool {
+        self.status.epoch > 0
+    }
+
+    /// What each namespace offers here.
+    fn offers(&self) -> Vec<Offer> {
+        let offer = |(name, info): (&String, &NamespaceInfo)| {
+            let (reads, writes, can_lose, why) = match info.namespace.placement {
+                Placement::Strong { group } => self.strong_offer(group),
+                Placement::Available { replication, .. } => self.available_offer(replication),
+            };
+            Offer { name: name.clone(), mode: info.namespace.mode(), reads, writes, can_lose, why }
+        };
+        self.topology.namespaces.iter().map(offer).collect()
+    }
+
+    fn strong_offer(&self, group: GroupId) -> (bool, bool, u64, String) {
+        let Some(group) = self.status.groups.iter().find(|known| known.group == group.0) else {
+            return (false, false, 0, "not kept here".to_owned());
+        };
+        let serves = self.is_ready() && group.quorum && group.leader != 0;
+        let needed = u64::try_from(group.voters.len()).unwrap_or(0) / 2 + 1;
+        let why = if serves {
+            String::new()
+        } else if u64::from(group.reachable_voters) < needed {
+            let (reachable, voters) = (group.reachable_voters, group.voters.len());
+            format!("{reachable} of {voters} voters reachable, {needed} needed")
+        } else {
+            "no leader is heard: an election takes about a second".to_owned()
+        };
+        // A voter that joins or needs a snapshot first is reached, and makes up for no one.
+        let spare = if serves { u64::from(group.able_voters).saturating_sub(needed) } else { 0 };
+        (serves, serves, spare, why)
+    }
+
+    fn available_offer(&self, plan: Replication) -> (bool, bool, u64, String) {
+        let answering = if self.is_ready() { self.answering(plan) } else { 0 };
+        let (reads, writes) = (answering >= u64::from(plan.r), answering >= u64::from(plan.w));
+        let most = plan.r.max(plan.w);
+        let why = if reads && writes {
+            String::new()
+        } else {
+            let strict = if plan.sloppy { "nodes" } else { "replicas of some keys" };
+            format!("{answering} {strict} reachable, {most} needed")
+        };
+        (reads, writes, answering.saturating_sub(u64::from(most)), why)
+    }
+
+    /// How many nodes can answer for a key, in the worst case: then all that are out of reach are its
+    /// primaries.
+    fn answering(&self, replication: Replication) -> u64 {
+        let members = u64::try_from(self.topology.members.len()).unwrap_or(0);
+        let reachable = self.reachable();
+        let lost = members.saturating_sub(reachable);
+        if replication.sloppy { reachable } else { u64::from(replication.n).saturating_sub(lost) }
     }
 
     fn strong(&self) -> Serving {
@@ -144,7 +222,6 @@ impl View<'_> {
             )
         });
         Serving {
-            mode: "strong",
             reads: serves,
             writes: serves,
             can_lose: groups().map(spare).min().unwrap_or(0),
@@ -154,13 +231,6 @@ impl View<'_> {
     }
 
     fn available(&self) -> Serving {
-        let members = u64::try_from(self.topology.members.len()).unwrap_or(0);
-        let reachable = self.reachable();
-        // In the worst case all that are out of reach are primaries of the same key.
-        let answering = |replication: Replication| {
-            let lost = members.saturating_sub(reachable);
-            if replication.sloppy { reachable } else { u64::from(replication.n).saturating_sub(lost) }
-        };
         let plans = || {
             self.topology.namespaces.iter().filter_map(|(name, info)| match info.namespace.placement {
                 Placement::Available { replication, .. } => Some((name, replication)),
@@ -169,10 +239,10 @@ impl View<'_> {
         };
         let short = |need: fn(&Replication) -> u8| {
             plans()
-                .filter(move |(_, plan)| answering(*plan) < u64::from(need(plan)))
+                .filter(move |(_, plan)| self.answering(*plan) < u64::from(need(plan)))
                 .map(|(name, _)| name.clone())
         };
-        let spare = |plan: Replication| answering(plan).saturating_sub(u64::from(plan.r.max(plan.w)));
+        let spare = |plan: Replication| self.answering(plan).saturating_sub(u64::from(plan.r.max(plan.w)));
         let mut unavailable: Vec<String> = short(|plan| plan.r.max(plan.w)).collect();
         unavailable.dedup();
         let mut remark = format!(
@@ -185,11 +255,13 @@ impl View<'_> {
             remark = format!("{remark} for {}", nodes(&targets));
         }
         Serving {
-            mode: "available",
             reads: short(|plan| plan.r).next().is_none(),
             writes: short(|plan| plan.w).next().is_none(),
             // Without a namespace there is nothing that could be lost; one node answers.
-            can_lose: plans().map(|(_, plan)| spare(plan)).min().unwrap_or(reachable.saturating_sub(1)),
+            can_lose: plans()
+                .map(|(_, plan)| spare(plan))
+                .min()
+                .unwrap_or(self.reachable().saturating_sub(1)),
             unavailable,
             remark,
         }
@@ -205,22 +277,38 @@ impl View<'_> {
         let head = format!("Seen by {me}, {now} UTC (others may disagree: --as-seen-by all)");
         let lab = lab.map_or(String::new(), |line| format!("   {line}"));
         let yes = |yes| if yes { "yes" } else { "NO" };
-        let serving = [self.strong(), self.available()].map(|side| {
-            let gone = if side.unavailable.is_empty() { "-".to_owned() } else { side.unavailable.join(", ") };
+        let offers = self.offers();
+        let serving = offers.iter().map(|offer| {
             vec![
-                side.mode.to_owned(),
-                format!("reads {}  writes {}", yes(side.reads), yes(side.writes)),
-                format!("{} more", side.can_lose),
-                format!("{gone}   {}", side.remark),
+                offer.name.clone(),
+                offer.mode.to_string(),
+                format!("reads {}  writes {}", yes(offer.reads), yes(offer.writes)),
+                format!("{} more", offer.can_lose),
+                offer.why.clone(),
             ]
         });
+        let serving = if !self.is_ready() {
+            format!("NOT READY: {me} has not seen the catalogue yet, and serves nothing")
+        } else if offers.is_empty() {
+            "no namespaces yet: kvctl ns create NAME --mode strong|available".to_owned()
+        } else {
+            table(&["namespace", "mode", "serving here", "can lose", ""], serving)
+        };
+        let kept = self.available().remark;
         let rows = self.topology.members.keys().map(|node| self.row(*node));
         format!(
-            "{head}{lab}\n{}\n\n{}{}",
-            table(&["mode", "serving here", "can lose", "unavailable from here"], serving),
+            "{head}{lab}\n{serving}\n\n{}\n\n{kept}{}{}",
             table(&["node", "state", "role", "term", "log", "hints for it", "last heard"], rows),
-            self.refusals()
+            self.refusals(),
+            self.differences()
         )
+    }
+
+    /// Lines about what the node's cluster file says and the catalogue says otherwise.
+    fn differences(&self) -> String {
+        let me = NodeId(self.status.node);
+        let line = |difference: &String| format!("\n\nthe cluster file of {me} differs: {difference}");
+        self.status.differences.iter().map(line).collect()
     }
 
     /// A line about what this node refused of its peers, if it refused anything.
@@ -269,6 +357,8 @@ impl View<'_> {
             ("at_ms", json!(SystemClock.wall_ms())),
             ("strong", side(self.strong())),
             ("available", side(self.available())),
+            ("ready", json!(self.is_ready())),
+            ("namespaces", self.offers().iter().map(Offer::json).collect()),
         ]));
         Value::Object(whole)
     }
@@ -321,6 +411,7 @@ fn status_json(status: &NodeStatus) -> serde_json::Map<String, Value> {
         ("rebuilding_partitions", json!(status.rebuilding_partitions)),
         ("writes_acknowledged", json!(status.writes_acknowledged)),
         ("refusals", Value::Object(refusals)),
+        ("differences", json!(status.differences)),
     ])
 }
 
@@ -399,7 +490,9 @@ fn judge(views: &Views) -> (Health, Vec<String>) {
             let id = GroupId(group.group);
             match group.impediment.as_str() {
                 "" if led => {}
-                "" if group.quorum => complaints.push(format!("{node}: {id} knows no leader")),
+                "" if group.quorum || u64::from(group.reachable_voters) * 2 > group.voters.len() as u64 => {
+                    complaints.push(format!("{node}: {id} knows no leader"))
+                }
                 "" => complaints.push(format!("{node}: {id} has no quorum")),
                 // Also of a member that the group goes on without: its disk hangs, or it cannot vote.
                 why => complaints.push(why.to_owned()),
@@ -444,9 +537,10 @@ async fn health(app: &App) -> Result<Exit, Problem> {
 }
 
 pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
-    let Ring::Owners { key } = command;
+    let Ring::Owners { key, form } = command;
+    let key = data::key(key, form).await?;
     let namespace = app.namespace()?;
-    let owners = app.client()?.admin().ring_owners(&namespace, key).await?;
+    let owners = app.client()?.admin().ring_owners(&namespace, &key).await?;
     if app.out.is_json() {
         let names = |ids: &[u64]| ids.iter().map(|id| NodeId(*id).to_string()).collect::<Vec<_>>();
         let mut whole = object([
@@ -458,13 +552,15 @@ pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
             ("fallbacks", json!(names(&owners.fallbacks))),
             ("epoch", json!(owners.epoch)),
         ]);
-        put_bytes(&mut whole, "key", key.as_bytes());
+        put_bytes(&mut whole, "key", &key);
         app.out.json(&Value::Object(whole))?;
     } else if owners.ring == 0 {
+        let key = readable(&key);
         app.out.line(format!("{key} → voters {}   (epoch {})", nodes(&owners.primaries), owners.epoch))?;
     } else {
         app.out.line(format!(
-            "{key} → token 0x{:016x}   ring partition {}   primaries {}   fallbacks {}   (epoch {})",
+            "{} → token 0x{:016x}   ring partition {}   primaries {}   fallbacks {}   (epoch {})",
+            readable(&key),
             owners.token,
             owners.partition,
             nodes(&owners.primaries),
@@ -498,11 +594,10 @@ mod tests {
             able_voters: reachable_voters,
             ..Default::default()
         };
-        NodeStatus { node, peers: peers.collect(), groups: vec![group], ..Default::default() }
+        NodeStatus { node, epoch: 1, peers: peers.collect(), groups: vec![group], ..Default::default() }
     }
 
     fn topology(replication: Replication) -> Topology {
-        use kv_client::NamespaceInfo;
         use kv_types::catalogue::Member;
         use kv_types::{ClusterId, Epoch, Guarantee, Namespace, NamespaceId, NamespaceName, RingId};
         let namespace = |name: &str, placement| NamespaceInfo {
@@ -534,6 +629,36 @@ mod tests {
             leaders: BTreeMap::new(),
             rings: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn each_namespace_says_what_it_offers_here() {
+        let sloppy = |n, r, w| Replication { n, r, w, sloppy: true };
+        let mut topology = topology(sloppy(3, 2, 2));
+        let mut strict = topology.namespaces["cart"].clone();
+        if let Placement::Available { replication, .. } = &mut strict.namespace.placement {
+            *replication = Replication { n: 5, r: 3, w: 4, sloppy: false };
+        }
+        topology.namespaces.insert("votes".into(), strict);
+        let offers = |status: &NodeStatus| {
+            let offers = View { topology: &topology, status }.offers();
+            offers.into_iter().map(|offer| (offer.name, offer.reads, offer.writes)).collect::<Vec<_>>()
+        };
+        let named = |bank: (bool, bool), cart: (bool, bool), votes: (bool, bool)| {
+            [("bank", bank), ("cart", cart), ("votes", votes)].map(|(name, (r, w))| (name.to_owned(), r, w))
+        };
+        let (yes, no) = ((true, true), (false, false));
+        assert_eq!(offers(&status(1, true, &[])), named(yes, yes, yes));
+        // One that fails is not the others.
+        assert_eq!(offers(&status(1, true, &[4, 5])), named(yes, yes, (true, false)));
+        assert_eq!(offers(&status(1, false, &[3, 4, 5])), named(no, yes, no));
+        // Before the catalogue is seen nothing is offered, and that is said.
+        let early = NodeStatus { epoch: 0, ..status(1, true, &[]) };
+        assert_eq!(offers(&early), named(no, no, no));
+        let view = View { topology: &topology, status: &early };
+        assert!(view.text(None).contains("NOT READY"), "{}", view.text(None));
+        assert_eq!(view.json()["ready"], false);
+        assert_eq!(view.json()["namespaces"][1]["why"], "0 nodes reachable, 2 needed");
     }
 
     #[test]

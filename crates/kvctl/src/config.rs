@@ -24,10 +24,16 @@ pub(crate) struct Context {
     pub(crate) lab: Option<PathBuf>,
 }
 
+/// Version of the file: a later one is not understood, and not overwritten.
+const VERSION: u32 = 1;
+
 /// The file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
+    /// Version of the file; none is the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<u32>,
     /// The selected context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<String>,
@@ -46,15 +52,54 @@ impl Config {
                 return Err(Problem::new(Exit::Usage, format!("cannot read {}: {error}", path.display())));
             }
         };
-        toml::from_str(&text)
-            .map_err(|error| Problem::usage(format!("{} makes no sense: {error}", path.display())))
+        #[derive(Deserialize)]
+        struct Head {
+            version: Option<u64>,
+        }
+        let later = toml::from_str::<Head>(&text).ok().and_then(|head| head.version);
+        let later = later.filter(|version| *version > u64::from(VERSION));
+        if let Some(later) = later {
+            let path = path.display();
+            let message = format!(
+                "{path} has version {later}, and this kvctl knows version {VERSION}: use a newer one"
+            );
+            return Err(Problem::usage(message));
+        }
+        toml::from_str(&text).map_err(|error| {
+            let message = format!("{} makes no sense: {error}", path.display());
+            Problem::usage(format!(
+                "{}\nmend it, or move it away: it holds the contexts and nothing else",
+                message.trim()
+            ))
+        })
+    }
+
+    /// Reads the file, changes it and writes it, one process after the other.
+    pub(crate) fn change<T>(
+        path: &Path,
+        change: impl FnOnce(&mut Self) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let refused = |error: std::io::Error| {
+            Problem::new(Exit::Refused, format!("cannot write {}: {error}", path.display()))
+        };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(refused)?;
+        }
+        // Beside the file, which is replaced. The lock goes with the handle.
+        let lock = fs::File::create(path.with_extension("lock")).map_err(refused)?;
+        lock.lock().map_err(refused)?;
+        let mut config = Self::load(path)?;
+        let changed = change(&mut config)?;
+        config.save(path)?;
+        Ok(changed)
     }
 
     /// Writes the file, whole or not at all.
     pub(crate) fn save(&self, path: &Path) -> Result<(), Problem> {
         let refused =
             |what: String| Problem::new(Exit::Refused, format!("cannot write {}: {what}", path.display()));
-        let text = toml::to_string(self).map_err(|error| refused(error.to_string()))?;
+        let versioned = Self { version: Some(VERSION), ..self.clone() };
+        let text = toml::to_string(&versioned).map_err(|error| refused(error.to_string()))?;
         let fresh = path.with_extension(format!("toml.{}", std::process::id()));
         let write = || {
             if let Some(folder) = path.parent() {
@@ -76,10 +121,20 @@ impl Config {
                 format!("known: {}", known.join(", "))
             };
             Problem::usage(format!("no context `{name}`; {known}"))
+                .try_this("kvctl ctx list", "which there are")
                 .try_this("kvctl lab up", "starts a local cluster and selects it")
-                .try_this("kvctl -e HOST:PORT ...", "talks to one node without a context")
         })
     }
+}
+
+/// Refuses a name that a person could not type, or a terminal would not show as it is.
+pub(crate) fn named(name: &str) -> Result<(), Problem> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 64 || name.starts_with(['.', '-']) || !name.chars().all(plain) {
+        let message = "is no name for a context: up to 64 letters, digits, '-', '_' and '.', beginning with a letter or digit";
+        return Err(Problem::usage(format!("`{}` {message}", name.escape_debug())));
+    }
+    Ok(())
 }
 
 /// Where the file is.
@@ -105,11 +160,40 @@ mod tests {
             namespace: None,
             lab: Some("/tmp/lab".into()),
         };
-        let config = Config { current: Some("lab".into()), contexts: [("lab".to_owned(), lab)].into() };
+        let config = Config {
+            version: Some(VERSION),
+            current: Some("lab".into()),
+            contexts: [("lab".to_owned(), lab)].into(),
+        };
         config.save(&path).unwrap();
         assert_eq!(Config::load(&path).unwrap(), config);
         assert!(config.context("prod").unwrap_err().message.contains("known: lab"));
         fs::write(&path, "currant = \"lab\"").unwrap();
         assert_eq!(Config::load(&path).unwrap_err().exit, Exit::Usage);
+        // A later version is not overwritten, whatever is in it.
+        let later = "version = 2\nnews = 1\n";
+        fs::write(&path, later).unwrap();
+        let refused = Config::change(&path, |_| Ok(())).unwrap_err();
+        assert!(refused.message.contains("version 2"), "{}", refused.message);
+        assert_eq!(fs::read_to_string(&path).unwrap(), later);
+    }
+
+    #[test]
+    fn changes_at_once_are_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let names: Vec<String> = (0..16).map(|n| format!("c{n}")).collect();
+        std::thread::scope(|scope| {
+            for name in &names {
+                scope.spawn(|| {
+                    Config::change(&path, |config| {
+                        config.contexts.insert(name.clone(), Context::default());
+                        Ok(())
+                    })
+                    .unwrap();
+                });
+            }
+        });
+        assert_eq!(Config::load(&path).unwrap().contexts.len(), names.len());
     }
 }

@@ -4,23 +4,78 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::cli::Ctx;
+use crate::config::{Config, Context, named};
 use crate::exit::Exit;
+use crate::line::Line;
 use crate::output::table;
 use crate::problem::Problem;
 
-pub(crate) fn run(app: &App, command: &Ctx) -> Result<Exit, Problem> {
+pub(crate) async fn run(app: &App, command: &Ctx) -> Result<Exit, Problem> {
     match command {
         Ctx::List => list(app),
         Ctx::Use { name } => {
-            let mut config = app.config()?;
-            config.context(name)?;
-            config.current = Some(name.clone());
-            config.save(&app.config_path)?;
-            app.out.done(format!("context `{name}` is selected"))?;
-            Ok(Exit::Done)
+            Config::change(&app.config_path, |config| {
+                config.context(name)?;
+                config.current = Some(name.clone());
+                Ok(())
+            })?;
+            done(app, name, "is selected")
         }
+        Ctx::Add { name } => add(app, name),
+        Ctx::Remove { name } => remove(app, name).await,
         Ctx::Show => show(app),
     }
+}
+
+fn done(app: &App, name: &str, what: &str) -> Result<Exit, Problem> {
+    if app.out.is_json() {
+        app.out.json(&json!({ "context": name, "is": what }))?;
+    } else {
+        app.out.done(format!("context `{name}` {what}"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Writes a context down. One that is there already is not replaced.
+fn add(app: &App, name: &str) -> Result<Exit, Problem> {
+    named(name)?;
+    let endpoints = app.global.endpoints.clone();
+    if endpoints.is_empty() {
+        let message = format!("where is the cluster `{name}`? name a node or several with -e HOST:PORT");
+        return Err(Problem::usage(message));
+    }
+    kv_client::Client::connect(kv_client::ClientOptions::new(endpoints.clone()))
+        .map_err(|error| Problem::usage(error.failure().message.clone()))?;
+    let context = Context { endpoints, namespace: app.global.namespace.clone(), lab: None };
+    Config::change(&app.config_path, |config| {
+        if config.contexts.contains_key(name) {
+            let taken = Problem::usage(format!("there is a context `{name}` already"));
+            return Err(
+                taken.try_this(Line::new(&["ctx", "remove"]).operand("name", name).to_string(), "removes it")
+            );
+        }
+        config.contexts.insert(name.to_owned(), context);
+        config.current = Some(name.to_owned());
+        Ok(())
+    })?;
+    done(app, name, "is added and selected")
+}
+
+/// Forgets a context. A lab that runs would be out of reach.
+async fn remove(app: &App, name: &str) -> Result<Exit, Problem> {
+    if let Some(dir) = &app.config()?.context(name)?.lab
+        && kv_lab::control::ask(dir, kv_lab::control::Request::Status).await.is_ok()
+    {
+        let down = Line::new(&["lab", "down"]).with("--name", name).to_string();
+        return Err(Problem::usage(format!("the lab `{name}` runs")).try_this(down, "stops it first"));
+    }
+    Config::change(&app.config_path, |config| {
+        config.context(name)?;
+        config.contexts.remove(name);
+        config.current.take_if(|current| current == name);
+        Ok(())
+    })?;
+    done(app, name, "is removed")
 }
 
 fn list(app: &App) -> Result<Exit, Problem> {
@@ -35,7 +90,7 @@ fn list(app: &App) -> Result<Exit, Problem> {
         return Ok(Exit::Done);
     }
     if config.contexts.is_empty() {
-        app.out.note("no contexts yet: `kvctl lab up` writes one");
+        app.out.note("no contexts yet: `kvctl lab up` writes one, and so does `kvctl ctx add`");
         return Ok(Exit::Done);
     }
     let rows = config.contexts.iter().map(|(name, context)| {

@@ -6,14 +6,15 @@ use std::path::Path;
 
 use bytes::Bytes;
 use kv_client::{
-    Answer, Available, CausalContext, Client, Expect, Presence, Revision, Siblings, Swap, Versioned,
+    Answer, Available, CausalContext, Client, Expect, Presence, Revision, Siblings, Strong, Swap, Versioned,
     WriteContext,
 };
-use kv_types::Mode;
-use serde_json::{Map, Value, json};
+use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use kv_types::{Degradation, Failure, Mode, Reason};
+use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::cli::{Cas, Del, Get, Put, WriteOptions};
+use crate::cli::{Again, Cas, Del, Get, KeyForm, Put, WriteOptions};
 use crate::exit::Exit;
 use crate::output::{
     self, Format, base64, from_base64, object, put_bytes, readable, receipt_json, receipt_line,
@@ -38,12 +39,37 @@ impl Place {
         Ok(Self { client, namespace, mode })
     }
 
+    /// The same for a write that may have been sent before: what fails here says nothing of the first time.
+    async fn find_for(app: &App, again: &Again) -> Result<Self, Problem> {
+        let Some(id) = again.request_id else { return Self::find(app).await };
+        Self::find(app).await.map_err(|problem| match &problem.failure {
+            None => problem,
+            Some(failure) => {
+                let message =
+                    format!("what became of it when it was sent first is not known; {}", failure.message);
+                let open = Failure::new(Reason::ResultUnknown, message).of_request(id.request_id);
+                open.with("last_reason", failure.reason).with("write_id", id).into()
+            }
+        })
+    }
+
     fn available(&self, options: &WriteOptions) -> Available {
         let mut handle = self.client.available(&self.namespace);
         if let Some(count) = options.w {
             handle = handle.writing(count);
         }
+        if let Some(id) = options.again.request_id {
+            handle = handle.resending(id);
+        }
         if options.strict { handle.strict() } else { handle }
+    }
+
+    fn strong(&self, again: &Again) -> Strong {
+        let handle = self.client.strong(&self.namespace);
+        match again.request_id {
+            Some(id) => handle.resending(id),
+            None => handle,
+        }
     }
 
     /// Options of available namespaces mean nothing to a strong one.
@@ -68,13 +94,13 @@ impl Place {
 
     fn json<T>(
         &self,
-        key: &str,
+        key: &[u8],
         answer: &Answer<T>,
         fields: impl IntoIterator<Item = (&'static str, Value)>,
     ) -> Value {
         let mut whole =
             object([("namespace", json!(self.namespace)), ("mode", json!(self.mode.to_string()))]);
-        put_bytes(&mut whole, "key", key.as_bytes());
+        put_bytes(&mut whole, "key", key);
         whole.extend(object(fields));
         whole.insert("receipt".into(), receipt_json(&answer.receipt));
         whole.insert("latency_ms".into(), json!(output::round(answer.latency.as_secs_f64() * 1e3, 3)));
@@ -83,13 +109,14 @@ impl Place {
 }
 
 pub(crate) async fn get(app: &App, args: &Get) -> Result<Exit, Problem> {
+    let key = key(&args.key, &args.form).await?;
     let place = Place::find(app).await?;
     place.refuse_options(&[("-r", args.r.is_some()), ("--strict", args.strict), ("--all", args.all)])?;
     match place.mode {
         Mode::Strong => {
-            let answer = place.client.strong(&place.namespace).get(&args.key).await?;
+            let answer = place.client.strong(&place.namespace).get(&key).await?;
             verbose(app, &answer);
-            strong_value(app, &place, &args.key, &answer)
+            strong_value(app, &place, &key, &answer)
         }
         Mode::Available => {
             let mut handle = place.client.available(&place.namespace);
@@ -97,9 +124,9 @@ pub(crate) async fn get(app: &App, args: &Get) -> Result<Exit, Problem> {
                 handle = handle.reading(count);
             }
             let handle = if args.strict { handle.strict() } else { handle };
-            let answer = handle.get(&args.key).await?;
+            let answer = handle.get(&key).await?;
             verbose(app, &answer);
-            siblings(app, &place, args, &answer)
+            siblings(app, &place, args, &key, &answer)
         }
     }
 }
@@ -107,19 +134,12 @@ pub(crate) async fn get(app: &App, args: &Get) -> Result<Exit, Problem> {
 fn strong_value(
     app: &App,
     place: &Place,
-    key: &str,
+    key: &[u8],
     answer: &Answer<Option<Versioned>>,
 ) -> Result<Exit, Problem> {
     if app.out.is_json() {
-        let mut fields = Map::new();
-        if let Some(found) = &answer.value {
-            put_bytes(&mut fields, "value", &found.value);
-            fields.insert("revision".into(), found.revision.0.into());
-        }
-        let mut whole = place.json(key, answer, [("found", answer.value.is_some().into())]);
-        if let Some(whole) = whole.as_object_mut() {
-            whole.extend(fields);
-        }
+        let mut whole = place.json(key, answer, []);
+        show_found(&mut whole, answer.value.as_ref());
         app.out.json(&whole)?;
     } else if let Some(found) = &answer.value {
         write_value(app, &found.value)?;
@@ -127,29 +147,47 @@ fn strong_value(
     Ok(if answer.value.is_some() { Exit::Done } else { absent(app, place, key) })
 }
 
-fn siblings(app: &App, place: &Place, args: &Get, answer: &Answer<Siblings>) -> Result<Exit, Problem> {
+/// What is there, in the same fields whatever asked: `found`, and if so `value` and `revision`.
+fn show_found(whole: &mut Value, found: Option<&Versioned>) {
+    let Some(fields) = whole.as_object_mut() else { return };
+    fields.insert("found".into(), found.is_some().into());
+    if let Some(found) = found {
+        put_bytes(fields, "value", &found.value);
+        fields.insert("revision".into(), found.revision.0.into());
+    }
+}
+
+fn siblings(
+    app: &App,
+    place: &Place,
+    args: &Get,
+    key: &[u8],
+    answer: &Answer<Siblings>,
+) -> Result<Exit, Problem> {
     let Siblings { presence, values, .. } = &answer.value;
     if app.out.is_json() {
-        app.out.json(&siblings_json(place, &args.key, answer))?;
+        app.out.json(&siblings_json(place, key, answer))?;
     }
     match (presence, values.as_slice()) {
-        (Presence::Absent, _) => return Ok(absent(app, place, &args.key)),
+        (Presence::Absent, _) => return Ok(absent(app, place, key)),
         (Presence::NoKnowledge, _) => {
             let message = format!(
-                "only fallbacks without a copy of {}/{} answered: this says nothing about the key",
-                place.namespace, args.key
+                "only fallbacks without a copy of {} answered: this says nothing about the key",
+                shown(&place.namespace, key)
             );
-            return Err(Problem::new(Exit::Unavailable, message)
-                .try_this("kvctl cluster status", "which nodes are out of reach"));
+            return Err(Problem::new(Exit::Unavailable, message).try_this(
+                app.line.other(&["cluster", "status"]).to_string(),
+                "which nodes are out of reach",
+            ));
         }
         _ if app.out.is_json() => {}
-        (Presence::Found, [one]) => write_value(app, &one.value)?,
+        (Presence::Found, [one]) if !args.all => write_value(app, &one.value)?,
         (Presence::Found, several) if app.out.format == Format::Text && app.out.terminal && !args.all => {
             app.out.line(format!(
-                "{} siblings (concurrent writes). To merge: kvctl get -n {ns} {key} -o json > ctx.json; kvctl put -n {ns} {key} --causal ctx.json VALUE",
+                "{} siblings (concurrent writes). To merge: {} > ctx.json; {} VALUE",
                 several.len(),
-                ns = place.namespace,
-                key = args.key
+                app.line.clone().with("-o", "json"),
+                app.line.other(&["put"]).with("--causal", "ctx.json").operand("key", &args.key),
             ))?;
             for (letter, sibling) in ('a'..='z').cycle().zip(several) {
                 app.out.line(format!(
@@ -163,32 +201,30 @@ fn siblings(app: &App, place: &Place, args: &Get, answer: &Answer<Siblings>) -> 
             }
         }
         (Presence::Found, several) if args.all => {
+            let end = if args.null { 0 } else { b'\n' };
             for sibling in several {
-                write_value(app, &sibling.value)?;
+                if app.out.terminal && app.out.format == Format::Text && !args.null {
+                    app.out.line(readable(&sibling.value))?;
+                } else {
+                    app.out.bytes(&[sibling.value.as_ref(), &[end]].concat())?;
+                }
             }
         }
         (Presence::Found, several) => {
             let message = format!(
-                "{}/{} has {} concurrent values and a pipe takes one",
-                place.namespace,
-                args.key,
+                "{} has {} concurrent values and a pipe takes one",
+                shown(&place.namespace, key),
                 several.len()
             );
-            return Err(Problem::new(Exit::No, message)
-                .try_this(
-                    format!("kvctl get -n {} {} -o json", place.namespace, args.key),
-                    "all of them, and their context",
-                )
-                .try_this(
-                    format!("kvctl get -n {} {} --all", place.namespace, args.key),
-                    "one after the other",
-                ));
+            return Err(Problem::new(Exit::Siblings, message)
+                .try_this(app.line.clone().with("-o", "json").to_string(), "all of them, and their context")
+                .try_this(app.line.clone().flag("--all").to_string(), "each on a line of its own"));
         }
     }
     Ok(Exit::Done)
 }
 
-fn siblings_json(place: &Place, key: &str, answer: &Answer<Siblings>) -> Value {
+fn siblings_json(place: &Place, key: &[u8], answer: &Answer<Siblings>) -> Value {
     let values: Vec<Value> = answer
         .value
         .values
@@ -209,7 +245,7 @@ fn siblings_json(place: &Place, key: &str, answer: &Answer<Siblings>) -> Value {
         Presence::NoKnowledge => "no_knowledge",
     };
     let context = base64(&answer.value.context.0);
-    place.json(
+    let mut whole = place.json(
         key,
         answer,
         [
@@ -218,71 +254,79 @@ fn siblings_json(place: &Place, key: &str, answer: &Answer<Siblings>) -> Value {
             ("siblings", values.into()),
             ("context_b64", context.into()),
         ],
-    )
+    );
+    // As in a strong namespace, where there is one.
+    if let ([one], Some(fields)) = (answer.value.values.as_slice(), whole.as_object_mut()) {
+        put_bytes(fields, "value", &one.value);
+    }
+    whole
 }
 
 pub(crate) async fn put(app: &App, args: &Put) -> Result<Exit, Problem> {
-    let place = Place::find(app).await?;
+    let key = key(&args.key, &args.form).await?;
+    let place = Place::find_for(app, &args.options.again).await?;
     place.refuse_write_options(&args.options)?;
     let value = value(&args.value).await?;
     match place.mode {
         Mode::Strong => {
-            let answer = place.client.strong(&place.namespace).put(&args.key, value).await?;
-            written(app, &place, &args.key, &answer, answer.value)
+            let answer = place.strong(&args.options.again).put(&key, value).await?;
+            written(app, &place, &key, &answer, answer.value)
         }
         Mode::Available => {
             let context = context(&args.options).await?;
-            let answer = place.available(&args.options).put(&args.key, value, context).await?;
-            written_context(app, &place, &args.key, "OK", &answer)
+            let answer = place.available(&args.options).put(&key, value, context).await?;
+            written_context(app, &place, &key, "OK", &answer)
         }
     }
 }
 
 pub(crate) async fn del(app: &App, args: &Del) -> Result<Exit, Problem> {
-    let place = Place::find(app).await?;
+    let key = key(&args.key, &args.form).await?;
+    let place = Place::find_for(app, &args.options.again).await?;
     place.refuse_write_options(&args.options)?;
     match place.mode {
         Mode::Strong => {
-            let answer = place.client.strong(&place.namespace).delete(&args.key).await?;
+            let answer = place.strong(&args.options.again).delete(&key).await?;
             verbose(app, &answer);
             if app.out.is_json() {
                 let fields =
                     [("existed", answer.value.existed.into()), ("revision", answer.value.revision.0.into())];
-                app.out.json(&place.json(&args.key, &answer, fields))?;
+                app.out.json(&place.json(&key, &answer, fields))?;
             } else if answer.value.existed {
+                let name = shown(&place.namespace, &key);
+                app.out.done(format!("deleted  {name}  revision {}", answer.value.revision))?;
+            } else {
                 app.out.done(format!(
-                    "deleted  {}/{}  revision {}",
-                    place.namespace, args.key, answer.value.revision
+                    "absent  {}  there was nothing to delete",
+                    shown(&place.namespace, &key)
                 ))?;
             }
-            Ok(if answer.value.existed { Exit::Done } else { absent(app, &place, &args.key) })
+            // It is gone either way; an available namespace could not tell.
+            Ok(Exit::Done)
         }
         Mode::Available => {
             let context = context(&args.options).await?;
-            let answer = place.available(&args.options).delete(&args.key, context).await?;
-            written_context(app, &place, &args.key, "deleted", &answer)
+            let answer = place.available(&args.options).delete(&key, context).await?;
+            written_context(app, &place, &key, "deleted", &answer)
         }
     }
 }
 
 pub(crate) async fn cas(app: &App, args: &Cas) -> Result<Exit, Problem> {
+    let key = key(&args.key, &args.form).await?;
     let (namespace, client) = (app.namespace()?, app.client()?);
     // The server says what a namespace offers: no look-up, and the error is its own.
     let place = Place { client, namespace, mode: Mode::Strong };
     let expect = args.expect_revision.map_or(Expect::Absent, |revision| Expect::Revision(Revision(revision)));
     let value = value(&args.value).await?;
-    let answer = place.client.strong(&place.namespace).compare_and_set(&args.key, expect, value).await?;
+    let answer = place.strong(&args.again).compare_and_set(&key, expect, value).await?;
     match &answer.value {
-        Swap::Swapped(revision) => written(app, &place, &args.key, &answer, *revision),
+        Swap::Swapped(revision) => written(app, &place, &key, &answer, *revision),
         Swap::Mismatch(found) => {
             verbose(app, &answer);
             if app.out.is_json() {
-                let revision = found.as_ref().map(|found| found.revision.0);
-                let fields = [("swapped", false.into()), ("revision", revision.into())];
-                let mut whole = place.json(&args.key, &answer, fields);
-                if let (Some(found), Some(whole)) = (found, whole.as_object_mut()) {
-                    put_bytes(whole, "found", &found.value);
-                }
+                let mut whole = place.json(&key, &answer, [("swapped", false.into())]);
+                show_found(&mut whole, found.as_ref());
                 app.out.json(&whole)?;
             } else {
                 let is = found
@@ -293,8 +337,8 @@ pub(crate) async fn cas(app: &App, args: &Cas) -> Result<Exit, Problem> {
                     Expect::Revision(revision) => revision.to_string(),
                 };
                 app.out.note(format!(
-                    "mismatch: {}/{} is {is}, expected {expected}. Read it again before retrying.",
-                    place.namespace, args.key
+                    "mismatch: {} is {is}, expected {expected}. Read it again before retrying.",
+                    shown(&place.namespace, &key)
                 ));
             }
             Ok(Exit::No)
@@ -305,7 +349,7 @@ pub(crate) async fn cas(app: &App, args: &Cas) -> Result<Exit, Problem> {
 fn written<T>(
     app: &App,
     place: &Place,
-    key: &str,
+    key: &[u8],
     answer: &Answer<T>,
     revision: Revision,
 ) -> Result<Exit, Problem> {
@@ -313,7 +357,7 @@ fn written<T>(
     if app.out.is_json() {
         app.out.json(&place.json(key, answer, [("revision", revision.0.into())]))?;
     } else {
-        app.out.done(format!("OK  {}/{key}  revision {revision}", place.namespace))?;
+        app.out.done(format!("OK  {}  revision {revision}", shown(&place.namespace, key)))?;
     }
     Ok(Exit::Done)
 }
@@ -321,7 +365,7 @@ fn written<T>(
 fn written_context(
     app: &App,
     place: &Place,
-    key: &str,
+    key: &[u8],
     word: &str,
     answer: &Answer<CausalContext>,
 ) -> Result<Exit, Problem> {
@@ -329,15 +373,23 @@ fn written_context(
     if app.out.is_json() {
         app.out.json(&place.json(key, answer, [("context_b64", base64(&answer.value.0).into())]))?;
     } else {
-        let by = if answer.receipt.degraded.is_empty() { "" } else { "   (degraded: -v says how)" };
-        app.out.done(format!("{word}  {}/{key}  at {}{by}", place.namespace, answer.receipt.served_by))?;
+        // Passed on to another node is no less than was promised.
+        let degraded = answer.receipt.degraded.iter().any(|how| *how != Degradation::Forwarded);
+        let by = if degraded { "   (degraded: -v says how)" } else { "" };
+        let name = shown(&place.namespace, key);
+        app.out.done(format!("{word}  {name}  at {}{by}", answer.receipt.served_by))?;
     }
     Ok(Exit::Done)
 }
 
-fn absent(app: &App, place: &Place, key: &str) -> Exit {
+/// A key as a person may see it: nothing in it moves the cursor.
+fn shown(namespace: &str, key: &[u8]) -> String {
+    format!("{namespace}/{}", readable(key))
+}
+
+fn absent(app: &App, place: &Place, key: &[u8]) -> Exit {
     if app.out.terminal && !app.out.is_json() {
-        app.out.note(format!("not found: {}/{key}", place.namespace));
+        app.out.note(format!("not found: {}", shown(&place.namespace, key)));
     }
     Exit::No
 }
@@ -360,14 +412,39 @@ fn write_value(app: &App, value: &[u8]) -> Result<(), Problem> {
     Ok(app.out.line(text)?)
 }
 
+/// The key that is meant, as it was written.
+pub(crate) async fn key(written: &str, form: &KeyForm) -> Result<Vec<u8>, Problem> {
+    if form.key_file {
+        // One byte more than fits is enough for the proper error.
+        let limit = u64::try_from(MAX_KEY_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+        return read(Path::new(written), limit).await;
+    }
+    if !form.key_hex {
+        return Ok(written.as_bytes().to_vec());
+    }
+    let digits: Vec<u8> =
+        written.bytes().filter_map(|c| char::from(c).to_digit(16)?.try_into().ok()).collect();
+    if digits.len() != written.len() || !digits.len().is_multiple_of(2) {
+        let message = format!("`{}` is not pairs of hexadecimal digits", readable(written.as_bytes()));
+        return Err(Problem::usage(message));
+    }
+    Ok(digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
+}
+
 /// A value from the command line or from standard input.
 async fn value(argument: &str) -> Result<Bytes, Problem> {
     if argument != "-" {
         return Ok(Bytes::copy_from_slice(argument.as_bytes()));
     }
     // One byte more than fits is enough for the proper error.
-    let limit = u64::try_from(kv_types::limits::MAX_VALUE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
-    Ok(read(Path::new("-"), limit).await?.into())
+    let limit = u64::try_from(MAX_VALUE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    let value = read(Path::new("-"), limit).await?;
+    if value.len() > MAX_VALUE_BYTES {
+        let message =
+            format!("standard input has more than the {MAX_VALUE_BYTES} bytes that a value may have");
+        return Err(Failure::new(Reason::LimitValue, message).into());
+    }
+    Ok(value.into())
 }
 
 async fn context(options: &WriteOptions) -> Result<WriteContext, Problem> {
@@ -384,8 +461,8 @@ async fn read_context(file: &Path) -> Result<CausalContext, Problem> {
     let context = serde_json::from_slice::<Value>(&text).ok();
     let context = context.and_then(|whole| from_base64(whole.get("context_b64")?.as_str()?));
     context.map(|bytes| CausalContext(bytes.into())).ok_or_else(|| {
-        Problem::usage(format!("{} holds no causal context", file.display()))
-            .try_this("kvctl get -n NAMESPACE KEY -o json > ctx.json", "writes one")
+        let message = "holds no causal context: what `get -o json` says of the key has one";
+        Problem::usage(format!("{} {message}", file.display()))
     })
 }
 
@@ -411,6 +488,21 @@ pub(crate) async fn read(file: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn keys_are_any_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        fs::write(&file, [0, 255, 10]).unwrap();
+        let form = |key_hex, key_file| KeyForm { key_hex, key_file };
+        assert_eq!(key("00ff", &form(false, false)).await.unwrap(), b"00ff");
+        assert_eq!(key("00fF0a", &form(true, false)).await.unwrap(), [0, 255, 10]);
+        assert_eq!(key(&file.display().to_string(), &form(false, true)).await.unwrap(), [0, 255, 10]);
+        for wrong in ["0", "0g", "+1", "é"] {
+            assert_eq!(key(wrong, &form(true, false)).await.unwrap_err().exit, Exit::Usage, "{wrong}");
+        }
+        assert_eq!(key("/nowhere", &form(false, true)).await.unwrap_err().exit, Exit::Usage);
+    }
 
     #[tokio::test]
     async fn contexts_travel_through_files() {

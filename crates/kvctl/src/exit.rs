@@ -20,6 +20,8 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// Refused or internal.
     Refused = 5,
+    /// A pipe takes one value, and the key has several.
+    Siblings = 6,
     /// Ctrl-C.
     Interrupted = 130,
 }
@@ -53,7 +55,7 @@ impl Exit {
             | Reason::ResultUnknown
             | Reason::PartialWrite
             | Reason::ConnectionLost => Self::Unavailable,
-            Reason::ModeMissing => Self::Usage,
+            Reason::ModeMissing | Reason::InvalidRequest | Reason::NamespaceInvalid => Self::Usage,
             Reason::DeadlineMissing
             | Reason::RequestIdReused
             | Reason::RequestIdInvalid
@@ -74,8 +76,6 @@ impl Exit {
             | Reason::RequestExpired
             | Reason::NamespaceUnknown
             | Reason::NamespaceExists
-            | Reason::NamespaceInvalid
-            | Reason::InvalidRequest
             | Reason::StorageFailed
             | Reason::Internal => Self::Refused,
         }
@@ -109,6 +109,6 @@ mod tests {
     fn the_numbers_are_fixed() {
         let all = [Exit::Done, Exit::No, Exit::Usage, Exit::Unavailable, Exit::Unknown, Exit::Refused];
         assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(Exit::Interrupted as u8, 130);
+        assert_eq!((Exit::Siblings as u8, Exit::Interrupted as u8), (6, 130));
     }
 }

@@ -2,25 +2,19 @@
 
 use std::time::Duration;
 
-use kv_lab::control::{self, Reply, Request};
-use kv_lab::{Flow, Installed, NodeName, Proof};
+use kv_lab::control::{Reply, Request};
+use kv_lab::{Flow, Installed, NodeName};
 use serde_json::json;
 
 use crate::app::App;
-use crate::cli::Fault;
+use crate::cli::{Fault, WhichLab};
 use crate::exit::Exit;
-use crate::lab::folder;
+use crate::lab::{ask, find, process};
 use crate::output::table;
 use crate::problem::Problem;
 
 pub(crate) async fn run(app: &App, command: &Fault) -> Result<Exit, Problem> {
-    let target = app.target()?;
-    if let (Some(context), None) = (&target.context, &target.lab) {
-        return Err(Problem::usage(format!(
-            "context `{context}` is not a lab; fault injection works on clusters started by `kvctl lab up`"
-        ))
-        .try_this("kvctl lab up", "starts one and selects it"));
-    }
+    let folder = find(app, &WhichLab { name: None, dir: std::env::var_os("KVCTL_LAB_DIR").map(Into::into) })?;
     let millis =
         |lasting: &Option<Duration>| lasting.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let (request, healing) = match command {
@@ -48,7 +42,7 @@ pub(crate) async fn run(app: &App, command: &Fault) -> Result<Exit, Problem> {
         Fault::Slow { .. } => Done::Slowed,
         _ => Done::Healed,
     };
-    match control::ask(&folder(app), request).await? {
+    match ask(app, &folder, request).await? {
         Reply::Installed(installed) => report(app, &installed, done, healing),
         Reply::Process(proof) => process(app, &proof),
         Reply::Faults { faults } => {
@@ -84,28 +78,6 @@ enum Done {
     Healed,
 }
 
-/// What was done to a process, with what shows it.
-fn process(app: &App, proof: &Proof) -> Result<Exit, Problem> {
-    let (verb, node) = match proof {
-        Proof::Paused { node, .. } => ("stands still", node),
-        Proof::Resumed { node, .. } => ("goes on", node),
-        _ => return Ok(Exit::Done),
-    };
-    let proven = proof.is_proven();
-    if app.out.is_json() {
-        app.out.json(&json!({ "node": node.to_string(), "is": verb, "verified": proven }))?;
-    } else if proven {
-        let then =
-            if verb == "goes on" { String::new() } else { format!("    end it: kvctl fault resume {node}") };
-        app.out.done(format!("{node} {verb}. Verified: its process says so.{then}"))?;
-    }
-    if proven {
-        return Ok(Exit::Done);
-    }
-    app.out.note(format!("warning: it was asked, but the process of {node} does not say that it {verb}"));
-    Ok(Exit::No)
-}
-
 fn report(app: &App, installed: &Installed, done: Done, healing: Option<Duration>) -> Result<Exit, Problem> {
     let Installed { links, probes, as_expected, .. } = installed;
     if app.out.is_json() {
@@ -113,11 +85,14 @@ fn report(app: &App, installed: &Installed, done: Done, healing: Option<Duration
     } else {
         let end = match healing {
             Some(time) => format!("heals itself in {}", humantime::format_duration(time)),
-            None => "heal: kvctl fault heal".to_owned(),
+            None => format!("heal: {}", app.line.of_lab(&["fault", "heal"])),
         };
         let of = format!("{as_expected} of {probes} probes");
         app.out.done(match done {
             Done::Cut => format!("cut {links} links (both ways). Verified: {of} blocked.    {end}"),
+            Done::Reset | Done::Slowed if *links == 0 => {
+                format!("already cut: it applies when that ends.    {end}")
+            }
             Done::Reset => format!("resets {links} links. Verified: {of} reset.    {end}"),
             Done::Slowed => format!("slowed {links} links. Verified: {of} late.    {end}"),
             Done::Healed => format!("healed {links} links. Verified: {of} answered."),

@@ -1,20 +1,23 @@
 //! Help on commands and on topics that belong to no command.
 
-use clap::CommandFactory;
-
 use crate::app::App;
-use crate::cli::Cli;
+use crate::definition::{definition, reference};
 use crate::exit::Exit;
 use crate::problem::Problem;
+use kv_types::limits::{
+    MAX_DEADLINE, MAX_KEY_BYTES, MAX_NAMESPACE_NAME_BYTES, MAX_NAMESPACES, MAX_REPLICAS, MAX_SIBLINGS,
+    MAX_VALUE_BYTES,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes
     0   done
-    1   a definite \"no\": key absent, compare mismatch, health not ok, history invalid
+    1   a definite \"no\": key absent (not of `del`), compare mismatch, health not ok, history invalid
     2   usage: the command line or the configuration makes no sense
     3   unavailable, NOT APPLIED: safe to try again
     4   UNKNOWN: a write may have been applied, or may still be; read, then decide
     5   refused or internal: trying the same again changes nothing
+    6   a pipe takes one value, and the key has several: `get --all` or `-o json`
   130   interrupted by Ctrl-C; a write that was under way is as after 4
 
 A script that repeats a write only where that is safe:
@@ -48,23 +51,59 @@ A value `-` is read from standard input. NO_COLOR and --color are honoured.
 Every global option has an environment variable KVCTL_*; a flag beats the environment, which beats the context
 ($XDG_CONFIG_HOME/kvctl/config.toml).";
 
-pub(crate) fn run(app: &App, topic: Option<&str>) -> Result<Exit, Problem> {
-    let text = match topic {
-        Some("exit-codes") => EXIT_CODES.to_owned(),
-        Some("consistency") => CONSISTENCY.to_owned(),
-        Some("output") => OUTPUT.to_owned(),
-        None => Cli::command().render_help().to_string(),
-        Some(name) => {
-            let mut whole = Cli::command();
-            whole.build();
-            let command = whole.find_subcommand_mut(name).ok_or_else(|| {
-                Problem::usage(format!("no command or topic `{name}`"))
-                    .try_this("kvctl help", "all commands")
-                    .try_this("kvctl help exit-codes | consistency | output", "topics")
+/// The bounds that a person can meet.
+fn limits() -> String {
+    format!(
+        "\
+Limits
+  key         {key} bytes, at least one
+  value       {value} bytes
+  siblings    {siblings} concurrent values of a key of an available namespace
+  namespaces  {namespaces}; a name has up to {name} bytes: a letter, then a-z 0-9 - _ .
+  N, R, W     up to {replicas}, and no more than there are nodes
+  deadline    {deadline} s, however long --timeout is",
+        key = MAX_KEY_BYTES,
+        value = MAX_VALUE_BYTES,
+        siblings = MAX_SIBLINGS,
+        namespaces = MAX_NAMESPACES,
+        name = MAX_NAMESPACE_NAME_BYTES,
+        replicas = MAX_REPLICAS,
+        deadline = MAX_DEADLINE.as_secs(),
+    )
+}
+
+pub(crate) fn run(app: &App, topic: &[String]) -> Result<Exit, Problem> {
+    let words: Vec<&str> = topic.iter().map(String::as_str).collect();
+    let text = match words.as_slice() {
+        ["exit-codes"] => EXIT_CODES.to_owned(),
+        ["consistency"] => CONSISTENCY.to_owned(),
+        ["output"] => OUTPUT.to_owned(),
+        ["limits"] => limits(),
+        ["reference"] => reference(),
+        path => {
+            let mut whole = definition();
+            let found = path.iter().try_fold(&mut whole, |command, word| command.find_subcommand_mut(word));
+            let command = found.ok_or_else(|| {
+                let topics = ["consistency", "limits", "output"];
+                let unknown = Problem::usage(format!("no command or topic `{}`", path.join(" ")));
+                topics.iter().fold(
+                    unknown
+                        .try_this("kvctl help", "all commands")
+                        .try_this("kvctl help exit-codes", "topics"),
+                    |problem, topic| problem.try_this(format!("kvctl help {topic}"), ""),
+                )
             })?;
             command.render_help().to_string()
         }
     };
     app.out.line(text)?;
+    Ok(Exit::Done)
+}
+
+/// What the shell reads to complete words.
+pub(crate) fn completion(app: &App, shell: clap_complete::Shell) -> Result<Exit, Problem> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut definition(), "kvctl", &mut script);
+    app.out.bytes(&script)?;
     Ok(Exit::Done)
 }

@@ -1,92 +1,333 @@
 //! The local cluster of real processes: `kv-lab` does the work, this starts and shows it. A lab that came up
 //! is the selected context.
 
-use std::path::PathBuf;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 
-use kv_lab::LabOptions;
 use kv_lab::control::{self, Reply, Request, Status};
+use kv_lab::{LabError, LabOptions, NodeName, Proof};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::app::App;
-use crate::cli::{Lab, LabUp};
-use crate::config::Context;
+use crate::cli::{Lab, LabNode, LabUp, WhichLab};
+use crate::config::{Config, Context, named};
 use crate::exit::Exit;
-use crate::output::table;
+use crate::line::Line;
+use crate::output::{readable, table};
 use crate::problem::Problem;
 
-/// Name of the context that `lab up` writes.
-const CONTEXT: &str = "lab";
+/// Name of a lab, and of its context, when none is named.
+const LAB: &str = "lab";
+/// A lab's nodes share a laptop: small segments, of which each node prepares one.
+const SETTINGS: &str = "[storage]\nsegment_size = \"8MiB\"\n";
+/// How much of a log is read for its last lines, bytes.
+const LOG_END: u64 = 8 << 20;
 
 pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
     match command {
         Lab::Up(args) => up(app, args).await,
         Lab::Supervise(args) => {
-            control::supervise(options(args)).await?;
+            control::supervise(options(app, args, LAB)?).await?;
             Ok(Exit::Done)
         }
-        Lab::Down => {
-            control::ask(&folder(app), Request::Down).await?;
-            app.out.done("the lab is down")?;
-            Ok(Exit::Done)
-        }
-        Lab::Status => {
-            if let Reply::Status(status) = control::ask(&folder(app), Request::Status).await? {
+        Lab::Down(which) => down(app, &find(app, which)?).await,
+        Lab::Status(which) => {
+            if let Reply::Status(status) = ask(app, &find(app, which)?, Request::Status).await? {
                 show(app, &status)?;
             }
             Ok(Exit::Done)
         }
+        Lab::Kill(node) => ended(app, node, "was killed", |node| Request::Kill { node }).await,
+        Lab::Restart(node) => ended(app, node, "runs again", |node| Request::Restart { node }).await,
+        Lab::Pause(node) => still(app, node, |node| Request::Pause { node }).await,
+        Lab::Resume(node) => still(app, node, |node| Request::Resume { node }).await,
+        Lab::Logs { node, lines } => logs(app, node, *lines),
         Lab::Demo { port_base, seed, out } => demo(*port_base, *seed, out.clone()).await,
     }
 }
 
-/// Folder of the lab that is meant: the context's, else the usual one.
-pub(crate) fn folder(app: &App) -> PathBuf {
-    app.target().ok().and_then(|target| target.lab).unwrap_or_else(kv_lab::default_dir)
+/// The folder of the lab that is meant. What was typed counts before the environment, and both before what
+/// is selected. An unknown context, a context that is no lab, and a node named by its address are errors:
+/// another lab is never meant.
+pub(crate) fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem> {
+    refuse_endpoint(app)?;
+    let config = app.config()?;
+    let typed = which.dir.as_ref().filter(|_| app.line.has("dir"));
+    match (typed, which.name.as_ref().or(app.global.context.as_ref()), &which.dir, &config.current) {
+        (Some(dir), None, ..) => absolute(dir),
+        (Some(dir), Some(name), ..) => {
+            let (named, dir) = (lab_of(&config, name)?, absolute(dir)?);
+            let differs = format!("`{name}` is the lab in {}, not in {}", named.display(), dir.display());
+            if named == dir { Ok(dir) } else { Err(Problem::usage(differs)) }
+        }
+        (None, Some(name), ..) => lab_of(&config, name),
+        (None, None, Some(dir), _) => absolute(dir),
+        (None, None, None, Some(current)) => lab_of(&config, current),
+        (None, None, None, None) => Ok(kv_lab::dir_of(LAB)),
+    }
 }
 
-fn options(args: &LabUp) -> LabOptions {
-    let mut options = LabOptions::new(args.dir.clone().unwrap_or_else(kv_lab::default_dir));
-    (options.nodes, options.port_base, options.keep) = (args.nodes, args.port_base, args.keep);
-    options
+fn refuse_endpoint(app: &App) -> Result<(), Problem> {
+    let Some(endpoint) = app.global.endpoints.first() else { return Ok(()) };
+    let message = format!("{endpoint} names a node of some cluster; a lab is named by --name, --dir or -c");
+    Err(Problem::usage(message).try_this("kvctl ctx list", "which labs there are"))
+}
+
+fn absolute(dir: &Path) -> Result<PathBuf, Problem> {
+    Ok(std::path::absolute(dir)?)
+}
+
+fn lab_of(config: &Config, name: &str) -> Result<PathBuf, Problem> {
+    config.context(name)?.lab.clone().ok_or_else(|| {
+        let message = format!(
+            "context `{name}` is not a lab; faults and processes are only for clusters that `kvctl lab up` started"
+        );
+        Problem::usage(message).try_this("kvctl ctx list", "which labs there are")
+    })
+}
+
+/// Asks a lab; one that does not run is said with the line that starts it.
+pub(crate) async fn ask(app: &App, dir: &Path, request: Request) -> Result<Reply, Problem> {
+    control::ask(dir, request).await.map_err(|error| match error {
+        LabError::NotRunning { .. } => {
+            let up = app.line.of_lab(&["lab", "up"]).to_string();
+            Problem::from(error).try_this(up, "starts it")
+        }
+        error => error.into(),
+    })
+}
+
+/// The name of the lab that is to start: the one named, that of the context, or the usual one.
+fn name_of(app: &App, args: &LabUp) -> Result<String, Problem> {
+    let config = app.config()?;
+    let is_lab = |name: &String| config.contexts.get(name).is_some_and(|context| context.lab.is_some());
+    let name = match (&args.which.name, &app.global.context) {
+        (Some(name), _) => name.clone(),
+        (None, Some(context)) => lab_of(&config, context).map(|_| context.clone())?,
+        // A folder that is named is a lab of its own, whatever is selected.
+        (None, None) if args.which.dir.is_some() => LAB.into(),
+        (None, None) => config.current.clone().filter(is_lab).unwrap_or_else(|| LAB.into()),
+    };
+    named(&name)?;
+    Ok(name)
+}
+
+fn options(app: &App, args: &LabUp, name: &str) -> Result<LabOptions, Problem> {
+    let known = app.config()?.contexts.get(name).and_then(|context| context.lab.clone());
+    // A name that was said counts before a folder of the environment.
+    let named = args.which.name.is_some() || app.global.context.is_some();
+    let dir = match (args.which.dir.as_ref().filter(|_| !named || app.line.has("dir")), known) {
+        (Some(dir), _) => absolute(dir)?,
+        (None, Some(known)) => known,
+        (None, None) => absolute(&kv_lab::dir_of(name))?,
+    };
+    let mut options = LabOptions::new(dir);
+    let (nodes, ports) = kv_lab::cluster::kept(&options.dir).unwrap_or((options.nodes, options.port_base));
+    let nodes = args.nodes.unwrap_or(nodes);
+    (options.nodes, options.port_base, options.keep) = (nodes, args.port_base.unwrap_or(ports), !args.fresh);
+    options.settings = SETTINGS.into();
+    Ok(options)
+}
+
+/// Refuses a name that another lab has which still runs: it could not be reached any more. What the name
+/// stands for now.
+async fn refuse_taken(app: &App, name: &str, dir: &Path) -> Result<Option<Context>, Problem> {
+    let known = app.config()?.contexts.get(name).cloned();
+    let Some(context) = &known else { return Ok(None) };
+    let Some(lab) = &context.lab else {
+        let message = format!("context `{name}` is not a lab, and this would replace it");
+        let line = app.line.clone().with("--name", format!("{name}-lab"));
+        return Err(Problem::usage(message).try_this(line.to_string(), "a lab of another name"));
+    };
+    if lab == dir || control::ask(lab, Request::Status).await.is_err() {
+        return Ok(known);
+    }
+    let message =
+        format!("`{name}` is the lab in {}, which runs: give this one a name of its own", lab.display());
+    let other = app.line.clone().with("--name", format!("{name}2"));
+    Err(Problem::usage(message).try_this(other.to_string(), "beside it"))
 }
 
 async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
     let begun = Instant::now();
-    let options = options(args);
+    refuse_endpoint(app)?;
+    let name = name_of(app, args)?;
+    let options = options(app, args, &name)?;
+    let before = refuse_taken(app, &name, &options.dir).await?;
+    control::check(&options).await.map_err(|error| elsewhere(app, &options, error))?;
+    let kept = options.keep && options.dir.join("cluster.toml").exists();
+    if kept {
+        app.out
+            .note(format!("with the data of the lab before in {} (--fresh: without)", options.dir.display()));
+    }
     if args.foreground {
-        let endpoints =
-            (1..=args.nodes).map(|node| format!("127.0.0.1:{}", u64::from(args.port_base) + node)).collect();
-        select(app, endpoints, options.dir.clone())?;
-        app.out.note(format!("{} nodes from port {}; Ctrl-C ends them", args.nodes, args.port_base + 1));
+        let (nodes, ports) = (options.nodes, u64::from(options.port_base));
+        let endpoints = (1..=nodes).map(|node| format!("127.0.0.1:{}", ports + node)).collect();
+        select(app, &name, before, endpoints, options.dir.clone())?;
+        app.out.note(format!("{nodes} nodes from port {}; Ctrl-C ends them", ports + 1));
         control::supervise(options).await?;
         return Ok(Exit::Done);
     }
     let mut supervise = std::process::Command::new(std::env::current_exe()?);
     supervise.args(["lab", "supervise", "--dir"]).arg(&options.dir);
-    supervise.args(["--nodes", &args.nodes.to_string(), "--port-base", &args.port_base.to_string()]);
-    if args.keep {
-        supervise.arg("--keep");
+    supervise.args(["--nodes", &options.nodes.to_string(), "--port-base", &options.port_base.to_string()]);
+    if args.fresh {
+        supervise.arg("--fresh");
     }
-    let status = control::launch(&options, supervise).await?;
+    let status = control::launch(&options, supervise).await;
+    let status = status.map_err(|error| elsewhere(app, &options, error))?;
     let endpoints: Vec<String> = status.nodes.iter().map(|node| node.client_address.clone()).collect();
-    select(app, endpoints.clone(), options.dir)?;
+    select(app, &name, before, endpoints.clone(), options.dir)?;
     if app.out.is_json() {
         app.out.json(&status_json(&status))?;
         return Ok(Exit::Done);
     }
     let seconds = begun.elapsed().as_secs_f64();
     app.out.done(format!("{} nodes up in {seconds:.1} s   {}", status.nodes.len(), endpoints.join(" ")))?;
-    app.out.note("context `lab` is selected. Next: kvctl ns create bank --mode strong   End: kvctl lab down");
+    app.out.note(format!(
+        "context `{name}` is selected. Next: kvctl ns create bank --mode strong   End: kvctl lab down"
+    ));
     Ok(Exit::Done)
 }
 
-fn select(app: &App, endpoints: Vec<String>, dir: PathBuf) -> Result<(), Problem> {
-    let mut config = app.config()?;
-    let namespace = config.contexts.get(CONTEXT).and_then(|known| known.namespace.clone());
-    config.contexts.insert(CONTEXT.into(), Context { endpoints, namespace, lab: Some(dir) });
-    config.current = Some(CONTEXT.into());
-    config.save(&app.config_path)
+/// A busy port is said with the line that takes others.
+fn elsewhere(app: &App, options: &LabOptions, error: LabError) -> Problem {
+    match &error {
+        LabError::PortBusy { port, holder, instead } => {
+            let holder =
+                holder.as_ref().map(|holder| format!(": {holder} listens there")).unwrap_or_default();
+            Problem::usage(format!("port {port} is busy{holder}"))
+                .try_this(app.line.clone().with("--port-base", instead).to_string(), "on other ports")
+        }
+        LabError::OtherNodes { had, .. } => {
+            let same = app.line.clone().with("--nodes", had).to_string();
+            let mut problem = Problem::usage(error.to_string());
+            if (1..=kv_lab::cluster::MAX_NODES).contains(had) {
+                problem = problem.try_this(same, "with that data");
+            }
+            problem.try_this(app.line.clone().flag("--fresh").to_string(), "without it")
+        }
+        LabError::AlreadyRunning { .. } => {
+            let this = |words: &[&str]| Line::new(words).with("--dir", options.dir.display()).to_string();
+            Problem::usage(error.to_string())
+                .try_this(this(&["lab", "status"]), "which nodes run")
+                .try_this(this(&["lab", "down"]), "stops them")
+        }
+        _ => error.into(),
+    }
+}
+
+/// Ends a lab. One that does not run is as asked.
+async fn down(app: &App, dir: &Path) -> Result<Exit, Problem> {
+    let ran = match control::ask(dir, Request::Down).await {
+        Ok(_) => true,
+        Err(LabError::NotRunning { .. }) => false,
+        Err(error) => return Err(error.into()),
+    };
+    if app.out.is_json() {
+        app.out.json(&json!({ "lab": dir, "ran": ran, "down": true }))?;
+    } else {
+        app.out.done(if ran { "the lab is down" } else { "no lab runs here: nothing to do" })?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Kills a node, or starts it again.
+async fn ended(
+    app: &App,
+    args: &LabNode,
+    what: &str,
+    request: impl FnOnce(NodeName) -> Request,
+) -> Result<Exit, Problem> {
+    ask(app, &find(app, &args.which)?, request(NodeName(args.node))).await?;
+    if app.out.is_json() {
+        app.out.json(&json!({ "node": args.node.to_string(), "is": what }))?;
+    } else {
+        app.out.done(format!("{} {what}", args.node))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Makes a node stand still, or lets it go on.
+async fn still(
+    app: &App,
+    args: &LabNode,
+    request: impl FnOnce(NodeName) -> Request,
+) -> Result<Exit, Problem> {
+    match ask(app, &find(app, &args.which)?, request(NodeName(args.node))).await? {
+        Reply::Process(proof) => process(app, &proof),
+        _ => Ok(Exit::Done),
+    }
+}
+
+/// What was done to a process, with what shows it.
+pub(crate) fn process(app: &App, proof: &Proof) -> Result<Exit, Problem> {
+    let (verb, node) = match proof {
+        Proof::Paused { node, .. } => ("stands still", node),
+        Proof::Resumed { node, .. } => ("goes on", node),
+        _ => return Ok(Exit::Done),
+    };
+    let proven = proof.is_proven();
+    if app.out.is_json() {
+        app.out.json(&json!({ "node": node.to_string(), "is": verb, "verified": proven }))?;
+    } else if proven {
+        let resume = app.line.of_lab(&["lab", "resume"]).operand("node", node.to_string());
+        let then = if verb == "goes on" { String::new() } else { format!("    end it: {resume}") };
+        app.out.done(format!("{node} {verb}. Verified: its process says so.{then}"))?;
+    }
+    if proven {
+        return Ok(Exit::Done);
+    }
+    app.out.note(format!("warning: it was asked, but the process of {node} does not say that it {verb}"));
+    Ok(Exit::No)
+}
+
+/// The last lines of a node's log, which is there also when the lab is down.
+fn logs(app: &App, args: &LabNode, lines: u32) -> Result<Exit, Problem> {
+    let file = find(app, &args.which)?.join("logs").join(format!("{}.log", args.node));
+    let unreadable = |error: std::io::Error| {
+        Problem::usage(format!("cannot read {}: {error}", file.display()))
+            .try_this(app.line.of_lab(&["lab", "status"]).to_string(), "which nodes there are")
+    };
+    let mut log = std::fs::File::open(&file).map_err(unreadable)?;
+    let from = log.metadata().map_err(unreadable)?.len().saturating_sub(LOG_END);
+    log.seek(SeekFrom::Start(from)).map_err(unreadable)?;
+    let mut end = Vec::new();
+    log.read_to_end(&mut end).map_err(unreadable)?;
+    let text = String::from_utf8_lossy(&end);
+    let skip = text.lines().count().saturating_sub(usize::try_from(lines).unwrap_or(usize::MAX));
+    for line in text.lines().skip(skip) {
+        if app.out.is_json() {
+            app.out.json(&json!({ "node": args.node.to_string(), "line": line }))?;
+        } else {
+            app.out.line(readable(line.as_bytes()))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Selects a lab, unless its name came to mean something else since `before`.
+fn select(
+    app: &App,
+    name: &str,
+    before: Option<Context>,
+    endpoints: Vec<String>,
+    dir: PathBuf,
+) -> Result<(), Problem> {
+    Config::change(&app.config_path, |config| {
+        let now = config.contexts.get(name);
+        if now.is_some_and(|now| now.lab.as_ref() != Some(&dir)) && now != before.as_ref() {
+            let down = Line::new(&["lab", "down"]).with("--dir", dir.display()).to_string();
+            let message =
+                format!("the lab in {} runs, but `{name}` became another context meanwhile", dir.display());
+            return Err(Problem::new(Exit::Refused, message).try_this(down, "stops it"));
+        }
+        let namespace = config.contexts.get(name).and_then(|known| known.namespace.clone());
+        config.contexts.insert(name.into(), Context { endpoints, namespace, lab: Some(dir) });
+        config.current = Some(name.into());
+        Ok(())
+    })
 }
 
 fn status_json(status: &Status) -> Value {
@@ -108,7 +349,12 @@ fn show(app: &App, status: &Status) -> Result<(), Problem> {
         let pid = node.pid.map_or("-".to_owned(), |pid| pid.to_string());
         vec![
             node.node.to_string(),
-            if node.up { "up" } else { "down" }.into(),
+            match (node.up, node.paused) {
+                (true, true) => "stands still",
+                (true, false) => "up",
+                (false, _) => "down",
+            }
+            .into(),
             node.client_address.clone(),
             pid,
         ]

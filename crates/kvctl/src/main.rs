@@ -9,38 +9,51 @@ mod cluster;
 mod config;
 mod ctx;
 mod data;
+mod definition;
 mod exit;
 mod fault;
 mod help;
 mod lab;
 mod latency;
+mod line;
 mod ns;
 mod output;
 mod problem;
 mod suggest;
+mod top;
 mod units;
+mod usage;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgMatches, FromArgMatches};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::app::App;
 use crate::cli::{Cli, Command, Lab, Ns};
 use crate::exit::Exit;
+use crate::line::Line;
 use crate::output::Output;
 use crate::problem::Problem;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let Cli { global, command } = cli;
+    let mut definition = definition::definition();
+    let parsed = definition.try_get_matches_from_mut(std::env::args_os());
+    let read = |matches: ArgMatches| {
+        Cli::from_arg_matches(&matches).map(|cli| (cli, Line::given(&definition, &matches)))
+    };
+    let (Cli { mut global, command }, line) = match parsed.and_then(read) {
+        Ok(read) => read,
+        Err(error) => return usage::refuse(error),
+    };
+    global.forget_empty();
     let out = Output::new(global.output, global.quiet, global.verbose > 0, global.color);
     if global.verbose > 1 {
-        let log = tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
-            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
-        log.init();
+        log_attempts(out.has_color());
     }
-    let app = App { global, out, config_path: config::path() };
+    let app = App { global, out, line, config_path: config::path() };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -52,6 +65,14 @@ fn main() -> ExitCode {
     // A thread may still wait for standard input; the program does not.
     runtime.shutdown_background();
     exit.into()
+}
+
+/// Shows on standard error what is asked of which node, and how that ends: the attempts, and no library.
+fn log_attempts(color: bool) {
+    let attempts = Targets::new().with_target("kv_client", LevelFilter::DEBUG);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = lines.without_time().with_target(false).with_ansi(color);
+    tracing_subscriber::registry().with(attempts).with(lines).init();
 }
 
 async fn run(app: &App, command: &Command) -> Exit {
@@ -77,8 +98,7 @@ async fn run(app: &App, command: &Command) -> Exit {
     match result {
         Ok(exit) => exit,
         Err(mut problem) => {
-            let arguments: Vec<String> = std::env::args().skip(1).collect();
-            suggest::suggest(app, &mut problem, &arguments).await;
+            suggest::suggest(app, &mut problem).await;
             if problem.exit != Exit::Done {
                 app.out.problem(&problem);
             }
@@ -99,11 +119,19 @@ async fn dispatch(app: &App, command: &Command) -> Result<Exit, Problem> {
         Command::Lab(command) => lab::run(app, command).await,
         Command::Fault(command) => fault::run(app, command).await,
         Command::Bench(args) => bench::run(app, args).await,
+        Command::Top(args) => top::run(app, args).await,
         Command::Check(args) => check::run(app, args).await,
-        Command::Ctx(command) => ctx::run(app, command),
-        Command::Help { topic } => help::run(app, topic.as_deref()),
+        Command::Ctx(command) => ctx::run(app, command).await,
+        Command::Ls => ns::run(app, &Ns::List).await,
+        Command::Help { topic } => help::run(app, topic),
+        Command::Completion { shell } => help::completion(app, *shell),
         Command::Version => {
-            app.out.line(format!("kvctl {}", env!("CARGO_PKG_VERSION")))?;
+            let version = env!("CARGO_PKG_VERSION");
+            if app.out.is_json() {
+                app.out.json(&serde_json::json!({ "version": version }))?;
+            } else {
+                app.out.line(format!("kvctl {version}"))?;
+            }
             Ok(Exit::Done)
         }
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::cli::{Ns, NsCreate, NsDelete};
 use crate::exit::Exit;
+use crate::line::Line;
 use crate::output::table;
 use crate::problem::Problem;
 
@@ -27,7 +28,7 @@ pub(crate) async fn run(app: &App, command: &Ns) -> Result<Exit, Problem> {
     }
 }
 
-fn spec(args: &NsCreate) -> Result<NamespaceSpec, Problem> {
+fn spec(args: &NsCreate, line: &Line) -> Result<NamespaceSpec, Problem> {
     let Some(mode) = args.mode else {
         return Err(Problem::usage(format!(
             "`{}` needs a mode, and there is no default: when the network is cut, a namespace can have one of two things.\n\
@@ -37,8 +38,8 @@ fn spec(args: &NsCreate) -> Result<NamespaceSpec, Problem> {
              \u{20}           as siblings, and the sides converge when the network heals",
             args.name
         ))
-        .try_this(format!("kvctl ns create {} --mode strong", args.name), "balances, locks, configuration")
-        .try_this(format!("kvctl ns create {} --mode available", args.name), "carts, sessions, sensor data")
+        .try_this(line.clone().with("--mode", "strong").to_string(), "balances, locks, configuration")
+        .try_this(line.clone().with("--mode", "available").to_string(), "carts, sessions, sensor data")
         .try_this("kvctl help consistency", "more about the choice"));
     };
     // A name that cannot be one is a slip of the command line, found without asking a node.
@@ -57,13 +58,20 @@ fn spec(args: &NsCreate) -> Result<NamespaceSpec, Problem> {
         Mode::Available => {
             let n = args.n.unwrap_or(DEFAULT_N);
             let (r, w) = (args.r.unwrap_or(majority(n)), args.w.unwrap_or(majority(n)));
+            for (option, count) in [("--r", r), ("--w", w)] {
+                if count > n {
+                    let message =
+                        format!("{option} {count} asks for more replicas of a key than there are: N is {n}");
+                    return Err(Problem::usage(message));
+                }
+            }
             Ok(NamespaceSpec::available(name, Replication { n, r, w, sloppy: !args.strict }))
         }
     }
 }
 
 async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
-    let spec = spec(args)?;
+    let spec = spec(args, &app.line)?;
     let answer = app.client()?.admin().create_namespace(spec).await?;
     let info = &answer.value;
     if app.out.is_json() {
@@ -82,21 +90,21 @@ async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
 }
 
 /// The name of the namespace to delete, once it is said that this is meant.
-fn doomed(args: &NsDelete) -> Result<NamespaceName, Problem> {
+fn doomed(args: &NsDelete, line: &Line) -> Result<NamespaceName, Problem> {
     let name = NamespaceName::new(args.name.clone()).map_err(|failure| Problem::usage(failure.message))?;
     if !args.now {
         let message = format!(
             "`{name}` would be deleted with everything in it, and there is no way back: add --now if that is meant"
         );
         return Err(Problem::usage(message)
-            .try_this(format!("kvctl ns delete {name} --now"), "deletes it for good")
-            .try_this(format!("kvctl ns show {name}"), "what it is"));
+            .try_this(line.clone().flag("--now").to_string(), "deletes it for good")
+            .try_this(line.other(&["ns", "show"]).operand("name", name.as_str()).to_string(), "what it is"));
     }
     Ok(name)
 }
 
 async fn delete(app: &App, args: &NsDelete) -> Result<Exit, Problem> {
-    let name = doomed(args)?;
+    let name = doomed(args, &app.line)?;
     let answer = app.client()?.admin().delete_namespace(&name).await?;
     let info = &answer.value;
     if app.out.is_json() {
@@ -199,9 +207,11 @@ mod tests {
     use crate::cli::{Cli, Command};
     use clap::Parser;
 
+    use crate::line::tests::line as typed;
+
     fn parse(line: &str) -> Result<NamespaceSpec, Problem> {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Ns(Ns::Create(args)) => spec(&args),
+            Command::Ns(Ns::Create(args)) => spec(&args, &typed(line)),
             _ => panic!("not a creation"),
         }
     }
@@ -212,19 +222,25 @@ mod tests {
         assert_eq!(refused.exit, Exit::Usage);
         assert!(refused.message.contains("strong") && refused.message.contains("available"));
         assert_eq!(refused.tries.len(), 3);
+        assert_eq!(refused.tries[0].0, "kvctl ns create --mode strong bank");
     }
 
     #[test]
     fn nothing_is_deleted_without_now() {
         let asked = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Ns(Ns::Delete(args)) => doomed(&args).map(|name| name.to_string()),
+            Command::Ns(Ns::Delete(args)) => doomed(&args, &typed(line)).map(|name| name.to_string()),
             _ => panic!("not a deletion"),
         };
         assert_eq!(asked("kvctl ns delete bank --now").unwrap(), "bank");
         let refused = asked("kvctl ns delete bank").unwrap_err();
         assert_eq!(refused.exit, Exit::Usage);
         assert!(refused.message.contains("add --now"), "{}", refused.message);
-        assert_eq!(refused.tries[0].0, "kvctl ns delete bank --now");
+        assert_eq!(refused.tries[0].0, "kvctl ns delete --now bank");
+        assert_eq!(
+            asked("kvctl -e h:1 ns delete bank").unwrap_err().tries[1].0,
+            "kvctl -e h:1 ns show bank",
+            "of the same cluster"
+        );
         assert_eq!(asked("kvctl ns delete Bank --now").unwrap_err().exit, Exit::Usage);
     }
 
@@ -235,6 +251,10 @@ mod tests {
         let five = parse("kvctl ns create cart --mode available --n 5 --w 1 --strict").unwrap();
         assert_eq!(five.replication, Some(Replication { n: 5, r: 3, w: 1, sloppy: false }));
         assert_eq!(parse("kvctl ns create bank --mode strong --n 3").unwrap_err().exit, Exit::Usage);
+        for more in ["--r 4", "--w 4", "--n 1 --w 2"] {
+            let refused = parse(&format!("kvctl ns create cart --mode available {more}")).unwrap_err();
+            assert_eq!(refused.exit, Exit::Usage, "{more}");
+        }
         assert_eq!(parse("kvctl ns create Bank --mode strong").unwrap_err().exit, Exit::Usage);
     }
 }

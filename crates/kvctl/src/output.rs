@@ -53,6 +53,11 @@ impl Output {
         Self { format, quiet, verbose, color: wanted, terminal: io::stdout().is_terminal() }
     }
 
+    /// Whether messages have colour.
+    pub(crate) fn has_color(&self) -> bool {
+        self.color
+    }
+
     pub(crate) fn is_json(&self) -> bool {
         self.format == Format::Json
     }

@@ -1,170 +1,215 @@
-//! The third part of an error: what to type next.
+//! The third part of an error: what to type next. Each line is built from what was parsed, can be typed as it
+//! stands, and is for the cluster that was meant.
 
 use std::time::Duration;
 
-use kv_client::{Client, ClientOptions};
-use kv_types::{Applied, GroupId, NodeId, Placement, Reason};
+use kv_client::{Client, ClientOptions, Topology};
+use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason};
 
 use crate::app::App;
 use crate::cluster::views;
+use crate::exit::Exit;
+use crate::line::Line;
 use crate::problem::Problem;
 
 /// Time for finding a node that would do better.
 const PROBE: Duration = Duration::from_millis(400);
-/// Longest argument that is repeated in a suggestion.
-const LONGEST_ARGUMENT: usize = 40;
 
-/// Adds what would help, judging by the reason. `arguments` are those of this run, without the program.
-pub(crate) async fn suggest(app: &App, problem: &mut Problem, arguments: &[String]) {
+/// Adds what would help, judging by the reason.
+pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
     let Some(failure) = problem.failure.clone() else { return };
     if !problem.tries.is_empty() {
         return;
     }
-    let again = command_line(arguments);
-    let mut add = |line: String, why: &str| problem.tries.push((line, why.to_owned()));
-    if failure.applied == Applied::Unknown {
-        add(
-            format!("kvctl {}", read_instead(arguments)),
-            "read, then decide: it may have been applied, or may still be",
-        );
-        return;
+    problem.tries = if failure.applied == Applied::Unknown {
+        after_unknown(app, &failure).await
+    } else {
+        match failure.reason {
+            Reason::NoQuorum | Reason::NotLeader => without_quorum(app).await,
+            _ => after(app, &failure),
+        }
+    };
+}
+
+/// A command about the same cluster, and no namespace.
+fn admin(line: &Line, commands: &[&str]) -> Line {
+    line.other(commands).without("namespace")
+}
+
+type Tries = Vec<(String, String)>;
+
+fn tries<const N: usize>(lines: [(&Line, &str); N]) -> Tries {
+    lines.map(|(line, why)| (line.to_string(), why.to_owned())).into()
+}
+
+/// What became of it is not known: a read at a node that can know, and the same request once more.
+async fn after_unknown(app: &App, failure: &Failure) -> Tries {
+    let line = &app.line;
+    let Some(key) = line.get("key") else {
+        let look = match line.command().first() {
+            // A benchmark makes a namespace of its own.
+            Some(&"ns" | &"bench") => admin(line, &["ns", "list"]),
+            _ => admin(line, &["cluster", "status"]),
+        };
+        return tries([(&look, "read, then decide: it may have been done, or may still be")]);
+    };
+    let mut get = line.other(&["get"]).operand("key", key);
+    let better = tokio::time::timeout(PROBE, better_node(app)).await.ok().flatten();
+    let mut again = line.clone();
+    let namespace = app.namespace().ok();
+    if let Some(Better { address, .. }) = &better {
+        (get, again) = (get.at(address, namespace.as_deref()), again.at(address, namespace.as_deref()));
     }
-    match failure.reason {
-        Reason::NoQuorum | Reason::NotLeader => {
-            match tokio::time::timeout(PROBE, node_with_quorum(app)).await.ok().flatten() {
-                Some((node, address)) => {
-                    let again = command_line(&without_endpoint(arguments));
-                    add(format!("kvctl -e {address} {again}"), &format!("{node} has a quorum"));
-                }
-                None => add(format!("kvctl {again}"), "again in a moment: an election takes about a second"),
-            }
-            add("kvctl cluster status --as-seen-by all".into(), "who sees whom");
-        }
-        Reason::Unreachable => {
-            add("kvctl lab up".into(), "starts five nodes on this machine");
-            add("kvctl ctx show".into(), "which cluster is meant, and why");
-        }
-        Reason::QuorumNotMet | Reason::LimitHints => {
-            add("kvctl cluster status".into(), "which nodes are out of reach");
-        }
-        Reason::NamespaceUnknown => {
-            add("kvctl ns list".into(), "");
-            add("kvctl ns create NAME --mode strong|available".into(), "");
-        }
-        Reason::ModeMismatch => add("kvctl help consistency".into(), "what each mode offers"),
-        Reason::EmptyKey
-        | Reason::LimitKey
-        | Reason::LimitValue
-        | Reason::NamespaceInvalid
-        | Reason::NamespaceExists
-        | Reason::InvalidRequest
-        | Reason::BadContext
-        | Reason::ForeignContext => {}
-        _ => add(format!("kvctl {again}"), "again: nothing was applied"),
+    let mut found = tries([(&get, "read, then decide: it may have been applied, or may still be")]);
+    if let Some(id) = failure.detail("write_id").filter(|_| may_be_sent_again(failure)) {
+        let why = if line.reads_value() {
+            "the same request again, with the value on standard input: it is applied once"
+        } else {
+            "the same request again: it is applied once, whatever became of it"
+        };
+        found.extend(tries([(&again.with("--request-id", id), why)]));
+    }
+    found
+}
+
+/// Whether the same request once more may be answered otherwise.
+fn may_be_sent_again(failure: &Failure) -> bool {
+    let last = failure.detail("last_reason").unwrap_or(failure.reason.code_name());
+    let for_good =
+        [Reason::RequestExpired, Reason::SessionExpired, Reason::RequestIdReused, Reason::RequestIdInvalid];
+    !for_good.iter().any(|reason| reason.code_name() == last)
+}
+
+async fn without_quorum(app: &App) -> Tries {
+    let status = admin(&app.line, &["cluster", "status"]).with("--as-seen-by", "all");
+    match tokio::time::timeout(PROBE, better_node(app)).await.ok().flatten() {
+        Some(Better { node, address }) => tries([
+            (
+                &app.line.clone().at(&address, app.namespace().ok().as_deref()),
+                &format!("{node} has a quorum"),
+            ),
+            (&status, "who sees whom"),
+        ]),
+        None => tries([
+            (&app.line, "again in a moment: an election takes about a second"),
+            (&status, "who sees whom"),
+        ]),
     }
 }
 
-/// A node that reports a quorum for the namespace's group (the first data group when no namespace is meant).
-async fn node_with_quorum(app: &App) -> Option<(NodeId, String)> {
+/// What helps after a refusal of which the node that gave it is no part.
+fn after(app: &App, failure: &Failure) -> Tries {
+    let line = &app.line;
+    let get = |key: &str| line.other(&["get"]).operand("key", key).with("-o", "json");
+    match failure.reason {
+        Reason::Unreachable => unreachable(app),
+        Reason::QuorumNotMet | Reason::LimitHints | Reason::LimitStorage | Reason::StorageFailed => {
+            tries([(&admin(line, &["cluster", "status"]), "which nodes are out of reach, or full")])
+        }
+        Reason::NamespaceUnknown => unknown_namespace(app),
+        Reason::NamespaceExists => {
+            let named = line.get("name").unwrap_or_default();
+            tries([(&admin(line, &["ns", "show"]).operand("name", named), "what it is")])
+        }
+        Reason::LimitNamespaces => tries([
+            (&admin(line, &["ns", "list"]), "which there are"),
+            (&Line::new(&["help"]).operand("topic", "ns").operand("topic", "delete"), "how one is deleted"),
+        ]),
+        Reason::ModeMismatch => topic("consistency", "what each mode offers"),
+        Reason::EmptyKey | Reason::LimitKey | Reason::LimitValue => topic("limits", "what fits"),
+        Reason::LimitSiblings | Reason::BadContext | Reason::ForeignContext => match line.get("key") {
+            Some(key) => tries([(&get(key), "the values and their context, for --causal")]),
+            None => Tries::new(),
+        },
+        Reason::InvalidRequest | Reason::NamespaceInvalid | Reason::ModeMissing | Reason::RequestIdReused => {
+            let help =
+                line.command().iter().fold(Line::new(&["help"]), |help, word| help.operand("topic", *word));
+            tries([(&help, "how it is said")])
+        }
+        _ if Exit::of(failure) == Exit::Unavailable => tries([(line, "again: nothing was applied")]),
+        _ => Tries::new(),
+    }
+}
+
+fn topic(topic: &str, why: &str) -> Tries {
+    tries([(&Line::new(&["help"]).operand("topic", topic), why)])
+}
+
+/// A lab helps where one is meant.
+fn unreachable(app: &App) -> Tries {
+    let contexts = Line::new(&["ctx", "list"]);
+    let lab = app.global.endpoints.is_empty()
+        && app.target().is_ok_and(|target| target.lab.is_some() || target.context.is_none());
+    if lab {
+        let up = Line::new(&["lab", "up"]);
+        let named = app.target().ok().and_then(|target| target.context);
+        let up = named.iter().fold(up, |up, name| up.with("--name", name));
+        return tries([(&up, "starts a cluster on this machine"), (&contexts, "which clusters are known")]);
+    }
+    tries([(&app.line, "again, when a node is there"), (&contexts, "which clusters are known")])
+}
+
+fn unknown_namespace(app: &App) -> Tries {
+    let line = &app.line;
+    let mut found = tries([(&admin(line, &["ns", "list"]), "which there are")]);
+    let name = line.get("name").map(str::to_owned).or_else(|| app.namespace().ok());
+    if let Some(name) = name.filter(|_| line.command() != ["ns", "delete"]) {
+        let create = |mode: Mode| {
+            let create = admin(line, &["ns", "create"]);
+            create.with("--mode", mode).operand("name", &name)
+        };
+        found.extend(tries([
+            (&create(Mode::Strong), "linearizable; refuses in a minority"),
+            (&create(Mode::Available), "answers in a minority; converges"),
+        ]));
+    }
+    found
+}
+
+/// A node that would do better than the one that was asked.
+struct Better {
+    node: NodeId,
+    address: String,
+}
+
+/// The node that leads the namespace's group by the latest term and has a quorum, or one that follows it.
+/// Never the one that was asked alone, whatever it says of itself. None for an available namespace: there
+/// every node that can be reached may know.
+async fn better_node(app: &App) -> Option<Better> {
+    let target = app.target().ok()?;
     let client = Client::connect(ClientOptions { read_timeout: PROBE / 2, ..app.options().ok()? }).ok()?;
-    let topology = client.admin().topology().await.ok()?;
+    let topology: Topology = client.admin().topology().await.ok()?;
     let namespace = app.namespace().ok().and_then(|name| topology.namespaces.get(&name));
     let group = match namespace.map(|info| info.namespace.placement) {
         Some(Placement::Strong { group }) => group,
-        _ => GroupId::FIRST_DATA,
+        Some(Placement::Available { .. }) => return None,
+        None => GroupId::FIRST_DATA,
     };
     let views = views(&client, &topology).await;
-    let served = views.iter().find(|(_, view)| {
-        let mut groups = view.iter().flat_map(|status| &status.groups);
-        groups.any(|known| known.group == group.0 && known.quorum && known.leader != 0)
+    let served = views.iter().filter_map(|(node, view)| {
+        let address = topology.address(*node)?;
+        let asked = target.pinned && target.endpoints.iter().any(|endpoint| endpoint == address);
+        let groups = view.as_ref().map(|status| status.groups.as_slice()).unwrap_or_default();
+        let known = groups.iter().find(|known| known.group == group.0)?;
+        let serves = known.quorum && known.leader != 0 && !asked;
+        serves.then(|| (known.term, known.leader == node.0, *node, address.to_owned()))
     });
-    let (node, _) = served?;
-    Some((*node, topology.address(*node)?.to_owned()))
-}
-
-/// The arguments as they would be typed, long ones shortened.
-fn command_line(arguments: &[String]) -> String {
-    let quoted = arguments.iter().map(|argument| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@+".contains(c);
-        if argument.chars().count() > LONGEST_ARGUMENT {
-            format!("'{}…'", argument.chars().take(LONGEST_ARGUMENT).collect::<String>().escape_debug())
-        } else if !argument.is_empty() && argument.chars().all(plain) {
-            argument.clone()
-        } else {
-            format!("'{}'", argument.replace('\'', "'\\''"))
-        }
-    });
-    quoted.collect::<Vec<_>>().join(" ")
-}
-
-/// The arguments without `-e ADDRESS` in any of its spellings.
-fn without_endpoint(arguments: &[String]) -> Vec<String> {
-    let mut kept = Vec::new();
-    let mut skip = false;
-    for argument in arguments {
-        if std::mem::take(&mut skip) {
-            continue;
-        }
-        match argument.as_str() {
-            "-e" | "--endpoint" => skip = true,
-            other
-                if other.starts_with("--endpoint=")
-                    || (other.starts_with("-e") && !other.starts_with("--")) => {}
-            _ => kept.push(argument.clone()),
-        }
-    }
-    kept
-}
-
-/// The read that shows what became of a write: the same options, `get`, the key and nothing after it.
-fn read_instead(arguments: &[String]) -> String {
-    let mut kept: Vec<String> = Vec::new();
-    let mut words = 0;
-    let mut takes_value = false;
-    for argument in arguments {
-        if std::mem::take(&mut takes_value) {
-            kept.push(argument.clone());
-        } else if matches!(argument.as_str(), "-n" | "-e" | "-c" | "--namespace" | "--endpoint" | "--context")
-        {
-            takes_value = true;
-            kept.push(argument.clone());
-        } else if !argument.starts_with('-') && words < 2 {
-            words += 1;
-            let word = if matches!(argument.as_str(), "put" | "del" | "cas") { "get" } else { argument };
-            kept.push(word.to_owned());
-        }
-    }
-    match kept.iter().find(|word| matches!(word.as_str(), "ns" | "cluster")).map(String::as_str) {
-        Some("ns") => "ns list".into(),
-        Some(_) => "cluster status".into(),
-        None => command_line(&kept),
-    }
+    let (_, _, node, address) = served.max()?;
+    Some(Better { node, address })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn arguments(line: &str) -> Vec<String> {
-        line.split(' ').map(str::to_owned).collect()
-    }
-
     #[test]
-    fn suggestions_can_be_typed() {
-        assert_eq!(command_line(&["put".into(), "a b".into(), "it's".into()]), r"put 'a b' 'it'\''s'");
-        assert!(command_line(&["x".repeat(1_000)]).len() < 100);
-        let line = arguments("-e h:1 put -n bank k v --endpoint=h:2");
-        assert_eq!(without_endpoint(&line), arguments("put -n bank k v"));
-    }
-
-    #[test]
-    fn after_an_unknown_write_comes_a_read() {
-        assert_eq!(read_instead(&arguments("put -n bank alice 1")), "get -n bank alice");
-        assert_eq!(
-            read_instead(&arguments("-e h:1 cas -n bank alice --expect-revision 118 90")),
-            "-e h:1 get -n bank alice"
-        );
-        assert_eq!(read_instead(&arguments("ns create bank --mode strong")), "ns list");
-        assert_eq!(read_instead(&arguments("cluster transfer-leader n3")), "cluster status");
+    fn what_is_refused_for_good_is_not_sent_again() {
+        let open = Failure::new(Reason::ResultUnknown, "x");
+        assert!(may_be_sent_again(&open));
+        assert!(may_be_sent_again(&open.clone().with("last_reason", Reason::NoQuorum)));
+        for reason in [Reason::RequestExpired, Reason::SessionExpired, Reason::RequestIdReused] {
+            assert!(!may_be_sent_again(&open.clone().with("last_reason", reason)), "{reason}");
+            assert!(!may_be_sent_again(&Failure::new(reason, "x").after_sending()), "{reason}");
+        }
     }
 }

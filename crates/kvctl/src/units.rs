@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use kv_types::ReplicaCount;
 
+/// Longest time that can be said: nothing here lasts longer.
+const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+
 /// `5s`, `200ms`, `1m 30s`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if duration.is_zero() => Err("it must be longer than 0".into()),
+        Ok(duration) if duration > LONGEST => Err("it must be at most 24h".into()),
         Ok(duration) => Ok(duration),
         Err(_) if text.parse::<f64>().is_ok() => {
             Err(format!("it needs a unit, as in `{text}s` or `{text}ms`"))

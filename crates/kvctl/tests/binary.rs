@@ -61,7 +61,7 @@ fn a_namespace_without_a_mode_is_an_error_that_explains_the_choice() {
         "error: `x` needs a mode",
         "linearizable",
         "siblings",
-        "kvctl ns create x --mode strong",
+        "kvctl ns create --mode strong x",
         "--mode available",
     ] {
         assert!(text.contains(part), "{part}: {text}");
@@ -74,7 +74,7 @@ fn a_deletion_that_does_not_say_now_is_an_error_that_says_how() {
     let output = Home::new().run("ns delete x");
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
-    for part in ["error: `x` would be deleted", "no way back", "add --now", "  try: kvctl ns delete x --now"]
+    for part in ["error: `x` would be deleted", "no way back", "add --now", "  try: kvctl ns delete --now x"]
     {
         assert!(text.contains(part), "{part}: {text}");
     }
@@ -90,8 +90,22 @@ fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
     let text = stderr(&output);
     assert!(text.starts_with("error: cannot reach 127.0.0.1:"), "{text}");
     assert!(text.contains("applied: no    reason: UNREACHABLE"), "{text}");
-    assert!(text.contains("  try: kvctl lab up"), "{text}");
+    // No lab is meant: a node was named.
+    assert!(text.contains("  try: kvctl -e 127.0.0.1:") && text.contains("kvctl ctx list"), "{text}");
     assert!(output.stdout.is_empty());
+    let usual = home_without_a_lab().run("get -n bank alice");
+    assert!(stderr(&usual).contains("kvctl lab up"), "{}", stderr(&usual));
+}
+
+/// A home whose only context is a lab that does not run.
+fn home_without_a_lab() -> Home {
+    let home = Home::new();
+    let address = unserved();
+    home.write_config(&format!(
+        "current = \"lab\"\n[context.lab]\nendpoints = [\"{address}\"]\nlab = \"{}\"\n",
+        home.0.path().display()
+    ));
+    home
 }
 
 #[test]
@@ -115,6 +129,20 @@ fn usage_errors_exit_2_and_help_exits_0() {
         "bench -n b --mode strong",
         "ns delete",
         "-c nowhere -n b get k",
+        "-c nowhere lab status",
+        "-c nowhere lab down",
+        "-c nowhere fault heal",
+        "-e localhost -n b get k",
+        "ns create x --mode available --n 0",
+        "ns create x --mode available --r 0",
+        "ns create x --mode available --n 3 --w 4",
+        "lab up --port-base 65500",
+        "lab up --name ../x",
+        "lab logs n1",
+        "help nothing",
+        "scan",
+        "--timeout 99999999999h -n b get k",
+        "ctx add .x -e h:1",
     ] {
         assert_eq!(home.run(line).status.code(), Some(2), "{line}");
     }
@@ -124,7 +152,9 @@ fn usage_errors_exit_2_and_help_exits_0() {
         "help exit-codes",
         "help consistency",
         "help output",
+        "help limits",
         "help put",
+        "help lab up",
         "version",
         "--version",
     ] {
@@ -133,6 +163,109 @@ fn usage_errors_exit_2_and_help_exits_0() {
         assert!(!output.stdout.is_empty(), "{line}");
     }
     assert!(stdout(&home.run("help exit-codes")).contains("130"));
+}
+
+#[test]
+fn words_of_other_tools_say_what_to_type() {
+    let home = Home::new();
+    for (word, line) in [("list", "kvctl ns list"), ("up", "kvctl lab up"), ("watch", "kvctl help")] {
+        let output = home.run(word);
+        assert_eq!(output.status.code(), Some(2), "{word}");
+        assert!(stderr(&output).contains(&format!("  try: {line}")), "{word}: {}", stderr(&output));
+    }
+    // The nearest word of kvctl itself is said by the parser.
+    assert!(stderr(&home.run("clutser")).contains("'cluster'"));
+}
+
+#[test]
+fn everything_is_json_when_that_was_asked_for() {
+    let home = Home::new();
+    let line = |text: String| serde_json::from_str::<serde_json::Value>(&text).expect(&text);
+    for wrong in ["-o json frobnicate", "list -o json", "get -o=json", "--output json get k --colour"] {
+        let output = home.run(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        assert_eq!(line(stderr(&output))["error"]["exit"], 2, "{wrong}");
+    }
+    assert!(line(stdout(&home.run("version -o json")))["version"].is_string());
+    let down = home.run("lab down -o json");
+    assert_eq!(down.status.code(), Some(0), "nothing runs, which is what was asked for");
+    assert_eq!(line(stdout(&down))["ran"], false);
+}
+
+#[test]
+fn twice_verbose_shows_attempts_and_no_library() {
+    let output = Home::new().run(&format!("-e {} get -n bank k -vv", unserved()));
+    let text = stderr(&output);
+    assert!(text.contains("attempt=1") && text.contains("attempt=2"), "{text}");
+    let log = text.lines().filter(|line| line.contains("DEBUG"));
+    assert!(log.clone().all(|line| line.contains("attempt=")), "{text}");
+    assert!(log.count() < 20 && !text.contains('\u{1b}'), "{text}");
+}
+
+#[test]
+fn the_reference_is_what_the_program_says() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/kvctl.md");
+    let said = stdout(&Home::new().run("help reference"));
+    let written = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(written == said, "it changed: kvctl help reference > docs/reference/kvctl.md");
+}
+
+#[test]
+fn contexts_are_added_and_removed() {
+    let home = Home::new();
+    assert_eq!(home.run("ctx add prod").status.code(), Some(2), "without a node");
+    assert_eq!(home.run("ctx add prod -e localhost").status.code(), Some(2));
+    assert_eq!(home.run("ctx add prod -e h1:1 -e h2:1 -n bank").status.code(), Some(0));
+    assert!(stdout(&home.run("ctx show")).contains("bank"));
+    let taken = home.run("ctx add prod -e h3:1");
+    assert_eq!(taken.status.code(), Some(2));
+    assert!(stderr(&taken).contains("kvctl ctx remove prod"), "{}", stderr(&taken));
+    assert_eq!(home.run("ctx remove prod").status.code(), Some(0));
+    assert_eq!(home.run("ctx remove prod").status.code(), Some(2));
+    assert!(!stdout(&home.run("ctx list")).contains("prod"));
+}
+
+#[test]
+fn shells_complete_words() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&home.run(&format!("completion {shell}")));
+        assert!(script.contains("kvctl") && script.contains("transfer-leader"), "{shell}");
+    }
+}
+
+#[test]
+fn words_that_are_no_text_and_empty_variables_do_no_harm() {
+    use std::os::unix::ffi::OsStrExt;
+    let home = Home::new();
+    let mut command = home.command("put -n bank");
+    command.arg(std::ffi::OsStr::from_bytes(b"a\xff")).arg("v");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
+    let mut command = home.command("lab status");
+    command.env("KVCTL_ENDPOINT", "").env("KVCTL_CONTEXT", "").env("KVCTL_NAMESPACE", "");
+    let output = command.output().unwrap();
+    assert!(stderr(&output).contains("no lab runs"), "{}", stderr(&output));
+}
+
+#[test]
+fn advice_never_means_another_cluster() {
+    let home = Home::new();
+    let address = unserved();
+    let text = stderr(&home.run(&format!("-e {address} put -n bank --timeout 900ms bob 5")));
+    assert!(!text.contains("lab up"), "{text}");
+    assert!(text.contains(&format!("kvctl -e {address} put -n bank --timeout 900ms bob 5")), "{text}");
+    let refused = home.run(&format!("-e {address} lab down"));
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    home.write_config("current = \"prod\"\n[context.prod]\nendpoints = [\"127.0.0.1:1\"]\n");
+    for line in ["lab down", "lab status", "lab kill n1", "fault pause n1"] {
+        let output = home.run(line);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(stderr(&output).contains("context `prod` is not a lab"), "{line}: {}", stderr(&output));
+    }
+    let text = stderr(&home.run("get -n bank k"));
+    assert!(!text.contains("lab up") && text.contains("kvctl ctx list"), "{text}");
 }
 
 #[test]

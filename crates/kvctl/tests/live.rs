@@ -31,7 +31,7 @@ struct Said {
 
 fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
-    command.args(args).env("XDG_CONFIG_HOME", home.join("config")).env("KVCTL_LAB_DIR", home.join("lab"));
+    command.args(args).env("XDG_CONFIG_HOME", home.join("config")).env("XDG_STATE_HOME", home.join("state"));
     command.stdin(Stdio::null());
     command
 }
@@ -61,6 +61,12 @@ impl Lab {
         kvctl(self.0.path(), &words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// The first line that an error advises, without the name of the program.
+    fn advice(&self, error: &str) -> Option<String> {
+        let line = error.lines().find_map(|line| line.trim().strip_prefix("try: kvctl "))?;
+        Some(line.split("   (").next().unwrap_or(line).to_owned())
+    }
+
     fn ends(&self, line: &str, code: i32) -> Said {
         let said = self.run(line);
         assert_eq!(said.code, code, "kvctl {line}\nstdout: {}\nstderr: {}", said.out, said.err);
@@ -87,6 +93,16 @@ fn what_the_readme_says_is_what_happens() {
     assert_eq!(lab.ok("get -n bank alice"), "100");
     let absent = lab.ends("get -n bank absent", 1);
     assert_eq!(absent.out, "");
+    for namespace in ["bank", "cart"] {
+        lab.ok(&format!("rm -n {namespace} absent"));
+    }
+    lab.ends("get -n cart -r 5 k", 2);
+    lab.ends(&format!("-e 127.0.0.1:{} lab down", PORT_BASE + 1), 2);
+    let json = |line: &str| serde_json::from_str::<serde_json::Value>(&lab.run(line).out).unwrap();
+    let read = json("get -n bank alice -o json");
+    assert_eq!((read["found"].as_bool(), read["value"].as_str()), (Some(true), Some("100")));
+    let mismatch = json("cas -n bank alice --expect-revision 9 1 -o json");
+    assert_eq!((mismatch["found"].as_bool(), mismatch["value"].as_str()), (Some(true), Some("100")));
     assert!(lab.ok("cas -n bank alice --expect-revision 1 90").contains("revision 2"));
     assert!(lab.ends("cas -n bank alice --expect-revision 1 80", 1).err.contains("revision 2"));
     lab.ok("put -n cart user:42 apple");
@@ -108,10 +124,34 @@ fn what_the_readme_says_is_what_happens() {
     for part in ["NO_QUORUM", "applied: no", "try:"] {
         assert!(refusal.contains(part), "{refusal}");
     }
+    // What is advised can be typed, and does what the refused one could not; never at the node that refused.
+    within(began, || {
+        let advice = lab.advice(&lab.run("@n1 put -n bank alice 1").err)?;
+        let elsewhere = !advice.contains(&format!("127.0.0.1:{}", PORT_BASE + 1));
+        (elsewhere && lab.run(&advice).code == 0).then_some(())
+    });
+    // A write keeps its name: sent again it is applied once, at whatever node.
+    let error: serde_json::Value =
+        serde_json::from_str(&lab.ends("@n1 put -n bank carol 5 -o json", 3).err).unwrap();
+    let id = error["error"]["details"]["write_id"].as_str().unwrap().to_owned();
+    within(began, || (lab.run("@n3 put -n bank first 1").code == 0).then_some(()));
+    for namespace in ["bank", "cart"] {
+        let again = format!("@n3 put -n {namespace} --request-id {id} carol 5 -o json");
+        let sent = || serde_json::from_str::<serde_json::Value>(&lab.ok(&again)).unwrap();
+        let (first, second) = (sent(), sent());
+        assert_eq!(first["receipt"]["deduplicated"], false, "{namespace}: {first}");
+        assert_eq!(second["receipt"]["deduplicated"], true, "{namespace}: {second}");
+        assert_eq!(first["revision"], second["revision"], "{namespace}");
+        // The same name for something else is not taken, and says nothing of what came before.
+        let reused = lab.ends(&format!("@n3 put -n {namespace} --request-id {id} carol 6"), 4);
+        assert!(reused.err.contains("REQUEST_ID_REUSED"), "{}", reused.err);
+    }
     lab.ok("@n1 put -n cart user:42 apple,pear");
     lab.ok("@n3 put -n cart user:42 apple,plum");
     within(began, || (lab.run("@n3 put -n bank alice 7").code == 0).then_some(()));
-    assert!(lab.ok("@n1 cluster status").contains("unavailable from here"));
+    let status = lab.ok("@n1 cluster status");
+    let says = |name: &str, what: &str| status.lines().any(|line| line.contains(name) && line.contains(what));
+    assert!(says("bank", "reads NO  writes NO") && says("cart", "reads yes  writes yes"), "{status}");
     assert!(lab.ok("fault heal").contains("12 of 12 probes answered"));
 
     // Both values are there, and one write with their context merges them.
@@ -119,7 +159,12 @@ fn what_the_readme_says_is_what_happens() {
         let read: serde_json::Value = serde_json::from_str(&lab.ok("get -n cart user:42 -o json")).unwrap();
         (read["siblings"].as_array().unwrap().len() == 2).then_some(read)
     });
-    lab.ends("get -n cart user:42", 1); // a pipe takes one value
+    let refused = lab.ends("get -n cart user:42", 6); // a pipe takes one value
+    assert!(lab.ok(&lab.advice(&refused.err).unwrap()).contains("siblings"));
+    let mut values: Vec<_> = lab.ok("get -n cart user:42 --all").lines().map(str::to_owned).collect();
+    values.sort();
+    assert_eq!(values, ["apple,pear", "apple,plum"]);
+    assert_eq!(lab.ok("get -n cart user:42 --all -0").matches('\0').count(), 2);
     let context = lab.0.path().join("context.json");
     std::fs::write(&context, read.to_string()).unwrap();
     lab.ok(&format!("put -n cart user:42 --causal {} merged", context.display()));
@@ -132,9 +177,16 @@ fn what_the_readme_says_is_what_happens() {
     let listed = lab.ok("fault list");
     assert_eq!(listed.matches("n4").count(), 2, "{listed}");
     assert!(lab.ok("fault heal").contains("4 of 4 probes answered"));
-    assert!(lab.ok("fault pause n5").contains("n5 stands still"));
+    // Faults are beside one another, and the first is not healed by the second.
+    lab.ok("fault partition n1 / n2,n3,n4,n5 --for 60s");
+    lab.ok("fault slow n4 n3 --bytes 100000");
+    assert_eq!(lab.ok("fault list").matches("cut").count(), 8);
+    assert!(lab.ok("fault list").contains("100000"));
+    lab.ok("fault heal");
+    assert!(lab.ok("lab pause n5").contains("n5 stands still"));
+    assert!(lab.ok("lab status").contains("stands still"));
     lab.ends("@n5 get -n cart user:42 --timeout 500ms", 3);
-    assert!(lab.ok("fault resume n5").contains("n5 goes on"));
+    assert!(lab.ok("lab resume n5").contains("n5 goes on"));
     within(began, || (lab.run("@n5 get -n cart user:42").out == "merged").then_some(()));
     lab.ends("fault slow n4 n3 --bytes 0", 2);
 
@@ -167,8 +219,48 @@ fn what_the_readme_says_is_what_happens() {
     assert!(!lab.ok("ns list").contains("cart"));
     lab.ok("ns create cart --mode available");
     lab.ends("get -n cart user:42", 1);
+    lab.ok("lab kill n5");
+    assert!(lab.ok("lab status").contains("down"));
+    lab.ok("lab restart n5");
+    assert!(!lab.ok("lab logs n5 --lines 5").is_empty());
+    second_labs_are_beside_the_first(&lab);
     lab.ok("lab down");
+    assert!(lab.ok("lab down").contains("no lab runs"));
     lab.ends("get -n bank alice", 3);
+    // What was written is there again, with as many nodes and on the same ports.
+    lab.ok("lab up");
+    assert_eq!(lab.ok("get -n bank alice"), "7");
+    lab.ends(&format!("lab up --nodes 3 --port-base {PORT_BASE}"), 2);
+}
+
+/// The report says how to do by hand what the demo does: each line runs as it stands.
+#[test]
+fn the_recipe_of_the_report_runs() {
+    let lab = Lab(tempfile::tempdir().unwrap());
+    for step in kv_report::demo::by_hand::STEPS {
+        // Beside the other lab of these tests.
+        lab.ok(&step.replace("lab up", &format!("lab up --port-base {}", PORT_BASE + 600)));
+    }
+}
+
+/// Another lab has a name of its own; none takes over another's.
+fn second_labs_are_beside_the_first(lab: &Lab) {
+    let ports = PORT_BASE + 300;
+    let dir = lab.0.path().join("other");
+    let taken = lab.ends(&format!("lab up --nodes 1 --port-base {ports} --dir {}", dir.display()), 2);
+    assert!(taken.err.contains("which runs"), "{}", taken.err);
+    let busy = lab.ends(&format!("lab up --name other --nodes 1 --port-base {PORT_BASE}"), 2);
+    let advised = lab.advice(&busy.err).unwrap();
+    assert!(advised.contains("--port-base") && advised.contains("--name other"), "{advised}");
+    lab.ok(&format!("lab up --name other --nodes 1 --port-base {ports}"));
+    assert!(lab.ok("ctx list").contains("*  other"));
+    assert!(lab.ok("lab status").contains("/other"));
+    assert!(lab.ok("-c lab lab status").contains("n5"));
+    assert!(lab.ok("lab status --name lab").contains("n5"));
+    lab.ok("lab down --name other");
+    lab.ends("-c other get -n bank alice", 3);
+    lab.ok("ctx use lab");
+    assert_eq!(lab.ok("get -n bank alice"), "7");
 }
 
 /// Asks again until there is an answer.

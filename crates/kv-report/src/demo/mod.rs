@@ -2,6 +2,7 @@
 //! of CAP shown as it happens and verified from what clients saw. It is a test as much as a show: a broken
 //! promise is an error.
 
+pub mod by_hand;
 mod judge;
 mod narrate;
 mod report;
@@ -229,7 +230,8 @@ impl Stage {
             ));
         }
         let words = format!("clients at every node: {BANK_RATE}/s to bank, {CART_RATE}/s to cart");
-        self.narrator.step(3, &words, "kvctl -e 127.0.0.1:7101 put -n bank alice 100");
+        let first = self.lab.endpoints().into_iter().next().unwrap_or_default();
+        self.narrator.step(3, &words, &format!("kvctl -e {first} put -n bank alice 100"));
         self.until("answers from both namespaces at every node", || {
             let (samples, _) = self.recorder.samples_since(0);
             let answered =

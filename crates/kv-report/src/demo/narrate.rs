@@ -9,6 +9,7 @@ use std::time::Duration;
 use kv_check::Outcome;
 use kv_types::NodeId;
 
+use super::by_hand;
 use super::judge::{BANK, CART, MAJORITY, MINORITY, Receipt};
 use kv_workload::Sample;
 
@@ -104,7 +105,10 @@ impl Narrator {
         {
             self.line(&format!("      {what:<9}{}", out.join(file).display()));
         }
-        self.line("      Try next  kvctl lab up     kvctl fault partition n1,n2 / n3,n4,n5     kvctl fault heal     kvctl lab down");
+        self.line("      Try next  the same by hand, on a cluster of your own:");
+        for line in by_hand::lines(&by_hand::program()) {
+            self.line(&format!("        {line}"));
+        }
     }
 
     /// A line of the table: what it is about, and both namespaces.

@@ -22,12 +22,6 @@ pub(crate) fn report(
     let (small, large) = (minority.join(","), majority.join(","));
     let from = samples.iter().map(|sample| sample.intended).min().unwrap_or(0);
     let span = |from, to, cut| Topology { from, to, cut, down: Vec::new() };
-    let mark = |at, what: &str, ns: &str| Mark { at, what: what.into(), ns: ns.into() };
-    let again = receipt.strong.recovery_ms.map(|ms| marks.cut + ms * 1_000_000);
-    let mut moments = vec![mark(marks.healed, "healed", "")];
-    moments.extend(again.map(|at| mark(at, "bank: majority writes again", BANK)));
-    moments.extend(marks.converged.map(|at| mark(at, "cart: replicas equal", CART)));
-    moments.sort_by_key(|mark| mark.at);
     let mut report = Report {
         title: "One network partition, two sides of CAP".into(),
         lead: format!(
@@ -37,6 +31,7 @@ pub(crate) fn report(
         ),
         scenario: "demo".into(),
         seed: receipt.seed,
+        commit: crate::commit(),
         versions: vec![("Quorate".into(), env!("CARGO_PKG_VERSION").into())],
         replay: format!("cargo xtask demo --seed {}", receipt.seed),
         ruling: judged.ruling(),
@@ -69,15 +64,26 @@ pub(crate) fn report(
             what: format!("{small} | {large}: {:.1} s", receipt.partition_seconds),
             sides: window(marks, groups).sides,
         }],
-        marks: moments,
+        marks: moments(receipt.strong.recovery_ms, marks),
         nodes: minority.into_iter().chain(majority).collect(),
-        notes: NOTES.map(str::to_owned).to_vec(),
+        notes: notes(),
         ..Report::default()
     };
     report.observe(&operation::pair(history)?, marks.settled)?;
     report.observe_leaders(history);
     report.show_failures(&operation::pair(history)?);
     Ok(report)
+}
+
+/// What happened, in its order.
+fn moments(recovery_ms: Option<u64>, marks: &Marks) -> Vec<Mark> {
+    let mark = |at, what: &str, ns: &str| Mark { at, what: what.into(), ns: ns.into() };
+    let again = recovery_ms.map(|ms| marks.cut + ms * 1_000_000);
+    let mut moments = vec![mark(marks.healed, "healed", "")];
+    moments.extend(again.map(|at| mark(at, "bank: majority writes again", BANK)));
+    moments.extend(marks.converged.map(|at| mark(at, "cart: replicas equal", CART)));
+    moments.sort_by_key(|mark| mark.at);
+    moments
 }
 
 const CLAIMS: [&str; 2] = [
@@ -91,10 +97,12 @@ const NON_CLAIMS: [&str; 3] = [
     "That one run proves it: this is one fault, one load and one seed. The scenarios of jepsen-tests go further.",
 ];
 
-const NOTES: [&str; 2] = [
-    "All figures come from history.jsonl, which holds what the clients saw; kvctl check history.jsonl judges it again. Only the moment of convergence is the nodes' own word: equal digests of every ring partition at all three replicas, and no hints left.",
-    "By hand: kvctl lab up; kvctl fault partition n1,n2 / n3,n4,n5; kvctl -e 127.0.0.1:7101 put -n bank alice 100; kvctl fault heal; kvctl lab down.",
-];
+const FROM_HISTORY: &str = "All figures come from history.jsonl, which holds what the clients saw; kvctl check history.jsonl judges it again. Only the moment of convergence is the nodes' own word: equal digests of every ring partition at all three replicas, and no hints left.";
+
+fn notes() -> Vec<String> {
+    let by_hand = super::by_hand::lines(&super::by_hand::program()).join("; ");
+    vec![FROM_HISTORY.into(), format!("By hand: {by_hand}.")]
+}
 
 #[cfg(test)]
 mod tests {

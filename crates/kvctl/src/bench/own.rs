@@ -68,9 +68,11 @@ impl Own {
     /// Removes it with everything in it, also one whose making failed in a way that leaves open whether it is
     /// there. Ctrl-C leaves it.
     pub(super) async fn remove(&self, app: &App, client: &Client) {
+        let name = &self.name;
+        let delete = app.line.other(&["ns", "delete"]).without("namespace").flag("--now");
+        let delete = delete.operand("name", name.as_str());
         if self.keep {
-            let name = &self.name;
-            app.out.note(format!("kept {name}; to remove it: kvctl ns delete {name} --now"));
+            app.out.note(format!("kept {name}; to remove it: {delete}"));
             return;
         }
         let admin = client.admin();
@@ -87,13 +89,8 @@ impl Own {
             },
         };
         match removed {
-            Ok(()) => app.out.note(format!("removed {}", self.name)),
-            Err(why) => {
-                let name = &self.name;
-                app.out.note(format!(
-                    "{name} was not removed ({why}); to remove it: kvctl ns delete {name} --now"
-                ));
-            }
+            Ok(()) => app.out.note(format!("removed {name}")),
+            Err(why) => app.out.note(format!("{name} was not removed ({why}); to remove it: {delete}")),
         }
     }
 }
@@ -113,13 +110,14 @@ mod tests {
     use crate::cli::{Cli, Command};
     use crate::config::{Config, Context};
     use crate::exit::Exit;
+    use crate::line::Line;
     use crate::output::Output;
 
     fn asked(line: &str, config_path: PathBuf) -> Result<Option<String>, Problem> {
         let Cli { global, command } = Cli::try_parse_from(line.split(' ')).unwrap();
         let Command::Bench(args) = command else { panic!("not a benchmark") };
         let out = Output::new(global.output, global.quiet, false, global.color);
-        named(&App { global, out, config_path }, &args)
+        named(&App { global, out, line: Line::default(), config_path }, &args)
     }
 
     #[test]
@@ -140,7 +138,11 @@ mod tests {
         let path = home.path().join("config.toml");
         let context =
             Context { endpoints: vec!["h:1".into()], namespace: Some("bank".into()), ..Context::default() };
-        let config = Config { current: Some("lab".into()), contexts: [("lab".to_owned(), context)].into() };
+        let config = Config {
+            current: Some("lab".into()),
+            contexts: [("lab".to_owned(), context)].into(),
+            ..Config::default()
+        };
         config.save(&path).unwrap();
         assert_eq!(asked("kvctl bench", path.clone()).unwrap().as_deref(), Some("bank"));
         assert_eq!(asked("kvctl bench --mode strong", path).unwrap(), None);
