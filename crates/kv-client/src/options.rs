@@ -18,7 +18,9 @@ pub struct ClientOptions {
     pub write_timeout: Duration,
     /// Deadline of a change of the cluster, over all attempts: a new namespace, a moved leadership.
     pub admin_timeout: Duration,
-    /// Attempts of one operation, the first one included; 1 to [`crate::limits::MAX_ATTEMPTS`].
+    /// Attempts of one operation, the first one included; 1 to [`crate::limits::MAX_ATTEMPTS`]. Refusals that
+    /// pass by themselves, as while a group elects, count only for the retry budget, and with 1 nothing is
+    /// tried again.
     pub attempts: u32,
     /// Operations in flight; one more fails at once with `CLIENT_LIMIT`.
     pub max_in_flight: usize,

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kv_storage::StorageError;
+use kv_storage::{RowChunk, StorageError, TableId};
 use kv_types::catalogue::token;
 use kv_types::causal::State;
 use kv_types::{Failure, NamespaceId, NodeId, RequestId};
@@ -61,6 +61,21 @@ impl Replica {
         drop(lock(&self.partition(slice)));
     }
 
+    /// As many rows of these namespaces as are removed at once, behind a key.
+    async fn rows_behind(
+        &self,
+        table: TableId,
+        slice: Slice,
+        run: (u64, u64),
+        after: Option<&Bytes>,
+        deadline: Instant,
+    ) -> Result<RowChunk, Failure> {
+        let (from, to) = rows_of(slice, run);
+        let from = from_there(&from, after);
+        let (rows, bytes) = REMOVED_AT_ONCE;
+        in_time(deadline, self.storage.read_range(table, &from, Some(&to), rows, bytes)).await
+    }
+
     /// Removes some records of these namespaces, which this node knows to be deleted, behind a key.
     pub(crate) async fn remove_records(
         &self,
@@ -69,11 +84,7 @@ impl Replica {
         after: Option<&Bytes>,
         deadline: Instant,
     ) -> Result<Removed, Failure> {
-        let (from, to) = rows_of(slice, run);
-        let from = from_there(&from, after);
-        let (rows, bytes) = REMOVED_AT_ONCE;
-        let read = self.storage.read_range(RECORDS, &from, Some(&to), rows, bytes);
-        let chunk = in_time(deadline, read).await?;
+        let chunk = self.rows_behind(RECORDS, slice, run, after, deadline).await?;
         let Some((last, _)) = chunk.rows.last() else { return Ok(Removed::default()) };
         // Nothing changes them any more.
         let mut removed = Removed { bytes: 0, last: Some(last.clone()) };
@@ -148,11 +159,8 @@ impl Replica {
         if lock(&self.partition(slice)).state.conflicts == 0 {
             return Ok(Removed::default());
         }
-        let (from, to) = rows_of(slice, run);
-        let from = from_there(&from, after);
-        let (rows, bytes) = REMOVED_AT_ONCE;
-        let read = self.storage.read_range(CONFLICTS, &from, Some(&to), rows, bytes);
-        let keys: Vec<Bytes> = in_time(deadline, read).await?.rows.into_iter().map(|(key, _)| key).collect();
+        let chunk = self.rows_behind(CONFLICTS, slice, run, after, deadline).await?;
+        let keys: Vec<Bytes> = chunk.rows.into_iter().map(|(key, _)| key).collect();
         let Some(last) = keys.last().cloned() else { return Ok(Removed::default()) };
         let remove = |partition: &mut Partition, rows: &mut Rows<'_>| {
             keys.iter().for_each(|key| rows.delete(CONFLICTS, key.clone()));

@@ -37,13 +37,7 @@ impl Strong {
     ) -> Result<admin::CreateNamespaceResponse, Failure> {
         let mutation = v1::Mutation::read(request.mutation.as_ref())?;
         let local = async {
-            let (members, deletes) = {
-                let catalogue = self.0.catalogue.borrow();
-                (catalogue.members.len(), catalogue.allows(FeatureLevel::DELETION))
-            };
-            if members == 0 {
-                return Err(not_initialized().into());
-            }
+            let (members, deletes) = self.members_and_deletion()?;
             let spec = namespace_spec(&request, members)?;
             // Where nothing can have been deleted every resend is recognized.
             let again = (deletes && mutation.attempt > 1).then_some(mutation.issued_at_ms);
@@ -67,13 +61,7 @@ impl Strong {
         let mutation = v1::Mutation::read(request.mutation.as_ref())?;
         let name = NamespaceName::new(request.name.clone())?;
         let local = async {
-            let (members, deletes) = {
-                let catalogue = self.0.catalogue.borrow();
-                (catalogue.members.len(), catalogue.allows(FeatureLevel::DELETION))
-            };
-            if members == 0 {
-                return Err(not_initialized().into());
-            }
+            let (_, deletes) = self.members_and_deletion()?;
             if !deletes {
                 self.raise_here(self.group(GroupId::CATALOGUE)?, FeatureLevel::DELETION, deadline).await?;
             }
@@ -85,6 +73,15 @@ impl Strong {
         };
         let onward = || Forwarded::DeleteNamespace(request.clone());
         self.change_at_leader(&mutation, local, onward, deadline, hop).await
+    }
+
+    /// How many members the cluster has, and whether its level allows deletions.
+    fn members_and_deletion(&self) -> Result<(usize, bool), Failure> {
+        let catalogue = self.0.catalogue.borrow();
+        match catalogue.members.len() {
+            0 => Err(not_initialized()),
+            members => Ok((members, catalogue.allows(FeatureLevel::DELETION))),
+        }
     }
 
     /// Has a change of a namespace decided at the leader of group 0. A client that asked this node finds it

@@ -12,7 +12,7 @@ use kv_types::{Applied, ClientId, NamespaceId, Reason};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 
 use super::bench::{Bench, present, put, refusal, revision, swap};
-use super::history::Node;
+use super::history::{Node, snapshot_travels};
 use super::writes::received;
 use crate::builder::SnapshotWork;
 use crate::digest::Digesting;
@@ -242,17 +242,7 @@ async fn replicas_agree_on_drops_through_power_cuts_and_installations() {
             match random.u8(0..6) {
                 0 | 1 => nodes[which].restart(true).await,
                 2 => nodes[which].restart(false).await,
-                3 => {
-                    let built =
-                        nodes[which].machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-                    let other = (which + 1) % 3;
-                    let at = built.meta.last_log_id.map_or(0, |last| last.index);
-                    if at > nodes[other].applied().await as u64 {
-                        let sent = received(&nodes[which].storage, &nodes[other].storage, &built);
-                        nodes[other].machine.install_snapshot(&built.meta, sent).await.unwrap();
-                        installed += 1;
-                    }
-                }
+                3 => installed += usize::from(snapshot_travels(&mut nodes, which).await.is_some()),
                 _ => {}
             }
         }

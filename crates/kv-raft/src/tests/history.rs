@@ -42,6 +42,19 @@ pub(super) struct Node {
     pub(super) machine: Machine,
 }
 
+/// The next node installs a snapshot of this one, if it is behind; it is named then.
+pub(super) async fn snapshot_travels(nodes: &mut [Node], from: usize) -> Option<usize> {
+    let built = nodes[from].machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let to = (from + 1) % nodes.len();
+    let at = built.meta.last_log_id.map_or(0, |last| last.index);
+    if at <= nodes[to].applied().await as u64 {
+        return None;
+    }
+    let sent = received(&nodes[from].storage, &nodes[to].storage, &built);
+    nodes[to].machine.install_snapshot(&built.meta, sent).await.unwrap();
+    Some(to)
+}
+
 impl Node {
     pub(super) async fn new(seed: u64, bound: u64) -> Self {
         let (disk, tiers) = (MemDisk::new(seed), MemTiers::new());
@@ -305,13 +318,7 @@ async fn replicas_have_one_history_through_power_cuts_and_installations() {
                 0 | 1 => nodes[which].restart(true).await,
                 2 => nodes[which].restart(false).await,
                 3 => {
-                    let built =
-                        nodes[which].machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-                    let other = (which + 1) % 3;
-                    let at = built.meta.last_log_id.map_or(0, |last| last.index);
-                    if at > nodes[other].applied().await as u64 {
-                        let sent = received(&nodes[which].storage, &nodes[other].storage, &built);
-                        nodes[other].machine.install_snapshot(&built.meta, sent).await.unwrap();
+                    if let Some(other) = snapshot_travels(&mut nodes, which).await {
                         assert!(model.check(&mut nodes[other], &format!("{about}, installed")).await);
                         installed += 1;
                     }
