@@ -34,7 +34,9 @@ const REPLY_WITHIN: Duration = Duration::from_secs(60);
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 /// Longest wait for a lab to serve.
 const UP_WITHIN: Duration = Duration::from_secs(90);
-/// How often a lab that starts is looked at.
+/// Longest wait for the process that runs a lab to be gone after its last reply.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// How often a lab that starts, or ends, is looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// Faults in force at once, each as it was asked for.
 const MAX_FAULTS: usize = 64;
@@ -203,7 +205,7 @@ pub async fn check(options: &LabOptions) -> Result<(), LabError> {
 /// [`supervise`] with the same options.
 pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> Result<Status, LabError> {
     check(options).await?;
-    drop(alone(&options.dir)?);
+    drop(alone(&options.dir).await?);
     let system = |what: &str| LabError::system(format!("cannot {what} in {}", options.dir.display()));
     fs::create_dir_all(&options.dir).map_err(system("create the lab"))?;
     let log = options.dir.join("supervisor.log");
@@ -273,7 +275,7 @@ pub async fn ask(dir: &Path, request: Request) -> Result<Reply, LabError> {
 /// data.
 pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
     refuse_second(&options.dir).await?;
-    let _alone = alone(&options.dir)?;
+    let _alone = alone(&options.dir).await?;
     let end = interrupted();
     tokio::pin!(end);
     let lab = tokio::select! {
@@ -486,18 +488,32 @@ fn socket_path(dir: &Path) -> Result<PathBuf, LabError> {
     }
 }
 
-/// The process that has this starts the lab, or runs it.
-fn alone(dir: &Path) -> Result<fs::File, LabError> {
+/// The process that has this starts the lab, or runs it. One that answered `Down`, or was killed, has it for
+/// a moment longer and is waited for; one that serves is not.
+async fn alone(dir: &Path) -> Result<fs::File, LabError> {
+    let deadline = Instant::now() + GONE_WITHIN;
+    loop {
+        if let Some(lock) = try_alone(dir)? {
+            return Ok(lock);
+        }
+        refuse_second(dir).await?;
+        if Instant::now() >= deadline {
+            let message =
+                format!("the lab in {} is being started, or stopped, by another process", dir.display());
+            return Err(LabError::Usage(message));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// None while another process has it.
+fn try_alone(dir: &Path) -> Result<Option<fs::File>, LabError> {
     let refused = || LabError::system(format!("cannot lock {}", dir.display()));
     fs::create_dir_all(dir).map_err(refused())?;
     let lock = fs::File::create(dir.join("supervisor.lock")).map_err(refused())?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => {
-            let message =
-                format!("the lab in {} is being started, or stopped, by another process", dir.display());
-            Err(LabError::Usage(message))
-        }
+        Ok(()) => Ok(Some(lock)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(error)) => Err(refused()(error)),
     }
 }
@@ -537,13 +553,18 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Reply>(&line(&reply).unwrap()).unwrap(), reply);
     }
 
-    #[test]
-    fn one_process_starts_a_lab() {
+    #[tokio::test(start_paused = true)]
+    async fn one_process_starts_a_lab_when_the_last_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let first = alone(dir.path()).unwrap();
-        assert!(matches!(alone(dir.path()), Err(LabError::Usage(_))));
-        drop(first);
-        alone(dir.path()).unwrap();
+        let first = alone(dir.path()).await.unwrap();
+        let began = Instant::now();
+        assert!(matches!(alone(dir.path()).await, Err(LabError::Usage(_))));
+        assert!(began.elapsed() >= GONE_WITHIN);
+        let (second, ()) = tokio::join!(alone(dir.path()), async {
+            tokio::time::sleep(GONE_WITHIN / 2).await;
+            drop(first);
+        });
+        second.unwrap();
     }
 
     #[tokio::test]
