@@ -106,6 +106,8 @@ pub(crate) struct Verdict {
     last: Option<Failure>,
     /// Attempts that a node may have taken.
     sent: u32,
+    /// It has no effect whatever becomes of it.
+    effectless: bool,
 }
 
 impl Verdict {
@@ -114,7 +116,8 @@ impl Verdict {
         let sent =
             || Failure::new(Reason::ResultUnknown, "what became of it when it was sent first is not known");
         let again = effect == Effect::Again;
-        Self { open: again.then(sent), last: None, sent: u32::from(again) }
+        let effectless = effect == Effect::None;
+        Self { open: again.then(sent), last: None, sent: u32::from(again), effectless }
     }
 
     /// The number that the next attempt bears, from 1. What was surely not taken counts for nothing: a node
@@ -145,12 +148,16 @@ impl Verdict {
 
     /// The failure to report, `last` being that of the last attempt.
     pub(crate) fn conclude(self, last: Failure, attempts: u32) -> Failure {
-        let failure = match self.open {
+        let mut failure = match self.open {
             Some(open) if last.applied != Applied::Unknown => {
                 open.with("last_reason", last.reason).with("last_message", last.message)
             }
             _ => last,
         };
+        // A node was silent: of a read nothing is open but its answer.
+        if self.effectless && failure.reason == Reason::ResultUnknown {
+            failure.reason = Reason::DeadlineExpired;
+        }
         if kv_types::mutant!(UnknownAsNotApplied) {
             return Failure { applied: Applied::No, ..failure };
         }
@@ -428,6 +435,15 @@ mod tests {
         proven.add(&failure(Reason::ConnectionLost));
         proven.add(&failure(Reason::LimitValue));
         assert_eq!(proven.conclude(failure(Reason::LimitValue), 2).applied, Applied::No);
+    }
+
+    #[test]
+    fn nothing_of_a_read_is_unknown() {
+        let mut verdict = Verdict::of(Effect::None);
+        let silent = failure(Reason::ResultUnknown).of_read();
+        verdict.add(&silent);
+        let whole = verdict.conclude(silent, 1);
+        assert_eq!((whole.reason, whole.applied), (Reason::DeadlineExpired, Applied::No));
     }
 
     #[test]

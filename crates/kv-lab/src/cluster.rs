@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
@@ -646,9 +647,8 @@ impl Lab {
             _ => {}
         }
         let log = self.log_file(node);
-        let open_log = || std::fs::File::options().create(true).append(true).open(&log);
-        let (stdout, stderr) = open_log()
-            .and_then(|out| open_log().map(|err| (out, err)))
+        let (stdout, stderr) = open_log(&log)
+            .and_then(|out| open_log(&log).map(|err| (out, err)))
             .map_err(LabError::system(format!("cannot open {}", log.display())))?;
         let mut command = self.network.command(node, &self.server);
         command
@@ -705,10 +705,7 @@ impl Lab {
         #[allow(clippy::disallowed_methods, reason = "the nodes' logs are in the system's time")]
         let now = SystemTime::now();
         let line = process::marker(&format!("{node} {what}"), now);
-        let append = || {
-            let mut file = std::fs::File::options().create(true).append(true).open(&log)?;
-            std::io::Write::write_all(&mut file, line.as_bytes())
-        };
+        let append = || std::io::Write::write_all(&mut open_log(&log)?, line.as_bytes());
         append().map_err(LabError::system(format!("cannot write {}", log.display())))
     }
 
@@ -802,6 +799,11 @@ fn write(path: &Path, text: &str) -> Result<(), LabError> {
     let fresh = path.with_extension("fresh");
     let written = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, path));
     written.map_err(LabError::system(format!("cannot write {}", path.display())))
+}
+
+/// A log, to write at its end. It names keys and addresses, which are for its owner alone.
+pub(crate) fn open_log(path: &Path) -> std::io::Result<std::fs::File> {
+    std::fs::File::options().create(true).append(true).mode(0o600).open(path)
 }
 
 fn remove_folder(path: &Path) -> Result<(), LabError> {

@@ -2,7 +2,7 @@
 //! one JSON line for a request and one for its reply. The folder is the lab's name; nothing else has to be
 //! known to find it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{self, Lab, LabOptions};
 use crate::installed::Installed;
-use crate::matrix::{Fault, Faults, Flow, NodeName};
+use crate::matrix::{Direction, Fault, Faults, Flow, NodeName};
 use crate::process::Proof;
 use crate::{LabError, interrupted};
 
@@ -136,8 +136,10 @@ pub enum Reply {
     Process(Proof),
     /// The faults in force.
     Faults {
-        /// All of them.
-        faults: Vec<Fault>,
+        /// Those of the network.
+        faults: Vec<InForce>,
+        /// Nodes that stand still.
+        paused: Vec<NodeName>,
     },
     /// As asked.
     Done,
@@ -148,6 +150,18 @@ pub enum Reply {
         /// The exit code that goes with it.
         exit_code: u8,
     },
+}
+
+/// What happens on one direction, and what will when that ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// The flow in force.
+    #[serde(flatten)]
+    pub fault: Fault,
+    /// When it ends by itself, from now.
+    pub ends_in_ms: Option<u64>,
+    /// What was asked for there too, in the order in which it was asked for.
+    pub beneath: Vec<Flow>,
 }
 
 /// A lab as its supervisor sees it.
@@ -209,7 +223,8 @@ pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> R
     let system = |what: &str| LabError::system(format!("cannot {what} in {}", options.dir.display()));
     fs::create_dir_all(&options.dir).map_err(system("create the lab"))?;
     let log = options.dir.join("supervisor.log");
-    let out = fs::File::create(&log).map_err(system("write supervisor.log"))?;
+    let _ = fs::remove_file(&log); // of the lab before
+    let out = cluster::open_log(&log).map_err(system("write supervisor.log"))?;
     let err = out.try_clone().map_err(system("write supervisor.log"))?;
     let mut supervise = supervise;
     supervise.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
@@ -315,14 +330,36 @@ pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
 struct Asked {
     next: u64,
     faults: BTreeMap<u64, Faults>,
-    /// Those that end by themselves.
-    timed: BTreeSet<u64>,
+    /// When those end that end by themselves.
+    timed: BTreeMap<u64, Instant>,
 }
 
 impl Asked {
     /// What they come to together.
     fn together(&self) -> Faults {
         self.faults.values().fold(Faults::none(), |all, faults| all.and(faults))
+    }
+
+    /// Each direction on which something is in force, until when, and what lies beneath.
+    fn list(&self, now: Instant) -> Vec<InForce> {
+        let together = self.together().list();
+        together.into_iter().map(|fault| self.in_force(fault, now)).collect()
+    }
+
+    fn in_force(&self, fault: Fault, now: Instant) -> InForce {
+        let way = Direction::new(fault.from.0, fault.to.0);
+        let there = self.faults.iter().map(|(id, faults)| (id, faults.flow(way)));
+        let there = there.filter(|(_, flow)| *flow != Flow::Pass);
+        let (same, beneath): (Vec<_>, Vec<_>) = there.partition(|(_, flow)| *flow == fault.flow);
+        // The same twice ends with the later one, and one that does not end by itself is the latest.
+        let ends: Option<Vec<Instant>> = same.iter().map(|(id, _)| self.timed.get(id).copied()).collect();
+        let ends = ends.and_then(|ends| ends.into_iter().max());
+        let left = |end: Instant| u64::try_from(end.duration_since(now).as_millis()).unwrap_or(u64::MAX);
+        InForce {
+            fault,
+            ends_in_ms: ends.map(left),
+            beneath: beneath.into_iter().map(|(_, flow)| flow).collect(),
+        }
     }
 }
 
@@ -360,9 +397,13 @@ impl Supervisor {
         let one = |from: NodeName, to: NodeName, flow| Faults::none().with(from.0, to.0, flow);
         let (faults, for_ms) = match request {
             Request::Status => return Ok(Reply::Status(self.status().await)),
-            Request::List => return Ok(Reply::Faults { faults: lab.faults().await.0.list() }),
-            Request::Kill { node } => return lab.kill(node.0).await.map(|_| Reply::Done),
-            Request::Restart { node } => return lab.restart(node.0).await.map(|_| Reply::Done),
+            Request::List => {
+                let faults = self.asked.lock().await.list(Instant::now());
+                let paused = lab.paused().await.into_iter().map(NodeName).collect();
+                return Ok(Reply::Faults { faults, paused });
+            }
+            Request::Kill { node } => return lab.kill(node.0).await.map(Reply::Process),
+            Request::Restart { node } => return lab.restart(node.0).await.map(Reply::Process),
             Request::Pause { node } => return lab.pause(node.0).await.map(Reply::Process),
             Request::Resume { node } => return lab.resume(node.0).await.map(Reply::Process),
             Request::Down => {
@@ -398,7 +439,7 @@ impl Supervisor {
         let mut asked = self.asked.lock().await;
         // Asked for once more, or with another figure: it takes the place of the earlier one.
         let same = |(id, earlier): (&u64, &Faults)| {
-            (!asked.timed.contains(id) && earlier.is_about_the_same(&faults)).then_some(*id)
+            (!asked.timed.contains_key(id) && earlier.is_about_the_same(&faults)).then_some(*id)
         };
         if let Some(earlier) = asked.faults.iter().find_map(same) {
             asked.faults.remove(&earlier);
@@ -413,10 +454,11 @@ impl Supervisor {
             asked.faults.remove(&id);
         })?;
         if let Some(ms) = for_ms {
-            asked.timed.insert(id);
+            let end = Instant::now() + Duration::from_millis(ms);
+            asked.timed.insert(id, end);
             let supervisor = Arc::clone(self);
             tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_millis(ms)).await;
+                tokio::time::sleep_until(end).await;
                 let mut asked = supervisor.asked.lock().await;
                 asked.timed.remove(&id);
                 if asked.faults.remove(&id).is_some() {
@@ -598,6 +640,30 @@ mod tests {
         assert_eq!(flow(n3, n2), Flow::Pass);
         asked.faults.remove(&0);
         assert_eq!(asked.together().list().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_listed_says_how_long_and_what_is_beneath() {
+        let [n1, n2] = [1, 2].map(NodeId);
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let late = Flow::Delay { ms: 5, jitter_ms: 0 };
+        let mut asked = Asked::default();
+        asked.faults.insert(0, Faults::none().with(n1, n2, late));
+        asked.faults.insert(1, Faults::partition(&[vec![n1], vec![n2]]));
+        asked.faults.insert(2, Faults::partition(&[vec![n1], vec![n2]]));
+        asked.timed.extend([(1, now + 9 * second), (2, now + 7 * second)]);
+        let said = |asked: &Asked| {
+            let list = asked.list(now + second);
+            list.into_iter()
+                .map(|found| (found.fault.flow, found.ends_in_ms, found.beneath))
+                .collect::<Vec<_>>()
+        };
+        let cut = Flow::Swallow;
+        assert_eq!(said(&asked), [(cut, Some(8_000), vec![late]), (cut, Some(8_000), Vec::new())]);
+        asked.timed.remove(&1);
+        assert_eq!(said(&asked)[0], (cut, None, vec![late]), "one of the two does not end");
+        asked.faults.retain(|id, _| *id == 0);
+        assert_eq!(said(&asked), [(late, None, Vec::new())]);
     }
 
     #[tokio::test]

@@ -135,7 +135,7 @@ impl fmt::Display for Flow {
 }
 
 /// A fault on one direction, as listed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The sender.
     pub from: NodeName,

@@ -9,12 +9,13 @@
     reason = "a test fails by panicking"
 )]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use kv_lab::control::{Reply, Request, Status, ask, launch, supervise};
-use kv_lab::{LabError, LabOptions, NodeName};
+use kv_lab::{LabError, LabOptions, NodeName, Proof};
 
 /// Names the lab's folder to the process that supervises it.
 const DIR: &str = "KV_LAB_TEST_DIR";
@@ -59,6 +60,10 @@ async fn a_lab_comes_up_is_broken_and_healed_and_leaves_nothing() {
     let dir = dir.path();
     let status = up(dir).await;
     assert!(status.nodes.len() == 3 && status.nodes.iter().all(|node| node.up), "{status:?}");
+    for log in ["supervisor.log", "logs/n1.log"] {
+        let mode = std::fs::metadata(dir.join(log)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{log}: keys and addresses are for the owner");
+    }
     let refused = launch(&options(dir), Command::new("true")).await.unwrap_err();
     assert!(matches!(refused, LabError::AlreadyRunning { .. }), "{refused}");
 
@@ -70,7 +75,9 @@ async fn a_lab_comes_up_is_broken_and_healed_and_leaves_nothing() {
     };
     assert_eq!((cut.links, cut.probes, cut.as_expected), (4, 4, 4));
     let healed_by_itself = async {
-        while ask(dir, Request::List).await.unwrap() != (Reply::Faults { faults: Vec::new() }) {
+        while ask(dir, Request::List).await.unwrap()
+            != (Reply::Faults { faults: Vec::new(), paused: Vec::new() })
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -80,10 +87,17 @@ async fn a_lab_comes_up_is_broken_and_healed_and_leaves_nothing() {
     let Reply::Installed(healed) = ask(dir, Request::Heal).await.unwrap() else { panic!("so is healing") };
     assert_eq!((healed.links, healed.as_expected), (1, healed.probes));
 
-    ask(dir, Request::Kill { node: node(2) }).await.unwrap();
+    let kill = || ask(dir, Request::Kill { node: node(2) });
+    let killed = |reply| matches!(reply, Reply::Process(Proof::Killed { by_signal: true, .. }));
+    assert!(killed(kill().await.unwrap()));
+    assert!(!killed(kill().await.unwrap()), "it did not run");
     let Reply::Status(one_down) = ask(dir, Request::Status).await.unwrap() else { panic!("a status") };
     assert!(!one_down.nodes[1].up && one_down.nodes[2].up);
     ask(dir, Request::Restart { node: node(2) }).await.unwrap();
+    ask(dir, Request::Pause { node: node(3) }).await.unwrap();
+    let still = Reply::Faults { faults: Vec::new(), paused: vec![node(3)] };
+    assert_eq!(ask(dir, Request::List).await.unwrap(), still);
+    ask(dir, Request::Resume { node: node(3) }).await.unwrap();
     let unknown = ask(dir, Request::Kill { node: node(9) }).await.unwrap_err();
     assert_eq!(unknown.exit_code(), 2, "{unknown}");
 

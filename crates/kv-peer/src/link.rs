@@ -71,6 +71,14 @@ enum Phase {
     },
 }
 
+/// Why there is no connection.
+struct Broken {
+    /// For callers, whose answers people read: no address that only this node uses, no library's words.
+    said: String,
+    /// For the log.
+    detail: String,
+}
+
 struct Queued {
     about: Address,
     patience: Patience,
@@ -241,12 +249,16 @@ impl Link {
                     why
                 }
                 Ok(Err(why)) => why,
-                Err(_) => format!("{} did not answer within {:?}", self.dial, limits::CONNECT_TIMEOUT),
+                Err(_) => {
+                    let late = format!("no answer within {:?}", limits::CONNECT_TIMEOUT);
+                    let detail = format!("{}: {late}", self.dial);
+                    Broken { said: format!("no connection to {}: {late}", self.to), detail }
+                }
             };
             if failures == 0 {
-                tracing::debug!(peer = %self.to, lane = ?self.lane, %why, "not connected");
+                tracing::debug!(peer = %self.to, lane = ?self.lane, why = why.detail, "not connected");
             }
-            self.close(&why);
+            self.close(&why.said);
             tokio::time::sleep(self.pause(failures)).await;
             failures = failures.saturating_add(1);
         }
@@ -269,14 +281,14 @@ impl Link {
     async fn connect(
         self: &Arc<Self>,
         connection: u64,
-    ) -> Result<(PeerServiceClient<Channel>, Streaming<ExchangeResponse>), String> {
+    ) -> Result<(PeerServiceClient<Channel>, Streaming<ExchangeResponse>), Broken> {
         let (network, address) = (self.env.network.clone(), self.dial.clone());
         let connector = tower::service_fn(move |_: http::Uri| {
             let (network, address) = (network.clone(), address.clone());
             async move { network.dial(&address).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_shared(format!("http://{}", self.to))
-            .map_err(|error| chain(&error))?
+            .map_err(|error| self.broken(&error))?
             .connect_timeout(limits::CONNECT_TIMEOUT)
             .http2_keep_alive_interval(limits::KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(limits::KEEP_ALIVE_TIMEOUT)
@@ -285,16 +297,12 @@ impl Link {
             .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
             .connect_with_connector(connector)
             .await
-            .map_err(|error| format!("{}: {}", self.dial, chain(&error)))?;
+            .map_err(|error| self.broken(&error))?;
         let mut client = PeerServiceClient::new(channel)
             .max_decoding_message_size(MAX_PEER_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_PEER_MESSAGE_BYTES);
         let outgoing = Outgoing { link: Arc::clone(self), connection };
-        let answers = client
-            .exchange(outgoing)
-            .await
-            .map_err(|status| format!("{}: {status}", self.dial))?
-            .into_inner();
+        let answers = client.exchange(outgoing).await.map_err(|status| self.broken(&status))?.into_inner();
         let mut state = self.state();
         state.phase = Phase::Open;
         // A port closes connections that do not say soon whose they are, and this one may have nothing to do.
@@ -305,12 +313,15 @@ impl Link {
     }
 
     /// Hands out answers until the stream ends; says why it did.
-    async fn read(&self, mut answers: Streaming<ExchangeResponse>) -> String {
+    async fn read(&self, mut answers: Streaming<ExchangeResponse>) -> Broken {
         loop {
             let message = match answers.message().await {
                 Ok(Some(message)) => message,
-                Ok(None) => return format!("{} closed the stream", self.to),
-                Err(status) => return format!("{}: {}", self.dial, chain(&status)),
+                Ok(None) => {
+                    let said = format!("{} closed the connection", self.to);
+                    return Broken { detail: said.clone(), said };
+                }
+                Err(status) => return self.broken(&status),
             };
             // That bytes arrive (id 0) is said by the one that accepts them, before it knows for whom they
             // are.
@@ -341,6 +352,13 @@ impl Link {
             if full {
                 state.wake_sender();
             }
+        }
+    }
+
+    fn broken(&self, error: &(dyn std::error::Error + 'static)) -> Broken {
+        Broken {
+            said: format!("no connection to {}: {}", self.to, cause(error)),
+            detail: format!("{}: {}", self.dial, chain(error)),
         }
     }
 
@@ -479,4 +497,38 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What broke a connection, in the words of the system.
+fn cause(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    use std::io::{self, ErrorKind};
+    let io =
+        |error: &(dyn std::error::Error + 'static)| error.downcast_ref::<io::Error>().map(io::Error::kind);
+    // An error of the system that wraps another one does not name it as its source.
+    let sources = std::iter::successors(Some(error), |error| {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| error.source())
+    });
+    match sources.filter_map(io).filter(|kind| *kind != ErrorKind::Other).last() {
+        Some(ErrorKind::ConnectionRefused) => "connection refused",
+        Some(ErrorKind::TimedOut) => "it does not answer",
+        Some(ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable) => "there is no way to it",
+        Some(ErrorKind::NotFound) => "its name is not known",
+        _ => "the connection was lost",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn callers_are_told_what_broke_without_addresses() {
+        let inner = io::Error::new(io::ErrorKind::ConnectionRefused, "tcp connect error, 127.0.0.1:40123");
+        assert_eq!(cause(&inner), "connection refused");
+        assert_eq!(cause(&io::Error::other(inner)), "connection refused");
+        let status = tonic::Status::unknown("h2 protocol error");
+        assert_eq!(cause(&status), "the connection was lost");
+    }
 }

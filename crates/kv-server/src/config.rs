@@ -322,6 +322,10 @@ fn resolve(
     let data_dir = data_dir.or_else(|| own.data_dir.as_ref().map(|dir| base.join(dir))).ok_or_else(|| {
         refuse(format!("{node_id} has no data_dir: set it in its [[node]] section, or pass --data-dir"))
     })?;
+    // What is below asks for the working directory again and again, which may go.
+    let data_dir = std::path::absolute(&data_dir).map_err(|error| {
+        refuse(format!("the data_dir {} cannot be resolved: {error}", data_dir.display()))
+    })?;
     let mut members: Vec<Member> = file
         .node
         .iter()

@@ -47,6 +47,22 @@ async fn configurations_that_do_not_hold_end_in_words_and_exit_2() {
     assert!(code == Some(2) && words.contains("is not a node"), "{words}");
 }
 
+/// Where the program was started may be gone; that is an error only where something is meant from there.
+#[tokio::test]
+async fn a_working_folder_that_is_gone_ends_in_words_and_exit_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = cluster_file(folder.path(), &members(1), "");
+    let gone = folder.path().join("gone");
+    std::fs::create_dir(&gone).unwrap();
+    let kvd = env!("CARGO_BIN_EXE_kvd");
+    let mut command = Command::new("sh");
+    command.arg("-c").arg("cd \"$1\" && rmdir \"$1\" && shift && exec \"$@\"").arg("sh").args([&gone]);
+    command.arg(kvd).arg("--config").arg(&file).args(["--node", "n1", "--data-dir", "data"]);
+    command.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+    let (code, words) = refused(command).await;
+    assert!(code == Some(2) && words.contains("CONFIG_INVALID") && words.contains("data_dir"), "{words}");
+}
+
 #[tokio::test]
 async fn a_busy_port_ends_in_words_and_exit_2() {
     let folder = tempfile::tempdir().unwrap();

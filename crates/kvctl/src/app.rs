@@ -58,8 +58,10 @@ impl App {
         Config::load(&self.config_path)
     }
 
+    /// Where nodes are named, the file is not asked: one that is damaged does no harm.
     pub(crate) fn target(&self) -> Result<Target, Problem> {
-        Target::resolve(&self.global, &self.config()?)
+        let config = if self.global.endpoints.is_empty() { self.config()? } else { Config::default() };
+        Target::resolve(&self.global, &config)
     }
 
     pub(crate) fn options(&self) -> Result<ClientOptions, Problem> {
@@ -97,17 +99,20 @@ impl App {
 
     /// The namespace and its settings: `NAMESPACE_UNKNOWN` with the nearest name when there is none.
     pub(crate) async fn lookup(&self, client: &Client, name: &str) -> Result<NamespaceInfo, Problem> {
-        find(&client.admin().topology().await?, name)
+        let topology = client.admin().topology().await?;
+        if topology.epoch != Epoch(0) {
+            return find(&topology, name);
+        }
+        // A node that has not seen the catalogue yet refuses to list it, and that is waited for.
+        let known = client.admin().list_namespaces().await?;
+        let known = known.into_iter().map(|info| (info.namespace.name.to_string(), info)).collect();
+        find(&Topology { namespaces: known, ..topology }, name)
     }
 }
 
 fn find(topology: &Topology, name: &str) -> Result<NamespaceInfo, Problem> {
     if let Some(info) = topology.namespaces.get(name) {
         return Ok(info.clone());
-    }
-    if topology.epoch == Epoch(0) {
-        let message = format!("{} has not seen the catalogue yet", topology.answered_by);
-        return Err(Problem::from(Failure::new(Reason::NotReady, message)));
     }
     let nearest = topology.namespaces.keys().map(|known| (distance(known, name), known)).min();
     let nearest = match nearest {

@@ -137,6 +137,8 @@ pub(crate) enum Command {
     /// Contexts: which cluster is meant
     #[command(subcommand)]
     Ctx(Ctx),
+    /// The same commands one after the other, with history and completion; or those of a file
+    Shell,
     /// The namespaces, as `ns list`
     #[command(hide = true)]
     Ls,
@@ -152,6 +154,11 @@ pub(crate) enum Command {
     Completion {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder, which is made if it is not there
+        folder: PathBuf,
     },
     /// Show the version
     Version,

@@ -92,10 +92,7 @@ pub(crate) async fn lab_line(app: &App) -> Option<String> {
     else {
         return None;
     };
-    Some(match lab.faults_for_ms {
-        Some(ms) => format!("LAB  {} links cut or slow for {} s", lab.faults.len(), ms / 1_000),
-        None => "LAB  no faults".to_owned(),
-    })
+    Some(format!("LAB  {}", crate::lab::broken(&lab)))
 }
 
 /// A cluster in the eyes of one node.

@@ -8,6 +8,7 @@ use std::{env, fs};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
+use crate::line::quoted;
 use crate::problem::Problem;
 
 /// A cluster and how to reach it.
@@ -67,10 +68,13 @@ impl Config {
         }
         toml::from_str(&text).map_err(|error| {
             let message = format!("{} makes no sense: {error}", path.display());
+            let file = path.display().to_string();
+            let away = format!("mv {} {}", quoted(&file), quoted(&format!("{file}.damaged")));
             Problem::usage(format!(
                 "{}\nmend it, or move it away: it holds the contexts and nothing else",
                 message.trim()
             ))
+            .try_this(away, "the contexts are forgotten; -e HOST:PORT needs none")
         })
     }
 

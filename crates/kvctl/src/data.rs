@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -264,18 +265,18 @@ fn siblings_json(place: &Place, key: &[u8], answer: &Answer<Siblings>) -> Value 
 
 pub(crate) async fn put(app: &App, args: &Put) -> Result<Exit, Problem> {
     let key = key(&args.key, &args.form).await?;
+    let value = value(&args.value).await?;
     let place = Place::find_for(app, &args.options.again).await?;
     place.refuse_write_options(&args.options)?;
-    let value = value(&args.value).await?;
     match place.mode {
         Mode::Strong => {
             let answer = place.strong(&args.options.again).put(&key, value).await?;
-            written(app, &place, &key, &answer, answer.value)
+            Ok(written(app, &place, &key, &answer, answer.value))
         }
         Mode::Available => {
             let context = context(&args.options).await?;
             let answer = place.available(&args.options).put(&key, value, context).await?;
-            written_context(app, &place, &key, "OK", &answer)
+            Ok(written_context(app, &place, &key, "OK", &answer))
         }
     }
 }
@@ -288,26 +289,23 @@ pub(crate) async fn del(app: &App, args: &Del) -> Result<Exit, Problem> {
         Mode::Strong => {
             let answer = place.strong(&args.options.again).delete(&key).await?;
             verbose(app, &answer);
-            if app.out.is_json() {
+            let name = shown(&place.namespace, &key);
+            let said = if app.out.is_json() {
                 let fields =
                     [("existed", answer.value.existed.into()), ("revision", answer.value.revision.0.into())];
-                app.out.json(&place.json(&key, &answer, fields))?;
+                app.out.json(&place.json(&key, &answer, fields))
             } else if answer.value.existed {
-                let name = shown(&place.namespace, &key);
-                app.out.done(format!("deleted  {name}  revision {}", answer.value.revision))?;
+                app.out.done(format!("deleted  {name}  revision {}", answer.value.revision))
             } else {
-                app.out.done(format!(
-                    "absent  {}  there was nothing to delete",
-                    shown(&place.namespace, &key)
-                ))?;
-            }
+                app.out.done(format!("absent  {name}  there was nothing to delete"))
+            };
             // It is gone either way; an available namespace could not tell.
-            Ok(Exit::Done)
+            Ok(app.out.acknowledged(said))
         }
         Mode::Available => {
             let context = context(&args.options).await?;
             let answer = place.available(&args.options).delete(&key, context).await?;
-            written_context(app, &place, &key, "deleted", &answer)
+            Ok(written_context(app, &place, &key, "deleted", &answer))
         }
     }
 }
@@ -321,7 +319,7 @@ pub(crate) async fn cas(app: &App, args: &Cas) -> Result<Exit, Problem> {
     let value = value(&args.value).await?;
     let answer = place.strong(&args.again).compare_and_set(&key, expect, value).await?;
     match &answer.value {
-        Swap::Swapped(revision) => written(app, &place, &key, &answer, *revision),
+        Swap::Swapped(revision) => Ok(written(app, &place, &key, &answer, *revision)),
         Swap::Mismatch(found) => {
             verbose(app, &answer);
             if app.out.is_json() {
@@ -346,40 +344,28 @@ pub(crate) async fn cas(app: &App, args: &Cas) -> Result<Exit, Problem> {
     }
 }
 
-fn written<T>(
-    app: &App,
-    place: &Place,
-    key: &[u8],
-    answer: &Answer<T>,
-    revision: Revision,
-) -> Result<Exit, Problem> {
+fn written<T>(app: &App, place: &Place, key: &[u8], answer: &Answer<T>, revision: Revision) -> Exit {
     verbose(app, answer);
-    if app.out.is_json() {
-        app.out.json(&place.json(key, answer, [("revision", revision.0.into())]))?;
+    let said = if app.out.is_json() {
+        app.out.json(&place.json(key, answer, [("revision", revision.0.into())]))
     } else {
-        app.out.done(format!("OK  {}  revision {revision}", shown(&place.namespace, key)))?;
-    }
-    Ok(Exit::Done)
+        app.out.done(format!("OK  {}  revision {revision}", shown(&place.namespace, key)))
+    };
+    app.out.acknowledged(said)
 }
 
-fn written_context(
-    app: &App,
-    place: &Place,
-    key: &[u8],
-    word: &str,
-    answer: &Answer<CausalContext>,
-) -> Result<Exit, Problem> {
+fn written_context(app: &App, place: &Place, key: &[u8], word: &str, answer: &Answer<CausalContext>) -> Exit {
     verbose(app, answer);
-    if app.out.is_json() {
-        app.out.json(&place.json(key, answer, [("context_b64", base64(&answer.value.0).into())]))?;
+    let said = if app.out.is_json() {
+        app.out.json(&place.json(key, answer, [("context_b64", base64(&answer.value.0).into())]))
     } else {
         // Passed on to another node is no less than was promised.
         let degraded = answer.receipt.degraded.iter().any(|how| *how != Degradation::Forwarded);
         let by = if degraded { "   (degraded: -v says how)" } else { "" };
         let name = shown(&place.namespace, key);
-        app.out.done(format!("{word}  {name}  at {}{by}", answer.receipt.served_by))?;
-    }
-    Ok(Exit::Done)
+        app.out.done(format!("{word}  {name}  at {}{by}", answer.receipt.served_by))
+    };
+    app.out.acknowledged(said)
 }
 
 /// A key as a person may see it: nothing in it moves the cursor.
@@ -472,17 +458,29 @@ pub(crate) async fn read(file: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
     let reading = tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();
         if path == Path::new("-") {
+            if is_nothing(Path::new("/dev/stdin")) {
+                let closed = "it is closed; an empty value is written as ''";
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, closed));
+            }
             std::io::stdin().lock().take(limit).read_to_end(&mut bytes)?;
         } else {
             fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
         }
         Ok::<_, std::io::Error>(bytes)
     });
-    let unreadable = |why: String| Problem::usage(format!("cannot read {}: {why}", file.display()));
+    let name = if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
+    let unreadable = |why: String| Problem::usage(format!("cannot read {name}: {why}"));
     reading
         .await
         .map_err(|error| unreadable(error.to_string()))?
         .map_err(|error| unreadable(error.to_string()))
+}
+
+/// Whether this is the device that has nothing to read, which also stands for an input that was closed.
+fn is_nothing(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|found| (found.file_type(), found.rdev())).ok();
+    let nothing = device(Path::new("/dev/null"));
+    nothing.is_some_and(|(kind, _)| kind.is_char_device()) && device(path) == nothing
 }
 
 #[cfg(test)]

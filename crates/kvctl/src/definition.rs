@@ -8,7 +8,7 @@ use clap::{ArgAction, Command, CommandFactory};
 use crate::cli::Cli;
 
 /// What each command looks like when it is typed. A test reads every line.
-const EXAMPLES: [(&str, &[&str]); 37] = [
+const EXAMPLES: [(&str, &[&str]); 39] = [
     (
         "get",
         &[
@@ -78,7 +78,9 @@ const EXAMPLES: [(&str, &[&str]); 37] = [
     ("ctx add", &["kvctl ctx add prod -e db1:7101 -e db2:7101 -n bank"]),
     ("ctx use", &["kvctl ctx use lab"]),
     ("ctx remove", &["kvctl ctx remove prod"]),
+    ("shell", &["kvctl shell", "kvctl shell -n bank", "kvctl shell < commands.txt"]),
     ("completion", &["kvctl completion bash > kvctl.bash"]),
+    ("man", &["kvctl man /usr/local/share/man/man1"]),
 ];
 
 /// The whole tree, built.

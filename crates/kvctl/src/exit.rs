@@ -33,6 +33,15 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
+    /// How a command ended that ran as a program of its own; none: a signal ended it.
+    pub(crate) fn from_code(code: Option<i32>) -> Self {
+        let all = [Self::Done, Self::No, Self::Usage, Self::Unavailable, Self::Unknown, Self::Siblings];
+        match code {
+            None | Some(130) => Self::Interrupted,
+            Some(code) => all.into_iter().find(|exit| *exit as i32 == code).unwrap_or(Self::Refused),
+        }
+    }
+
     /// The code of a failed operation.
     pub(crate) fn of(failure: &Failure) -> Self {
         if failure.applied != Applied::No {
@@ -110,5 +119,9 @@ mod tests {
         let all = [Exit::Done, Exit::No, Exit::Usage, Exit::Unavailable, Exit::Unknown, Exit::Refused];
         assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
         assert_eq!((Exit::Siblings as u8, Exit::Interrupted as u8), (6, 130));
+        for exit in all.into_iter().chain([Exit::Siblings, Exit::Interrupted]) {
+            assert_eq!(Exit::from_code(Some(exit as i32)), exit);
+        }
+        assert_eq!((Exit::from_code(None), Exit::from_code(Some(99))), (Exit::Interrupted, Exit::Refused));
     }
 }

@@ -1,68 +1,110 @@
 //! Faults in the network and the processes of a lab, and of nothing else.
 
+use std::path::Path;
 use std::time::Duration;
 
-use kv_lab::control::{Reply, Request};
-use kv_lab::{Flow, Installed, NodeName};
+use kv_lab::control::{InForce, Reply, Request};
+use kv_lab::{Fault, Flow, Installed, NodeName};
 use serde_json::json;
 
 use crate::app::App;
-use crate::cli::{Fault, WhichLab};
+use crate::cli::{self, WhichLab};
 use crate::exit::Exit;
 use crate::lab::{ask, find, process};
 use crate::output::table;
 use crate::problem::Problem;
 
-pub(crate) async fn run(app: &App, command: &Fault) -> Result<Exit, Problem> {
+pub(crate) async fn run(app: &App, command: &cli::Fault) -> Result<Exit, Problem> {
     let folder = find(app, &WhichLab { name: None, dir: std::env::var_os("KVCTL_LAB_DIR").map(Into::into) })?;
     let millis =
         |lasting: &Option<Duration>| lasting.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let (request, healing) = match command {
-        Fault::Partition { groups, lasting } => {
+        cli::Fault::Partition { groups, lasting } => {
             let groups = kv_lab::parse_groups(&groups.join(" "))?;
             let groups = groups.into_iter().map(|group| group.into_iter().map(NodeName).collect()).collect();
             (Request::Partition { groups, for_ms: millis(lasting) }, *lasting)
         }
-        Fault::Isolate { node, lasting } => {
+        cli::Fault::Isolate { node, lasting } => {
             (Request::Isolate { node: NodeName(*node), for_ms: millis(lasting) }, *lasting)
         }
-        Fault::Reset { from, to, lasting } => (flow(*from, *to, Flow::Reset, millis(lasting)), *lasting),
-        Fault::Slow { from, to, bytes, lasting } => {
+        cli::Fault::Reset { from, to, lasting } => (flow(*from, *to, Flow::Reset, millis(lasting)), *lasting),
+        cli::Fault::Slow { from, to, bytes, lasting } => {
             let slow = Flow::Slow { bytes_per_second: *bytes };
             (flow(*from, *to, slow, millis(lasting)), *lasting)
         }
-        Fault::Pause { node } => (Request::Pause { node: NodeName(*node) }, None),
-        Fault::Resume { node } => (Request::Resume { node: NodeName(*node) }, None),
-        Fault::Heal => (Request::Heal, None),
-        Fault::List => (Request::List, None),
+        cli::Fault::Pause { node } => (Request::Pause { node: NodeName(*node) }, None),
+        cli::Fault::Resume { node } => (Request::Resume { node: NodeName(*node) }, None),
+        cli::Fault::Heal => (Request::Heal, None),
+        cli::Fault::List => (Request::List, None),
     };
     let done = match command {
-        Fault::Partition { .. } | Fault::Isolate { .. } => Done::Cut,
-        Fault::Reset { .. } => Done::Reset,
-        Fault::Slow { .. } => Done::Slowed,
+        cli::Fault::Partition { .. } | cli::Fault::Isolate { .. } => Done::Cut,
+        cli::Fault::Reset { .. } => Done::Reset,
+        cli::Fault::Slow { .. } => Done::Slowed,
         _ => Done::Healed,
     };
     match ask(app, &folder, request).await? {
-        Reply::Installed(installed) => report(app, &installed, done, healing),
-        Reply::Process(proof) => process(app, &proof),
-        Reply::Faults { faults } => {
-            if app.out.is_json() {
-                for fault in &faults {
-                    let (from, to) = (fault.from.to_string(), fault.to.to_string());
-                    app.out.json(&json!({ "from": from, "to": to, "flow": fault.flow.to_string() }))?;
-                }
-            } else if faults.is_empty() {
-                app.out.note("no faults");
-            } else {
-                let row = |fault: &kv_lab::Fault| {
-                    vec![fault.from.to_string(), fault.to.to_string(), fault.flow.to_string()]
-                };
-                app.out.line(table(&["from", "to", "flow"], faults.iter().map(row)))?;
+        Reply::Installed(installed) => {
+            let exit = report(app, &installed, done, healing)?;
+            if done == Done::Healed {
+                remind(app, &folder).await;
             }
+            Ok(exit)
+        }
+        Reply::Process(proof) => process(app, &proof),
+        Reply::Faults { faults, paused } => {
+            list(app, &faults, &paused)?;
             Ok(Exit::Done)
         }
         Reply::Status(_) | Reply::Done | Reply::Error { .. } => Ok(Exit::Done),
     }
+}
+
+/// Links that heal are not all that can be broken: nodes that stand still, or are down, stay so.
+async fn remind(app: &App, folder: &Path) {
+    let Ok(Reply::Status(status)) = ask(app, folder, Request::Status).await else { return };
+    for node in &status.nodes {
+        let (is, word) = match (node.up, node.paused) {
+            (false, _) => ("is down", "restart"),
+            (true, true) => ("stands still", "resume"),
+            (true, false) => continue,
+        };
+        let line = app.line.of_lab(&["lab", word]).operand("node", node.node.to_string());
+        app.out.note(format!("note: {} {is}: {line}", node.node));
+    }
+}
+
+fn list(app: &App, faults: &[InForce], paused: &[NodeName]) -> Result<(), Problem> {
+    let words = |flows: &[Flow]| flows.iter().map(Flow::to_string).collect::<Vec<_>>();
+    if app.out.is_json() {
+        for InForce { fault, ends_in_ms, beneath } in faults {
+            let (from, to) = (fault.from.to_string(), fault.to.to_string());
+            app.out.json(&json!({
+                "from": from, "to": to, "flow": fault.flow.to_string(), "ends_in_ms": ends_in_ms,
+                "beneath": words(beneath),
+            }))?;
+        }
+        for node in paused {
+            app.out.json(&json!({ "node": node.to_string(), "is": "stands still" }))?;
+        }
+        return Ok(());
+    }
+    if !faults.is_empty() {
+        let row = |found: &InForce| {
+            let Fault { from, to, flow } = found.fault;
+            let ends = found.ends_in_ms.map_or("-".to_owned(), |ms| format!("in {} s", ms.div_ceil(1_000)));
+            vec![from.to_string(), to.to_string(), flow.to_string(), ends, words(&found.beneath).join(", ")]
+        };
+        app.out.line(table(&["from", "to", "flow", "ends", "beneath"], faults.iter().map(row)))?;
+    }
+    for node in paused {
+        let resume = app.line.of_lab(&["lab", "resume"]).operand("node", node.to_string());
+        app.out.line(format!("{node} stands still: {resume}"))?;
+    }
+    if faults.is_empty() && paused.is_empty() {
+        app.out.note("no faults");
+    }
+    Ok(())
 }
 
 fn flow(from: kv_types::NodeId, to: kv_types::NodeId, flow: Flow, for_ms: Option<u64>) -> Request {
@@ -101,8 +143,6 @@ fn report(app: &App, installed: &Installed, done: Done, healing: Option<Duration
     if as_expected == probes {
         return Ok(Exit::Done);
     }
-    app.out.note(
-        "warning: the network is not in the state that was asked for; do not trust what is measured now",
-    );
+    app.out.warn("the network is not in the state that was asked for; do not trust what is measured now");
     Ok(Exit::No)
 }

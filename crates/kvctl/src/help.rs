@@ -1,5 +1,9 @@
 //! Help on commands and on topics that belong to no command.
 
+use std::path::Path;
+
+use serde_json::json;
+
 use crate::app::App;
 use crate::definition::{definition, reference};
 use crate::exit::Exit;
@@ -61,7 +65,11 @@ Limits
   siblings    {siblings} concurrent values of a key of an available namespace
   namespaces  {namespaces}; a name has up to {name} bytes: a letter, then a-z 0-9 - _ .
   N, R, W     up to {replicas}, and no more than there are nodes
-  deadline    {deadline} s, however long --timeout is",
+  deadline    {deadline} s, however long --timeout is
+
+Ports, unless the cluster file says otherwise
+  7101, 7102, ...   clients and administrators, one for each node of a lab (`lab up --port-base`)
+  7201, 7202, ...   the other nodes, and no one else",
         key = MAX_KEY_BYTES,
         value = MAX_VALUE_BYTES,
         siblings = MAX_SIBLINGS,
@@ -72,6 +80,18 @@ Limits
     )
 }
 
+/// The topics as the reference has them.
+fn topics() -> String {
+    let limits = limits();
+    let topics = [
+        ("Exit codes", EXIT_CODES),
+        ("Consistency", CONSISTENCY),
+        ("Forms of output", OUTPUT),
+        ("Limits", &limits),
+    ];
+    topics.map(|(title, text)| format!("\n## {title}\n\n```\n{text}\n```\n")).concat()
+}
+
 pub(crate) fn run(app: &App, topic: &[String]) -> Result<Exit, Problem> {
     let words: Vec<&str> = topic.iter().map(String::as_str).collect();
     let text = match words.as_slice() {
@@ -79,7 +99,7 @@ pub(crate) fn run(app: &App, topic: &[String]) -> Result<Exit, Problem> {
         ["consistency"] => CONSISTENCY.to_owned(),
         ["output"] => OUTPUT.to_owned(),
         ["limits"] => limits(),
-        ["reference"] => reference(),
+        ["reference"] => format!("{}{}", reference(), topics()),
         path => {
             let mut whole = definition();
             let found = path.iter().try_fold(&mut whole, |command, word| command.find_subcommand_mut(word));
@@ -105,5 +125,22 @@ pub(crate) fn completion(app: &App, shell: clap_complete::Shell) -> Result<Exit,
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut definition(), "kvctl", &mut script);
     app.out.bytes(&script)?;
+    Ok(Exit::Done)
+}
+
+/// Writes a manual page for the program and for each command.
+pub(crate) fn man(app: &App, folder: &Path) -> Result<Exit, Problem> {
+    let written =
+        std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(definition(), folder));
+    written.map_err(|error| {
+        let folder = folder.display();
+        Problem::usage(format!("cannot write the manual pages into {folder}: {error}"))
+    })?;
+    let page = folder.join("kvctl.1");
+    if app.out.is_json() {
+        app.out.json(&json!({ "folder": folder }))?;
+    } else {
+        app.out.done(format!("written: man {}", page.display()))?;
+    }
     Ok(Exit::Done)
 }

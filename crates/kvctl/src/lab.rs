@@ -38,10 +38,10 @@ pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
             }
             Ok(Exit::Done)
         }
-        Lab::Kill(node) => ended(app, node, "was killed", |node| Request::Kill { node }).await,
-        Lab::Restart(node) => ended(app, node, "runs again", |node| Request::Restart { node }).await,
-        Lab::Pause(node) => still(app, node, |node| Request::Pause { node }).await,
-        Lab::Resume(node) => still(app, node, |node| Request::Resume { node }).await,
+        Lab::Kill(node) => change(app, node, |node| Request::Kill { node }).await,
+        Lab::Restart(node) => change(app, node, |node| Request::Restart { node }).await,
+        Lab::Pause(node) => change(app, node, |node| Request::Pause { node }).await,
+        Lab::Resume(node) => change(app, node, |node| Request::Resume { node }).await,
         Lab::Logs { node, lines } => logs(app, node, *lines),
         Lab::Demo { port_base, seed, out } => demo(*port_base, *seed, out.clone()).await,
     }
@@ -52,19 +52,20 @@ pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
 /// another lab is never meant.
 pub(crate) fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem> {
     refuse_endpoint(app)?;
+    let name = which.name.as_ref().or(app.global.context.as_ref());
+    if let (None, Some(dir)) = (name, &which.dir) {
+        return absolute(dir); // whatever the file of contexts says
+    }
     let config = app.config()?;
     let typed = which.dir.as_ref().filter(|_| app.line.has("dir"));
-    match (typed, which.name.as_ref().or(app.global.context.as_ref()), &which.dir, &config.current) {
-        (Some(dir), None, ..) => absolute(dir),
-        (Some(dir), Some(name), ..) => {
+    match (name.or(config.current.as_ref()), typed) {
+        (Some(name), Some(dir)) => {
             let (named, dir) = (lab_of(&config, name)?, absolute(dir)?);
             let differs = format!("`{name}` is the lab in {}, not in {}", named.display(), dir.display());
             if named == dir { Ok(dir) } else { Err(Problem::usage(differs)) }
         }
-        (None, Some(name), ..) => lab_of(&config, name),
-        (None, None, Some(dir), _) => absolute(dir),
-        (None, None, None, Some(current)) => lab_of(&config, current),
-        (None, None, None, None) => Ok(kv_lab::dir_of(LAB)),
+        (Some(name), None) => lab_of(&config, name),
+        (None, _) => Ok(kv_lab::dir_of(LAB)),
     }
 }
 
@@ -233,24 +234,8 @@ async fn down(app: &App, dir: &Path) -> Result<Exit, Problem> {
     Ok(Exit::Done)
 }
 
-/// Kills a node, or starts it again.
-async fn ended(
-    app: &App,
-    args: &LabNode,
-    what: &str,
-    request: impl FnOnce(NodeName) -> Request,
-) -> Result<Exit, Problem> {
-    ask(app, &find(app, &args.which)?, request(NodeName(args.node))).await?;
-    if app.out.is_json() {
-        app.out.json(&json!({ "node": args.node.to_string(), "is": what }))?;
-    } else {
-        app.out.done(format!("{} {what}", args.node))?;
-    }
-    Ok(Exit::Done)
-}
-
-/// Makes a node stand still, or lets it go on.
-async fn still(
+/// Kills a node, starts it again, makes it stand still, or lets it go on.
+async fn change(
     app: &App,
     args: &LabNode,
     request: impl FnOnce(NodeName) -> Request,
@@ -263,23 +248,30 @@ async fn still(
 
 /// What was done to a process, with what shows it.
 pub(crate) fn process(app: &App, proof: &Proof) -> Result<Exit, Problem> {
-    let (verb, node) = match proof {
-        Proof::Paused { node, .. } => ("stands still", node),
-        Proof::Resumed { node, .. } => ("goes on", node),
+    let (is, node, then) = match proof {
+        Proof::Paused { node, .. } => ("stands still", node, Some(("resume", "end it"))),
+        Proof::Resumed { node, .. } => ("goes on", node, None),
+        Proof::Killed { node, by_signal: true, .. } => ("was killed", node, Some(("restart", "start it"))),
+        // That is as it was asked for.
+        Proof::Killed { node, .. } => ("did not run", node, Some(("restart", "start it"))),
+        Proof::Started { node, .. } => ("runs again", node, None),
         _ => return Ok(Exit::Done),
     };
-    let proven = proof.is_proven();
+    let proven = proof.is_proven() || matches!(proof, Proof::Killed { .. });
+    let seen = matches!(proof, Proof::Paused { .. } | Proof::Resumed { .. });
     if app.out.is_json() {
-        app.out.json(&json!({ "node": node.to_string(), "is": verb, "verified": proven }))?;
+        app.out.json(&json!({ "node": node.to_string(), "is": is, "verified": proven }))?;
     } else if proven {
-        let resume = app.line.of_lab(&["lab", "resume"]).operand("node", node.to_string());
-        let then = if verb == "goes on" { String::new() } else { format!("    end it: {resume}") };
-        app.out.done(format!("{node} {verb}. Verified: its process says so.{then}"))?;
+        let then = then.map_or(String::new(), |(word, why)| {
+            format!("    {why}: {}", app.line.of_lab(&["lab", word]).operand("node", node.to_string()))
+        });
+        let seen = if seen { ". Verified: its process says so." } else { "" };
+        app.out.done(format!("{node} {is}{seen}{then}"))?;
     }
     if proven {
         return Ok(Exit::Done);
     }
-    app.out.note(format!("warning: it was asked, but the process of {node} does not say that it {verb}"));
+    app.out.warn(format!("it was asked, but the process of {node} does not say that it {is}"));
     Ok(Exit::No)
 }
 
@@ -334,16 +326,29 @@ fn status_json(status: &Status) -> Value {
     json!({ "lab": status })
 }
 
+/// What is broken on purpose, in one line.
+pub(crate) fn broken(status: &Status) -> String {
+    let links = status.faults_for_ms.map(|ms| {
+        let links = status.faults.len();
+        format!("{links} link{} cut or slow for {} s", if links == 1 { "" } else { "s" }, ms / 1_000)
+    });
+    let those = |what: &str, is: &dyn Fn(&control::NodeView) -> bool| {
+        let nodes: Vec<String> =
+            status.nodes.iter().filter(|node| is(node)).map(|node| node.node.to_string()).collect();
+        (!nodes.is_empty()).then(|| format!("{} {what}", nodes.join(" ")))
+    };
+    let still = those("paused", &|node| node.up && node.paused);
+    let down = those("down", &|node| !node.up);
+    let all: Vec<String> = [links, still, down].into_iter().flatten().collect();
+    if all.is_empty() { "no faults".to_owned() } else { all.join(", ") }
+}
+
 fn show(app: &App, status: &Status) -> Result<(), Problem> {
     if app.out.is_json() {
         return Ok(app.out.json(&status_json(status))?);
     }
-    let faults = match status.faults_for_ms {
-        Some(ms) => {
-            format!("{} links cut or slow for {} s (kvctl fault list)", status.faults.len(), ms / 1_000)
-        }
-        None => "no faults".to_owned(),
-    };
+    let listed = if status.faults.is_empty() { "" } else { " (kvctl fault list)" };
+    let faults = format!("{}{listed}", broken(status));
     app.out.line(format!("lab in {}   supervisor {}   {faults}", status.dir.display(), status.pid))?;
     let rows = status.nodes.iter().map(|node| {
         let pid = node.pid.map_or("-".to_owned(), |pid| pid.to_string());

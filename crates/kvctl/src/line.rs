@@ -101,6 +101,13 @@ impl Line {
         line
     }
 
+    /// The same at any node of a cluster that has a name.
+    pub(crate) fn in_context(self, name: &str) -> Self {
+        let mut line = self.without("endpoints").without("context");
+        line.options.insert(0, Given { id: "context".into(), words: vec!["-c".to_owned(), name.to_owned()] });
+        line
+    }
+
     /// The same with an option more.
     pub(crate) fn with(mut self, option: &str, value: impl fmt::Display) -> Self {
         self.options.retain(|given| given.words.first().is_none_or(|name| name != option));
@@ -174,7 +181,7 @@ impl fmt::Display for Line {
 }
 
 /// A word as a shell reads it back, without a byte that would mean something to a terminal.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
@@ -251,6 +258,8 @@ pub(crate) mod tests {
         assert_eq!(get.at("h:3", Some("other")).to_string(), "kvctl -e h:3 get -n bank bob");
         let named = line("kvctl -c prod get k").at("h:3", Some("bank"));
         assert_eq!(named.to_string(), "kvctl -e h:3 get -n bank k");
+        let any = line("kvctl -e h:1 get -n bank k").in_context("prod");
+        assert_eq!(any.to_string(), "kvctl -c prod get -n bank k");
         let lab = line("kvctl -c other fault pause n3").of_lab(&["lab", "resume"]).operand("node", "n3");
         assert_eq!(lab.to_string(), "kvctl -c other lab resume n3");
         let resent = put.at("h:2", None).with("--request-id", "x:1@2");

@@ -19,6 +19,7 @@ mod line;
 mod ns;
 mod output;
 mod problem;
+mod shell;
 mod suggest;
 mod top;
 mod units;
@@ -77,10 +78,10 @@ fn log_attempts(color: bool) {
 
 async fn run(app: &App, command: &Command) -> Exit {
     // The lab hears Ctrl-C itself, to end its processes first; a benchmark, to say what it has measured and
-    // to remove what it made.
+    // to remove what it made; the shell, because only the command in it ends.
     let own_ending = matches!(
         command,
-        Command::Lab(Lab::Up(_) | Lab::Supervise(_) | Lab::Demo { .. }) | Command::Bench(_)
+        Command::Lab(Lab::Up(_) | Lab::Supervise(_) | Lab::Demo { .. }) | Command::Bench(_) | Command::Shell
     );
     let result = tokio::select! {
         biased;
@@ -125,6 +126,8 @@ async fn dispatch(app: &App, command: &Command) -> Result<Exit, Problem> {
         Command::Ls => ns::run(app, &Ns::List).await,
         Command::Help { topic } => help::run(app, topic),
         Command::Completion { shell } => help::completion(app, *shell),
+        Command::Man { folder } => help::man(app, folder),
+        Command::Shell => shell::run(app).await,
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");
             if app.out.is_json() {

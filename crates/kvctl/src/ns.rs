@@ -12,7 +12,7 @@ use crate::line::Line;
 use crate::output::table;
 use crate::problem::Problem;
 
-/// Replicas per key unless said otherwise.
+/// Replicas per key unless said otherwise, where there are as many nodes.
 const DEFAULT_N: u8 = 3;
 
 pub(crate) async fn run(app: &App, command: &Ns) -> Result<Exit, Problem> {
@@ -28,7 +28,8 @@ pub(crate) async fn run(app: &App, command: &Ns) -> Result<Exit, Problem> {
     }
 }
 
-fn spec(args: &NsCreate, line: &Line) -> Result<NamespaceSpec, Problem> {
+/// What is to be made, with `n` replicas of a key unless it is said how many.
+fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
     let Some(mode) = args.mode else {
         return Err(Problem::usage(format!(
             "`{}` needs a mode, and there is no default: when the network is cut, a namespace can have one of two things.\n\
@@ -56,7 +57,7 @@ fn spec(args: &NsCreate, line: &Line) -> Result<NamespaceSpec, Problem> {
             Ok(NamespaceSpec::strong(name))
         }
         Mode::Available => {
-            let n = args.n.unwrap_or(DEFAULT_N);
+            let n = args.n.unwrap_or(n);
             let (r, w) = (args.r.unwrap_or(majority(n)), args.w.unwrap_or(majority(n)));
             for (option, count) in [("--r", r), ("--w", w)] {
                 if count > n {
@@ -70,15 +71,27 @@ fn spec(args: &NsCreate, line: &Line) -> Result<NamespaceSpec, Problem> {
     }
 }
 
+/// As many replicas as there are nodes, where these are fewer than usual. A node that knows no members yet
+/// says nothing.
+fn default_n(members: usize) -> u8 {
+    u8::try_from(members)
+        .map_or(DEFAULT_N, |members| if members == 0 { DEFAULT_N } else { members.min(DEFAULT_N) })
+}
+
 async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
-    let spec = spec(args, &app.line)?;
-    let answer = app.client()?.admin().create_namespace(spec).await?;
-    let info = &answer.value;
-    if app.out.is_json() {
-        app.out.json(&info_json(info))?;
-    } else {
-        app.out.done(format!("created {}", describe(info)))?;
+    let mut wanted = spec(args, &app.line, DEFAULT_N)?;
+    let admin = app.client()?.admin();
+    if wanted.mode == Mode::Available && args.n.is_none() {
+        wanted = spec(args, &app.line, default_n(admin.topology().await?.members.len()))?;
     }
+    let answer = admin.create_namespace(wanted).await?;
+    let info = &answer.value;
+    let said = if app.out.is_json() {
+        app.out.json(&info_json(info))
+    } else {
+        app.out.done(format!("created {}", describe(info)))
+    };
+    let exit = app.out.acknowledged(said);
     if let Placement::Available { replication, .. } = info.namespace.placement
         && replication.sloppy
         && u16::from(replication.r) + u16::from(replication.w) > u16::from(replication.n)
@@ -86,7 +99,7 @@ async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
         app.out
             .note("note: R+W>N, but with a sloppy quorum this is not linearizable (kvctl help consistency)");
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 /// The name of the namespace to delete, once it is said that this is meant.
@@ -211,7 +224,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<NamespaceSpec, Problem> {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Ns(Ns::Create(args)) => spec(&args, &typed(line)),
+            Command::Ns(Ns::Create(args)) => spec(&args, &typed(line), DEFAULT_N),
             _ => panic!("not a creation"),
         }
     }
@@ -246,6 +259,7 @@ mod tests {
 
     #[test]
     fn counts_default_to_majorities_and_belong_to_available() {
+        assert_eq!([0, 1, 2, 3, 9, 999].map(default_n), [3, 1, 2, 3, 3, 3]);
         let cart = parse("kvctl ns create cart --mode available").unwrap();
         assert_eq!(cart.replication, Some(Replication { n: 3, r: 2, w: 2, sloppy: true }));
         let five = parse("kvctl ns create cart --mode available --n 5 --w 1 --strict").unwrap();

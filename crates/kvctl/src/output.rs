@@ -4,9 +4,10 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use kv_types::{Evidence, NodeId, ReadPath, Receipt};
+use kv_types::{Degradation, Evidence, NodeId, ReadPath, Receipt};
 use serde_json::{Map, Value, json};
 
+use crate::exit::Exit;
 use crate::problem::Problem;
 
 /// The form of results.
@@ -77,6 +78,19 @@ impl Output {
         self.line(versioned(object))
     }
 
+    /// What a change that was applied ends with, once it was said. Where it cannot be said it stays applied,
+    /// and a script must not take it for refused.
+    pub(crate) fn acknowledged(&self, said: io::Result<()>) -> Exit {
+        // A reader that has read enough missed nothing that it wanted.
+        if let Err(error) = said
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            let what = "it was applied, but standard output cannot be written";
+            self.warn(format!("{what}: {error}"));
+        }
+        Exit::Done
+    }
+
     /// Bytes as they are.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> io::Result<()> {
         let mut out = io::stdout().lock();
@@ -87,9 +101,27 @@ impl Output {
     /// A message on standard error; `-q` silences it.
     pub(crate) fn note(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            // there is nowhere left to report that reporting failed
-            let _ = writeln!(io::stderr().lock(), "{text}");
+            self.say("note", text);
         }
+    }
+
+    /// A message that nothing silences.
+    pub(crate) fn warn(&self, text: impl std::fmt::Display) {
+        self.say("warning", text);
+    }
+
+    /// In the form of the results.
+    fn say(&self, kind: &str, text: impl std::fmt::Display) {
+        let text = text.to_string();
+        let whole = if self.is_json() {
+            versioned(&json!({ kind: text.strip_prefix(&format!("{kind}: ")).unwrap_or(&text) }))
+        } else if kind == "note" {
+            text
+        } else {
+            format!("{kind}: {text}")
+        };
+        // There is nowhere left to report that reporting failed.
+        let _ = writeln!(io::stderr().lock(), "{whole}");
     }
 
     /// An error, which nothing silences.
@@ -202,10 +234,14 @@ pub(crate) fn receipt_line(receipt: &Receipt, latency: std::time::Duration) -> S
             )
         }
     };
-    let degraded: Vec<&str> = receipt.degraded.iter().map(degradation).collect();
+    // Passed on by another node is how it came there, and no less than was promised.
+    let (forwarded, degraded): (Vec<_>, Vec<_>) =
+        receipt.degraded.iter().partition(|how| **how == Degradation::Forwarded);
+    let degraded: Vec<&str> = degraded.into_iter().map(degradation).collect();
     format!(
-        "served by {}   {}   {evidence}{}{}   {} attempt(s)   {:.1} ms",
+        "served by {}{}   {}   {evidence}{}{}   {} attempt(s)   {:.1} ms",
         receipt.served_by,
+        if forwarded.is_empty() { "" } else { ", passed on by another node" },
         receipt.delivered(),
         if degraded.is_empty() { String::new() } else { format!("   degraded: {}", degraded.join(", ")) },
         if receipt.deduplicated { "   deduplicated" } else { "" },
@@ -223,8 +259,7 @@ fn read_path(path: ReadPath) -> &'static str {
     }
 }
 
-fn degradation(reason: &kv_types::Degradation) -> &'static str {
-    use kv_types::Degradation;
+fn degradation(reason: &Degradation) -> &'static str {
     match reason {
         Degradation::Fallback => "fallback",
         Degradation::FallbackCoordinator => "fallback_coordinator",
@@ -304,6 +339,7 @@ pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kv_types::{GroupId, StrongEvidence};
 
     #[test]
     fn base64_is_the_usual_one() {
@@ -321,6 +357,32 @@ mod tests {
         for wrong in ["Z", "Zg=", "Z===", "Zm9v!", "=Zm9"] {
             assert_eq!(from_base64(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_was_passed_on_is_not_called_degraded() {
+        let evidence = StrongEvidence {
+            group: GroupId(1),
+            term: 2,
+            index: 3,
+            namespace_revision: 4,
+            path: ReadPath::Log,
+            applied_lag: 0,
+        };
+        let mut receipt = Receipt {
+            promised: kv_types::Guarantee::Linearizable,
+            epoch: kv_types::Epoch(1),
+            served_by: NodeId(1),
+            attempts: 1,
+            deduplicated: false,
+            degraded: vec![Degradation::Forwarded],
+            evidence: Evidence::Strong(evidence),
+        };
+        let line = |receipt: &Receipt| receipt_line(receipt, std::time::Duration::from_millis(1));
+        assert!(line(&receipt).contains("n1, passed on by another node"), "{}", line(&receipt));
+        assert!(!line(&receipt).contains("degraded"), "{}", line(&receipt));
+        receipt.degraded = vec![Degradation::Fallback];
+        assert!(line(&receipt).contains("degraded: fallback"), "{}", line(&receipt));
     }
 
     #[test]

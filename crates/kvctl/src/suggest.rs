@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use kv_client::{Client, ClientOptions, Topology};
+use kv_lab::control::{self, Reply, Request};
 use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason};
 
 use crate::app::App;
 use crate::cluster::views;
+use crate::config::Context;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::problem::Problem;
@@ -26,6 +28,7 @@ pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
     } else {
         match failure.reason {
             Reason::NoQuorum | Reason::NotLeader => without_quorum(app).await,
+            Reason::Unreachable | Reason::DeadlineExpired | Reason::ConnectionLost => unanswered(app).await,
             _ => after(app, &failure),
         }
     };
@@ -59,6 +62,9 @@ async fn after_unknown(app: &App, failure: &Failure) -> Tries {
     let namespace = app.namespace().ok();
     if let Some(Better { address, .. }) = &better {
         (get, again) = (get.at(address, namespace.as_deref()), again.at(address, namespace.as_deref()));
+    } else if let Some(name) = wider(app) {
+        // The one that was asked does not know, and those beside it may.
+        (get, again) = (get.in_context(&name), again.in_context(&name));
     }
     let mut found = tries([(&get, "read, then decide: it may have been applied, or may still be")]);
     if let Some(id) = failure.detail("write_id").filter(|_| may_be_sent_again(failure)) {
@@ -102,7 +108,6 @@ fn after(app: &App, failure: &Failure) -> Tries {
     let line = &app.line;
     let get = |key: &str| line.other(&["get"]).operand("key", key).with("-o", "json");
     match failure.reason {
-        Reason::Unreachable => unreachable(app),
         Reason::QuorumNotMet | Reason::LimitHints | Reason::LimitStorage | Reason::StorageFailed => {
             tries([(&admin(line, &["cluster", "status"]), "which nodes are out of reach, or full")])
         }
@@ -117,36 +122,86 @@ fn after(app: &App, failure: &Failure) -> Tries {
         ]),
         Reason::ModeMismatch => topic("consistency", "what each mode offers"),
         Reason::EmptyKey | Reason::LimitKey | Reason::LimitValue => topic("limits", "what fits"),
-        Reason::LimitSiblings | Reason::BadContext | Reason::ForeignContext => match line.get("key") {
-            Some(key) => tries([(&get(key), "the values and their context, for --causal")]),
-            None => Tries::new(),
-        },
-        Reason::InvalidRequest | Reason::NamespaceInvalid | Reason::ModeMissing | Reason::RequestIdReused => {
-            let help =
-                line.command().iter().fold(Line::new(&["help"]), |help, word| help.operand("topic", *word));
-            tries([(&help, "how it is said")])
+        Reason::LimitSiblings | Reason::BadContext | Reason::ForeignContext | Reason::ContextMissing => {
+            match line.get("key") {
+                Some(key) => tries([(&get(key), "the values and their context, for --causal")]),
+                None => tries([(&help(line), "how it is said")]),
+            }
+        }
+        Reason::RequestIdReused | Reason::RequestIdInvalid => {
+            tries([(&line.clone().without("request_id"), "as a request of its own")])
+        }
+        Reason::DeadlineMissing => tries([(&line.clone().with("--timeout", "2s"), "with a deadline")]),
+        Reason::WrongCluster | Reason::WrongNode | Reason::WrongGroup => {
+            tries([(&line.other(&["ctx", "show"]).without("namespace"), "which cluster is meant, and why")])
+        }
+        Reason::InvalidRequest | Reason::NamespaceInvalid | Reason::ModeMissing => {
+            tries([(&help(line), "how it is said")])
         }
         _ if Exit::of(failure) == Exit::Unavailable => tries([(line, "again: nothing was applied")]),
         _ => Tries::new(),
     }
 }
 
+/// Help on the command that was typed.
+fn help(line: &Line) -> Line {
+    line.command().iter().fold(Line::new(&["help"]), |help, word| help.operand("topic", *word))
+}
+
 fn topic(topic: &str, why: &str) -> Tries {
     tries([(&Line::new(&["help"]).operand("topic", topic), why)])
 }
 
-/// A lab helps where one is meant.
-fn unreachable(app: &App) -> Tries {
+/// The name of the cluster of which one node was asked alone, if it has a name and other nodes.
+fn wider(app: &App) -> Option<String> {
+    let target = app.target().ok().filter(|target| target.pinned)?;
+    let asked = target.endpoints.first()?;
+    let config = app.config().ok()?;
+    let of = |context: &Context| context.endpoints.len() > 1 && context.endpoints.contains(asked);
+    let selected = config.current.iter().filter_map(|name| config.contexts.get_key_value(name));
+    let (name, _) = selected.chain(&config.contexts).find(|(_, context)| of(context))?;
+    Some(name.clone())
+}
+
+/// What helps where no answer came. A lab that is meant can say which node is down or stands still.
+async fn unanswered(app: &App) -> Tries {
     let contexts = Line::new(&["ctx", "list"]);
-    let lab = app.global.endpoints.is_empty()
-        && app.target().is_ok_and(|target| target.lab.is_some() || target.context.is_none());
-    if lab {
-        let up = Line::new(&["lab", "up"]);
-        let named = app.target().ok().and_then(|target| target.context);
-        let up = named.iter().fold(up, |up, name| up.with("--name", name));
-        return tries([(&up, "starts a cluster on this machine"), (&contexts, "which clusters are known")]);
+    let wider = wider(app);
+    let named = wider.clone().or_else(|| app.target().ok().and_then(|target| target.context));
+    let config = app.config().unwrap_or_default();
+    let dir = named.as_ref().and_then(|name| config.contexts.get(name)).and_then(|known| known.lab.clone());
+    // Without any context the lab on the usual ports is meant.
+    let lab = dir.is_some() || (app.global.endpoints.is_empty() && named.is_none());
+    let status = match &dir {
+        Some(dir) => control::ask(dir, Request::Status).await.ok(),
+        None => None,
+    };
+    let Some(Reply::Status(status)) = status else {
+        let first = match (lab, &named) {
+            (true, name) => {
+                let up = name.iter().fold(Line::new(&["lab", "up"]), |up, name| up.with("--name", name));
+                (up, "starts a cluster on this machine")
+            }
+            (false, _) => (app.line.clone(), "again, when a node is there"),
+        };
+        return tries([(&first.0, first.1), (&contexts, "which clusters are known")]);
+    };
+    let asked = &app.global.endpoints;
+    let mut found = Tries::new();
+    let troubled = status.nodes.iter().filter(|node| !node.up || node.paused);
+    for node in troubled.filter(|node| asked.is_empty() || asked.contains(&node.client_address)) {
+        let (word, why) = if node.up { ("resume", "stands still") } else { ("restart", "is down") };
+        let line = Line::new(&["lab", word]).operand("node", node.node.to_string());
+        let line = named.iter().fold(line, |line, name| line.with("--name", name));
+        found.extend(tries([(&line, &format!("{} {why}", node.node))]));
     }
-    tries([(&app.line, "again, when a node is there"), (&contexts, "which clusters are known")])
+    match &wider {
+        Some(name) => {
+            found.extend(tries([(&app.line.clone().in_context(name), "at any node of the cluster")]));
+        }
+        None => found.extend(tries([(&app.line, "again: nothing was applied")])),
+    }
+    found
 }
 
 fn unknown_namespace(app: &App) -> Tries {
@@ -201,6 +256,52 @@ async fn better_node(app: &App) -> Option<Better> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
+    use crate::definition::definition;
+    use crate::line::tests::line;
+    use crate::output::{Color, Format, Output};
+    use clap::Parser;
+    use kv_types::{ClientId, RequestId, WriteId};
+
+    const REASONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/reasons.txt");
+
+    fn app(words: &str) -> App {
+        let global = Cli::try_parse_from(words.split(' ')).unwrap().global;
+        let out = Output::new(Format::Text, false, false, Color::Never);
+        App { global, out, line: line(words), config_path: "/nowhere/config.toml".into() }
+    }
+
+    /// As a person sees it, whatever went wrong: three parts, an exit code, and advice that can be typed.
+    #[tokio::test]
+    async fn every_reason_is_said_in_three_parts() {
+        let app = app("kvctl -e 127.0.0.1:1 put -n bank alice 100");
+        let request_id = RequestId { client_id: ClientId(0x5f2c_0000 << 96), seq: 41 };
+        let id = WriteId { request_id, issued_at_ms: 1_700_000_000_000 };
+        let mut said = String::new();
+        for reason in Reason::ALL {
+            let failure = Failure::new(*reason, "what happened, and where").of_request(request_id);
+            let mut problem = Problem::from(failure.with("write_id", id));
+            suggest(&app, &mut problem).await;
+            assert!(!problem.tries.is_empty(), "{reason}: what is to be typed next?");
+            for (line, _) in &problem.tries {
+                let words = shlex::split(line).unwrap();
+                let read = definition().try_get_matches_from(words);
+                assert!(read.is_ok(), "{reason}: {line}: {}", read.unwrap_err());
+            }
+            let exit = problem.exit as u8;
+            said += &format!("{reason} ends with {exit}\nerror: {problem}\n{}\n\n", problem.json());
+        }
+        if std::env::var_os("WRITE_GOLDEN").is_some() {
+            std::fs::write(REASONS, said).unwrap();
+            return;
+        }
+        let written = std::fs::read_to_string(REASONS).unwrap_or_default();
+        let differs = written.lines().zip(said.lines()).find(|(written, said)| written != said);
+        assert!(
+            written == said,
+            "first at {differs:?}: WRITE_GOLDEN=1 cargo test -p kvctl every_reason writes {REASONS}"
+        );
+    }
 
     #[test]
     fn what_is_refused_for_good_is_not_sent_again() {

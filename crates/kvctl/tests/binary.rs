@@ -235,6 +235,52 @@ fn shells_complete_words() {
 }
 
 #[test]
+fn manual_pages_are_written_for_every_command() {
+    let home = Home::new();
+    let folder = home.0.path().join("share/man1");
+    assert_eq!(home.run(&format!("man {}", folder.display())).status.code(), Some(0));
+    for (page, part) in [("kvctl.1", "lab"), ("kvctl-ns-create.1", "--mode"), ("kvctl-put.1", "kvctl put")] {
+        let text = std::fs::read_to_string(folder.join(page)).expect(page);
+        let text = text.replace("\\-", "-");
+        assert!(text.contains(".TH") && text.contains(part), "{page}: {text}");
+    }
+    assert!(!folder.join("kvctl-lab-supervise.1").exists(), "what is hidden has none");
+    assert_eq!(home.run("man /dev/null").status.code(), Some(2));
+}
+
+#[test]
+fn a_shell_runs_the_lines_of_a_pipe() {
+    let home = Home::new();
+    let script = |text: &str| {
+        let mut child = home
+            .command("shell")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let output = script("# a remark\n\nversion\nkvctl version -o json\nexit\nfrobnicate\n");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().count(), 2, "nothing is run after the end: {}", stdout(&output));
+    let failing = script("get k\nversion\nput 'k\nget -n b k -e localhost\nversion");
+    assert_eq!(failing.status.code(), Some(2), "{}", stderr(&failing));
+    assert_eq!(stdout(&failing).lines().count(), 2, "what follows a failure is run: {}", stdout(&failing));
+    assert!(stderr(&failing).contains("a quote is not closed"), "{}", stderr(&failing));
+    // What was said of the namespace and the cluster holds for the lines.
+    let address = unserved();
+    let asked = script(&format!("use bank\nget -e {address} k\n"));
+    assert_eq!(asked.status.code(), Some(3), "{}", stderr(&asked));
+    assert!(stderr(&asked).contains(&address), "{}", stderr(&asked));
+    // A value is never taken from the lines that follow.
+    let value = script(&format!("put -e {address} -n bank k -\nversion\n"));
+    assert!(stderr(&value).contains("it is closed"), "{}", stderr(&value));
+    assert_eq!(stdout(&value).lines().count(), 1);
+}
+
+#[test]
 fn words_that_are_no_text_and_empty_variables_do_no_harm() {
     use std::os::unix::ffi::OsStrExt;
     let home = Home::new();
@@ -277,6 +323,35 @@ fn contexts_are_listed_selected_and_shown() {
     assert!(stdout(&home.run("ctx show")).contains("h:2"));
     assert!(stdout(&home.run("ctx show -c a -o json")).starts_with(r#"{"v":1,"context":"a""#));
     assert_eq!(home.run("ctx use nowhere").status.code(), Some(2));
+}
+
+#[test]
+fn a_damaged_file_of_contexts_stops_what_needs_it_and_nothing_else() {
+    let home = Home::new();
+    home.write_config("current = [[[");
+    let needed = home.run("get -n bank k");
+    assert_eq!(needed.status.code(), Some(2));
+    let text = stderr(&needed);
+    assert!(text.contains("makes no sense") && text.contains("  try: mv "), "{text}");
+    let named = home.run(&format!("-e {} get -n bank k", unserved()));
+    assert_eq!(named.status.code(), Some(3), "{}", stderr(&named));
+    assert!(stderr(&named).contains("UNREACHABLE"), "{}", stderr(&named));
+    let lab = home.run(&format!("lab status --dir {}", home.0.path().display()));
+    assert!(stderr(&lab).contains("no lab runs"), "{}", stderr(&lab));
+    let mut by_environment = home.command("fault list");
+    let by_environment = by_environment.env("KVCTL_LAB_DIR", home.0.path()).output().unwrap();
+    assert!(stderr(&by_environment).contains("no lab runs"), "{}", stderr(&by_environment));
+}
+
+#[test]
+fn a_closed_input_is_not_an_empty_value() {
+    let home = Home::new();
+    // Standard input is /dev/null, which the system also puts in the place of one that was closed.
+    for line in ["put -n bank k -", "cas -n bank k --expect-absent -", "check -"] {
+        let output = home.run(&format!("-e {} {line}", unserved()));
+        assert_eq!(output.status.code(), Some(2), "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains("standard input: it is closed"), "{line}: {}", stderr(&output));
+    }
 }
 
 #[test]

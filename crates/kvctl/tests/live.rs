@@ -176,17 +176,35 @@ fn what_the_readme_says_is_what_happens() {
     assert!(lab.ok("fault slow n4 n3 --bytes 4000").contains("2 of 2 probes late"));
     let listed = lab.ok("fault list");
     assert_eq!(listed.matches("n4").count(), 2, "{listed}");
+    let note = |line: &str| serde_json::from_str::<serde_json::Value>(&lab.ends(line, 0).err).unwrap();
+    assert!(note("ns create noted --mode available -o json")["note"].is_string());
     assert!(lab.ok("fault heal").contains("4 of 4 probes answered"));
     // Faults are beside one another, and the first is not healed by the second.
     lab.ok("fault partition n1 / n2,n3,n4,n5 --for 60s");
     lab.ok("fault slow n4 n3 --bytes 100000");
-    assert_eq!(lab.ok("fault list").matches("cut").count(), 8);
-    assert!(lab.ok("fault list").contains("100000"));
+    lab.ok("fault slow n4 n1 --bytes 50000");
+    let listed = lab.ok("fault list");
+    assert_eq!(listed.matches("cut").count(), 8, "{listed}");
+    let row = |from: &str, to: &str| {
+        let row =
+            listed.lines().find(|line| line.starts_with(from) && line[2..].trim_start().starts_with(to));
+        row.unwrap_or_else(|| panic!("{from} to {to}: {listed}")).to_owned()
+    };
+    assert!(row("n4", "n3").contains("100000") && row("n4", "n3").contains(" - "), "{listed}");
+    assert!(row("n4", "n1").contains("cut") && row("n4", "n1").contains("in "), "when it ends: {listed}");
+    assert!(row("n4", "n1").contains("50000"), "what is beneath: {listed}");
     lab.ok("fault heal");
     assert!(lab.ok("lab pause n5").contains("n5 stands still"));
     assert!(lab.ok("lab status").contains("stands still"));
-    lab.ends("@n5 get -n cart user:42 --timeout 500ms", 3);
-    assert!(lab.ok("lab resume n5").contains("n5 goes on"));
+    assert!(lab.ok("fault list").contains("n5 stands still"));
+    assert!(lab.ok("cluster status").contains("n5 paused"));
+    assert!(lab.ends("fault heal", 0).err.contains("kvctl lab resume n5"));
+    for silent in ["@n5 get -n cart user:42 --timeout 500ms", "@n5 put -n cart user:43 x --timeout 500ms"] {
+        let silent = lab.ends(silent, 3).err;
+        assert!(silent.contains("DEADLINE_EXPIRED") && silent.contains("kvctl -c lab"), "{silent}");
+        assert_eq!(lab.advice(&silent).as_deref(), Some("lab resume --name lab n5"));
+    }
+    assert!(lab.ok("lab resume --name lab n5").contains("n5 goes on"));
     within(began, || (lab.run("@n5 get -n cart user:42").out == "merged").then_some(()));
     lab.ends("fault slow n4 n3 --bytes 0", 2);
 
@@ -219,9 +237,13 @@ fn what_the_readme_says_is_what_happens() {
     assert!(!lab.ok("ns list").contains("cart"));
     lab.ok("ns create cart --mode available");
     lab.ends("get -n cart user:42", 1);
-    lab.ok("lab kill n5");
+    assert!(lab.ok("lab kill n5").contains("n5 was killed"));
+    assert!(lab.ok("lab kill n5").contains("n5 did not run"));
     assert!(lab.ok("lab status").contains("down"));
-    lab.ok("lab restart n5");
+    let down = lab.ends("@n5 get -n bank alice", 3).err;
+    assert!(down.contains("kvctl -c lab get -n bank alice"), "{down}");
+    assert!(lab.ok(&lab.advice(&down).unwrap()).contains("n5 runs again"), "{down}");
+    what_was_applied_is_not_called_refused(&lab);
     assert!(!lab.ok("lab logs n5 --lines 5").is_empty());
     second_labs_are_beside_the_first(&lab);
     lab.ok("lab down");
@@ -243,6 +265,18 @@ fn the_recipe_of_the_report_runs() {
     }
 }
 
+/// Standard output that cannot be written changes nothing of what was done.
+fn what_was_applied_is_not_called_refused(lab: &Lab) {
+    for line in ["put -n bank full 1", "rm -n bank full", "put -n cart full 1 -o json"] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = command(lab.0.path(), &words).stdout(full).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{line}: {said}");
+        assert!(said.contains("it was applied, but standard output cannot be written"), "{said}");
+    }
+}
+
 /// Another lab has a name of its own; none takes over another's.
 fn second_labs_are_beside_the_first(lab: &Lab) {
     let ports = PORT_BASE + 300;
@@ -254,6 +288,8 @@ fn second_labs_are_beside_the_first(lab: &Lab) {
     assert!(advised.contains("--port-base") && advised.contains("--name other"), "{advised}");
     lab.ok(&format!("lab up --name other --nodes 1 --port-base {ports}"));
     assert!(lab.ok("ctx list").contains("*  other"));
+    assert!(lab.ok("ns create alone --mode available").contains("N=1"), "as many replicas as nodes");
+    lab.ok("put -n alone k v");
     assert!(lab.ok("lab status").contains("/other"));
     assert!(lab.ok("-c lab lab status").contains("n5"));
     assert!(lab.ok("lab status --name lab").contains("n5"));

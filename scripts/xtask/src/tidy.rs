@@ -3,6 +3,7 @@
 
 mod circles;
 mod exceptions;
+mod features;
 mod finding;
 mod functions;
 mod layers;
@@ -40,6 +41,7 @@ fn files(workspace: &Workspace) -> Result<Vec<File>, String> {
 pub(crate) fn run(workspace: &Workspace) -> Result<bool, String> {
     let files = files(workspace)?;
     let mut findings = layers::check(&workspace.packages, &files);
+    findings.extend(features::check(&files)?);
     findings.extend(licences::check(&workspace.packages, &files));
     findings.extend(sources::check(&files));
     findings.extend(WITH_EXCEPTIONS.iter().flat_map(|rule| rule.findings(&files)));

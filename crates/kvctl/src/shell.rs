@@ -1,0 +1,324 @@
+//! `kvctl shell`: the same commands one after the other, with history and completion. Each line is run as a
+//! program of its own, so that it prints and ends as it does when it is typed without the shell.
+
+mod complete;
+
+use std::borrow::Cow;
+use std::fs;
+use std::io::{BufRead as _, IsTerminal as _, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reedline::{
+    ColumnarMenu, Completer, Emacs, FileBackedHistory, KeyCode, KeyModifiers, MenuBuilder as _, Prompt,
+    PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, Span, Suggestion,
+    default_emacs_keybindings,
+};
+use tokio::signal::unix::{Signal as Interrupts, SignalKind, signal};
+
+use crate::app::App;
+use crate::definition::definition;
+use crate::exit::Exit;
+use crate::line::Line;
+use crate::problem::Problem;
+use crate::shell::complete::{Names, offers};
+
+/// Lines of history that are kept.
+const MAX_HISTORY: usize = 1_000;
+/// Longest line of a script, bytes: the largest value, and room for its command.
+const MAX_LINE_BYTES: u64 = (kv_types::limits::MAX_VALUE_BYTES as u64) + (64 << 10);
+/// How long the names for completion may take.
+const LEARN_WITHIN: Duration = Duration::from_millis(200);
+/// Name of the menu of completions.
+const MENU: &str = "words";
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Nothing,
+    End,
+    /// Another namespace for what follows.
+    Use(String),
+    /// A command and its arguments.
+    Run(Vec<String>),
+    /// Why it cannot be read.
+    Wrong(&'static str),
+}
+
+fn step(line: &str) -> Step {
+    let Some(words) = shlex::split(line) else { return Step::Wrong("a quote is not closed") };
+    let words: Vec<String> = words.into_iter().skip_while(|word| word == "kvctl").collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => Step::Nothing,
+        ["exit" | "quit"] => Step::End,
+        ["use", namespace] => Step::Use((*namespace).to_owned()),
+        ["use", ..] => Step::Wrong("write `use NAMESPACE`"),
+        ["shell", ..] => Step::Wrong("this is the shell"),
+        _ => Step::Run(words),
+    }
+}
+
+pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
+    // From here on Ctrl-C ends a command and not the shell.
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut shell = Shell { app, namespace: app.namespace().ok(), names: Arc::default() };
+    if !std::io::stdin().is_terminal() {
+        return shell.script(&mut interrupts).await;
+    }
+    app.out.note("Tab completes, `use NAMESPACE` chooses, `help` explains, `exit` ends; a line that begins with a blank is not kept");
+    shell.learn().await;
+    let mut editor = editor(app, &shell.names)?;
+    loop {
+        let asking = Asking(shell.place());
+        let read = tokio::task::block_in_place(|| editor.read_line(&asking));
+        match read.map_err(|error| Problem::new(Exit::Refused, format!("cannot read a line: {error}")))? {
+            Signal::Success(line) => match step(&line) {
+                Step::End => return Ok(Exit::Done),
+                other => {
+                    shell.take(other, &mut interrupts, Stdio::inherit()).await?;
+                }
+            },
+            Signal::CtrlC => {}
+            _ => return Ok(Exit::Done),
+        }
+    }
+}
+
+struct Shell<'a> {
+    app: &'a App,
+    namespace: Option<String>,
+    names: Arc<Mutex<Names>>,
+}
+
+impl Shell<'_> {
+    /// Lines from a pipe or a file. All are run; the exit code is that of the last one that failed.
+    async fn script(&mut self, interrupts: &mut Interrupts) -> Result<Exit, Problem> {
+        let mut ended = Exit::Done;
+        loop {
+            let line = tokio::task::block_in_place(|| {
+                let mut line = Vec::new();
+                std::io::stdin().lock().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+                Ok::<_, std::io::Error>(line)
+            })?;
+            if line.is_empty() {
+                return Ok(ended);
+            }
+            if line.last() != Some(&b'\n') && line.len() as u64 >= MAX_LINE_BYTES {
+                return Err(Problem::usage(format!("a line has more than {MAX_LINE_BYTES} bytes")));
+            }
+            let Ok(text) = String::from_utf8(line) else {
+                return Err(Problem::usage(
+                    "a line is not text: keys and values that are none come from files",
+                ));
+            };
+            match step(&text) {
+                Step::End => return Ok(ended),
+                other => match self.take(other, interrupts, Stdio::null()).await? {
+                    Exit::Done => {}
+                    Exit::Interrupted => return Ok(Exit::Interrupted),
+                    failed => ended = failed,
+                },
+            }
+        }
+    }
+
+    async fn take(&mut self, step: Step, interrupts: &mut Interrupts, input: Stdio) -> Result<Exit, Problem> {
+        match step {
+            Step::Nothing | Step::End => Ok(Exit::Done),
+            Step::Wrong(why) => {
+                self.app.out.problem(&Problem::usage(why));
+                Ok(Exit::Usage)
+            }
+            Step::Use(namespace) => {
+                self.namespace = Some(namespace);
+                Ok(Exit::Done)
+            }
+            Step::Run(words) => {
+                let mut child = tokio::process::Command::from(self.command(&words)).stdin(input).spawn()?;
+                let ended = loop {
+                    tokio::select! {
+                        ended = child.wait() => break ended?,
+                        // The terminal tells the command too, which decides what that means.
+                        _ = interrupts.recv() => {}
+                    }
+                };
+                if std::io::stdin().is_terminal() {
+                    self.learn().await;
+                }
+                Ok(Exit::from_code(ended.code()))
+            }
+        }
+    }
+
+    /// The program itself with these words. What the shell was told is in the environment, where a word of
+    /// the line beats it.
+    fn command(&self, words: &[String]) -> std::process::Command {
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("kvctl"));
+        let mut command = std::process::Command::new(program);
+        command.args(words);
+        let global = &self.app.global;
+        let mut set = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        };
+        set("KVCTL_NAMESPACE", self.namespace.clone());
+        set("KVCTL_CONTEXT", global.context.clone());
+        set("KVCTL_ENDPOINT", (!global.endpoints.is_empty()).then(|| global.endpoints.join(",")));
+        let timeout = global.timeout.map(|timeout| humantime::format_duration(timeout).to_string());
+        set("KVCTL_TIMEOUT", timeout.map(|text| text.replace(' ', "")));
+        set("KVCTL_OUTPUT", self.app.out.is_json().then(|| "json".to_owned()));
+        if names_a_context(words) {
+            command.env_remove("KVCTL_ENDPOINT");
+        }
+        command
+    }
+
+    /// What the prompt says: the cluster and the namespace that are meant.
+    fn place(&self) -> String {
+        let target = self.app.target().ok();
+        let cluster = target.and_then(|target| target.context.or_else(|| target.endpoints.first().cloned()));
+        let cluster = cluster.unwrap_or_else(|| "?".into());
+        match &self.namespace {
+            Some(namespace) => format!("{cluster}/{namespace}"),
+            None => cluster,
+        }
+    }
+
+    /// Learns the names that there are now, if a node says them soon; otherwise those of before stay.
+    async fn learn(&self) {
+        let contexts = self.app.config().map(|config| config.contexts.into_keys().collect());
+        if let Ok(contexts) = contexts {
+            lock(&self.names).contexts = contexts;
+        }
+        let Ok(client) = self.app.client() else { return };
+        let Ok(Ok(topology)) = tokio::time::timeout(LEARN_WITHIN, client.admin().topology()).await else {
+            return;
+        };
+        let mut names = lock(&self.names);
+        names.namespaces = topology.namespaces.into_keys().collect();
+        names.nodes = topology.members.keys().map(ToString::to_string).collect();
+    }
+}
+
+/// Whether a line says itself which cluster it is for.
+fn names_a_context(words: &[String]) -> bool {
+    let definition = definition();
+    let words = std::iter::once("kvctl").chain(words.iter().map(String::as_str));
+    let matches = definition.clone().try_get_matches_from(words);
+    matches.is_ok_and(|matches| Line::given(&definition, &matches).has("context"))
+}
+
+fn editor(app: &App, names: &Arc<Mutex<Names>>) -> Result<Reedline, Problem> {
+    let mut keys = default_emacs_keybindings();
+    let complete = vec![ReedlineEvent::Menu(MENU.into()), ReedlineEvent::MenuNext];
+    keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, ReedlineEvent::UntilFound(complete));
+    let words = Words { root: definition(), names: Arc::clone(names) };
+    let editor = Reedline::create()
+        .with_ansi_colors(app.out.has_color())
+        .with_completer(Box::new(words))
+        .with_menu(ReedlineMenu::EngineCompleter(Box::new(ColumnarMenu::default().with_name(MENU))))
+        .with_edit_mode(Box::new(Emacs::new(keys)))
+        .with_history_exclusion_prefix(Some(" ".into()));
+    Ok(match history() {
+        Ok(history) => editor.with_history(Box::new(history)),
+        Err(error) => {
+            app.out.warn(format!("without the history of before: {error}"));
+            editor
+        }
+    })
+}
+
+/// Lines hold values, which are for their owner alone.
+fn history() -> Result<FileBackedHistory, String> {
+    // A name that no lab can have.
+    let file = kv_lab::dir_of(".shell-history");
+    let made = || {
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::File::options().create(true).append(true).mode(0o600).open(&file)
+    };
+    made().map_err(|error: std::io::Error| format!("{}: {error}", file.display()))?;
+    FileBackedHistory::with_file(MAX_HISTORY, file).map_err(|error| error.to_string())
+}
+
+/// Completion for the editor of lines.
+struct Words {
+    root: clap::Command,
+    names: Arc<Mutex<Names>>,
+}
+
+impl Completer for Words {
+    fn complete(&mut self, line: &str, pos: usize) -> Vec<Suggestion> {
+        let before = line.get(..pos).unwrap_or(line);
+        let (start, found) = offers(&self.root, &lock(&self.names), before);
+        let suggestion = |offer: complete::Offer| Suggestion {
+            value: offer.word,
+            description: Some(offer.about).filter(|about| !about.is_empty()),
+            span: Span { start, end: before.len() },
+            append_whitespace: true,
+            ..Suggestion::default()
+        };
+        found.into_iter().map(suggestion).collect()
+    }
+}
+
+/// The prompt: which cluster, which namespace.
+struct Asking(String);
+
+impl Prompt for Asking {
+    fn render_prompt_left(&self) -> Cow<'_, str> {
+        Cow::Borrowed(&self.0)
+    }
+
+    fn render_prompt_right(&self) -> Cow<'_, str> {
+        Cow::Borrowed("")
+    }
+
+    fn render_prompt_indicator(&self, _: PromptEditMode) -> Cow<'_, str> {
+        Cow::Borrowed("> ")
+    }
+
+    fn render_prompt_multiline_indicator(&self) -> Cow<'_, str> {
+        Cow::Borrowed(". ")
+    }
+
+    fn render_prompt_history_search_indicator(&self, search: PromptHistorySearch) -> Cow<'_, str> {
+        Cow::Owned(format!("(search: {}) ", search.term))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_as_a_shell_reads_them() {
+        let run = |words: &[&str]| Step::Run(words.iter().map(|&word| word.to_owned()).collect());
+        assert_eq!(step("put -n bank 'a b' \"it's\""), run(&["put", "-n", "bank", "a b", "it's"]));
+        assert_eq!(step("kvctl get k"), run(&["get", "k"]));
+        assert_eq!(step("  # a remark"), Step::Nothing);
+        assert_eq!(step(""), Step::Nothing);
+        assert_eq!(step("use cart"), Step::Use("cart".into()));
+        assert_eq!((step("exit"), step("quit")), (Step::End, Step::End));
+        for wrong in ["put 'k", "use", "use a b", "shell"] {
+            assert!(matches!(step(wrong), Step::Wrong(_)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_line_may_be_for_another_cluster() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(names_a_context(&words("get -c prod -n bank k")));
+        assert!(!names_a_context(&words("get -n bank k")));
+        assert!(!names_a_context(&words("put -n bank -- -c k")));
+    }
+}
