@@ -1,5 +1,6 @@
 //! The command line. Verdicts go to standard output, progress to standard error.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,6 +15,13 @@ use crate::scenario::{BUILT_IN, Mode, Scenario};
 use crate::soak::{Row, SMOKE, exit_code, one, soak, tally};
 use crate::summary::Summary;
 use crate::{Broke, check, mutants};
+
+/// Prints a line of a result. A reader that has read enough is no reason to end otherwise.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
 
 /// Exit code for arguments that make no sense, as Jepsen's.
 const BAD_ARGUMENTS: u8 = 254;
@@ -257,7 +265,7 @@ async fn conclude(
         Ok(verdict) => {
             let summary = &verdict.summary;
             match json {
-                true => println!("{}", serde_json::to_string_pretty(summary).unwrap_or_default()),
+                true => say!("{}", serde_json::to_string_pretty(summary).unwrap_or_default()),
                 false => show(summary, out),
             }
             ExitCode::from(code(summary.ruling))
@@ -311,7 +319,7 @@ fn tell(row: &Row, quiet: bool) {
 
 fn several(rows: &[Row], json: bool) -> ExitCode {
     if json {
-        println!("{}", serde_json::to_string_pretty(rows).unwrap_or_default());
+        say!("{}", serde_json::to_string_pretty(rows).unwrap_or_default());
         return ExitCode::from(exit_code(rows));
     }
     let mut table =
@@ -329,21 +337,16 @@ fn several(rows: &[Row], json: bool) -> ExitCode {
             format!("{:.0}", mine().map(|row| row.seconds).sum::<f64>()),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     for row in rows.iter().filter(|row| row.exit_code() != 0) {
         let ruling = row.ruling.map_or("broken", Ruling::name);
-        println!(
-            "\n{ruling}: {} seed {}\n  jepsen-tests replay {}",
-            row.scenario,
-            row.seed,
-            row.out.display()
-        );
+        say!("\n{ruling}: {} seed {}\n  jepsen-tests replay {}", row.scenario, row.seed, row.out.display());
         for reason in row.reasons.iter().take(MOST_REASONS) {
-            println!("  {}", first_line(reason));
+            say!("  {}", first_line(reason));
         }
     }
     let count = |code: u8| rows.iter().filter(|row| row.exit_code() == code).count();
-    println!(
+    say!(
         "\n{} runs: {} valid, {} invalid, {} unknown, {} broken",
         rows.len(),
         count(0),
@@ -355,7 +358,7 @@ fn several(rows: &[Row], json: bool) -> ExitCode {
 }
 
 fn show(summary: &Summary, out: &Path) {
-    println!(
+    say!(
         "{}: {}, seed {}, {:.0} s",
         summary.ruling.name().to_uppercase(),
         summary.scenario,
@@ -372,7 +375,7 @@ fn show(summary: &Summary, out: &Path) {
             if row.enough { "" } else { "TOO LITTLE" },
         ]);
     }
-    println!("\n{coverage}");
+    say!("\n{coverage}");
     let mut properties = table(&["namespace", "property", "checker", "examined", "verdict", ""]);
     for property in &summary.properties {
         let detail = first_line(&property.detail);
@@ -390,14 +393,14 @@ fn show(summary: &Summary, out: &Path) {
             detail,
         ]);
     }
-    println!("\n{properties}");
+    say!("\n{properties}");
     if !missing.is_empty() {
-        println!(
+        say!(
             "\nToo little happened for a verdict: {}",
             missing.iter().map(|row| row.name.as_str()).collect::<Vec<_>>().join("; ")
         );
     }
-    println!("\nreport  {}\nreplay  {}", out.join("report.html").display(), summary.replay);
+    say!("\nreport  {}\nreplay  {}", out.join("report.html").display(), summary.replay);
 }
 
 fn table(head: &[&str]) -> comfy_table::Table {
@@ -427,7 +430,7 @@ fn list(args: &ListArgs) -> ExitCode {
     if args.json {
         let rows: Vec<_> =
             rows.iter().map(|s| serde_json::json!({"name": s.name, "about": s.about})).collect();
-        println!("{}", serde_json::to_string_pretty(&rows).unwrap_or_default());
+        say!("{}", serde_json::to_string_pretty(&rows).unwrap_or_default());
         return ExitCode::SUCCESS;
     }
     let mut table = table(&["scenario", "namespaces", "faults", "about"]);
@@ -438,7 +441,7 @@ fn list(args: &ListArgs) -> ExitCode {
         faults.dedup();
         table.add_row(vec![scenario.name.clone(), namespaces, faults.join(", "), scenario.about.clone()]);
     }
-    println!("{table}");
+    say!("{table}");
     ExitCode::SUCCESS
 }
 

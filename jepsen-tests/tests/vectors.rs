@@ -159,3 +159,14 @@ fn the_etcd_logs_are_checked_within_fifty_milliseconds() {
     println!("{} logs in {took:?}", histories.len());
     assert!(took.as_millis() <= 50, "{took:?}");
 }
+
+/// A reader of the output that has read enough is no reason to fail.
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut list = std::process::Command::new(env!("CARGO_BIN_EXE_jepsen-tests"));
+    let output = list.arg("list").stdout(writer).stderr(std::process::Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("panicked"), "{said}");
+}

@@ -336,7 +336,8 @@ fn run_one(seed: u64, repeat: bool, each: &Each, tally: &Mutex<Tally>) -> io::Re
             line
         }
     };
-    println!("{line}");
+    // A reader that has read enough is no reason to end otherwise.
+    let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{line}\n"));
     Ok(())
 }
 
