@@ -192,6 +192,7 @@ fn fault(done: &Done) -> report::Fault {
     };
     report::Fault {
         from: done.from,
+        until: done.until,
         to: done.to,
         kind: kind.to_owned(),
         what: done.words.clone(),

@@ -3,9 +3,11 @@
 
 use maud::{Markup, html};
 
-use crate::axis::{LEFT, RIGHT, WIDTH, duration, px, width_of};
+use crate::axis::{LEFT, RIGHT, WIDTH};
+use crate::labels::{Anchor, Label, Style};
 use crate::model::{Answer, Failure, Report, Step};
 use crate::tables::anchor;
+use crate::words::{duration, px};
 
 /// Height of an operation's row, and of its bar.
 const ROW: f64 = 24.0;
@@ -74,22 +76,52 @@ fn bar(step: &Step, x: &impl Fn(u64) -> f64, y: f64, to: u64) -> Markup {
         Answer::Refused => "refused",
     };
     let took = step.to.map_or_else(|| "never came back".into(), |to| duration(to.saturating_sub(step.from)));
-    let inside = width_of(&step.what) + 10.0 < wide;
-    let (text_x, text_anchor) = if inside {
-        (left + 6.0, "start")
-    } else if left + wide + width_of(&step.what) + 8.0 < WIDTH {
-        (left + wide + 6.0, "start")
-    } else {
-        (left - 6.0, "end")
-    };
+    let name = Style::Soft.font().fit(&format!("{} p{}", step.node, step.process), LEFT - 8.0);
+    let name = Label::new(Style::Soft, name, LEFT - 8.0, y + 12.5, Anchor::End);
     html! {
         g class=(if step.part { "step" } else { "step pale" }) {
             title { "#" (step.index) " process " (step.process) " at " (step.node) ": " (step.what) ", " (took) }
-            text.soft x=(px(LEFT - 8.0)) y=(px(y + 12.5)) text-anchor="end" { (step.node) " p" (step.process) }
+            (name.draw())
             rect class=(class) x=(px(left)) y=(px(y)) width=(px(wide)) height=(px(BAR)) rx="3" {}
             @if step.to.is_none() { path.open d=(format!("M{} {}l6 {}l-6 {}", px(left + wide - 4.0), px(y), px(BAR / 2.0), px(BAR / 2.0))) {} }
             @if step.culprit { rect.culprit x=(px(left - 2.5)) y=(px(y - 2.5)) width=(px(wide + 5.0)) height=(px(BAR + 5.0)) rx="5" {} }
-            text class=(if inside { "inbar" } else { "" }) x=(px(text_x)) y=(px(y + 12.5)) text-anchor=(text_anchor) { (step.what) }
+            (what(&step.what, left, left + wide, y + 12.5).draw())
+        }
+    }
+}
+
+/// What an operation did: in its bar, else beside it where there is more room, cut to what there is.
+fn what(text: &str, left: f64, right: f64, y: f64) -> Label {
+    let (font, beside) = (Style::InBar.font(), 6.0);
+    if font.width(text) + 2.0 * beside < right - left {
+        return Label::new(Style::InBar, text, left + beside, y, Anchor::Start);
+    }
+    let (before, after) = (left - beside - LEFT, WIDTH - right - beside);
+    if font.width(text) <= after || after >= before {
+        Label::new(Style::Soft, font.fit(text, after), right + beside, y, Anchor::Start)
+    } else {
+        Label::new(Style::Soft, font.fit(text, before), left - beside, y, Anchor::End)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_an_operation_did_stays_in_its_row(
+            from in LEFT..WIDTH - RIGHT,
+            wide in 5.0..990.0_f64,
+            text in "[a-z0-9 =]{0,120}",
+        ) {
+            let to = (from + wide).min(WIDTH - RIGHT).max(from + 5.0);
+            let area = what(&text, from, to, 20.0).area;
+            prop_assert!(area.left >= LEFT && area.right <= WIDTH + 1e-6, "{area:?}");
+            let apart = area.right <= from || area.left >= to;
+            prop_assert!(apart || from < area.left && area.right < to, "{area:?} across {from}..{to}");
         }
     }
 }

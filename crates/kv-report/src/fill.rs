@@ -7,6 +7,7 @@ use kv_check::history::Malformed;
 use kv_check::judge::{Property, Ruling};
 use kv_check::{Event, Function, Json, Operation, available};
 
+use crate::facts;
 use crate::model::{
     Answer, Failure, Leader, LogLine, Namespace, Point, Report, Siblings, Stale, Step, Topology,
 };
@@ -18,11 +19,15 @@ const MOST_CHARS: usize = 48;
 
 impl Report {
     /// Takes from the history which reads were stale and which showed siblings, of the namespaces that the
-    /// report names. Of samples, which know when an operation was to begin, the caller makes the
-    /// [`Report::points`]; if there are none yet, they come from the history too.
+    /// report names, and what each side of the faults was answered, unless the caller counted it. Of
+    /// samples, which know when an operation was to begin, the caller makes the [`Report::points`]; if
+    /// there are none yet, they come from the history too.
     pub fn observe(&mut self, operations: &[Operation], settled: u64) -> Result<(), Malformed> {
         if self.points.is_empty() {
             self.points = operations.iter().map(Point::from).collect();
+        }
+        if self.sides.is_empty() {
+            self.sides = facts::sides(operations, &self.faults);
         }
         for ns in &self.namespaces {
             let mine: Vec<_> = operations.iter().filter(|op| op.ns == ns.name).cloned().collect();

@@ -1,9 +1,10 @@
 //! The report of a run: one static HTML file without a single request, for every scenario and for the demo.
 //!
 //! [`Report`] is plain data that the program which ran something fills; [`html`] draws it; [`strip_svg`]
-//! draws the CAP strip alone; [`write`] leaves all of it in a folder. The order on the page is the order in
-//! which a reader should doubt: the verdict, what it claims, whether enough happened for it to mean anything,
-//! and only then the results, the pictures, and the price.
+//! draws the CAP strip alone; [`write`] leaves all of it in a folder. The page begins with the verdict and
+//! the picture, for they say what happened. What follows has the order in which a reader should doubt it:
+//! what is claimed, whether enough happened for that to mean anything, and only then the results, the
+//! plots and the price.
 //!
 //! [`demo`] is the storyline that shows what each mode does in a network partition, its verdict, its receipt
 //! and its report.
@@ -11,16 +12,21 @@
 mod axis;
 pub mod demo;
 mod evidence;
+mod facts;
 mod fill;
+mod labels;
 mod model;
 mod plots;
+mod rows;
 mod sides;
 mod strip;
 mod tables;
+mod topology;
+mod words;
 
 pub use model::{
     Answer, Control, Coverage, Failure, Fault, Leader, LogLine, Mark, Namespace, Point, Report, Series,
-    Setting, Siblings, Stale, Step, Topology,
+    Setting, Siblings, Side, Stale, Step, Tally, Topology,
 };
 
 use std::path::Path;
@@ -29,6 +35,7 @@ use kv_check::judge::Ruling;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use kv_lab::LabError;
+use strip::Form;
 
 /// Colours and shapes, the same everywhere: a page's, and a drawing's.
 const COLOURS: &str = include_str!("colours.css");
@@ -37,12 +44,12 @@ const DRAWING: &str = include_str!("drawing.css");
 /// How the page looks.
 const PAGE: &str = include_str!("page.css");
 
-/// The sections of the page after the verdict, in their order: (anchor, heading).
+/// The sections of the page after the verdict, in their order: (anchor, heading). The picture comes first.
 const SECTIONS: [(&str, &str); 9] = [
+    ("strip", "Who was answered, where and when"),
     ("claims", "What is claimed, and what is not"),
     ("coverage", "Did enough happen?"),
     ("properties", "What was judged"),
-    ("strip", "Who was answered, where and when"),
     ("plots", "Latency, rate, and the price of answering"),
     ("settings", "The settings side by side"),
     ("evidence", "Where it broke"),
@@ -53,10 +60,10 @@ const SECTIONS: [(&str, &str); 9] = [
 /// The report as one HTML file.
 pub fn html(report: &Report) -> String {
     let bodies = [
+        strip_section(report),
         tables::claims(report),
         tables::coverage(report),
         tables::properties(report),
-        strip_section(report),
         plots_section(report),
         tables::settings(report),
         evidence::section(report),
@@ -76,8 +83,9 @@ pub fn html(report: &Report) -> String {
             body {
                 main {
                     (head(report))
-                    @for ((anchor, heading), body) in SECTIONS.iter().zip(bodies) {
+                    @for (at, ((anchor, heading), body)) in SECTIONS.iter().zip(bodies).enumerate() {
                         section id=(anchor) { h2 { (heading) } (body) }
+                        @if at == 0 { (particulars(report)) }
                     }
                 }
             }
@@ -89,7 +97,7 @@ pub fn html(report: &Report) -> String {
 /// The CAP strip alone, as an SVG file with its styles in it.
 pub fn strip_svg(report: &Report) -> String {
     let style = format!("{COLOURS}{DRAWING}");
-    strip::draw(report, Some(&style)).into_string() + "\n"
+    strip::draw(report, Form::Alone(&style)).into_string() + "\n"
 }
 
 /// Writes `report.html`, `strip.svg`, and `report.json`, from which [`read`] gets the report back.
@@ -132,29 +140,53 @@ fn head(report: &Report) -> Markup {
                 ul.reasons.(class) { @for reason in &report.reasons { li { (reason) } } }
             }
             p.lead { (report.lead) }
-            dl.facts {
-                div { dt { "scenario" } dd { (report.scenario) } }
-                div { dt { "seed" } dd { (report.seed) } }
-                div { dt { "commit" } dd { @if report.commit.is_empty() { "not known" } @else { code { (report.commit) } } } }
-                @for (name, version) in &report.versions { div { dt { (name) } dd { (version) } } }
-            }
-            @if !report.replay.is_empty() {
-                p.replay { span { "Run exactly this again" } code { (report.replay) } }
-            }
-            nav { @for (anchor, heading) in SECTIONS { a href=(format!("#{anchor}")) { (heading) } } }
         }
     }
 }
 
+/// What was run, how to run it again, and the way to the rest of the page.
+fn particulars(report: &Report) -> Markup {
+    html! {
+        dl.facts {
+            div { dt { "scenario" } dd { (report.scenario) } }
+            div { dt { "seed" } dd { (report.seed) } }
+            div { dt { "commit" } dd { @if report.commit.is_empty() { "not known" } @else { code { (report.commit) } } } }
+            @for (name, version) in &report.versions { div { dt { (name) } dd { (version) } } }
+        }
+        @if !report.replay.is_empty() {
+            p.replay { span { "Run exactly this again" } code { (report.replay) } }
+        }
+        nav { @for (anchor, heading) in SECTIONS { a href=(format!("#{anchor}")) { (heading) } } }
+    }
+}
+
 fn strip_section(report: &Report) -> Markup {
+    let why = report.namespaces.iter().filter_map(|ns| sides::why_stale(report, ns));
     html! {
         p {
             "When the network is cut, a store can keep every copy in agreement (" b { "C" } "onsistency) or keep answering everyone ("
             b { "A" } "vailability), not both: that is " b { "CAP" } ". Here each namespace has made its choice. Every row is one node, every cell "
-            "a quarter of a second of what its clients were told; read the rows of the cut-off side against each other."
+            "a short time and what its clients were told then; read the rows of the cut-off side against each other."
         }
-        div.sheet { (strip::draw(report, None)) }
+        div.sheet {
+            (strip::draw(report, Form::Wide))
+            (strip::draw(report, Form::Narrow))
+        }
         (legend())
+        (events(report))
+        @for words in why { p.why { (words) } }
+    }
+}
+
+/// What happened, in its order, with the numbers that the narrow drawing has.
+fn events(report: &Report) -> Markup {
+    let since = |at: u64| format!("{:.2} s", at.saturating_sub(report.from) as f64 / 1e9);
+    html! {
+        ol.events {
+            @for (at, event) in sides::events(report).iter().enumerate() {
+                li { b { (at + 1) } span { (since(event.at)) } (event.what) }
+            }
+        }
     }
 }
 
@@ -179,6 +211,7 @@ fn plots_section(report: &Report) -> Markup {
         @for ns in &report.namespaces {
             h3 { (ns.name) " " span.soft { (ns.mode()) ", " (ns.setting) } }
             div.sheet { (plots::sheet(report, ns)) }
+            @for words in [sides::why_stale(report, ns), sides::why_siblings(report, ns)].into_iter().flatten() { p.why { (words) } }
         }
         @if let Some(general) = plots::general(report) { h3 { "the cluster" } div.sheet { (general) } }
         @if report.namespaces.is_empty() { p.none { "No namespace, so nothing to draw." } }

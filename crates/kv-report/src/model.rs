@@ -55,6 +55,9 @@ pub struct Report {
     pub to: u64,
     /// Every operation of a client.
     pub points: Vec<Point>,
+    /// What each namespace did on each side of the faults that made sides. [`Report::observe`] counts it;
+    /// every sentence, table and receipt about a side prints these figures.
+    pub sides: Vec<Side>,
     /// Reads that were older than they could have been.
     pub stale: Vec<Stale>,
     /// Reads that returned several values.
@@ -78,6 +81,8 @@ pub struct Report {
     pub controls: Vec<Control>,
     /// Remarks at the end, such as where the definitions stand.
     pub notes: Vec<String>,
+    /// Commands that do the same by hand, one after the other: each runs as it stands.
+    pub by_hand: Vec<String>,
 }
 
 impl Default for Report {
@@ -102,6 +107,7 @@ impl Default for Report {
             from: 0,
             to: 0,
             points: Vec::new(),
+            sides: Vec::new(),
             stale: Vec::new(),
             siblings: Vec::new(),
             topology: Vec::new(),
@@ -113,6 +119,7 @@ impl Default for Report {
             failures: Vec::new(),
             controls: Vec::new(),
             notes: Vec::new(),
+            by_hand: Vec::new(),
         }
     }
 }
@@ -214,6 +221,75 @@ impl From<&Operation> for Point {
     }
 }
 
+/// Answered, unknown and refused operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tally {
+    /// The store answered.
+    pub answered: u64,
+    /// Mutations that were perhaps applied.
+    pub unknown: u64,
+    /// Certainly not applied, and reads without an answer.
+    pub refused: u64,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, answer: Answer) {
+        match answer {
+            Answer::Answered => self.answered += 1,
+            Answer::Unknown => self.unknown += 1,
+            Answer::Refused => self.refused += 1,
+        }
+    }
+
+    pub(super) fn join(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.unknown += other.unknown;
+        self.refused += other.refused;
+    }
+
+    /// All of them.
+    pub fn all(self) -> u64 {
+        self.answered + self.unknown + self.refused
+    }
+
+    /// Answered of all; nothing of nothing is nothing.
+    pub fn share(self) -> Option<f64> {
+        (self.all() > 0).then(|| self.answered as f64 / self.all() as f64)
+    }
+
+    /// What became of most.
+    pub(super) fn mostly(self) -> Answer {
+        let Self { answered, unknown, refused } = self;
+        match answered.max(unknown).max(refused) {
+            most if most == answered => Answer::Answered,
+            most if most == refused => Answer::Refused,
+            _ => Answer::Unknown,
+        }
+    }
+}
+
+/// What one namespace did on one side of a fault, of the operations that began while it was certainly in
+/// force. Times are whole milliseconds, so that they read the same in whatever unit they are printed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Side {
+    /// The fault: its place among the faults of the report.
+    pub fault: usize,
+    /// The namespace.
+    pub ns: String,
+    /// The side.
+    pub side: String,
+    /// What became of the operations.
+    pub tally: Tally,
+    /// Mutations that were answered.
+    pub mutations: u64,
+    /// The longest time within the fault without an answered mutation; all of it, if there was none.
+    pub longest_gap_ms: u64,
+    /// From the beginning of the fault to the first write that was acknowledged.
+    pub first_write_ms: Option<u64>,
+}
+
 /// A read that did not show what had been acknowledged before it began.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stale {
@@ -271,6 +347,9 @@ pub struct Leader {
 pub struct Fault {
     /// The first moment at which it was certainly in force.
     pub from: u64,
+    /// The last moment at which it was certainly in force: what is counted, is counted up to here. 0: `to`.
+    #[serde(default)]
+    pub until: u64,
     /// The first moment at which it was certainly no more.
     pub to: u64,
     /// Its kind; faults of a kind share a strip: "network partition", "kill", "pause", "clock".

@@ -7,8 +7,10 @@ use std::fmt::Write;
 
 use maud::{Markup, html};
 
-use crate::axis::{Axis, FOOT, LEFT, RIGHT, SECOND, WIDTH, duration, grouped, px};
-use crate::model::{Answer, Namespace, Point, Report, Series};
+use crate::axis::{Axis, FOOT, LEFT, RIGHT, SECOND, WIDTH};
+use crate::labels::{Anchor, Area, Board, Label, Style};
+use crate::model::{Answer, Namespace, Point, Report, Series, Setting};
+use crate::words::{counted, duration, grouped, percent, px};
 
 /// Points of a plot. Beyond that the answered ones are sampled; all others are drawn.
 pub(super) const MOST_POINTS: usize = 10_000;
@@ -19,8 +21,17 @@ const ENOUGH: usize = 5;
 /// Heights.
 const TALL: f64 = 150.0;
 const LOW: f64 = 76.0;
-const GAP: f64 = 26.0;
-const TOP: f64 = 20.0;
+const GAP: f64 = 14.0;
+/// A line of words above a plot.
+const LINE: f64 = 16.0;
+/// What the words of a plot may stand out above and below it.
+const OUT: f64 = 8.0;
+/// Least distance of two numbers of an axis.
+const NUMBERS: f64 = 14.0;
+/// From the name of a quantile to the next place that is tried.
+const QUANTILE_STEP: f64 = 6.0;
+/// The same of the name of a dot.
+const DOT_STEP: f64 = 7.0;
 /// Quantiles that are drawn, and their classes.
 const QUANTILES: [(f64, &str); 3] = [(0.5, "q50"), (0.95, "q95"), (0.99, "q99")];
 
@@ -58,11 +69,14 @@ pub(super) fn sheet(report: &Report, ns: &Namespace) -> Markup {
         .filter(|s| s.ns == ns.name && axis.shows(s.at))
         .map(|s| (s.at, s.count))
         .collect();
+    let figures = report.quantities.get(&ns.name);
     if !ns.strong || !stale.is_empty() {
-        plots.push(staleness(&stale, axis));
+        let all = figures.map_or(stale.len() as u64, |figures| figures.stale_reads);
+        plots.push(staleness(&stale, all, axis));
     }
     if !ns.strong {
-        plots.push(most_siblings(&siblings, axis));
+        let figures = figures.map(|figures| (figures.siblings_max, figures.reads_with_siblings));
+        plots.push(most_siblings(&siblings, figures, axis));
     }
     plots
         .extend(report.series.iter().filter(|series| series.ns == ns.name).map(|series| steps(series, axis)));
@@ -87,27 +101,63 @@ struct Plot {
     words: String,
     height: f64,
     inside: Markup,
+    labels: Vec<Label>,
+}
+
+impl Plot {
+    /// An empty place for the words of a plot.
+    fn board(height: f64) -> Board {
+        Board::new(Area::new(0.0, -OUT, WIDTH, height + 2.0 * OUT))
+    }
+}
+
+/// Plots one below the other, each below its words.
+struct Stack {
+    /// Each with where it begins.
+    plots: Vec<(Plot, f64)>,
+    words: Board,
+    bottom: f64,
+}
+
+impl Stack {
+    fn of(plots: Vec<Plot>) -> Self {
+        let mut words = Board::new(Area::new(0.0, 0.0, WIDTH, f64::INFINITY));
+        let (mut y, mut placed) = (0.0, Vec::new());
+        for mut plot in plots {
+            let name = Style::Plot.font().fit(&plot.name, (WIDTH - LEFT) / 2.0);
+            let first = LEFT + Style::Plot.font().width(&name) + 10.0;
+            words.put_at(Style::Plot, name, LEFT, y + LINE - 4.0, Anchor::Start);
+            let right = WIDTH - RIGHT;
+            let lines = Style::Soft.font().wrap(&plot.words, right - first, right - LEFT);
+            for (at, line) in lines.iter().enumerate() {
+                let x = if at == 0 { first } else { LEFT };
+                words.put_at(Style::Soft, line, x, y + (at as f64 + 1.0) * LINE - 4.0, Anchor::Start);
+            }
+            y += lines.len().max(1) as f64 * LINE + 4.0;
+            for label in std::mem::take(&mut plot.labels) {
+                words.put([label.down(y)]);
+            }
+            let height = plot.height;
+            placed.push((plot, y));
+            y += height + GAP;
+        }
+        Self { plots: placed, words, bottom: y - GAP }
+    }
 }
 
 fn stacked(report: &Report, axis: Axis, title: &str, plots: Vec<Plot>) -> Markup {
-    let mut y = TOP;
-    let mut placed = Vec::new();
-    for plot in plots {
-        let height = plot.height;
-        placed.push((plot, y));
-        y += height + GAP;
-    }
-    let bottom = y - GAP;
+    let Stack { plots, mut words, bottom } = Stack::of(plots);
+    let foot = axis.draw(bottom, &mut words);
     html! {
         svg viewBox=(format!("0 0 {WIDTH} {}", px(bottom + FOOT))) role="img" {
             title { (title) }
-            desc { @for (plot, _) in &placed { (plot.name) ": " (plot.words) ". " } }
-            @for (plot, y) in &placed {
+            desc { @for (plot, _) in &plots { (plot.name) ": " (plot.words) ". " } }
+            @for (plot, y) in &plots {
                 (axis.bands(report, *y, *y + plot.height))
-                text.plot x=(LEFT) y=(px(y - 6.0)) { (plot.name) tspan.soft { " \u{2002}" (plot.words) } }
                 g transform=(format!("translate(0 {})", px(*y))) { (plot.inside) }
             }
-            (axis.draw(bottom))
+            (foot)
+            (words.draw())
         }
     }
 }
@@ -130,10 +180,10 @@ impl Linear {
         self.height * (1.0 - (value / self.most).clamp(0.0, 1.0))
     }
 
-    fn lines(&self) -> Markup {
+    fn lines(&self, words: &mut Board) -> Markup {
         let number =
             |value: f64| if value.fract() == 0.0 { grouped(value as u64) } else { format!("{value:.1}") };
-        lines([0.0, 0.5, 1.0].map(|part| (self.y(part * self.most), number(part * self.most))))
+        lines([0.0, 0.5, 1.0].map(|part| (self.y(part * self.most), number(part * self.most))), words)
     }
 }
 
@@ -158,10 +208,10 @@ impl Times {
         self.height * (1.0 - part.ln() / (self.most / self.least).ln())
     }
 
-    fn lines(&self) -> Markup {
+    fn lines(&self, words: &mut Board) -> Markup {
         let decades = (self.most / self.least).log10().round() as i32;
         let values = (0..=decades).map(|at| (self.least * 10_f64.powi(at)) as u64);
-        lines(values.map(|value| (self.y(value), decade(value))))
+        lines(values.map(|value| (self.y(value), decade(value))), words)
     }
 }
 
@@ -173,11 +223,20 @@ fn decade(ns: u64) -> String {
     }
 }
 
-fn lines(places: impl IntoIterator<Item = (f64, String)>) -> Markup {
+/// Lines of an axis from the lowest up, each with its number where that has room.
+fn lines(places: impl IntoIterator<Item = (f64, String)>, words: &mut Board) -> Markup {
+    let places: Vec<_> = places.into_iter().collect();
+    let mut last = f64::INFINITY;
+    for (y, number) in &places {
+        if *y <= last - NUMBERS {
+            let number = Style::Soft.font().fit(number, LEFT - 8.0);
+            words.put_at(Style::Soft, number, LEFT - 8.0, y + 4.0, Anchor::End);
+            last = *y;
+        }
+    }
     html! {
-        @for (y, words) in places {
+        @for (y, _) in places {
             line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(px(y)) y2=(px(y)) {}
-            text.soft x=(px(LEFT - 8.0)) y=(px(y + 4.0)) text-anchor="end" { (words) }
         }
     }
 }
@@ -208,30 +267,35 @@ fn latency(points: &[&Point], axis: Axis) -> Plot {
     } else {
         "from the planned start, logarithmic; lines: 50, 95 and 99 of 100 answers were faster".into()
     };
-    let (mut quantiles, mut names) = (Vec::new(), Vec::new());
-    let mut highest = f64::INFINITY;
+    let mut labels = Plot::board(TALL);
+    let mut quantiles = Vec::new();
     for (part, class) in QUANTILES {
         let (path, end) = quantile_line(points, axis, &scale, part);
-        quantiles.push((path, class, part));
+        let name = format!("p{}", px(part * 100.0));
         if let Some((x, y)) = end {
-            // From the lowest line to the highest: names that would lie on each other are stacked.
-            highest = (y - 3.0).min(highest - 10.0);
-            names.push((x, highest, part));
+            labels.put(near(&name, x + 4.0, y - 3.0));
         }
+        quantiles.push((path, class, name));
     }
     let inside = html! {
-        (scale.lines())
+        (scale.lines(&mut labels))
         path.dots d=(dots) {}
         path.crosses d=(crosses) {}
         path.squares d=(squares) {}
-        @for (path, class, part) in &quantiles {
-            path class=(format!("quantile {class}")) d=(path) { title { "p" (px(part * 100.0)) } }
-        }
-        @for (x, y, part) in names {
-            text.quantile x=(px((x + 4.0).min(WIDTH - RIGHT - 20.0))) y=(px(y)) { "p" (px(part * 100.0)) }
+        @for (path, class, name) in &quantiles {
+            path class=(format!("quantile {class}")) d=(path) { title { (name) } }
         }
     };
-    Plot { name: "latency".into(), words, height: TALL, inside }
+    Plot { name: "latency".into(), words, height: TALL, inside, labels: labels.into_labels() }
+}
+
+/// The name of a line at its end, or as near to it as there is room, above or below.
+fn near(name: &str, x: f64, y: f64) -> impl Iterator<Item = Label> {
+    let steps = (0..=(TALL / QUANTILE_STEP) as i32).flat_map(|step| [-step, step]);
+    steps.map(move |step| {
+        let y = y + f64::from(step) * QUANTILE_STEP;
+        Label::new(Style::Line, name, x, y, Anchor::Start).between(LEFT, WIDTH)
+    })
 }
 
 /// A quantile of the answered operations, span by span; spans with too few are left out. Also its last place.
@@ -298,8 +362,9 @@ fn rate(points: &[&Point], axis: Axis) -> Plot {
         }
         path
     };
+    let mut labels = Plot::board(LOW);
     let inside = html! {
-        (scale.lines())
+        (scale.lines(&mut labels))
         @for (mutation, answer, counts) in &lines {
             @if counts.iter().any(|count| *count > 0) {
                 path class=(format!("rate {} {}", class(*answer), if *mutation { "" } else { "reads" })) d=(path(counts)) {}
@@ -311,6 +376,7 @@ fn rate(points: &[&Point], axis: Axis) -> Plot {
         words: "operations a second by outcome; solid: mutations, dashed: reads".into(),
         height: LOW,
         inside,
+        labels: labels.into_labels(),
     }
 }
 
@@ -322,25 +388,29 @@ fn class(answer: Answer) -> &'static str {
     }
 }
 
-fn staleness(stale: &[(u64, u64)], axis: Axis) -> Plot {
+/// `all`: how many stale reads there were, of which these are drawn.
+fn staleness(stale: &[(u64, u64)], all: u64, axis: Axis) -> Plot {
     let scale = Times::new(stale.iter().map(|(_, lag)| *lag), LOW);
     let mut rings = String::new();
     let step = stale.len().div_ceil(MOST_POINTS).max(1);
     for (at, lag) in stale.iter().step_by(step) {
         let _ = write!(rings, "M{} {}h0", px(axis.x(*at)), px(scale.y(*lag)));
     }
-    let words = match stale.len() {
+    let words = match all {
         0 => "no read was older than it could have been".into(),
-        count => format!(
-            "{} reads missed what had been acknowledged before they began: by how much time",
-            grouped(count as u64)
+        _ => format!(
+            "{} missed what had been acknowledged before: by how much time",
+            counted(all, "read", "reads")
         ),
     };
-    let inside = html! { @if !stale.is_empty() { (scale.lines()) } path.stale d=(rings) {} };
-    Plot { name: "staleness".into(), words, height: if stale.is_empty() { 6.0 } else { LOW }, inside }
+    let height = if stale.is_empty() { 6.0 } else { LOW };
+    let mut labels = Plot::board(height);
+    let inside = html! { @if !stale.is_empty() { (scale.lines(&mut labels)) } path.stale d=(rings) {} };
+    Plot { name: "staleness".into(), words, height, inside, labels: labels.into_labels() }
 }
 
-fn most_siblings(siblings: &[(u64, u64)], axis: Axis) -> Plot {
+/// `figures`: the most values that a read of the run showed, and how many reads showed several.
+fn most_siblings(siblings: &[(u64, u64)], figures: Option<(u64, u64)>, axis: Axis) -> Plot {
     let width = bucket(axis) / 2;
     let mut most = vec![0; (axis.to - axis.from).div_ceil(width) as usize];
     for (at, count) in siblings {
@@ -365,15 +435,19 @@ fn most_siblings(siblings: &[(u64, u64)], axis: Axis) -> Plot {
             px(right - left - 1.0)
         );
     }
-    let words = match highest {
-        0 => "no read showed several values".into(),
+    let (most, reads) = figures.unwrap_or((highest, siblings.len() as u64));
+    let words = match most {
+        0 | 1 => "no read showed several values".into(),
         _ => format!(
-            "the most values that one read showed; {} reads showed several",
-            grouped(siblings.len() as u64)
+            "the most values that one read showed: {} in the whole run; {} several",
+            grouped(most),
+            counted(reads, "read showed", "reads showed")
         ),
     };
-    let inside = html! { @if highest > 0 { (scale.lines()) } path.siblings d=(path) {} };
-    Plot { name: "siblings".into(), words, height: if highest == 0 { 6.0 } else { LOW }, inside }
+    let height = if highest == 0 { 6.0 } else { LOW };
+    let mut labels = Plot::board(height);
+    let inside = html! { @if highest > 0 { (scale.lines(&mut labels)) } path.siblings d=(path) {} };
+    Plot { name: "siblings".into(), words, height, inside, labels: labels.into_labels() }
 }
 
 fn steps(series: &Series, axis: Axis) -> Plot {
@@ -384,38 +458,55 @@ fn steps(series: &Series, axis: Axis) -> Plot {
         let (x, y) = (px(axis.x(*moment)), px(scale.y(*value)));
         let _ = if at == 0 { write!(path, "M{x} {y}") } else { write!(path, "H{x}V{y}") };
     }
-    let inside = html! { (scale.lines()) path.series d=(path) {} };
-    Plot { name: series.name.clone(), words: series.words.clone(), height: LOW, inside }
+    let mut labels = Plot::board(LOW);
+    let inside = html! { (scale.lines(&mut labels)) path.series d=(path) {} };
+    let (name, words) = (series.name.clone(), series.words.clone());
+    Plot { name, words, height: LOW, inside, labels: labels.into_labels() }
+}
+
+/// Width and height of the drawing of settings, and what is left free around its square.
+const FRONTIER: (f64, f64) = (520.0, 300.0);
+const EDGE: f64 = 62.0;
+
+/// Where the names of dots stand: beside them, above or below each other where they lie together.
+fn names(dots: &[(f64, f64, &str)]) -> Vec<Label> {
+    let (width, height) = FRONTIER;
+    let mut words = Board::new(Area::new(0.0, 0.0, width, height - 40.0));
+    for (x, y, name) in dots {
+        let name = Style::Line.font().fit(name, width - 20.0);
+        let (first, second) =
+            if *x > width / 2.0 { (Anchor::End, Anchor::Start) } else { (Anchor::Start, Anchor::End) };
+        let wishes = (0..(height / DOT_STEP) as i32).flat_map(|step| [-step, step + 1]).flat_map(|step| {
+            let y = y - 4.0 + f64::from(step) * DOT_STEP;
+            let beside = |anchor| match anchor {
+                Anchor::End => Label::new(Style::Line, name.as_str(), x - 10.0, y, anchor),
+                Anchor::Start | Anchor::Middle => Label::new(Style::Line, name.as_str(), x + 10.0, y, anchor),
+            };
+            let above =
+                Label::new(Style::Line, name.as_str(), *x, y - 8.0, Anchor::Middle).between(0.0, width);
+            [beside(first), beside(second), above]
+        });
+        words.put(wishes);
+    }
+    words.into_labels()
 }
 
 /// What a setting gave against what it cost: availability on its worst side against stale reads, a dot for
 /// each.
-pub(super) fn frontier(settings: &[super::model::Setting]) -> Markup {
-    const SIDE: f64 = 300.0;
-    const WIDE: f64 = 520.0;
-    const EDGE: f64 = 62.0;
-    let worst = |setting: &super::model::Setting| {
-        setting.availability.iter().map(|(_, share)| *share).reduce(f64::min)
-    };
+pub(super) fn frontier(settings: &[Setting]) -> Markup {
+    let (wide, high) = FRONTIER;
+    let worst = |setting: &Setting| setting.availability.iter().map(|(_, share)| *share).reduce(f64::min);
     let dots: Vec<_> = settings.iter().filter_map(|s| Some((s, worst(s)?, s.stale.unwrap_or(0.0)))).collect();
     let most = dots.iter().map(|(_, _, stale)| *stale).fold(0.05, f64::max);
     let most = [0.05, 0.1, 0.2, 0.3, 0.5, 1.0].into_iter().find(|round| *round >= most).unwrap_or(1.0);
-    let x = |share: f64| EDGE + share * (WIDE - 2.0 * EDGE);
-    let y = |stale: f64| 24.0 + (1.0 - stale / most) * (SIDE - 70.0);
-    // Names of dots that lie together stand below each other.
-    let mut names: Vec<(f64, f64)> = Vec::new();
-    let mut place = |at: (f64, f64)| {
-        let mut name = at;
-        while names.iter().any(|(x, y)| (x - name.0).abs() < 120.0 && (y - name.1).abs() < 13.0) {
-            name.1 -= 13.0;
-        }
-        names.push(name);
-        name
-    };
+    let x = |share: f64| EDGE + share * (wide - 2.0 * EDGE);
+    let y = |stale: f64| 24.0 + (1.0 - stale / most) * (high - 70.0);
+    let places: Vec<_> =
+        dots.iter().map(|(setting, share, stale)| (x(*share), y(*stale), setting.name.as_str())).collect();
     html! {
-        svg.frontier viewBox=(format!("0 0 {WIDE} {SIDE}")) role="img" {
+        svg.frontier viewBox=(format!("0 0 {wide} {high}")) role="img" {
             title { "Availability against stale reads, a dot for each setting" }
-            desc { @for (setting, share, stale) in &dots { (setting.name) ": " (super::axis::percent(*share)) " answered on its worst side, " (super::axis::percent(*stale)) " of reads stale. " } }
+            desc { @for (setting, share, stale) in &dots { (setting.name) ": " (percent(*share)) " answered on its worst side, " (percent(*stale)) " of reads stale. " } }
             @for part in [0.0, 0.25, 0.5, 0.75, 1.0] {
                 line.grid x1=(px(x(part))) x2=(px(x(part))) y1=(px(y(most))) y2=(px(y(0.0))) {}
                 text.soft x=(px(x(part))) y=(px(y(0.0) + 17.0)) text-anchor="middle" { (px(part * 100.0)) " %" }
@@ -424,18 +515,20 @@ pub(super) fn frontier(settings: &[super::model::Setting]) -> Markup {
                 line.grid x1=(px(x(0.0))) x2=(px(x(1.0))) y1=(px(y(part * most))) y2=(px(y(part * most))) {}
                 text.soft x=(px(x(0.0) - 8.0)) y=(px(y(part * most) + 4.0)) text-anchor="end" { (px(part * most * 100.0)) " %" }
             }
-            text.soft x=(px(WIDE / 2.0)) y=(px(SIDE - 8.0)) text-anchor="middle" { "answered on the worst side of the cut" }
-            text.soft transform=(format!("translate(13 {}) rotate(-90)", px((SIDE - 46.0) / 2.0))) text-anchor="middle" { "stale reads" }
+            text.soft x=(px(wide / 2.0)) y=(px(high - 8.0)) text-anchor="middle" { "answered on the worst side of the cut" }
+            text.soft transform=(format!("translate(13 {}) rotate(-90)", px((high - 46.0) / 2.0))) text-anchor="middle" { "stale reads" }
             @for (setting, share, stale) in &dots {
                 @let (x, y) = (x(*share), y(*stale));
-                @let (name_x, name_y) = place((x, y));
-                @if setting.strong {
-                    rect.point-strong x=(px(x - 5.5)) y=(px(y - 5.5)) width="11" height="11" {}
-                } @else {
-                    circle.point-available cx=(px(x)) cy=(px(y)) r="6" {}
+                g {
+                    title { (setting.name) }
+                    @if setting.strong {
+                        rect.point-strong x=(px(x - 5.5)) y=(px(y - 5.5)) width="11" height="11" {}
+                    } @else {
+                        circle.point-available cx=(px(x)) cy=(px(y)) r="6" {}
+                    }
                 }
-                text x=(px(if *share > 0.5 { name_x - 10.0 } else { name_x + 10.0 })) y=(px(name_y - 8.0)) text-anchor=(if *share > 0.5 { "end" } else { "start" }) { (setting.name) }
             }
+            @for label in names(&places) { (label.draw()) }
         }
     }
 }
@@ -453,7 +546,48 @@ pub(super) fn freshness(points: &[kv_check::judge::Freshness]) -> Vec<(String, O
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::labels::tests::wrong;
+
+    proptest! {
+        #[test]
+        fn the_words_of_plots_keep_apart(
+            latencies in prop::collection::vec((0..60_000_000_000_u64, 1_000..200_000_000_000_u64), 0..200),
+            words in prop::collection::vec("[a-z ,;:0-9]{0,160}", 1..4),
+        ) {
+            let points: Vec<Point> = latencies
+                .iter()
+                .map(|(at, latency)| Point { latency: *latency, ..point(*at, Answer::Answered) })
+                .collect();
+            let points: Vec<&Point> = points.iter().collect();
+            let axis = Axis::of(&Report { to: 60 * SECOND, ..Report::default() });
+            let stale: Vec<_> = latencies.iter().map(|(at, lag)| (*at, *lag)).collect();
+            let mut plots =
+                vec![latency(&points, axis), rate(&points, axis), staleness(&stale, stale.len() as u64, axis)];
+            plots.extend(words.iter().map(|words| {
+                let values = latencies.iter().map(|(at, value)| (*at, *value as f64)).collect();
+                steps(&Series { name: words.clone(), ns: String::new(), words: words.clone(), values }, axis)
+            }));
+            let Stack { words, bottom, .. } = Stack::of(plots);
+            let labels = words.into_labels();
+            prop_assert!(labels.iter().filter(|label| label.style == Style::Plot).count() >= 3);
+            let numbers = labels.iter().filter(|label| label.style == Style::Soft && label.area.right < LEFT);
+            prop_assert!(latencies.is_empty() || numbers.count() >= 4, "axes have numbers");
+            prop_assert_eq!(wrong(&labels, &Area::new(0.0, 0.0, WIDTH, bottom + OUT)), Vec::<String>::new());
+        }
+
+        #[test]
+        fn the_names_of_dots_keep_apart(
+            dots in prop::collection::vec((62.0..458.0_f64, 24.0..254.0_f64, "[a-zA-Z=0-9 ,]{1,60}"), 1..9),
+        ) {
+            let dots: Vec<_> = dots.iter().map(|(x, y, name)| (*x, *y, name.as_str())).collect();
+            let labels = names(&dots);
+            prop_assert!(!labels.is_empty());
+            prop_assert_eq!(wrong(&labels, &Area::new(0.0, 0.0, FRONTIER.0, FRONTIER.1)), Vec::<String>::new());
+        }
+    }
 
     fn point(at: u64, answer: Answer) -> Point {
         Point { ns: "x".into(), node: "n1".into(), mutation: true, at, latency: 5, answer, err: None }

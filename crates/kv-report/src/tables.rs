@@ -3,10 +3,10 @@
 use kv_check::judge::{Property, Quantities, Ruling};
 use maud::{Markup, html};
 
-use crate::axis::{duration, grouped, percent};
-use crate::model::{Answer, Namespace, Point, Report, Setting};
+use crate::model::{Answer, Namespace, Report, Setting, Tally};
 use crate::plots::{self, quantile};
-use crate::sides::{self, Tally};
+use crate::sides;
+use crate::words::{duration, grouped, percent};
 
 pub(super) fn claims(report: &Report) -> Markup {
     let list = |words: &[String]| {
@@ -217,25 +217,18 @@ impl Report {
 
     /// Answered of all, during all faults that made sides, by side; without such a fault, over the whole run.
     fn availability(&self, ns: &str) -> Vec<(String, f64)> {
-        let mut tallies: Vec<(String, Tally)> = Vec::new();
-        for fault in self.faults.iter().filter(|fault| !fault.sides.is_empty()) {
-            for (side, nodes) in sides::sides(self, fault) {
-                let mine = sides::tally(self, ns, fault, &nodes);
-                match tallies.iter_mut().find(|(known, _)| *known == side) {
-                    Some((_, tally)) => tally.join(mine),
-                    None => tallies.push((side, mine)),
-                }
-            }
+        let shares = sides::shares(self, ns);
+        if !shares.is_empty() {
+            return shares;
         }
-        if tallies.is_empty() {
-            let mut whole = Tally::default();
-            self.points
-                .iter()
-                .filter(|point: &&Point| point.ns == ns)
-                .for_each(|point| whole.add(point.answer));
-            tallies.push(("whole".into(), whole));
+        if let Some(figures) = self.quantities.get(ns).filter(|figures| figures.asked > 0) {
+            return vec![("whole".into(), figures.answered as f64 / figures.asked as f64)];
         }
-        tallies.into_iter().filter_map(|(side, tally)| Some((side, tally.share()?))).collect()
+        let mut whole = Tally::default();
+        for point in self.points.iter().filter(|point| point.ns == ns) {
+            whole.add(point.answer);
+        }
+        whole.share().map(|share| ("whole".to_owned(), share)).into_iter().collect()
     }
 }
 
@@ -329,5 +322,9 @@ pub(super) fn notes(report: &Report) -> Markup {
     html! {
         @if report.notes.is_empty() { p.none { "The history of this run holds all that its clients saw." } }
         @for note in &report.notes { p { (note) } }
+        @if !report.by_hand.is_empty() {
+            p { "The same by hand, on a cluster of your own:" }
+            pre { @for line in &report.by_hand { (line) "\n" } }
+        }
     }
 }

@@ -53,6 +53,19 @@ fn run() -> Report {
     let sides = groups.iter().zip(["minority", "majority"]);
     let sides =
         sides.flat_map(|(nodes, side)| nodes.iter().map(|node| (node.clone(), side.to_owned()))).collect();
+    let sides_of = |ns: &str| {
+        let side = |name: &str| {
+            let mut mine = Side { ns: ns.into(), side: name.into(), ..Side::default() };
+            let minority = |node: &str| node == "n1" || node == "n2";
+            let on_side = |point: &&Point| minority(&point.node) == (name == "minority") && point.ns == ns;
+            for point in points.iter().filter(on_side).filter(|point| (cut..healed).contains(&point.at)) {
+                mine.tally.add(point.answer);
+            }
+            mine
+        };
+        ["minority", "majority"].map(side)
+    };
+    let counted = [sides_of("bank"), sides_of("cart")].concat();
     let stale = Stale { ns: "cart".into(), node: "n1".into(), at: 5_000 * MS, lag: 900 * MS, behind: 2 };
     let quantities = Quantities { reads: 800, stale_reads: 1, conflicted_keys: 12, ..Quantities::default() };
     let topology = |from, to, cut| Topology { from, to, cut, down: Vec::new() };
@@ -79,6 +92,7 @@ fn run() -> Report {
             .to_vec(),
         to,
         points,
+        sides: counted,
         stale: vec![stale],
         siblings: vec![Siblings { ns: "cart".into(), at: 6_000 * MS, count: 3 }],
         topology: vec![
@@ -89,6 +103,7 @@ fn run() -> Report {
         leaders: vec![Leader { ns: "bank".into(), node: "n4".into(), from: 0, to }],
         faults: vec![Fault {
             from: cut,
+            until: healed,
             to: healed,
             kind: "partition".into(),
             what: "n1,n2 | n3,n4,n5".into(),
@@ -166,6 +181,9 @@ fn every_section_is_there_in_order_whatever_the_run() {
             .map(|(anchor, _)| page.find(&format!("<section id=\"{anchor}\">")).unwrap())
             .collect();
         assert!(places.is_sorted());
+        // The picture comes before every table, and before what is to be doubted.
+        assert!(page.find("<svg").unwrap() < page.find("<table").unwrap_or(usize::MAX));
+        assert!(page.find("<svg").unwrap() < page.find("id=\"claims\"").unwrap());
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
     }
 }
@@ -178,7 +196,7 @@ fn a_stranger_is_told_what_cap_means_by_this_run() {
         "VALID",
         "n1,n2 | n3,n4,n5",
         "CONSISTENT",
-        "goes on answering (100 %): AVAILABLE, and pays with 1 stale reads",
+        "goes on answering (100 %): AVAILABLE, and pays with 1 stale read ",
         "12 keys written on both sides",
         "healed",
         "n4 leads bank",
@@ -187,6 +205,33 @@ fn a_stranger_is_told_what_cap_means_by_this_run() {
     ] {
         assert!(page.contains(expected), "{expected}");
     }
+}
+
+#[test]
+fn a_page_holds_a_drawing_for_wide_and_one_for_narrow_screens() {
+    let page = html(&run());
+    let mut ids: Vec<&str> =
+        page.split(" id=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+    let all = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), all, "an id is given once: {ids:?}");
+    assert_eq!(page.matches("<svg class=\"strip").count(), 2);
+    for used in page.split("url(#").skip(1).map(|rest| rest.split_once(')').unwrap().0) {
+        assert!(ids.contains(&used), "{used}");
+    }
+}
+
+#[test]
+fn events_are_listed_in_the_order_of_their_times() {
+    let mut report = run();
+    let mark = |at, what: &str| Mark { at, what: what.into(), ns: String::new() };
+    report.marks.insert(0, mark(14_300_000_000, "replicas equal"));
+    report.marks.push(mark(3_400_000_000, "writes again"));
+    let page = html(&report);
+    let list = page.split_once("<ol class=\"events\">").unwrap().1.split_once("</ol>").unwrap().0;
+    let places = ["n1,n2 | n3,n4,n5", "writes again", "healed", "replicas equal"].map(|what| list.find(what));
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{list}");
 }
 
 #[test]

@@ -350,7 +350,7 @@ mod tests {
                 "minority_asked": 264, "majority_asked": 396,
                 "minority_success_ratio": 0.0, "majority_success_ratio": 0.924,
                 "longest_gap_ms": 11003, "majority_longest_gap_ms": 913, "stale_reads": 0, "false_absent": 0,
-                "linearizable": true, "recovery_ms": 913, "minority_recovery_ms": 255
+                "linearizable": true, "recovery_ms": 913, "served_again_ms": 255
             },
             "available": {
                 "acknowledged": 911, "lost": 0, "unknown": 0, "unknown_applied": 0,

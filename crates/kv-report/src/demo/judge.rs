@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 
 use kv_check::history::Malformed;
 use kv_check::judge::{self, Expectation, NamespacePlan, Plan, Ruling, Workload};
-use kv_check::service::{self, Served, Window};
+use kv_check::service::{self, Window};
 use kv_check::{Event, Function, Operation, Outcome, operation};
 use kv_types::NodeId;
 use serde::Serialize;
 
-use crate::Coverage;
+use crate::facts::{self, milliseconds, whole};
+use crate::words::percent;
+use crate::{Coverage, Side};
 use kv_workload::NO_KNOWLEDGE;
 
 /// Names of properties, as `kv-check` gives them.
@@ -111,10 +113,11 @@ pub struct StrongReceipt {
     pub false_absent: u64,
     /// Whether some order explains every answer: true, false, or "unknown".
     pub linearizable: serde_json::Value,
-    /// From the cut to the first write acknowledged by the majority's side.
+    /// From the cut to the first write that the majority's side acknowledged while it lasted.
     pub recovery_ms: Option<u64>,
-    /// From the healing to the first of [`service::STREAK`] answers in a row to clients of the minority.
-    pub minority_recovery_ms: Option<u64>,
+    /// From the healing to the first of [`service::STREAK`] answers in a row, at the node where that took
+    /// longest.
+    pub served_again_ms: Option<u64>,
 }
 
 /// What happened to the available namespace.
@@ -173,6 +176,8 @@ pub(crate) struct Judgement {
     pub(crate) broken: Vec<String>,
     /// What had to happen for the run to count.
     pub(crate) coverage: Vec<Coverage>,
+    /// What each side was answered during the cut: the receipt's figures, and the page's.
+    pub(crate) sides: Vec<Side>,
     /// What `kv-check` says: properties and figures.
     pub(crate) checked: judge::Judgement,
 }
@@ -230,9 +235,8 @@ pub(crate) fn judge(
     let (bank, cart) = (of(BANK), of(CART));
     let window = window(marks, groups);
     let mut checked = judge::judge(history, &plan(marks, &window))?;
-    if let (Some(converged), Some(cart)) = (marks.converged, checked.quantities.get_mut(CART)) {
-        cart.convergence_ns = Some(converged.saturating_sub(marks.healed));
-    }
+    time(&mut checked, &cart, marks, groups);
+    let sides = facts::of_window(&operations, 0, &window);
     let mut docket = Docket::default();
     let partition_seconds = seconds(marks.decided - marks.cut);
     docket.cover(
@@ -263,11 +267,51 @@ pub(crate) fn judge(
         links_cut: run.links_cut,
         links_seen_cut: run.links_seen_cut,
         shed: run.shed,
-        strong: judge_strong(&bank, marks, &window, &checked, &mut docket),
-        available: judge_available(&cart, marks, &window, &checked, &mut docket),
+        strong: judge_strong(
+            &bank,
+            [MINORITY, MAJORITY].map(on(&sides, BANK, &window)),
+            &checked,
+            &mut docket,
+        ),
+        available: judge_available(
+            &cart,
+            [MINORITY, MAJORITY].map(on(&sides, CART, &window)),
+            &checked,
+            &mut docket,
+        ),
     };
     let Docket { broken, coverage } = docket;
-    Ok(Judgement { receipt, broken, coverage, checked })
+    Ok(Judgement { receipt, broken, coverage, sides, checked })
+}
+
+/// The times that only this run knows, and all of them in whole milliseconds, as the receipt has them.
+fn time(checked: &mut judge::Judgement, cart: &[Operation], marks: &Marks, groups: &[Vec<NodeId>; 2]) {
+    let nodes: Vec<String> = groups.iter().flatten().map(NodeId::to_string).collect();
+    if let Some(figures) = checked.quantities.get_mut(CART) {
+        figures.convergence_ns = marks.converged.map(|converged| converged.saturating_sub(marks.healed));
+        // It rested until its replicas were equal: the final reads are the first that use it again.
+        figures.recovery_ns =
+            service::recovery_everywhere(cart, nodes.iter().map(String::as_str), marks.settled);
+    }
+    for figures in checked.quantities.values_mut() {
+        figures.recovery_ns = figures.recovery_ns.map(whole);
+        figures.convergence_ns = figures.convergence_ns.map(whole);
+    }
+}
+
+/// What a namespace did on a side of the cut; where nothing was asked, nothing, for as long as it lasted.
+fn on<'a>(sides: &'a [Side], ns: &'a str, window: &'a Window) -> impl Fn(&str) -> Side + 'a {
+    let silent =
+        Side { longest_gap_ms: milliseconds(window.to.saturating_sub(window.from)), ..Side::default() };
+    move |name| {
+        let mine = sides.iter().find(|side| side.ns == ns && side.side == name);
+        mine.cloned().unwrap_or_else(|| silent.clone())
+    }
+}
+
+/// Answered of all that was asked; nothing of nothing is nothing.
+fn ratio(side: &Side) -> f64 {
+    side.tally.share().unwrap_or(0.0)
 }
 
 /// What `kv-check` is to judge.
@@ -298,40 +342,33 @@ pub(crate) fn window(marks: &Marks, groups: &[Vec<NodeId>; 2]) -> Window {
 
 fn judge_strong(
     bank: &[Operation],
-    marks: &Marks,
-    window: &Window,
+    [minority, majority]: [Side; 2],
     checked: &judge::Judgement,
     docket: &mut Docket,
 ) -> StrongReceipt {
     let figures = checked.quantities.get(BANK).cloned().unwrap_or_default();
-    let served = service::served(bank, std::slice::from_ref(window));
     let verdict = |property: &&judge::Property| property.ns == BANK && property.name == LINEARIZABLE;
     let linearizable = match checked.properties.iter().find(verdict).map(|property| property.ruling) {
         Some(Ruling::Valid) => true.into(),
         Some(Ruling::Invalid) => false.into(),
         Some(Ruling::Unknown) | None => "unknown".into(),
     };
-    let on = |side: &'static str| bank.iter().filter(move |op| window.side(&op.node) == side);
-    let first_write = on(MAJORITY)
-        .filter(|op| op.call >= marks.cut && op.f.mutates() && op.ok())
-        .filter_map(|op| op.ret)
-        .min();
     let receipt = StrongReceipt {
         acknowledged: figures.acknowledged,
         lost: figures.lost,
         unknown: figures.unknown,
         unknown_applied: figures.unknown_applied,
-        minority_asked: asked(&served, MINORITY),
-        majority_asked: asked(&served, MAJORITY),
-        minority_success_ratio: ratio(&served, MINORITY),
-        majority_success_ratio: ratio(&served, MAJORITY),
-        longest_gap_ms: gap(&served, MINORITY, window).max(gap(&served, MAJORITY, window)),
-        majority_longest_gap_ms: gap(&served, MAJORITY, window),
+        minority_asked: minority.tally.all(),
+        majority_asked: majority.tally.all(),
+        minority_success_ratio: ratio(&minority),
+        majority_success_ratio: ratio(&majority),
+        longest_gap_ms: minority.longest_gap_ms.max(majority.longest_gap_ms),
+        majority_longest_gap_ms: majority.longest_gap_ms,
         stale_reads: figures.stale_reads,
         false_absent: bank.iter().filter(|read| is_false_absence(read, bank)).count() as u64,
         linearizable,
-        recovery_ms: first_write.map(|moment| milliseconds(moment - marks.cut)),
-        minority_recovery_ms: service::recovery(on(MINORITY), marks.healed).map(milliseconds),
+        recovery_ms: majority.first_write_ms,
+        served_again_ms: figures.recovery_ns.map(milliseconds),
     };
     docket.properties(checked, BANK);
     promise_strong(&receipt, docket);
@@ -347,11 +384,11 @@ fn promise_strong(receipt: &StrongReceipt, docket: &mut Docket) {
     );
     docket.promise(
         receipt.minority_success_ratio == 0.0,
-        format!("{BANK}: the minority answered {:.1} %", receipt.minority_success_ratio * 100.0),
+        format!("{BANK}: the minority answered {}", percent(receipt.minority_success_ratio)),
     );
     docket.promise(
         receipt.majority_success_ratio >= STRONG_MAJORITY_RATIO,
-        format!("{BANK}: the majority answered only {:.1} %", receipt.majority_success_ratio * 100.0),
+        format!("{BANK}: the majority answered only {}", percent(receipt.majority_success_ratio)),
     );
     for (side, count) in [(MINORITY, receipt.minority_asked), (MAJORITY, receipt.majority_asked)] {
         docket.cover(
@@ -377,13 +414,11 @@ fn promise_strong(receipt: &StrongReceipt, docket: &mut Docket) {
 
 fn judge_available(
     cart: &[Operation],
-    marks: &Marks,
-    window: &Window,
+    [minority, majority]: [Side; 2],
     checked: &judge::Judgement,
     docket: &mut Docket,
 ) -> AvailableReceipt {
     let figures = checked.quantities.get(CART).cloned().unwrap_or_default();
-    let served = service::served(cart, std::slice::from_ref(window));
     let no_knowledge = cart.iter().filter(|op| op.err.as_deref() == Some(NO_KNOWLEDGE)).count();
     let agree = |property: &judge::Property| property.ns == CART && property.name == FINAL_READS_AGREE;
     let receipt = AvailableReceipt {
@@ -391,16 +426,16 @@ fn judge_available(
         lost: figures.lost,
         unknown: figures.unknown,
         unknown_applied: figures.unknown_applied,
-        minority_success_ratio: ratio(&served, MINORITY),
-        majority_success_ratio: ratio(&served, MAJORITY),
-        minority_acknowledged: writes(&served, MINORITY),
-        majority_acknowledged: writes(&served, MAJORITY),
-        longest_gap_ms: gap(&served, MINORITY, window).max(gap(&served, MAJORITY, window)),
+        minority_success_ratio: ratio(&minority),
+        majority_success_ratio: ratio(&majority),
+        minority_acknowledged: minority.mutations,
+        majority_acknowledged: majority.mutations,
+        longest_gap_ms: minority.longest_gap_ms.max(majority.longest_gap_ms),
         stale_reads: figures.stale_reads,
         false_absent: figures.false_absences,
         no_knowledge: no_knowledge as u64,
         keys_with_siblings: figures.conflicted_keys,
-        convergence_ms: marks.converged.map(|converged| milliseconds(converged.saturating_sub(marks.healed))),
+        convergence_ms: figures.convergence_ns.map(milliseconds),
         replicas_agree: checked.properties.iter().any(|p| agree(p) && p.ruling == Ruling::Valid),
     };
     docket.properties(checked, CART);
@@ -413,7 +448,7 @@ fn judge_available(
     {
         docket.promise(
             ratio >= AVAILABLE_RATIO,
-            format!("{CART}: the {side} answered only {:.1} %", ratio * 100.0),
+            format!("{CART}: the {side} answered only {}", percent(ratio)),
         );
     }
     for (side, count) in
@@ -464,31 +499,6 @@ fn acknowledged_before<'a>(
         .filter(move |op| op.key == read.key && op.writes_value() && op.ok() && op.ended_before(read.call))
 }
 
-fn ratio(served: &[Served], side: &str) -> f64 {
-    let answered: u64 = served.iter().filter(|row| row.side == side).map(|row| row.answered).sum();
-    let asked = asked(served, side);
-    if asked == 0 { 0.0 } else { answered as f64 / asked as f64 }
-}
-
-fn asked(served: &[Served], side: &str) -> u64 {
-    let rows = served.iter().filter(|row| row.side == side);
-    rows.map(|row| row.answered + row.refused + row.unknown).sum()
-}
-
-fn writes(served: &[Served], side: &str) -> u64 {
-    served.iter().filter(|row| row.side == side && row.mutations).map(|row| row.answered).sum()
-}
-
-/// Longest time without an acknowledged write; the whole window when none was asked for.
-fn gap(served: &[Served], side: &str, window: &Window) -> u64 {
-    let row = served.iter().find(|row| row.side == side && row.mutations);
-    milliseconds(row.map_or(window.to - window.from, |row| row.longest_gap_ns))
-}
-
-pub(crate) fn milliseconds(ns: u64) -> u64 {
-    ns / 1_000_000
-}
-
 pub(crate) fn seconds(ns: u64) -> f64 {
     (ns as f64 / 1e9 * 1e3).round() / 1e3
 }
@@ -508,7 +518,7 @@ pub(super) mod tests {
     }
 
     impl Story {
-        fn op(
+        pub(in crate::demo) fn op(
             &mut self,
             ns: &str,
             node: u64,

@@ -20,6 +20,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::facts::whole;
+use crate::words::duration;
 use judge::{BANK, CART, Marks};
 use kv_lab::{Lab, LabError, LabOptions, interrupted};
 use kv_workload::converge::{Copies, Difference, Look};
@@ -77,7 +79,13 @@ pub struct DemoOptions {
 impl DemoOptions {
     /// As `cargo xtask demo` runs it.
     pub fn new(out: impl Into<PathBuf>) -> Self {
-        Self { out: out.into(), port_base: 7100, seed: 42, kvd: None, cut: Duration::from_secs(11) }
+        Self {
+            out: out.into(),
+            port_base: by_hand::PORT_BASE,
+            seed: 42,
+            kvd: None,
+            cut: Duration::from_secs(11),
+        }
     }
 }
 
@@ -91,8 +99,11 @@ pub struct Outcome {
 }
 
 /// Runs the demo and prints it. Whatever happens, no process is left.
-pub async fn run(options: DemoOptions) -> Result<Outcome, LabError> {
-    let out = options.out.clone();
+pub async fn run(mut options: DemoOptions) -> Result<Outcome, LabError> {
+    // Paths are printed whole: they are used elsewhere.
+    let out =
+        std::path::absolute(&options.out).map_err(LabError::system("cannot find the current directory"))?;
+    options.out.clone_from(&out);
     fs::create_dir_all(&out).map_err(LabError::system(format!("cannot create {}", out.display())))?;
     tokio::select! {
         biased;
@@ -127,7 +138,8 @@ impl Stage {
             ..LabOptions::new(options.out.join("lab"))
         };
         let lab = Lab::start(lab).await?;
-        narrator.step(1, &format!("five nodes up in {:.1} s", begun.elapsed().as_secs_f64()), "kvctl lab up");
+        let line = format!("kvctl lab up{}", by_hand::ports(options.port_base));
+        narrator.step(1, &format!("five nodes up in {:.1} s", begun.elapsed().as_secs_f64()), &line);
         let client =
             Client::connect(ClientOptions::new(lab.endpoints())).map_err(LabError::store(NO_CLIENT))?;
         let mut stage = Self {
@@ -352,9 +364,10 @@ impl Stage {
             .await?;
         self.bank.send_replace(Phase::Stop);
         self.shed += ended(&mut self.bank_load).await;
-        let words = match converged {
+        let words = match converged_at {
             Some(moment) => {
-                format!("healed; cart's replicas equal after {:.1} s", (moment - healed).as_secs_f64())
+                let after = duration(whole(moment.saturating_sub(healed_at)));
+                format!("healed; cart's replicas equal after {after}")
             }
             None => "healed; cart's replicas did not become equal".into(),
         };
@@ -431,13 +444,14 @@ impl Stage {
         let receipt = serde_json::to_string_pretty(&judged.receipt).unwrap_or_default() + "\n";
         write(&out.join("receipt.json"), &receipt)?;
         let (samples, _) = self.recorder.samples_since(0);
-        let report = report::report(&judged, &history, &samples, marks, &groups)
+        let report = report::report(&judged, &history, &samples, marks, &groups, self.options.port_base)
             .map_err(|malformed| LabError::Usage(format!("the history cannot be judged: {malformed}")))?;
         crate::write(&report, out)?;
         let history = out.join("history.jsonl");
         let check = format!("kvctl check {} --settled-ms {}", history.display(), marks.settled / MILLISECOND);
         self.narrator.step(6, "receipt", &check);
         self.narrator.receipt(&judged.receipt, &judged.broken, checked_in, out);
+        self.narrator.try_next(self.options.port_base);
         Ok(Outcome { receipt: judged.receipt, broken: judged.broken })
     }
 

@@ -11,6 +11,7 @@ use kv_types::NodeId;
 
 use super::by_hand;
 use super::judge::{BANK, CART, MAJORITY, MINORITY, Receipt};
+use crate::words::{duration, percent};
 use kv_workload::Sample;
 
 /// Steps of the story.
@@ -22,6 +23,8 @@ const COLUMNS: [usize; 4] = [29, 38, 24, 24];
 const STEP_WORDS: usize = 50;
 /// Width of the words of a line of the receipt.
 const LINE_WORDS: usize = 46;
+/// In nanoseconds.
+const MILLISECOND: u64 = 1_000_000;
 /// Width of a line's column for the strong namespace.
 const LINE_COLUMN: usize = 21;
 
@@ -91,8 +94,10 @@ impl Narrator {
 
     /// The receipt as a table, what was broken, and where to go on.
     pub(crate) fn receipt(&self, receipt: &Receipt, broken: &[String], checked_in: Duration, out: &Path) {
-        self.figures(receipt);
-        self.words(receipt, checked_in);
+        let verified = verified(receipt, checked_in);
+        for Row { words, strong, available } in figures(receipt).iter().chain([&verified]) {
+            self.line(&format!("        {words:<LINE_WORDS$}{strong:<LINE_COLUMN$}{available}"));
+        }
         self.line("");
         for words in broken {
             self.line(&format!("  BROKEN  {}", words.replace('\n', "\n          ")));
@@ -105,89 +110,88 @@ impl Narrator {
         {
             self.line(&format!("      {what:<9}{}", out.join(file).display()));
         }
+    }
+
+    /// How to do the same by hand.
+    pub(crate) fn try_next(&self, port_base: u16) {
         self.line("      Try next  the same by hand, on a cluster of your own:");
-        for line in by_hand::lines(&by_hand::program()) {
+        for line in by_hand::lines(&by_hand::program(), port_base) {
             self.line(&format!("        {line}"));
         }
     }
+}
 
-    /// A line of the table: what it is about, and both namespaces.
-    fn compare(&self, words: &str, strong: String, available: String) {
-        self.line(&format!("        {words:<LINE_WORDS$}{strong:<LINE_COLUMN$}{available}"));
-    }
+/// A row of the receipt: what it is about, and both namespaces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) words: String,
+    pub(crate) strong: String,
+    pub(crate) available: String,
+}
 
-    /// The table's figures.
-    fn figures(&self, receipt: &Receipt) {
-        let line = |words: &str, strong, available| self.compare(words, strong, available);
-        let (strong, available) = (&receipt.strong, &receipt.available);
-        let of = |lost: u64, all: u64| format!("{lost} of {all}");
-        let percent = |ratio: f64| format!("{:.1} %", ratio * 100.0);
-        let or_never = |ms: Option<u64>| ms.map_or("never".into(), |ms| format!("{:.2} s", ms as f64 / 1e3));
-        let gap = |ms: u64| format!("{:.1} s", ms as f64 / 1e3);
-        line("", format!("{BANK} (strong)"), format!("{CART} (available)"));
-        line(
-            "acknowledged writes lost",
-            of(strong.lost, strong.acknowledged),
-            of(available.lost, available.acknowledged),
-        );
-        line(
+/// The receipt's figures, as the page has them.
+pub(crate) fn figures(receipt: &Receipt) -> Vec<Row> {
+    let (bank, cart) = (&receipt.strong, &receipt.available);
+    let row = |words: &str, strong: String, available: String| Row { words: words.into(), strong, available };
+    let of = |lost: u64, all: u64| format!("{lost} of {all}");
+    let time = |ms: u64| duration(ms.saturating_mul(MILLISECOND));
+    let or_never = |ms: Option<u64>| ms.map_or_else(|| "never".into(), time);
+    let unknown = |all: u64, applied: u64| match all {
+        0 => "0".to_owned(),
+        _ => format!("{all} ({applied} seen applied)"),
+    };
+    let none = || "-".to_owned();
+    vec![
+        row("", format!("{BANK} (strong)"), format!("{CART} (available)")),
+        row("acknowledged writes lost", of(bank.lost, bank.acknowledged), of(cart.lost, cart.acknowledged)),
+        row(
             "answered during the cut    minority",
-            percent(strong.minority_success_ratio),
-            percent(available.minority_success_ratio),
-        );
-        line(
+            percent(bank.minority_success_ratio),
+            percent(cart.minority_success_ratio),
+        ),
+        row(
             "                           majority",
-            percent(strong.majority_success_ratio),
-            percent(available.majority_success_ratio),
-        );
-        line(
-            "longest time without a successful write",
-            gap(strong.longest_gap_ms),
-            gap(available.longest_gap_ms),
-        );
-        line("                           majority", gap(strong.majority_longest_gap_ms), String::new());
-        line("stale reads", strong.stale_reads.to_string(), available.stale_reads.to_string());
-        line(
+            percent(bank.majority_success_ratio),
+            percent(cart.majority_success_ratio),
+        ),
+        row("longest time without a successful write", time(bank.longest_gap_ms), time(cart.longest_gap_ms)),
+        row("                           majority", time(bank.majority_longest_gap_ms), String::new()),
+        row("stale reads", bank.stale_reads.to_string(), cart.stale_reads.to_string()),
+        row(
             "keys said to be absent that exist",
-            strong.false_absent.to_string(),
-            available.false_absent.to_string(),
-        );
-        line("\"no knowledge\" (only nodes without a copy)", "-".into(), available.no_knowledge.to_string());
-        line("keys with siblings after healing", "-".into(), available.keys_with_siblings.to_string());
-        let unknown = |all: u64, applied: u64| match all {
-            0 => "0".to_owned(),
-            _ => format!("{all} ({applied} seen applied)"),
-        };
-        line(
+            bank.false_absent.to_string(),
+            cart.false_absent.to_string(),
+        ),
+        row("\"no knowledge\" (only nodes without a copy)", none(), cart.no_knowledge.to_string()),
+        row("keys with siblings after healing", none(), cart.keys_with_siblings.to_string()),
+        row(
             "unknown outcomes",
-            unknown(strong.unknown, strong.unknown_applied),
-            unknown(available.unknown, available.unknown_applied),
-        );
-        line(
-            "majority writes again / replicas are equal",
-            or_never(strong.recovery_ms),
-            or_never(available.convergence_ms),
-        );
-    }
+            unknown(bank.unknown, bank.unknown_applied),
+            unknown(cart.unknown, cart.unknown_applied),
+        ),
+        row("majority writes again, after the cut", or_never(bank.recovery_ms), none()),
+        row("every node serves again, after healing", or_never(bank.served_again_ms), none()),
+        row("replicas are equal, after healing", none(), or_never(cart.convergence_ms)),
+    ]
+}
 
-    /// The table's last line: the verdict on each namespace.
-    fn words(&self, receipt: &Receipt, checked_in: Duration) {
-        let (strong, available) = (&receipt.strong, &receipt.available);
-        let linearizable = match &strong.linearizable {
-            serde_json::Value::Bool(true) => "linearizable",
-            serde_json::Value::Bool(false) => "NOT LINEARIZABLE",
-            _ => "undecided",
-        };
-        let convergent = if available.replicas_agree && available.convergence_ms.is_some() {
-            "convergent"
-        } else {
-            "DIVERGED"
-        };
-        self.compare(
-            &format!("verified in {:.1} s from the history alone", checked_in.as_secs_f64()),
-            linearizable.into(),
-            convergent.into(),
-        );
+/// The last row: the verdict on each namespace.
+fn verified(receipt: &Receipt, checked_in: Duration) -> Row {
+    let (strong, available) = (&receipt.strong, &receipt.available);
+    let linearizable = match &strong.linearizable {
+        serde_json::Value::Bool(true) => "linearizable",
+        serde_json::Value::Bool(false) => "NOT LINEARIZABLE",
+        _ => "undecided",
+    };
+    let convergent = if available.replicas_agree && available.convergence_ms.is_some() {
+        "convergent"
+    } else {
+        "DIVERGED"
+    };
+    Row {
+        words: format!("verified in {:.1} s from the history alone", checked_in.as_secs_f64()),
+        strong: linearizable.into(),
+        available: convergent.into(),
     }
 }
 
