@@ -12,7 +12,7 @@ pub use convert::{
     DecodeError, client_id_bytes, client_id_from_bytes, cluster_id_bytes, cluster_id_from_bytes,
 };
 pub use session::SessionCall;
-pub use status::{ERROR_DOMAIN, code_of, failure_from_status, status_from_failure};
+pub use status::{ERROR_DOMAIN, code_of, failure_from_status, status_from_failure, status_with_code};
 
 // Generated code refers to its neighbours by the path of its package.
 #[allow(
@@ -37,6 +37,12 @@ mod quorate {
         }
     }
 }
+
+/// The files of the public packages with their comments, an encoded `FileDescriptorSet`: what a node tells
+/// about itself. The private protocol between nodes is not among them.
+pub const PUBLIC_DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("public");
+/// The files that say what the details of an error are, in the same form.
+pub const ERROR_DESCRIPTORS: &[u8] = tonic_types::pb::FILE_DESCRIPTOR_SET;
 
 /// The administrative service, `quorate.admin.v1`.
 pub use quorate::admin::v1 as admin;

@@ -64,6 +64,11 @@ pub fn status_from_failure(failure: &Failure) -> Status {
         Code::Unavailable if failure.applied == Applied::Unknown => Code::DeadlineExceeded,
         code => code,
     };
+    status_with_code(code, failure)
+}
+
+/// The same with a code that gRPC prescribes. The details repeat code and message, as clients demand.
+pub fn status_with_code(code: Code, failure: &Failure) -> Status {
     let mut metadata: HashMap<String, String> =
         failure.details.iter().map(|(name, value)| (name.clone(), truncated(value))).collect();
     metadata.insert("applied".into(), failure.applied.as_str().into());
@@ -126,6 +131,7 @@ fn truncated(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message;
 
     #[test]
     fn every_reason_survives_the_wire() {
@@ -146,6 +152,16 @@ mod tests {
             if code_of(*reason) == Code::Unavailable {
                 assert_eq!(reason.applied(), Applied::No, "{reason}");
             }
+        }
+    }
+
+    #[test]
+    fn the_details_repeat_code_and_message() {
+        for code in [Code::Unimplemented, Code::NotFound, Code::Unavailable] {
+            let status = status_with_code(code, &Failure::new(Reason::InvalidRequest, "what happened"));
+            let inner = tonic_types::pb::Status::decode(status.details()).unwrap();
+            assert_eq!((inner.code, inner.message.as_str()), (code as i32, status.message()));
+            assert_eq!((status.code(), status.message()), (code, "what happened"));
         }
     }
 

@@ -3,11 +3,11 @@
 //! either.
 //!
 //! *Connections* share what arrives and what waits to be sent. *Classes* (each namespace, administration,
-//! health, names that are unknown) share what is being worked on, and so do the *kinds* of classes: strong,
-//! available, other. The rule is that of dynamic thresholds (Choudhury and Hahne, 1998): a holder may take
-//! more only while it holds no more than what is free. One holder alone gets half, k equal ones 1/(k+1) each,
-//! and after k floods, one begun after the other, 1/2^k is free still: there is room for a calm one without a
-//! reservation that would lie idle.
+//! health, reflection, names that are unknown) share what is being worked on, and so do the *kinds* of
+//! classes: strong, available, other. The rule is that of dynamic thresholds (Choudhury and Hahne, 1998): a
+//! holder may take more only while it holds no more than what is free. One holder alone gets half, k equal
+//! ones 1/(k+1) each, and after k floods, one begun after the other, 1/2^k is free still: there is room for a
+//! calm one without a reservation that would lie idle.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -61,6 +61,8 @@ pub(crate) enum Class {
     Admin,
     /// Health checks.
     Health,
+    /// Questions about the interface itself.
+    Reflection,
 }
 
 /// Classes that share a bulkhead.
@@ -74,7 +76,7 @@ impl Class {
     fn kind(self) -> Kind {
         match self {
             Self::Namespace(mode, _) => Kind::Mode(mode == Mode::Strong),
-            Self::Unknown | Self::Admin | Self::Health => Kind::Other,
+            Self::Unknown | Self::Admin | Self::Health | Self::Reflection => Kind::Other,
         }
     }
 }
@@ -239,7 +241,8 @@ mod tests {
         let mut admission = admission();
         assert_eq!(flood(&mut admission, strong(1), Amount::ONE), REQUESTS / 3 + 1);
         // Another namespace of the same mode, and each of the others.
-        for class in [strong(2), available(3), Class::Admin, Class::Health, Class::Unknown] {
+        let others = [Class::Admin, Class::Health, Class::Reflection, Class::Unknown];
+        for class in [strong(2), available(3)].into_iter().chain(others) {
             for _ in 0..64 {
                 admission.enter(class, Amount::ONE).unwrap();
             }

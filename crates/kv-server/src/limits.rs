@@ -54,6 +54,11 @@ pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Largest request of a client: a value, a key, a context, and room for the rest.
 pub(crate) const MAX_REQUEST_BYTES: usize = MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES + (64 << 10);
+/// Largest question about the interface (reflection): the name of a file or of what stands in one.
+pub(crate) const REFLECTION_REQUEST_BYTES: usize = 4 << 10;
+/// What a call that asks such questions counts for until it ends, bytes: the questions that arrive, and the
+/// answers on their way, which are files of the interface. A test in [`crate::reflection`] adds them up.
+pub(crate) const REFLECTION_BYTES: usize = 320 << 10;
 /// HTTP/2 streams of one client connection.
 pub(crate) const CLIENT_STREAMS: u32 = 1_024;
 /// Flow-control window of one client stream: what may arrive of it before it is admitted, bytes.

@@ -19,6 +19,7 @@ use kv_types::limits::MAX_PUBLIC_MESSAGE_BYTES;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
+use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::connections::{Opens, Ports, bounded, descriptor_limit};
@@ -27,7 +28,7 @@ use crate::membership::{advertised, differences};
 use crate::router::{PeerRouter, Router};
 use crate::serve::{Public, serve};
 use crate::services::Services;
-use crate::{NodeConfig, StartError, health};
+use crate::{NodeConfig, StartError, health, reflection};
 
 /// What opens the lower tiers of a node, made of what would open them.
 pub type TiersInstead = Arc<dyn Fn(Arc<dyn TierSource>) -> Arc<dyn TierSource> + Send + Sync>;
@@ -85,12 +86,14 @@ impl Node {
         config.check_reach()?;
         // Ports first: a node that is started twice says so before storage says that its directory is in use.
         let listening = Listening::open(&config, &node_env.env).await?;
+        let reflection = reflection::service()
+            .map_err(|error| StartError::Failed(format!("the description of the interface: {error}")))?;
         let router = Arc::new(open_parts(config, &node_env).await?);
-        Ok(Self::serve(router, listening).await)
+        Ok(Self::serve(router, listening, reflection).await)
     }
 
     /// Serves peers and clients.
-    async fn serve(router: Arc<Router>, listening: Listening) -> Self {
+    async fn serve(router: Arc<Router>, listening: Listening, reflection: Routes) -> Self {
         let Listening { clients, from_peers, client_address, peer_address } = listening;
         let (stop, stopping) = watch::channel(false);
         let until_stopped = {
@@ -105,7 +108,7 @@ impl Node {
             .serve_with_incoming_shutdown(from_peers, until_stopped);
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::announce(&reporter, false, false).await;
-        let public = Arc::new(public(&router, health_service));
+        let public = Arc::new(public(&router, health_service, reflection));
         let clients = tokio::spawn(serve(clients, public, stopping.clone()));
         let others = vec![
             tokio::spawn(served("peers", serve_peers)),
@@ -354,7 +357,7 @@ fn dynamo_config(config: &NodeConfig, tier_lost: bool) -> AvailableConfig {
     }
 }
 
-fn public<H: Health>(router: &Arc<Router>, health: HealthServer<H>) -> Public<H> {
+fn public<H: Health>(router: &Arc<Router>, health: HealthServer<H>, reflection: Routes) -> Public<H> {
     let services = Services(Arc::clone(router));
     Public {
         gate: Arc::clone(&router.gate),
@@ -366,6 +369,7 @@ fn public<H: Health>(router: &Arc<Router>, health: HealthServer<H>) -> Public<H>
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_PUBLIC_MESSAGE_BYTES),
         health,
+        reflection,
         max_deadline: router.config.limits.max_deadline,
     }
 }

@@ -11,10 +11,9 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use h2::server::SendResponse;
@@ -22,8 +21,8 @@ use h2::{Ping, PingPong, Reason as H2Reason, RecvStream, SendStream};
 use http_body::{Body as _, Frame};
 use kv_env::{Connection, Listener};
 use kv_proto::admin::admin_service_server::AdminServiceServer;
-use kv_proto::status_from_failure;
 use kv_proto::v1::kv_service_server::KvServiceServer;
+use kv_proto::{status_from_failure, status_with_code};
 use kv_types::{Failure, Reason};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -31,19 +30,22 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::server::NamedService;
+use tonic::service::Routes;
 use tonic::{Code, Status};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::admission::Class;
 use crate::gate::{Gate, Place};
+use crate::incoming::{Incoming, Messages, Reading};
 use crate::limits::{
     CLIENT_IDLE, CLIENT_KEEP_ALIVE, CLIENT_KEEP_ALIVE_TIMEOUT, CLIENT_STREAMS, CONNECTION_WINDOW_BYTES,
-    DRAIN, HEADER_BYTES, MAX_REQUEST_BYTES, OPENING_TIME, OVERLOAD_RETRY_MS, SEND_BUFFER_BYTES, SEND_GRACE,
-    SMALL_FRAME_BYTES, STREAM_WINDOW_BYTES, STREAMS_OF_SESSIONS, UNSTATED_DEADLINE, WATCH_STALL,
+    DRAIN, HEADER_BYTES, OPENING_TIME, OVERLOAD_RETRY_MS, REFLECTION_BYTES, REFLECTION_REQUEST_BYTES,
+    SEND_BUFFER_BYTES, SEND_GRACE, SMALL_FRAME_BYTES, STREAM_WINDOW_BYTES, STREAMS_OF_SESSIONS,
+    UNSTATED_DEADLINE, WATCH_STALL,
 };
 use crate::pieces::{Held, Piece, Unsent, send_some, trailers_of};
 use crate::services::Services;
-use crate::{requests, session_stream};
+use crate::{reflection, requests, session_stream};
 
 const GRPC_CONTENT_TYPE: &str = "application/grpc";
 
@@ -55,6 +57,7 @@ pub(crate) struct Public<H: Health> {
     pub(crate) kv: KvServiceServer<Services>,
     pub(crate) admin: AdminServiceServer<Services>,
     pub(crate) health: HealthServer<H>,
+    pub(crate) reflection: Routes,
     /// Longer deadlines are capped.
     pub(crate) max_deadline: Duration,
 }
@@ -237,9 +240,14 @@ async fn stream<H: Health>(
     let granted = requests::time_granted(timeout, public.max_deadline).unwrap_or(UNSTATED_DEADLINE);
     // A watch has no deadline of its own: each piece has, and the node's stop ends it.
     let watches = timeout.is_none() && request.uri().path().ends_with("/Watch");
+    // Many questions in one call: it has a deadline, and does not outlast the node.
+    let reflects = service_of(request.uri()).is_some_and(reflection::is);
+    let messages = if reflects { Messages::Many(REFLECTION_REQUEST_BYTES) } else { Messages::One };
     let until = place.arrived() + granted + SEND_GRACE;
     let (head, body) = request.into_parts();
-    let mut request = http::Request::from_parts(head, Body::new(Incoming::new(body, Arc::clone(&place))));
+    let incoming = Incoming::new(body, Arc::clone(&place), messages);
+    let reading = reflects.then(|| incoming.reading());
+    let mut request = http::Request::from_parts(head, Body::new(incoming));
     request.extensions_mut().insert(Arc::clone(&place));
     let response = tokio::select! {
         biased;
@@ -260,11 +268,12 @@ async fn stream<H: Health>(
     let stopped = async {
         let _ = stop.wait_for(|stop| *stop).await;
     };
+    let stall = watches.then_some(WATCH_STALL);
     let late = tokio::select! {
         biased;
-        taken = answer(&mut send, body, &place, watches.then_some(WATCH_STALL)) => taken.is_err(),
+        taken = answer(&mut send, body, &place, stall, reading.as_deref()) => taken.is_err(),
         () = sleep_until(until), if !watches => true,
-        () = stopped, if watches => true,
+        () = stopped, if watches || reflects => true,
     };
     if late {
         // Explicitly: it drops what is queued, however narrow the caller's window is.
@@ -292,9 +301,7 @@ impl<H: Health> Public<H> {
         request: http::Request<Body>,
         place: &Place,
     ) -> BoxFuture<'static, http::Response<Body>> {
-        let path = request.uri().path();
-        let service =
-            path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
+        let service = service_of(request.uri());
         if service == Some(<KvServiceServer<Services> as NamedService>::NAME) {
             return call(self.kv.clone(), request);
         }
@@ -306,13 +313,23 @@ impl<H: Health> Public<H> {
                 Ok(()) => return call(self.health.clone(), request),
                 Err(failure) => status_from_failure(&failure),
             }
+        } else if service.is_some_and(reflection::is) {
+            match place.enter(Class::Reflection).and_then(|()| place.hold(REFLECTION_BYTES)) {
+                Ok(()) => return call(self.reflection.clone(), request),
+                Err(failure) => status_from_failure(&failure),
+            }
         } else {
             // The code that gRPC clients look for, with our words.
             let failure = Failure::new(Reason::InvalidRequest, "there is no such service");
-            with_code(Code::Unimplemented, &failure)
+            status_with_code(Code::Unimplemented, &failure)
         };
         Box::pin(std::future::ready(refused.into_http()))
     }
+}
+
+/// The service that is asked, as the path names it.
+fn service_of(uri: &http::Uri) -> Option<&str> {
+    uri.path().strip_prefix('/')?.split_once('/').map(|(service, _)| service)
 }
 
 fn call<S>(mut service: S, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>>
@@ -330,110 +347,50 @@ where
     })
 }
 
-fn with_code(code: Code, failure: &Failure) -> Status {
-    let status = status_from_failure(failure);
-    Status::with_details(code, status.message(), Bytes::copy_from_slice(status.details()))
-}
-
 /// What tonic refuses by itself (a message that is not protobuf, a compression that is not offered, an
-/// unknown method) carries no `ErrorInfo`; it never reached a service, so it was not applied.
-fn explained(response: http::Response<Body>) -> http::Response<Body> {
-    let explained = |headers: &http::HeaderMap| headers.contains_key("grpc-status-details-bin");
-    let Some(status) = Status::from_header_map(response.headers()) else { return response };
-    if status.code() == Code::Ok || explained(response.headers()) {
-        return response;
+/// unknown method) carries no `ErrorInfo`; it never reached a service, so it was not applied. `None`: there
+/// is nothing to add.
+fn in_our_words(status: &Status) -> Option<Status> {
+    if status.code() == Code::Ok || !status.details().is_empty() {
+        return None;
     }
     let message = format!("the request cannot be read: {}", status.message());
     let failure = Failure::new(Reason::InvalidRequest, message);
-    match status.code() {
-        Code::Unimplemented => with_code(Code::Unimplemented, &failure),
-        // Of health: an unknown name.
+    Some(match status.code() {
+        Code::Unimplemented => status_with_code(Code::Unimplemented, &failure),
+        // Of health and of reflection: an unknown name.
         Code::NotFound => {
-            with_code(Code::NotFound, &Failure { message: status.message().to_owned(), ..failure })
+            status_with_code(Code::NotFound, &Failure { message: status.message().to_owned(), ..failure })
         }
         _ => status_from_failure(&failure),
-    }
-    .into_http()
+    })
 }
 
-/// A request's body: one message, admitted by the length that stands before it.
-struct Incoming {
-    stream: RecvStream,
-    place: Arc<Place>,
-    /// Compression flag and length of the message, as far as they came.
-    prefix: [u8; 5],
-    seen: usize,
-    /// Of the message, once its length is known.
-    left: usize,
-    data_done: bool,
+fn explained(response: http::Response<Body>) -> http::Response<Body> {
+    let status = Status::from_header_map(response.headers());
+    status.as_ref().and_then(in_our_words).map_or(response, Status::into_http)
 }
 
-impl Incoming {
-    fn new(stream: RecvStream, place: Arc<Place>) -> Self {
-        Self { stream, place, prefix: [0; 5], seen: 0, left: 0, data_done: false }
-    }
-
-    fn admit(&mut self, mut data: &[u8]) -> Result<(), Failure> {
-        for (to, from) in self.prefix.iter_mut().skip(self.seen).zip(data) {
-            *to = *from;
-        }
-        let taken = data.len().min(self.prefix.len() - self.seen);
-        self.seen += taken;
-        data = data.split_at(taken).1;
-        if taken > 0 && self.seen == self.prefix.len() {
-            let [_, length @ ..] = self.prefix;
-            let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-            if length > MAX_REQUEST_BYTES {
-                let message =
-                    format!("the request has {length} bytes; at most {MAX_REQUEST_BYTES} are taken");
-                return Err(
-                    Failure::new(Reason::InvalidRequest, message).with("limit_bytes", MAX_REQUEST_BYTES)
-                );
-            }
-            self.place.hold(length)?;
-            self.left = length;
-        }
-        self.left = self.left.checked_sub(data.len()).ok_or_else(|| {
-            Failure::new(Reason::InvalidRequest, "the call has one request, and more than one message came")
-        })?;
-        Ok(())
-    }
-}
-
-impl http_body::Body for Incoming {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let broke = |error: h2::Error| Status::cancelled(format!("the request ended early: {error}"));
-        if !this.data_done {
-            match ready!(this.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    this.admit(&data).map_err(|failure| status_from_failure(&failure))?;
-                    // An error means that the stream is gone, which the next poll says.
-                    let _ = this.stream.flow_control().release_capacity(data.len());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(broke(error)))),
-                None => this.data_done = true,
-            }
-        }
-        let trailers = ready!(this.stream.poll_trailers(cx)).map_err(broke)?;
-        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
-    }
+/// The end of an answer to many questions. tonic ends it in order when it cannot read one of them: then it
+/// says so here.
+fn ending(trailers: http::HeaderMap, reading: &Reading) -> http::HeaderMap {
+    let Some(status) = Status::from_header_map(&trailers) else { return trailers };
+    let ours = match status.code() {
+        Code::Ok => reading.broken_off().map(|failure| status_from_failure(&failure)),
+        _ => in_our_words(&status),
+    };
+    ours.map_or(trailers, |status| trailers_of(&status))
 }
 
 /// Hands an answer to the transport, no more at a time than it may send, and returns when it has sent all.
-/// Each piece may wait for `stall` at most, where that is given.
+/// Each piece may wait for `stall` at most, where that is given. `reading` is given where the request has
+/// many messages, which are read while they are answered.
 async fn answer(
     send: &mut SendStream<Piece>,
     mut body: Body,
     place: &Arc<Place>,
     stall: Option<Duration>,
+    reading: Option<&Reading>,
 ) -> Result<(), Unsent> {
     let (unsent, sent) = oneshot::channel::<()>();
     let held: Held = Arc::new((Arc::clone(place), unsent));
@@ -467,6 +424,10 @@ async fn answer(
             }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
+                    let trailers = match reading {
+                        Some(reading) => ending(trailers, reading),
+                        None => trailers,
+                    };
                     send.send_trailers(trailers)?;
                     break;
                 }

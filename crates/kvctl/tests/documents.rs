@@ -10,7 +10,7 @@
 )]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// How long a fence that waits may take until it shows what the page says.
@@ -21,19 +21,38 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Step {
     line: String,
     seen: Vec<String>,
+    fence: Fence,
+}
+
+/// How the lines between two fences are typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Fence {
+    /// Again and again, until what is seen is what the page says.
     waits: bool,
+    /// Where this command succeeds, and nowhere else: it looks for a program that a machine may lack.
+    needs: Option<String>,
+}
+
+impl Fence {
+    /// `console`, `console wait`, or `console if` and a command.
+    fn of(info: &str) -> Option<Self> {
+        match info.strip_prefix("console")? {
+            "" => Some(Self::default()),
+            " wait" => Some(Self { waits: true, needs: None }),
+            rest => rest.strip_prefix(" if ").map(|needs| Self { waits: false, needs: Some(needs.into()) }),
+        }
+    }
 }
 
 /// The steps of all fences `console` of a page.
 fn steps(page: &str) -> Vec<Step> {
     let (mut steps, mut fence) = (Vec::<Step>::new(), None);
     for line in page.lines() {
-        match (line.strip_prefix("```"), fence) {
-            (Some("console"), None) => fence = Some(false),
-            (Some("console wait"), None) => fence = Some(true),
-            (Some(_), _) => fence = None,
-            (None, Some(waits)) => match line.strip_prefix("$ ") {
-                Some(line) => steps.push(Step { line: line.into(), seen: Vec::new(), waits }),
+        match (line.strip_prefix("```"), &fence) {
+            (Some(info), None) => fence = Fence::of(info),
+            (Some(_), Some(_)) => fence = None,
+            (None, Some(fence)) => match line.strip_prefix("$ ") {
+                Some(line) => steps.push(Step { line: line.into(), seen: Vec::new(), fence: fence.clone() }),
                 None => steps.last_mut().expect("a line that is typed").seen.push(line.into()),
             },
             (None, None) => {}
@@ -76,6 +95,13 @@ impl Drop for Reader {
 impl Reader {
     /// Standard output, without the spaces at the ends of lines.
     fn types(&self, line: &str) -> String {
+        let text = String::from_utf8(self.runs(line).stdout).unwrap();
+        let text = (1..=9).fold(text, |text, node| self.at(text, node, false));
+        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Runs a line as the shell of this reader does.
+    fn runs(&self, line: &str) -> Output {
         let programs = Path::new(env!("CARGO_BIN_EXE_kvctl")).parent().unwrap();
         // The pages say the usual ports; a lab of the tests has its own.
         let line = line.replace("kvctl lab up", &format!("kvctl lab up --port-base {}", self.ports));
@@ -87,10 +113,7 @@ impl Reader {
             .env("PATH", path)
             .env("XDG_CONFIG_HOME", self.home.path())
             .env("XDG_STATE_HOME", self.home.path());
-        let output = shell.output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let text = (1..=9).fold(text, |text, node| self.at(text, node, false));
-        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+        shell.output().unwrap()
     }
 
     fn at(&self, text: String, node: u16, real: bool) -> String {
@@ -102,7 +125,13 @@ impl Reader {
         let text = std::fs::read_to_string(page).unwrap();
         let steps = steps(&text);
         assert!(!steps.is_empty(), "{} has no steps", page.display());
-        for Step { line, seen, waits } in steps {
+        for Step { line, seen, fence } in steps {
+            if let Some(needs) = &fence.needs
+                && !self.runs(needs).status.success()
+            {
+                eprintln!("skipped, as `{needs}` fails: {}: $ {line}", page.display());
+                continue;
+            }
             let wanted = seen.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n");
             #[allow(clippy::disallowed_methods, reason = "a test of processes waits in real time")]
             let now = std::time::Instant::now;
@@ -112,7 +141,7 @@ impl Reader {
                 if is(&wanted, &saw) {
                     break;
                 }
-                let over = !waits || begun.elapsed() > PATIENCE;
+                let over = !fence.waits || begun.elapsed() > PATIENCE;
                 assert!(
                     !over,
                     "{}: $ {line}\nthe page says:\n{wanted}\nand there was:\n{saw}",
@@ -128,8 +157,13 @@ fn page(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)
 }
 
+/// A reader who is in a clone, as far as pages name files of it.
 fn reader(ports: u16) -> Reader {
-    Reader { home: tempfile::tempdir().unwrap(), ports }
+    let (home, clone) = (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+    for folder in ["proto", "crates"] {
+        std::os::unix::fs::symlink(clone.join(folder), home.path().join(folder)).unwrap();
+    }
+    Reader { home, ports }
 }
 
 #[test]
@@ -195,7 +229,15 @@ fn the_examples_of_the_client_run() {
 fn patterns_mean_what_they_say() {
     assert!(is("OK  …", "OK  x") && is("a…c…e", "abcde") && is("…", "") && is("x", "x"));
     assert!(!is("x", "xy") && !is("a…c", "ab") && !is("OK …", "NO x") && is("…\nb  c\n…", "a\nb  c\nd"));
-    let page = "text\n```console wait\n$ a\nb\n```\n```\n$ no\n```\n";
+    let page = "text\n```console wait\n$ a\nb\n```\n```\n$ no\n```\n```console if x -y\n$ c\n```\n```console\n$ d\n```\n";
     let steps = steps(page);
-    assert_eq!((steps.len(), steps[0].line.as_str(), steps[0].waits), (1, "a", true));
+    assert_eq!(steps.iter().map(|step| step.line.as_str()).collect::<Vec<_>>(), ["a", "c", "d"]);
+    assert_eq!(steps[0].seen, ["b"]);
+    let fence = |waits, needs: Option<&str>| Fence { waits, needs: needs.map(str::to_owned) };
+    let fences = steps.into_iter().map(|step| step.fence).collect::<Vec<_>>();
+    assert_eq!(fences, [fence(true, None), fence(false, Some("x -y")), fence(false, None)]);
+    let reader = reader(27_900);
+    assert!(
+        reader.runs("true").status.success() && !reader.runs("a-program-that-no-one-has").status.success()
+    );
 }
