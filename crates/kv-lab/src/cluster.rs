@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
@@ -803,7 +803,10 @@ fn write(path: &Path, text: &str) -> Result<(), LabError> {
 
 /// A log, to write at its end. It names keys and addresses, which are for its owner alone.
 pub(crate) fn open_log(path: &Path) -> std::io::Result<std::fs::File> {
-    std::fs::File::options().create(true).append(true).mode(0o600).open(path)
+    let log = std::fs::File::options().create(true).append(true).mode(0o600).open(path)?;
+    // One that an older release wrote is there already.
+    log.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    Ok(log)
 }
 
 fn remove_folder(path: &Path) -> Result<(), LabError> {

@@ -68,12 +68,14 @@ impl Watch {
         Self { since: Instant::now(), ticked: AtomicU64::new(0), lost: AtomicU64::new(0) }
     }
 
-    /// This node is awake. Called every [`AWAKE_EVERY`].
+    /// This node is awake. Called every [`AWAKE_EVERY`], by one task.
     pub(crate) fn tick(&self) {
         let now = self.clock();
         let ticked = self.ticked.load(Ordering::Relaxed);
+        // In this order, and read in the other one: a reader that sees the tick sees what was lost before it.
+        // Between the two a stop counts twice: a peer seems to be heard too lately for a moment, and no more.
         self.lost.fetch_add(asleep(ticked, now), Ordering::Relaxed);
-        self.ticked.store(now, Ordering::Relaxed);
+        self.ticked.store(now, Ordering::Release);
     }
 
     fn clock(&self) -> u64 {
@@ -82,9 +84,10 @@ impl Watch {
 
     /// Milliseconds for which this node was awake.
     fn awake(&self) -> u64 {
+        let ticked = self.ticked.load(Ordering::Acquire);
+        let lost = self.lost.load(Ordering::Relaxed);
         let now = self.clock();
-        let lost = self.lost.load(Ordering::Relaxed) + asleep(self.ticked.load(Ordering::Relaxed), now);
-        now.saturating_sub(lost)
+        now.saturating_sub(lost.saturating_add(asleep(ticked, now)))
     }
 }
 
