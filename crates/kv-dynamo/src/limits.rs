@@ -47,10 +47,6 @@ pub const REQUESTS: u64 = 1 << 17;
 pub const REQUEST_KEPT: Duration = Duration::from_secs(2 * REQUEST_WINDOW.as_secs());
 /// How often expired entries are looked for, and how many go at a time.
 pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
-/// A rest that took so much longer than meant was a stop of this node.
-pub const STOOD_STILL: Duration = Duration::from_secs(1);
-/// For how long it holds that every member was seen to be up, for the forgetting of old requests.
-pub const LOOK_HOLDS: Duration = Duration::from_secs(30);
 /// Records, or hints, of deleted namespaces that are removed in one step, and their bytes: few, for a write
 /// to the ring partition waits for it.
 pub const REMOVED_AT_ONCE: (usize, usize) = (64, 256 << 10);

@@ -242,11 +242,6 @@ impl Calm {
     }
 }
 
-/// Whether a rest took so much longer than it was meant to that this node cannot have been awake.
-fn stood_still(meant: Duration, took: Duration) -> bool {
-    took > meant + limits::STOOD_STILL
-}
-
 /// Forgets old requests once every member has been up for long and no hint is pending: until then a hint
 /// somewhere may carry the twin of a request that only the table can recognize.
 pub(crate) async fn sweep(node: Arc<Node>) {
@@ -254,25 +249,16 @@ pub(crate) async fn sweep(node: Arc<Node>) {
     let mut calm = Calm::default();
     let mut stop = node.stop.subscribe();
     loop {
-        let rested = Instant::now();
         tokio::select! {
             biased;
             () = stopped(&mut stop) => return,
             () = sleep(limits::SWEEP.0) => {}
         }
-        // Peers seem as they were before a stop of this node, which is no calm: their hints did not arrive.
-        if stood_still(limits::SWEEP.0, rested.elapsed()) {
-            calm = Calm::default();
-        }
-        let looked = Instant::now();
         let all_up = node.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
         if !calm.lasts(all_up && node.replica.hints_pending().is_empty(), begun.elapsed()) {
             continue;
         }
         for slice in node.replica.slices() {
-            if looked.elapsed() > limits::LOOK_HOLDS {
-                break; // what was seen then may not be so any more
-            }
             match node.replica.sweep(slice, Instant::now() + limits::BACKGROUND_READ).await {
                 Ok(0) => {}
                 Ok(gone) => {
@@ -311,13 +297,6 @@ mod tests {
         }
         rounds.end(T, true, ms(200));
         assert_eq!(rounds.begin([T], |_| true, ms(200)), vec![T], "after success at once");
-    }
-
-    #[test]
-    fn a_stop_of_this_node_is_no_calm() {
-        let (meant, most) = (limits::SWEEP.0, limits::STOOD_STILL);
-        assert!(!stood_still(meant, meant) && !stood_still(meant, meant + most), "late, at the bound");
-        assert!(stood_still(meant, meant + most + Duration::from_millis(1)));
     }
 
     #[test]

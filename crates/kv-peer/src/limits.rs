@@ -71,8 +71,6 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// links down to 32 kB/s work.
 pub(crate) const H2_FRAME_BYTES: u32 = 32 << 10;
 
-/// How often a node notes that it is awake. What is later than twice this was a stop of its own.
-pub(crate) const AWAKE_EVERY: Duration = Duration::from_millis(50);
 /// Default of [`crate::PeerConfig::ping_every`].
 pub(crate) const PING_EVERY: Duration = Duration::from_millis(100);
 /// Default of [`crate::PeerConfig::suspect_after`].
@@ -80,7 +78,6 @@ pub(crate) const SUSPECT_AFTER: Duration = Duration::from_millis(300);
 /// Default of [`crate::PeerConfig::down_after`].
 pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(3);
 
-const _: () = assert!(AWAKE_EVERY.as_millis() * 4 <= SUSPECT_AFTER.as_millis());
 const _: () = assert!(STREAM_CONCURRENCY >= LINK_IN_FLIGHT);
 const _: () = assert!(REPORT_EVERY.as_millis() * 2 <= KEEP_ALIVE_INTERVAL.as_millis());
 const _: () = assert!(LINK_CALLS >= LINK_IN_FLIGHT);

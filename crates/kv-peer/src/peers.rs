@@ -1,7 +1,6 @@
 //! All peers of a node: who they are, the links to them, and what this node thinks of them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,9 +11,8 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::limits::AWAKE_EVERY;
 use crate::link::Link;
-use crate::liveness::{Heard, Watch};
+use crate::liveness::Heard;
 use crate::{Address, Lane, Liveness, Patience, PeerConfig, PeerError, Unsent};
 
 /// Calls to other nodes. Clones share everything; [`Peers::shutdown`] ends them all.
@@ -27,10 +25,6 @@ struct Inner {
     config: Arc<PeerConfig>,
     env: Env,
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
-    /// When this node was awake to hear them.
-    watch: Arc<Watch>,
-    /// The task that notes it, from the first members on.
-    watching: AtomicBool,
     stopped: watch::Sender<bool>,
 }
 
@@ -61,8 +55,6 @@ impl Peers {
             config: Arc::new(config),
             env,
             peers: RwLock::new(BTreeMap::new()),
-            watch: Arc::new(Watch::new()),
-            watching: AtomicBool::new(false),
             stopped: watch::Sender::new(false),
         };
         Self { inner: Arc::new(inner) }
@@ -93,9 +85,6 @@ impl Peers {
         if *self.inner.stopped.borrow() {
             return;
         }
-        if !self.inner.watching.swap(true, Ordering::Relaxed) {
-            tokio::spawn(stay_awake(Arc::clone(&self.inner.watch), self.stopped()));
-        }
         let mut next = BTreeMap::new();
         for member in members {
             if member.id == self.node_id() {
@@ -113,7 +102,7 @@ impl Peers {
     fn connect(&self, member: &Member) -> Peer {
         let Inner { config, env, .. } = &*self.inner;
         let dial = config.address_map.get(&member.peer_address).unwrap_or(&member.peer_address);
-        let heard = Arc::new(Heard::new(Arc::clone(&self.inner.watch)));
+        let heard = Arc::new(Heard::new());
         let link = |lane| {
             let env = Env { entropy: env.entropy.fork(), ..env.clone() };
             Arc::new(Link::new(Arc::clone(config), env, member.id, lane, dial.clone(), Arc::clone(&heard)))
@@ -187,17 +176,6 @@ impl Peers {
         let mut peers = self.inner.peers.write().unwrap_or_else(PoisonError::into_inner);
         self.inner.stopped.send_replace(true);
         peers.clear();
-    }
-}
-
-/// Notes that this node is awake, until it is stopped.
-async fn stay_awake(watch: Arc<Watch>, mut stopped: watch::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            biased;
-            _ = stopped.changed() => return,
-            () = sleep(AWAKE_EVERY) => watch.tick(),
-        }
     }
 }
 

@@ -242,8 +242,10 @@ mod tests {
         assert_eq!(flood(&mut admission, strong(1), Amount::ONE), REQUESTS / 3 + 1);
         // Another namespace of the same mode, and each of the others.
         let others = [Class::Admin, Class::Health, Class::Reflection, Class::Unknown];
-        for class in [strong(2), available(3)].into_iter().chain(others) {
-            for _ in 0..64 {
+        let neighbours = [strong(2), available(3)].into_iter().chain(others);
+        let share = 320 / neighbours.clone().count();
+        for class in neighbours {
+            for _ in 0..share {
                 admission.enter(class, Amount::ONE).unwrap();
             }
         }
