@@ -180,6 +180,13 @@ mod tests {
         Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new())).unwrap().0
     }
 
+    /// Waits until what was appended is written and has left memory as far as it has to: the writer does that
+    /// after it has said that a step is done, and before the next one.
+    async fn written_and_let_go(log: &RaftLog) {
+        log.barrier().await.unwrap();
+        log.barrier().await.unwrap();
+    }
+
     /// The runtime of a node has one thread, which also answers heartbeats.
     #[tokio::test]
     async fn entries_that_left_memory_are_not_read_on_the_runtime() {
@@ -189,7 +196,7 @@ mod tests {
         let entry =
             |index| codec::to_storage_entry(&Entry { log_id: id(1, index), payload: EntryPayload::Blank });
         log.append((1..=200).map(entry).collect(), Box::new(|result| result.unwrap())).unwrap();
-        log.barrier().await.unwrap();
+        written_and_let_go(&log).await;
         disk.take_readers();
         let mut store = LogStore::new(log, DiskWatch::default());
         assert_eq!(store.try_get_log_entries(1..201).await.unwrap().len(), 200);
@@ -211,7 +218,7 @@ mod tests {
             let entry = codec::to_storage_entry(&Entry { log_id: id(1, index), payload });
             log.append(vec![entry], Box::new(|result| result.unwrap())).unwrap();
         }
-        log.barrier().await.unwrap();
+        written_and_let_go(&log).await;
         let before = disk.reads();
         let mut store = LogStore::new(log, DiskWatch::default());
         let mut entries = store.entries_stream(2..=40).await;
