@@ -854,7 +854,6 @@ impl World {
             id: NamespaceId(id),
             name: kv_types::NamespaceName::new(format!("n{id}")).unwrap(),
             settings_version: 1,
-            deletion_due_ms: None,
             guarantee: kv_types::Guarantee::Eventual,
             placement: kv_types::Placement::Available {
                 ring: RingId(1),

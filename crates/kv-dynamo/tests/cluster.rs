@@ -178,7 +178,6 @@ impl Cluster {
             id: NamespaceId(1),
             name: spec.name,
             settings_version: 1,
-            deletion_due_ms: None,
             guarantee: spec.guarantee,
             placement: Placement::Available { ring: RingId(1), replication },
         };

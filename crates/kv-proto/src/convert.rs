@@ -358,7 +358,6 @@ impl admin::Namespace {
             name: namespace.name.as_str().to_owned(),
             settings_version: namespace.settings_version,
             guarantee: v1::Guarantee::from(namespace.guarantee).into(),
-            deleted_until_ms: namespace.deletion_due_ms,
             ..Self::default()
         };
         match namespace.placement {
@@ -399,7 +398,6 @@ impl TryFrom<&admin::Namespace> for Namespace {
             id: NamespaceId(message.id),
             name: NamespaceName::new(message.name.clone())?,
             settings_version: message.settings_version,
-            deletion_due_ms: message.deleted_until_ms,
             guarantee: message.guarantee().try_into()?,
             placement,
         })
@@ -498,31 +496,6 @@ mod tests {
         let mut message = v1::Receipt::from(&receipt());
         message.delivered = v1::Guarantee::Linearizable.into();
         assert!(Receipt::try_from(&message).is_err());
-    }
-
-    #[test]
-    fn namespaces_survive_the_wire_deleted_or_not() {
-        for (deletion_due_ms, placement) in [
-            (None, Placement::Strong { group: GroupId(1) }),
-            (Some(1_700_000_000_000), Placement::Strong { group: GroupId(1) }),
-            (
-                Some(0),
-                Placement::Available {
-                    ring: RingId(2),
-                    replication: Replication { n: 3, r: 1, w: 3, sloppy: false },
-                },
-            ),
-        ] {
-            let namespace = Namespace {
-                id: NamespaceId(7),
-                name: NamespaceName::new("cart").unwrap(),
-                settings_version: 4,
-                deletion_due_ms,
-                guarantee: Guarantee::Eventual,
-                placement,
-            };
-            assert_eq!(Namespace::try_from(&admin::Namespace::of(&namespace, None)), Ok(namespace));
-        }
     }
 
     #[test]

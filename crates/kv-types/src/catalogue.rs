@@ -135,10 +135,8 @@ impl FeatureLevel {
     pub const FIRST: Self = Self(1);
     /// Namespaces can be deleted.
     pub const DELETION: Self = Self(2);
-    /// Deletions have a grace in which they can be undone, and settings can be changed.
-    pub const GRACE: Self = Self(3);
     /// The highest one that this program supports.
-    pub const SUPPORTED: Self = Self::GRACE;
+    pub const SUPPORTED: Self = Self::DELETION;
 }
 
 impl fmt::Display for FeatureLevel {
@@ -177,15 +175,6 @@ impl Catalogue {
     /// The namespace of that name.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.values().find(|ns| ns.name.as_str() == name)
-    }
-
-    /// The namespace whose grace is over at this time, milliseconds since 1970, and when it was over; the one
-    /// that is due for longest.
-    pub fn due(&self, wall_ms: u64) -> Option<(NamespaceId, u64)> {
-        let due = self.namespaces.values().filter_map(|namespace| {
-            namespace.deletion_due_ms.filter(|due_ms| *due_ms <= wall_ms).map(|due_ms| (due_ms, namespace.id))
-        });
-        due.min().map(|(due_ms, id)| (id, due_ms))
     }
 
     /// Whether this namespace was deleted: its id was given out here and it is not there any more. An id that
@@ -265,7 +254,6 @@ mod tests {
             id: NamespaceId(id),
             name: crate::NamespaceName::new(format!("n{id}")).unwrap(),
             settings_version: 1,
-            deletion_due_ms: None,
             guarantee: crate::Guarantee::Eventual,
             placement,
         };
@@ -289,29 +277,6 @@ mod tests {
         assert_eq!(runs_beyond([(1, 9)], &[(2, 3), (5, 5), (9, 9)]), [(1, 1), (4, 4), (6, 8)]);
         assert_eq!(runs_beyond([(1, 2), (5, 6)], &[(2, 5)]), [(1, 1), (6, 6)]);
         assert!(runs_beyond([(3, 4), (6, 6)], &[(1, 9)]).is_empty());
-    }
-
-    #[test]
-    fn what_is_due_is_found_by_the_clock_the_oldest_first() {
-        let namespace = |id: u64, deletion_due_ms| Namespace {
-            id: NamespaceId(id),
-            name: crate::NamespaceName::new(format!("n{id}")).unwrap(),
-            settings_version: 1,
-            deletion_due_ms,
-            guarantee: crate::Guarantee::Linearizable,
-            placement: Placement::Strong { group: GroupId::FIRST_DATA },
-        };
-        let mut catalogue = Catalogue { next_namespace: 5, ..Catalogue::default() };
-        for (id, due) in [(1, None), (2, Some(900)), (3, Some(700)), (4, Some(700))] {
-            catalogue.namespaces.insert(NamespaceId(id), namespace(id, due));
-        }
-        assert_eq!(catalogue.due(699), None);
-        assert_eq!(catalogue.due(700), Some((NamespaceId(3), 700)));
-        catalogue.namespaces.remove(&NamespaceId(3));
-        assert_eq!(catalogue.due(u64::MAX), Some((NamespaceId(4), 700)));
-        catalogue.namespaces.remove(&NamespaceId(4));
-        assert_eq!((catalogue.due(899), catalogue.due(900)), (None, Some((NamespaceId(2), 900))));
-        assert!(!catalogue.was_deleted(NamespaceId(2)), "it can still be undone");
     }
 
     #[test]

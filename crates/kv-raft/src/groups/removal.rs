@@ -1,5 +1,4 @@
-//! What becomes of deleted namespaces in a group. The leader of the catalogue proposes the deletion of those
-//! whose grace is over. The leader of a data group proposes to drop those that the catalogue has no
+//! What becomes of deleted namespaces in a group. Its leader proposes to drop those that the catalogue has no
 //! more (`dropped`); and each node removes, in the background and in bounded steps, the rows and the streams
 //! of what was dropped. They are not read or written any more, so that need not be agreed on. What is left
 //! after a restart, or came with a snapshot, is found again.
@@ -15,15 +14,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Group;
-use crate::catalogue_machine::CatalogueCommand;
 use crate::config::TypeConfig;
 use crate::dropped::{DropCommand, Dropped};
 use crate::limits::{
     PIECE_BYTES, REMOVAL_PAUSE, REMOVAL_REST, REMOVED_BYTES_PER_SECOND, ROWS_AT_ONCE, STEWARD_DEADLINE,
-    TIME_EVERY,
 };
 use crate::machine_error::MachineError;
-use crate::proposal::{Catalogued, Reply};
 use crate::runtime::NodeRuntime;
 use crate::schedule::Rate;
 use crate::tables::{Space, Table, keys};
@@ -67,38 +63,6 @@ impl Removal {
 }
 
 impl Group {
-    /// Proposes the deletion of a namespace whose grace is over by the clocks of a majority, where this node
-    /// leads the catalogue. Several leaders may: the first one counts, and one that was undone meanwhile has
-    /// no effect.
-    pub(super) async fn delete_due(&self, looked: &mut Option<Instant>) -> Result<(), Fatal<TypeConfig>> {
-        if self.id != GroupId::CATALOGUE || looked.is_some_and(|at: Instant| at.elapsed() < TIME_EVERY) {
-            return Ok(());
-        }
-        let any = self.around.catalogue.borrow().due(u64::MAX).is_some();
-        if !any {
-            return Ok(());
-        }
-        *looked = Some(Instant::now());
-        let Some(time) = self.time().await else { return Ok(()) };
-        let due = self.around.catalogue.borrow().due(time.reached_ms);
-        let Some((namespace, due_ms)) = due else { return Ok(()) };
-        let command = CatalogueCommand::DeleteDue { namespace, due_ms };
-        let deadline = Instant::now() + STEWARD_DEADLINE;
-        match timeout_at(deadline, self.raft.client_write(command.encode())).await {
-            Ok(Err(RaftError::Fatal(fatal))) => Err(fatal),
-            Ok(Ok(response)) => {
-                // Perhaps not the only one.
-                *looked = None;
-                if let Reply::Catalogue(Ok(Catalogued { namespace: Some(gone), .. })) = response.data {
-                    tracing::info!(namespace = %gone.name, id = %gone.id, "the grace of a deleted namespace is over");
-                }
-                Ok(())
-            }
-            // No longer the leader, or too slow: it is tried again after a pause.
-            _ => Ok(()),
-        }
-    }
-
     /// Proposes to drop the next namespaces that were deleted, where this node leads: those that the state
     /// does not know to be, or of which sessions are left.
     pub(super) async fn drop_deleted(&self) -> Result<(), Fatal<TypeConfig>> {

@@ -1,6 +1,6 @@
 //! The steward of the group, a task beside openraft: every tick it watches the disk; and it lets the node
 //! join, trims the log, removes what was dropped, and where the node leads, enrols members, initializes the
-//! cluster, deletes namespaces whose grace is over, and drops deleted ones.
+//! cluster and drops deleted namespaces.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,7 +105,7 @@ impl Group {
 
     async fn look_after(self: Arc<Self>) {
         let mut tick = self.ticks();
-        let (mut asked, mut looked, mut timed) = (None, None, None);
+        let (mut asked, mut looked) = (None, None);
         let mut mending = Mending::default();
         let mut removal = Removal::default();
         loop {
@@ -121,7 +121,6 @@ impl Group {
                 if self.leadership() == Leadership::Leads {
                     self.enroll().await?;
                     self.initialize_cluster().await?;
-                    self.delete_due(&mut timed).await?;
                     self.drop_deleted().await?;
                 }
                 Ok::<(), Fatal<TypeConfig>>(())

@@ -21,8 +21,6 @@ struct Skew {
     gain_ppm: i64,
     /// True time of the last change.
     since: Duration,
-    /// How far it was from true time at most, after a jump; resets do not take that back.
-    strayed_ms: u64,
 }
 
 impl Skew {
@@ -38,13 +36,7 @@ impl SimClock {
         let now = now();
         let mut skew = self.skew();
         skew.offset_ms = skew.offset_at(now) + by_ms;
-        skew.strayed_ms = skew.strayed_ms.max(skew.offset_ms.unsigned_abs());
         skew.since = now;
-    }
-
-    /// Whether a jump ever brought it so far from true time.
-    pub fn has_strayed(&self, by: Duration) -> bool {
-        u128::from(self.skew().strayed_ms) >= by.as_millis()
     }
 
     /// Lets it gain so many millionths from now on.
@@ -57,8 +49,7 @@ impl SimClock {
 
     /// True time again.
     pub fn reset(&self) {
-        let mut skew = self.skew();
-        *skew = Skew { strayed_ms: skew.strayed_ms, ..Skew::default() };
+        *self.skew() = Skew::default();
     }
 
     fn skew(&self) -> MutexGuard<'_, Skew> {
@@ -84,8 +75,7 @@ mod tests {
 
     #[test]
     fn a_clock_jumps_and_drifts_from_where_it_stands() {
-        let since = Duration::from_secs(10);
-        let mut skew = Skew { offset_ms: -500, gain_ppm: 100_000, since, strayed_ms: 0 };
+        let mut skew = Skew { offset_ms: -500, gain_ppm: 100_000, since: Duration::from_secs(10) };
         assert_eq!(skew.offset_at(Duration::from_secs(10)), -500);
         assert_eq!(skew.offset_at(Duration::from_secs(20)), 500);
         skew.gain_ppm = -100_000;
@@ -97,7 +87,5 @@ mod tests {
         assert_eq!(clock.wall_ms(), EPOCH_MS - 1);
         clock.reset();
         assert_eq!(clock.wall_ms(), EPOCH_MS);
-        let hour = Duration::from_secs(3_600);
-        assert!(clock.has_strayed(hour) && !clock.has_strayed(2 * hour), "and that is not forgotten");
     }
 }

@@ -1,18 +1,16 @@
 //! Namespaces that are made and written to before the faults, and deleted while they strike: in the end no
 //! node serves them, and none has anything of them, also one that was away, dead or behind when they went.
-//! Others are deleted with a grace and taken back meanwhile: in the end every node has all of them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kv_client::{Client, Error, WriteContext};
 use kv_env::Entropy;
-use kv_types::limits::{MAX_DELETION_GRACE, MIN_DELETION_GRACE};
-use kv_types::{Failure, NamespaceId, NamespaceName, NamespaceSpec, NodeId, Reason, Replication, majority};
+use kv_types::{Failure, NamespaceId, NamespaceName, NamespaceSpec, NodeId, Reason, Replication};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::cluster::{Cluster, nodes};
+use super::cluster::Cluster;
 use super::trace::Trace;
 
 /// Keys that are written to each.
@@ -25,20 +23,12 @@ const DELETED: Duration = Duration::from_secs(30);
 const GONE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(250);
 
-/// The value of every key.
-const VALUE: &str = "scratch";
-
-/// A namespace: its name, whether it is strong, and its id.
-type Made = (NamespaceName, bool, NamespaceId);
-
-/// Two of each mode. The first deletion with a grace needs every member, which few of the faults allow: one
+/// One of each mode. The first deletion of a cluster needs every member, which few of the faults allow: one
 /// more goes before them.
 #[derive(Debug, Clone)]
 pub struct Scratch {
     gone: NamespaceId,
-    going: Vec<Made>,
-    /// Deleted, and taken back.
-    kept: Vec<Made>,
+    going: Vec<(NamespaceName, bool, NamespaceId)>,
 }
 
 /// Asks one node after the other until one has done it.
@@ -61,78 +51,12 @@ async fn at_some_node<T>(
 
 async fn put(client: &Client, name: &NamespaceName, strong: bool, key: &str) -> Result<(), Error> {
     match strong {
-        true => client.strong(name.as_str()).put(key, VALUE).await.map(|_| ()),
+        true => client.strong(name.as_str()).put(key, "scratch").await.map(|_| ()),
         false => {
             let handle = client.available(name.as_str());
-            handle.put(key, VALUE, WriteContext::Blind).await.map(|_| ())
+            handle.put(key, "scratch", WriteContext::Blind).await.map(|_| ())
         }
     }
-}
-
-async fn has(client: &Client, name: &NamespaceName, strong: bool, key: &str) -> Result<bool, Error> {
-    match strong {
-        true => {
-            let read = client.strong(name.as_str()).get(key).await?;
-            Ok(read.value.is_some_and(|found| found.value == VALUE))
-        }
-        false => {
-            let read = client.available(name.as_str()).get(key).await?;
-            Ok(read.value.values.iter().any(|sibling| sibling.value == VALUE))
-        }
-    }
-}
-
-/// Deletes it with a grace. Where an attempt did it whose answer was lost, the next one finds it deleted.
-async fn schedule(
-    handles: &BTreeMap<NodeId, Client>,
-    name: &NamespaceName,
-    grace: Duration,
-    give_up: Instant,
-) -> Result<(), String> {
-    let mut asked = handles.values().cycle();
-    loop {
-        let client = asked.next().ok_or("there are no nodes")?;
-        match client.admin().schedule_deletion(name, Some(grace)).await {
-            Ok(_) => return Ok(()),
-            Err(error) if matches!(error.reason(), Reason::DeletionPending | Reason::NamespaceUnknown) => {
-                return Ok(());
-            }
-            Err(error) if Instant::now() > give_up => {
-                return Err(format!("{name} is not deleted with a grace: {error}"));
-            }
-            Err(_) => sleep(POLL).await,
-        }
-    }
-}
-
-/// Takes it back: whether it was there still. Where an attempt did it whose answer was lost, the next one
-/// finds that it is not deleted.
-async fn undelete(
-    handles: &BTreeMap<NodeId, Client>,
-    name: &NamespaceName,
-    give_up: Instant,
-) -> Result<bool, String> {
-    let mut asked = handles.values().cycle();
-    loop {
-        let client = asked.next().ok_or("there are no nodes")?;
-        match client.admin().undelete_namespace(name).await {
-            Ok(_) => return Ok(true),
-            Err(error) if error.reason() == Reason::NamespaceExists => return Ok(true),
-            Err(error) if error.reason() == Reason::NamespaceUnknown => return Ok(false),
-            Err(error) if Instant::now() > give_up => {
-                return Err(format!("{name} is not taken back: {error}"));
-            }
-            Err(_) => sleep(POLL).await,
-        }
-    }
-}
-
-/// A grace is measured by the clocks of a majority, and those may have jumped beyond it.
-fn clocks_are_wrong(cluster: &Cluster) -> bool {
-    let strayed =
-        cluster.machines().filter(|machine| machine.clock.has_strayed(MAX_DELETION_GRACE / 2)).count();
-    let all = u8::try_from(nodes().count()).unwrap_or(u8::MAX);
-    strayed >= usize::from(majority(all))
 }
 
 /// Deletes it, once. Where an attempt did it whose answer was lost, the next one finds nothing.
@@ -162,8 +86,6 @@ impl Scratch {
             NamespaceSpec::strong(named("scratch-first")?),
             NamespaceSpec::strong(named("scratch-strong")?),
             NamespaceSpec::available(named("scratch-available")?, usual),
-            NamespaceSpec::strong(named("scratch-kept-strong")?),
-            NamespaceSpec::available(named("scratch-kept-available")?, usual),
         ];
         let mut made = Vec::new();
         for spec in specs {
@@ -191,63 +113,21 @@ impl Scratch {
             }
         }
         let (first, _, gone) = made.remove(0);
-        schedule(handles, &first, MIN_DELETION_GRACE, give_up).await?;
-        let kept = made.split_off(2);
-        Ok(Self { gone, going: made, kept })
+        delete(handles, &first, give_up).await?;
+        Ok(Self { gone, going: made })
     }
 
-    /// Deletes the others at moments that the seed decides, for good or for a while. Those that were taken
-    /// back.
+    /// Deletes the others at moments that the seed decides, while every node is written to.
     pub async fn go(
         self,
         handles: BTreeMap<NodeId, Client>,
-        cluster: Cluster,
         dice: Entropy,
         trace: Trace,
-    ) -> Result<Vec<Made>, String> {
-        let latest = u64::try_from(LATEST.as_millis()).unwrap_or(u64::MAX);
-        let pauses: Vec<_> =
-            self.kept.iter().map(|_| (dice.below(latest / 2), dice.below(latest / 4))).collect();
-        let back = async {
-            let mut back = Vec::new();
-            for (made, (before, between)) in self.kept.iter().zip(pauses) {
-                let name = &made.0;
-                sleep(Duration::from_millis(before)).await;
-                let give_up = Instant::now() + LATEST + DELETED;
-                schedule(&handles, name, MAX_DELETION_GRACE, give_up).await?;
-                trace.line("clients", format_args!("{name} is deleted for a while"));
-                sleep(Duration::from_millis(between)).await;
-                if undelete(&handles, name, give_up + LATEST).await? {
-                    trace.line("clients", format_args!("{name} is taken back"));
-                    back.push(made.clone());
-                } else if !clocks_are_wrong(&cluster) {
-                    return Err(format!("{name} is gone before its grace was over"));
-                }
-            }
-            Ok(back)
-        };
-        let (gone, back) = tokio::join!(self.delete_for_good(&handles, &dice, &trace), back);
-        gone.and(back)
-    }
-
-    /// While every node is written to.
-    async fn delete_for_good(
-        &self,
-        handles: &BTreeMap<NodeId, Client>,
-        dice: &Entropy,
-        trace: &Trace,
     ) -> Result<(), String> {
         let latest = u64::try_from(LATEST.as_millis()).unwrap_or(u64::MAX);
         for (name, strong, _) in &self.going {
             sleep(Duration::from_millis(dice.below(latest / 2))).await;
-            let give_up = Instant::now() + LATEST + DELETED;
-            let has_grace = dice.below(2) == 0;
-            let deletion = async {
-                if has_grace {
-                    schedule(handles, name, MAX_DELETION_GRACE, give_up).await?;
-                }
-                delete(handles, name, give_up).await
-            };
+            let deletion = delete(&handles, name, Instant::now() + LATEST + DELETED);
             let writes = async {
                 for number in 0_u64.. {
                     for client in handles.values() {
@@ -271,17 +151,13 @@ impl Scratch {
     /// what was deleted.
     pub async fn demand(
         &self,
-        going: JoinHandle<Result<Vec<Made>, String>>,
+        going: JoinHandle<Result<(), String>>,
         handles: &BTreeMap<NodeId, Client>,
         cluster: &Cluster,
     ) -> Vec<String> {
         let mut broken = Vec::new();
         match going.await {
-            Ok(Ok(back)) => {
-                for (name, strong, _) in back {
-                    broken.extend(self.kept_by_all(&name, strong, handles).await.err());
-                }
-            }
+            Ok(Ok(())) => {}
             Ok(Err(why)) => broken.push(why),
             Err(error) => broken.push(format!("the deletions ended: {error}")),
         }
@@ -320,37 +196,5 @@ impl Scratch {
             }
         }
         broken
-    }
-
-    /// Every node serves all that was written to a namespace which was taken back.
-    async fn kept_by_all(
-        &self,
-        name: &NamespaceName,
-        strong: bool,
-        handles: &BTreeMap<NodeId, Client>,
-    ) -> Result<(), String> {
-        let give_up = Instant::now() + GONE;
-        for (node, client) in handles {
-            for key in (0..KEYS).map(|key| format!("key-{key}")) {
-                loop {
-                    let why = match has(client, name, strong, &key).await {
-                        Ok(true) => break,
-                        Ok(false) => format!("{node} lacks {key} of {name}, which was taken back"),
-                        Err(error) => {
-                            // A late attempt of the deletion came behind.
-                            if error.reason() == Reason::DeletionPending {
-                                undelete(handles, name, give_up).await?;
-                            }
-                            format!("{node} does not serve {name}, which was taken back: {error}")
-                        }
-                    };
-                    if Instant::now() > give_up {
-                        return Err(why);
-                    }
-                    sleep(POLL).await;
-                }
-            }
-        }
-        Ok(())
     }
 }
