@@ -77,6 +77,8 @@ impl RetryPolicy {
             Reason::LimitStorage if !replicas => Next::Stop,
             Reason::PartialWrite | Reason::ResultUnknown | Reason::ConnectionLost => Next::Elsewhere,
             reason if refused_for_itself(reason) => Next::Elsewhere,
+            // It may have been taken back since, where this node was cut off.
+            Reason::DeletionPending => Next::Elsewhere,
             Reason::Overloaded | Reason::LimitRequests => Next::Same,
             _ => Next::Stop,
         }

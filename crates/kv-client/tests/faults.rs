@@ -234,6 +234,27 @@ impl AdminService for Fake {
         Err(Status::unimplemented("not in this test"))
     }
 
+    async fn schedule_deletion(
+        &self,
+        _: Request<admin::ScheduleDeletionRequest>,
+    ) -> Result<Response<admin::ScheduleDeletionResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn undelete_namespace(
+        &self,
+        _: Request<admin::UndeleteNamespaceRequest>,
+    ) -> Result<Response<admin::UndeleteNamespaceResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn alter_namespace(
+        &self,
+        _: Request<admin::AlterNamespaceRequest>,
+    ) -> Result<Response<admin::AlterNamespaceResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
     async fn list_namespaces(
         &self,
         _: Request<admin::ListNamespacesRequest>,

@@ -854,6 +854,7 @@ impl World {
             id: NamespaceId(id),
             name: kv_types::NamespaceName::new(format!("n{id}")).unwrap(),
             settings_version: 1,
+            deletion: None,
             guarantee: kv_types::Guarantee::Eventual,
             placement: kv_types::Placement::Available {
                 ring: RingId(1),

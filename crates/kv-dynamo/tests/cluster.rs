@@ -178,6 +178,7 @@ impl Cluster {
             id: NamespaceId(1),
             name: spec.name,
             settings_version: 1,
+            deletion: None,
             guarantee: spec.guarantee,
             placement: Placement::Available { ring: RingId(1), replication },
         };

@@ -13,6 +13,7 @@ use crate::config::Context;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::problem::Problem;
+use crate::units::moment;
 
 /// Time for finding a node that would do better.
 const PROBE: Duration = Duration::from_millis(400);
@@ -112,6 +113,8 @@ fn after(app: &App, failure: &Failure) -> Tries {
             tries([(&admin(line, &["cluster", "status"]), "which nodes are out of reach, or full")])
         }
         Reason::NamespaceUnknown => unknown_namespace(app),
+        Reason::DeletionPending => deleted(app, failure),
+        Reason::NamespaceExists if failure.detail("deleted_until_ms").is_some() => deleted(app, failure),
         Reason::NamespaceExists => {
             let named = line.get("name").unwrap_or_default();
             tries([(&admin(line, &["ns", "show"]).operand("name", named), "what it is")])
@@ -204,11 +207,33 @@ async fn unanswered(app: &App) -> Tries {
     found
 }
 
+/// A namespace that can be taken back.
+fn deleted(app: &App, failure: &Failure) -> Tries {
+    let line = &app.line;
+    let Some(name) = line.get("name").map(str::to_owned).or_else(|| app.namespace().ok()) else {
+        return Tries::new();
+    };
+    let until = failure.detail("deleted_until_ms").and_then(|ms| ms.parse().ok()).map(moment);
+    let back = match until {
+        Some(until) => format!("takes it back, with everything in it, until {until}"),
+        None => "takes it back, with everything in it".to_owned(),
+    };
+    let undelete = admin(line, &["ns", "undelete"]).operand("name", &name);
+    let mut found = tries([(&undelete, &back)]);
+    // Where the name is wanted, or the namespace is to go.
+    if matches!(line.command().as_slice(), ["ns", "create" | "delete"]) {
+        let delete = admin(line, &["ns", "delete"]).flag("--now").operand("name", &name);
+        found.extend(tries([(&delete, "deletes it at once, and for good")]));
+    }
+    found
+}
+
 fn unknown_namespace(app: &App) -> Tries {
     let line = &app.line;
     let mut found = tries([(&admin(line, &["ns", "list"]), "which there are")]);
     let name = line.get("name").map(str::to_owned).or_else(|| app.namespace().ok());
-    if let Some(name) = name.filter(|_| line.command() != ["ns", "delete"]) {
+    let changes = matches!(line.command().as_slice(), ["ns", "delete" | "undelete" | "alter"]);
+    if let Some(name) = name.filter(|_| !changes) {
         let create = |mode: Mode| {
             let create = admin(line, &["ns", "create"]);
             create.with("--mode", mode).operand("name", &name)
