@@ -188,7 +188,7 @@ impl Attempts {
                             return Ok(reply);
                         }
                         Some(Err(failure)) => {
-                            self.learn(&endpoint, &failure, &mut tried);
+                            self.learn(&endpoint, &failure, replicas, &mut tried);
                             failure
                         }
                     }
@@ -391,8 +391,13 @@ impl Attempts {
     }
 
     /// What a failed attempt says about the node it went to.
-    fn learn(&self, endpoint: &Endpoint, failure: &Failure, tried: &mut Vec<String>) {
-        if !matches!(failure.reason, Reason::Overloaded | Reason::LimitRequests) {
+    fn learn(&self, endpoint: &Endpoint, failure: &Failure, replicas: bool, tried: &mut Vec<String>) {
+        let busy = match failure.reason {
+            Reason::Overloaded => true,
+            Reason::LimitRequests => !replicas,
+            _ => false,
+        };
+        if !busy {
             tried.push(endpoint.address.clone());
         }
         if matches!(failure.reason, Reason::Unreachable | Reason::ConnectionLost | Reason::ResultUnknown) {

@@ -6,6 +6,7 @@ use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_storage::TableId;
+use kv_types::catalogue::token;
 use kv_types::causal::{Dot, State};
 use kv_types::{ClientId, Incarnation, NamespaceId, NodeId, RequestId, RingId, RingPartition};
 
@@ -233,6 +234,11 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    /// Whether the request was one of this key.
+    pub(crate) fn is_of(&self, place: &Place) -> bool {
+        self.token == token(place.namespace, &place.key)
+    }
+
     pub(crate) fn encode(&self) -> BytesMut {
         let mut out = BytesMut::with_capacity(20 + 16 * self.dots.len());
         out.put_u64(self.issued_at_ms);

@@ -18,6 +18,7 @@
 //! - A node that may have lost data neither coordinates nor answers reads until it has pulled what it may
 //!   lack.
 
+mod aside;
 mod coordinator;
 mod layout;
 pub mod limits;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use kv_peer::{Address, Lane, Patience};
+use kv_peer::{Address, Lane, Patience, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Get, Presence, Read};
 use kv_types::causal::{Context, State, encode_context_token};
@@ -89,7 +89,7 @@ impl Node {
             return Ok(answer(namespace, &view, own.state, true, (receipt, false)));
         }
         let i_count = if view.primaries.contains(&self.me) {
-            self.serves(view.place.slice)
+            self.knows(&view.place)
         } else {
             view.fallbacks.contains(&self.me)
         };
@@ -111,7 +111,7 @@ impl Node {
     /// What this node itself has of a key that it keeps and serves: a read asks it first. None where that is
     /// not known at once.
     fn own(&self, view: &View) -> Option<Heard> {
-        if !view.primaries.contains(&self.me) || !self.serves(view.place.slice) {
+        if !view.primaries.contains(&self.me) || !self.knows(&view.place) {
             return None;
         }
         let copy = self.replica.in_memory(&view.place)?;
@@ -227,15 +227,17 @@ impl Node {
         })
     }
 
-    /// The present context of a key at a node, if it answers in time.
+    /// The present context of a key at a node, if it answers in time, and whether that node knows what the
+    /// key has: a fallback that holds nothing of it does not.
     pub(crate) async fn observe(
         self: &Arc<Self>,
         node: NodeId,
         view: &View,
         deadline: Instant,
-    ) -> Option<Context> {
+    ) -> Option<(Context, bool)> {
         let until = deadline.min(Instant::now() + self.config.patience);
-        Some(self.ask(view, node, until).await?.state.record.context)
+        let heard = self.ask(view, node, until).await?;
+        Some((heard.state.record.context, heard.primary || heard.known))
     }
 
     /// Gives the primaries that answered what they lacked; false when none lacked anything, or when too many
@@ -267,8 +269,11 @@ impl Node {
                     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
                     let (idle, at_most) = (limits::BACKGROUND_CALL, limits::BACKGROUND_AT_MOST);
                     let patience = Patience::WhileMoving { idle, at_most };
-                    let call = me.peers.call_with(node, Lane::Bulk, about, body, patience);
-                    call.await.map(|_| ()).map_err(|error| error.to_string())
+                    let answer = me.peers.call_with(node, Lane::Bulk, about, body, patience).await;
+                    if let Err(PeerError::Refused(failure)) = &answer {
+                        me.replica.learn_of_reuse(place.slice, failure).await;
+                    }
+                    answer.map(|_| ()).map_err(|error| error.to_string())
                 };
                 if let Err(why) = result {
                     tracing::debug!(%node, why, "a read repair did not arrive");

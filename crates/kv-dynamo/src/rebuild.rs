@@ -18,6 +18,10 @@
 //! coordinates no write, because it could not tell a resent request from a new one. It accepts writes and
 //! hints.
 //!
+//! A record that this node cannot take (larger than its storage takes at once, or unreadable) holds up its
+//! key alone: the node speaks for the rest, leaves the key to the other primaries, and pulls again after its
+//! next start.
+//!
 //! The question is sent as a pull of ring 0, which does not exist. The answer is in the field of the node
 //! clock.
 
@@ -33,12 +37,13 @@ use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::catalogue::{Catalogue, Ring};
 use kv_types::causal::{NodeClock, State};
 use kv_types::limits::MAX_VOTERS;
-use kv_types::{Epoch, Failure, NamespaceId, NodeId, Placement, Reason, RingId, RingPartition};
+use kv_types::{Epoch, Failure, Namespace, NamespaceId, NodeId, Placement, Reason, RingId, RingPartition};
 use tokio::time::{Instant, sleep};
 
 use crate::layout::{Place, Slice};
 use crate::limits;
 use crate::node::{Node, stopped};
+use crate::replica::{is_reuse, is_too_large};
 
 /// What a member says of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +120,7 @@ pub(crate) async fn establish(node: Arc<Node>) {
             biased;
             () = stopped(&mut stop) => return,
             attempted = attempt(&node) => match attempted {
-                Ok(Some(pulled)) => match node.replica.set_whole(pulled).await {
+                Ok(Some(pulled)) => match conclude(&node, pulled).await {
                     Ok(proves_from) => {
                         // Until then even a new request looks like one that the lost directory may have
                         // taken.
@@ -138,6 +143,21 @@ pub(crate) async fn establish(node: Arc<Node>) {
             biased;
             () = stopped(&mut stop) => return,
             () = sleep(pause) => pause = (pause * 2).min(limits::BACK_OFF.1),
+        }
+    }
+}
+
+/// Writes down that nothing is missing. Where single keys are, it counts until the next start, which asks for
+/// them again.
+async fn conclude(node: &Node, pulled: bool) -> Result<Duration, Failure> {
+    match node.standing.lacking() {
+        0 => node.replica.set_whole(pulled).await,
+        keys => {
+            tracing::error!(
+                keys,
+                "this node serves without some keys, of which others have more than it can take: see the lines before, and                  restart it with room for them"
+            );
+            node.replica.set_whole_for_now()
         }
     }
 }
@@ -197,13 +217,16 @@ async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failu
     Ok(complete)
 }
 
-/// The smallest W of the namespaces on this ring; none when there is no namespace.
+/// The smallest W by which something on this ring may have been acknowledged; none when there is no namespace.
+/// What W was before it was altered is not known.
 fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
-    let of = |placement: &Placement| match placement {
-        Placement::Available { ring: id, replication } if *id == ring.id => Some(usize::from(replication.w)),
-        _ => None,
+    let of = |namespace: &Namespace| match namespace.placement {
+        Placement::Available { ring: id, .. } if id != ring.id => None,
+        Placement::Available { .. } if namespace.settings_version > 1 => Some(1),
+        Placement::Available { replication, .. } => Some(usize::from(replication.w)),
+        Placement::Strong { .. } => None,
     };
-    catalogue.namespaces.values().filter_map(|namespace| of(&namespace.placement)).min()
+    catalogue.namespaces.values().filter_map(of).min()
 }
 
 /// Pulls a ring partition from every source that can be reached. True when they were enough.
@@ -261,6 +284,7 @@ impl PageSize {
 async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
     let mut after = Bytes::new();
     let mut page = PageSize::default();
+    let mut all_taken = true;
     loop {
         let message = peer::PullPartition {
             ring: slice.ring.0,
@@ -284,15 +308,11 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
                 ));
             }
         };
-        let invalid =
-            |error: kv_types::causal::CodecError| Failure::new(Reason::InvalidRequest, error.to_string());
         if !pulled_page.records.is_empty() {
             node.standing.note_data();
         }
         for pulled in pulled_page.records {
-            let state = State::decode(pulled.record).map_err(invalid)?;
-            let place = Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key };
-            apply_patiently(node, &place, &state).await?;
+            all_taken &= take(node, slice, source, pulled).await?;
         }
         if !pulled_page.next.is_empty() {
             after = pulled_page.next;
@@ -301,9 +321,14 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
         if pulled_page.node_clock.is_empty() {
             return Ok(false);
         }
-        let clock = NodeClock::decode(pulled_page.node_clock).map_err(invalid)?;
+        let clock = NodeClock::decode(pulled_page.node_clock)
+            .map_err(|error| Failure::new(Reason::InvalidRequest, error.to_string()))?;
         if !clock.is_empty() {
             node.standing.note_data();
+        }
+        // It claims what was left out too.
+        if !all_taken {
+            return Ok(true);
         }
         // One log, one order: when the clock is durable, so is every record before it.
         let deadline = Instant::now() + limits::BACKGROUND_READ;
@@ -311,6 +336,34 @@ async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<boo
         node.replica.durable(adopted).await?;
         return Ok(true);
     }
+}
+
+/// Merges a record of a source. False if this node cannot take it, now or later: then it does not speak for
+/// the key, and the other keys of the ring partition do not wait for it.
+async fn take(
+    node: &Arc<Node>,
+    slice: Slice,
+    source: NodeId,
+    pulled: peer::PulledRecord,
+) -> Result<bool, Failure> {
+    let place = Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key };
+    let failure = match State::decode(pulled.record) {
+        Ok(state) => match apply_patiently(node, &place, &state).await {
+            Ok(()) => return Ok(true),
+            // Of a dot that stands for two requests neither is the true one: the others have to tell.
+            Err(failure) if is_too_large(&failure) || is_reuse(&failure) => failure,
+            Err(failure) => return Err(failure),
+        },
+        Err(error) => Failure::new(Reason::InvalidRequest, error.to_string()),
+    };
+    match node.standing.lack(&place) {
+        None => return Err(failure),
+        Some(false) => {}
+        Some(true) => {
+            tracing::warn!(%place, %source, %failure, "what others have of a key cannot be taken: it is left to them");
+        }
+    }
+    Ok(false)
 }
 
 /// Bulk writes are refused while the log has more urgent work.
@@ -354,7 +407,8 @@ impl Node {
         // The clock of the beginning travels along in the place to resume from.
         let (clock, position, after) = if message.after.is_empty() {
             let (clock, position) = self.replica.clock(slice);
-            (if self.serves(slice) { clock.encode() } else { Bytes::new() }, Some(position), Bytes::new())
+            let speaks = self.standing.knows_all_of(slice) && !self.replica.is_put_back();
+            (if speaks { clock.encode() } else { Bytes::new() }, Some(position), Bytes::new())
         } else {
             let (clock, after) = read_resume(message.after)
                 .filter(|(_, after)| after.starts_with(&slice.prefix()))
@@ -438,6 +492,31 @@ mod tests {
                 assert_ne!(judge(says(false, 1), &answers), Verdict::New, "{answers:?}");
             }
         }
+    }
+
+    /// What was acknowledged by a lower W before it was raised is still to be found.
+    #[test]
+    fn an_altered_w_does_not_lower_how_many_sources_are_asked() {
+        let ring = Ring { id: RingId(1), n: 3, assignment: Vec::new(), epoch: Epoch(1) };
+        let namespace = |id: u64, settings_version, w| {
+            let replication = kv_types::Replication { n: 3, r: 1, w, sloppy: true };
+            let namespace = Namespace {
+                id: NamespaceId(id),
+                name: kv_types::NamespaceName::new(format!("n{id}")).unwrap(),
+                settings_version,
+                deletion: None,
+                guarantee: kv_types::Guarantee::Eventual,
+                placement: Placement::Available { ring: ring.id, replication },
+            };
+            (namespace.id, namespace)
+        };
+        let of = |namespaces: Vec<_>| {
+            let namespaces = namespaces.into_iter().collect();
+            lowest_w(&Catalogue { namespaces, ..Catalogue::default() }, &ring)
+        };
+        assert_eq!(of(vec![]), None);
+        assert_eq!(of(vec![namespace(1, 1, 3), namespace(2, 1, 2)]), Some(2));
+        assert_eq!(of(vec![namespace(1, 2, 3), namespace(2, 1, 2)]), Some(1));
     }
 
     #[test]

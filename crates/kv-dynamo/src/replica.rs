@@ -12,7 +12,7 @@
 //! by them: a deleted key keeps a record without values. Both belong into `load` and `stage`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ mod copy;
 mod held;
 mod hints;
 mod mint;
+mod put_back;
 mod removal;
 mod request_table;
 mod requests;
@@ -43,9 +44,12 @@ mod rows;
 
 use copy::Copy;
 use held::Held;
+pub(crate) use mint::nothing_to_delete;
+pub(crate) use put_back::is_reuse;
 pub(crate) use removal::Removed;
 use requests::Requests;
-use rows::{Rows, Stop, Want, in_time, lock, storage_failure};
+use rows::{Rows, Stop, Want, in_time, lock};
+pub(crate) use rows::{is_too_large, storage_failure};
 
 /// What a write supersedes.
 #[derive(Debug, Clone)]
@@ -131,6 +135,9 @@ struct Partition {
     requests: u64,
     /// Rows of the list of keys that have siblings.
     conflicts: u64,
+    /// The request table may have forgotten requests that were issued before this. By the clock of this node
+    /// that is too long ago to be sent again, unless the clock was set back since.
+    swept_ms: u64,
 }
 
 type Guarded = rows::Guarded<Partition>;
@@ -154,6 +161,8 @@ pub(crate) struct Replica {
     held: Mutex<Held>,
     /// Requests issued before this cannot be told from new ones: their traces may have been lost.
     proves_since_ms: Mutex<u64>,
+    /// The wall clock when this directory was opened.
+    opened_ms: u64,
     /// Another node returned a write of this incarnation that the directory does not know: it was put back to
     /// an older state, and any dot that it mints may be used already.
     put_back: AtomicBool,
@@ -200,6 +209,7 @@ impl Replica {
             stamp: Mutex::default(),
             held: Mutex::new(Held::new(hint_bytes_max)),
             proves_since_ms: Mutex::new(u64::MAX),
+            opened_ms: env.clock.wall_ms(),
             put_back: AtomicBool::new(false),
             hinted: Notify::new(),
             storage,
@@ -234,8 +244,7 @@ impl Replica {
     /// loss.
     pub(crate) async fn set_whole(&self, pulled: bool) -> Result<Duration, Failure> {
         self.refuse_put_back()?;
-        let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
-        let since = if pulled { self.env.clock.wall_ms().saturating_add(skew.as_millis() as u64) } else { 0 };
+        let (since, skew) = self.proves_since(pulled);
         let mut mark = BytesMut::new();
         mark.put_u64(self.incarnation.0);
         mark.put_u64(since);
@@ -245,41 +254,18 @@ impl Replica {
         Ok(skew)
     }
 
-    /// Whether this directory turned out to have been put back to an older state. Nothing is minted then, and
-    /// nothing spoken for, until the next start, which begins a new incarnation and pulls.
-    pub(crate) fn is_put_back(&self) -> bool {
-        self.put_back.load(Ordering::Acquire)
+    /// As [`Self::set_whole`] of a pull, until the next start: that pulls again.
+    pub(crate) fn set_whole_for_now(&self) -> Result<Duration, Failure> {
+        self.refuse_put_back()?;
+        let (since, skew) = self.proves_since(true);
+        *lock(&self.proves_since_ms) = since;
+        Ok(skew)
     }
 
-    fn refuse_put_back(&self) -> Result<(), Failure> {
-        if !self.is_put_back() {
-            return Ok(());
-        }
-        // Not STORAGE_FAILED: that leaves the fate of the request open, and it is not.
-        let message = "the data directory was put back to an older state: restart this node, it then begins anew and pulls";
-        Err(Failure::new(Reason::NotReady, message))
-    }
-
-    /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is
-    /// known elsewhere that it does not know itself.
-    fn stage_put_back(&self, slice: Slice, mine: u64, next: &mut Partition, rows: &mut Rows<'_>) -> bool {
-        if mine <= next.counter {
-            return false;
-        }
-        next.counter = mine;
-        rows.small_put(slice.counter_key(), self.counter_mark(mine));
-        rows.small_delete(WHOLE);
-        rows.small_delete(INCARNATION);
-        // At once, even should the batch be refused: then the same write comes again.
-        if !self.put_back.swap(true, Ordering::AcqRel) {
-            tracing::error!(
-                ?slice,
-                counter = mine,
-                "another node returned a write that this directory has lost: it was put back to an older state; this node \
-                 mints and serves nothing more until it is restarted and has pulled"
-            );
-        }
-        true
+    fn proves_since(&self, pulled: bool) -> (u64, Duration) {
+        let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
+        let since = if pulled { self.env.clock.wall_ms().saturating_add(skew.as_millis() as u64) } else { 0 };
+        (since, skew)
     }
 
     /// Refuses to write for a namespace that was deleted, under the lock of the ring partition: once this
@@ -380,6 +366,18 @@ impl Replica {
         Ok(row.map(taken_of).transpose()?)
     }
 
+    /// The dots of a request that are known to be of this key. A client that uses a request id again for
+    /// another key breaks its promise, and must not lose what is there.
+    fn dots_of(
+        &self,
+        place: &Place,
+        request: RequestId,
+        rows: &mut Rows<'_>,
+    ) -> Result<Option<Vec<Dot>>, Stop> {
+        let taken = self.taken(place.slice, request, rows)?;
+        Ok(taken.filter(|(taken, _)| taken.is_of(place)).map(|(taken, _)| taken.dots))
+    }
+
     /// The rule of twins for what a read merged, with the requests that this node knows: records carry the
     /// last few only. What is not read by the deadline stays unknown.
     pub(crate) async fn bury_known(&self, place: &Place, merged: &mut State, deadline: Instant) {
@@ -397,7 +395,9 @@ impl Replica {
             // What cannot be known shows both; nothing is lost by it.
             let Ok(rows) = in_time(deadline, self.storage.read_rows(keys.collect())).await else { break };
             for (request, row) in some.iter().zip(rows) {
-                if let Some(Ok((taken, _))) = row.map(taken_of) {
+                if let Some(Ok((taken, _))) = row.map(taken_of)
+                    && taken.is_of(place)
+                {
                     known.insert(*request, taken.dots);
                 }
             }
@@ -436,7 +436,12 @@ impl Replica {
         let merge = |partition: &mut Partition, rows: &mut Rows<'_>| {
             self.apply_now(place, incoming, bulk, partition, rows)
         };
-        self.run(place.slice, deadline, merge).await
+        let merged = self.run(place.slice, deadline, merge).await;
+        if let Err(failure) = &merged {
+            // A dot of this node itself may be the one.
+            self.learn_of_reuse(place.slice, failure).await;
+        }
+        merged
     }
 
     fn apply_now(
@@ -448,28 +453,27 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) -> Result<Position, Stop> {
         self.refuse_deleted(place.namespace)?;
-        let new: Vec<(Dot, Write)> = incoming
-            .writes
-            .iter()
-            .filter(|(dot, _)| !partition.clock.has(**dot))
-            .map(|(dot, write)| (*dot, *write))
-            .collect();
-        self.expect(place, new.iter().map(|(_, write)| write.request), partition, rows)?;
+        let unseen = || incoming.writes.iter().filter(|(dot, _)| !partition.clock.has(**dot));
+        self.expect(place, unseen().map(|(_, write)| write.request), partition, rows)?;
         let before = self.load(place, rows)?;
-        let unchanged = (before.known && new.is_empty()).then(|| before.state.clone());
+        self.refuse_reuse(place, incoming, &before.state, partition, rows)?;
+        let unchanged = (before.known && unseen().next().is_none()).then(|| before.state.clone());
         let mut state = before.state;
         state.merge(incoming);
+        // A dot whose write did not come along is not taken: its request would be answered for, and the write
+        // be nowhere.
+        let record = &state.record;
+        state.writes.retain(|dot, _| record.context.covers(*dot));
+        let told = unseen().filter(|(dot, _)| record.context.covers(**dot));
+        let new: Vec<(Dot, Write)> = told.map(|(dot, write)| (*dot, *write)).collect();
+        let mine = unseen().map(|(dot, _)| dot).filter(|dot| dot.incarnation == self.incarnation);
+        let mine = mine.map(|dot| dot.counter).max().unwrap_or(0);
         let mut next = partition.clone();
         let staged = self.stage(place, &mut state, &new, &mut next, rows)?;
         if !staged.listing && unchanged.is_some_and(|before| before == state) {
             return Ok(before.position);
         }
-        let mine = new
-            .iter()
-            .filter(|(dot, _)| dot.incarnation == self.incarnation)
-            .map(|(dot, _)| dot.counter)
-            .max();
-        let put_back = self.stage_put_back(place.slice, mine.unwrap_or(0), &mut next, rows);
+        let put_back = self.stage_put_back(place.slice, mine, &mut next, rows);
         let position = rows.commit(bulk && !put_back)?;
         *partition = next;
         for (dot, write) in &new {
@@ -506,8 +510,8 @@ impl Replica {
     ) -> Result<Staged, Stop> {
         let mut failed = None;
         // All of them, so that those which only the tier can tell are read together.
-        state.bury_twins(|request| match self.taken(place.slice, request, rows) {
-            Ok(taken) => taken.map(|(taken, _)| taken.dots).unwrap_or_default(),
+        state.bury_twins(|request| match self.dots_of(place, request, rows) {
+            Ok(dots) => dots.unwrap_or_default(),
             Err(stop) => {
                 failed = Some(stop);
                 Vec::new()
@@ -564,12 +568,18 @@ impl Replica {
         for (dot, write) in new {
             next.clock.add(*dot);
             if write.issued_at_ms < forgotten {
+                // By this clock, which may be ahead: what has no row is not told from what is new.
+                next.swept_ms = next.swept_ms.max(write.issued_at_ms.saturating_add(1));
                 continue;
             }
             let row = match remembered.get_mut(&write.request) {
                 Some(row) => row,
                 None => {
                     let known = self.taken(place.slice, write.request, rows)?;
+                    // The row of another key stays as it is.
+                    if known.as_ref().is_some_and(|(taken, _)| !taken.is_of(place)) {
+                        continue;
+                    }
                     if known.is_none() {
                         next.requests += 1;
                         let at = place.slice.request_time_key(write.issued_at_ms, write.request);

@@ -14,6 +14,8 @@ use super::*;
 
 #[path = "../tests/gate/mod.rs"]
 mod gate;
+#[path = "replica_promise_tests.rs"]
+mod promises;
 
 const NOW: u64 = 1_700_000_000_000;
 

@@ -824,3 +824,161 @@ fn rows_of(node: &Node) -> usize {
         |table: u16| node.storage.scan(kv_storage::TableId::new(table), &[], None, usize::MAX).unwrap().len();
     [48, 50, 52, 53].map(of_table).iter().sum()
 }
+
+/// Keys that the nodes 1 and 5 keep, in the order of their ring partitions.
+fn keys_of_one_and_five(cluster: &Cluster, many: usize) -> Vec<String> {
+    let mut keys: Vec<String> = (0..many).map(|n| key_of(cluster, &format!("key-{n}"), &[1, 5])).collect();
+    let dynamo = &cluster.nodes[&NodeId(1)].dynamo;
+    keys.sort_by_key(|key| dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap().partition);
+    keys
+}
+
+/// What a node takes of a record at once is its own affair: records that are too large for it hold up nothing
+/// but themselves, neither as hints nor in a rebuild. There are more of them than are under way at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_a_node_cannot_take_hold_up_no_others() {
+    const LARGE: u64 = 70;
+    let mut cluster = Cluster::start().await;
+    let five = NodeId(5);
+    let keys = keys_of_one_and_five(&cluster, LARGE as usize + 20);
+    let (large, small) = keys.split_at(LARGE as usize);
+    cluster.cut(&[5]);
+    for key in large {
+        cluster.put(1, key, &"v".repeat(40 << 10)).await.unwrap();
+    }
+    for key in small {
+        cluster.put(1, key, "small").await.unwrap();
+    }
+    let held = |c: &Cluster| {
+        let of_five = |n: &Node| n.dynamo.hints_pending().get(&five).copied().unwrap_or(0);
+        c.nodes.values().map(of_five).sum::<u64>()
+    };
+    cluster.until("all of them are noted", |c| held(c) == LARGE + 20).await;
+    cluster.options.max_record_bytes = 20 << 10;
+    let disk = cluster.nodes[&five].disk.clone();
+    cluster.restart(five, disk).await;
+    cluster.cut(&[]);
+    cluster.until("the small ones arrive", |c| held(c) == LARGE).await;
+    let set_aside = |c: &Cluster| c.nodes[&NodeId(1)].dynamo.hints_set_aside().get(&five).copied();
+    cluster.until("the large ones are set aside", |c| set_aside(c) == Some(LARGE)).await;
+    // Nor do they hold up what comes later.
+    cluster.cut(&[5]);
+    cluster.put(1, &small[0], "later").await.unwrap();
+    cluster.until("it is noted", |c| held(c) == LARGE + 1).await;
+    cluster.cut(&[]);
+    cluster.until("it arrives", |c| held(c) == LARGE).await;
+
+    // A node that begins anew says what it has, and leaves the large ones to others.
+    cluster.wipe(five).await;
+    let whole = |c: &Cluster| c.nodes[&five].dynamo.rebuilding_partitions() == 0;
+    cluster.until("the wiped node serves", whole).await;
+    for key in small {
+        let expected = if key == &small[0] { "later" } else { "small" };
+        assert_eq!(shown(&cluster.get_from(5, key, 1, true).await.unwrap()), [expected]);
+    }
+    for key in large {
+        let read = cluster.get_from(5, key, 1, true).await.unwrap();
+        assert_eq!(shown(&read).len(), 1, "it does not know that it is absent");
+    }
+    // With room for them the node gets them as it gets everything.
+    cluster.options.max_record_bytes = 1 << 20;
+    let disk = cluster.nodes[&five].disk.clone();
+    cluster.restart(five, disk).await;
+    cluster.converge().await;
+    cluster.until("it serves again", whole).await;
+    assert_eq!(set_aside(&cluster), None);
+}
+
+impl Cluster {
+    fn owners(&self, key: &str) -> (Vec<u64>, Vec<u64>) {
+        let of = &self.nodes[&NodeId(1)].dynamo;
+        let owners = of.owners(&self.namespace, key.as_bytes()).unwrap();
+        (owners.primaries, owners.fallbacks)
+    }
+
+    /// A delete of what is observed.
+    async fn delete(&self, node: u64, key: &str, attempt: u32) -> Result<v1::DeleteResponse, Failure> {
+        let context = v1::write_context::Context::Observed(true);
+        let request = v1::DeleteRequest {
+            namespace: "cart".into(),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            mutation: Some(v1::Mutation { attempt, ..self.mutation() }),
+            context: Some(v1::WriteContext { context: Some(context) }),
+            ..Default::default()
+        };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let (_, call) = request.read()?;
+        let served = self.nodes[&NodeId(node)].dynamo.serve(&self.namespace, call, deadline, Hop::Client);
+        timeout(Duration::from_millis(1_100), served).await.unwrap()?.try_into()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delete_is_not_acknowledged_by_those_who_do_not_know_what_it_deletes() {
+    let cluster = Cluster::start().await;
+    let keys = |name: &str, cut_off: &[u64]| {
+        let all_here = |key: &String| cluster.owners(key).0.iter().all(|node| !cut_off.contains(node));
+        (0..).map(|n| format!("{name}-{n}")).find(all_here).unwrap()
+    };
+    // Keys whose primaries are all on the other side of the cut.
+    let (deleted, put) = (keys("deleted", &[4, 5]), keys("put", &[4, 5]));
+    for key in [&deleted, &put] {
+        cluster.put(1, key, "before").await.unwrap();
+    }
+    cluster.converge().await;
+    cluster.cut(&[4, 5]);
+    for node in [4, 5] {
+        let refused = cluster.delete(node, &deleted, 1).await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::QuorumNotMet, Applied::No), "{refused}");
+    }
+    // A put is taken: this side goes on, and drops nothing that it has not seen.
+    cluster.put(4, &put, "meanwhile").await.unwrap();
+    // What this side has it deletes.
+    assert_eq!(shown(&cluster.get(5, &put, 2).await.unwrap()), ["meanwhile"]);
+    cluster.delete(5, &put, 1).await.unwrap();
+    assert!(shown(&cluster.get(4, &put, 2).await.unwrap()).is_empty());
+    cluster.cut(&[]);
+    cluster.converge().await;
+    assert_eq!(shown(&cluster.get(4, &deleted, 3).await.unwrap()), ["before"]);
+    assert_eq!(shown(&cluster.get(4, &put, 3).await.unwrap()), ["before"]);
+    for node in 1..=NODES {
+        let key = format!("key-{node}");
+        cluster.put(1, &key, "before").await.unwrap();
+        cluster.converge().await;
+        // A resend without a trace, wherever it arrives; then a first attempt.
+        let open = cluster.delete(node, &key, 2).await.unwrap_err();
+        assert_eq!(open.applied, Applied::Unknown, "at n{node}: {open}");
+        assert_eq!(shown(&cluster.get(node, &key, 3).await.unwrap()), ["before"]);
+        cluster.delete(node, &key, 1).await.unwrap();
+        assert!(shown(&cluster.get(node, &key, 3).await.unwrap()).is_empty(), "at n{node}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_names_writes_and_has_no_record_is_refused() {
+    let cluster = Cluster::start().await;
+    cluster.put(1, "k", "v").await.unwrap();
+    let owners = cluster.nodes[&NodeId(1)].dynamo.owners(&cluster.namespace, b"k").unwrap();
+    let request = kv_types::RequestId { client_id: ClientId(9), seq: 1_000 };
+    let write = kv_types::causal::Write { issued_at_ms: Env::real().clock.wall_ms(), request, body: 1 };
+    let dot = kv_types::causal::Dot { incarnation: kv_types::Incarnation(7), counter: 1 };
+    let bare = State { writes: BTreeMap::from([(dot, write)]), ..State::default() };
+    for hint_for in [0, owners.primaries[1]] {
+        let body = request_frame::Body::ReplicaWrite(peer::ReplicaWrite {
+            ring: owners.ring,
+            partition: owners.partition,
+            key: "k".into(),
+            record: bare.encode(),
+            hint_for,
+            counted: false,
+        });
+        let refused = cluster.nodes[&NodeId(owners.primaries[0])].dynamo.handle(PeerRequest {
+            from: NodeId(owners.primaries[1]),
+            about: Address { namespace: cluster.namespace.id, epoch: Epoch(0), ..Address::default() },
+            deadline: Instant::now() + Duration::from_secs(1),
+            body,
+        });
+        let refused = refused.await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::InvalidRequest, Applied::No));
+    }
+}

@@ -277,11 +277,10 @@ impl CatalogueMachine {
         let known = self.named(name, asked)?;
         let mut changed = known.clone();
         change(&mut changed).map_err(|failure| failure.of_request(asked.request_id))?;
-        if changed == *known {
-            // As it is already: nothing to remember, and no one has to learn of it.
-            return Ok((Catalogued { namespace: Some(changed), deduplicated: false }, false));
+        // As it is already: remembered all the same, so that another attempt does not change it later.
+        if changed != *known {
+            changed.settings_version = changed.settings_version.saturating_add(1);
         }
-        changed.settings_version = changed.settings_version.saturating_add(1);
         self.catalogue.epoch.0 += 1;
         self.catalogue.namespaces.insert(changed.id, changed.clone());
         self.requests.keep(what, changed.clone(), by(asked));

@@ -2,7 +2,6 @@
 //! value, dot, clock and request are committed; or the proof that it was taken before.
 
 use bytes::{BufMut, BytesMut};
-use kv_types::catalogue::token;
 use kv_types::causal::{Context, Dot, Hlc, Minter, RECENT_WRITES, Sibling, State, Write};
 use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
 use kv_types::{Failure, Reason};
@@ -16,6 +15,9 @@ use crate::limits;
 
 impl Replica {
     /// Takes a client's write: mints its dot and logs it, or finds that it was taken before.
+    ///
+    /// A refusal has changed nothing, a refusal by storage included. So a first attempt that was not taken
+    /// here before is not applied, whatever refused it; of a resend the reason decides.
     pub(crate) async fn mint(
         &self,
         place: &Place,
@@ -23,15 +25,22 @@ impl Replica {
         order: &Order,
         deadline: Instant,
     ) -> Result<Minted, Failure> {
-        let minted = self
-            .run(place.slice, deadline, |partition, rows| self.mint_now(place, role, order, partition, rows));
-        let minted = minted.await?;
+        let mut known = false;
+        let minted = self.run(place.slice, deadline, |partition, rows| {
+            self.mint_now(place, role, order, partition, rows, &mut known)
+        });
+        let minted = minted.await;
+        let minted = minted.map_err(|failure| match known || order.is_resent() {
+            true => failure,
+            false => failure.not_applied(),
+        })?;
         if matches!(role, Role::Fallback(_)) {
             self.hinted.notify_one();
         }
         Ok(minted)
     }
 
+    /// `known` becomes true when the request was taken before.
     fn mint_now(
         &self,
         place: &Place,
@@ -39,6 +48,7 @@ impl Replica {
         order: &Order,
         partition: &mut Partition,
         rows: &mut Rows<'_>,
+        known: &mut bool,
     ) -> Result<Minted, Stop> {
         let request = order.mutation.request_id;
         let deleted = self.refuse_deleted(place.namespace);
@@ -56,6 +66,7 @@ impl Replica {
             }
         };
         if let Some(mut minted) = self.taken_before(place, role, order, &before, rows)? {
+            *known = true;
             if let Role::Fallback(targets) = role {
                 // The request is here already: a refusal now cannot promise that it will not be applied.
                 let completed = self.complete_hints(place, &hints, targets, request, &minted, rows);
@@ -65,7 +76,7 @@ impl Replica {
         }
         self.refuse_put_back()?;
         self.admit(partition, role, order)?;
-        let supersedes = self.superseded(order, &before, partition)?;
+        let supersedes = self.superseded(role, order, &before, partition)?;
         let dot = Dot { incarnation: self.incarnation, counter: partition.counter + 1 };
         let stamp = self.stamp(&before.state);
         let sibling = order.value.clone().map(|value| Sibling { stamp, request, value });
@@ -99,7 +110,18 @@ impl Replica {
     }
 
     /// What a write supersedes here.
-    fn superseded(&self, order: &Order, before: &Copy, partition: &Partition) -> Result<Context, Failure> {
+    ///
+    /// Errors: `BAD_CONTEXT` for a context that this node knows to be wrong. A delete is not acknowledged
+    /// where it would delete nothing: `RESULT_UNKNOWN` for one that is sent again, `QUORUM_NOT_MET` where
+    /// this node stands in for the primaries and holds nothing of the key.
+    fn superseded(
+        &self,
+        role: Role<'_>,
+        order: &Order,
+        before: &Copy,
+        partition: &Partition,
+    ) -> Result<Context, Failure> {
+        let deletes = order.value.is_none();
         match &order.supersedes {
             Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
                 let message = "the causal context names writes that were never made";
@@ -109,7 +131,15 @@ impl Replica {
             // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is
             // observed now is not what the client meant, and may be what superseded it.
             Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
+                if deletes {
+                    let message = "this node cannot tell whether the delete was taken before, and what it meant to delete: read, then decide";
+                    return Err(Failure::new(Reason::ResultUnknown, message));
+                }
                 Ok(Context::new())
+            }
+            // A put goes on: its value is kept beside what the primaries have.
+            Supersedes::Observed if deletes && matches!(role, Role::Fallback(_)) && !before.known => {
+                Err(nothing_to_delete())
             }
             Supersedes::Observed => Ok(before.state.record.context.clone()),
             Supersedes::Nothing => Ok(Context::new()),
@@ -138,7 +168,8 @@ impl Replica {
             Role::Primary => match self.taken(place.slice, request, rows)? {
                 Some((taken, at)) => {
                     position = position.max(at);
-                    (taken.body, taken.dots, taken.token == token(place.namespace, &place.key))
+                    let same_key = taken.is_of(place);
+                    (taken.body, taken.dots, same_key)
                 }
                 None => return Ok(None),
             },
@@ -187,6 +218,10 @@ impl Replica {
                 Ok(())
             };
         }
+        if order.is_resent() && issued < partition.swept_ms {
+            let message = "this replica has forgotten requests of that time and cannot tell whether it was taken: read, then decide";
+            return Err(Failure::new(Reason::RequestExpired, message));
+        }
         if issued < *lock(&self.proves_since_ms) {
             let message = "this replica lost its disk after the request was issued and cannot tell whether it was taken";
             return Err(Failure::new(Reason::RequestExpired, message));
@@ -224,4 +259,10 @@ impl Replica {
         *last = Hlc::mint(after, now);
         *last
     }
+}
+
+/// A delete of what is observed, where nothing is: the primaries may have something.
+pub(crate) fn nothing_to_delete() -> Failure {
+    let message = "no node that keeps the key can be reached, so it is not known here what there is to delete: ask another node";
+    Failure::new(Reason::QuorumNotMet, message)
 }

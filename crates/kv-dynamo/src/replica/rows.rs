@@ -359,6 +359,17 @@ pub(crate) fn storage_failure(error: StorageError) -> Failure {
         }
         _ => Reason::StorageFailed,
     };
-    let failure = Failure::new(reason, error.to_string());
+    let mut failure = Failure::new(reason, error.to_string());
+    if let StorageError::TooLarge { bytes, max, .. } = error {
+        failure = failure.with(TOO_LARGE, bytes).with("limit_bytes", max);
+    }
     if reason == Reason::Overloaded { failure.retry_after_ms(50) } else { failure }
+}
+
+/// The detail of a `LIMIT_STORAGE` that is about what was to be stored: something smaller would be taken.
+const TOO_LARGE: &str = "too_large_bytes";
+
+/// Whether a refusal is about the size of one record, not about the room that the node has.
+pub(crate) fn is_too_large(failure: &Failure) -> bool {
+    failure.reason == Reason::LimitStorage && failure.detail(TOO_LARGE).is_some()
 }

@@ -21,7 +21,7 @@ struct Skew {
     gain_ppm: i64,
     /// True time of the last change.
     since: Duration,
-    /// How far it was from true time, in milliseconds, and until when: one item for each time that it was set.
+    /// How far it was from true time, milliseconds, and until when: one item for each time that it was set.
     strayed: Vec<(Duration, u64)>,
 }
 

@@ -39,8 +39,8 @@ type Made = (NamespaceName, bool, NamespaceId);
 /// What an available one waits for, R and W, one after the other.
 const ALTERED: [(u8, u8); 3] = [(1, 3), (3, 1), (1, 2)];
 
-/// Two of each mode, and one that is altered. The first deletion with a grace needs every member, which few of
-/// the faults allow: one more goes before them.
+/// Two of each mode, and one that is altered. The first deletion with a grace needs every member, which few
+/// of the faults allow: one more goes before them.
 #[derive(Debug, Clone)]
 pub struct Scratch {
     gone: NamespaceId,
@@ -53,8 +53,8 @@ pub struct Scratch {
 /// What was done to those that stay, as far as that is certain.
 #[derive(Debug, Default)]
 pub struct Stayed {
-    /// Taken back.
-    back: Vec<Made>,
+    /// Taken back, and whether no attempt of the deletion may come behind.
+    back: Vec<(Made, bool)>,
     /// R and W of the one that is altered.
     settings: Option<(u8, u8)>,
 }
@@ -290,7 +290,7 @@ impl Scratch {
         cluster: &Cluster,
         whiles: &[While],
         trace: &Trace,
-    ) -> Result<Vec<Made>, String> {
+    ) -> Result<Vec<(Made, bool)>, String> {
         let mut back = Vec::new();
         for (made, While { before, grace, between }) in self.kept.iter().zip(whiles) {
             let name = &made.0;
@@ -304,7 +304,7 @@ impl Scratch {
                 trace.line("clients", format_args!("{name} is taken back"));
                 // One that comes later may be over before it is noticed.
                 if certain || *grace > SHORT_GRACE {
-                    back.push(made.clone());
+                    back.push((made.clone(), certain));
                 }
             } else if begun.elapsed() < *grace / 2 && !clocks_were_wrong(cluster, *grace, since) {
                 return Err(format!("{name} is gone after {:?} of {grace:?}", begun.elapsed()));
@@ -378,11 +378,11 @@ impl Scratch {
         let mut broken = Vec::new();
         match going.await {
             Ok(Ok(Stayed { back, settings })) => {
-                for (name, strong, _) in back {
-                    broken.extend(self.kept_by_all(&name, strong, handles).await.err());
+                for ((name, strong, _), certain) in back {
+                    broken.extend(self.kept_by_all(&name, strong, certain, handles).await.err());
                 }
                 broken.extend(self.known_by_all(settings, handles).await.err());
-                broken.extend(self.kept_by_all(&self.altered, false, handles).await.err());
+                broken.extend(self.kept_by_all(&self.altered, false, true, handles).await.err());
             }
             Ok(Err(why)) => broken.push(why),
             Err(error) => broken.push(format!("the deletions ended: {error}")),
@@ -460,6 +460,7 @@ impl Scratch {
         &self,
         name: &NamespaceName,
         strong: bool,
+        certain: bool,
         handles: &BTreeMap<NodeId, Client>,
     ) -> Result<(), String> {
         let give_up = Instant::now() + GONE;
@@ -471,7 +472,7 @@ impl Scratch {
                         Ok(false) => format!("{node} lacks {key} of {name}, which was taken back"),
                         Err(error) => {
                             // A late attempt of the deletion came behind.
-                            if error.reason() == Reason::DeletionPending {
+                            if !certain && error.reason() == Reason::DeletionPending {
                                 undelete(handles, name, give_up).await?;
                             }
                             format!("{node} does not serve {name}, which was taken back: {error}")

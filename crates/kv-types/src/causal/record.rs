@@ -178,6 +178,12 @@ impl State {
         }
     }
 
+    /// Whether the record has every write, or what superseded it. A dot beyond the record is one whose write
+    /// has not come along: it says nothing yet.
+    pub fn covers_its_writes(&self) -> bool {
+        self.writes.keys().all(|dot| self.record.context.covers(*dot))
+    }
+
     /// Whether a merge with `other` would teach this one nothing about values.
     pub fn knows_all_of(&self, other: &Self) -> bool {
         let mut merged = self.record.clone();
