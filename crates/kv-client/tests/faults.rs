@@ -821,6 +821,31 @@ async fn a_full_replica_is_passed_by_and_a_new_namespace_is_found() {
     assert_eq!(nodes[2].script(|script| script.calls), 2, "the other replica has a disk of its own");
 }
 
+/// Four of five nodes are down: the fifth is found within one operation, by any of them.
+#[tokio::test]
+async fn a_node_that_cannot_be_reached_counts_for_no_attempt() {
+    let names = ["a:1", "b:1", "c:1", "d:1", "e:1"].map(str::to_owned);
+    let alive = Fake::default();
+    let client = |attempts| {
+        let network = Arc::new(InMemory(BTreeMap::from([(names[4].clone(), alive.clone())])));
+        let options = ClientOptions { spread: false, attempts, ..ClientOptions::new(names.to_vec()) };
+        Client::connect_in(options, Env { network, ..Env::real() }).unwrap()
+    };
+    client(ATTEMPTS).available("cart").get("k").await.unwrap();
+    client(ATTEMPTS).available("cart").put("k", "v", WriteContext::Observed).await.unwrap();
+    client(ATTEMPTS).strong("bank").put("k", "v").await.unwrap();
+    assert!(alive.script(|script| script.mutations.iter().all(|(_, attempt, _)| *attempt == 1)));
+    // Who asks for one attempt gets one.
+    assert_eq!(client(1).available("cart").get("k").await.unwrap_err().reason(), Reason::Unreachable);
+    // With none to be reached it ends.
+    alive.script(|script| script.calls = 0);
+    let network = Arc::new(InMemory(BTreeMap::new()));
+    let options = ClientOptions { spread: false, ..ClientOptions::new(names.to_vec()) };
+    let none = Client::connect_in(options, Env { network, ..Env::real() }).unwrap();
+    let error = none.available("cart").put("k", "v", WriteContext::Observed).await.unwrap_err();
+    assert!(!error.is_unknown() && error.reason() == Reason::Unreachable, "{error}");
+}
+
 #[tokio::test]
 async fn a_replica_without_room_for_request_ids_is_passed_by() {
     let names = ["a:1", "b:1", "c:1"].map(str::to_owned);

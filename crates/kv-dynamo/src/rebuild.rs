@@ -217,8 +217,8 @@ async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failu
     Ok(complete)
 }
 
-/// The smallest W by which something on this ring may have been acknowledged; none when there is no namespace.
-/// What W was before it was altered is not known.
+/// The smallest W by which something on this ring may have been acknowledged; none when there is no
+/// namespace. What W was before it was altered is not known.
 fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
     let of = |namespace: &Namespace| match namespace.placement {
         Placement::Available { ring: id, .. } if id != ring.id => None,

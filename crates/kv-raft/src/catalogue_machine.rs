@@ -112,7 +112,9 @@ impl CatalogueMachine {
                 let message = match reports.get(member) {
                     Some(supported) if *supported >= to => continue,
                     Some(supported) => format!("{member} supports up to {supported}: upgrade it first"),
-                    None => format!("{member} did not say what it supports; every member has to be up"),
+                    None => format!(
+                        "{member} did not say what it supports: the first use of a feature needs every member to be up"
+                    ),
                 };
                 return Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0));
             }
@@ -165,7 +167,11 @@ impl CatalogueMachine {
         }
         spec.check(self.catalogue.members.len())?;
         if self.catalogue.namespaces.len() >= MAX_NAMESPACES {
-            let message = format!("there are {MAX_NAMESPACES} namespaces already");
+            let mut message = format!("there are {MAX_NAMESPACES} namespaces already");
+            let marked = self.catalogue.marked().count();
+            if marked > 0 {
+                message.push_str(&format!("; {marked} of them are deleted and count until their grace is over, or until they are deleted at once"));
+            }
             return Err(Failure::new(Reason::LimitNamespaces, message).with("limit", MAX_NAMESPACES));
         }
         self.catalogue.epoch.0 += 1;

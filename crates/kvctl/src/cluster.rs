@@ -646,7 +646,7 @@ mod tests {
         let view = View { topology: &topology, status: &status };
         for offer in view.offers() {
             assert_eq!((offer.reads, offer.writes), (false, false), "{}", offer.name);
-            assert_eq!(offer.why, "deleted, until 2026-01-01T00:00:00Z");
+            assert_eq!(offer.why, "deleted; can be taken back until 2026-01-01T00:00:00Z");
         }
         assert!(view.available().unavailable.is_empty() && view.strong().unavailable.is_empty());
         assert!(view.available().reads && view.available().writes);

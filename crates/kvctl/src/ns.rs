@@ -187,7 +187,9 @@ fn changed(app: &App, info: &NamespaceInfo, how: &str) -> Exit {
 
 /// What is said of a namespace that can be taken back.
 pub(crate) fn deleted_until(info: &NamespaceInfo) -> Option<String> {
-    info.namespace.deletion_due_ms().map(|due_ms| format!("deleted, until {}", moment(due_ms)))
+    info.namespace
+        .deletion_due_ms()
+        .map(|due_ms| format!("deleted; can be taken back until {}", moment(due_ms)))
 }
 
 async fn list(app: &App) -> Result<Exit, Problem> {
@@ -246,9 +248,13 @@ fn describe(info: &NamespaceInfo) -> String {
             )
         }
         Placement::Available { replication, .. } => {
-            let minority =
-                if replication.sloppy { "writes go on in a minority" } else { "writes need W primaries" };
-            format!("{name}   available   {}   siblings kept   reads may be stale; {minority}", plan(info))
+            let Replication { n, r, w, sloppy } = replication;
+            let cut = match (sloppy, r.max(w)) {
+                (true, 1) => "goes on where 1 node answers".to_owned(),
+                (true, nodes) => format!("goes on where {nodes} nodes answer"),
+                (false, _) => format!("writes need {w} of {n} replicas"),
+            };
+            format!("{name}   available   {}   siblings kept   reads may be stale; {cut}", plan(info))
         }
     }
 }

@@ -269,10 +269,10 @@ fn what_the_readme_says_is_what_happens() {
 fn deletions_can_be_undone(lab: &Lab) {
     let before = lab.ok("get -n cart user:42");
     let deleted = lab.ok("ns delete cart --grace 1h");
-    assert!(deleted.contains("cart is deleted, until 2"), "{deleted}");
-    assert!(lab.ok("ns list").contains("deleted, until 2"));
-    assert!(lab.ok("ns show cart").contains("deleted, until 2"));
-    assert!(lab.ok("cluster status").contains("deleted, until 2"));
+    assert!(deleted.contains("cart is deleted; can be taken back until 2"), "{deleted}");
+    assert!(lab.ok("ns list").contains("deleted; can be taken back until 2"));
+    assert!(lab.ok("ns show cart").contains("deleted; can be taken back until 2"));
+    assert!(lab.ok("cluster status").contains("deleted; can be taken back until 2"));
     let shown: serde_json::Value = serde_json::from_str(&lab.ok("ns show cart -o json")).unwrap();
     assert!(shown["deleted_until_ms"].is_u64(), "{shown}");
     for refused in [

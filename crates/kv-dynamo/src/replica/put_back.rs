@@ -88,8 +88,9 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) -> Result<(), Stop> {
         let window = REQUEST_WINDOW.as_millis() as u64;
-        // What was pulled brought no requests along, and a client may have issued them by a clock that is ahead
-        // by as much as the window. Nor is it remembered across a start what a sweep took by a clock ahead.
+        // What was pulled brought no requests along, and a client may have issued them by a clock that is
+        // ahead by as much as the window. Nor is it remembered across a start what a sweep took by a clock
+        // that was ahead.
         let since = (*lock(&self.proves_since_ms)).max(self.opened_ms).saturating_add(window);
         let provable = self.env.clock.wall_ms().saturating_sub(window).max(since).max(partition.swept_ms);
         let mut missing = None;
