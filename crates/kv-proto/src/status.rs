@@ -49,8 +49,7 @@ pub fn code_of(reason: Reason) -> Code {
         | Reason::WrongGroup
         | Reason::WrongNode
         | Reason::SessionExpired
-        | Reason::RequestExpired
-        | Reason::DeletionPending => Code::FailedPrecondition,
+        | Reason::RequestExpired => Code::FailedPrecondition,
         Reason::NamespaceUnknown => Code::NotFound,
         Reason::NamespaceExists => Code::AlreadyExists,
         Reason::StorageFailed | Reason::Internal => Code::Internal,

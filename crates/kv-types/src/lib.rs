@@ -24,8 +24,7 @@ pub use ids::{
 pub use key::{Key, NamespaceName, Value};
 pub use latency::{Latency, LatencySummary};
 pub use namespace::{
-    Deletion, Guarantee, Mode, Namespace, NamespaceSpec, Placement, ReplicaCount, Replication,
-    deletion_grace, majority,
+    Guarantee, Mode, Namespace, NamespaceSpec, Placement, ReplicaCount, Replication, majority,
 };
 pub use receipt::{
     AvailableEvidence, Degradation, Evidence, ReadPath, Receipt, ReplicaReply, StrongEvidence,

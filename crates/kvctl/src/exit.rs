@@ -85,7 +85,6 @@ impl Exit {
             | Reason::RequestExpired
             | Reason::NamespaceUnknown
             | Reason::NamespaceExists
-            | Reason::DeletionPending
             | Reason::StorageFailed
             | Reason::Internal => Self::Refused,
         }
