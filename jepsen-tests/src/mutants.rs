@@ -241,6 +241,12 @@ fn traps_of_machines() -> Vec<Trap> {
             &["after_the_drop", "tests::drops::after_the_drop"],
         ),
         trap(
+            "due-ignores-undelete",
+            "a namespace that was taken back stays",
+            Test("kv-raft-kv_raft", "a_deletion_with_a_grace_can_be_undone_until_it_is_due"),
+            &["a_deletion_with_a_grace", "catalogue_machine::tests::a_deletion_with_a_grace"],
+        ),
+        trap(
             "horizon-moved-by-eviction",
             "a client whose clock is ahead locks out no other",
             Test("kv-raft-kv_raft", "a_clock_that_is_ahead_locks_out_no_other"),

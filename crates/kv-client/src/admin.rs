@@ -1,6 +1,7 @@
 //! Namespaces, topology, and what single nodes see.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv_proto::{admin, v1};
 use kv_types::{Failure, GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Reason};
@@ -54,8 +55,7 @@ impl Admin {
             mutation: Some(mutation),
         };
         let reply = self.change(build).await?;
-        let namespace = reply.namespace.as_ref().ok_or_else(|| malformed("namespace"))?;
-        Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
+        changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
     }
 
     /// Sends a change of the catalogue, which is applied once.
@@ -67,15 +67,55 @@ impl Admin {
         result.map_err(|error| error.of_write(id))
     }
 
-    /// Deletes a namespace and everything that is stored for it; the namespace as it was. There is no way
-    /// back. A name that no namespace has is `NAMESPACE_UNKNOWN`.
+    /// Deletes a namespace and everything that is stored for it at once; the namespace as it was. There is no
+    /// way back. A name that no namespace has is `NAMESPACE_UNKNOWN`.
     pub async fn delete_namespace(&self, name: &NamespaceName) -> Result<Answer<NamespaceInfo>, Error> {
         let begun = Instant::now();
         let name = name.as_str().to_owned();
         let build = |mutation| admin::DeleteNamespaceRequest { name, mutation: Some(mutation) };
         let reply = self.change(build).await?;
-        let namespace = reply.namespace.as_ref().ok_or_else(|| malformed("namespace"))?;
-        Answer::new(NamespaceInfo::try_from(namespace)?, reply.receipt.as_ref(), begun)
+        changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
+    }
+
+    /// Deletes a namespace with a grace, by default a day: it serves nothing from now on
+    /// (`DELETION_PENDING`), and goes for good when the grace is over. The namespace says until when it can
+    /// be taken back.
+    pub async fn schedule_deletion(
+        &self,
+        name: &NamespaceName,
+        grace: Option<Duration>,
+    ) -> Result<Answer<NamespaceInfo>, Error> {
+        let begun = Instant::now();
+        let name = name.as_str().to_owned();
+        let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
+        let build = |mutation| admin::ScheduleDeletionRequest { name, grace_ms, mutation: Some(mutation) };
+        let reply = self.change(build).await?;
+        changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
+    }
+
+    /// Takes a namespace back whose grace is not over, with everything that is stored for it.
+    /// `NAMESPACE_EXISTS` for one that is not deleted, `NAMESPACE_UNKNOWN` when it is too late.
+    pub async fn undelete_namespace(&self, name: &NamespaceName) -> Result<Answer<NamespaceInfo>, Error> {
+        let begun = Instant::now();
+        let name = name.as_str().to_owned();
+        let build = |mutation| admin::UndeleteNamespaceRequest { name, mutation: Some(mutation) };
+        let reply = self.change(build).await?;
+        changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
+    }
+
+    /// Changes what reads (`r`) and writes (`w`) of an available namespace wait for, unless they say so
+    /// themselves; what is `None` stays. `MODE_MISMATCH` for a strong one, of which nothing changes.
+    pub async fn alter_namespace(
+        &self,
+        name: &NamespaceName,
+        r: Option<u8>,
+        w: Option<u8>,
+    ) -> Result<Answer<NamespaceInfo>, Error> {
+        let begun = Instant::now();
+        let (name, r, w) = (name.as_str().to_owned(), r.map(Into::into), w.map(Into::into));
+        let build = |mutation| admin::AlterNamespaceRequest { name, r, w, mutation: Some(mutation) };
+        let reply = self.change(build).await?;
+        changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
     }
 
     /// All namespaces, by name, as some node has them.
@@ -122,6 +162,16 @@ impl Admin {
     async fn read<Q: crate::rpc::Rpc>(&self, request: Q, route: Route<'_>) -> Result<Q::Reply, Error> {
         self.0.run(request, Effect::None, route, self.0.read_deadline()).await
     }
+}
+
+/// The answer to a change of a namespace.
+fn changed(
+    namespace: Option<&admin::Namespace>,
+    receipt: Option<&v1::Receipt>,
+    begun: Instant,
+) -> Result<Answer<NamespaceInfo>, Error> {
+    let namespace = namespace.ok_or_else(|| malformed("namespace"))?;
+    Answer::new(NamespaceInfo::try_from(namespace)?, receipt, begun)
 }
 
 impl std::fmt::Debug for Admin {

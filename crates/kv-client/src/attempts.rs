@@ -174,6 +174,7 @@ impl Attempts {
         let replicas = !pinned && matches!(route, Route::Replica(..));
         loop {
             request.stamp(verdict.attempt());
+            let known = tried.len();
             let mut failure = match self.pick(route, hint.take(), &tried) {
                 Err(failure) => failure,
                 Ok(endpoint) => {
@@ -188,7 +189,7 @@ impl Attempts {
                             return Ok(reply);
                         }
                         Some(Err(failure)) => {
-                            self.learn(&endpoint, &failure, &mut tried);
+                            self.learn(&endpoint, &failure, replicas, &mut tried);
                             failure
                         }
                     }
@@ -199,15 +200,17 @@ impl Attempts {
             }
             tracing::debug!(attempt, %failure, "attempt failed");
             verdict.add(&failure);
+            if self.looks_on(&failure, route, &tried, known, deadline) {
+                (awaited, attempt) = (awaited + 1, attempt + 1);
+                continue;
+            }
             let next = self.policy.next(effect, attempt - awaited, &failure, replicas);
             if next == Next::Await {
                 awaited += 1;
                 // They refused for the moment. Those that cannot be reached stay last.
-                let reached = |address: &String| self.pool.at(address).is_connected();
-                tried.retain(|address| !reached(address));
+                tried.retain(|address| !self.pool.at(address).is_connected());
             }
-            let retry = self.plan(next, attempt, &failure, pinned, route, &tried, deadline).await;
-            match retry {
+            match self.plan(next, attempt, &failure, pinned, route, &tried, deadline).await {
                 Retry::Stop(why) => {
                     let whole = verdict.conclude(failure, attempt);
                     return Err(why.map_or(whole.clone(), |why| whole.with("gave_up", why)).into());
@@ -217,6 +220,27 @@ impl Attempts {
             }
             attempt += 1;
         }
+    }
+
+    /// Whether another node is looked at, without it being an attempt, after one that could not be reached:
+    /// each is once, and nothing was sent, so that costs the cluster nothing. What was tried before this one
+    /// are the first `known`.
+    fn looks_on(
+        &self,
+        failure: &Failure,
+        route: Route<'_>,
+        tried: &[String],
+        known: usize,
+        deadline: Instant,
+    ) -> bool {
+        let nothing_sent = failure.reason == Reason::Unreachable && failure.applied == Applied::No;
+        let is_first = tried.split_at_checked(known).is_some_and(|(before, new)| {
+            new.last().is_some_and(|address| self.options.attempts > 1 && !before.contains(address))
+        });
+        nothing_sent
+            && is_first
+            && time_left(deadline) > MIN_ATTEMPT
+            && self.candidates(route, None).iter().any(|address| !tried.contains(address))
     }
 
     async fn plan(
@@ -391,8 +415,13 @@ impl Attempts {
     }
 
     /// What a failed attempt says about the node it went to.
-    fn learn(&self, endpoint: &Endpoint, failure: &Failure, tried: &mut Vec<String>) {
-        if !matches!(failure.reason, Reason::Overloaded | Reason::LimitRequests) {
+    fn learn(&self, endpoint: &Endpoint, failure: &Failure, replicas: bool, tried: &mut Vec<String>) {
+        let busy = match failure.reason {
+            Reason::Overloaded => true,
+            Reason::LimitRequests => !replicas,
+            _ => false,
+        };
+        if !busy {
             tried.push(endpoint.address.clone());
         }
         if matches!(failure.reason, Reason::Unreachable | Reason::ConnectionLost | Reason::ResultUnknown) {

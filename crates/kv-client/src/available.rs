@@ -25,7 +25,8 @@ pub struct CausalContext(pub Bytes);
 pub enum WriteContext {
     /// Exactly what an earlier read saw.
     Causal(CausalContext),
-    /// Whatever the coordinating replica has now, so that two plain puts after each other do not conflict.
+    /// Whatever the coordinating replica has now, so that two plain puts after each other do not conflict. Of
+    /// a delete: what a read sees now.
     Observed,
     /// Nothing: the value becomes a sibling.
     Blind,
@@ -92,8 +93,8 @@ impl Available {
     }
 
     /// A handle whose writes are one that was sent before, under this id: it counts once, wherever it
-    /// arrived. The operation, its key and its value must be the same. One that superseded what was observed
-    /// supersedes nothing when it is sent again.
+    /// arrived. The operation, its key and its value must be the same. A put of what is observed supersedes
+    /// nothing when it is sent again and no node that is asked has a trace of it; a delete is *unknown* then.
     pub fn resending(mut self, id: WriteId) -> Self {
         self.resend = Some(id);
         self
@@ -102,16 +103,7 @@ impl Available {
     /// Reads a key.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Answer<Siblings>, Error> {
         let begun = Instant::now();
-        let key = checked(key)?;
-        let route = Route::Replica(&self.namespace, &key);
-        let request = v1::GetRequest {
-            namespace: self.namespace.clone(),
-            key: key.clone(),
-            read_replicas: self.read_replicas.map(Into::into),
-            strict: self.strict,
-            ..Default::default()
-        };
-        let reply = self.attempts.run(request, Effect::None, route, self.attempts.read_deadline()).await?;
+        let reply = self.read(&checked(key)?, self.attempts.read_deadline()).await?;
         let presence = Presence::try_from(reply.presence()).map_err(|_| malformed("presence").of_read())?;
         let values = reply.siblings.into_iter().map(sibling).collect::<Result<_, _>>();
         let values = values.map_err(|_| malformed("sibling").of_read())?;
@@ -120,6 +112,18 @@ impl Available {
             reply.receipt.as_ref(),
             begun,
         )
+    }
+
+    async fn read(&self, key: &Bytes, deadline: Instant) -> Result<v1::GetResponse, Error> {
+        let route = Route::Replica(&self.namespace, key);
+        let request = v1::GetRequest {
+            namespace: self.namespace.clone(),
+            key: key.clone(),
+            read_replicas: self.read_replicas.map(Into::into),
+            strict: self.strict,
+            ..Default::default()
+        };
+        self.attempts.run(request, Effect::None, route, deadline).await
     }
 
     /// Writes a key; the answer's context covers this write and what it superseded.
@@ -133,7 +137,7 @@ impl Available {
         let (key, value) = (checked(key)?, Value::new(value)?.into_bytes());
         let context = Some(wire_context(context)?);
         let reply = self
-            .write(&key, |mutation| v1::PutRequest {
+            .write(&key, self.attempts.write_deadline(), |mutation| v1::PutRequest {
                 namespace: self.namespace.clone(),
                 key: key.clone(),
                 value,
@@ -148,15 +152,26 @@ impl Available {
     }
 
     /// Deletes what the context covers; concurrent values stay.
+    ///
+    /// What is observed is what a read sees now, by the R of this handle: the delete is sent with the context
+    /// of that read, so that it means the same however often it is sent. A read that fails, or meets no node
+    /// that knows the key (`QUORUM_NOT_MET`), ends it, and nothing was applied.
     pub async fn delete(
         &self,
         key: impl AsRef<[u8]>,
         context: WriteContext,
     ) -> Result<Answer<CausalContext>, Error> {
         let begun = Instant::now();
-        let (key, context) = (checked(key)?, Some(wire_context(context)?));
+        let (key, deadline) = (checked(key)?, self.attempts.write_deadline());
+        let context = match context {
+            // What the first attempt of another process saw is not known here. A node that has a trace of it
+            // says so.
+            WriteContext::Observed if self.resend.is_none() => self.seen(&key, deadline).await?,
+            context => context,
+        };
+        let context = Some(wire_context(context)?);
         let reply = self
-            .write(&key, |mutation| v1::DeleteRequest {
+            .write(&key, deadline, |mutation| v1::DeleteRequest {
                 namespace: self.namespace.clone(),
                 key: key.clone(),
                 mutation,
@@ -169,16 +184,36 @@ impl Available {
         Answer::new(CausalContext(reply.context), reply.receipt.as_ref(), begun)
     }
 
+    /// What a delete is to supersede: all that a read sees.
+    async fn seen(&self, key: &Bytes, deadline: Instant) -> Result<WriteContext, Error> {
+        let now = Instant::now();
+        let half = now + deadline.saturating_duration_since(now) / 2;
+        let reply = self.read(key, self.attempts.read_deadline().min(half)).await?;
+        match Presence::try_from(reply.presence()) {
+            // More than a write may say: the node that takes the first attempt says what it has.
+            Ok(Presence::Found | Presence::Absent) if reply.context.len() > MAX_CONTEXT_BYTES => {
+                Ok(WriteContext::Observed)
+            }
+            Ok(Presence::Found | Presence::Absent) => Ok(WriteContext::Causal(CausalContext(reply.context))),
+            Ok(Presence::NoKnowledge) => {
+                let message =
+                    "no node that keeps the key was reached, so it is not known what there is to delete";
+                Err(Failure::new(Reason::QuorumNotMet, message).into())
+            }
+            Err(_) => Err(malformed("presence").of_read().into()),
+        }
+    }
+
     async fn write<Q: Rpc>(
         &self,
         key: &[u8],
+        deadline: Instant,
         build: impl FnOnce(Option<v1::Mutation>) -> Q,
     ) -> Result<Q::Reply, Error> {
         let route = Route::Replica(&self.namespace, key);
         if let Some(id) = self.resend {
             return self.attempts.resend(id, route, build).await;
         }
-        let deadline = self.attempts.write_deadline();
         let ticket = self.attempts.available_ticket()?;
         let (mutation, id) = self.attempts.mutation(&ticket);
         let result = self.attempts.run(build(Some(mutation)), Effect::Once, route, deadline).await;

@@ -76,7 +76,11 @@ impl RetryPolicy {
             // A replica has its own disk; a leader's is the one that counts.
             Reason::LimitStorage if !replicas => Next::Stop,
             Reason::PartialWrite | Reason::ResultUnknown | Reason::ConnectionLost => Next::Elsewhere,
+            // So does a replica have its own table of requests.
+            Reason::LimitRequests if replicas => Next::Elsewhere,
             reason if refused_for_itself(reason) => Next::Elsewhere,
+            // It may have been taken back since, where this node was cut off.
+            Reason::DeletionPending if attempt == 1 => Next::Elsewhere,
             Reason::Overloaded | Reason::LimitRequests => Next::Same,
             _ => Next::Stop,
         }
@@ -329,6 +333,8 @@ mod tests {
         assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::Overloaded), false), Next::Same);
         assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::LimitStorage), false), Next::Stop);
         assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::LimitStorage), true), Next::Elsewhere);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::LimitRequests), true), Next::Elsewhere);
+        assert_eq!(policy.next(Effect::Once, 1, &failure(Reason::LimitRequests), false), Next::Same);
         for last in [Reason::SessionExpired, Reason::RequestExpired, Reason::LimitKey, Reason::ModeMismatch] {
             assert_eq!(policy.next(Effect::Once, 1, &failure(last), false), Next::Stop, "{last}");
         }

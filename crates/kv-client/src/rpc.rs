@@ -95,6 +95,9 @@ calls! { KvServiceClient, v1, in sessions yes:
 calls! { AdminServiceClient, admin, in sessions no:
     create_namespace(CreateNamespaceRequest) -> CreateNamespaceResponse, stamps mutation;
     delete_namespace(DeleteNamespaceRequest) -> DeleteNamespaceResponse, stamps mutation;
+    schedule_deletion(ScheduleDeletionRequest) -> ScheduleDeletionResponse, stamps mutation;
+    undelete_namespace(UndeleteNamespaceRequest) -> UndeleteNamespaceResponse, stamps mutation;
+    alter_namespace(AlterNamespaceRequest) -> AlterNamespaceResponse, stamps mutation;
     list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse;
     get_topology(GetTopologyRequest) -> GetTopologyResponse;
     get_status(GetStatusRequest) -> GetStatusResponse;

@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use kv_client::limits::{ATTEMPTS, BUDGET_CAP, RETRY_COST, SPEED_HALF_LIFE, TOPOLOGY_INTERVAL};
-use kv_client::{Client, ClientOptions, Error, Expect, Swap, Via, WriteContext};
+use kv_client::{Available, Client, ClientOptions, Error, Expect, Swap, Via, WriteContext};
 use kv_env::{Connection, Env, Listener, Network};
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
 use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
@@ -57,6 +57,10 @@ struct Script {
     /// The nodes that keep the keys of `cart`, in order of preference.
     replicas: Vec<u64>,
     topologies: usize,
+    /// What reads say, if not the usual: what there is, and the context.
+    read: Option<(v1::Presence, &'static [u8])>,
+    /// What deletes said that they supersede.
+    superseded: Vec<v1::write_context::Context>,
 }
 
 #[derive(Clone, Default)]
@@ -136,9 +140,10 @@ impl KvService for Fake {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         self.play(&request, None).await?;
         let value = bytes::Bytes::from_static(b"100");
-        let presence = v1::Presence::Found.into();
+        let (presence, context) = self.script(|script| script.read).unwrap_or((v1::Presence::Found, b""));
         Ok(Response::new(v1::GetResponse {
-            presence,
+            presence: presence.into(),
+            context: bytes::Bytes::from_static(context),
             value,
             revision: 5,
             receipt: receipt(),
@@ -155,6 +160,8 @@ impl KvService for Fake {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let context = request.get_ref().context.clone().and_then(|context| context.context);
+        self.script(|script| script.superseded.extend(context));
         self.play(&request, request.get_ref().mutation.as_ref()).await?;
         Ok(Response::new(v1::DeleteResponse {
             existed: true,
@@ -231,6 +238,27 @@ impl AdminService for Fake {
         &self,
         _: Request<admin::DeleteNamespaceRequest>,
     ) -> Result<Response<admin::DeleteNamespaceResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn schedule_deletion(
+        &self,
+        _: Request<admin::ScheduleDeletionRequest>,
+    ) -> Result<Response<admin::ScheduleDeletionResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn undelete_namespace(
+        &self,
+        _: Request<admin::UndeleteNamespaceRequest>,
+    ) -> Result<Response<admin::UndeleteNamespaceResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn alter_namespace(
+        &self,
+        _: Request<admin::AlterNamespaceRequest>,
+    ) -> Result<Response<admin::AlterNamespaceResponse>, Status> {
         Err(Status::unimplemented("not in this test"))
     }
 
@@ -381,6 +409,45 @@ async fn a_write_is_sent_again_under_its_id() {
         error.is_unknown() && error.failure().detail("last_reason") == Some("LIMIT_STORAGE"),
         "{error:?}"
     );
+}
+
+/// A node that gets a delete of what is observed a second time cannot tell what the first meant. So the
+/// client says what it means.
+#[tokio::test]
+async fn a_delete_of_what_is_observed_reads_and_says_what_it_saw() {
+    use v1::write_context::Context;
+    let delete = async |fake: &Fake, handle: Available| {
+        let deleted = handle.delete("k", WriteContext::Observed).await;
+        let sent = fake.script(|s| (std::mem::take(&mut s.superseded), std::mem::take(&mut s.mutations)));
+        (deleted, sent.0, sent.1.into_iter().map(|(_, attempt, _)| attempt).collect::<Vec<_>>())
+    };
+    let fake = Fake::plays([Act::Answer, refuse(Reason::Overloaded), refuse(Reason::ResultUnknown)]);
+    fake.script(|s| s.read = Some((v1::Presence::Found, b"seen")));
+    let client = pinned(&fake).await;
+    let (deleted, superseded, attempts) = delete(&fake, client.available("cart")).await;
+    assert!(deleted.is_ok(), "{deleted:?}");
+    assert_eq!(superseded, vec![Context::Causal(b"seen".as_slice().into()); 3]);
+    assert_eq!(attempts, [1, 1, 2]);
+
+    // What is absent, is; what is not known, is not.
+    fake.script(|s| s.read = Some((v1::Presence::Absent, b"gone")));
+    let (deleted, superseded, _) = delete(&fake, client.available("cart")).await;
+    assert!(deleted.is_ok() && superseded == [Context::Causal(b"gone".as_slice().into())]);
+    fake.script(|s| s.read = Some((v1::Presence::NoKnowledge, b"")));
+    let (deleted, superseded, _) = delete(&fake, client.available("cart")).await;
+    let error = deleted.unwrap_err();
+    assert!(!error.is_unknown() && error.reason() == Reason::QuorumNotMet, "{error:?}");
+    assert!(superseded.is_empty(), "nothing was sent");
+    fake.script(|s| s.acts = vec![refuse(Reason::StorageFailed); 9].into());
+    let (deleted, superseded, _) = delete(&fake, client.available("cart")).await;
+    assert!(!deleted.unwrap_err().is_unknown() && superseded.is_empty(), "a read changes nothing");
+
+    // Another process that sends it again does not know what the first one saw: who has a trace of it does.
+    fake.script(|s| (s.acts, s.read) = (VecDeque::new(), Some((v1::Presence::Found, b"later".as_slice()))));
+    let id = "5f2c0000000000000000000000000000:41@1700000000000".parse().unwrap();
+    let (deleted, superseded, attempts) = delete(&fake, client.available("cart").resending(id)).await;
+    assert!(deleted.is_ok());
+    assert_eq!((superseded, attempts), (vec![Context::Observed(true)], vec![2]));
 }
 
 #[tokio::test]
@@ -752,6 +819,47 @@ async fn a_full_replica_is_passed_by_and_a_new_namespace_is_found() {
     nodes[2].script(|script| script.acts = [refuse(Reason::LimitStorage)].into());
     cart.put("k", "v", WriteContext::Observed).await.unwrap();
     assert_eq!(nodes[2].script(|script| script.calls), 2, "the other replica has a disk of its own");
+}
+
+/// Four of five nodes are down: the fifth is found within one operation, by any of them.
+#[tokio::test]
+async fn a_node_that_cannot_be_reached_counts_for_no_attempt() {
+    let names = ["a:1", "b:1", "c:1", "d:1", "e:1"].map(str::to_owned);
+    let alive = Fake::default();
+    let client = |attempts| {
+        let network = Arc::new(InMemory(BTreeMap::from([(names[4].clone(), alive.clone())])));
+        let options = ClientOptions { spread: false, attempts, ..ClientOptions::new(names.to_vec()) };
+        Client::connect_in(options, Env { network, ..Env::real() }).unwrap()
+    };
+    client(ATTEMPTS).available("cart").get("k").await.unwrap();
+    client(ATTEMPTS).available("cart").put("k", "v", WriteContext::Observed).await.unwrap();
+    client(ATTEMPTS).strong("bank").put("k", "v").await.unwrap();
+    assert!(alive.script(|script| script.mutations.iter().all(|(_, attempt, _)| *attempt == 1)));
+    // Who asks for one attempt gets one.
+    assert_eq!(client(1).available("cart").get("k").await.unwrap_err().reason(), Reason::Unreachable);
+    // With none to be reached it ends.
+    alive.script(|script| script.calls = 0);
+    let network = Arc::new(InMemory(BTreeMap::new()));
+    let options = ClientOptions { spread: false, ..ClientOptions::new(names.to_vec()) };
+    let none = Client::connect_in(options, Env { network, ..Env::real() }).unwrap();
+    let error = none.available("cart").put("k", "v", WriteContext::Observed).await.unwrap_err();
+    assert!(!error.is_unknown() && error.reason() == Reason::Unreachable, "{error}");
+}
+
+#[tokio::test]
+async fn a_replica_without_room_for_request_ids_is_passed_by() {
+    let names = ["a:1", "b:1", "c:1"].map(str::to_owned);
+    let nodes = [Fake::default(), Fake::default(), Fake::default()];
+    for node in &nodes {
+        node.script(|script| (script.members, script.replicas) = (names.to_vec(), vec![3, 1]));
+    }
+    nodes[2].script(|script| script.acts = vec![refuse(Reason::LimitRequests); 9].into());
+    let network = Arc::new(InMemory(names.iter().cloned().zip(nodes.iter().cloned()).collect()));
+    let options = ClientOptions { spread: false, ..ClientOptions::new(vec![names[1].clone()]) };
+    let cart = Client::connect_in(options, Env { network, ..Env::real() }).unwrap().available("cart");
+    cart.put("k", "v", WriteContext::Observed).await.unwrap();
+    let calls = nodes.each_ref().map(|node| node.script(|script| script.calls));
+    assert_eq!(calls, [1, 0, 1], "the other replica has a table of its own");
 }
 
 #[tokio::test]

@@ -19,13 +19,14 @@ use kv_types::{
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use crate::aside::Aside;
 use crate::layout::{Place, Slice};
 use crate::limits;
 use crate::node::{AvailableConfig, Node, ring_of};
 use crate::replica::Replica;
 use crate::standing::Standing;
 use crate::write::Change;
-use crate::{rebuild, removal, replay, strip};
+use crate::{rebuild, removal, replay};
 
 /// The available namespaces of one node. Clones share everything.
 #[derive(Clone)]
@@ -59,6 +60,7 @@ impl Available {
             peers,
             catalogue,
             standing,
+            aside: Aside::default(),
             room: Arc::new(Semaphore::new(limits::COORDINATED)),
             repairs: Arc::new(Semaphore::new(limits::REPAIRS)),
             answers: Arc::new(Semaphore::new(limits::ANSWER_BYTES)),
@@ -68,7 +70,6 @@ impl Available {
         tokio::spawn(replay::run(Arc::clone(&node)));
         tokio::spawn(replay::sweep(Arc::clone(&node)));
         tokio::spawn(replay::learn(Arc::clone(&node)));
-        tokio::spawn(strip::run(Arc::clone(&node)));
         tokio::spawn(removal::run(Arc::clone(&node)));
         Ok(Self { node })
     }
@@ -164,6 +165,11 @@ impl Available {
         self.node.replica.hints_pending()
     }
 
+    /// Number of them that their targets refused for what is in them, and that are tried ever more rarely.
+    pub fn hints_set_aside(&self) -> BTreeMap<NodeId, u64> {
+        self.node.aside.rows()
+    }
+
     /// How many records, hints and conflicts this node has of a namespace. It walks whole tables, on this
     /// thread: for those who look at a node from outside, such as a simulation.
     pub fn rows_of(&self, namespace: NamespaceId) -> Result<usize, StorageError> {
@@ -235,6 +241,11 @@ impl Node {
         let (place, primaries) = self.addressed(about, message.ring, message.partition, message.key)?;
         let state = State::decode(message.record)
             .map_err(|error| Failure::new(Reason::InvalidRequest, error.to_string()))?;
+        if state.record.context.is_empty() && !state.writes.is_empty() {
+            // An older node sends a note like this when it has lost the record.
+            let message = "the state names writes and has no record: none of them could be kept";
+            return Err(Failure::new(Reason::InvalidRequest, message));
+        }
         let bulk = about.epoch == Epoch(0);
         let keeper = if message.hint_for == 0 { self.me } else { NodeId(message.hint_for) };
         if !primaries.contains(&keeper) {
@@ -262,8 +273,11 @@ impl Node {
         let primary = primaries.contains(&self.me);
         let copy = if !primary {
             self.replica.read_hints(&place, &primaries, deadline).await?
-        } else if self.serves(place.slice) {
+        } else if self.knows(&place) {
             self.replica.read(&place, deadline).await?
+        } else if self.serves(place.slice) {
+            let message = format!("{} could not take what others have of this key", self.me);
+            return Err(Failure::new(Reason::NotReady, message));
         } else {
             let message =
                 format!("{} is rebuilding {} and does not know it yet", self.me, place.slice.partition);

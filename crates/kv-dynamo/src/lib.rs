@@ -3,7 +3,7 @@
 //!
 //! The layers: quorum arithmetic and the timing of hints are values without clock or socket (`quorum`,
 //! `replay::Rounds`, `rebuild::judge`); `replica` is what one node keeps, on kv-storage; `write`, `read`,
-//! `replay`, `rebuild`, `strip` and `removal` are thin drivers that carry out what the values decide.
+//! `replay`, `rebuild` and `removal` are thin drivers that carry out what the values decide.
 //!
 //! Invariants of this crate:
 //! - Nothing about a write leaves the node before the log record that holds it is fsynced.
@@ -18,6 +18,7 @@
 //! - A node that may have lost data neither coordinates nor answers reads until it has pulled what it may
 //!   lack.
 
+mod aside;
 mod coordinator;
 mod layout;
 pub mod limits;
@@ -29,7 +30,6 @@ mod removal;
 mod replay;
 mod replica;
 mod standing;
-mod strip;
 mod write;
 
 pub use coordinator::Available;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kv_types::limits::{MAX_KEY_BYTES, MAX_REPLICAS, MAX_VALUE_BYTES, REQUEST_WINDOW};
+use kv_types::limits::{MAX_CLOCK_SKEW, MAX_KEY_BYTES, MAX_REPLICAS, MAX_VALUE_BYTES, REQUEST_WINDOW};
 
 /// How long a replica may be silent before another stands in for it: several round trips and a slow fsync.
 pub const PATIENCE: Duration = Duration::from_millis(120);
@@ -40,18 +40,29 @@ pub const BACKGROUND_CALL: Duration = Duration::from_millis(1_000);
 pub const BACKGROUND_AT_MOST: Duration = Duration::from_secs(60);
 /// First and longest pause after a failed round of the background.
 pub const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1_000));
+/// Hints of one target that are remembered as refused for what is in them.
+pub const SET_ASIDE: usize = 1024;
+/// How long such a hint waits after its first try, and at most: twice as long after each.
+pub const SET_ASIDE_FOR: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How much time lies at least between two lines of the log about refusals of one target.
+pub const REFUSAL_TOLD: Duration = Duration::from_secs(60);
+/// Records that a rebuild leaves out because this node cannot take them; with more of them it does not end.
+pub const LACKING: usize = 1024;
 /// Entries of the request table of one ring partition; beyond it new writes are refused.
 pub const REQUESTS: u64 = 1 << 17;
 /// How long an entry of the request table stays after its request was issued: twice the window, so that nodes
 /// whose clocks differ do not forget what another still has to prove.
 pub const REQUEST_KEPT: Duration = Duration::from_secs(2 * REQUEST_WINDOW.as_secs());
+/// How many entries make a table crowded: then they go by their age alone.
+pub const REQUESTS_CROWDED: u64 = REQUESTS / 2;
+/// How long an entry of a crowded table stays after its request was issued: as long as any node takes a
+/// resend of it, by its clock, and as what is minted then may take to get here.
+pub const REQUEST_KEPT_CROWDED: Duration = Duration::from_millis(
+    (REQUEST_WINDOW.as_millis() + 2 * MAX_CLOCK_SKEW.as_millis() + BACKGROUND_AT_MOST.as_millis()) as u64,
+);
+const _: () = assert!(REQUEST_KEPT_CROWDED.as_millis() < REQUEST_KEPT.as_millis());
 /// How often expired entries are looked for, and how many go at a time.
 pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
-/// How often records that were ahead of the node clock are stripped again, how many are looked at in one
-/// step, and the pause between steps.
-pub const STRIP: (Duration, usize, Duration) = (Duration::from_secs(1), 64, Duration::from_millis(5));
-/// The longest pause while none of them can be stripped.
-pub const STRIP_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Records, or hints, of deleted namespaces that are removed in one step, and their bytes: few, for a write
 /// to the ring partition waits for it.
 pub const REMOVED_AT_ONCE: (usize, usize) = (64, 256 << 10);

@@ -16,6 +16,7 @@ use kv_types::{
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::aside::Aside;
 use crate::layout::{Place, Slice};
 use crate::limits;
 use crate::quorum::Plan;
@@ -58,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) peers: Peers,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) standing: Standing,
+    /// Hints that their targets do not take.
+    pub(crate) aside: Aside,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) repairs: Arc<Semaphore>,
     /// What is left for the bytes of answers of replicas.
@@ -137,7 +140,7 @@ impl Node {
     /// Whether this node keeps the key's ring partition and can tell old requests for it from new ones. A
     /// node that still pulls cannot: the request may be one that its lost directory took.
     pub(crate) fn may_coordinate(&self, view: &View) -> bool {
-        view.primaries.contains(&self.me) && self.is_whole()
+        view.primaries.contains(&self.me) && self.is_whole() && self.knows(&view.place)
     }
 
     /// Whether this node lacks nothing of any ring.
@@ -145,7 +148,12 @@ impl Node {
         self.standing.is_whole() && !self.replica.is_put_back()
     }
 
-    /// Whether the ring partition lacks nothing here.
+    /// Whether this node has all that it should have of a key, and may say so.
+    pub(crate) fn knows(&self, place: &Place) -> bool {
+        self.standing.knows(place) && !self.replica.is_put_back()
+    }
+
+    /// Whether the ring partition lacks nothing here, but for single keys.
     pub(crate) fn serves(&self, slice: Slice) -> bool {
         self.standing.serves(slice) && !self.replica.is_put_back()
     }

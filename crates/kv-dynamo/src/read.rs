@@ -7,10 +7,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use kv_peer::{Address, Lane, Patience};
+use kv_peer::{Address, Lane, Patience, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Get, Presence, Read};
-use kv_types::causal::{Seen, State, encode_context_token};
+use kv_types::causal::{Context, State, encode_context_token};
 use kv_types::{
     Answer, AvailableEvidence, Degradation, Epoch, Evidence, Failure, Namespace, NodeId, Outcome, Reason,
     Receipt, ReplicaReply,
@@ -55,7 +55,7 @@ fn answer(
         evidence.siblings = u32::try_from(values.len()).unwrap_or(u32::MAX);
     }
     let siblings = values.into_iter().map(|(dot, sibling)| (dot, sibling.clone())).collect();
-    let context = encode_context_token(namespace.id, &view.place.key, &state.seen());
+    let context = encode_context_token(namespace.id, &view.place.key, &state.record.context);
     let read = Read { presence, value: Bytes::new(), revision: 0, siblings, context };
     Answer { outcome: Outcome::Read(read), receipt }
 }
@@ -89,7 +89,7 @@ impl Node {
             return Ok(answer(namespace, &view, own.state, true, (receipt, false)));
         }
         let i_count = if view.primaries.contains(&self.me) {
-            self.serves(view.place.slice)
+            self.knows(&view.place)
         } else {
             view.fallbacks.contains(&self.me)
         };
@@ -111,7 +111,7 @@ impl Node {
     /// What this node itself has of a key that it keeps and serves: a read asks it first. None where that is
     /// not known at once.
     fn own(&self, view: &View) -> Option<Heard> {
-        if !view.primaries.contains(&self.me) || !self.serves(view.place.slice) {
+        if !view.primaries.contains(&self.me) || !self.knows(&view.place) {
             return None;
         }
         let copy = self.replica.in_memory(&view.place)?;
@@ -227,15 +227,17 @@ impl Node {
         })
     }
 
-    /// What a reader sees of a key at a node, if it answers in time.
+    /// The present context of a key at a node, if it answers in time, and whether that node knows what the
+    /// key has: a fallback that holds nothing of it does not.
     pub(crate) async fn observe(
         self: &Arc<Self>,
         node: NodeId,
         view: &View,
         deadline: Instant,
-    ) -> Option<Seen> {
+    ) -> Option<(Context, bool)> {
         let until = deadline.min(Instant::now() + self.config.patience);
-        Some(self.ask(view, node, until).await?.state.seen())
+        let heard = self.ask(view, node, until).await?;
+        Some((heard.state.record.context, heard.primary || heard.known))
     }
 
     /// Gives the primaries that answered what they lacked; false when none lacked anything, or when too many
@@ -243,7 +245,7 @@ impl Node {
     fn repair(self: &Arc<Self>, view: &View, heard: &[Heard], merged: &State) -> bool {
         let lacking: Vec<NodeId> = heard
             .iter()
-            .filter(|heard| heard.primary && !heard.state.record.knows_values_of(&merged.record))
+            .filter(|heard| heard.primary && !heard.state.knows_all_of(merged))
             .map(|heard| heard.node)
             .collect();
         if lacking.is_empty() {
@@ -267,8 +269,11 @@ impl Node {
                     let about = Address { namespace, epoch: Epoch(0), ..Address::default() };
                     let (idle, at_most) = (limits::BACKGROUND_CALL, limits::BACKGROUND_AT_MOST);
                     let patience = Patience::WhileMoving { idle, at_most };
-                    let call = me.peers.call_with(node, Lane::Bulk, about, body, patience);
-                    call.await.map(|_| ()).map_err(|error| error.to_string())
+                    let answer = me.peers.call_with(node, Lane::Bulk, about, body, patience).await;
+                    if let Err(PeerError::Refused(failure)) = &answer {
+                        me.replica.learn_of_reuse(place.slice, failure).await;
+                    }
+                    answer.map(|_| ()).map_err(|error| error.to_string())
                 };
                 if let Err(why) = result {
                     tracing::debug!(%node, why, "a read repair did not arrive");

@@ -236,6 +236,7 @@ mod tests {
                 peers: Peers::new(PeerConfig::new(ClusterId(1), ME), env),
                 catalogue: sender.subscribe(),
                 standing: Standing::new(true),
+                aside: crate::aside::Aside::default(),
                 room: Arc::new(Semaphore::new(1)),
                 repairs: Arc::new(Semaphore::new(1)),
                 answers: Arc::new(Semaphore::new(1)),

@@ -1,15 +1,15 @@
 //! Delivers hints to their targets as soon as these are up, many at a time, until none is left. Also removes
 //! requests from the request table that can no longer be resent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use kv_peer::{Address, Lane, Patience, PeerError};
+use kv_peer::{Address, Lane, Patience, PeerError, Unsent};
 use kv_proto::peer::response_frame;
 use kv_types::limits::REQUEST_WINDOW;
-use kv_types::{Epoch, NodeId, Reason};
+use kv_types::{Epoch, Failure, NodeId, Reason};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 use crate::layout::Due;
 use crate::limits;
 use crate::node::{Node, replica_write, stopped};
+use crate::replica::is_too_large;
 
 /// Which targets are served when: one round at a time per target, with a back-off after a failed one that a
 /// new life of the target ends at once. A value: time is a duration since the start.
@@ -76,6 +77,11 @@ pub(crate) async fn run(node: Arc<Node>) {
     let mut running = JoinSet::new();
     loop {
         let pending = node.replica.hints_pending();
+        for target in node.aside.rows().into_keys() {
+            if !node.is_up(target) || !pending.contains_key(&target) {
+                node.aside.forget(target);
+            }
+        }
         for target in rounds.begin(pending.keys().copied(), |target| node.is_up(target), begun.elapsed()) {
             let node = Arc::clone(&node);
             running.spawn(async move { (target, round(&node, target).await) });
@@ -97,6 +103,7 @@ pub(crate) async fn run(node: Arc<Node>) {
 /// Delivers what is pending for one target; false when something is left that could not be delivered.
 async fn round(node: &Arc<Node>, target: NodeId) -> bool {
     let (mut after, mut clean, mut delivered) = (None, true, 0u64);
+    let mut aside = BTreeSet::new();
     loop {
         let deadline = Instant::now() + limits::BACKGROUND_READ;
         let due = match node.replica.due(target, after.as_ref(), limits::HINT_PAGE, deadline).await {
@@ -108,14 +115,22 @@ async fn round(node: &Arc<Node>, target: NodeId) -> bool {
         };
         let Some(last) = due.last() else { break };
         after = Some(last.row.clone());
+        let now = Instant::now();
+        let (wait, due): (Vec<Due>, Vec<Due>) =
+            due.into_iter().partition(|due| node.aside.waits(target, &due.row, now));
+        aside.extend(wait.into_iter().map(|due| due.row));
         let room = &Room::new();
         let mut sent = stream::iter(due)
-            .map(|due| async move { deliver(node, target, &due, room).await })
+            .map(|due| async move { (deliver(node, target, &due, room).await, due.row) })
             .buffer_unordered(limits::HINTS_IN_FLIGHT);
-        while let Some(fate) = sent.next().await {
+        while let Some((fate, row)) = sent.next().await {
             match fate {
                 Fate::Delivered => delivered += 1,
                 Fate::Refused => clean = false,
+                Fate::Unfit => {
+                    node.aside.put(target, &row, Instant::now());
+                    aside.insert(row);
+                }
                 Fate::Unreachable => return false,
             }
         }
@@ -123,13 +138,37 @@ async fn round(node: &Arc<Node>, target: NodeId) -> bool {
     if delivered > 0 {
         tracing::info!(%target, delivered, "hints delivered");
     }
-    clean
+    node.aside.keep(target, &aside);
+    clean && aside.is_empty()
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Delivered,
+    /// The next round may deliver it.
     Refused,
+    /// The target does not take this one, and will hardly change its mind: it is set aside.
+    Unfit,
+    /// None of the rest would be taken either.
     Unreachable,
+}
+
+/// What a refusal says of the hint that it answers, and of the others of the target.
+fn fate_of(failure: &Failure) -> Fate {
+    match failure.reason {
+        Reason::LimitStorage if is_too_large(failure) => Fate::Unfit,
+        Reason::WrongNode | Reason::InvalidRequest => Fate::Unfit,
+        Reason::LimitStorage | Reason::ShuttingDown => Fate::Unreachable,
+        _ => Fate::Refused,
+    }
+}
+
+fn tell(node: &Node, target: NodeId, due: &Due, why: &dyn std::fmt::Display) {
+    if node.aside.is_to_tell(target, Instant::now()) {
+        tracing::warn!(%target, place = %due.place, why = %why, "a hint stays; others like it are not told of for a while");
+    } else {
+        tracing::debug!(%target, place = %due.place, why = %why, "a hint stays");
+    }
 }
 
 /// What the hints for one target may take of memory.
@@ -158,8 +197,9 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fa
     let state = match message {
         Ok(state) => state,
         Err(failure) => {
-            tracing::warn!(%target, %failure, "a hint cannot be sent");
-            return Fate::Refused;
+            tell(node, target, due, &failure);
+            // A row that cannot be read never will be.
+            return if failure.reason == Reason::StorageFailed { Fate::Unfit } else { Fate::Refused };
         }
     };
     let record = state.encode();
@@ -200,12 +240,13 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fa
         }
         Ok(_) => Fate::Refused,
         Err(PeerError::Refused(failure)) => {
-            tracing::debug!(%target, place = %due.place, %failure, "a hint was refused");
-            match failure.reason {
-                // None of the rest would be taken either. Other refusals may be about this hint alone.
-                Reason::LimitStorage | Reason::ShuttingDown => Fate::Unreachable,
-                _ => Fate::Refused,
-            }
+            node.replica.learn_of_reuse(due.place.slice, &failure).await;
+            tell(node, target, due, &failure);
+            fate_of(&failure)
+        }
+        Err(error @ PeerError::NotSent { cause: Unsent::Invalid, .. }) => {
+            tell(node, target, due, &error);
+            Fate::Unfit
         }
         Err(error) => {
             tracing::debug!(%target, place = %due.place, %error, "a hint did not arrive");
@@ -243,7 +284,8 @@ impl Calm {
 }
 
 /// Forgets old requests once every member has been up for long and no hint is pending: until then a hint
-/// somewhere may carry the twin of a request that only the table can recognize.
+/// somewhere may carry the twin of a request that only the table can recognize. Crowded tables do not wait
+/// for that.
 pub(crate) async fn sweep(node: Arc<Node>) {
     let begun = Instant::now();
     let mut calm = Calm::default();
@@ -254,30 +296,17 @@ pub(crate) async fn sweep(node: Arc<Node>) {
             () = stopped(&mut stop) => return,
             () = sleep(limits::SWEEP.0) => {}
         }
-        let all_up = node.peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
-        if !calm.lasts(all_up && node.replica.hints_pending().is_empty(), begun.elapsed()) {
-            continue;
-        }
-        for slice in node.replica.slices() {
-            match node.replica.sweep(slice, Instant::now() + limits::BACKGROUND_READ).await {
-                Ok(0) => {}
-                Ok(gone) => {
-                    tracing::debug!(?slice, gone, "old requests forgotten");
-                    node.replica.renew_requests(slice).await;
-                }
-                Err(failure) => {
-                    tracing::debug!(%failure, "old requests stay for now");
-                    break;
-                }
-            }
-            tokio::task::yield_now().await;
-        }
+        // Members alone: a node that is named in the file and not yet one has no hints.
+        let all_up = node.catalogue().members.keys().all(|member| node.is_up(*member));
+        let calm = calm.lasts(all_up && node.replica.hints_pending().is_empty(), begun.elapsed());
+        node.replica.sweep_all(calm, limits::BACKGROUND_READ).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replica::storage_failure;
 
     const T: NodeId = NodeId(3);
 
@@ -297,6 +326,24 @@ mod tests {
         }
         rounds.end(T, true, ms(200));
         assert_eq!(rounds.begin([T], |_| true, ms(200)), vec![T], "after success at once");
+    }
+
+    #[test]
+    fn a_refusal_for_what_is_in_a_hint_stops_no_other() {
+        let too_large = kv_storage::StorageError::TooLarge { what: "a batch", bytes: 2, max: 1 };
+        let full = kv_storage::StorageError::DiskFull { free: 1, reserve: 2 };
+        let of = |reason| Failure::new(reason, "x");
+        for (failure, expected) in [
+            (storage_failure(too_large), Fate::Unfit),
+            (of(Reason::WrongNode), Fate::Unfit),
+            (of(Reason::InvalidRequest), Fate::Unfit),
+            (of(Reason::Overloaded), Fate::Refused),
+            (of(Reason::NotReady), Fate::Refused),
+            (storage_failure(full), Fate::Unreachable),
+            (of(Reason::ShuttingDown), Fate::Unreachable),
+        ] {
+            assert_eq!(fate_of(&failure), expected, "{failure}");
+        }
     }
 
     #[test]

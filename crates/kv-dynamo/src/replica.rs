@@ -8,13 +8,11 @@
 //! delivery alone, or with their namespace; what is counted of hints is what was committed, under the lock of
 //! their ring partition.
 //!
-//! A record is stored without what the node clock says anyway, and filled with it when it is loaded
-//! (`kv_types::causal::primary`): a deleted key has no row. Row and clock are therefore read under one lock,
-//! or the one would speak for the other's past; and both must be durable before the filled record is shown
-//! (`Partition::changed`). Hints are kept as they came, and are never filled.
+//! Node clocks are kept on disk from the first day, but contexts are not yet filled from them, nor stripped
+//! by them: a deleted key keeps a record without values. Both belong into `load` and `stage`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,16 +20,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_env::Env;
 use kv_storage::{Batch, Position, Row, RowChunk, Storage, TableId};
 use kv_types::catalogue::{Catalogue, token};
-use kv_types::causal::primary::{self, Change};
-use kv_types::causal::{Dot, Hlc, NodeClock, Seen, State, Write};
+use kv_types::causal::{Context, Dot, Hlc, NodeClock, RECENT_WRITES, State, Write};
 use kv_types::limits::MAX_CLOCK_SKEW;
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::layout::{
-    AHEAD, CLOCKS, CONFLICTS, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE,
-    key_after, prefix_end,
+    CLOCKS, CONFLICTS, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE, key_after,
+    prefix_end,
 };
 use crate::limits;
 
@@ -39,26 +36,26 @@ mod copy;
 mod held;
 mod hints;
 mod mint;
-mod pull;
-mod pulling;
+mod put_back;
 mod removal;
 mod request_table;
 mod requests;
 mod rows;
-mod strip;
 
 use copy::Copy;
 use held::Held;
-use pulling::Pulling;
+pub(crate) use mint::nothing_to_delete;
+pub(crate) use put_back::is_reuse;
 pub(crate) use removal::Removed;
 use requests::Requests;
-use rows::{Rows, Stop, Want, in_time, lock, storage_failure};
+use rows::{Rows, Stop, Want, in_time, lock};
+pub(crate) use rows::{is_too_large, storage_failure};
 
 /// What a write supersedes.
 #[derive(Debug, Clone)]
 pub(crate) enum Supersedes {
     /// What an earlier read saw.
-    Seen(Seen),
+    Seen(Context),
     /// What the coordinating replica sees now.
     Observed,
     /// Nothing.
@@ -94,14 +91,31 @@ pub(crate) enum Role<'a> {
 /// A write that is in the log.
 #[derive(Debug)]
 pub(crate) struct Minted {
-    /// What the replicas have to merge: filled, if a primary minted it.
+    /// What the replicas have to merge.
     pub(crate) state: State,
+    /// Its bytes, where they were stored as they are.
+    pub(crate) record: Option<Bytes>,
     /// What the client may say it has seen: its write and what that superseded, never a value it has not
     /// seen.
-    pub(crate) covered: Seen,
+    pub(crate) covered: Context,
     pub(crate) position: Position,
     /// The request had been taken before.
     pub(crate) deduplicated: bool,
+}
+
+/// A record that is in a batch.
+struct Staged {
+    record: Bytes,
+    /// The list of keys with siblings changes.
+    listing: bool,
+}
+
+/// A page of a ring partition.
+pub(crate) struct Page {
+    pub(crate) records: Vec<(Place, Bytes)>,
+    pub(crate) position: Position,
+    /// The last key, when more may follow.
+    pub(crate) next: Option<Bytes>,
 }
 
 /// What one ring partition here looks like to a reader.
@@ -121,30 +135,9 @@ struct Partition {
     requests: u64,
     /// Rows of the list of keys that have siblings.
     conflicts: u64,
-    /// Rows of the list of records that are ahead of the clock.
-    ahead: u64,
-    /// The last change of a record or of the clock: what must be durable before a filled record is shown, for
-    /// that speaks for both.
-    changed: Position,
-    /// While the ring partition is pulled from a source.
-    pulling: Option<Arc<Pulling>>,
-}
-
-impl Partition {
-    /// A copy as it may be merged, shown or sent, of the row of this moment.
-    fn fill(&self, place: &Place, stored: Option<State>) -> State {
-        let mut state = primary::load(stored, &self.clock);
-        if let Some(pulling) = self.pulling.as_ref().filter(|pulling| pulling.has_passed(place)) {
-            state.record.fill(&pulling.clock);
-        }
-        state
-    }
-
-    fn copy(&self, place: &Place, stored: Option<(State, Position)>) -> Copy {
-        let at = stored.as_ref().map_or(Position::DURABLE, |(_, position)| *position);
-        let state = self.fill(place, stored.map(|(state, _)| state));
-        Copy { known: true, state, position: self.changed.max(at) }
-    }
+    /// The request table may have forgotten requests that were issued before this. By the clock of this node
+    /// that is too long ago to be sent again, unless the clock was set back since.
+    swept_ms: u64,
 }
 
 type Guarded = rows::Guarded<Partition>;
@@ -168,6 +161,8 @@ pub(crate) struct Replica {
     held: Mutex<Held>,
     /// Requests issued before this cannot be told from new ones: their traces may have been lost.
     proves_since_ms: Mutex<u64>,
+    /// The wall clock when this directory was opened.
+    opened_ms: u64,
     /// Another node returned a write of this incarnation that the directory does not know: it was put back to
     /// an older state, and any dot that it mints may be used already.
     put_back: AtomicBool,
@@ -182,11 +177,6 @@ fn corrupt(what: &str) -> Failure {
 impl Replica {
     /// Opens what the directory holds. A fresh or damaged directory gets a new incarnation: a dot must never
     /// be minted twice, and what was lost must not be taken for what never was.
-    ///
-    /// Not covered: a whole directory that was put back to an older state proves its mark, goes on under its
-    /// incarnation and mints dots again, until a write or a clock of another node names one that it does not
-    /// know ([`Self::stage_put_back`]). Until then the others take such a write for one that they have seen
-    /// superseded, of any key.
     pub(crate) async fn open(
         storage: Storage,
         env: Env,
@@ -205,8 +195,7 @@ impl Replica {
                     batch.push_small_delete(key);
                 }
                 // What is left of the node clocks may claim writes that are gone. The other tables stay: what
-                // is left of them is true, and merging what is pulled completes them. Records that were
-                // stripped by a clock that is gone claim less than they could, which is no untruth.
+                // is left of them is true, and merging what is pulled completes them.
                 each_row(&storage, CLOCKS, |key, _| batch.push_delete(CLOCKS, key)).await?;
                 let position = storage.commit(batch).map_err(storage_failure)?;
                 storage.durable(position).await.map_err(storage_failure)?;
@@ -220,6 +209,7 @@ impl Replica {
             stamp: Mutex::default(),
             held: Mutex::new(Held::new(hint_bytes_max)),
             proves_since_ms: Mutex::new(u64::MAX),
+            opened_ms: env.clock.wall_ms(),
             put_back: AtomicBool::new(false),
             hinted: Notify::new(),
             storage,
@@ -254,8 +244,7 @@ impl Replica {
     /// loss.
     pub(crate) async fn set_whole(&self, pulled: bool) -> Result<Duration, Failure> {
         self.refuse_put_back()?;
-        let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
-        let since = if pulled { self.env.clock.wall_ms().saturating_add(skew.as_millis() as u64) } else { 0 };
+        let (since, skew) = self.proves_since(pulled);
         let mut mark = BytesMut::new();
         mark.put_u64(self.incarnation.0);
         mark.put_u64(since);
@@ -265,41 +254,18 @@ impl Replica {
         Ok(skew)
     }
 
-    /// Whether this directory turned out to have been put back to an older state. Nothing is minted then, and
-    /// nothing spoken for, until the next start, which begins a new incarnation and pulls.
-    pub(crate) fn is_put_back(&self) -> bool {
-        self.put_back.load(Ordering::Acquire)
+    /// As [`Self::set_whole`] of a pull, until the next start: that pulls again.
+    pub(crate) fn set_whole_for_now(&self) -> Result<Duration, Failure> {
+        self.refuse_put_back()?;
+        let (since, skew) = self.proves_since(true);
+        *lock(&self.proves_since_ms) = since;
+        Ok(skew)
     }
 
-    fn refuse_put_back(&self) -> Result<(), Failure> {
-        if !self.is_put_back() {
-            return Ok(());
-        }
-        // Not STORAGE_FAILED: that leaves the fate of the request open, and it is not.
-        let message = "the data directory was put back to an older state: restart this node, it then begins anew and pulls";
-        Err(Failure::new(Reason::NotReady, message))
-    }
-
-    /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is
-    /// known elsewhere that it does not know itself.
-    fn stage_put_back(&self, slice: Slice, mine: u64, next: &mut Partition, rows: &mut Rows<'_>) -> bool {
-        if mine <= next.counter {
-            return false;
-        }
-        next.counter = mine;
-        rows.small_put(slice.counter_key(), self.counter_mark(mine));
-        rows.small_delete(WHOLE);
-        rows.small_delete(INCARNATION);
-        // At once, even should the batch be refused: then the same write comes again.
-        if !self.put_back.swap(true, Ordering::AcqRel) {
-            tracing::error!(
-                ?slice,
-                counter = mine,
-                "another node returned a write that this directory has lost: it was put back to an older state; this node \
-                 mints and serves nothing more until it is restarted and has pulled"
-            );
-        }
-        true
+    fn proves_since(&self, pulled: bool) -> (u64, Duration) {
+        let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
+        let since = if pulled { self.env.clock.wall_ms().saturating_add(skew.as_millis() as u64) } else { 0 };
+        (since, skew)
     }
 
     /// Refuses to write for a namespace that was deleted, under the lock of the ring partition: once this
@@ -339,12 +305,6 @@ impl Replica {
         each_row(&self.storage, CONFLICTS, |key, _| {
             if let Some(place) = Place::of_record_key(key) {
                 loaded.entry(place.slice).or_default().conflicts += 1;
-            }
-        })
-        .await?;
-        each_row(&self.storage, AHEAD, |key, _| {
-            if let Some(place) = Place::of_record_key(key) {
-                loaded.entry(place.slice).or_default().ahead += 1;
             }
         })
         .await?;
@@ -391,9 +351,9 @@ impl Replica {
         rows::run(&self.storage, self.partition(slice), deadline, operation).await
     }
 
-    /// The row of a key: stripped.
-    fn stored(&self, place: &Place, rows: &mut Rows<'_>) -> Result<Option<(State, Position)>, Stop> {
-        Ok(rows.row(RECORDS, place.record_key())?.map(stored_of).transpose()?)
+    fn load(&self, place: &Place, rows: &mut Rows<'_>) -> Result<Copy, Stop> {
+        let row = rows.row(RECORDS, place.record_key())?;
+        Ok(row.map(copy_of).transpose()?.unwrap_or_default())
     }
 
     fn taken(
@@ -416,25 +376,6 @@ impl Replica {
     ) -> Result<Option<Vec<Dot>>, Stop> {
         let taken = self.taken(place.slice, request, rows)?;
         Ok(taken.filter(|(taken, _)| taken.is_of(place)).map(|(taken, _)| taken.dots))
-    }
-
-    /// Runs a change of a record with what the request table knows of its requests.
-    fn with_known<T>(
-        &self,
-        place: &Place,
-        rows: &mut Rows<'_>,
-        change: impl FnOnce(&mut dyn FnMut(RequestId) -> Vec<Dot>) -> T,
-    ) -> Result<T, Stop> {
-        let mut failed = None;
-        // All of them, so that those which only the tier can tell are read together.
-        let changed = change(&mut |request| match self.dots_of(place, request, rows) {
-            Ok(dots) => dots.unwrap_or_default(),
-            Err(stop) => {
-                failed = Some(stop);
-                Vec::new()
-            }
-        });
-        failed.map_or(Ok(changed), Err)
     }
 
     /// The rule of twins for what a read merged, with the requests that this node knows: records carry the
@@ -464,24 +405,24 @@ impl Replica {
         merged.bury_twins(|request| known.get(&request).cloned().unwrap_or_default());
     }
 
-    /// The copy of a key, of a node that keeps the ring partition; none where only the tier can tell, or
-    /// where it cannot be read.
+    /// The stored copy of a key, of a node that keeps the ring partition; none where only the tier can tell,
+    /// or where it cannot be read.
     pub(crate) fn in_memory(&self, place: &Place) -> Option<Copy> {
-        let partition = self.partition(place.slice);
-        // Row and clock are of one moment.
-        let guarded = lock(&partition);
         let row = self.storage.recent(RECORDS, &place.record_key())?;
-        let stored = row.map(stored_of).transpose().ok()?;
-        Some(guarded.state.copy(place, stored))
+        row.map(copy_of).transpose().ok().map(Option::unwrap_or_default)
     }
 
-    /// The copy of a key, of a node that keeps the ring partition.
+    /// The stored copy of a key, of a node that keeps the ring partition.
     pub(crate) async fn read(&self, place: &Place, deadline: Instant) -> Result<Copy, Failure> {
-        let read = |partition: &mut Partition, rows: &mut Rows<'_>| {
-            let stored = self.stored(place, rows)?;
-            Ok(partition.copy(place, stored))
+        let key = place.record_key();
+        let row = match self.storage.recent(RECORDS, &key) {
+            Some(row) => row,
+            None => {
+                let read = self.storage.read_rows(vec![(RECORDS, key.to_vec())]);
+                in_time(deadline, read).await?.into_iter().next().flatten()
+            }
         };
-        self.run(place.slice, deadline, read).await
+        Ok(row.map(copy_of).transpose()?.unwrap_or_default())
     }
 
     /// Merges what another node knows of a key. Returns what must be durable before this is acknowledged.
@@ -495,7 +436,12 @@ impl Replica {
         let merge = |partition: &mut Partition, rows: &mut Rows<'_>| {
             self.apply_now(place, incoming, bulk, partition, rows)
         };
-        self.run(place.slice, deadline, merge).await
+        let merged = self.run(place.slice, deadline, merge).await;
+        if let Err(failure) = &merged {
+            // A dot of this node itself may be the one.
+            self.learn_of_reuse(place.slice, failure).await;
+        }
+        merged
     }
 
     fn apply_now(
@@ -507,40 +453,33 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) -> Result<Position, Stop> {
         self.refuse_deleted(place.namespace)?;
-        let unseen = incoming.writes.iter().filter(|(dot, _)| !partition.clock.has(**dot));
-        self.expect(place, unseen.map(|(_, write)| write.request), partition, rows)?;
-        let stored = self.stored(place, rows)?;
-        let at = stored.as_ref().map_or(Position::DURABLE, |(_, position)| *position);
-        let stored = stored.map(|(state, _)| state);
-        let filled = partition.fill(place, stored.clone());
-        let mut next = partition.clone();
-        let clock = &mut next.clock;
-        let change =
-            self.with_known(place, rows, |known| primary::merge(Some(filled), incoming, clock, known))?;
-        self.refuse_gaps(&change, partition)?;
-        if !self.stage(place, stored.as_ref(), &change, &mut next, rows)? {
-            return Ok(partition.changed.max(at));
-        }
-        let mine = change.new.iter().map(|(dot, _)| dot).filter(|dot| dot.incarnation == self.incarnation);
+        let unseen = || incoming.writes.iter().filter(|(dot, _)| !partition.clock.has(**dot));
+        self.expect(place, unseen().map(|(_, write)| write.request), partition, rows)?;
+        let before = self.load(place, rows)?;
+        self.refuse_reuse(place, incoming, &before.state, partition, rows)?;
+        let unchanged = (before.known && unseen().next().is_none()).then(|| before.state.clone());
+        let mut state = before.state;
+        state.merge(incoming);
+        // A dot whose write did not come along is not taken: its request would be answered for, and the write
+        // be nowhere.
+        let record = &state.record;
+        state.writes.retain(|dot, _| record.context.covers(*dot));
+        let told = unseen().filter(|(dot, _)| record.context.covers(**dot));
+        let new: Vec<(Dot, Write)> = told.map(|(dot, write)| (*dot, *write)).collect();
+        let mine = unseen().map(|(dot, _)| dot).filter(|dot| dot.incarnation == self.incarnation);
         let mine = mine.map(|dot| dot.counter).max().unwrap_or(0);
+        let mut next = partition.clone();
+        let staged = self.stage(place, &mut state, &new, &mut next, rows)?;
+        if !staged.listing && unchanged.is_some_and(|before| before == state) {
+            return Ok(before.position);
+        }
         let put_back = self.stage_put_back(place.slice, mine, &mut next, rows);
-        next.changed = rows.commit(bulk && !put_back)?;
+        let position = rows.commit(bulk && !put_back)?;
         *partition = next;
-        for (dot, write) in &change.new {
+        for (dot, write) in &new {
             tracing::debug!(%place, %dot, request = %write.request, "merged");
         }
-        Ok(partition.changed)
-    }
-
-    /// Refuses what would leave more gaps in the clock than it may have: `OVERLOADED`, for a replica with so
-    /// many has to learn first what it lacks.
-    fn refuse_gaps(&self, change: &Change, before: &Partition) -> Result<(), Failure> {
-        let has_room = |(dot, _): &(Dot, Write)| before.clock.has_room_for(*dot);
-        if change.new.iter().all(has_room) {
-            return Ok(());
-        }
-        let message = "this replica lacks so many writes of the ring partition that it cannot list more: it first takes those";
-        Err(Failure::new(Reason::Overloaded, message).retry_after_ms(1_000))
+        Ok(position)
     }
 
     /// Looks for the rows that a change of a record needs, so that what is missing is read together.
@@ -559,37 +498,37 @@ impl Replica {
         rows.expect(requests.chain(listed).chain([Want::Row(RECORDS, key)]))
     }
 
-    /// Prepares the batch by which a record replaces the one before it, with the lists that it stands in, its
-    /// new requests and the clock. False if nothing changes.
-    ///
-    /// A row carries the last few superseded writes of its key ([`State::carry`]): the request table does not
-    /// tell by key which there were. Those of a deleted key have no row, and are known by their requests
-    /// alone.
+    /// Prepares the batch by which a record replaces the one before it: twins buried, requests remembered,
+    /// the clock moved on.
     fn stage(
         &self,
         place: &Place,
-        stored: Option<&State>,
-        change: &Change,
+        state: &mut State,
+        new: &[(Dot, Write)],
         next: &mut Partition,
         rows: &mut Rows<'_>,
-    ) -> Result<bool, Stop> {
-        let mut row = change.row.clone();
-        row.iter_mut().for_each(|row| row.carry(change.state.applied()));
-        let listing = self.stage_listing(place, &change.state, next, rows)?;
-        if stored == row.as_ref() && change.new.is_empty() && !listing {
-            return Ok(false);
+    ) -> Result<Staged, Stop> {
+        let mut failed = None;
+        // All of them, so that those which only the tier can tell are read together.
+        state.bury_twins(|request| match self.dots_of(place, request, rows) {
+            Ok(dots) => dots.unwrap_or_default(),
+            Err(stop) => {
+                failed = Some(stop);
+                Vec::new()
+            }
+        });
+        if let Some(stop) = failed {
+            return Err(stop);
         }
-        self.stage_ahead(place, stored, row.as_ref(), next, rows);
-        self.stage_requests(place, &change.new, next, rows)?;
-        match &row {
-            Some(row) => rows.put(RECORDS, place.record_key(), row.encode()),
-            None if stored.is_some() => rows.delete(RECORDS, place.record_key()),
-            None => {}
-        }
-        if !change.new.is_empty() {
+        state.trim_writes(RECENT_WRITES);
+        let record = state.encode();
+        rows.put(RECORDS, place.record_key(), record.clone());
+        let listing = self.stage_listing(place, state, next, rows)?;
+        self.stage_requests(place, new, next, rows)?;
+        if !new.is_empty() {
             self.stage_clock(place.slice, next, rows);
         }
-        Ok(true)
+        Ok(Staged { record, listing })
     }
 
     /// Keeps the list of keys with siblings true; whether it changes.
@@ -616,7 +555,7 @@ impl Replica {
         Ok(listed != conflict)
     }
 
-    /// Remembers the requests of new writes in the request table.
+    /// Remembers the requests of new writes in the request table, and their dots in the clock.
     fn stage_requests(
         &self,
         place: &Place,
@@ -627,7 +566,10 @@ impl Replica {
         let forgotten = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
         let mut remembered: BTreeMap<RequestId, Taken> = BTreeMap::new();
         for (dot, write) in new {
+            next.clock.add(*dot);
             if write.issued_at_ms < forgotten {
+                // By this clock, which may be ahead: what has no row is not told from what is new.
+                next.swept_ms = next.swept_ms.max(write.issued_at_ms.saturating_add(1));
                 continue;
             }
             let row = match remembered.get_mut(&write.request) {
@@ -675,6 +617,58 @@ impl Replica {
         page_of(&self.storage, table, from, to).await
     }
 
+    /// A page of a ring partition after a key of it.
+    pub(crate) async fn page(
+        &self,
+        slice: Slice,
+        after: &[u8],
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<Page, Failure> {
+        let prefix = slice.prefix();
+        let from = if after.is_empty() { prefix.to_vec() } else { key_after(after) };
+        let to = prefix_end(&prefix);
+        let read = self.storage.read_range(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS, max_bytes);
+        let chunk = in_time(deadline, read).await?;
+        let mut page = Page { records: Vec::new(), position: Position::DURABLE, next: None };
+        page.next = chunk.rows.last().filter(|_| chunk.more).map(|(key, _)| key.clone());
+        for (key, row) in chunk.rows {
+            page.position = page.position.max(row.position);
+            let place = Place::of_record_key(&key).ok_or_else(|| corrupt("the records"))?;
+            page.records.push((place, row.value));
+        }
+        Ok(page)
+    }
+
+    /// The node clock of a ring partition, and what must be durable before it is shown.
+    pub(crate) fn clock(&self, slice: Slice) -> (NodeClock, Position) {
+        let partition = self.partition(slice);
+        let guarded = lock(&partition);
+        // What has left the memtable is durable.
+        let row = self.storage.recent(CLOCKS, &slice.clock_key()).flatten();
+        (guarded.state.clock.clone(), row.map_or(Position::DURABLE, |row| row.position))
+    }
+
+    /// Adds the clock of a replica whose whole ring partition was merged here.
+    pub(crate) async fn adopt(
+        &self,
+        slice: Slice,
+        clock: &NodeClock,
+        deadline: Instant,
+    ) -> Result<Position, Failure> {
+        self.run(slice, deadline, |partition, rows| {
+            let mut next = partition.clone();
+            next.clock.adopt(clock);
+            self.stage_clock(slice, &next, rows);
+            let mine = clock.highest(self.incarnation);
+            let put_back = self.stage_put_back(slice, mine, &mut next, rows);
+            let position = rows.commit(!put_back)?;
+            *partition = next;
+            Ok(position)
+        })
+        .await
+    }
+
     /// What a reader of one namespace could see in a ring partition here.
     pub(crate) async fn digest(&self, slice: Slice, namespace: NamespaceId) -> Result<SliceDigest, Failure> {
         let prefix = slice.namespace_prefix(namespace);
@@ -705,9 +699,9 @@ impl Replica {
     }
 }
 
-fn stored_of(row: Row) -> Result<(State, Position), Failure> {
+fn copy_of(row: Row) -> Result<Copy, Failure> {
     let state = State::decode(row.value).map_err(|error| corrupt(&error.to_string()))?;
-    Ok((state, row.position))
+    Ok(Copy { known: true, state, position: row.position })
 }
 
 fn taken_of(row: Row) -> Result<(Taken, Position), Failure> {

@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Delete, Put};
-use kv_types::causal::{Seen, decode_context_token, encode_context_token};
+use kv_types::causal::{Context, decode_context_token, encode_context_token};
 use kv_types::{
     Answer, Applied, AvailableEvidence, Call, Degradation, Evidence, Failure, Hop, Mutation, Namespace,
     NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext,
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::limits;
 use crate::node::{Node, View, count, replica_write};
 use crate::quorum::{NotMet, Reply, WriteAction, WriteCoordinator};
-use crate::replica::{Minted, Order, Role, Supersedes};
+use crate::replica::{Minted, Order, Role, Supersedes, nothing_to_delete};
 
 /// A put or a delete, as it was asked for and as it may be passed on.
 #[derive(Clone)]
@@ -39,9 +39,20 @@ struct Wanted {
     strict: bool,
 }
 
+/// Whether it is clear what a write supersedes at the node that it is to be passed on to.
+enum Settled {
+    Yes,
+    /// That node knows nothing of the key that is to be deleted.
+    Unknown,
+    /// That node did not answer.
+    Silent,
+}
+
 /// The result of a forward.
 enum Forwarded {
     Answer(Box<Result<Answer, Failure>>),
+    /// It has no room for another request id; another primary may have.
+    Full(Failure),
     /// Another node may be asked; `open`: this one may still do it.
     Next {
         open: bool,
@@ -110,7 +121,7 @@ impl Change {
 
 /// What the coordinator tells the caller.
 struct Account {
-    covered: Seen,
+    covered: Context,
     receipt: Receipt,
 }
 
@@ -144,7 +155,13 @@ impl Node {
     ) -> Result<Answer, Failure> {
         let view = &wanted.view;
         if self.may_coordinate(view) {
-            return self.coordinate(namespace, change, wanted, &[], deadline).await;
+            return match self.coordinate(namespace, change, wanted, &[], deadline).await {
+                Err(full) if hop == Hop::Client && full.reason == Reason::LimitRequests => {
+                    let wanted = change.check(self, namespace)?;
+                    Box::pin(self.pass_on(namespace, change, wanted, Some(full), deadline)).await
+                }
+                answer => answer,
+            };
         }
         let may_stand_in = !wanted.strict && view.fallbacks.contains(&self.me);
         if hop == Hop::Forwarded {
@@ -155,54 +172,73 @@ impl Node {
             return Err(Failure::new(Reason::NotReady, message));
         }
         // On the heap: those that are coordinated here have no room for it.
-        Box::pin(self.pass_on(namespace, change, wanted, deadline)).await
+        Box::pin(self.pass_on(namespace, change, wanted, None, deadline)).await
     }
 
-    /// Lets another node coordinate: a primary, then this node in its place, then a fallback.
+    /// Lets another node coordinate: a primary, then this node in its place, then a fallback. `full`: this
+    /// primary has no room for another request id. Where a primary has none, no fallback takes the write: it
+    /// would come back to the primaries as a hint, and their tables have a bound.
     async fn pass_on(
         self: &Arc<Self>,
         namespace: &Namespace,
         change: &Change,
         mut wanted: Wanted,
+        mut full: Option<Failure>,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let view = &wanted.view;
         let may_stand_in = !wanted.strict && view.fallbacks.contains(&self.me);
-        let (mut tried, mut open) = (Vec::new(), false);
+        let (mut tried, mut open, mut unknown) = (Vec::new(), false, false);
         let mut change = change.clone();
         for primary in &view.primaries {
             if *primary == self.me || !self.is_up(*primary) {
                 continue;
             }
             tried.push(*primary);
-            if !self.settle(*primary, view, &mut wanted.order, &mut change, deadline).await {
-                continue;
+            match self.settle(*primary, view, &mut wanted.order, &mut change, deadline).await {
+                Settled::Yes => {}
+                Settled::Unknown | Settled::Silent => continue,
             }
             match self.forward(*primary, namespace, view, &change, deadline).await {
                 Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
+                Forwarded::Full(failure) => full = Some(failure),
                 Forwarded::Next { open: maybe } => open |= maybe,
             }
+        }
+        if let Some(full) = full {
+            return Err(open_if(open, full));
         }
         if may_stand_in {
             let answer = self.coordinate(namespace, &change, wanted, &tried, deadline).await;
             return answer.map_err(|failure| open_if(open, failure));
         }
         for fallback in view.fallbacks.iter().filter(|_| !wanted.strict) {
-            if self.is_up(*fallback)
-                && self.settle(*fallback, view, &mut wanted.order, &mut change, deadline).await
-            {
-                match self.forward(*fallback, namespace, view, &change, deadline).await {
-                    Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
-                    Forwarded::Next { open: maybe } => open |= maybe,
+            if !self.is_up(*fallback) {
+                continue;
+            }
+            match self.settle(*fallback, view, &mut wanted.order, &mut change, deadline).await {
+                Settled::Yes => {}
+                Settled::Silent => continue,
+                Settled::Unknown => {
+                    unknown = true;
+                    continue;
                 }
             }
+            match self.forward(*fallback, namespace, view, &change, deadline).await {
+                Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
+                Forwarded::Full(_) => {}
+                Forwarded::Next { open: maybe } => open |= maybe,
+            }
+        }
+        if unknown {
+            return Err(open_if(open, nothing_to_delete()));
         }
         Err(not_met(NotMet { needed: usize::from(wanted.w), reached: 0 }, open))
     }
 
     /// A forward that is given up may still arrive, seconds later. What it supersedes is therefore settled
     /// before anything is sent: both twins are the same write, and the late one drops nothing that came
-    /// between. False if the node that was asked did not answer.
+    /// between.
     async fn settle(
         self: &Arc<Self>,
         at: NodeId,
@@ -210,22 +246,29 @@ impl Node {
         order: &mut Order,
         change: &mut Change,
         deadline: Instant,
-    ) -> bool {
+    ) -> Settled {
         if matches!(order.supersedes, Supersedes::Observed)
             && order.is_resent()
             && !kv_types::mutant!(ObservedResendSupersedes)
         {
             // As the one who mints it would: a resend is never told from a late twin by what is observed now.
-            change.supersede(WriteContext::Blind);
-            order.supersedes = Supersedes::Nothing;
+            // One that deletes is answered by who has its trace alone, and supersedes nothing on the way.
+            if order.value.is_some() {
+                change.supersede(WriteContext::Blind);
+                order.supersedes = Supersedes::Nothing;
+            }
+            return Settled::Yes;
         }
         if matches!(order.supersedes, Supersedes::Observed) {
-            let Some(seen) = self.observe(at, view, deadline).await else { return false };
+            let Some((seen, knows)) = self.observe(at, view, deadline).await else { return Settled::Silent };
+            if !knows && order.value.is_none() {
+                return Settled::Unknown;
+            }
             let token = encode_context_token(view.place.namespace, &view.place.key, &seen);
             change.supersede(WriteContext::Causal(token));
             order.supersedes = Supersedes::Seen(seen);
         }
-        true
+        Settled::Yes
     }
 
     /// Passes a request on to a node that can coordinate it.
@@ -262,7 +305,10 @@ impl Node {
             Err(PeerError::Refused(failure))
                 if failure.applied == Applied::No && is_of_the_node(failure.reason) =>
             {
-                Forwarded::Next { open: false }
+                match failure.reason {
+                    Reason::LimitRequests => Forwarded::Full(failure),
+                    _ => Forwarded::Next { open: false },
+                }
             }
             Err(PeerError::Refused(failure)) => Forwarded::answer(Err(failure)),
             Err(error) => Forwarded::Next { open: error.was_sent() },
@@ -331,7 +377,9 @@ fn is_of_the_node(reason: Reason) -> bool {
             | Reason::WrongEpoch
             | Reason::WrongNode
             | Reason::LimitHints
+            | Reason::LimitRequests
             | Reason::LimitStorage
+            | Reason::StorageFailed
             | Reason::NamespaceUnknown
             | Reason::DeadlineExpired
     )
@@ -397,7 +445,7 @@ impl Spread {
 
     async fn spread(&mut self, minted: Minted) {
         let begun = Instant::now();
-        let record = minted.state.encode();
+        let record = minted.record.clone().unwrap_or_else(|| minted.state.encode());
         let mut calls = FuturesUnordered::new();
         let mut actions = self.quorum.begin(begun.elapsed());
         loop {
@@ -405,12 +453,17 @@ impl Spread {
                 match action {
                     WriteAction::Send { to, hint_for } => {
                         let (_, body) = replica_write(&self.wanted.view.place, record.clone(), hint_for);
-                        let (peers, about, deadline) =
-                            (self.node.peers.clone(), self.wanted.view.address(), self.deadline);
+                        let (node, about, deadline) =
+                            (Arc::clone(&self.node), self.wanted.view.address(), self.deadline);
+                        let slice = self.wanted.view.place.slice;
                         calls.push(async move {
-                            let reply = match peers.call(to, Lane::Data, about, body, deadline).await {
+                            let reply = match node.peers.call(to, Lane::Data, about, body, deadline).await {
                                 Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Reply::Ok,
                                 _ if kv_types::mutant!(SilenceAsAck) => Reply::Ok,
+                                Err(PeerError::Refused(failure)) => {
+                                    node.replica.learn_of_reuse(slice, &failure).await;
+                                    Reply::Failed
+                                }
                                 _ => Reply::Failed,
                             };
                             (to, reply)

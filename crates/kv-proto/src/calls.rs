@@ -327,9 +327,12 @@ impl TryFrom<peer::forward_reply::Response> for Answer {
                         found: swap.found,
                     },
                 },
-                Response::CreateNamespace(_) | Response::DeleteNamespace(_) | Response::TransferLeader(_) => {
-                    return Err(other_answer());
-                }
+                Response::CreateNamespace(_)
+                | Response::DeleteNamespace(_)
+                | Response::ScheduleDeletion(_)
+                | Response::UndeleteNamespace(_)
+                | Response::AlterNamespace(_)
+                | Response::TransferLeader(_) => return Err(other_answer()),
             })
         };
         read().map_err(|failure| Failure::new(Reason::Internal, failure.message))
@@ -391,6 +394,7 @@ mod tests {
             id: NamespaceId(3),
             name: NamespaceName::new("bank").unwrap(),
             settings_version: 6,
+            deletion: None,
             guarantee: Guarantee::Linearizable,
             placement: Placement::Strong { group: GroupId::FIRST_DATA },
         };

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use kv_types::catalogue::{Group, Member, Ring};
 use kv_types::limits::{MAX_REPLICAS, RING_PARTITIONS};
 use kv_types::{
-    Applied, AvailableEvidence, ClientId, ClusterId, Degradation, Epoch, Evidence, Failure, GroupId,
-    Guarantee, Mutation, Namespace, NamespaceId, NamespaceName, NodeId, Placement, ReadPath, Reason, Receipt,
-    ReplicaCount, ReplicaReply, Replication, RequestId, RingId, StrongEvidence,
+    Applied, AvailableEvidence, ClientId, ClusterId, Degradation, Deletion, Epoch, Evidence, Failure,
+    GroupId, Guarantee, Mutation, Namespace, NamespaceId, NamespaceName, NodeId, Placement, ReadPath, Reason,
+    Receipt, ReplicaCount, ReplicaReply, Replication, RequestId, RingId, StrongEvidence,
 };
 
 use crate::{admin, peer, v1};
@@ -358,6 +358,8 @@ impl admin::Namespace {
             name: namespace.name.as_str().to_owned(),
             settings_version: namespace.settings_version,
             guarantee: v1::Guarantee::from(namespace.guarantee).into(),
+            deleted_until_ms: namespace.deletion_due_ms(),
+            grace_ms: namespace.deletion.map_or(0, |deletion| deletion.grace_ms),
             ..Self::default()
         };
         match namespace.placement {
@@ -398,6 +400,7 @@ impl TryFrom<&admin::Namespace> for Namespace {
             id: NamespaceId(message.id),
             name: NamespaceName::new(message.name.clone())?,
             settings_version: message.settings_version,
+            deletion: message.deleted_until_ms.map(|due_ms| Deletion { due_ms, grace_ms: message.grace_ms }),
             guarantee: message.guarantee().try_into()?,
             placement,
         })
@@ -496,6 +499,34 @@ mod tests {
         let mut message = v1::Receipt::from(&receipt());
         message.delivered = v1::Guarantee::Linearizable.into();
         assert!(Receipt::try_from(&message).is_err());
+    }
+
+    #[test]
+    fn namespaces_survive_the_wire_deleted_or_not() {
+        for (deletion, placement) in [
+            (None, Placement::Strong { group: GroupId(1) }),
+            (
+                Some(Deletion { due_ms: 1_700_000_000_000, grace_ms: 60_000 }),
+                Placement::Strong { group: GroupId(1) },
+            ),
+            (
+                Some(Deletion { due_ms: 0, grace_ms: 0 }),
+                Placement::Available {
+                    ring: RingId(2),
+                    replication: Replication { n: 3, r: 1, w: 3, sloppy: false },
+                },
+            ),
+        ] {
+            let namespace = Namespace {
+                id: NamespaceId(7),
+                name: NamespaceName::new("cart").unwrap(),
+                settings_version: 4,
+                deletion,
+                guarantee: Guarantee::Eventual,
+                placement,
+            };
+            assert_eq!(Namespace::try_from(&admin::Namespace::of(&namespace, None)), Ok(namespace));
+        }
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub fn code_of(reason: Reason) -> Code {
         | Reason::WrongGroup
         | Reason::WrongNode
         | Reason::SessionExpired
-        | Reason::RequestExpired => Code::FailedPrecondition,
+        | Reason::RequestExpired
+        | Reason::DeletionPending => Code::FailedPrecondition,
         Reason::NamespaceUnknown => Code::NotFound,
         Reason::NamespaceExists => Code::AlreadyExists,
         Reason::StorageFailed | Reason::Internal => Code::Internal,

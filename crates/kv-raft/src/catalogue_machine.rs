@@ -1,26 +1,34 @@
-//! The state of group 0: the catalogue, and which request made each namespace, or deleted it. Every change
-//! takes an epoch and is published whole, so that a node routes by its last known epoch also when it is cut
-//! off.
+//! The state of group 0: the catalogue, and which request made each namespace, changed it, or deleted it.
+//! Every change takes an epoch and is published whole, so that a node routes by its last known epoch also
+//! when it is cut off.
 //!
-//! What is kept of requests is bounded: of every namespace that is there the one that made it, and of the
-//! last deletions both requests and the namespace as it was. A resend that may be older than these is refused
-//! as *unknown*, and nothing is done again.
+//! A deletion with a grace marks the namespace with the time at which it is due. Whether that time has come
+//! is said by the leader, in a command that names the mark: the state stays a function of the log alone.
 
-use std::collections::{BTreeMap, VecDeque};
+mod command;
+mod parts;
+mod requests;
+mod row;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
 use kv_storage::Storage;
 use kv_types::catalogue::{Catalogue, FeatureLevel, Group, Member, Ring};
 use kv_types::limits::{MAX_NAMESPACES, MAX_VOTERS, RING_PARTITIONS};
 use kv_types::{
-    ClientId, ClusterId, Epoch, Failure, GroupId, Guarantee, Mode, Namespace, NamespaceId, NamespaceName,
-    NamespaceSpec, NodeId, Placement, Reason, Replication, RequestId, RingId,
+    ClusterId, Deletion, Epoch, Failure, GroupId, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
+    NodeId, Placement, Reason, Replication, RequestId, RingId,
 };
 use tokio::sync::watch;
 
-use crate::codec::{self, CodecError, Reader, Write};
-use crate::limits::{DELETIONS_KEPT, FORGOTTEN_AROUND};
+pub(crate) use command::{Asked, CatalogueCommand};
+pub(crate) use row::decode_catalogue;
+
+use requests::{Before, By, Requests, What};
+use row::encode_catalogue;
+
+use crate::codec::CodecError;
 use crate::machine::Domain;
 use crate::machine_error::MachineError;
 use crate::proposal::{Catalogued, Point, Proposal, Reply};
@@ -29,215 +37,8 @@ use crate::tables::{Space, Stage, Table, keys};
 /// Replicas per key of the ring that every cluster has, where there are so many members.
 const DEFAULT_N: u8 = 3;
 
-/// A change of the catalogue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum CatalogueCommand {
-    /// The first change of a cluster: its members, the default ring and the first data group. It has no
-    /// effect on a catalogue that has members.
-    InitCluster {
-        /// The cluster.
-        cluster_id: ClusterId,
-        /// Its members.
-        members: Vec<Member>,
-    },
-    /// The cluster may use the features of a higher level from now on.
-    RaiseLevel {
-        /// The new level.
-        to: FeatureLevel,
-        /// What each member said that it supports, when the proposer asked.
-        reports: BTreeMap<NodeId, FeatureLevel>,
-    },
-    /// A new namespace.
-    CreateNamespace {
-        /// Its name, mode and settings.
-        spec: NamespaceSpec,
-        /// The request, by which a resend is recognized.
-        request_id: RequestId,
-        /// When it was issued, if it was sent before: it may have been taken, and forgotten since. Said only
-        /// at a level that has deletions.
-        again: Option<u64>,
-    },
-    /// A namespace goes, with everything that is stored for it.
-    DeleteNamespace {
-        /// Its name.
-        name: NamespaceName,
-        /// The request, by which a resend is recognized.
-        request_id: RequestId,
-        /// When it was issued, milliseconds since 1970.
-        issued_at_ms: u64,
-        /// It was sent before.
-        again: bool,
-    },
-}
-
-const INIT_CLUSTER: u8 = 0;
-const CREATE_NAMESPACE: u8 = 1;
-const RAISE_LEVEL: u8 = 2;
-const DELETE_NAMESPACE: u8 = 3;
-const CREATE_NAMESPACE_AGAIN: u8 = 4;
-
-/// Version of the catalogue's row: the first had no feature level.
-const VERSION: u8 = 2;
-/// As [`VERSION`], and deletions behind it: from the level on that has them.
-const VERSION_WITH_DELETIONS: u8 = 3;
-
-impl CatalogueCommand {
-    /// The level of the cluster from which on it may be proposed.
-    pub(crate) fn needs(&self) -> FeatureLevel {
-        match self {
-            Self::InitCluster { .. }
-            | Self::RaiseLevel { .. }
-            | Self::CreateNamespace { again: None, .. } => FeatureLevel::FIRST,
-            Self::CreateNamespace { again: Some(_), .. } | Self::DeleteNamespace { .. } => {
-                FeatureLevel::DELETION
-            }
-        }
-    }
-
-    pub(crate) fn encode(&self) -> Proposal {
-        let mut out = codec::versioned(codec::VERSION, 256);
-        match self {
-            Self::InitCluster { cluster_id, members } => {
-                out.put_u8(INIT_CLUSTER);
-                out.put_u128(cluster_id.0);
-                put_members(&mut out, members.iter());
-            }
-            Self::RaiseLevel { to, reports } => {
-                out.put_u8(RAISE_LEVEL);
-                out.put_u32(to.0);
-                out.put_u32(codec::length(reports.len()));
-                for (member, level) in reports {
-                    out.put_u64(member.0);
-                    out.put_u32(level.0);
-                }
-            }
-            Self::DeleteNamespace { name, request_id, issued_at_ms, again } => {
-                out.put_u8(DELETE_NAMESPACE);
-                put_request_id(&mut out, *request_id);
-                out.put_block(name.as_str().as_bytes());
-                out.put_u64(*issued_at_ms);
-                out.put_flag(*again);
-            }
-            Self::CreateNamespace { spec, request_id, again } => {
-                out.put_u8(if again.is_some() { CREATE_NAMESPACE_AGAIN } else { CREATE_NAMESPACE });
-                again.iter().for_each(|issued_at_ms| out.put_u64(*issued_at_ms));
-                put_request_id(&mut out, *request_id);
-                out.put_block(spec.name.as_str().as_bytes());
-                out.put_flag(spec.mode == Mode::Available);
-                out.put_u8(guarantee_number(spec.guarantee));
-                out.put_flag(spec.replication.is_some());
-                if let Some(replication) = spec.replication {
-                    put_replication(&mut out, replication);
-                }
-            }
-        }
-        Proposal(out.into())
-    }
-
-    pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
-        let mut reader = Reader::versioned(bytes, "catalogue command", codec::VERSION)?;
-        let command = match reader.u8()? {
-            INIT_CLUSTER => {
-                Self::InitCluster { cluster_id: ClusterId(reader.u128()?), members: members(&mut reader)? }
-            }
-            kind @ (CREATE_NAMESPACE | CREATE_NAMESPACE_AGAIN) => {
-                let again = if kind == CREATE_NAMESPACE_AGAIN { Some(reader.u64()?) } else { None };
-                let request_id = request_id(&mut reader)?;
-                let name = name(&mut reader)?;
-                let mode = if reader.flag()? { Mode::Available } else { Mode::Strong };
-                let guarantee = guarantee(&mut reader)?;
-                let replication = reader.option(replication)?;
-                Self::CreateNamespace {
-                    spec: NamespaceSpec { name, mode, replication, guarantee },
-                    request_id,
-                    again,
-                }
-            }
-            DELETE_NAMESPACE => {
-                let request_id = request_id(&mut reader)?;
-                let (name, issued_at_ms) = (name(&mut reader)?, reader.u64()?);
-                Self::DeleteNamespace { name, request_id, issued_at_ms, again: reader.flag()? }
-            }
-            RAISE_LEVEL => {
-                let to = FeatureLevel(reader.u32()?);
-                let reports =
-                    reader.list(|reader| Ok((NodeId(reader.u64()?), FeatureLevel(reader.u32()?))))?;
-                Self::RaiseLevel { to, reports: reports.into_iter().collect() }
-            }
-            found => return Err(reader.newer("kind", found)),
-        };
-        reader.end().map(|()| command)
-    }
-}
-
-/// A namespace that was deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Deletion {
-    /// As it was.
-    namespace: Namespace,
-    /// The request that made it.
-    creator: Option<RequestId>,
-    /// The request that deleted it, and when that was issued.
-    by: RequestId,
-    issued_at_ms: u64,
-}
-
-/// Which requests made and deleted namespaces, as far as that is kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Requests {
-    /// By namespace that is there: its resends are always recognized.
-    creators: BTreeMap<NamespaceId, RequestId>,
-    /// The last deletions, the oldest first.
-    deletions: VecDeque<Deletion>,
-    /// When the latest of those before them was issued; 0 without any.
-    forgotten_until_ms: u64,
-}
-
-/// What an earlier attempt of a request did.
-enum Before<'a> {
-    Made(NamespaceId),
-    MadeAndGone(&'a Namespace),
-    Deleted(&'a Namespace),
-    Nothing,
-}
-
-impl Requests {
-    /// What became of a request. `again`: when it was issued, if it was sent before.
-    fn look_up(&self, request: RequestId, again: Option<u64>) -> Result<Before<'_>, Failure> {
-        if let Some((made, _)) = self.creators.iter().find(|(_, by)| **by == request) {
-            return Ok(Before::Made(*made));
-        }
-        for deletion in &self.deletions {
-            if deletion.by == request {
-                return Ok(Before::Deleted(&deletion.namespace));
-            }
-            if deletion.creator == Some(request) {
-                return Ok(Before::MadeAndGone(&deletion.namespace));
-            }
-        }
-        // A namespace is made before it is deleted, by clocks that differ by no more than that.
-        let forgotten = self.forgotten_until_ms.saturating_add(FORGOTTEN_AROUND.as_millis() as u64);
-        if self.forgotten_until_ms > 0 && again.is_some_and(|issued_at_ms| issued_at_ms <= forgotten) {
-            let message = format!(
-                "this request was sent before, and may have been taken: only the last {DELETIONS_KEPT} deletions are \
-                 remembered"
-            );
-            return Err(Failure::new(Reason::RequestExpired, message));
-        }
-        Ok(Before::Nothing)
-    }
-
-    fn deleted(&mut self, namespace: Namespace, by: RequestId, issued_at_ms: u64) {
-        let creator = self.creators.remove(&namespace.id);
-        self.deletions.push_back(Deletion { namespace, creator, by, issued_at_ms });
-        while self.deletions.len() > DELETIONS_KEPT
-            && let Some(oldest) = self.deletions.pop_front()
-        {
-            // At least one: there is something that is forgotten.
-            self.forgotten_until_ms = self.forgotten_until_ms.max(oldest.issued_at_ms).max(1);
-        }
-    }
-}
+/// What applying a command gives, and whether the catalogue has changed.
+type Decided = Result<(Catalogued, bool), Failure>;
 
 /// Group 0's state.
 #[derive(Debug)]
@@ -252,12 +53,20 @@ impl CatalogueMachine {
         Self { catalogue: Catalogue::default(), requests: Requests::default(), published }
     }
 
+    /// Whether this catalogue would refuse a command, whatever the level of the cluster. Which requests came
+    /// before is not considered.
+    pub(crate) fn rehearse(catalogue: &Catalogue, command: CatalogueCommand) -> Result<(), Failure> {
+        let mut machine = Self::new(watch::channel(Arc::default()).0);
+        machine.catalogue = catalogue.clone();
+        machine.decide(command).map(drop)
+    }
+
     /// Whether a proposal is a command that this machine can apply.
     pub(crate) fn check(proposal: &Proposal) -> Result<(), CodecError> {
         CatalogueCommand::decode(proposal.0.clone()).map(drop)
     }
 
-    fn decide(&mut self, command: CatalogueCommand) -> Result<(Catalogued, bool), Failure> {
+    fn decide(&mut self, command: CatalogueCommand) -> Decided {
         match command {
             CatalogueCommand::InitCluster { cluster_id, members } => {
                 let first = self.catalogue.members.is_empty();
@@ -270,9 +79,13 @@ impl CatalogueMachine {
             CatalogueCommand::CreateNamespace { spec, request_id, again } => {
                 self.create(&spec, request_id, again).map_err(|failure| failure.of_request(request_id))
             }
-            CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms, again } => self
-                .delete(&name, request_id, issued_at_ms, again)
-                .map_err(|failure| failure.of_request(request_id)),
+            CatalogueCommand::DeleteNamespace { name, asked } => self.delete(&name, asked),
+            CatalogueCommand::ScheduleDeletion { name, deletion, asked } => {
+                self.schedule(&name, deletion, asked)
+            }
+            CatalogueCommand::UndeleteNamespace { name, asked } => self.undelete(&name, asked),
+            CatalogueCommand::AlterNamespace { name, r, w, asked } => self.alter(&name, r, w, asked),
+            CatalogueCommand::DeleteDue { namespace, due_ms } => Ok(self.delete_due(namespace, due_ms)),
         }
     }
 
@@ -290,11 +103,7 @@ impl CatalogueMachine {
     }
 
     /// Raises the level when every member said that it supports as much.
-    fn raise(
-        &mut self,
-        to: FeatureLevel,
-        reports: &BTreeMap<NodeId, FeatureLevel>,
-    ) -> Result<(Catalogued, bool), Failure> {
+    fn raise(&mut self, to: FeatureLevel, reports: &BTreeMap<NodeId, FeatureLevel>) -> Decided {
         self.check_initialized()?;
         let catalogue = &mut self.catalogue;
         let raised = to > catalogue.level;
@@ -303,7 +112,9 @@ impl CatalogueMachine {
                 let message = match reports.get(member) {
                     Some(supported) if *supported >= to => continue,
                     Some(supported) => format!("{member} supports up to {supported}: upgrade it first"),
-                    None => format!("{member} did not say what it supports; every member has to be up"),
+                    None => format!(
+                        "{member} did not say what it supports: the first use of a feature needs every member to be up"
+                    ),
                 };
                 return Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0));
             }
@@ -338,32 +149,29 @@ impl CatalogueMachine {
         id
     }
 
-    fn create(
-        &mut self,
-        spec: &NamespaceSpec,
-        request_id: RequestId,
-        again: Option<u64>,
-    ) -> Result<(Catalogued, bool), Failure> {
+    fn create(&mut self, spec: &NamespaceSpec, request_id: RequestId, again: Option<u64>) -> Decided {
         self.check_initialized()?;
         let made = match self.requests.look_up(request_id, again)? {
             Before::Made(id) => Some(self.catalogue.namespaces.get(&id)),
             // It answers as it did, though the namespace is gone: it must not be made again.
             Before::MadeAndGone(made) => Some(Some(made)),
-            Before::Deleted(_) => Some(None),
+            Before::Changed(..) => Some(None),
             Before::Nothing => None,
         };
         if let Some(made) = made {
-            let made = made.filter(|made| is_as_asked(made, spec)).ok_or_else(reused)?;
+            let made = made.filter(|made| was_made_as(made, spec)).ok_or_else(reused)?;
             return Ok((Catalogued { namespace: Some(made.clone()), deduplicated: true }, false));
         }
         if let Some(namespace) = self.catalogue.namespace(spec.name.as_str()) {
-            let settings = if is_as_asked(namespace, spec) { "these" } else { "other" };
-            let message = format!("namespace `{}` exists already, with {settings} settings", spec.name);
-            return Err(Failure::new(Reason::NamespaceExists, message).with("mode", namespace.mode()));
+            return Err(exists(namespace, spec));
         }
         spec.check(self.catalogue.members.len())?;
         if self.catalogue.namespaces.len() >= MAX_NAMESPACES {
-            let message = format!("there are {MAX_NAMESPACES} namespaces already");
+            let mut message = format!("there are {MAX_NAMESPACES} namespaces already");
+            let marked = self.catalogue.marked().count();
+            if marked > 0 {
+                message.push_str(&format!("; {marked} of them are deleted and count until their grace is over, or until they are deleted at once"));
+            }
             return Err(Failure::new(Reason::LimitNamespaces, message).with("limit", MAX_NAMESPACES));
         }
         self.catalogue.epoch.0 += 1;
@@ -377,6 +185,7 @@ impl CatalogueMachine {
             id,
             name: spec.name.clone(),
             settings_version: 1,
+            deletion: None,
             guarantee: spec.guarantee,
             placement,
         };
@@ -385,36 +194,158 @@ impl CatalogueMachine {
         Ok((Catalogued { namespace: Some(namespace), deduplicated: false }, true))
     }
 
-    /// Takes a namespace out of the catalogue. What is stored for it goes afterwards: every group, and every
-    /// node for itself, removes what is of an id that was given out and is not there any more.
-    fn delete(
+    /// Takes a namespace out of the catalogue, also one whose grace is not over. What is stored for it goes
+    /// afterwards: every group, and every node for itself, removes what is of an id that was given out and is
+    /// not there any more.
+    fn delete(&mut self, name: &NamespaceName, asked: Asked) -> Decided {
+        if let Some(gone) = self.done_before(name, asked, What::Deleted)? {
+            return Ok((Catalogued { namespace: Some(gone), deduplicated: true }, false));
+        }
+        let id = self.named(name, asked)?.id;
+        let namespace = self.remove(id, What::Deleted, by(asked));
+        Ok((Catalogued { namespace, deduplicated: false }, true))
+    }
+
+    /// The deletion that was due then, once. One that was undone, or done at once, is not due any more, and
+    /// one that was asked for again is due at another time.
+    fn delete_due(&mut self, id: NamespaceId, due_ms: u64) -> (Catalogued, bool) {
+        let due = self.catalogue.namespaces.get(&id).and_then(Namespace::deletion_due_ms);
+        let asked = self.requests.scheduled.get(&id).copied().filter(|_| due == Some(due_ms));
+        let ignored = kv_types::mutant!(DueIgnoresUndelete);
+        let asked = if ignored { asked.or(Some(By::default())) } else { asked };
+        let removed = asked.and_then(|by| self.remove(id, What::Due, by));
+        let changed = removed.is_some();
+        (Catalogued { namespace: removed, deduplicated: !changed }, changed)
+    }
+
+    fn remove(&mut self, id: NamespaceId, what: What, by: By) -> Option<Namespace> {
+        let namespace = self.catalogue.namespaces.remove(&id)?;
+        self.catalogue.epoch.0 += 1;
+        self.requests.keep(what, namespace.clone(), by);
+        Some(namespace)
+    }
+
+    /// Marks a namespace as deleted: what is stored stays until that is due.
+    fn schedule(&mut self, name: &NamespaceName, deletion: Deletion, asked: Asked) -> Decided {
+        self.change(name, asked, What::Scheduled, |namespace| {
+            namespace.check_present()?;
+            namespace.deletion = Some(deletion);
+            Ok(())
+        })
+    }
+
+    /// Takes the mark away.
+    fn undelete(&mut self, name: &NamespaceName, asked: Asked) -> Decided {
+        self.change(name, asked, What::Undeleted, |namespace| {
+            let taken_back = namespace.deletion.take();
+            let message = || format!("namespace `{name}` is not deleted: there is nothing to undo");
+            taken_back.map(drop).ok_or_else(|| Failure::new(Reason::NamespaceExists, message()))
+        })
+    }
+
+    /// Changes what reads and writes wait for.
+    fn alter(&mut self, name: &NamespaceName, r: Option<u8>, w: Option<u8>, asked: Asked) -> Decided {
+        let counts =
+            |known: Replication| Replication { r: r.unwrap_or(known.r), w: w.unwrap_or(known.w), ..known };
+        if let Before::Changed(What::Altered, altered) = self.before(asked)? {
+            let as_asked = match altered.placement {
+                Placement::Available { replication, .. } => counts(replication) == replication,
+                Placement::Strong { .. } => false,
+            };
+            if !as_asked {
+                return Err(reused().of_request(asked.request_id));
+            }
+        }
+        self.change(name, asked, What::Altered, |namespace| {
+            namespace.check_present()?;
+            let Placement::Available { replication, .. } = &mut namespace.placement else {
+                let message = format!(
+                    "namespace `{name}` is strong: it has no R and no W, and nothing of it can be altered"
+                );
+                return Err(Failure::new(Reason::ModeMismatch, message).with("mode", namespace.mode()));
+            };
+            *replication = counts(*replication);
+            replication.check_counts()
+        })
+    }
+
+    /// Changes a namespace that is there, once per request, and counts the change.
+    fn change(
         &mut self,
         name: &NamespaceName,
-        request_id: RequestId,
-        issued_at_ms: u64,
-        again: bool,
-    ) -> Result<(Catalogued, bool), Failure> {
-        self.check_initialized()?;
-        match self.requests.look_up(request_id, again.then_some(issued_at_ms))? {
-            Before::Deleted(gone) if gone.name == *name => {
-                return Ok((Catalogued { namespace: Some(gone.clone()), deduplicated: true }, false));
-            }
-            Before::Deleted(_) | Before::Made(_) | Before::MadeAndGone(_) => return Err(reused()),
-            Before::Nothing => {}
+        asked: Asked,
+        what: What,
+        change: impl FnOnce(&mut Namespace) -> Result<(), Failure>,
+    ) -> Decided {
+        if let Some(changed) = self.done_before(name, asked, what)? {
+            return Ok((Catalogued { namespace: Some(changed), deduplicated: true }, false));
         }
-        let id = self.catalogue.namespace(name.as_str()).map(|namespace| namespace.id);
-        let Some(namespace) = id.and_then(|id| self.catalogue.namespaces.remove(&id)) else {
-            let message = format!("there is no namespace `{name}`");
-            return Err(Failure::new(Reason::NamespaceUnknown, message));
-        };
+        let known = self.named(name, asked)?;
+        let mut changed = known.clone();
+        change(&mut changed).map_err(|failure| failure.of_request(asked.request_id))?;
+        // As it is already: remembered all the same, so that another attempt does not change it later.
+        if changed != *known {
+            changed.settings_version = changed.settings_version.saturating_add(1);
+        }
         self.catalogue.epoch.0 += 1;
-        self.requests.deleted(namespace.clone(), request_id, issued_at_ms);
-        Ok((Catalogued { namespace: Some(namespace), deduplicated: false }, true))
+        self.catalogue.namespaces.insert(changed.id, changed.clone());
+        self.requests.keep(what, changed.clone(), by(asked));
+        Ok((Catalogued { namespace: Some(changed), deduplicated: false }, true))
     }
+
+    fn before(&self, asked: Asked) -> Result<Before<'_>, Failure> {
+        let again = asked.again.then_some(asked.issued_at_ms);
+        self.requests.look_up(asked.request_id, again).map_err(|failure| failure.of_request(asked.request_id))
+    }
+
+    /// What an earlier attempt of the request made of the namespace. An id that was used for anything else is
+    /// refused.
+    fn done_before(
+        &self,
+        name: &NamespaceName,
+        asked: Asked,
+        what: What,
+    ) -> Result<Option<Namespace>, Failure> {
+        self.check_initialized().map_err(|failure| failure.of_request(asked.request_id))?;
+        match self.before(asked)? {
+            Before::Nothing => Ok(None),
+            Before::Changed(did, namespace) if did.answers(what) && namespace.name == *name => {
+                Ok(Some(namespace.clone()))
+            }
+            Before::Changed(..) | Before::Made(_) | Before::MadeAndGone(_) => {
+                Err(reused().of_request(asked.request_id))
+            }
+        }
+    }
+
+    fn named(&self, name: &NamespaceName, asked: Asked) -> Result<&Namespace, Failure> {
+        self.catalogue.namespace(name.as_str()).ok_or_else(|| {
+            let message = format!("there is no namespace `{name}`");
+            Failure::new(Reason::NamespaceUnknown, message).of_request(asked.request_id)
+        })
+    }
+}
+
+fn by(asked: Asked) -> By {
+    By { request: asked.request_id, issued_at_ms: asked.issued_at_ms }
 }
 
 fn reused() -> Failure {
     Failure::new(Reason::RequestIdReused, "this request id was used before for something else")
+}
+
+/// Why a name cannot be given to a new namespace.
+fn exists(namespace: &Namespace, spec: &NamespaceSpec) -> Failure {
+    let failure = |message| Failure::new(Reason::NamespaceExists, message).with("mode", namespace.mode());
+    if let Some(due_ms) = namespace.deletion_due_ms() {
+        let message = format!(
+            "namespace `{}` is deleted, and its name is free when the grace is over: undelete it, or delete it at once",
+            spec.name
+        );
+        return failure(message).with("deleted_until_ms", due_ms);
+    }
+    let settings = if is_as_asked(namespace, spec) { "these" } else { "other" };
+    failure(format!("namespace `{}` exists already, with {settings} settings", spec.name))
 }
 
 fn is_as_asked(namespace: &Namespace, spec: &NamespaceSpec) -> bool {
@@ -423,6 +354,17 @@ fn is_as_asked(namespace: &Namespace, spec: &NamespaceSpec) -> bool {
         Placement::Available { replication, .. } => Some(replication),
     };
     namespace.name == spec.name && namespace.guarantee == spec.guarantee && replication == spec.replication
+}
+
+/// Whether a namespace can have been made as this says: R and W may have been altered since.
+fn was_made_as(namespace: &Namespace, spec: &NamespaceSpec) -> bool {
+    let mut first = namespace.clone();
+    if let (Placement::Available { replication, .. }, Some(asked)) = (&mut first.placement, spec.replication)
+        && first.settings_version > 1
+    {
+        (replication.r, replication.w) = (asked.r, asked.w);
+    }
+    is_as_asked(&first, spec)
 }
 
 impl Domain for CatalogueMachine {
@@ -460,201 +402,14 @@ impl Domain for CatalogueMachine {
     }
 }
 
-// ---- encodings
-
-fn put_request_id(out: &mut Vec<u8>, id: RequestId) {
-    out.put_u128(id.client_id.0);
-    out.put_u64(id.seq);
-}
-
-fn request_id(reader: &mut Reader) -> Result<RequestId, CodecError> {
-    Ok(RequestId { client_id: ClientId(reader.u128()?), seq: reader.u64()? })
-}
-
-fn name(reader: &mut Reader) -> Result<NamespaceName, CodecError> {
-    let text = reader.text()?;
-    NamespaceName::new(text).map_err(|failure| reader.invalid(failure))
-}
-
-fn put_members<'a>(out: &mut Vec<u8>, members: impl ExactSizeIterator<Item = &'a Member>) {
-    out.put_u32(codec::length(members.len()));
-    for member in members {
-        out.put_u64(member.id.0);
-        for text in [&member.client_address, &member.peer_address, &member.zone] {
-            out.put_block(text.as_bytes());
-        }
-    }
-}
-
-fn members(reader: &mut Reader) -> Result<Vec<Member>, CodecError> {
-    reader.list(|reader| {
-        Ok(Member {
-            id: NodeId(reader.u64()?),
-            client_address: reader.text()?,
-            peer_address: reader.text()?,
-            zone: reader.text()?,
-        })
-    })
-}
-
-fn put_replication(out: &mut Vec<u8>, replication: Replication) {
-    let Replication { n, r, w, sloppy } = replication;
-    out.put_slice(&[n, r, w]);
-    out.put_flag(sloppy);
-}
-
-fn replication(reader: &mut Reader) -> Result<Replication, CodecError> {
-    Ok(Replication { n: reader.u8()?, r: reader.u8()?, w: reader.u8()?, sloppy: reader.flag()? })
-}
-
-const GUARANTEES: [Guarantee; 5] = [
-    Guarantee::Linearizable,
-    Guarantee::BoundedStaleness,
-    Guarantee::ReadYourWrites,
-    Guarantee::MonotonicReads,
-    Guarantee::Eventual,
-];
-
-fn guarantee_number(guarantee: Guarantee) -> u8 {
-    GUARANTEES.iter().zip(0..).find(|(known, _)| **known == guarantee).map_or(u8::MAX, |(_, number)| number)
-}
-
-fn guarantee(reader: &mut Reader) -> Result<Guarantee, CodecError> {
-    let number = reader.u8()?;
-    GUARANTEES.get(usize::from(number)).copied().ok_or_else(|| reader.unknown("guarantee", number))
-}
-
-fn put_nodes(out: &mut Vec<u8>, nodes: &[NodeId]) {
-    out.put_u32(codec::length(nodes.len()));
-    nodes.iter().for_each(|node| out.put_u64(node.0));
-}
-
-fn nodes(reader: &mut Reader) -> Result<Vec<NodeId>, CodecError> {
-    reader.list(|reader| reader.u64().map(NodeId))
-}
-
-fn put_namespace(out: &mut Vec<u8>, namespace: &Namespace, creator: Option<&RequestId>) {
-    out.put_u64(namespace.id.0);
-    out.put_block(namespace.name.as_str().as_bytes());
-    out.put_u64(namespace.settings_version);
-    out.put_u8(guarantee_number(namespace.guarantee));
-    match namespace.placement {
-        Placement::Strong { group } => {
-            out.put_u8(0);
-            out.put_u32(group.0);
-        }
-        Placement::Available { ring, replication } => {
-            out.put_u8(1);
-            out.put_u32(ring.0);
-            put_replication(out, replication);
-        }
-    }
-    out.put_flag(creator.is_some());
-    if let Some(creator) = creator {
-        put_request_id(out, *creator);
-    }
-}
-
-fn namespace(reader: &mut Reader) -> Result<(Namespace, Option<RequestId>), CodecError> {
-    let id = NamespaceId(reader.u64()?);
-    let name = name(reader)?;
-    let settings_version = reader.u64()?;
-    let guarantee = guarantee(reader)?;
-    let placement = match reader.u8()? {
-        0 => Placement::Strong { group: GroupId(reader.u32()?) },
-        1 => Placement::Available { ring: RingId(reader.u32()?), replication: replication(reader)? },
-        found => return Err(reader.unknown("placement", found)),
-    };
-    let creator = reader.option(request_id)?;
-    Ok((Namespace { id, name, settings_version, guarantee, placement }, creator))
-}
-
-fn encode_catalogue(catalogue: &Catalogue, requests: &Requests) -> Vec<u8> {
-    let Catalogue { cluster_id, epoch, level, members, rings, namespaces, groups, next_namespace } =
-        catalogue;
-    let Requests { creators, deletions, forgotten_until_ms } = requests;
-    let has_deletions = catalogue.allows(FeatureLevel::DELETION);
-    let mut out = codec::versioned(if has_deletions { VERSION_WITH_DELETIONS } else { VERSION }, 8 << 10);
-    out.put_u128(cluster_id.0);
-    out.put_u64(epoch.0);
-    out.put_u32(level.0);
-    out.put_u64(*next_namespace);
-    put_members(&mut out, members.values());
-    out.put_u32(codec::length(rings.len()));
-    for ring in rings.values() {
-        out.put_u32(ring.id.0);
-        out.put_u8(ring.n);
-        out.put_u64(ring.epoch.0);
-        out.put_u32(codec::length(ring.assignment.len()));
-        ring.assignment.iter().for_each(|replicas| put_nodes(&mut out, replicas));
-    }
-    out.put_u32(codec::length(groups.len()));
-    for group in groups.values() {
-        out.put_u32(group.id.0);
-        put_nodes(&mut out, &group.voters);
-    }
-    out.put_u32(codec::length(namespaces.len()));
-    for namespace in namespaces.values() {
-        put_namespace(&mut out, namespace, creators.get(&namespace.id));
-    }
-    if has_deletions {
-        out.put_u64(*forgotten_until_ms);
-        out.put_u32(codec::length(deletions.len()));
-        for Deletion { namespace, creator, by, issued_at_ms } in deletions {
-            put_namespace(&mut out, namespace, creator.as_ref());
-            put_request_id(&mut out, *by);
-            out.put_u64(*issued_at_ms);
-        }
-    }
-    out
-}
-
-pub(crate) fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, Requests), CodecError> {
-    let has_deletions = bytes.first() == Some(&VERSION_WITH_DELETIONS);
-    let version = if has_deletions { VERSION_WITH_DELETIONS } else { VERSION };
-    let mut reader = Reader::versioned(bytes, "catalogue", version)?;
-    let cluster_id = ClusterId(reader.u128()?);
-    let epoch = Epoch(reader.u64()?);
-    let level = FeatureLevel(reader.u32()?);
-    let next_namespace = reader.u64()?;
-    let members = members(&mut reader)?;
-    let rings = reader.list(|reader| {
-        let (id, n, epoch) = (RingId(reader.u32()?), reader.u8()?, Epoch(reader.u64()?));
-        Ok(Ring { id, n, assignment: reader.list(nodes)?, epoch })
-    })?;
-    let groups = reader.list(|reader| Ok(Group { id: GroupId(reader.u32()?), voters: nodes(reader)? }))?;
-    let mut requests = Requests::default();
-    let namespaces = reader.list(|reader| {
-        let (namespace, creator) = namespace(reader)?;
-        requests.creators.extend(creator.map(|creator| (namespace.id, creator)));
-        Ok(namespace)
-    })?;
-    if has_deletions {
-        requests.forgotten_until_ms = reader.u64()?;
-        let deletion = |reader: &mut Reader| {
-            let (namespace, creator) = namespace(reader)?;
-            let (by, issued_at_ms) = (request_id(reader)?, reader.u64()?);
-            Ok(Deletion { namespace, creator, by, issued_at_ms })
-        };
-        requests.deletions = reader.list(deletion)?.into();
-    }
-    reader.end()?;
-    let catalogue = Catalogue {
-        cluster_id,
-        epoch,
-        level,
-        members: members.into_iter().map(|member| (member.id, member)).collect(),
-        rings: rings.into_iter().map(|ring| (ring.id, ring)).collect(),
-        namespaces: namespaces.into_iter().map(|namespace| (namespace.id, namespace)).collect(),
-        groups: groups.into_iter().map(|group| (group.id, group)).collect(),
-        next_namespace,
-    };
-    Ok((catalogue, requests))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::row::{VERSION, VERSION_WITH_DELETIONS, VERSION_WITH_GRACES};
     use super::*;
+    use crate::codec;
+    use crate::limits::{CHANGES_KEPT, FORGOTTEN_AROUND};
+    use bytes::Bytes;
+    use kv_types::{Applied, ClientId};
     use proptest::prelude::*;
 
     const ISSUED: u64 = 1_700_000_000_000;
@@ -692,10 +447,39 @@ mod tests {
     fn delete(name: &str, seq: u64, again: bool) -> CatalogueCommand {
         CatalogueCommand::DeleteNamespace {
             name: NamespaceName::new(name).unwrap(),
-            request_id: id(seq),
-            issued_at_ms: ISSUED,
-            again,
+            asked: asked(seq, again),
         }
+    }
+
+    fn asked(seq: u64, again: bool) -> Asked {
+        Asked { request_id: id(seq), issued_at_ms: ISSUED, again }
+    }
+
+    fn schedule(name: &str, due_ms: u64, seq: u64) -> CatalogueCommand {
+        let name = NamespaceName::new(name).unwrap();
+        let deletion = Deletion { due_ms, grace_ms: 60_000 };
+        CatalogueCommand::ScheduleDeletion { name, deletion, asked: asked(seq, false) }
+    }
+
+    fn undelete(name: &str, seq: u64) -> CatalogueCommand {
+        let name = NamespaceName::new(name).unwrap();
+        CatalogueCommand::UndeleteNamespace { name, asked: asked(seq, false) }
+    }
+
+    fn alter(name: &str, r: Option<u8>, w: Option<u8>, seq: u64) -> CatalogueCommand {
+        let name = NamespaceName::new(name).unwrap();
+        CatalogueCommand::AlterNamespace { name, r, w, asked: asked(seq, false) }
+    }
+
+    fn due(namespace: u64, due_ms: u64) -> CatalogueCommand {
+        CatalogueCommand::DeleteDue { namespace: NamespaceId(namespace), due_ms }
+    }
+
+    /// The reason of a refusal, which changes nothing.
+    fn refusal(result: Decided) -> Reason {
+        let failure = result.unwrap_err();
+        assert_eq!(failure.applied, Applied::No, "{failure}");
+        failure.reason
     }
 
     /// A command that is sent again and was issued then.
@@ -704,16 +488,17 @@ mod tests {
             CatalogueCommand::CreateNamespace { spec, request_id, .. } => {
                 CatalogueCommand::CreateNamespace { spec, request_id, again: Some(issued) }
             }
-            CatalogueCommand::DeleteNamespace { name, request_id, .. } => {
-                CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms: issued, again: true }
-            }
+            CatalogueCommand::DeleteNamespace { name, asked } => CatalogueCommand::DeleteNamespace {
+                name,
+                asked: Asked { issued_at_ms: issued, again: true, ..asked },
+            },
             other => other,
         }
     }
 
     /// The id of the namespace that a command was about, whether an earlier attempt did it, and whether it
     /// changed anything.
-    fn done(result: Result<(Catalogued, bool), Failure>) -> (u64, bool, bool) {
+    fn done(result: Decided) -> (u64, bool, bool) {
         let (Catalogued { namespace, deduplicated }, changed) = result.unwrap();
         (namespace.unwrap().id.0, deduplicated, changed)
     }
@@ -788,7 +573,7 @@ mod tests {
         assert!(machine.check_level().is_ok());
         machine.catalogue.level = FeatureLevel(FeatureLevel::SUPPORTED.0 + 1);
         let error = machine.check_level().unwrap_err().to_string();
-        assert!(error.contains("feature level 3") && error.contains("upgrade this node"), "{error}");
+        assert!(error.contains("feature level 4") && error.contains("upgrade this node"), "{error}");
     }
 
     #[test]
@@ -840,6 +625,20 @@ mod tests {
         let reports = BTreeMap::from([(NodeId(1), FeatureLevel(2))]);
         let raise = CatalogueCommand::RaiseLevel { to: FeatureLevel(2), reports };
         assert_eq!(CatalogueCommand::decode(raise.encode().0).unwrap(), raise);
+        let later = [
+            schedule("cart", ISSUED, 6),
+            undelete("cart", 7),
+            alter("cart", Some(1), None, 8),
+            alter("cart", None, Some(3), 9),
+            due(2, ISSUED),
+        ];
+        for command in later {
+            let bytes = command.encode().0;
+            for cut in 0..bytes.len() {
+                assert!(CatalogueCommand::decode(bytes.slice(..cut)).is_err(), "{command:?} cut at {cut}");
+            }
+            assert_eq!(CatalogueCommand::decode(bytes).unwrap(), command);
+        }
         let unknown = CatalogueCommand::decode(Bytes::from_static(&[codec::VERSION, 77])).unwrap_err();
         assert_eq!(unknown, CodecError::Newer { what: "catalogue command", field: "kind", found: 77 });
         let init = CatalogueCommand::InitCluster { cluster_id: ClusterId(7), members: five() };
@@ -874,6 +673,185 @@ mod tests {
         ];
         assert!(first.iter().all(|command| command.needs() == FeatureLevel::FIRST));
         assert_eq!(delete("a", 1, false).needs(), FeatureLevel::DELETION);
+        machine.catalogue.level = FeatureLevel::GRACE;
+        assert_eq!(row(&machine)[0], VERSION_WITH_GRACES);
+        let graces =
+            [schedule("a", ISSUED, 1), undelete("a", 2), alter("a", Some(1), None, 3), due(1, ISSUED)];
+        assert!(graces.iter().all(|command| command.needs() == FeatureLevel::GRACE));
+    }
+
+    /// A row of the level before, as that release wrote it, is read, and written anew at the next one.
+    #[test]
+    fn deletions_of_the_level_before_are_changes_of_the_next_one() {
+        let (mut machine, _) = machine();
+        machine.decide(create("bank", None, 1)).unwrap();
+        machine.decide(create("cart", Some(N3), 2)).unwrap();
+        machine.decide(delete("bank", 3, false)).unwrap();
+        machine.catalogue.level = FeatureLevel::DELETION;
+        let old = encode_catalogue(&machine.catalogue, &machine.requests);
+        (machine.catalogue, machine.requests) = decode_catalogue(old.into()).unwrap();
+        machine.catalogue.level = FeatureLevel::GRACE;
+        let new = encode_catalogue(&machine.catalogue, &machine.requests);
+        assert_eq!(decode_catalogue(new.into()), Ok((machine.catalogue.clone(), machine.requests.clone())));
+        assert_eq!(done(machine.decide(delete("bank", 3, true))), (1, true, false));
+    }
+
+    #[test]
+    fn rows_that_do_not_hold_together_are_refused_by_name() {
+        let (mut machine, _) = machine();
+        machine.catalogue.level = FeatureLevel::GRACE;
+        machine.decide(create("bank", None, 1)).unwrap();
+        machine.decide(schedule("bank", ISSUED, 2)).unwrap();
+        let refused = |machine: &CatalogueMachine| {
+            let row = encode_catalogue(&machine.catalogue, &machine.requests);
+            decode_catalogue(row.into()).unwrap_err().to_string()
+        };
+        let whole = (machine.catalogue.clone(), machine.requests.clone());
+        machine.requests.scheduled.clear();
+        assert!(refused(&machine).contains("do not fit the requests"));
+        (machine.catalogue, machine.requests) = whole.clone();
+        machine.catalogue.namespaces.get_mut(&NamespaceId(1)).unwrap().deletion = None;
+        assert!(refused(&machine).contains("do not fit the requests"));
+        (machine.catalogue, machine.requests) = whole;
+        let change = machine.requests.changes[0].clone();
+        machine.requests.changes.resize(CHANGES_KEPT, change.clone());
+        let row = encode_catalogue(&machine.catalogue, &machine.requests);
+        assert!(decode_catalogue(row.into()).is_ok(), "as many as are kept");
+        machine.requests.changes.push_back(change);
+        assert!(refused(&machine).contains("257 changes are remembered"));
+        let newer = decode_catalogue(Bytes::from_static(&[VERSION_WITH_GRACES + 1, 0])).unwrap_err();
+        assert_eq!(newer, CodecError::Newer { what: "catalogue", field: "version", found: 5 });
+        let older = decode_catalogue(Bytes::from_static(&[VERSION - 1, 0])).unwrap_err();
+        assert_eq!(older, CodecError::Unknown { what: "catalogue", field: "version", found: 1 });
+    }
+
+    #[test]
+    fn a_deletion_with_a_grace_can_be_undone_until_it_is_due() {
+        let (mut machine, mut shown) = machine();
+        machine.catalogue.level = FeatureLevel::GRACE;
+        machine.decide(create("bank", None, 1)).unwrap();
+        assert_eq!(refusal(machine.decide(schedule("cart", 500, 2))), Reason::NamespaceUnknown);
+        assert_eq!(done(machine.decide(schedule("bank", 500, 2))), (1, false, true));
+        machine.publish();
+        let seen = shown.borrow_and_update().clone();
+        let marked = seen.namespace("bank").unwrap();
+        assert_eq!((marked.deletion_due_ms(), marked.settings_version), (Some(500), 2));
+        assert!(!seen.was_deleted(NamespaceId(1)), "what is stored stays");
+        assert!(seen.deleted(|_| true).is_empty(), "what is stored stays");
+        let refused = marked.check_present().unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::DeletionPending, Applied::No));
+        assert_eq!(refused.detail("deleted_until_ms"), Some("500"));
+        // Once per request; another one finds that it is done, and the name is not free.
+        assert_eq!(done(machine.decide(schedule("bank", 900, 2))), (1, true, false));
+        assert_eq!(refusal(machine.decide(schedule("bank", 900, 3))), Reason::DeletionPending);
+        let exists = machine.decide(create("bank", None, 4)).unwrap_err();
+        assert_eq!(
+            (exists.reason, exists.detail("deleted_until_ms")),
+            (Reason::NamespaceExists, Some("500"))
+        );
+        assert_eq!(refusal(machine.decide(undelete("bank", 2))), Reason::RequestIdReused);
+        // Taken back: everything is as before, and what was due then deletes nothing.
+        assert_eq!(done(machine.decide(undelete("bank", 5))), (1, false, true));
+        assert_eq!(done(machine.decide(undelete("bank", 5))), (1, true, false));
+        assert_eq!(refusal(machine.decide(undelete("bank", 6))), Reason::NamespaceExists);
+        let late = Ok((Catalogued { namespace: None, deduplicated: true }, false));
+        assert_eq!(machine.decide(due(1, 500)), late);
+        let back = machine.catalogue.namespace("bank").unwrap();
+        assert_eq!((back.deletion, back.settings_version), (None, 3));
+        assert_eq!(back.check_present(), Ok(()));
+        // The request that marked it answers as it did, and marks nothing again.
+        assert_eq!(done(machine.decide(schedule("bank", 500, 2))), (1, true, false));
+        assert_eq!(machine.catalogue.namespace("bank").unwrap().deletion, None);
+        // Another deletion is due at its own time only.
+        assert_eq!(done(machine.decide(schedule("bank", 800, 7))), (1, false, true));
+        assert_eq!(machine.decide(due(1, 500)), late);
+        assert_eq!(done(machine.decide(due(1, 800))), (1, false, true));
+        assert!(machine.catalogue.was_deleted(NamespaceId(1)) && machine.requests.scheduled.is_empty());
+        assert_eq!(machine.decide(due(1, 800)), late, "a second leader deletes nothing more");
+        assert_eq!(refusal(machine.decide(undelete("bank", 8))), Reason::NamespaceUnknown);
+        // All requests answer as they did.
+        for (resent, of) in [(schedule("bank", 1, 7), 800), (schedule("bank", 1, 2), 500)] {
+            let (answer, changed) = machine.decide(resent).unwrap();
+            assert!(answer.deduplicated && !changed);
+            assert_eq!(answer.namespace.unwrap().deletion_due_ms(), Some(of));
+        }
+        assert_eq!(done(machine.decide(create("bank", None, 1))), (1, true, false));
+        assert!(machine.catalogue.namespace("bank").is_none());
+        assert_eq!(done(machine.decide(create("bank", None, 9))), (2, false, true));
+    }
+
+    #[test]
+    fn a_marked_namespace_can_be_deleted_at_once() {
+        let (mut machine, _) = machine();
+        machine.catalogue.level = FeatureLevel::GRACE;
+        machine.decide(create("bank", None, 1)).unwrap();
+        machine.decide(schedule("bank", 500, 2)).unwrap();
+        assert_eq!(done(machine.decide(delete("bank", 3, false))), (1, false, true));
+        assert!(machine.catalogue.namespaces.is_empty() && machine.requests.scheduled.is_empty());
+        assert!(!machine.decide(due(1, 500)).unwrap().1);
+        assert_eq!(done(machine.decide(schedule("bank", 500, 2))), (1, true, false));
+        assert_eq!(done(machine.decide(delete("bank", 3, true))), (1, true, false));
+        let row = encode_catalogue(&machine.catalogue, &machine.requests);
+        assert_eq!(decode_catalogue(row.into()), Ok((machine.catalogue.clone(), machine.requests.clone())));
+    }
+
+    #[test]
+    fn what_reads_and_writes_wait_for_can_be_altered_within_n() {
+        let (mut machine, _) = machine();
+        machine.catalogue.level = FeatureLevel::GRACE;
+        machine.decide(create("bank", None, 1)).unwrap();
+        machine.decide(create("cart", Some(N3), 2)).unwrap();
+        let counts = |machine: &CatalogueMachine| match machine.catalogue.namespace("cart").unwrap().placement
+        {
+            Placement::Available { replication: Replication { n, r, w, sloppy }, .. } => (n, r, w, sloppy),
+            Placement::Strong { .. } => panic!("strong"),
+        };
+        assert_eq!(done(machine.decide(alter("cart", Some(1), None, 3))), (2, false, true));
+        assert_eq!(counts(&machine), (3, 1, 2, true));
+        assert_eq!(done(machine.decide(alter("cart", None, Some(3), 4))), (2, false, true));
+        assert_eq!(counts(&machine), (3, 1, 3, true));
+        assert_eq!(machine.catalogue.namespace("cart").unwrap().settings_version, 3);
+        // Resent: as they were, also the creation, which knew other counts.
+        assert_eq!(done(machine.decide(alter("cart", Some(1), None, 3))), (2, true, false));
+        assert_eq!(done(machine.decide(create("cart", Some(N3), 2))), (2, true, false));
+        let other = Replication { n: 5, ..N3 };
+        assert_eq!(refusal(machine.decide(create("cart", Some(other), 2))), Reason::RequestIdReused);
+        for reused in [alter("cart", Some(2), None, 3), alter("bank", Some(1), None, 3), undelete("cart", 3)]
+        {
+            assert_eq!(refusal(machine.decide(reused)), Reason::RequestIdReused);
+        }
+        for (r, w) in [(Some(0), None), (Some(4), None), (None, Some(0)), (None, Some(4)), (Some(1), Some(9))]
+        {
+            assert_eq!(refusal(machine.decide(alter("cart", r, w, 5))), Reason::NamespaceInvalid);
+        }
+        assert_eq!(refusal(machine.decide(alter("bank", Some(1), None, 5))), Reason::ModeMismatch);
+        assert_eq!(refusal(machine.decide(alter("none", Some(1), None, 5))), Reason::NamespaceUnknown);
+        machine.decide(schedule("cart", 500, 6)).unwrap();
+        assert_eq!(refusal(machine.decide(alter("cart", Some(1), None, 7))), Reason::DeletionPending);
+        assert_eq!(counts(&machine), (3, 1, 3, true));
+    }
+
+    /// Changes share the bound of the deletions, and what is forgotten is never done again.
+    #[test]
+    fn what_is_remembered_of_changes_is_bounded() {
+        let (mut machine, _) = machine();
+        machine.catalogue.level = FeatureLevel::GRACE;
+        machine.decide(create("cart", Some(N3), 1)).unwrap();
+        let kept = CHANGES_KEPT as u64;
+        let again = |command| match command {
+            CatalogueCommand::AlterNamespace { name, r, w, .. } => {
+                CatalogueCommand::AlterNamespace { name, r, w, asked: asked(2, true) }
+            }
+            other => other,
+        };
+        for seq in 2..2 + kept {
+            machine.decide(alter("cart", Some(1), None, seq)).unwrap();
+        }
+        assert_eq!(done(machine.decide(again(alter("cart", Some(1), None, 2)))), (1, true, false));
+        machine.decide(schedule("cart", 500, 2 + kept)).unwrap();
+        assert_eq!(machine.requests.changes.len(), CHANGES_KEPT);
+        let forgotten = machine.decide(again(alter("cart", Some(1), None, 2))).unwrap_err();
+        assert_eq!((forgotten.reason, forgotten.applied), (Reason::RequestExpired, Applied::Unknown));
     }
 
     #[test]
@@ -912,12 +890,12 @@ mod tests {
     #[test]
     fn what_is_remembered_of_deletions_is_bounded_and_what_is_not_is_never_done_again() {
         let (mut machine, _) = machine();
-        let kept = DELETIONS_KEPT as u64;
+        let kept = CHANGES_KEPT as u64;
         for seq in 1..=kept + 1 {
             machine.decide(create("scratch", None, 2 * seq)).unwrap();
             machine.decide(delete("scratch", 2 * seq + 1, false)).unwrap();
         }
-        assert_eq!(machine.requests.deletions.len(), DELETIONS_KEPT);
+        assert_eq!(machine.requests.changes.len(), CHANGES_KEPT);
         assert!(machine.requests.creators.is_empty() && machine.catalogue.next_namespace == kept + 2);
         let again = |seq: u64| match create("scratch", None, seq) {
             CatalogueCommand::CreateNamespace { spec, request_id, .. } => {
@@ -950,13 +928,12 @@ mod tests {
         let around = u64::try_from(FORGOTTEN_AROUND.as_millis()).unwrap();
         for (issued, until) in [([ISSUED + 9, ISSUED], ISSUED + 9), ([ISSUED, 0], ISSUED), ([0, 0], 1)] {
             let (mut machine, _) = machine();
-            let kept = std::iter::repeat_n(ISSUED, DELETIONS_KEPT);
+            let kept = std::iter::repeat_n(ISSUED, CHANGES_KEPT);
             for (seq, issued_at_ms) in (1..).zip(issued.into_iter().chain(kept)) {
                 machine.decide(create("scratch", None, 2 * seq)).unwrap();
-                let (name, request_id) = (NamespaceName::new("scratch").unwrap(), id(2 * seq + 1));
-                let again = false;
-                let first = CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms, again };
-                machine.decide(first).unwrap();
+                let name = NamespaceName::new("scratch").unwrap();
+                let asked = Asked { issued_at_ms, ..asked(2 * seq + 1, false) };
+                machine.decide(CatalogueCommand::DeleteNamespace { name, asked }).unwrap();
             }
             assert_eq!(machine.requests.forgotten_until_ms, until);
             for forgotten in [0, until, until + around] {
@@ -967,11 +944,73 @@ mod tests {
         }
     }
 
+    /// A change of one of two namespaces, by one of few requests, so that resends and reuse occur.
+    fn changes() -> impl Strategy<Value = CatalogueCommand> {
+        let count = || proptest::option::of(0..5_u8);
+        let parts = (0..6, proptest::bool::ANY, 1..40_u64, 1..6_u64, 1..4_u64, (count(), count()));
+        parts.prop_map(|(kind, first, seq, id, due_ms, (r, w))| {
+            let name = if first { "bank" } else { "cart" };
+            match kind {
+                0 => create(name, (!first).then_some(N3), seq),
+                1 => delete(name, seq, false),
+                2 => schedule(name, due_ms, seq),
+                3 => undelete(name, seq),
+                4 => alter(name, r, w, seq),
+                _ => due(id, due_ms),
+            }
+        })
+    }
+
     proptest! {
+        /// Whatever is asked for: the row and the commands survive their encoding, a member that loads the
+        /// row goes on as the others, the same request again changes nothing, and only deletions remove.
+        #[test]
+        fn any_changes_are_done_once_and_survive_a_restart(
+            commands in proptest::collection::vec(changes(), 1..40),
+            restart in 0..40_usize,
+        ) {
+            let ((mut machine, _), (mut other, _)) = (machine(), machine());
+            machine.catalogue.level = FeatureLevel::GRACE;
+            other.catalogue.level = FeatureLevel::GRACE;
+            for (number, command) in commands.into_iter().enumerate() {
+                prop_assert_eq!(&CatalogueCommand::decode(command.encode().0).unwrap(), &command);
+                if number == restart {
+                    let row = encode_catalogue(&other.catalogue, &other.requests);
+                    (other.catalogue, other.requests) = decode_catalogue(row.into()).unwrap();
+                }
+                let before = machine.catalogue.clone();
+                let decided = machine.decide(command.clone());
+                prop_assert_eq!(&other.decide(command.clone()), &decided);
+                let changed = matches!(decided, Ok((_, true)));
+                prop_assert_eq!(machine.catalogue.epoch.0 - before.epoch.0, u64::from(changed));
+                prop_assert!(changed || machine.catalogue == before);
+                let gone = before.namespaces.keys().any(|id| machine.catalogue.was_deleted(*id));
+                let removes = match &command {
+                    CatalogueCommand::DeleteNamespace { .. } => true,
+                    CatalogueCommand::DeleteDue { namespace, due_ms } => {
+                        before.namespaces.get(namespace).is_some_and(|one| one.deletion_due_ms() == Some(*due_ms))
+                    }
+                    _ => false,
+                };
+                prop_assert!(removes || !gone, "{command:?} removed a namespace");
+                if changed {
+                    let (once, _) = decided.unwrap();
+                    let (again, changed) = machine.decide(command.clone()).unwrap();
+                    prop_assert!(!changed && again.deduplicated);
+                    let due = matches!(command, CatalogueCommand::DeleteDue { .. });
+                    prop_assert!(due || again.namespace == once.namespace);
+                }
+            }
+            prop_assert_eq!(&machine.catalogue, &other.catalogue);
+            prop_assert_eq!(&machine.requests, &other.requests);
+        }
+
         #[test]
         fn bad_bytes_are_errors(mut bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
-            bytes[0] = VERSION;
-            let _ = decode_catalogue(bytes.clone().into());
+            for version in [VERSION, VERSION_WITH_DELETIONS, VERSION_WITH_GRACES] {
+                bytes[0] = version;
+                let _ = decode_catalogue(bytes.clone().into());
+            }
             bytes[0] = codec::VERSION;
             let _ = CatalogueCommand::decode(bytes.into());
         }

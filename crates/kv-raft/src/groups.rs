@@ -2,6 +2,7 @@
 //! send it (`peer_messages`), its steward (`steward`, `trim`), how a node with a fresh directory joins it
 //! (`join`), how lost history comes back (`mend`), and how deleted namespaces go (`removal`).
 
+mod graces;
 mod join;
 mod mend;
 mod peer_messages;

@@ -16,6 +16,7 @@
 //! - The tables are derived: they may be lost or lag behind, the log and the snapshot files bring them back.
 //! - A failure that says *not applied* was raised before anything was proposed or sent.
 
+mod agreed_time;
 mod applied;
 mod attendance;
 mod backlog;

@@ -135,13 +135,18 @@ pub(crate) const NO_ROOM_PAUSE_MAX: Duration = Duration::from_secs(8);
 pub(crate) const SNAPSHOT_PAUSE: Duration = Duration::from_secs(10);
 /// Deadline of what a steward proposes or asks.
 pub(crate) const STEWARD_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a deletion can be undone at least since its leader saw it, unless a shorter grace was asked for:
+/// also one that was due while the catalogue had no leader.
+pub(crate) const UNDO_LEAST: Duration = Duration::from_secs(60);
+/// How often the leader of the catalogue asks the other voters for the time, while a deletion is due later.
+pub(crate) const TIME_EVERY: Duration = Duration::from_secs(1);
 /// How often a node asks the other voters whether they could acknowledge entries.
 pub(crate) const ABILITY_EVERY: Duration = Duration::from_secs(1);
 /// Deadline of one question of a node with a fresh directory; it asks again.
 pub(crate) const SURVEY_DEADLINE: Duration = Duration::from_millis(500);
-/// Deletions of namespaces that the catalogue remembers, to answer those who resend a request: many more than
-/// a client's deadline holds, and few enough for one row.
-pub(crate) const DELETIONS_KEPT: usize = 256;
+/// Changes and deletions of namespaces that the catalogue remembers, to answer those who resend a request:
+/// many more than a client's deadline holds, and few enough for one row.
+pub(crate) const CHANGES_KEPT: usize = 256;
 /// By how much the clocks of clients may differ that make and delete the same namespace: a resend that is not
 /// remembered is refused if it was issued until so long after what is forgotten.
 pub(crate) const FORGOTTEN_AROUND: Duration = Duration::from_secs(600);

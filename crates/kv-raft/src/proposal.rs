@@ -45,10 +45,11 @@ pub(crate) enum Reply {
     Dropped,
 }
 
-/// A namespace was made or deleted, now or before by the same request.
+/// A namespace was made, changed or deleted, now or before by the same request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Catalogued {
-    /// As it was made, or was before it was deleted; none when the command was not about a namespace.
+    /// As it was made or changed, or was before it was deleted; none when the command was not about a
+    /// namespace, or found nothing to do.
     pub namespace: Option<Namespace>,
     /// By an earlier attempt.
     pub deduplicated: bool,

@@ -305,7 +305,7 @@ impl Group {
 
     /// Lets a quorum confirm that this node leads, in a round that begins now and is shared with other reads,
     /// and waits until it has applied what was decided before; the term in which it does.
-    async fn confirm(&self, deadline: Instant) -> Result<u64, Unserved> {
+    pub(crate) async fn confirm(&self, deadline: Instant) -> Result<u64, Unserved> {
         let late = || self.late("a quorum confirmed the leader");
         let behind =
             || Failure::new(Reason::Overloaded, "the state did not catch up with the log by the deadline");

@@ -95,6 +95,7 @@ fn bank() -> Namespace {
         id: NamespaceId(1),
         name: NamespaceName::new("bank").unwrap(),
         settings_version: 1,
+        deletion: None,
         guarantee: Guarantee::Linearizable,
         placement: Placement::Strong { group: GroupId::FIRST_DATA },
     }

@@ -66,6 +66,7 @@ mod tests {
                 id: NamespaceId(id),
                 name: NamespaceName::new(*name).unwrap(),
                 settings_version: 1,
+                deletion: None,
                 guarantee: Guarantee::Linearizable,
                 placement: Placement::Strong { group: GroupId::FIRST_DATA },
             };

@@ -106,10 +106,10 @@ pub(crate) fn create_namespace(request: &admin::CreateNamespaceRequest) -> Resul
     }
 }
 
-/// What is to be deleted has a name, and the request an id.
-pub(crate) fn delete_namespace(request: &admin::DeleteNamespaceRequest) -> Result<Mutation, Failure> {
-    let mutation = v1::Mutation::read(request.mutation.as_ref())?;
-    NamespaceName::new(request.name.clone()).map(|_| mutation)
+/// What is to be changed or deleted has a name, and the request an id.
+pub(crate) fn named_change(name: &str, mutation: Option<&v1::Mutation>) -> Result<Mutation, Failure> {
+    let mutation = v1::Mutation::read(mutation)?;
+    NamespaceName::new(name).map(|_| mutation)
 }
 
 /// A namespace that a node named by its id was deleted.
@@ -136,6 +136,7 @@ mod tests {
             id: NamespaceId(id),
             name: NamespaceName::new(name).unwrap(),
             settings_version: 1,
+            deletion: None,
             guarantee: Guarantee::Eventual,
             placement,
         }
@@ -204,12 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_has_a_name_and_an_id() {
-        let mut request = admin::DeleteNamespaceRequest { name: "cart".into(), mutation: mutation() };
-        assert_eq!(delete_namespace(&request).unwrap().request_id.seq, 1);
-        request.name = "No name".into();
-        assert_eq!(delete_namespace(&request).unwrap_err().reason, Reason::NamespaceInvalid);
-        request.mutation = None;
-        assert_eq!(delete_namespace(&request).unwrap_err().reason, Reason::RequestIdInvalid);
+    fn a_change_has_a_name_and_an_id() {
+        let mutation = mutation();
+        assert_eq!(named_change("cart", mutation.as_ref()).unwrap().request_id.seq, 1);
+        let reason = |name, mutation| named_change(name, mutation).unwrap_err().reason;
+        assert_eq!(reason("No name", mutation.as_ref()), Reason::NamespaceInvalid);
+        assert_eq!(reason("cart", None), Reason::RequestIdInvalid);
     }
 }

@@ -15,7 +15,9 @@ use kv_raft::Strong;
 use kv_storage::Storage;
 use kv_types::call::Kind;
 use kv_types::catalogue::Catalogue;
-use kv_types::{Answer, Call, Failure, Hop, Mode, Namespace, NamespaceId, NodeId, Reason, RequestId};
+use kv_types::{
+    Answer, Call, Failure, Hop, Mode, Mutation, Namespace, NamespaceId, NodeId, Reason, RequestId,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -102,9 +104,10 @@ impl Router {
         self.directory.names(&self.catalogue.borrow())
     }
 
-    /// The namespace, once the request is let in under it. One that was created, or changed, elsewhere just
-    /// now is waited for; a name that is unknown is looked for among its neighbours once, under a class of
-    /// its own. What was read by settings that are not those known here is refused.
+    /// The namespace, once the request is let in under it. One that was created or changed elsewhere just now
+    /// is waited for; a name that is unknown is looked for among its neighbours once, under a class of its
+    /// own. What was read by settings that are not those known here is refused, and so is, at once, what is
+    /// about a namespace that is deleted, though that can be undone.
     pub(crate) async fn namespace(
         &self,
         about: About<'_>,
@@ -115,9 +118,12 @@ impl Router {
             About::Id(id, version) => names.of_id(id).filter(|known| known.settings_version >= version),
         };
         let enter = |namespace: Arc<Namespace>| match about {
-            About::Id(_, version) if namespace.settings_version != version => {
+            About::Id(_, version)
+                if namespace.settings_version != version && namespace.deletion.is_none() =>
+            {
                 Err(self.other_settings(&namespace, version))
             }
+            _ if namespace.deletion.is_some() => namespace.check_present().map(|()| namespace),
             _ => caller.place.enter(Class::Namespace(namespace.mode(), namespace.id)).map(|()| namespace),
         };
         if let Some(namespace) = look(&self.names()) {
@@ -276,24 +282,33 @@ impl Router {
         })
     }
 
+    /// A change of the catalogue, whose request was checked.
+    async fn change<T: Send + 'static>(
+        &self,
+        checked: Result<Mutation, Failure>,
+        caller: &Caller,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+        receipt: impl FnOnce(&T) -> Option<&v1::Receipt>,
+    ) -> Result<T, Failure> {
+        caller.place.enter(Class::Admin)?;
+        let request = checked?.request_id;
+        if self.catalogue.borrow().members.is_empty() {
+            return Err(requests::not_ready().of_request(request));
+        }
+        let served_by = |changed: &T| receipt(changed).map(|receipt| NodeId(receipt.served_by));
+        self.mutate(request, caller, work, served_by).await
+    }
+
     pub(crate) async fn create_namespace(
         &self,
         request: admin::CreateNamespaceRequest,
         caller: &Caller,
     ) -> Result<admin::CreateNamespaceResponse, Failure> {
-        caller.place.enter(Class::Admin)?;
-        let mutation =
-            requests::create_namespace(&request).map_err(|f| named(f, request.mutation.as_ref()))?;
-        if self.catalogue.borrow().members.is_empty() {
-            return Err(requests::not_ready().of_request(mutation.request_id));
-        }
-        let Caller { hop, deadline, .. } = *caller;
-        let strong = self.strong.clone();
-        let work = async move { strong.create_namespace(request, deadline.work, hop).await };
-        let served_by = |created: &admin::CreateNamespaceResponse| {
-            created.receipt.as_ref().map(|receipt| NodeId(receipt.served_by))
-        };
-        self.mutate(mutation.request_id, caller, work, served_by).await
+        let checked =
+            requests::create_namespace(&request).map_err(|failure| named(failure, request.mutation.as_ref()));
+        let (strong, until, hop) = (self.strong.clone(), caller.deadline.work, caller.hop);
+        let work = async move { strong.create_namespace(request, until, hop).await };
+        self.change(checked, caller, work, |changed| changed.receipt.as_ref()).await
     }
 
     pub(crate) async fn delete_namespace(
@@ -301,19 +316,47 @@ impl Router {
         request: admin::DeleteNamespaceRequest,
         caller: &Caller,
     ) -> Result<admin::DeleteNamespaceResponse, Failure> {
-        caller.place.enter(Class::Admin)?;
-        let mutation =
-            requests::delete_namespace(&request).map_err(|f| named(f, request.mutation.as_ref()))?;
-        if self.catalogue.borrow().members.is_empty() {
-            return Err(requests::not_ready().of_request(mutation.request_id));
-        }
-        let Caller { hop, deadline, .. } = *caller;
-        let strong = self.strong.clone();
-        let work = async move { strong.delete_namespace(request, deadline.work, hop).await };
-        let served_by = |deleted: &admin::DeleteNamespaceResponse| {
-            deleted.receipt.as_ref().map(|receipt| NodeId(receipt.served_by))
-        };
-        self.mutate(mutation.request_id, caller, work, served_by).await
+        let checked = requests::named_change(&request.name, request.mutation.as_ref())
+            .map_err(|failure| named(failure, request.mutation.as_ref()));
+        let (strong, until, hop) = (self.strong.clone(), caller.deadline.work, caller.hop);
+        let work = async move { strong.delete_namespace(request, until, hop).await };
+        self.change(checked, caller, work, |changed| changed.receipt.as_ref()).await
+    }
+
+    pub(crate) async fn schedule_deletion(
+        &self,
+        request: admin::ScheduleDeletionRequest,
+        caller: &Caller,
+    ) -> Result<admin::ScheduleDeletionResponse, Failure> {
+        let checked = requests::named_change(&request.name, request.mutation.as_ref())
+            .map_err(|failure| named(failure, request.mutation.as_ref()));
+        let (strong, until, hop) = (self.strong.clone(), caller.deadline.work, caller.hop);
+        let work = async move { strong.schedule_deletion(request, until, hop).await };
+        self.change(checked, caller, work, |changed| changed.receipt.as_ref()).await
+    }
+
+    pub(crate) async fn undelete_namespace(
+        &self,
+        request: admin::UndeleteNamespaceRequest,
+        caller: &Caller,
+    ) -> Result<admin::UndeleteNamespaceResponse, Failure> {
+        let checked = requests::named_change(&request.name, request.mutation.as_ref())
+            .map_err(|failure| named(failure, request.mutation.as_ref()));
+        let (strong, until, hop) = (self.strong.clone(), caller.deadline.work, caller.hop);
+        let work = async move { strong.undelete_namespace(request, until, hop).await };
+        self.change(checked, caller, work, |changed| changed.receipt.as_ref()).await
+    }
+
+    pub(crate) async fn alter_namespace(
+        &self,
+        request: admin::AlterNamespaceRequest,
+        caller: &Caller,
+    ) -> Result<admin::AlterNamespaceResponse, Failure> {
+        let checked = requests::named_change(&request.name, request.mutation.as_ref())
+            .map_err(|failure| named(failure, request.mutation.as_ref()));
+        let (strong, until, hop) = (self.strong.clone(), caller.deadline.work, caller.hop);
+        let work = async move { strong.alter_namespace(request, until, hop).await };
+        self.change(checked, caller, work, |changed| changed.receipt.as_ref()).await
     }
 
     pub(crate) async fn transfer_leader(
@@ -357,6 +400,18 @@ impl Router {
             Request::DeleteNamespace(request) => {
                 let deleted = self.delete_namespace(request, caller).await?;
                 return Ok(ForwardReply { response: Some(Response::DeleteNamespace(deleted)) });
+            }
+            Request::ScheduleDeletion(request) => {
+                let scheduled = self.schedule_deletion(request, caller).await?;
+                return Ok(ForwardReply { response: Some(Response::ScheduleDeletion(scheduled)) });
+            }
+            Request::UndeleteNamespace(request) => {
+                let undeleted = self.undelete_namespace(request, caller).await?;
+                return Ok(ForwardReply { response: Some(Response::UndeleteNamespace(undeleted)) });
+            }
+            Request::AlterNamespace(request) => {
+                let altered = self.alter_namespace(request, caller).await?;
+                return Ok(ForwardReply { response: Some(Response::AlterNamespace(altered)) });
             }
             Request::TransferLeader(request) => {
                 let moved = self.transfer_leader(request, caller).await?;

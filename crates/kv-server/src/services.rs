@@ -130,6 +130,30 @@ impl AdminService for Services {
         unary(mutation(self.0.delete_namespace(request, &caller).await, &caller))
     }
 
+    async fn schedule_deletion(
+        &self,
+        request: Request<admin::ScheduleDeletionRequest>,
+    ) -> Answer<admin::ScheduleDeletionResponse> {
+        let (request, caller) = self.open(request)?;
+        unary(mutation(self.0.schedule_deletion(request, &caller).await, &caller))
+    }
+
+    async fn undelete_namespace(
+        &self,
+        request: Request<admin::UndeleteNamespaceRequest>,
+    ) -> Answer<admin::UndeleteNamespaceResponse> {
+        let (request, caller) = self.open(request)?;
+        unary(mutation(self.0.undelete_namespace(request, &caller).await, &caller))
+    }
+
+    async fn alter_namespace(
+        &self,
+        request: Request<admin::AlterNamespaceRequest>,
+    ) -> Answer<admin::AlterNamespaceResponse> {
+        let (request, caller) = self.open(request)?;
+        unary(mutation(self.0.alter_namespace(request, &caller).await, &caller))
+    }
+
     async fn list_namespaces(
         &self,
         request: Request<admin::ListNamespacesRequest>,

@@ -613,6 +613,128 @@ async fn a_deleted_namespace_is_unknown_at_every_node_and_nothing_of_it_is_left(
     cluster.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_namespace_that_can_be_taken_back_is_refused_by_name_and_loses_nothing() {
+    let cluster = three().await;
+    let put = |number: u64, name: &str, key: &str| v1::PutRequest {
+        mutation: mutation_of(number),
+        context: if name == "cart" { observed() } else { None },
+        ..plain(name, key)
+    };
+    for (number, name) in (1..).zip(["bank", "cart"]) {
+        cluster.kv(1).put(within(put(number, name, "k"))).await.unwrap();
+    }
+    for (number, name) in (100..).zip(["bank", "cart"]) {
+        let request = admin::ScheduleDeletionRequest {
+            name: name.into(),
+            grace_ms: None,
+            mutation: mutation_of(number),
+        };
+        let done = cluster.admin(2).schedule_deletion(within(request)).await.unwrap().into_inner();
+        let until = done.namespace.unwrap().deleted_until_ms;
+        for id in 1..=3 {
+            let known = async || {
+                let listed = cluster.admin(id).list_namespaces(within(admin::ListNamespacesRequest {})).await;
+                let all = listed.unwrap().into_inner().namespaces;
+                all.iter().any(|one| one.name == name && one.deleted_until_ms == until)
+            };
+            eventually("the deletion is known", known).await;
+            let refused = [
+                failed(cluster.kv(id).put(within(put(1_000 * id + number, name, "k"))).await),
+                failed(cluster.kv(id).get(within(get(name, "k"))).await),
+                failed(cluster.kv(id).get(within(get(name, "absent"))).await),
+            ];
+            for refused in refused {
+                assert_eq!(
+                    (refused.reason, refused.applied),
+                    (Reason::DeletionPending, Applied::No),
+                    "{refused}"
+                );
+                assert_eq!(refused.detail("deleted_until_ms"), until.map(|ms| ms.to_string()).as_deref());
+            }
+        }
+        let taken = admin::CreateNamespaceRequest {
+            name: name.into(),
+            mode: admin::Mode::Strong.into(),
+            mutation: mutation_of(number + 10),
+            ..Default::default()
+        };
+        assert_eq!(reason(cluster.admin(3).create_namespace(within(taken)).await), Reason::NamespaceExists);
+        let back = admin::UndeleteNamespaceRequest { name: name.into(), mutation: mutation_of(number + 20) };
+        cluster.admin(3).undelete_namespace(within(back)).await.unwrap();
+        for id in 1..=3 {
+            // One that has not heard yet refuses it still.
+            eventually("it is served again", async || {
+                match cluster.kv(id).get(within(get(name, "k"))).await {
+                    Ok(read) => {
+                        assert_eq!(read.into_inner().presence(), v1::Presence::Found, "{name} at n{id}");
+                        true
+                    }
+                    Err(status) => {
+                        let reason = kv_proto::failure_from_status(&status).reason;
+                        assert_eq!(reason, Reason::DeletionPending, "{name} at n{id}: {status}");
+                        false
+                    }
+                }
+            })
+            .await;
+        }
+        cluster.kv(1).put(within(put(number + 30, name, "more"))).await.unwrap();
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn altered_counts_are_those_that_reads_and_writes_wait_for() {
+    let mut cluster = three().await;
+    let put = |number: u64| v1::PutRequest {
+        mutation: mutation_of(number),
+        context: observed(),
+        ..plain("cart", "k")
+    };
+    cluster.kv(1).put(within(put(1))).await.unwrap();
+    let alter = |number: u64, r, w| admin::AlterNamespaceRequest {
+        name: "cart".into(),
+        r: Some(r),
+        w: Some(w),
+        mutation: mutation_of(number),
+    };
+    let altered = cluster.admin(2).alter_namespace(within(alter(2, 1, 3))).await.unwrap().into_inner();
+    assert_eq!(altered.namespace.map(|one| (one.n, one.r, one.w)), Some((3, 1, 3)));
+    for id in 1..=3 {
+        // Whether it has heard or not: it is served by the settings before or after.
+        cluster.kv(id).put(within(put(10 + id))).await.unwrap();
+        eventually("the settings are known", async || {
+            let listed = cluster.admin(id).list_namespaces(within(admin::ListNamespacesRequest {})).await;
+            listed.unwrap().into_inner().namespaces.iter().any(|one| (one.r, one.w) == (1, 3))
+        })
+        .await;
+    }
+    cluster.stop_node(3).await;
+    eventually("writes wait for three replicas", async || {
+        let written = cluster.kv(1).put(within(put(kv_env::Env::real().clock.wall_ms()))).await;
+        written.is_err_and(|status| {
+            let reason = kv_proto::failure_from_status(&status).reason;
+            matches!(reason, Reason::QuorumNotMet | Reason::PartialWrite)
+        })
+    })
+    .await;
+    let read = cluster.kv(1).get(within(get("cart", "k"))).await.unwrap().into_inner();
+    assert_eq!(read.presence(), v1::Presence::Found);
+    // The other way about, while a replica is away.
+    eventually("it is altered again", async || {
+        cluster.admin(2).alter_namespace(within(alter(3, 3, 1))).await.is_ok()
+    })
+    .await;
+    eventually("reads wait for three replicas", async || {
+        let read = cluster.kv(1).get(within(get("cart", "k"))).await;
+        read.is_err_and(|status| kv_proto::failure_from_status(&status).reason == Reason::QuorumNotMet)
+    })
+    .await;
+    cluster.kv(1).put(within(put(4))).await.unwrap();
+    cluster.stop().await;
+}
+
 /// The only write of a client.
 fn mutation_of(client: u64) -> Option<v1::Mutation> {
     Some(v1::Mutation {

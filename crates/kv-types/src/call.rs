@@ -308,6 +308,7 @@ mod tests {
             id: NamespaceId(1),
             name: NamespaceName::new(name).unwrap(),
             settings_version: 1,
+            deletion: None,
             guarantee: Guarantee::Eventual,
             placement,
         }

@@ -6,7 +6,9 @@ use std::fmt;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{ClusterId, Epoch, GroupId, Namespace, NamespaceId, NodeId, Placement, RingId, RingPartition};
+use crate::{
+    ClusterId, Deletion, Epoch, GroupId, Namespace, NamespaceId, NodeId, Placement, RingId, RingPartition,
+};
 
 /// A node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,8 +137,10 @@ impl FeatureLevel {
     pub const FIRST: Self = Self(1);
     /// Namespaces can be deleted.
     pub const DELETION: Self = Self(2);
+    /// Deletions have a grace in which they can be undone, and settings can be changed.
+    pub const GRACE: Self = Self(3);
     /// The highest one that this program supports.
-    pub const SUPPORTED: Self = Self::DELETION;
+    pub const SUPPORTED: Self = Self::GRACE;
 }
 
 impl fmt::Display for FeatureLevel {
@@ -175,6 +179,11 @@ impl Catalogue {
     /// The namespace of that name.
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.values().find(|ns| ns.name.as_str() == name)
+    }
+
+    /// The namespaces that are deleted and can be taken back.
+    pub fn marked(&self) -> impl Iterator<Item = (NamespaceId, Deletion)> {
+        self.namespaces.values().filter_map(|namespace| Some((namespace.id, namespace.deletion?)))
     }
 
     /// Whether this namespace was deleted: its id was given out here and it is not there any more. An id that
@@ -254,6 +263,7 @@ mod tests {
             id: NamespaceId(id),
             name: crate::NamespaceName::new(format!("n{id}")).unwrap(),
             settings_version: 1,
+            deletion: None,
             guarantee: crate::Guarantee::Eventual,
             placement,
         };

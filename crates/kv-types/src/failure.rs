@@ -121,7 +121,9 @@ reasons! {
     RequestExpired = "REQUEST_EXPIRED", Unknown;
     /// No such namespace.
     NamespaceUnknown = "NAMESPACE_UNKNOWN", No;
-    /// The namespace exists with other settings.
+    /// The namespace is deleted, and this can be undone until its grace is over.
+    DeletionPending = "DELETION_PENDING", No;
+    /// The namespace exists, or is not deleted and so cannot be taken back.
     NamespaceExists = "NAMESPACE_EXISTS", No;
     /// The name or the settings of a namespace do not hold together.
     NamespaceInvalid = "NAMESPACE_INVALID", No;

@@ -24,7 +24,8 @@ pub use ids::{
 pub use key::{Key, NamespaceName, Value};
 pub use latency::{Latency, LatencySummary};
 pub use namespace::{
-    Guarantee, Mode, Namespace, NamespaceSpec, Placement, ReplicaCount, Replication, majority,
+    Deletion, Guarantee, Mode, Namespace, NamespaceSpec, Placement, ReplicaCount, Replication,
+    deletion_grace, majority,
 };
 pub use receipt::{
     AvailableEvidence, Degradation, Evidence, ReadPath, Receipt, ReplicaReply, StrongEvidence,

@@ -11,12 +11,14 @@ pub const MAX_VALUE_BYTES: usize = 1 << 20;
 pub const MAX_NAMESPACE_NAME_BYTES: usize = 64;
 /// Namespaces in a cluster. They are metric labels, hence few.
 pub const MAX_NAMESPACES: usize = 1_000;
+/// How long a deletion of a namespace can be undone, unless said otherwise.
+pub const DELETION_GRACE: Duration = Duration::from_secs(24 * 3_600);
+/// The shortest such time that can be asked for.
+pub const MIN_DELETION_GRACE: Duration = Duration::from_secs(1);
+/// The longest one.
+pub const MAX_DELETION_GRACE: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// Longest encoded causal context that a client may hand in, bytes.
 pub const MAX_CONTEXT_BYTES: usize = 64 << 10;
-/// Ranges of the dots that a node clock has: each gap is a write that has not arrived.
-pub const MAX_CLOCK_RANGES: usize = 1 << 14;
-/// Ranges of a causal context between nodes: several node clocks with gaps in different places.
-pub const MAX_CONTEXT_RANGES: usize = 1 << 16;
 /// Concurrent values of one key; a client write that would exceed it is refused, a merge never is.
 pub const MAX_SIBLINGS: usize = 100;
 /// Longest error message and detail on the wire, bytes.
@@ -51,6 +53,8 @@ pub const MAX_CLOCK_SKEW: Duration = Duration::from_millis(500);
 const _: () = assert!(MAX_PUBLIC_MESSAGE_BYTES > MAX_VALUE_BYTES + MAX_KEY_BYTES + MAX_CONTEXT_BYTES);
 const _: () = assert!(MAX_PEER_MESSAGE_BYTES > MAX_PUBLIC_MESSAGE_BYTES);
 const _: () = assert!(RING_PARTITIONS.is_power_of_two());
+const _: () = assert!(MIN_DELETION_GRACE.as_secs() <= DELETION_GRACE.as_secs());
+const _: () = assert!(DELETION_GRACE.as_secs() <= MAX_DELETION_GRACE.as_secs());
 
 /// The version of the protocol of session streams.
 pub const STREAM_VERSION: u32 = 1;

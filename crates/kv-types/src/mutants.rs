@@ -112,6 +112,9 @@ mutants! {
     /// kv-raft: a write that comes behind the drop of its namespace is applied, so rows of a deleted
     /// namespace come back.
     PutAfterDrop = "put-after-drop", Node, "nothing is left of a deleted namespace";
+    /// kv-raft: the deletion that was due is done although it was undone meanwhile, so a namespace that was
+    /// taken back goes all the same.
+    DueIgnoresUndelete = "due-ignores-undelete", Node, "a namespace that was taken back stays";
     /// kv-dynamo: hints are forgotten instead of delivered.
     ForgetHint = "forget-hint", Node, "acknowledged writes survive";
     /// kv-dynamo: hints do not outlive the process that holds them.

@@ -2,8 +2,9 @@
 //! when the namespace is created, not discovered in production.
 
 use std::fmt;
+use std::time::Duration;
 
-use crate::limits::MAX_REPLICAS;
+use crate::limits::{DELETION_GRACE, MAX_DELETION_GRACE, MAX_REPLICAS, MIN_DELETION_GRACE};
 use crate::{Failure, GroupId, NamespaceId, NamespaceName, Reason, RingId};
 
 /// The side of CAP.
@@ -96,6 +97,16 @@ pub struct Replication {
 }
 
 impl Replication {
+    /// Whether R and W are numbers of replicas that there are: `NAMESPACE_INVALID`.
+    pub fn check_counts(&self) -> Result<(), Failure> {
+        let Self { n, r, w, .. } = *self;
+        if !(1..=n).contains(&r) || !(1..=n).contains(&w) {
+            let message = format!("R={r} and W={w} must each be 1 to N={n}");
+            return Err(Failure::new(Reason::NamespaceInvalid, message));
+        }
+        Ok(())
+    }
+
     /// Whether every read set meets every write set among the primaries. This is *not* linearizability.
     pub fn intersects(&self) -> bool {
         self.r + self.w > self.n && !self.sloppy
@@ -119,6 +130,15 @@ pub enum Placement {
     },
 }
 
+/// A deletion that can be undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deletion {
+    /// When the namespace goes for good, by the clocks of a majority, milliseconds since 1970.
+    pub due_ms: u64,
+    /// How long it was to be possible to take it back, milliseconds.
+    pub grace_ms: u64,
+}
+
 /// A namespace as catalogued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
@@ -126,8 +146,11 @@ pub struct Namespace {
     pub id: NamespaceId,
     /// Its name.
     pub name: NamespaceName,
-    /// Counts changes of settings, from 1.
+    /// Counts changes of settings, from 1; a deletion that can be undone, and its undoing, are changes too.
     pub settings_version: u64,
+    /// It is deleted; until it goes for good it serves nothing, keeps all that is stored, and can be taken
+    /// back.
+    pub deletion: Option<Deletion>,
     /// What it promises.
     pub guarantee: Guarantee,
     /// Where it lives; this also says its mode.
@@ -142,6 +165,34 @@ impl Namespace {
             Placement::Available { .. } => Mode::Available,
         }
     }
+
+    /// When it goes for good, of one that is deleted, milliseconds since 1970.
+    pub fn deletion_due_ms(&self) -> Option<u64> {
+        self.deletion.map(|deletion| deletion.due_ms)
+    }
+
+    /// Refuses one that is deleted, though that can be undone: `DELETION_PENDING`.
+    pub fn check_present(&self) -> Result<(), Failure> {
+        let Some(due_ms) = self.deletion_due_ms() else { return Ok(()) };
+        let message = format!(
+            "namespace `{}` is deleted; all that is stored is kept until the grace is over: undelete it to use it again",
+            self.name
+        );
+        Err(Failure::new(Reason::DeletionPending, message).with("deleted_until_ms", due_ms))
+    }
+}
+
+/// How long a deletion can be undone, of what was asked for: `NAMESPACE_INVALID` outside the bounds.
+pub fn deletion_grace(asked: Option<Duration>) -> Result<Duration, Failure> {
+    let grace = asked.unwrap_or(DELETION_GRACE);
+    if (MIN_DELETION_GRACE..=MAX_DELETION_GRACE).contains(&grace) {
+        return Ok(grace);
+    }
+    let (least, most) = (MIN_DELETION_GRACE.as_secs(), MAX_DELETION_GRACE.as_secs() / 3_600);
+    let message = format!(
+        "a grace of {grace:?} is out of range: {least} second to {most} hours; to delete at once needs none"
+    );
+    Err(Failure::new(Reason::NamespaceInvalid, message))
 }
 
 /// A request for a namespace, checked by [`NamespaceSpec::check`].
@@ -181,16 +232,14 @@ impl NamespaceSpec {
                 refuse(format!("a strong namespace promises linearizable, not {}", self.guarantee))
             }
             (Mode::Available, None) => refuse("an available namespace needs N, R and W".into()),
-            (Mode::Available, Some(Replication { n, r, w, .. })) => {
+            (Mode::Available, Some(replication @ Replication { n, r, w, .. })) => {
                 if n == 0 || n > MAX_REPLICAS || usize::from(n) > members {
                     return refuse(format!(
                         "N={n} is out of range: 1 to {} in a cluster of {members} nodes",
                         members.min(usize::from(MAX_REPLICAS))
                     ));
                 }
-                if !(1..=n).contains(&r) || !(1..=n).contains(&w) {
-                    return refuse(format!("R={r} and W={w} must each be 1 to N={n}"));
-                }
+                replication.check_counts()?;
                 if self.guarantee != Guarantee::Eventual {
                     return refuse(format!(
                         "N={n} R={r} W={w} cannot promise {}: leaderless quorums promise eventual (R+W>N is not linearizability)",
@@ -234,6 +283,19 @@ mod tests {
         let mut spec = available(3, 3, 3);
         spec.guarantee = Guarantee::Linearizable;
         assert!(spec.check(5).is_err());
+    }
+
+    #[test]
+    fn a_grace_has_bounds_and_a_default() {
+        assert_eq!(deletion_grace(None), Ok(DELETION_GRACE));
+        for within in [MIN_DELETION_GRACE, MAX_DELETION_GRACE] {
+            assert_eq!(deletion_grace(Some(within)), Ok(within));
+        }
+        let little = Duration::from_millis(1);
+        for beyond in [MIN_DELETION_GRACE - little, MAX_DELETION_GRACE + little, Duration::ZERO] {
+            let refused = deletion_grace(Some(beyond)).unwrap_err();
+            assert_eq!((refused.reason, refused.applied), (Reason::NamespaceInvalid, crate::Applied::No));
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ Examples:
   kvctl lab up                                   five nodes on this machine
   kvctl ns create bank --mode strong             linearizable, refuses in a minority
   kvctl ns create cart --mode available          answers in a minority, converges
-  kvctl ns delete cart --now                     with everything in it, for good
+  kvctl ns delete cart                           for a day it can be taken back: ns undelete
   kvctl put -n bank alice 100 ; kvctl get -n bank alice
   kvctl fault partition n1,n2 / n3,n4,n5 --for 20s
   kvctl cluster status --as-seen-by all",
@@ -295,8 +295,15 @@ pub(crate) enum Ns {
     Create(NsCreate),
     /// List namespaces
     List,
-    /// Delete a namespace and everything in it; there is no way back
+    /// Delete a namespace and everything in it, after a grace in which it can be taken back
     Delete(NsDelete),
+    /// Take a deleted namespace back, with everything in it
+    Undelete {
+        /// Its name
+        name: String,
+    },
+    /// Change what reads and writes of an available namespace wait for
+    Alter(NsAlter),
     /// Show one namespace
     Show {
         /// Its name
@@ -336,9 +343,32 @@ fn replicas() -> clap::builder::RangedI64ValueParser<u8> {
 pub(crate) struct NsDelete {
     /// Its name
     pub(crate) name: String,
-    /// At once, and for good: without it nothing is deleted
-    #[arg(long)]
+    /// At once, and for good: there is no way back
+    #[arg(long, conflicts_with = "grace")]
     pub(crate) now: bool,
+    /// How long it can be taken back: 1s to 30 days [default: 24h]
+    #[arg(long, value_parser = units::grace, value_name = "DURATION")]
+    pub(crate) grace: Option<Duration>,
+}
+
+/// Arguments of `ns alter`.
+#[derive(Debug, Args)]
+pub(crate) struct NsAlter {
+    /// Its name
+    pub(crate) name: String,
+    /// Answers per read, 1 to N
+    #[arg(long, value_name = "R", value_parser = replicas())]
+    pub(crate) r: Option<u8>,
+    /// Acknowledgements per write, 1 to N
+    #[arg(long, value_name = "W", value_parser = replicas())]
+    pub(crate) w: Option<u8>,
+    // What cannot change is read all the same, so that the refusal says so.
+    #[arg(long, hide = true)]
+    pub(crate) n: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) mode: Option<String>,
+    #[arg(long, hide = true)]
+    pub(crate) strict: bool,
 }
 
 /// Commands about the cluster.
@@ -707,6 +737,10 @@ mod tests {
             "kvctl ns create cart --mode available --n 3 --r 2 --w 2",
             "kvctl ns delete cart --now",
             "kvctl ns delete cart",
+            "kvctl ns delete cart --grace 1h",
+            "kvctl ns delete cart --grace 30days",
+            "kvctl ns undelete cart",
+            "kvctl ns alter cart --r 1 --w 3",
             "kvctl bench --mode available --keep --for 1s",
             "kvctl put -n bank alice 100",
             "kvctl put -n bank alice -1",
@@ -747,6 +781,10 @@ mod tests {
             "kvctl ns create cart --mode available --n 0",
             "kvctl ns create cart --mode available --r 0",
             "kvctl ns create cart --mode available --w 8",
+            "kvctl ns delete cart --now --grace 1h",
+            "kvctl ns delete cart --grace 500ms",
+            "kvctl ns delete cart --grace 31days",
+            "kvctl ns alter cart --r 0",
             "kvctl get -n cart k -0",
             "kvctl lab up --port-base 65500",
             "kvctl put -n bank --request-id 5f2c0000:41 alice 1",

@@ -14,6 +14,7 @@ use crate::cli::{Cluster, Ring};
 use crate::data;
 use crate::exit::Exit;
 use crate::latency;
+use crate::ns::deleted_until;
 use crate::output::{nodes, object, put_bytes, readable, table, time_of_day};
 use crate::problem::Problem;
 
@@ -142,12 +143,18 @@ impl View<'_> {
         self.status.epoch > 0
     }
 
+    /// The namespaces that are not deleted: those are not owed to anyone.
+    fn present(&self) -> impl Iterator<Item = (&String, &NamespaceInfo)> {
+        self.topology.namespaces.iter().filter(|(_, info)| info.namespace.deletion.is_none())
+    }
+
     /// What each namespace offers here.
     fn offers(&self) -> Vec<Offer> {
         let offer = |(name, info): (&String, &NamespaceInfo)| {
-            let (reads, writes, can_lose, why) = match info.namespace.placement {
-                Placement::Strong { group } => self.strong_offer(group),
-                Placement::Available { replication, .. } => self.available_offer(replication),
+            let (reads, writes, can_lose, why) = match (deleted_until(info), info.namespace.placement) {
+                (Some(until), _) => (false, false, 0, until),
+                (None, Placement::Strong { group }) => self.strong_offer(group),
+                (None, Placement::Available { replication, .. }) => self.available_offer(replication),
             };
             Offer { name: name.clone(), mode: info.namespace.mode(), reads, writes, can_lose, why }
         };
@@ -205,8 +212,7 @@ impl View<'_> {
         let serves = groups().next().is_some() && groups().all(|group| group.quorum && group.leader != 0);
         let out =
             |group: u32| groups().any(|known| known.group == group && !(known.quorum && known.leader != 0));
-        let namespaces = self.topology.namespaces.iter();
-        let unavailable = namespaces.filter_map(|(name, info)| match info.namespace.placement {
+        let unavailable = self.present().filter_map(|(name, info)| match info.namespace.placement {
             Placement::Strong { group } if out(group.0) => Some(name.clone()),
             _ => None,
         });
@@ -229,7 +235,7 @@ impl View<'_> {
 
     fn available(&self) -> Serving {
         let plans = || {
-            self.topology.namespaces.iter().filter_map(|(name, info)| match info.namespace.placement {
+            self.present().filter_map(|(name, info)| match info.namespace.placement {
                 Placement::Available { replication, .. } => Some((name, replication)),
                 Placement::Strong { .. } => None,
             })
@@ -602,6 +608,7 @@ mod tests {
                 id: NamespaceId(1),
                 name: NamespaceName::new(name).unwrap(),
                 settings_version: 1,
+                deletion: None,
                 guarantee: Guarantee::Eventual,
                 placement,
             },
@@ -626,6 +633,23 @@ mod tests {
             leaders: BTreeMap::new(),
             rings: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn what_is_deleted_for_a_while_is_said_and_not_missed() {
+        let mut topology = topology(Replication { n: 5, r: 5, w: 5, sloppy: false });
+        for info in topology.namespaces.values_mut() {
+            info.namespace.deletion =
+                Some(kv_types::Deletion { due_ms: 1_767_225_600_000, grace_ms: 60_000 });
+        }
+        let status = status(1, false, &[3, 4, 5]);
+        let view = View { topology: &topology, status: &status };
+        for offer in view.offers() {
+            assert_eq!((offer.reads, offer.writes), (false, false), "{}", offer.name);
+            assert_eq!(offer.why, "deleted; can be taken back until 2026-01-01T00:00:00Z");
+        }
+        assert!(view.available().unavailable.is_empty() && view.strong().unavailable.is_empty());
+        assert!(view.available().reads && view.available().writes);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::{ArgAction, Command, CommandFactory};
 use crate::cli::Cli;
 
 /// What each command looks like when it is typed. A test reads every line.
-const EXAMPLES: [(&str, &[&str]); 39] = [
+const EXAMPLES: [(&str, &[&str]); 41] = [
     (
         "get",
         &[
@@ -35,7 +35,9 @@ const EXAMPLES: [(&str, &[&str]); 39] = [
         &["kvctl ns create bank --mode strong", "kvctl ns create cart --mode available --n 3 --r 1 --w 2"],
     ),
     ("ns list", &["kvctl ns list", "kvctl ns list -o json"]),
-    ("ns delete", &["kvctl ns delete cart --now"]),
+    ("ns delete", &["kvctl ns delete cart", "kvctl ns delete cart --grace 1h", "kvctl ns delete cart --now"]),
+    ("ns undelete", &["kvctl ns undelete cart"]),
+    ("ns alter", &["kvctl ns alter cart --r 1 --w 3"]),
     ("ns show", &["kvctl ns show bank"]),
     ("cluster status", &["kvctl cluster status", "kvctl cluster status --as-seen-by all"]),
     ("cluster latency", &["kvctl cluster latency", "kvctl cluster latency n3"]),

@@ -85,6 +85,7 @@ impl Exit {
             | Reason::RequestExpired
             | Reason::NamespaceUnknown
             | Reason::NamespaceExists
+            | Reason::DeletionPending
             | Reason::StorageFailed
             | Reason::Internal => Self::Refused,
         }

@@ -41,6 +41,7 @@ available   Answers wherever max(R, W) nodes can be reached. N replicas per key;
 What a put to an available namespace supersedes:
             by default whatever the coordinating node has now; --causal FILE exactly what an earlier
             `get -o json` saw; --blind nothing.
+A delete removes by default what a read sees now; what comes meanwhile stays, as a concurrent value.
 
 R+W>N is not linearizability: sloppy quorums need not intersect, and concurrent writes have no order.
 Every answer carries a receipt with the evidence: -v shows it, -o json has all of it.";

@@ -6,11 +6,12 @@ use kv_types::{Mode, NamespaceName, NamespaceSpec, Placement, Replication, major
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::cli::{Ns, NsCreate, NsDelete};
+use crate::cli::{Ns, NsAlter, NsCreate, NsDelete};
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::output::table;
 use crate::problem::Problem;
+use crate::units::moment;
 
 /// Replicas per key unless said otherwise, where there are as many nodes.
 const DEFAULT_N: u8 = 3;
@@ -19,6 +20,8 @@ pub(crate) async fn run(app: &App, command: &Ns) -> Result<Exit, Problem> {
     match command {
         Ns::Create(args) => create(app, args).await,
         Ns::Delete(args) => delete(app, args).await,
+        Ns::Undelete { name } => undelete(app, name).await,
+        Ns::Alter(args) => alter(app, args).await,
         Ns::List => list(app).await,
         Ns::Show { name } => {
             let info = app.lookup(&app.client()?, name).await?;
@@ -44,7 +47,7 @@ fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
         .try_this("kvctl help consistency", "more about the choice"));
     };
     // A name that cannot be one is a slip of the command line, found without asking a node.
-    let name = NamespaceName::new(args.name.clone()).map_err(|failure| Problem::usage(failure.message))?;
+    let name = named(&args.name)?;
     match Mode::from(mode) {
         Mode::Strong => {
             let counts = [("--n", args.n.is_some()), ("--r", args.r.is_some()), ("--w", args.w.is_some())];
@@ -102,36 +105,91 @@ async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
     Ok(exit)
 }
 
-/// The name of the namespace to delete, once it is said that this is meant.
-fn doomed(args: &NsDelete, line: &Line) -> Result<NamespaceName, Problem> {
-    let name = NamespaceName::new(args.name.clone()).map_err(|failure| Problem::usage(failure.message))?;
-    if !args.now {
-        let message = format!(
-            "`{name}` would be deleted with everything in it, and there is no way back: add --now if that is meant"
-        );
-        return Err(Problem::usage(message)
-            .try_this(line.clone().flag("--now").to_string(), "deletes it for good")
-            .try_this(line.other(&["ns", "show"]).operand("name", name.as_str()).to_string(), "what it is"));
-    }
-    Ok(name)
+/// The name of a namespace as it was typed.
+fn named(name: &str) -> Result<NamespaceName, Problem> {
+    NamespaceName::new(name).map_err(|failure| Problem::usage(failure.message))
 }
 
 async fn delete(app: &App, args: &NsDelete) -> Result<Exit, Problem> {
-    let name = doomed(args, &app.line)?;
-    let answer = app.client()?.admin().delete_namespace(&name).await?;
+    let name = named(&args.name)?;
+    let client = app.client()?;
+    let admin = client.admin();
+    let answer = match args.now {
+        true => admin.delete_namespace(&name).await?,
+        false => admin.schedule_deletion(&name, args.grace).await?,
+    };
     let info = &answer.value;
     if app.out.is_json() {
         let mut line = info_json(info);
         if let Some(fields) = line.as_object_mut() {
             fields.insert("deleted".into(), true.into());
         }
-        app.out.json(&line)?;
-    } else {
-        let namespace = &info.namespace;
-        app.out.done(format!("deleted {name}   {}, was {}", namespace.mode(), namespace.id))?;
+        return Ok(app.out.acknowledged(app.out.json(&line)));
     }
-    app.out.note("what was stored of it is removed in the background");
-    Ok(Exit::Done)
+    let namespace = &info.namespace;
+    let exit = if args.now {
+        let said = app.out.done(format!("deleted {name}   {}, was {}", namespace.mode(), namespace.id));
+        app.out.note("what was stored of it is removed in the background");
+        app.out.acknowledged(said)
+    } else {
+        let said = app.out.done(format!("{name} is {}", deleted_until(info).unwrap_or_default()));
+        let undelete = app.line.other(&["ns", "undelete"]).without("namespace");
+        let undelete = undelete.operand("name", name.as_str());
+        app.out.note(format!("it serves nothing now, and is kept until then; to take it back: {undelete}"));
+        app.out.acknowledged(said)
+    };
+    Ok(exit)
+}
+
+async fn undelete(app: &App, name: &str) -> Result<Exit, Problem> {
+    let name = named(name)?;
+    let answer = app.client()?.admin().undelete_namespace(&name).await?;
+    Ok(changed(app, &answer.value, "taken back"))
+}
+
+/// What of a namespace is to be altered; what cannot be is refused by name.
+fn alteration(args: &NsAlter, line: &Line) -> Result<NamespaceName, Problem> {
+    let name = named(&args.name)?;
+    let fixed = [
+        (args.n.is_some(), "--n", "the number of replicas of a key is chosen when a namespace is made"),
+        (args.mode.is_some(), "--mode", "a namespace chooses its side of CAP when it is made, for good"),
+        (args.strict, "--strict", "whether fallbacks count is chosen when a namespace is made"),
+    ];
+    if let Some((_, option, why)) = fixed.into_iter().find(|(given, ..)| *given) {
+        let message = format!("{option} cannot be altered: {why}; R and W can be");
+        let help =
+            ["ns", "alter"].iter().fold(Line::new(&["help"]), |help, word| help.operand("topic", *word));
+        return Err(Problem::usage(message).try_this(help.to_string(), "what can be altered"));
+    }
+    if args.r.is_none() && args.w.is_none() {
+        let message = format!("what of `{name}` is to be altered? say --r, --w or both");
+        let show = line.other(&["ns", "show"]).operand("name", name.as_str());
+        return Err(Problem::usage(message).try_this(show.to_string(), "as it is now"));
+    }
+    Ok(name)
+}
+
+async fn alter(app: &App, args: &NsAlter) -> Result<Exit, Problem> {
+    let name = alteration(args, &app.line)?;
+    let answer = app.client()?.admin().alter_namespace(&name, args.r, args.w).await?;
+    Ok(changed(app, &answer.value, "altered"))
+}
+
+/// The namespace as it is after a change.
+fn changed(app: &App, info: &NamespaceInfo, how: &str) -> Exit {
+    let said = if app.out.is_json() {
+        app.out.json(&info_json(info))
+    } else {
+        app.out.done(format!("{how}: {}", describe(info)))
+    };
+    app.out.acknowledged(said)
+}
+
+/// What is said of a namespace that can be taken back.
+pub(crate) fn deleted_until(info: &NamespaceInfo) -> Option<String> {
+    info.namespace
+        .deletion_due_ms()
+        .map(|due_ms| format!("deleted; can be taken back until {}", moment(due_ms)))
 }
 
 async fn list(app: &App) -> Result<Exit, Problem> {
@@ -148,9 +206,10 @@ async fn list(app: &App) -> Result<Exit, Problem> {
     }
     let rows = namespaces.iter().map(|info| {
         let name = info.namespace.name.to_string();
-        vec![name, info.namespace.mode().to_string(), info.namespace.guarantee.to_string(), plan(info)]
+        let (mode, promises) = (info.namespace.mode().to_string(), info.namespace.guarantee.to_string());
+        vec![name, mode, promises, plan(info), deleted_until(info).unwrap_or_default()]
     });
-    app.out.line(table(&["namespace", "mode", "promises", "by"], rows))?;
+    app.out.line(table(&["namespace", "mode", "promises", "by", ""], rows))?;
     Ok(Exit::Done)
 }
 
@@ -164,7 +223,8 @@ fn show(app: &App, info: &NamespaceInfo) -> Result<(), Problem> {
         info.namespace.id,
         info.namespace.settings_version
     );
-    Ok(app.out.line(text)?)
+    let deleted = deleted_until(info).map(|until| format!("\n{until}")).unwrap_or_default();
+    Ok(app.out.line(text + &deleted)?)
 }
 
 /// The settings that implement the promise.
@@ -188,9 +248,13 @@ fn describe(info: &NamespaceInfo) -> String {
             )
         }
         Placement::Available { replication, .. } => {
-            let minority =
-                if replication.sloppy { "writes go on in a minority" } else { "writes need W primaries" };
-            format!("{name}   available   {}   siblings kept   reads may be stale; {minority}", plan(info))
+            let Replication { n, r, w, sloppy } = replication;
+            let cut = match (sloppy, r.max(w)) {
+                (true, 1) => "goes on where 1 node answers".to_owned(),
+                (true, nodes) => format!("goes on where {nodes} nodes answer"),
+                (false, _) => format!("writes need {w} of {n} replicas"),
+            };
+            format!("{name}   available   {}   siblings kept   reads may be stale; {cut}", plan(info))
         }
     }
 }
@@ -201,6 +265,7 @@ pub(crate) fn info_json(info: &NamespaceInfo) -> Value {
     let mut whole = json!({
         "namespace": namespace.name.as_str(), "id": namespace.id.0, "mode": namespace.mode().to_string(),
         "guarantee": namespace.guarantee.to_string(), "settings_version": namespace.settings_version,
+        "deleted_until_ms": namespace.deletion_due_ms(),
     });
     let settings = match namespace.placement {
         Placement::Strong { group } => json!({ "group": group.0, "voters": info.voters }),
@@ -239,22 +304,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_deleted_without_now() {
+    fn what_cannot_be_altered_is_said_by_name() {
         let asked = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Ns(Ns::Delete(args)) => doomed(&args, &typed(line)).map(|name| name.to_string()),
-            _ => panic!("not a deletion"),
+            Command::Ns(Ns::Alter(args)) => alteration(&args, &typed(line)).map(|name| name.to_string()),
+            _ => panic!("not an alteration"),
         };
-        assert_eq!(asked("kvctl ns delete bank --now").unwrap(), "bank");
-        let refused = asked("kvctl ns delete bank").unwrap_err();
-        assert_eq!(refused.exit, Exit::Usage);
-        assert!(refused.message.contains("add --now"), "{}", refused.message);
-        assert_eq!(refused.tries[0].0, "kvctl ns delete --now bank");
-        assert_eq!(
-            asked("kvctl -e h:1 ns delete bank").unwrap_err().tries[1].0,
-            "kvctl -e h:1 ns show bank",
-            "of the same cluster"
-        );
-        assert_eq!(asked("kvctl ns delete Bank --now").unwrap_err().exit, Exit::Usage);
+        assert_eq!(asked("kvctl ns alter cart --r 1").unwrap(), "cart");
+        for (fixed, says) in [
+            ("--n 5", "--n cannot be altered"),
+            ("--mode strong", "--mode cannot be altered"),
+            ("--strict", "--strict cannot be altered"),
+        ] {
+            let refused = asked(&format!("kvctl ns alter cart --r 1 {fixed}")).unwrap_err();
+            assert_eq!(refused.exit, Exit::Usage);
+            assert!(refused.message.contains(says), "{}", refused.message);
+            assert_eq!(refused.tries[0].0, "kvctl help ns alter");
+        }
+        let refused = asked("kvctl -e h:1 ns alter cart").unwrap_err();
+        assert_eq!((refused.exit, refused.tries[0].0.as_str()), (Exit::Usage, "kvctl -e h:1 ns show cart"));
+        assert_eq!(asked("kvctl ns alter Cart --r 1").unwrap_err().exit, Exit::Usage);
     }
 
     #[test]

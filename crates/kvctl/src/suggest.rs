@@ -6,6 +6,7 @@ use std::time::Duration;
 use kv_client::{Client, ClientOptions, Topology};
 use kv_lab::control::{self, Reply, Request};
 use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason};
+use tokio::time::timeout;
 
 use crate::app::App;
 use crate::cluster::views;
@@ -13,6 +14,7 @@ use crate::config::Context;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::problem::Problem;
+use crate::units::moment;
 
 /// Time for finding a node that would do better.
 const PROBE: Duration = Duration::from_millis(400);
@@ -51,13 +53,20 @@ async fn after_unknown(app: &App, failure: &Failure) -> Tries {
     let Some(key) = line.get("key") else {
         let look = match line.command().first() {
             // A benchmark makes a namespace of its own.
-            Some(&"ns" | &"bench") => admin(line, &["ns", "list"]),
+            Some(&"ns" | &"bench") => {
+                let list = admin(line, &["ns", "list"]);
+                // A node that was cut off lists what it knew before.
+                match timeout(PROBE, better_node(app, Some(GroupId::CATALOGUE))).await.ok().flatten() {
+                    Some(Better { address, .. }) => list.at(&address, None),
+                    None => wider(app).iter().fold(list, |list, name| list.in_context(name)),
+                }
+            }
             _ => admin(line, &["cluster", "status"]),
         };
         return tries([(&look, "read, then decide: it may have been done, or may still be")]);
     };
     let mut get = line.other(&["get"]).operand("key", key);
-    let better = tokio::time::timeout(PROBE, better_node(app)).await.ok().flatten();
+    let better = timeout(PROBE, better_node(app, None)).await.ok().flatten();
     let mut again = line.clone();
     let namespace = app.namespace().ok();
     if let Some(Better { address, .. }) = &better {
@@ -88,7 +97,7 @@ fn may_be_sent_again(failure: &Failure) -> bool {
 
 async fn without_quorum(app: &App) -> Tries {
     let status = admin(&app.line, &["cluster", "status"]).with("--as-seen-by", "all");
-    match tokio::time::timeout(PROBE, better_node(app)).await.ok().flatten() {
+    match timeout(PROBE, better_node(app, None)).await.ok().flatten() {
         Some(Better { node, address }) => tries([
             (
                 &app.line.clone().at(&address, app.namespace().ok().as_deref()),
@@ -111,7 +120,14 @@ fn after(app: &App, failure: &Failure) -> Tries {
         Reason::QuorumNotMet | Reason::LimitHints | Reason::LimitStorage | Reason::StorageFailed => {
             tries([(&admin(line, &["cluster", "status"]), "which nodes are out of reach, or full")])
         }
+        // A level is raised once, and every member has to say that it can.
+        Reason::NotReady if failure.detail("level").is_some() => tries([(
+            &admin(line, &["cluster", "status"]),
+            "which nodes are out of reach: for the first time each has to be up",
+        )]),
         Reason::NamespaceUnknown => unknown_namespace(app),
+        Reason::DeletionPending => deleted(app, failure),
+        Reason::NamespaceExists if failure.detail("deleted_until_ms").is_some() => deleted(app, failure),
         Reason::NamespaceExists => {
             let named = line.get("name").unwrap_or_default();
             tries([(&admin(line, &["ns", "show"]).operand("name", named), "what it is")])
@@ -204,11 +220,33 @@ async fn unanswered(app: &App) -> Tries {
     found
 }
 
+/// A namespace that can be taken back.
+fn deleted(app: &App, failure: &Failure) -> Tries {
+    let line = &app.line;
+    let Some(name) = line.get("name").map(str::to_owned).or_else(|| app.namespace().ok()) else {
+        return Tries::new();
+    };
+    let until = failure.detail("deleted_until_ms").and_then(|ms| ms.parse().ok()).map(moment);
+    let back = match until {
+        Some(until) => format!("takes it back, with everything in it, until {until}"),
+        None => "takes it back, with everything in it".to_owned(),
+    };
+    let undelete = admin(line, &["ns", "undelete"]).operand("name", &name);
+    let mut found = tries([(&undelete, &back)]);
+    // Where the name is wanted, or the namespace is to go.
+    if matches!(line.command().as_slice(), ["ns", "create" | "delete"]) {
+        let delete = admin(line, &["ns", "delete"]).flag("--now").operand("name", &name);
+        found.extend(tries([(&delete, "deletes it at once, and for good")]));
+    }
+    found
+}
+
 fn unknown_namespace(app: &App) -> Tries {
     let line = &app.line;
     let mut found = tries([(&admin(line, &["ns", "list"]), "which there are")]);
     let name = line.get("name").map(str::to_owned).or_else(|| app.namespace().ok());
-    if let Some(name) = name.filter(|_| line.command() != ["ns", "delete"]) {
+    let changes = matches!(line.command().as_slice(), ["ns", "delete" | "undelete" | "alter"]);
+    if let Some(name) = name.filter(|_| !changes) {
         let create = |mode: Mode| {
             let create = admin(line, &["ns", "create"]);
             create.with("--mode", mode).operand("name", &name)
@@ -227,18 +265,18 @@ struct Better {
     address: String,
 }
 
-/// The node that leads the namespace's group by the latest term and has a quorum, or one that follows it.
-/// Never the one that was asked alone, whatever it says of itself. None for an available namespace: there
-/// every node that can be reached may know.
-async fn better_node(app: &App) -> Option<Better> {
+/// The node that leads this group, or that of the namespace, by the latest term and has a quorum, or one that
+/// follows it. Never the one that was asked alone, whatever it says of itself. None for an available
+/// namespace: there every node that can be reached may know.
+async fn better_node(app: &App, group: Option<GroupId>) -> Option<Better> {
     let target = app.target().ok()?;
     let client = Client::connect(ClientOptions { read_timeout: PROBE / 2, ..app.options().ok()? }).ok()?;
     let topology: Topology = client.admin().topology().await.ok()?;
     let namespace = app.namespace().ok().and_then(|name| topology.namespaces.get(&name));
-    let group = match namespace.map(|info| info.namespace.placement) {
-        Some(Placement::Strong { group }) => group,
-        Some(Placement::Available { .. }) => return None,
-        None => GroupId::FIRST_DATA,
+    let group = match (group, namespace.map(|info| info.namespace.placement)) {
+        (Some(group), _) | (None, Some(Placement::Strong { group })) => group,
+        (None, Some(Placement::Available { .. })) => return None,
+        (None, None) => GroupId::FIRST_DATA,
     };
     let views = views(&client, &topology).await;
     let served = views.iter().filter_map(|(node, view)| {

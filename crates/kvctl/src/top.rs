@@ -161,6 +161,7 @@ impl Looker {
         let names: Vec<(String, Mode)> = topology
             .namespaces
             .iter()
+            .filter(|(_, info)| info.namespace.deletion.is_none())
             .take(NAMESPACES)
             .map(|(name, info)| (name.clone(), info.namespace.mode()))
             .collect();

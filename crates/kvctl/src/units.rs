@@ -20,6 +20,23 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// How long a deletion can be undone: `1h`, `7days`.
+pub(crate) fn grace(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(grace) => kv_types::deletion_grace(Some(grace)).map_err(|failure| failure.message),
+        // It says what a duration looks like.
+        Err(_) => duration(text),
+    }
+}
+
+/// A moment that is given in milliseconds since 1970, in UTC.
+pub(crate) fn moment(ms: u64) -> String {
+    /// The last one that has four digits of a year.
+    const LAST_MS: u64 = 253_402_300_799_000;
+    let since = Duration::from_millis(ms.min(LAST_MS));
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
 /// `100B`, `4KiB`, `1MiB`, `1MB`.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -62,6 +79,22 @@ pub(crate) fn replica_count(text: &str) -> Result<ReplicaCount, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn graces_are_durations_within_their_bounds() {
+        assert_eq!(grace("1s"), Ok(Duration::from_secs(1)));
+        assert_eq!(grace("30days"), Ok(Duration::from_secs(30 * 24 * 3_600)));
+        for (beyond, says) in [("999ms", "out of range"), ("31days", "out of range"), ("5", "needs a unit")] {
+            let refused = grace(beyond).unwrap_err();
+            assert!(refused.contains(says), "{beyond}: {refused}");
+        }
+    }
+
+    #[test]
+    fn moments_are_said_in_utc() {
+        assert_eq!(moment(1_767_225_600_123), "2026-01-01T00:00:00Z");
+        assert_eq!(moment(u64::MAX), "9999-12-31T23:59:59Z");
+    }
 
     #[test]
     fn rates_are_numbers_of_operations() {

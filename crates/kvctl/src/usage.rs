@@ -10,7 +10,7 @@ use crate::output::{Color, Format, Output};
 use crate::problem::Problem;
 
 /// What other tools call what kvctl calls otherwise, or does not have.
-const OTHER_WORDS: [(&str, &str, &str); 12] = [
+const OTHER_WORDS: [(&str, &str, &str); 15] = [
     ("list", "kvctl ns list", "the namespaces"),
     ("namespaces", "kvctl ns list", "the namespaces"),
     ("create", "kvctl help ns create", "creates a namespace"),
@@ -21,11 +21,14 @@ const OTHER_WORDS: [(&str, &str, &str); 12] = [
     ("partition", "kvctl help fault partition", "cuts the network of a lab"),
     ("up", "kvctl lab up", "starts five nodes on this machine"),
     ("down", "kvctl lab down", "stops them"),
+    ("stop", "kvctl lab down", "stops the nodes of a lab"),
+    ("drop", "kvctl help ns delete", "deletes a namespace"),
+    ("restore", "kvctl help ns undelete", "takes a deleted namespace back; there is no backup of keys yet"),
     ("demo", "kvctl lab demo", "what each mode does in a network partition"),
     ("use", "kvctl ctx list", "the contexts"),
 ];
 /// What there is not.
-const NOT_THERE: [&str; 8] = ["scan", "range", "keys", "watch", "txn", "incr", "backup", "restore"];
+const NOT_THERE: [&str; 7] = ["scan", "range", "keys", "watch", "txn", "incr", "backup"];
 
 /// Says what is wrong; help and version are said on standard output and are no error.
 pub(crate) fn refuse(error: clap::Error) -> ExitCode {

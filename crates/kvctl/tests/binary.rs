@@ -70,12 +70,11 @@ fn a_namespace_without_a_mode_is_an_error_that_explains_the_choice() {
 }
 
 #[test]
-fn a_deletion_that_does_not_say_now_is_an_error_that_says_how() {
-    let output = Home::new().run("ns delete x");
+fn what_cannot_be_altered_is_an_error_that_says_so() {
+    let output = Home::new().run("ns alter x --n 5");
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
-    for part in ["error: `x` would be deleted", "no way back", "add --now", "  try: kvctl ns delete --now x"]
-    {
+    for part in ["error: --n cannot be altered", "R and W can be", "  try: kvctl help ns alter"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(output.stdout.is_empty());
@@ -128,6 +127,9 @@ fn usage_errors_exit_2_and_help_exits_0() {
         "bench -n b --for 10",
         "bench -n b --mode strong",
         "ns delete",
+        "ns delete x --grace 1ms",
+        "ns delete x --grace 1h --now",
+        "ns alter x",
         "-c nowhere -n b get k",
         "-c nowhere lab status",
         "-c nowhere lab down",

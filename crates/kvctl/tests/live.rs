@@ -230,13 +230,23 @@ fn what_the_readme_says_is_what_happens() {
     assert!(interrupted.success());
     assert_eq!(long.wait().unwrap().code(), Some(130));
     assert!(!lab.ok("ns list").contains("bench-"));
-    lab.ends("ns delete cart", 2);
+    deletions_can_be_undone(&lab);
     assert!(lab.ok("ns delete cart --now").contains("deleted cart"));
     lab.ends("ns delete cart --now", 5);
+    lab.ends("ns undelete cart", 5);
     lab.ends("get -n cart user:42", 5);
     assert!(!lab.ok("ns list").contains("cart"));
     lab.ok("ns create cart --mode available");
     lab.ends("get -n cart user:42", 1);
+    assert!(lab.ok("ns alter cart --r 1 --w 3").contains("N=3 R=1 W=3"));
+    assert!(lab.ok("ns show cart").contains("settings version 2"));
+    lab.ends("ns alter cart --w 4", 2);
+    assert!(lab.ends("ns alter bank --r 1", 5).err.contains("MODE_MISMATCH"));
+    // When its grace is over it is gone.
+    lab.ok("ns delete cart --grace 1s");
+    within(began, || (!lab.ok("ns list").contains("cart")).then_some(()));
+    lab.ends("ns undelete cart", 5);
+    lab.ok("ns create cart --mode available");
     assert!(lab.ok("lab kill n5").contains("n5 was killed"));
     assert!(lab.ok("lab kill n5").contains("n5 did not run"));
     assert!(lab.ok("lab status").contains("down"));
@@ -253,6 +263,35 @@ fn what_the_readme_says_is_what_happens() {
     lab.ok("lab up");
     assert_eq!(lab.ok("get -n bank alice"), "7");
     lab.ends(&format!("lab up --nodes 3 --port-base {PORT_BASE}"), 2);
+}
+
+/// A namespace that was deleted is said to be, and what each refusal advises takes it back.
+fn deletions_can_be_undone(lab: &Lab) {
+    let before = lab.ok("get -n cart user:42");
+    let deleted = lab.ok("ns delete cart --grace 1h");
+    assert!(deleted.contains("cart is deleted; can be taken back until 2"), "{deleted}");
+    assert!(lab.ok("ns list").contains("deleted; can be taken back until 2"));
+    assert!(lab.ok("ns show cart").contains("deleted; can be taken back until 2"));
+    assert!(lab.ok("cluster status").contains("deleted; can be taken back until 2"));
+    let shown: serde_json::Value = serde_json::from_str(&lab.ok("ns show cart -o json")).unwrap();
+    assert!(shown["deleted_until_ms"].is_u64(), "{shown}");
+    for refused in [
+        "get -n cart user:42",
+        "put -n cart user:42 x",
+        "ns alter cart --r 1",
+        "ns delete cart",
+        "ns create cart --mode strong",
+    ] {
+        let said = lab.ends(refused, 5);
+        assert!(said.err.contains("applied: no"), "{}", said.err);
+        let advised = lab.advice(&said.err).unwrap();
+        assert_eq!(advised, "ns undelete cart", "{refused}");
+    }
+    assert!(lab.ends("ns delete cart", 5).err.contains("kvctl ns delete --now cart"));
+    lab.ok("ns undelete cart");
+    assert_eq!(lab.ok("get -n cart user:42"), before);
+    lab.ends("ns undelete cart", 5);
+    lab.ok("ns delete cart");
 }
 
 /// The report says how to do by hand what the demo does: each line runs as it stands.

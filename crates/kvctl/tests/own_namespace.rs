@@ -95,6 +95,27 @@ impl AdminService for Fake {
         }))
     }
 
+    async fn schedule_deletion(
+        &self,
+        _: Request<admin::ScheduleDeletionRequest>,
+    ) -> Result<Response<admin::ScheduleDeletionResponse>, Status> {
+        unused()
+    }
+
+    async fn undelete_namespace(
+        &self,
+        _: Request<admin::UndeleteNamespaceRequest>,
+    ) -> Result<Response<admin::UndeleteNamespaceResponse>, Status> {
+        unused()
+    }
+
+    async fn alter_namespace(
+        &self,
+        _: Request<admin::AlterNamespaceRequest>,
+    ) -> Result<Response<admin::AlterNamespaceResponse>, Status> {
+        unused()
+    }
+
     async fn list_namespaces(
         &self,
         _: Request<admin::ListNamespacesRequest>,

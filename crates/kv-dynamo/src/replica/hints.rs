@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kv_storage::{Batch, Position};
 use kv_types::causal::{Dot, State, Write};
-use kv_types::{Failure, NodeId, RequestId};
+use kv_types::{Failure, NodeId, Reason, RequestId};
 use tokio::time::Instant;
 
 use super::copy::{Copy, Known, raw};
@@ -198,17 +198,31 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Vec<Due>, Failure> {
         let prefix = target.0.to_be_bytes();
-        let (from, to) = (after.map_or_else(|| prefix.to_vec(), |row| key_after(row)), prefix_end(&prefix));
-        let read = self.storage.read_range(HINTS, &from, to.as_deref(), limit, limits::SCAN_BYTES);
-        let due = in_time(deadline, read).await?.rows.into_iter().filter_map(|(key, row)| {
-            let (_, place, _) = Place::of_hint_key(&key)?;
-            Some(Due { row: key, place, value: row.value })
-        });
-        Ok(due.collect())
+        let (mut from, to) =
+            (after.map_or_else(|| prefix.to_vec(), |row| key_after(row)), prefix_end(&prefix));
+        loop {
+            let read = self.storage.read_range(HINTS, &from, to.as_deref(), limit, limits::SCAN_BYTES);
+            let chunk = in_time(deadline, read).await?;
+            let last = chunk.rows.last().map(|(key, _)| key_after(key));
+            let due = chunk.rows.into_iter().filter_map(|(key, row)| {
+                let (_, place, _) = Place::of_hint_key(&key)?;
+                Some(Due { row: key, place, value: row.value })
+            });
+            let due: Vec<Due> = due.collect();
+            match last {
+                // Rows whose keys cannot be read hold up none behind them.
+                Some(last) if chunk.more && due.is_empty() => from = last,
+                _ => return Ok(due),
+            }
+        }
     }
 
     /// What a hint has to say now, with what must be durable first: a note sends the record as it is at this
-    /// moment, filled; a hint says what it says.
+    /// moment.
+    ///
+    /// Errors: `NOT_READY` while the record here lacks a write that the hint names, as after the loss of a
+    /// tier. The target would take its request for one that it has, and forget about the write; so the hint
+    /// stays until the record has the write again.
     pub(crate) async fn message_of(
         &self,
         due: &Due,
@@ -217,14 +231,23 @@ impl Replica {
         let hint = Hint::decode(due.value.clone()).ok_or_else(|| corrupt("the hints"))?;
         // What has left the memtable is durable.
         let row = self.storage.recent(HINTS, &due.row).flatten();
-        let position = row.map_or(Position::DURABLE, |row| row.position);
-        if !hint.note {
-            return Ok((hint.state, position));
+        let mut position = row.map_or(Position::DURABLE, |row| row.position);
+        let mut state = hint.state;
+        let named: Vec<Dot> = state.writes.keys().copied().collect();
+        // A row that gathered notes beside hints is a hint, and its notes have no record yet.
+        if hint.note || !state.covers_its_writes() {
+            let copy = self.read(&due.place, deadline).await?;
+            state.merge(&copy.state);
+            position = position.max(copy.position);
         }
-        // Filled, and with the writes that its row carries.
-        let mut copy = self.read(&due.place, deadline).await?;
-        copy.state.merge(&hint.state);
-        Ok((copy.state, copy.position.max(position)))
+        let record = &state.record;
+        if !named.iter().all(|dot| record.context.covers(*dot)) {
+            let message =
+                "the record here lacks a write that the hint names: the hint stays until it is back";
+            return Err(Failure::new(Reason::NotReady, message));
+        }
+        state.writes.retain(|dot, _| record.context.covers(*dot));
+        Ok((state, position))
     }
 
     /// Forgets a hint that its target has fsynced, unless it has grown since it was sent.

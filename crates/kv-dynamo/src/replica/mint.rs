@@ -1,32 +1,23 @@
 //! A client's write at the node that coordinates it: what it supersedes, its dot, and the one batch in which
 //! value, dot, clock and request are committed; or the proof that it was taken before.
 
-use std::collections::BTreeMap;
-
 use bytes::{BufMut, BytesMut};
-use kv_types::causal::primary;
-use kv_types::causal::{Dot, Hlc, Seen, Sibling, State, Write};
+use kv_types::causal::{Context, Dot, Hlc, Minter, RECENT_WRITES, Sibling, State, Write};
 use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
-use kv_types::{Failure, NodeId, Reason};
+use kv_types::{Failure, Reason};
 use tokio::time::Instant;
 
 use super::copy::{Copy, Known, raw};
-use super::held::Growth;
 use super::rows::{Rows, Stop, lock};
 use super::{Minted, Order, Partition, Replica, Role, Supersedes};
 use crate::layout::{Hint, Place};
 use crate::limits;
 
-/// A write under its new dot.
-struct New<'a> {
-    supersedes: &'a Seen,
-    dot: Dot,
-    write: Write,
-    sibling: Option<Sibling>,
-}
-
 impl Replica {
     /// Takes a client's write: mints its dot and logs it, or finds that it was taken before.
+    ///
+    /// A refusal has changed nothing, a refusal by storage included. So a first attempt that was not taken
+    /// here before is not applied, whatever refused it; of a resend the reason decides.
     pub(crate) async fn mint(
         &self,
         place: &Place,
@@ -34,15 +25,22 @@ impl Replica {
         order: &Order,
         deadline: Instant,
     ) -> Result<Minted, Failure> {
-        let minted = self
-            .run(place.slice, deadline, |partition, rows| self.mint_now(place, role, order, partition, rows));
-        let minted = minted.await?;
+        let mut known = false;
+        let minted = self.run(place.slice, deadline, |partition, rows| {
+            self.mint_now(place, role, order, partition, rows, &mut known)
+        });
+        let minted = minted.await;
+        let minted = minted.map_err(|failure| match known || order.is_resent() {
+            true => failure,
+            false => failure.not_applied(),
+        })?;
         if matches!(role, Role::Fallback(_)) {
             self.hinted.notify_one();
         }
         Ok(minted)
     }
 
+    /// `known` becomes true when the request was taken before.
     fn mint_now(
         &self,
         place: &Place,
@@ -50,19 +48,17 @@ impl Replica {
         order: &Order,
         partition: &mut Partition,
         rows: &mut Rows<'_>,
+        known: &mut bool,
     ) -> Result<Minted, Stop> {
         let request = order.mutation.request_id;
         let deleted = self.refuse_deleted(place.namespace);
         // It may have been taken before the deletion, and its traces went with the namespace.
         deleted.map_err(|failure| if order.is_resent() { failure.after_sending() } else { failure })?;
         let mut hints = Known::new();
-        let mut stored = None;
         let before = match role {
             Role::Primary => {
                 self.expect(place, [request], partition, rows)?;
-                let row = self.stored(place, rows)?;
-                stored = row.as_ref().map(|(state, _)| state.clone());
-                partition.copy(place, row)
+                self.load(place, rows)?
             }
             Role::Fallback(targets) => {
                 hints = self.known_hints(place, targets, rows)?;
@@ -70,6 +66,7 @@ impl Replica {
             }
         };
         if let Some(mut minted) = self.taken_before(place, role, order, &before, rows)? {
+            *known = true;
             if let Role::Fallback(targets) = role {
                 // The request is here already: a refusal now cannot promise that it will not be applied.
                 let completed = self.complete_hints(place, &hints, targets, request, &minted, rows);
@@ -79,90 +76,73 @@ impl Replica {
         }
         self.refuse_put_back()?;
         self.admit(partition, role, order)?;
-        let supersedes = self.superseded(order, &before, partition)?;
+        let supersedes = self.superseded(role, order, &before, partition)?;
         let dot = Dot { incarnation: self.incarnation, counter: partition.counter + 1 };
         let stamp = self.stamp(&before.state);
         let sibling = order.value.clone().map(|value| Sibling { stamp, request, value });
+        let minter = if matches!(role, Role::Primary) { Minter::Primary } else { Minter::Fallback };
+        let mut state = before.state;
+        state.record.update(&supersedes, dot, sibling, minter);
         let write = Write { request, issued_at_ms: order.mutation.issued_at_ms, body: order.body };
-        let new = New { supersedes: &supersedes, dot, write, sibling };
+        state.writes.insert(dot, write);
+        self.check_size(&state, order)?;
         let mut next = Partition { counter: dot.counter, ..partition.clone() };
-        let (state, growth) = match role {
+        let mut growth = Vec::new();
+        let mut record = None;
+        match role {
             Role::Primary => {
-                let filled = before.state;
-                let state =
-                    self.mint_as_primary(place, order, new, (stored.as_ref(), filled), &mut next, rows)?;
-                (state, Vec::new())
+                record = Some(self.stage(place, &mut state, &[(dot, write)], &mut next, rows)?.record);
             }
             Role::Fallback(targets) => {
-                self.mint_as_fallback(place, order, new, before.state, (targets, &hints), rows)?
+                state.trim_writes(RECENT_WRITES);
+                let hint = Hint { counted: true, note: false, state: state.clone() };
+                growth = self.stage_hints(place, targets, &hint, &hints, rows)?;
             }
-        };
+        }
         rows.small_put(place.slice.counter_key(), self.counter_mark(dot.counter));
         let position = rows.commit(false)?;
         lock(&self.held).grow(&growth);
-        if matches!(role, Role::Primary) {
-            next.changed = position;
-        }
         *partition = next;
         tracing::debug!(%place, %dot, %request, ?role, "minted");
-        Ok(Minted { state, covered: covered(supersedes, [dot], write), position, deduplicated: false })
-    }
-
-    /// The state that the others have to merge: filled.
-    fn mint_as_primary(
-        &self,
-        place: &Place,
-        order: &Order,
-        New { supersedes, dot, write, sibling }: New<'_>,
-        (stored, filled): (Option<&State>, State),
-        next: &mut Partition,
-        rows: &mut Rows<'_>,
-    ) -> Result<State, Stop> {
-        let mut clock = next.clock.clone();
-        let change = self.with_known(place, rows, |known| {
-            primary::write(Some(filled), supersedes, (dot, write), sibling, &mut clock, known)
-        })?;
-        self.refuse_gaps(&change, next)?;
-        next.clock = clock;
-        self.check_size(&change.state, order)?;
-        self.stage(place, stored, &change, next, rows)?;
-        Ok(change.state)
-    }
-
-    /// The state that the others have to merge, raw, and by how much the hints grow.
-    fn mint_as_fallback(
-        &self,
-        place: &Place,
-        order: &Order,
-        New { supersedes, dot, write, sibling }: New<'_>,
-        mut state: State,
-        (targets, hints): (&[NodeId], &Known),
-        rows: &mut Rows<'_>,
-    ) -> Result<(State, Vec<Growth>), Stop> {
-        state.update(supersedes, dot, write, sibling);
-        state.bury_twins(|_| Vec::new());
-        self.check_size(&state, order)?;
-        carry_some(&mut state, supersedes, (dot, write));
-        let hint = Hint { counted: true, note: false, state: state.clone() };
-        let growth = self.stage_hints(place, targets, &hint, hints, rows)?;
-        Ok((state, growth))
+        let mut covered = supersedes;
+        covered.insert(dot);
+        Ok(Minted { state, record, covered, position, deduplicated: false })
     }
 
     /// What a write supersedes here.
-    fn superseded(&self, order: &Order, before: &Copy, partition: &Partition) -> Result<Seen, Failure> {
+    ///
+    /// Errors: `BAD_CONTEXT` for a context that this node knows to be wrong. A delete is not acknowledged
+    /// where it would delete nothing: `RESULT_UNKNOWN` for one that is sent again, `QUORUM_NOT_MET` where
+    /// this node stands in for the primaries and holds nothing of the key.
+    fn superseded(
+        &self,
+        role: Role<'_>,
+        order: &Order,
+        before: &Copy,
+        partition: &Partition,
+    ) -> Result<Context, Failure> {
+        let deletes = order.value.is_none();
         match &order.supersedes {
-            Supersedes::Seen(seen) if seen.context.highest(self.incarnation) > partition.counter => {
+            Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
                 let message = "the causal context names writes that were never made";
                 Err(Failure::new(Reason::BadContext, message))
             }
-            Supersedes::Seen(seen) => Ok(seen.clone()),
+            Supersedes::Seen(context) => Ok(context.clone()),
             // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is
             // observed now is not what the client meant, and may be what superseded it.
             Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
-                Ok(Seen::default())
+                if deletes {
+                    let message = "this node cannot tell whether the delete was taken before, and what it meant to delete: read, then decide";
+                    return Err(Failure::new(Reason::ResultUnknown, message));
+                }
+                Ok(Context::new())
             }
-            Supersedes::Observed => Ok(before.state.seen()),
-            Supersedes::Nothing => Ok(Seen::default()),
+            // A put goes on: its value is kept beside what the primaries have.
+            Supersedes::Observed if deletes && matches!(role, Role::Fallback(_)) && !before.known => {
+                Err(nothing_to_delete())
+            }
+            Supersedes::Observed => Ok(before.state.record.context.clone()),
+            Supersedes::Nothing => Ok(Context::new()),
         }
     }
 
@@ -208,13 +188,13 @@ impl Replica {
         }
         // As the first answer said it. What the client states that it has seen is superseded by this write
         // wherever it was minted; what a replica observed then is not known any more.
-        let supersedes = match &order.supersedes {
-            Supersedes::Seen(seen) => seen.clone(),
-            _ => Seen::default(),
+        let mut covered = match &order.supersedes {
+            Supersedes::Seen(context) => context.clone(),
+            _ => Context::new(),
         };
-        let write = Write { request, issued_at_ms: order.mutation.issued_at_ms, body: order.body };
-        let covered = covered(supersedes, dots, write);
-        Ok(Some(Minted { state: before.state.clone(), covered, position, deduplicated: true }))
+        dots.into_iter().for_each(|dot| covered.insert(dot));
+        let state = before.state.clone();
+        Ok(Some(Minted { state, record: None, covered, position, deduplicated: true }))
     }
 
     /// Whether a new request may still be told from an old one, and has room.
@@ -237,6 +217,10 @@ impl Replica {
             } else {
                 Ok(())
             };
+        }
+        if order.is_resent() && issued < partition.swept_ms {
+            let message = "this replica has forgotten requests of that time and cannot tell whether it was taken: read, then decide";
+            return Err(Failure::new(Reason::RequestExpired, message));
         }
         if issued < *lock(&self.proves_since_ms) {
             let message = "this replica lost its disk after the request was issued and cannot tell whether it was taken";
@@ -277,26 +261,8 @@ impl Replica {
     }
 }
 
-/// What a client has seen after its write: what that superseded, and the write. Which requests the superseded
-/// dots stood for was said with the write, and is not said again with the next one.
-fn covered(supersedes: Seen, dots: impl IntoIterator<Item = Dot>, write: Write) -> Seen {
-    let mut covered = Seen { context: supersedes.context, ..Seen::default() };
-    for dot in dots {
-        covered.context.insert(dot);
-        covered.writes.insert(dot, write);
-    }
-    covered
-}
-
-/// Leaves a new hint with the last few of the superseded writes, and what the new one brought. The hints
-/// before it have the others, and go to the same targets.
-fn carry_some(state: &mut State, supersedes: &Seen, (dot, write): (Dot, Write)) {
-    let superseded = std::mem::take(&mut state.writes);
-    let live = |dot: &Dot| state.record.siblings.contains_key(dot);
-    let mut kept: BTreeMap<Dot, Write> =
-        superseded.iter().filter(|(dot, _)| live(dot)).map(|(dot, write)| (*dot, *write)).collect();
-    kept.extend(supersedes.writes.iter().map(|(dot, write)| (*dot, *write)));
-    kept.insert(dot, write);
-    state.writes = kept;
-    state.carry(superseded);
+/// A delete of what is observed, where nothing is: the primaries may have something.
+pub(crate) fn nothing_to_delete() -> Failure {
+    let message = "no node that keeps the key can be reached, so it is not known here what there is to delete: ask another node";
+    Failure::new(Reason::QuorumNotMet, message)
 }

@@ -2,6 +2,7 @@
 //! after much has gone, which requests have a row.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use kv_types::Failure;
@@ -16,8 +17,14 @@ use crate::limits;
 
 impl Replica {
     /// Forgets requests that are older than they can matter: a few of one ring partition.
+    ///
+    /// A crowded table forgets by age alone, as soon as no node takes a resend any more. A hint that is still
+    /// kept somewhere may carry a twin of such a request: where the record has forgotten whose its dots were,
+    /// the twin then shows as a sibling, or brings back a value that was superseded, until a client resolves
+    /// it. Without that the table would be full while a node is away, and every write refused.
     pub(crate) async fn sweep(&self, slice: Slice, deadline: Instant) -> Result<usize, Failure> {
-        let old = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
+        let kept = if self.is_crowded(slice) { limits::REQUEST_KEPT_CROWDED } else { limits::REQUEST_KEPT };
+        let old = self.env.clock.wall_ms().saturating_sub(kept.as_millis() as u64);
         let (from, mut to) = (slice.prefix(), slice.prefix());
         to.put_u64(old);
         let (rows, bytes) = (limits::SWEEP.1, limits::SCAN_BYTES);
@@ -29,25 +36,53 @@ impl Replica {
         }
         self.run(slice, deadline, |partition, rows| {
             rows.expect(found.iter().map(|(key, _)| Want::Row(REQUEST_TIMES, key.clone())))?;
-            let mut gone = 0;
+            let (mut gone, mut last) = (0, 0);
             for (key, _) in &found {
                 if rows.row(REQUEST_TIMES, key.clone())?.is_none() {
                     continue;
                 }
-                if let Some((_, request)) = of_request_time_key(key) {
+                if let Some((issued_at_ms, request)) = of_request_time_key(key) {
                     rows.delete(REQUESTS, slice.request_key(request));
+                    last = last.max(issued_at_ms);
                 }
                 rows.delete(REQUEST_TIMES, key.clone());
                 gone += 1;
             }
+            if gone == 0 {
+                return Ok(0);
+            }
             let mut next = partition.clone();
             next.requests = next.requests.saturating_sub(gone);
+            next.swept_ms = next.swept_ms.max(last.saturating_add(1));
             self.stage_clock(slice, &next, rows);
             rows.commit(true)?;
             *partition = next;
             Ok(found.len())
         })
         .await
+    }
+
+    /// Forgets old requests of all ring partitions; without `calm` of those whose table is crowded. One that
+    /// is refused, or does not end within `patience`, waits for the next time.
+    pub(crate) async fn sweep_all(&self, calm: bool, patience: Duration) {
+        for slice in self.slices() {
+            if !calm && !self.is_crowded(slice) {
+                continue;
+            }
+            match self.sweep(slice, Instant::now() + patience).await {
+                Ok(0) => {}
+                Ok(gone) => {
+                    tracing::debug!(?slice, gone, "old requests forgotten");
+                    self.renew_requests(slice).await;
+                }
+                Err(failure) => tracing::debug!(?slice, %failure, "old requests stay for now"),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn is_crowded(&self, slice: Slice) -> bool {
+        lock(&self.partition(slice)).state.requests > limits::REQUESTS_CROWDED
     }
 
     /// The ring partitions with requests to forget.

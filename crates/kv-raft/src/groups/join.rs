@@ -20,6 +20,7 @@ use openraft::raft::VoteRequest;
 use tokio::time::Instant;
 
 use super::{Group, NOT_ELIGIBLE_TO_LEAD, lock};
+use crate::agreed_time::AgreedTime;
 use crate::codec;
 use crate::config::TypeConfig;
 use crate::incoming::check_answer;
@@ -132,6 +133,17 @@ impl Group {
         let heard = join_all(asked).await.into_iter();
         let others = heard.filter_map(|(member, reply)| Some((member, FeatureLevel(reply?.feature_level))));
         others.chain([(me, FeatureLevel::SUPPORTED)]).collect()
+    }
+
+    /// What time it is by the clocks of the voters that can be reached; none without a majority.
+    pub(crate) async fn time(&self) -> Option<AgreedTime> {
+        let me = self.around.config.node_id;
+        let voters = self.voters();
+        let others = voters.iter().filter(|id| **id != me && self.around.peers.liveness(**id).is_up());
+        let heard = join_all(others.map(|other| self.inquire(*other))).await.into_iter().flatten();
+        let clocks = heard.map(|reply| reply.wall_ms).filter(|wall_ms| *wall_ms > 0);
+        let own = voters.contains(&me).then(|| self.wall_ms());
+        AgreedTime::of(clocks.chain(own).collect(), voters.len())
     }
 
     /// What another member says of the group.

@@ -251,6 +251,7 @@ impl Group {
             settled,
             feature_level: FeatureLevel::SUPPORTED.0,
             receiving: self.incoming.is_receiving(),
+            wall_ms: self.wall_ms(),
         }))
     }
 

@@ -1,4 +1,4 @@
-//! What becomes of deleted namespaces in a group. Its leader proposes to drop those that the catalogue has no
+//! What becomes of deleted namespaces in a group. The leader proposes to drop those that the catalogue has no
 //! more (`dropped`); and each node removes, in the background and in bounded steps, the rows and the streams
 //! of what was dropped. They are not read or written any more, so that need not be agreed on. What is left
 //! after a restart, or came with a snapshot, is found again.

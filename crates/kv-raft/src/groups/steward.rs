@@ -1,6 +1,6 @@
 //! The steward of the group, a task beside openraft: every tick it watches the disk; and it lets the node
 //! join, trims the log, removes what was dropped, and where the node leads, enrols members, initializes the
-//! cluster and drops deleted namespaces.
+//! cluster, deletes namespaces whose grace is over, and drops deleted ones.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use openraft::errors::{Fatal, RaftError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::graces::Graces;
 use super::removal::Removal;
 use super::{Group, Leadership, lock};
 use crate::catalogue_machine::CatalogueCommand;
@@ -105,7 +106,7 @@ impl Group {
 
     async fn look_after(self: Arc<Self>) {
         let mut tick = self.ticks();
-        let (mut asked, mut looked) = (None, None);
+        let (mut asked, mut looked, mut graces) = (None, None, Graces::default());
         let mut mending = Mending::default();
         let mut removal = Removal::default();
         loop {
@@ -121,7 +122,10 @@ impl Group {
                 if self.leadership() == Leadership::Leads {
                     self.enroll().await?;
                     self.initialize_cluster().await?;
+                    self.delete_due(&mut graces).await?;
                     self.drop_deleted().await?;
+                } else {
+                    graces = Graces::default();
                 }
                 Ok::<(), Fatal<TypeConfig>>(())
             };

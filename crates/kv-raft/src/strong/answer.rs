@@ -20,28 +20,41 @@ impl FromLeader for Answer {
     }
 }
 
-impl FromLeader for admin::CreateNamespaceResponse {
-    fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
-        let ForwardedReply::CreateNamespace(mut answer) = reply else { return Err(unexpected_reply()) };
-        forwarded(answer.receipt.as_mut());
-        Ok(answer)
-    }
-
-    fn epoch(&self) -> Option<u64> {
-        self.receipt.as_ref().map(|receipt| receipt.epoch)
-    }
+/// A change of a namespace that was decided, and its evidence.
+pub(super) struct Changed {
+    pub(super) namespace: admin::Namespace,
+    pub(super) receipt: v1::Receipt,
 }
 
-impl FromLeader for admin::DeleteNamespaceResponse {
-    fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
-        let ForwardedReply::DeleteNamespace(mut answer) = reply else { return Err(unexpected_reply()) };
-        forwarded(answer.receipt.as_mut());
-        Ok(answer)
-    }
+/// Answers to changes of namespaces, which all say the same.
+macro_rules! changes {
+    ($($response:ident of $forwarded:ident;)*) => {$(
+        impl FromLeader for admin::$response {
+            fn from_reply(reply: ForwardedReply) -> Result<Self, Failure> {
+                let ForwardedReply::$forwarded(mut answer) = reply else { return Err(unexpected_reply()) };
+                forwarded(answer.receipt.as_mut());
+                Ok(answer)
+            }
 
-    fn epoch(&self) -> Option<u64> {
-        self.receipt.as_ref().map(|receipt| receipt.epoch)
-    }
+            fn epoch(&self) -> Option<u64> {
+                self.receipt.as_ref().map(|receipt| receipt.epoch)
+            }
+        }
+
+        impl From<Changed> for admin::$response {
+            fn from(Changed { namespace, receipt }: Changed) -> Self {
+                Self { namespace: Some(namespace), receipt: Some(receipt) }
+            }
+        }
+    )*};
+}
+
+changes! {
+    CreateNamespaceResponse of CreateNamespace;
+    DeleteNamespaceResponse of DeleteNamespace;
+    ScheduleDeletionResponse of ScheduleDeletion;
+    UndeleteNamespaceResponse of UndeleteNamespace;
+    AlterNamespaceResponse of AlterNamespace;
 }
 
 /// The receipt says that the answer came through another node.

@@ -1,31 +1,27 @@
-//! Changes of the catalogue that clients ask for: namespaces that are made and deleted, and the level of what
-//! the cluster may use.
+//! Changes of the catalogue that clients ask for: namespaces that are made, changed, deleted and taken back,
+//! and the level of what the cluster may use.
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kv_proto::peer::forward::Request as Forwarded;
 use kv_proto::{admin, v1};
 use kv_types::catalogue::FeatureLevel;
 use kv_types::{
-    ClientId, Failure, GroupId, Guarantee, Hop, Mutation, Namespace, NamespaceId, NamespaceName, NodeId,
-    Placement, Reason,
+    ClientId, Deletion, Failure, GroupId, Guarantee, Hop, Mutation, Namespace, NamespaceId, NamespaceName,
+    NodeId, Placement, Reason, deletion_grace,
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{FromLeader, unexpected_reply};
-use super::new_namespace::namespace_spec;
+use super::answer::{Changed, FromLeader, unexpected_reply};
+use super::new_namespace::{altered_counts, namespace_spec};
 use super::{Effectless, Strong, passed_on};
-use crate::catalogue_machine::CatalogueCommand;
+use crate::catalogue_machine::{Asked, CatalogueCommand, CatalogueMachine};
 use crate::groups::{Group, Leadership, Unserved};
 use crate::proposal::{Effect, Point, Reply, Written};
-
-/// A change of a namespace that was decided, and its evidence.
-struct Changed {
-    namespace: admin::Namespace,
-    receipt: v1::Receipt,
-}
 
 impl Strong {
     /// Creates a namespace.
@@ -37,21 +33,21 @@ impl Strong {
     ) -> Result<admin::CreateNamespaceResponse, Failure> {
         let mutation = v1::Mutation::read(request.mutation.as_ref())?;
         let local = async {
-            let (members, deletes) = self.members_and_deletion()?;
+            let (members, level) = self.members_and_level()?;
             let spec = namespace_spec(&request, members)?;
             // Where nothing can have been deleted every resend is recognized.
-            let again = (deletes && mutation.attempt > 1).then_some(mutation.issued_at_ms);
+            let again =
+                (level >= FeatureLevel::DELETION && mutation.attempt > 1).then_some(mutation.issued_at_ms);
             let command = CatalogueCommand::CreateNamespace { spec, request_id: mutation.request_id, again };
-            let Changed { namespace, receipt } = self.change(&command, &mutation, deadline).await?;
-            Ok(admin::CreateNamespaceResponse { namespace: Some(namespace), receipt: Some(receipt) })
+            self.change(&command, &mutation, deadline).await.map(Into::into)
         };
         let onward = || Forwarded::CreateNamespace(request.clone());
         self.change_at_leader(&mutation, local, onward, deadline, hop).await
     }
 
-    /// Deletes a namespace. From the answer on this node knows of it no more, and others as soon as they have
-    /// the catalogue of that epoch; what was stored for it is removed in the background. The first deletion
-    /// of a cluster raises its level, for which every member has to be up.
+    /// Deletes a namespace at once. From the answer on this node knows of it no more, and others as soon as
+    /// they have the catalogue of that epoch; what was stored for it is removed in the background. The first
+    /// deletion of a cluster raises its level, for which every member has to be up.
     pub async fn delete_namespace(
         &self,
         request: admin::DeleteNamespaceRequest,
@@ -61,27 +57,109 @@ impl Strong {
         let mutation = v1::Mutation::read(request.mutation.as_ref())?;
         let name = NamespaceName::new(request.name.clone())?;
         let local = async {
-            let (_, deletes) = self.members_and_deletion()?;
-            if !deletes {
-                self.raise_here(self.group(GroupId::CATALOGUE)?, FeatureLevel::DELETION, deadline).await?;
-            }
-            let again = mutation.attempt > 1;
-            let Mutation { request_id, issued_at_ms, .. } = mutation;
-            let command = CatalogueCommand::DeleteNamespace { name, request_id, issued_at_ms, again };
-            let Changed { namespace, receipt } = self.change(&command, &mutation, deadline).await?;
-            Ok(admin::DeleteNamespaceResponse { namespace: Some(namespace), receipt: Some(receipt) })
+            let command = CatalogueCommand::DeleteNamespace { name, asked: asked(&mutation) };
+            self.raise_and_change(&command, &mutation, deadline).await.map(Into::into)
         };
         let onward = || Forwarded::DeleteNamespace(request.clone());
         self.change_at_leader(&mutation, local, onward, deadline, hop).await
     }
 
-    /// How many members the cluster has, and whether its level allows deletions.
-    fn members_and_deletion(&self) -> Result<(usize, bool), Failure> {
+    /// Deletes a namespace with a grace: it serves nothing from now on, and goes when that is over by the
+    /// clocks of a majority. The first one of a cluster raises its level, as a deletion does.
+    pub async fn schedule_deletion(
+        &self,
+        request: admin::ScheduleDeletionRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<admin::ScheduleDeletionResponse, Failure> {
+        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+        let name = NamespaceName::new(request.name.clone())?;
+        let grace = deletion_grace(request.grace_ms.map(Duration::from_millis))?;
+        let local = async {
+            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+            let command = |due_ms| {
+                let deletion = Deletion { due_ms, grace_ms };
+                CatalogueCommand::ScheduleDeletion { name: name.clone(), deletion, asked: asked(&mutation) }
+            };
+            // Those of an older release do not tell the time.
+            self.raise_for(&command(0), deadline).await?;
+            let group = self.group(GroupId::CATALOGUE)?;
+            let late = |_| Failure::new(Reason::DeadlineExpired, "the clocks were not heard by the deadline");
+            let time = timeout_at(deadline, group.time()).await.map_err(late)?;
+            let time = time.ok_or_else(|| group.no_quorum("the clocks of a majority are not heard"))?;
+            let command = command(time.latest_ms.saturating_add(grace_ms));
+            self.change(&command, &mutation, deadline).await.map(Into::into)
+        };
+        let onward = || Forwarded::ScheduleDeletion(request.clone());
+        self.change_at_leader(&mutation, local, onward, deadline, hop).await
+    }
+
+    /// Takes a namespace back whose grace is not over.
+    pub async fn undelete_namespace(
+        &self,
+        request: admin::UndeleteNamespaceRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<admin::UndeleteNamespaceResponse, Failure> {
+        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+        let name = NamespaceName::new(request.name.clone())?;
+        let local = async {
+            let command = CatalogueCommand::UndeleteNamespace { name, asked: asked(&mutation) };
+            self.raise_and_change(&command, &mutation, deadline).await.map(Into::into)
+        };
+        let onward = || Forwarded::UndeleteNamespace(request.clone());
+        self.change_at_leader(&mutation, local, onward, deadline, hop).await
+    }
+
+    /// Changes what reads and writes of an available namespace wait for.
+    pub async fn alter_namespace(
+        &self,
+        request: admin::AlterNamespaceRequest,
+        deadline: Instant,
+        hop: Hop,
+    ) -> Result<admin::AlterNamespaceResponse, Failure> {
+        let mutation = v1::Mutation::read(request.mutation.as_ref())?;
+        let (name, r, w) = altered_counts(&request)?;
+        let local = async {
+            let command = CatalogueCommand::AlterNamespace { name, r, w, asked: asked(&mutation) };
+            self.raise_and_change(&command, &mutation, deadline).await.map(Into::into)
+        };
+        let onward = || Forwarded::AlterNamespace(request.clone());
+        self.change_at_leader(&mutation, local, onward, deadline, hop).await
+    }
+
+    /// How many members the cluster has, and its level.
+    fn members_and_level(&self) -> Result<(usize, FeatureLevel), Failure> {
         let catalogue = self.0.catalogue.borrow();
         match catalogue.members.len() {
             0 => Err(not_initialized()),
-            members => Ok((members, catalogue.allows(FeatureLevel::DELETION))),
+            members => Ok((members, catalogue.level)),
         }
+    }
+
+    /// Proposes a change where this node leads group 0, and before that the level that it needs.
+    async fn raise_and_change(
+        &self,
+        command: &CatalogueCommand,
+        mutation: &Mutation,
+        deadline: Instant,
+    ) -> Result<Changed, Unserved> {
+        self.raise_for(command, deadline).await?;
+        self.change(command, mutation, deadline).await
+    }
+
+    /// Raises the level for a change where this node leads group 0, unless it is high enough. A level is
+    /// never lowered, so it is not raised for a change that would be refused.
+    async fn raise_for(&self, command: &CatalogueCommand, deadline: Instant) -> Result<(), Unserved> {
+        let (_, level) = self.members_and_level()?;
+        if level < command.needs() {
+            let group = self.group(GroupId::CATALOGUE)?;
+            group.confirm(deadline).await?;
+            let catalogue = Arc::clone(&self.0.catalogue.borrow());
+            CatalogueMachine::rehearse(&catalogue, command.clone())?;
+            self.raise_here(group, command.needs(), deadline).await?;
+        }
+        Ok(())
     }
 
     /// Has a change of a namespace decided at the leader of group 0. A client that asked this node finds it
@@ -193,6 +271,11 @@ impl Strong {
         );
         Err(Failure::new(Reason::NotReady, message).with("level", catalogue.level.0))
     }
+}
+
+fn asked(mutation: &Mutation) -> Asked {
+    let Mutation { request_id, issued_at_ms, attempt, .. } = *mutation;
+    Asked { request_id, issued_at_ms, again: attempt > 1 }
 }
 
 fn not_initialized() -> Failure {

@@ -1,5 +1,5 @@
-//! What a request to create a namespace asks for: everything is checked and the defaults are filled in before
-//! anything is proposed.
+//! What a request to create or to alter a namespace asks for: everything is checked and the defaults are
+//! filled in before anything is proposed.
 
 use kv_proto::{admin, v1};
 use kv_types::{Failure, Guarantee, Mode, NamespaceName, NamespaceSpec, Reason, Replication, majority};
@@ -24,14 +24,10 @@ pub(super) fn namespace_spec(
     };
     let asks_for_replicas = request.n != 0 || request.r != 0 || request.w != 0 || request.strict;
     let replication = if mode == Mode::Available || asks_for_replicas {
-        let narrow = |number: u32| {
-            let message = format!("{number} is not a number of replicas");
-            u8::try_from(number).map_err(|_| Failure::new(Reason::NamespaceInvalid, message))
-        };
         let fewer = u32::try_from(members).unwrap_or(DEFAULT_N).clamp(1, DEFAULT_N);
-        let n = narrow(if request.n == 0 { fewer } else { request.n })?;
-        let count = |asked: u32| if asked == 0 { Ok(majority(n)) } else { narrow(asked) };
-        Some(Replication { n, r: count(request.r)?, w: count(request.w)?, sloppy: !request.strict })
+        let n = count(if request.n == 0 { fewer } else { request.n })?;
+        let of = |asked: u32| if asked == 0 { Ok(majority(n)) } else { count(asked) };
+        Some(Replication { n, r: of(request.r)?, w: of(request.w)?, sloppy: !request.strict })
     } else {
         None
     };
@@ -45,12 +41,44 @@ pub(super) fn namespace_spec(
     Ok(spec)
 }
 
+/// Which namespace is to be altered, and to what: `NAMESPACE_INVALID` where nothing is, or no number of
+/// replicas.
+pub(super) fn altered_counts(
+    request: &admin::AlterNamespaceRequest,
+) -> Result<(NamespaceName, Option<u8>, Option<u8>), Failure> {
+    let name = NamespaceName::new(request.name.clone())?;
+    let (r, w) = (request.r.map(count).transpose()?, request.w.map(count).transpose()?);
+    if r.is_none() && w.is_none() {
+        let message =
+            format!("nothing of namespace `{name}` is to be altered: R and W can be, and neither is said");
+        return Err(Failure::new(Reason::NamespaceInvalid, message));
+    }
+    Ok((name, r, w))
+}
+
+fn count(number: u32) -> Result<u8, Failure> {
+    let message = format!("{number} is not a number of replicas");
+    u8::try_from(number).map_err(|_| Failure::new(Reason::NamespaceInvalid, message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn request(mode: admin::Mode) -> admin::CreateNamespaceRequest {
         admin::CreateNamespaceRequest { name: "bank".into(), mode: mode.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn an_alteration_says_what_changes() {
+        let asked = |r, w| {
+            let request = admin::AlterNamespaceRequest { name: "cart".into(), r, w, mutation: None };
+            altered_counts(&request).map(|(_, r, w)| (r, w)).map_err(|failure| failure.reason)
+        };
+        assert_eq!(asked(Some(1), None), Ok((Some(1), None)));
+        assert_eq!(asked(None, Some(255)), Ok((None, Some(255))), "the catalogue knows N");
+        assert_eq!(asked(None, None), Err(Reason::NamespaceInvalid));
+        assert_eq!(asked(Some(256), None), Err(Reason::NamespaceInvalid));
     }
 
     #[test]

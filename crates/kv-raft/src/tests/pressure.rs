@@ -184,6 +184,7 @@ fn bank(id: u64) -> Namespace {
         id: NamespaceId(id),
         name: NamespaceName::new(format!("bank{id}")).unwrap(),
         settings_version: 1,
+        deletion: None,
         guarantee: Guarantee::Linearizable,
         placement: Placement::Strong { group: GroupId::FIRST_DATA },
     }

@@ -1,5 +1,6 @@
 //! Namespaces are deleted: no node serves them any more, and in the end no node has anything of them, also
-//! one that was away or began again.
+//! one that was away or began again. With a grace they can be taken back, and nothing is lost; when it is
+//! over they go, once.
 
 use kv_proto::admin;
 use kv_storage::TableId;
@@ -143,5 +144,202 @@ async fn the_first_deletion_waits_for_every_member() {
     cluster.bring_up(away).await;
     deleted(&cluster, leader, &request).await;
     nothing_is_left(&cluster, &bank).await;
+    cluster.stop().await;
+}
+
+fn scheduled(name: &str, grace_ms: Option<u64>, client: &Client) -> admin::ScheduleDeletionRequest {
+    admin::ScheduleDeletionRequest { name: name.into(), grace_ms, mutation: Some(client.mutation()) }
+}
+
+/// Asks until it is done.
+async fn schedule(
+    cluster: &Cluster,
+    via: u64,
+    request: &admin::ScheduleDeletionRequest,
+) -> admin::ScheduleDeletionResponse {
+    within("the deletion with a grace", || async {
+        cluster.strong(via).schedule_deletion(request.clone(), soon(), Hop::Client).await.ok()
+    })
+    .await
+}
+
+fn undeletion(name: &str, client: &Client) -> admin::UndeleteNamespaceRequest {
+    admin::UndeleteNamespaceRequest { name: name.into(), mutation: Some(client.mutation()) }
+}
+
+fn known(cluster: &Cluster, at: u64, name: &str) -> Option<Namespace> {
+    cluster.strong(at).catalogue().borrow().namespace(name).cloned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_is_undone_loses_nothing() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let bank = filled(&cluster, "bank", &Client::new(1), 20).await;
+    let admin = Client::new(3);
+    let request = scheduled("bank", Some(3_600_000), &admin);
+    let leader = cluster.leader(GroupId::CATALOGUE).await;
+    let via = leader % 3 + 1;
+    let done = schedule(&cluster, via, &request).await;
+    let due = done.namespace.unwrap().deleted_until_ms;
+    let clock = kv_env::Env::real().clock;
+    assert!(due.is_some_and(|due| due > clock.wall_ms() + 3_000_000 && due < clock.wall_ms() + 3_700_000));
+    // The node that was asked knows at once, and the level came with the first one.
+    assert_eq!(cluster.strong(via).catalogue().borrow().level, FeatureLevel::GRACE);
+    let marked = known(&cluster, via, "bank").unwrap();
+    assert_eq!((marked.deletion_due_ms(), marked.settings_version), (due, bank.settings_version + 1));
+    // A resend answers the same, from any node; another request finds it deleted.
+    let mut again = request.clone();
+    again.mutation.as_mut().unwrap().attempt = 2;
+    let resent = schedule(&cluster, leader, &again).await;
+    assert_eq!(resent.namespace.unwrap().deleted_until_ms, due);
+    assert!(resent.receipt.unwrap().deduplicated);
+    let other = scheduled("bank", None, &admin);
+    let refused = cluster.strong(leader).schedule_deletion(other, soon(), Hop::Client).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::DeletionPending, Applied::No), "{refused}");
+    // The mark is on every disk.
+    cluster.kill(via).await;
+    cluster.bring_up(via).await;
+    within("the mark after a start", || async { known(&cluster, via, "bank")?.deletion }).await;
+
+    let back = undeletion("bank", &admin);
+    let undone = within("the undeletion", || async {
+        cluster.strong(via).undelete_namespace(back.clone(), soon(), Hop::Client).await.ok()
+    })
+    .await;
+    assert_eq!(undone.namespace.unwrap().deleted_until_ms, None);
+    for id in 1..=3 {
+        within("taken back everywhere", || async {
+            (known(&cluster, id, "bank")?.settings_version == bank.settings_version + 2).then_some(())
+        })
+        .await;
+        let present = known(&cluster, id, "bank").unwrap();
+        assert_eq!((present.id, present.deletion), (bank.id, None));
+        assert_eq!(value(cluster.strong(id), &present, "k19").await, ("v".into(), 20));
+    }
+    let again = undeletion("bank", &admin);
+    let refused = cluster.strong(via).undelete_namespace(again, soon(), Hop::Client).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NamespaceExists, Applied::No), "{refused}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grace_that_is_over_deletes_once_under_any_leader() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let bank = filled(&cluster, "bank", &Client::new(1), 20).await;
+    let other = filled(&cluster, "other", &Client::new(2), 3).await;
+    let admin = Client::new(3);
+    let request = scheduled("bank", Some(1_000), &admin);
+    let leader = cluster.leader(GroupId::CATALOGUE).await;
+    let epoch = schedule(&cluster, leader, &request).await.receipt.unwrap().epoch;
+    // Its leader goes before it is due.
+    cluster.kill(leader).await;
+    let via = leader % 3 + 1;
+    within("the deletion that is due", || async { known(&cluster, via, "bank").is_none().then_some(()) })
+        .await;
+    nothing_is_left(&cluster, &bank).await;
+    let late = cluster.strong(via).undelete_namespace(undeletion("bank", &admin), soon(), Hop::Client).await;
+    let late = late.unwrap_err();
+    assert_eq!((late.reason, late.applied), (Reason::NamespaceUnknown, Applied::No), "{late}");
+    cluster.bring_up(leader).await;
+    within("the deletion at the node that was away", || async {
+        known(&cluster, leader, "bank").is_none().then_some(())
+    })
+    .await;
+    nothing_is_left(&cluster, &bank).await;
+    // One change, by either leader; the request that asked for it is remembered.
+    assert_eq!(cluster.strong(via).catalogue().borrow().epoch.0, epoch + 1);
+    let mut again = request.clone();
+    again.mutation.as_mut().unwrap().attempt = 2;
+    let resent = schedule(&cluster, via, &again).await;
+    assert!(resent.receipt.unwrap().deduplicated);
+    assert_eq!(resent.namespace.unwrap().id, bank.id.0);
+    assert_eq!(value(cluster.strong(via), &other, "k2").await, ("v".into(), 3));
+    cluster.stop().await;
+}
+
+/// A cluster that has deleted before is not yet at the level of graces: a member that is not heard may be of
+/// a release that deletes, and cannot wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_grace_waits_for_every_member_and_deletions_do_not() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    for (id, name) in (10..).zip(["first", "second", "third"]) {
+        filled(&cluster, name, &Client::new(id), 1).await;
+    }
+    let admin = Client::new(3);
+    // What cannot succeed raises nothing: a level is never lowered again.
+    let leader = cluster.leader(GroupId::CATALOGUE).await;
+    let at = cluster.strong(leader);
+    let refused = at.undelete_namespace(undeletion("first", &admin), soon(), Hop::Client).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NamespaceExists, Applied::No), "{refused}");
+    let refused =
+        at.schedule_deletion(scheduled("none", None, &admin), soon(), Hop::Client).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NamespaceUnknown, Applied::No), "{refused}");
+    let refused = delete(&cluster, leader, &deletion("none", &admin)).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NamespaceUnknown, Applied::No), "{refused}");
+    assert_eq!(at.catalogue().borrow().level, FeatureLevel::FIRST);
+    deleted(&cluster, 1, &deletion("first", &admin)).await;
+    let away = cluster.leader(GroupId::CATALOGUE).await % 3 + 1;
+    cluster.kill(away).await;
+    let leader = cluster.leader(GroupId::CATALOGUE).await;
+    let request = scheduled("third", None, &admin);
+    let refused = cluster.strong(leader).schedule_deletion(request.clone(), soon(), Hop::Client).await;
+    let refused = refused.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::NotReady, Applied::No), "{refused}");
+    assert!(refused.message.contains("did not say"), "{refused}");
+    deleted(&cluster, leader, &deletion("second", &admin)).await;
+    assert_eq!(cluster.strong(leader).catalogue().borrow().level, FeatureLevel::DELETION);
+    cluster.bring_up(away).await;
+    assert!(schedule(&cluster, leader, &request).await.namespace.unwrap().deleted_until_ms.is_some());
+    // What a grace may be is refused where it is asked for.
+    for grace_ms in [0, 999, 30 * 24 * 3_600_000 + 1] {
+        let wrong = scheduled("third", Some(grace_ms), &admin);
+        let refused = cluster.strong(away).schedule_deletion(wrong, soon(), Hop::Client).await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::NamespaceInvalid, Applied::No), "{refused}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_available_namespace_waits_for_is_altered_once_per_request() {
+    let cluster = Cluster::start(|_| {}).await;
+    let bank = filled(&cluster, "bank", &Client::new(1), 1).await;
+    let admin = Client::new(3);
+    let create = admin::CreateNamespaceRequest {
+        name: "cart".into(),
+        mode: admin::Mode::Available.into(),
+        mutation: Some(admin.mutation()),
+        ..Default::default()
+    };
+    within("a namespace", || async {
+        cluster.strong(1).create_namespace(create.clone(), soon(), Hop::Client).await.ok()
+    })
+    .await;
+    let alter = |name: &str, r, w| admin::AlterNamespaceRequest {
+        name: name.into(),
+        r,
+        w,
+        mutation: Some(admin.mutation()),
+    };
+    let request = alter("cart", Some(1), Some(3));
+    for (via, before) in [(2, false), (3, true)] {
+        let altered = within("the alteration", || async {
+            cluster.strong(via).alter_namespace(request.clone(), soon(), Hop::Client).await.ok()
+        })
+        .await;
+        let namespace = altered.namespace.unwrap();
+        assert_eq!((namespace.n, namespace.r, namespace.w, namespace.settings_version), (3, 1, 3, 2));
+        assert!(altered.receipt.unwrap().deduplicated || !before);
+    }
+    let refused = [
+        (alter("cart", Some(4), None), Reason::NamespaceInvalid),
+        (alter("cart", None, None), Reason::NamespaceInvalid),
+        (alter("bank", Some(1), None), Reason::ModeMismatch),
+        (alter("none", Some(1), None), Reason::NamespaceUnknown),
+    ];
+    for (request, reason) in refused {
+        let refused = cluster.strong(2).alter_namespace(request, soon(), Hop::Client).await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (reason, Applied::No), "{refused}");
+    }
+    assert_eq!(known(&cluster, 2, "bank").unwrap().settings_version, bank.settings_version);
     cluster.stop().await;
 }

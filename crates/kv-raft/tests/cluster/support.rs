@@ -139,6 +139,9 @@ pub(crate) async fn forward(
         R::CompareAndSet(r) => A::CompareAndSet(strong.compare_and_set(&bank()?, r, deadline, hop).await?),
         R::CreateNamespace(r) => A::CreateNamespace(strong.create_namespace(r, deadline, hop).await?),
         R::DeleteNamespace(r) => A::DeleteNamespace(strong.delete_namespace(r, deadline, hop).await?),
+        R::ScheduleDeletion(r) => A::ScheduleDeletion(strong.schedule_deletion(r, deadline, hop).await?),
+        R::UndeleteNamespace(r) => A::UndeleteNamespace(strong.undelete_namespace(r, deadline, hop).await?),
+        R::AlterNamespace(r) => A::AlterNamespace(strong.alter_namespace(r, deadline, hop).await?),
         R::TransferLeader(r) => A::TransferLeader(strong.transfer_leader(r, deadline, hop).await?),
     };
     Ok(Response::Forward(peer::ForwardReply { response: Some(response) }))

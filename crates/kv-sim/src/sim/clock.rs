@@ -21,6 +21,8 @@ struct Skew {
     gain_ppm: i64,
     /// True time of the last change.
     since: Duration,
+    /// How far it was from true time, milliseconds, and until when: one item for each time that it was set.
+    strayed: Vec<(Duration, u64)>,
 }
 
 impl Skew {
@@ -30,26 +32,48 @@ impl Skew {
     }
 }
 
+impl Skew {
+    /// Remembers how far it was from true time until now.
+    fn note(&mut self, now: Duration) {
+        let far = self.offset_at(now).unsigned_abs();
+        self.strayed.push((now, far));
+    }
+}
+
 impl SimClock {
     /// Sets it so far forward (or back) from where it stands.
     pub fn jump(&self, by_ms: i64) {
         let now = now();
         let mut skew = self.skew();
+        skew.note(now);
         skew.offset_ms = skew.offset_at(now) + by_ms;
         skew.since = now;
+    }
+
+    /// Whether it was so far from true time at any moment since then.
+    pub fn has_strayed(&self, by: Duration, since: Duration) -> bool {
+        let skew = self.skew();
+        let far = |ms: u64| u128::from(ms) >= by.as_millis();
+        far(skew.offset_at(now()).unsigned_abs())
+            || skew.strayed.iter().any(|(until, ms)| *until >= since && far(*ms))
     }
 
     /// Lets it gain so many millionths from now on.
     pub fn drift(&self, gain_ppm: i64) {
         let now = now();
         let mut skew = self.skew();
+        skew.note(now);
         skew.offset_ms = skew.offset_at(now);
         (skew.since, skew.gain_ppm) = (now, gain_ppm);
     }
 
     /// True time again.
     pub fn reset(&self) {
-        *self.skew() = Skew::default();
+        let now = now();
+        let mut skew = self.skew();
+        skew.note(now);
+        let strayed = std::mem::take(&mut skew.strayed);
+        *skew = Skew { strayed, ..Skew::default() };
     }
 
     fn skew(&self) -> MutexGuard<'_, Skew> {
@@ -75,7 +99,8 @@ mod tests {
 
     #[test]
     fn a_clock_jumps_and_drifts_from_where_it_stands() {
-        let mut skew = Skew { offset_ms: -500, gain_ppm: 100_000, since: Duration::from_secs(10) };
+        let since = Duration::from_secs(10);
+        let mut skew = Skew { offset_ms: -500, gain_ppm: 100_000, since, strayed: Vec::new() };
         assert_eq!(skew.offset_at(Duration::from_secs(10)), -500);
         assert_eq!(skew.offset_at(Duration::from_secs(20)), 500);
         skew.gain_ppm = -100_000;
@@ -87,5 +112,11 @@ mod tests {
         assert_eq!(clock.wall_ms(), EPOCH_MS - 1);
         clock.reset();
         assert_eq!(clock.wall_ms(), EPOCH_MS);
+        let (hour, second) = (Duration::from_secs(3_600), Duration::from_secs(1));
+        let has_strayed = |by, since| clock.has_strayed(by, since);
+        assert!(has_strayed(hour, now()) && !has_strayed(2 * hour, now()), "and that is not forgotten");
+        assert!(!has_strayed(hour, now() + second), "and is over");
+        clock.jump(3_600_000);
+        assert!(has_strayed(hour, now() + second), "it is wrong still");
     }
 }

@@ -249,7 +249,8 @@ impl Clients {
         }
         self.reached(Progress::Loading);
         let dice = Entropy::seeded(mix(self.seed, 0x5c7a));
-        let going = tokio::spawn(scratch.clone().go(handles.clone(), dice, self.trace.clone()));
+        let going = scratch.clone().go(handles.clone(), self.cluster.clone(), dice, self.trace.clone());
+        let going = tokio::spawn(going);
         let mut shed = 0;
         for driving in &mut driven {
             shed += driving.finished().await;

@@ -118,11 +118,13 @@ impl Sight {
             let names = names.iter().filter(|(_, known)| *known == mode);
             probes.tally(&names.map(|(name, _)| name.as_str()).collect::<Vec<_>>())
         };
+        let namespaces = topology.namespaces.values();
+        let present = namespaces.filter(|info| info.namespace.deletion.is_none()).count();
         Self {
             at_ms: SystemClock.wall_ms(),
             strong: tally(Mode::Strong),
             available: tally(Mode::Available),
-            more: topology.namespaces.len() - names.len().min(topology.namespaces.len()),
+            more: present.saturating_sub(names.len()),
             served: names
                 .into_iter()
                 .map(|(name, mode)| {

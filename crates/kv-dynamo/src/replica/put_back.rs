@@ -1,0 +1,140 @@
+//! A directory that was put back to an older state mints dots that stand for other writes already. It finds
+//! out from what others return to it, or refuse; then it mints nothing more, and its next start begins a new
+//! incarnation.
+
+use std::sync::atomic::Ordering;
+
+use kv_types::causal::State;
+use kv_types::limits::REQUEST_WINDOW;
+use kv_types::{Failure, Incarnation, Reason};
+use tokio::time::Instant;
+
+use super::rows::{Rows, Stop, lock};
+use super::{Partition, Replica};
+use crate::layout::{INCARNATION, Place, Slice, WHOLE};
+use crate::limits;
+
+/// The details of a refusal that name a dot which stands for two requests.
+const INCARNATION_OF: &str = "reused_incarnation";
+const COUNTER_OF: &str = "reused_counter";
+
+/// Whether a state was refused since a dot in it stands for another request here.
+pub(crate) fn is_reuse(failure: &Failure) -> bool {
+    failure.detail(INCARNATION_OF).is_some()
+}
+
+impl Replica {
+    /// Whether this directory turned out to have been put back to an older state. Nothing is minted then, and
+    /// nothing spoken for, until the next start, which begins a new incarnation and pulls.
+    pub(crate) fn is_put_back(&self) -> bool {
+        self.put_back.load(Ordering::Acquire)
+    }
+
+    pub(super) fn refuse_put_back(&self) -> Result<(), Failure> {
+        if !self.is_put_back() {
+            return Ok(());
+        }
+        // Not STORAGE_FAILED: that leaves the fate of the request open, and it is not.
+        let message = "the data directory was put back to an older state: restart this node, it then begins anew and pulls";
+        Err(Failure::new(Reason::NotReady, message))
+    }
+
+    /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is
+    /// known elsewhere that it does not know itself.
+    pub(super) fn stage_put_back(
+        &self,
+        slice: Slice,
+        mine: u64,
+        next: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> bool {
+        if mine <= next.counter {
+            return false;
+        }
+        next.counter = mine;
+        rows.small_put(slice.counter_key(), self.counter_mark(mine));
+        self.stage_new_life(slice, mine, rows);
+        true
+    }
+
+    fn stage_new_life(&self, slice: Slice, counter: u64, rows: &mut Rows<'_>) {
+        rows.small_delete(WHOLE);
+        rows.small_delete(INCARNATION);
+        // At once, even should the batch be refused: then the same write comes again.
+        if !self.put_back.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                ?slice,
+                counter,
+                "another node knows a write of this directory that it has lost itself: it was put back to an older state; \
+                 this node mints and serves nothing more until it is restarted and has pulled"
+            );
+        }
+    }
+
+    /// Refuses a state in which a dot stands for another request than it does here: its minter was put back
+    /// to an older state and counts again from there. A merge would keep the value that is here, or nothing,
+    /// and the other one would be acknowledged.
+    ///
+    /// The record here tells what its last dots stand for: only that is proof enough to name the dot, which
+    /// stops its minter. Beyond that a dot that was applied here has its request in the request table, in the
+    /// same batch; that is asked for live values whose request is new enough to be there still, and one that
+    /// is not there is refused without a name.
+    pub(super) fn refuse_reuse(
+        &self,
+        place: &Place,
+        incoming: &State,
+        here: &State,
+        partition: &Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<(), Stop> {
+        let window = REQUEST_WINDOW.as_millis() as u64;
+        // What was pulled brought no requests along, and a client may have issued them by a clock that is
+        // ahead by as much as the window. Nor is it remembered across a start what a sweep took by a clock
+        // that was ahead.
+        let since = (*lock(&self.proves_since_ms)).max(self.opened_ms).saturating_add(window);
+        let provable = self.env.clock.wall_ms().saturating_sub(window).max(since).max(partition.swept_ms);
+        let mut missing = None;
+        for (dot, write) in incoming.writes.iter().filter(|(dot, _)| partition.clock.has(**dot)) {
+            let message = || {
+                format!(
+                    "{dot} stands for another request here: the node that minted it was put back to an older state"
+                )
+            };
+            match here.writes.get(dot) {
+                Some(known) if known.request == write.request => {}
+                Some(_) => {
+                    let refused = Failure::new(Reason::InvalidRequest, message());
+                    let refused = refused.with(INCARNATION_OF, dot.incarnation.0);
+                    return Err(refused.with(COUNTER_OF, dot.counter).into());
+                }
+                None if !incoming.record.siblings.contains_key(dot) || write.issued_at_ms < provable => {}
+                None => match self.taken(place.slice, write.request, rows) {
+                    // A request that a client used for two keys stands under the first.
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Err(Failure::new(Reason::InvalidRequest, message()).into()),
+                    // The rest is looked for too, so that what only the tier can tell is read together.
+                    Err(stop) => missing = Some(stop),
+                },
+            }
+        }
+        missing.map_or(Ok(()), Err)
+    }
+
+    /// What another node refused may tell that this directory was put back: see [`Self::refuse_reuse`].
+    pub(crate) async fn learn_of_reuse(&self, slice: Slice, refusal: &Failure) {
+        let number = |name| refusal.detail(name).and_then(|text| text.parse::<u64>().ok());
+        let (Some(incarnation), Some(counter)) = (number(INCARNATION_OF), number(COUNTER_OF)) else { return };
+        let written_down = self.storage.small_get(INCARNATION).is_none();
+        if Incarnation(incarnation) != self.incarnation || written_down {
+            return;
+        }
+        let forget = |_: &mut Partition, rows: &mut Rows<'_>| {
+            self.stage_new_life(slice, counter, rows);
+            rows.commit(false).map_err(Stop::from)
+        };
+        let deadline = Instant::now() + limits::BACKGROUND_READ;
+        if let Err(failure) = self.run(slice, deadline, forget).await {
+            tracing::error!(%failure, "it cannot be written down that this directory was put back");
+        }
+    }
+}

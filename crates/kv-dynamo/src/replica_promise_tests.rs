@@ -1,0 +1,373 @@
+//! What a replica promises where something is amiss: notes without records, request ids and dots that are
+//! used twice, deletes of what is not known, refusals, full tables.
+
+use super::*;
+
+/// The rows of hints may outlive those of records, as after the loss of a tier.
+#[tokio::test]
+async fn a_note_is_sent_with_its_record_alone() {
+    let (world_a, world_b) = (World::new(70), World::new(71));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let target = NodeId(2);
+    let lost = world_state(9, 1, "v");
+    a.note_missing(&place("k"), target, lost.writes.clone(), soon()).await.unwrap();
+    let due = a.due(target, None, 10, soon()).await.unwrap().remove(0);
+    assert_eq!(reason(a.message_of(&due, soon()).await), Reason::NotReady);
+    // A record that has other writes of the key says nothing of this one.
+    a.mint(&place("k"), Role::Primary, &order(2, "w", Supersedes::Nothing), soon()).await.unwrap();
+    assert_eq!(reason(a.message_of(&due, soon()).await), Reason::NotReady);
+    assert_eq!(a.hints_pending()[&target], 1, "it stays");
+    // A hint of another coordinator in the same row does not make it whole.
+    a.store_hint(&place("k"), target, world_state(8, 3, "x"), true, soon()).await.unwrap();
+    let both = a.due(target, None, 10, soon()).await.unwrap().remove(0);
+    assert_eq!(reason(a.message_of(&both, soon()).await), Reason::NotReady);
+
+    // A node that is sent the like learns nothing: a resend is a write, not one that was taken.
+    let dot = *lost.writes.keys().next().unwrap();
+    let bare = State { writes: lost.writes.clone(), ..State::default() };
+    b.apply(&place("k"), &bare, true, soon()).await.unwrap();
+    assert!(!b.clock(place("k").slice).0.has(dot));
+    let resent = order(1, "v", Supersedes::Nothing);
+    let minted = b.mint(&place("k"), Role::Primary, &resent, soon()).await.unwrap();
+    assert!(!minted.deduplicated);
+    assert_eq!(values(&b.read(&place("k"), soon()).await.unwrap()), ["v"]);
+
+    // Once the record has it again, all of it goes.
+    a.apply(&place("k"), &lost, true, soon()).await.unwrap();
+    for due in [&due, &both] {
+        let (state, _) = a.message_of(due, soon()).await.unwrap();
+        assert!(state.record.siblings.contains_key(&dot) && state.writes.contains_key(&dot));
+    }
+    let world_c = World::new(72);
+    let (_, c) = world_c.open(false, 1 << 20).await;
+    c.apply(&place("k"), &a.message_of(&both, soon()).await.unwrap().0, true, soon()).await.unwrap();
+    let mut shown = values(&c.read(&place("k"), soon()).await.unwrap());
+    shown.sort();
+    assert_eq!(shown, ["v", "w", "x"]);
+    assert!(c.clock(place("k").slice).0.has(dot));
+}
+
+/// A client may use a request id again for another key, though it must not.
+#[tokio::test]
+async fn a_request_id_used_for_another_key_buries_nothing_there() {
+    let (world_a, world_b) = (World::new(73), World::new(74));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let mint = async |replica: &Replica, key: &str, order: &Order| {
+        replica.mint(&place(key), Role::Primary, order, soon()).await.unwrap().state
+    };
+    // Request 1 is of "k" here, and of "l" there. The record of "l" here covers the dot of the one of "k".
+    mint(&a, "k", &order(1, "k's", Supersedes::Nothing)).await;
+    mint(&a, "l", &order(2, "x", Supersedes::Nothing)).await;
+    let there = mint(&b, "l", &order(1, "y", Supersedes::Nothing)).await;
+    a.apply(&place("l"), &there, false, soon()).await.unwrap();
+    let shown = |state: State| {
+        let mut shown = values(&Copy { state, ..Copy::default() });
+        shown.sort();
+        shown
+    };
+    assert_eq!(shown(a.read(&place("l"), soon()).await.unwrap().state), ["x", "y"]);
+    // Neither does a read.
+    let mut merged = a.read(&place("l"), soon()).await.unwrap().state;
+    a.bury_known(&place("l"), &mut merged, soon()).await;
+    assert_eq!(shown(merged), ["x", "y"]);
+    // The row stays that of "k": its dots are those of "k" alone.
+    let again =
+        a.mint(&place("k"), Role::Primary, &order(1, "k's", Supersedes::Nothing), soon()).await.unwrap();
+    let dot = *there.writes.keys().next().unwrap();
+    assert!(again.deduplicated && !again.covered.covers(dot));
+}
+
+/// A delete that says *done* and deletes nothing is a lie; a put that supersedes nothing is a sibling.
+#[tokio::test]
+async fn a_delete_of_what_is_observed_is_not_acknowledged_where_nothing_can_be() {
+    let world = World::new(75);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    let delete = |seq, attempt| {
+        let mut delete = Order { value: None, ..order(seq, "", Supersedes::Observed) };
+        delete.mutation.attempt = attempt;
+        delete
+    };
+    let targets = [NodeId(1), NodeId(2)];
+    for (seq, role) in [(10, Role::Primary), (20, Role::Fallback(&targets))] {
+        let place = place(&seq.to_string());
+        let shown = async || {
+            let copy = match role {
+                Role::Primary => replica.read(&place, soon()).await.unwrap(),
+                Role::Fallback(targets) => replica.read_hints(&place, targets, soon()).await.unwrap(),
+            };
+            values(&copy)
+        };
+        let mint = async |order: &Order| replica.mint(&place, role, order, soon()).await;
+        mint(&order(seq, "v", Supersedes::Nothing)).await.unwrap();
+        // Sent again, without a trace of the first time: what is observed now may have come since.
+        let refused = mint(&delete(seq + 1, 2)).await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::ResultUnknown, kv_types::Applied::Unknown));
+        assert_eq!(shown().await, ["v"]);
+        // The first attempt of another one deletes, and is known when it is sent again.
+        assert!(!mint(&delete(seq + 2, 1)).await.unwrap().deduplicated);
+        assert!(mint(&delete(seq + 2, 2)).await.unwrap().deduplicated);
+        assert!(shown().await.is_empty());
+        // There it is known that nothing is there: so there is nothing to delete.
+        mint(&delete(seq + 3, 1)).await.unwrap();
+    }
+    // One who stands in and holds nothing of the key does not know what its primaries have.
+    let unknown = place("unknown");
+    let role = Role::Fallback(&targets);
+    let refused = replica.mint(&unknown, role, &delete(30, 1), soon()).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::QuorumNotMet, kv_types::Applied::No));
+    assert!(!replica.read_hints(&unknown, &targets, soon()).await.unwrap().known, "and keeps nothing of it");
+    replica.mint(&unknown, role, &order(31, "w", Supersedes::Observed), soon()).await.unwrap();
+}
+
+impl World {
+    /// What this directory knows of its writes goes back to before the first one.
+    async fn put_back(&self, storage: &Storage, replica: &Replica, key: &str) -> (Storage, Replica) {
+        let slice = place(key).slice;
+        let mut batch = Batch::new().small_put(slice.counter_key(), replica.counter_mark(0));
+        for table in [CLOCKS, RECORDS, REQUESTS, REQUEST_TIMES] {
+            each_row(storage, table, |row, _| batch.push_delete(table, row)).await.unwrap();
+        }
+        let position = storage.commit(batch).unwrap();
+        storage.durable(position).await.unwrap();
+        self.cut(storage);
+        self.open(false, 1 << 20).await
+    }
+}
+
+#[tokio::test]
+async fn a_dot_that_stands_for_another_request_is_refused_and_its_minter_told() {
+    let (world_a, world_b) = (World::new(76), World::new(77));
+    let (storage, a) = world_a.open(false, 1 << 20).await;
+    // For long enough that whatever is issued now has its request here.
+    let clock = |ms| world_b.clock.0.store(ms, std::sync::atomic::Ordering::Relaxed);
+    clock(NOW - 2 * REQUEST_WINDOW.as_millis() as u64);
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    clock(NOW);
+    let mint = async |a: &Replica, key: &str, seq, supersedes| {
+        let written = order(seq, &seq.to_string(), supersedes);
+        a.mint(&place(key), Role::Primary, &written, soon()).await.unwrap().state
+    };
+    // Of "k" the first is live; of "l" it was superseded so long ago that its record says nothing of it; of
+    // "m" the dot is one of another key.
+    b.apply(&place("k"), &mint(&a, "k", 1, Supersedes::Nothing).await, false, soon()).await.unwrap();
+    b.apply(&place("l"), &mint(&a, "l", 2, Supersedes::Nothing).await, false, soon()).await.unwrap();
+    let last = 4 + RECENT_WRITES as u64;
+    for seq in 3..=last {
+        let state = mint(&a, "l", seq, Supersedes::Observed).await;
+        b.apply(&place("l"), &state, false, soon()).await.unwrap();
+    }
+    b.apply(&place("m"), &mint(&a, "m", last + 1, Supersedes::Nothing).await, false, soon()).await.unwrap();
+    let life = a.incarnation;
+
+    let (_, a) = world_a.put_back(&storage, &a, "k").await;
+    assert_eq!(a.incarnation, life);
+    let mut told = None;
+    for (counter, (key, shown)) in
+        (1u64..).zip([("k", "1".to_owned()), ("l", last.to_string()), ("m", (last + 1).to_string())])
+    {
+        let state = mint(&a, key, 100 + counter, Supersedes::Nothing).await;
+        let dot = Dot { incarnation: life, counter };
+        assert!(state.record.siblings.contains_key(&dot) && b.clock(place(key).slice).0.has(dot));
+        let refused = b.apply(&place(key), &state, false, soon()).await.unwrap_err();
+        assert_eq!(
+            (refused.reason, refused.applied),
+            (Reason::InvalidRequest, kv_types::Applied::No),
+            "{key}"
+        );
+        assert_eq!(values(&b.read(&place(key), soon()).await.unwrap()), [shown], "nothing was taken");
+        assert!(!b.is_put_back(), "it is not the one that minted it");
+        b.learn_of_reuse(place(key).slice, &refused).await;
+        assert!(!b.is_put_back());
+        // Only what the record itself tells stops the minter.
+        assert_eq!(is_reuse(&refused), key == "k", "{key}");
+        told = told.or(Some(refused).filter(is_reuse));
+    }
+    assert!(!a.is_put_back());
+    a.learn_of_reuse(place("k").slice, &told.unwrap()).await;
+    assert!(a.is_put_back());
+    let refused = a.mint(&place("n"), Role::Primary, &order(200, "n", Supersedes::Nothing), soon()).await;
+    assert_eq!(reason(refused), Reason::NotReady);
+}
+
+/// What was merged before comes again, from any of the others: it is what it was.
+#[tokio::test]
+async fn a_write_that_comes_again_is_no_reuse_of_its_dot() {
+    let (world_a, world_b) = (World::new(78), World::new(79));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let mut sent = Vec::new();
+    for seq in 1..3 * RECENT_WRITES as u64 {
+        let supersedes = if seq % 3 == 0 { Supersedes::Nothing } else { Supersedes::Observed };
+        let written = order(seq, "v", supersedes);
+        sent.push(a.mint(&place("k"), Role::Primary, &written, soon()).await.unwrap().state);
+    }
+    for state in sent.iter().chain(sent.iter().rev()) {
+        b.apply(&place("k"), state, false, soon()).await.unwrap();
+    }
+    // Nor is one of which this node has nothing but the clock of a source, and nor is an old one whose
+    // request was forgotten.
+    let world_c = World::new(80);
+    let (_, c) = world_c.open_with(options(), true, 1 << 20).await;
+    c.apply(&place("k"), sent.last().unwrap(), false, soon()).await.unwrap();
+    c.adopt(place("k").slice, &a.clock(place("k").slice).0, soon()).await.unwrap();
+    for whole in [false, true] {
+        for state in &sent {
+            c.apply(&place("k"), state, false, soon()).await.unwrap();
+        }
+        if !whole {
+            c.set_whole(true).await.unwrap();
+        }
+    }
+    for (set_to, swept) in [(3 * REQUEST_WINDOW.as_millis() as u64, sent.len()), (0, 0)] {
+        world_b.clock.0.store(NOW + set_to, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(b.sweep(place("k").slice, soon()).await.unwrap(), swept);
+        for state in &sent {
+            b.apply(&place("k"), state, false, soon()).await.unwrap();
+        }
+    }
+}
+
+/// What refuses a first attempt has changed nothing, whatever it is: only of a resend the fate is open.
+#[tokio::test]
+async fn a_first_attempt_that_is_refused_was_not_applied() {
+    let fate = |refused: Result<Minted, Failure>| {
+        let failure = refused.unwrap_err();
+        (failure.reason, failure.applied)
+    };
+    let attempt = |seq, attempt, issued_at_ms| {
+        let mut order = order(seq, "v", Supersedes::Observed);
+        (order.mutation.attempt, order.mutation.issued_at_ms) = (attempt, issued_at_ms);
+        order
+    };
+    let open = [(1, kv_types::Applied::No), (2, kv_types::Applied::Unknown)];
+    // Too old.
+    let world = World::new(81);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let old = NOW - REQUEST_WINDOW.as_millis() as u64 - 1;
+    for (number, applied) in open {
+        for role in [Role::Primary, Role::Fallback(&[NodeId(1)])] {
+            let refused = replica.mint(&place("k"), role, &attempt(1, number, old), soon()).await;
+            assert_eq!(fate(refused), (Reason::RequestExpired, applied), "attempt {number}");
+        }
+    }
+    // Older than what this directory can prove.
+    let lost = World::new(82);
+    let (_, rebuilt) = lost.open_with(options(), true, 1 << 20).await;
+    rebuilt.set_whole(true).await.unwrap();
+    for (number, applied) in open {
+        let refused = rebuilt.mint(&place("k"), Role::Primary, &attempt(1, number, NOW), soon()).await;
+        assert_eq!(fate(refused), (Reason::RequestExpired, applied), "attempt {number}");
+    }
+    // Storage has failed.
+    replica.mint(&place("k"), Role::Primary, &attempt(5, 1, NOW), soon()).await.unwrap();
+    storage.halt();
+    for (number, applied) in open {
+        for role in [Role::Primary, Role::Fallback(&[NodeId(1)])] {
+            let refused = replica.mint(&place("k"), role, &attempt(7, number, NOW), soon()).await;
+            assert_eq!(fate(refused), (Reason::StorageFailed, applied), "attempt {number}");
+        }
+    }
+    let known = replica.read(&place("k"), soon()).await.map(|copy| values(&copy));
+    assert!(known.is_err() || known.unwrap() == ["v"]);
+}
+
+fn of_partition(partition: u32, key: &str) -> Place {
+    let place = place(key);
+    Place { slice: Slice { partition: RingPartition(partition), ..place.slice }, ..place }
+}
+
+#[tokio::test]
+async fn a_full_table_of_requests_makes_room_by_age_alone() {
+    let world = World::new(83);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    let slice = place("k").slice;
+    let age = limits::REQUEST_KEPT_CROWDED.as_millis() as u64 + 1;
+    let issued = |seq, ms| {
+        let mut order = order(seq, &seq.to_string(), Supersedes::Observed);
+        order.mutation.issued_at_ms = NOW + ms;
+        order
+    };
+    let mint = async |order: Order| replica.mint(&place("k"), Role::Primary, &order, soon()).await;
+    for seq in 1..=3 {
+        mint(issued(seq, 0)).await.unwrap();
+    }
+    world.clock.0.store(NOW + age, std::sync::atomic::Ordering::Relaxed);
+    let count = |rows: Option<u64>| {
+        let partition = replica.partition(slice);
+        let requests = &mut lock(&partition).state.requests;
+        rows.inspect(|rows| *requests = *rows);
+        *requests
+    };
+    // With room they stay as long as twins of them may come.
+    assert_eq!(replica.sweep(slice, soon()).await.unwrap(), 0);
+    assert_eq!(count(None), 3);
+    count(Some(limits::REQUESTS));
+    assert_eq!(reason(mint(issued(4, age)).await), Reason::LimitRequests);
+    replica.sweep_all(false, Duration::from_secs(5)).await;
+    mint(issued(4, age)).await.unwrap();
+    assert_eq!(count(None), limits::REQUESTS - 2, "three went, one came");
+    // Those that can still be sent again do not go: then another primary may have room.
+    count(Some(limits::REQUESTS));
+    replica.sweep_all(false, Duration::from_secs(5)).await;
+    let refused = mint(issued(5, age)).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::LimitRequests, kv_types::Applied::No));
+    assert!(mint(issued(4, age)).await.unwrap().deduplicated);
+    let old =
+        mint(Order { mutation: Mutation { attempt: 2, ..issued(1, 0).mutation }, ..issued(1, 0) }).await;
+    assert_eq!(reason(old), Reason::RequestExpired, "what has gone is never taken for new");
+    // Nor once the clock, which was ahead, is set right. What was never sent before is taken.
+    world.clock.0.store(NOW, std::sync::atomic::Ordering::Relaxed);
+    count(Some(3));
+    let resent = Order { mutation: Mutation { attempt: 2, ..issued(1, 0).mutation }, ..issued(1, 0) };
+    let refused = mint(resent).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::RequestExpired, kv_types::Applied::Unknown));
+    assert!(!mint(issued(6, 0)).await.unwrap().deduplicated);
+}
+
+#[tokio::test]
+async fn a_sweep_that_is_refused_holds_up_no_other() {
+    let world = World::new(84);
+    let (storage, replica, gate) = gated(&world).await;
+    for (seq, partition) in (1..).zip([3, 4, 5]) {
+        let written = order(seq, "v", Supersedes::Observed);
+        replica.mint(&of_partition(partition, "k"), Role::Primary, &written, soon()).await.unwrap();
+    }
+    storage.checkpoint().await.unwrap();
+    let later = NOW + limits::REQUEST_KEPT.as_millis() as u64 + 1;
+    world.clock.0.store(later, std::sync::atomic::Ordering::Relaxed);
+    let left = || {
+        let slices = replica.slices();
+        slices.into_iter().map(|slice| slice.partition.0).collect::<Vec<_>>()
+    };
+    // Without calm only a table that is more than half full is swept.
+    let patience = Duration::from_millis(200);
+    replica.sweep_all(false, patience).await;
+    assert_eq!(left(), [3, 4, 5]);
+    lock(&replica.partition(of_partition(5, "k").slice)).state.requests = limits::REQUESTS / 2 + 2;
+    replica.sweep_all(false, patience).await;
+    assert_eq!(lock(&replica.partition(of_partition(5, "k").slice)).state.requests, limits::REQUESTS / 2 + 1);
+    gate.hold(1);
+    replica.sweep_all(true, patience).await;
+    gate.release();
+    assert_eq!(left(), [3, 5], "the read of the first came late");
+    assert!(!gate.is_overdue());
+}
+
+/// A page of hints whose keys cannot be read is not the end of the hints.
+#[tokio::test]
+async fn hints_that_cannot_be_read_hold_up_none_behind_them() {
+    let world = World::new(85);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let target = NodeId(2);
+    let mut batch = Batch::new();
+    for n in 1..=5 {
+        batch.push_put(crate::layout::HINTS, [&target.0.to_be_bytes()[..], &vec![0; n]].concat(), [0]);
+    }
+    storage.commit(batch).unwrap();
+    replica.store_hint(&place("k"), target, world_state(9, 1, "v"), true, soon()).await.unwrap();
+    let due = replica.due(target, None, 2, soon()).await.unwrap();
+    assert_eq!(due.iter().map(|due| &due.place).collect::<Vec<_>>(), [&place("k")]);
+    assert!(replica.due(target, Some(&due[0].row), 2, soon()).await.unwrap().is_empty());
+}
