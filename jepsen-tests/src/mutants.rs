@@ -214,7 +214,12 @@ fn traps_of_machines() -> Vec<Trap> {
             Test("kv-raft-kv_raft", "what_waits_for_its_turn_is_taken_back_and_never_applied"),
             &["what_waits_for_its_turn", "tests::pressure::what_waits_for_its_turn"],
         ),
-        trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[19]), LINEARIZABLE),
+        trap(
+            "dedup-lost-in-snapshot",
+            "a snapshot carries the sessions",
+            Simulation(&[38, 80]),
+            LINEARIZABLE,
+        ),
         trap(
             "snapshot-drops-values",
             "a snapshot carries all that was applied",
