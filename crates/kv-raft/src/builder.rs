@@ -46,16 +46,24 @@ pub(crate) struct SnapshotWork {
     per_second: u64,
     /// How long it waits for lost entries of a history.
     mend_wait: Duration,
+    /// How often so much was removed that the last snapshots are not worth their room any more.
+    shed: Arc<AtomicU64>,
 }
 
 impl SnapshotWork {
+    /// Much was removed: every group of this node takes a snapshot and lets go of the log below it. All of
+    /// them, because they share the log.
+    fn shed(&self) {
+        self.shed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// While what is returned lives no snapshot is written.
     pub(crate) async fn alone(&self) -> io::Result<OwnedSemaphorePermit> {
         self.turn.clone().acquire_owned().await.map_err(io::Error::other)
     }
 
     pub(crate) fn new(per_second: u64) -> Self {
-        Self { turn: Arc::new(Semaphore::new(1)), per_second, mend_wait: MEND_WAIT }
+        Self { turn: Arc::new(Semaphore::new(1)), per_second, mend_wait: MEND_WAIT, shed: Arc::default() }
     }
 
     /// Whether a snapshot is being written.
@@ -90,6 +98,12 @@ pub(crate) struct Account {
     snapshot_bytes: AtomicU64,
     /// The last snapshot cannot be read: a follower waits for another one.
     lost: AtomicBool,
+    /// Bytes that were removed with namespaces and may still be in the last snapshot.
+    freed: AtomicU64,
+    /// Which of the times that much was removed on this node the last snapshot is of.
+    shed: AtomicU64,
+    /// The log below this index is not kept for followers that were away shortly.
+    given_up: AtomicU64,
     /// Which files followers have parts of.
     sent: Mutex<SentFiles>,
     /// A file besides the newest was kept for a follower.
@@ -122,6 +136,32 @@ impl Account {
     /// Whether the last snapshot cannot be read, so that another one is due at once.
     pub(crate) fn needs_snapshot(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes of dropped namespaces went.
+    pub(crate) fn freed(&self, bytes: u64) {
+        self.freed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// All that there was of dropped namespaces went. If that is at least `least` bytes, and half of the last
+    /// snapshot, then new ones are due, so that the room comes back.
+    pub(crate) fn settle_freed(&self, work: &SnapshotWork, least: u64) {
+        let (freed, state) =
+            (self.freed.load(Ordering::Relaxed), self.snapshot_bytes.load(Ordering::Relaxed));
+        if freed >= least.max(state / 2) {
+            self.freed.fetch_sub(freed, Ordering::Relaxed);
+            work.shed();
+        }
+    }
+
+    /// Whether much was removed on this node since the last snapshot was begun.
+    pub(crate) fn is_to_shed(&self, work: &SnapshotWork) -> bool {
+        self.shed.load(Ordering::Relaxed) < work.shed.load(Ordering::Relaxed)
+    }
+
+    /// The index below which no entries are kept that only a short absence needs.
+    pub(crate) fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// The transfers of this group's files to followers.
@@ -203,6 +243,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 impl Builder {
     async fn build(&self) -> Result<Snapshot, MachineError> {
         let _turn = self.work.turn.acquire().await.map_err(io::Error::other)?;
+        let shed = self.work.shed.load(Ordering::Relaxed);
         let prefix = keys::of_space(self.space);
         let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
         let copy = self.storage.copy(&ranges)?;
@@ -239,6 +280,10 @@ impl Builder {
         let (account, meta) = (self.account.clone(), mark.clone());
         let info = NodeRuntime::blocking(move || filling.finish(&account, &meta)).await??;
         self.account.has_snapshot(at, info.bytes);
+        if self.account.shed.fetch_max(shed, Ordering::Relaxed) < shed {
+            let next = mark.last_log_id.map_or(0, |id| id.index.saturating_add(1));
+            self.account.given_up.fetch_max(next, Ordering::Relaxed);
+        }
         tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, bytes = info.bytes, "snapshot taken");
         Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id: info.id } })
     }

@@ -66,6 +66,9 @@ pub struct RaftConfig {
     pub election_max: Duration,
     /// A snapshot is taken after so many entries at the latest; usually the size of the log decides earlier.
     pub snapshot_every: u64,
+    /// Snapshots are taken again, and the log below them goes, when namespaces of so many bytes and of half
+    /// the last snapshot were removed.
+    pub snapshot_freed_bytes: u64,
     /// Snapshots of this node are written at this rate, bytes per second, one at a time.
     pub snapshot_bytes_per_second: u64,
     /// Entries kept in the log below a snapshot, so that a short absence needs no snapshot.
@@ -101,6 +104,7 @@ impl RaftConfig {
             election_min: Duration::from_millis(250),
             election_max: Duration::from_millis(500),
             snapshot_every: 4_000_000,
+            snapshot_freed_bytes: limits::SNAPSHOT_FREED_BYTES,
             snapshot_bytes_per_second: limits::SNAPSHOT_BYTES_PER_SECOND,
             entries_kept: 50_000,
             transfer_chunk_bytes: 512 << 10,

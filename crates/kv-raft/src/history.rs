@@ -219,6 +219,11 @@ impl Past {
         appended
     }
 
+    /// What the entries above the floor count for, bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The first row: what every step writes.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = codec::versioned(ACCOUNT_VERSION, 40);

@@ -299,6 +299,7 @@ impl KvMachine {
             self.counted.remove(&namespace);
             self.sweeping.remove(&namespace);
             stage.trim(namespace, past.revision);
+            stage.frees(past.bytes());
             stage.delete(Table::Meta, keys::revision(space, namespace));
             stage.delete(Table::Meta, keys::marks(space, namespace));
         }

@@ -48,6 +48,8 @@ pub(crate) const HELD_LOG_SHARE: (u64, u64) = (3, 4);
 pub(crate) const SNAPSHOTS_KEPT: usize = 1;
 /// A snapshot is due after so much of a group's log, or after half the state's size if that is more.
 pub(crate) const SNAPSHOT_LOG_BYTES: u64 = 256 << 20;
+/// Removed bytes that are worth a snapshot: what it gives back is at least what it costs to write.
+pub(crate) const SNAPSHOT_FREED_BYTES: u64 = 64 << 20;
 /// Snapshots are written at this rate, so that the log's syncs do not wait for theirs.
 pub(crate) const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
 /// What no longer counts is removed at this rate.

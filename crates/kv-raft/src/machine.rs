@@ -241,7 +241,9 @@ impl Machine {
             for (table, key) in stage.changed() {
                 self.recent.wrote(table, key, mark.last_log_id.as_ref());
             }
+            let freed = stage.freed();
             self.storage.apply(stage.into_batch()).await?;
+            self.account.freed(freed);
             applied.mark = applied_mark;
             applied.dropped = self.domain.dropped();
             self.account.applied(log_bytes);

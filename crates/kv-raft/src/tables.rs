@@ -283,6 +283,8 @@ pub(crate) struct Stage<'a> {
     /// What is appended to histories, and given up of them, in order.
     history: Vec<JournalOp>,
     bytes: usize,
+    /// Bytes of histories that go with their namespaces.
+    freed: u64,
 }
 
 /// Rows by table and key; none where there is no such row.
@@ -290,7 +292,15 @@ pub(crate) type Rows = BTreeMap<(Table, Vec<u8>), Option<Bytes>>;
 
 impl<'a> Stage<'a> {
     pub(crate) fn new(storage: &'a Storage, space: Space) -> Self {
-        Self { storage, space, found: Rows::new(), changes: Rows::new(), history: Vec::new(), bytes: 0 }
+        Self {
+            storage,
+            space,
+            found: Rows::new(),
+            changes: Rows::new(),
+            history: Vec::new(),
+            bytes: 0,
+            freed: 0,
+        }
     }
 
     /// Takes rows that were read before, so that they need not be read one by one.
@@ -348,6 +358,16 @@ impl<'a> Stage<'a> {
     pub(crate) fn trim(&mut self, namespace: NamespaceId, floor: u64) {
         let stream = keys::of_namespace(self.space, namespace).into();
         self.history.push(JournalOp::Trim { stream, below: floor + 1 });
+    }
+
+    /// The whole history of a namespace goes, which has so many bytes.
+    pub(crate) fn frees(&mut self, bytes: u64) {
+        self.freed = self.freed.saturating_add(bytes);
+    }
+
+    /// Bytes of the histories that go.
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed
     }
 
     /// The rows that are changed.

@@ -125,6 +125,7 @@ impl Group {
                     (bytes, next) = self.remove_step(table, &from, &to).await?;
                     let rest = began.elapsed().saturating_mul(REMOVAL_REST);
                     removed += bytes;
+                    self.account.freed(bytes);
                     self.around.storage.let_drain().await;
                     sleep(rate.spend(opened.elapsed(), bytes).max(rest)).await;
                 }
@@ -133,6 +134,7 @@ impl Group {
         if !self.forget_streams(space, runs).await? {
             return Ok(false);
         }
+        self.account.settle_freed(&self.around.snapshots, self.around.config.snapshot_freed_bytes);
         if removed > 0 {
             tracing::info!(group = %self.id, bytes = removed, "rows of dropped namespaces were removed");
         }

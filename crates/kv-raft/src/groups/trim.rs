@@ -46,6 +46,7 @@ impl Group {
         let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
         let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
         let due = due || (pressed && fresh > 0) || self.account.needs_snapshot();
+        let due = due || self.account.is_to_shed(&self.around.snapshots);
         let room = storage.snapshots(self.id).room_for(state_bytes);
         if due && room.is_err() {
             // The next snapshot is worth more than the rest of a transfer.
@@ -56,9 +57,11 @@ impl Group {
             self.raft.trigger().snapshot().await?;
             return Ok(());
         }
-        let wanted = if pressed { snapshot } else { snapshot.saturating_sub(config.entries_kept) };
+        let kept_from = snapshot.saturating_sub(config.entries_kept).max(self.account.given_up());
+        let wanted = if pressed { snapshot } else { kept_from.min(snapshot) };
         let target = purge_target(wanted, holds.into_iter(), log_bytes, held_bound);
-        let batch = if pressed { 1 } else { (config.entries_kept / 8).clamp(1, APPEND_ENTRIES) };
+        let at_once = pressed || purged < self.account.given_up();
+        let batch = if at_once { 1 } else { (config.entries_kept / 8).clamp(1, APPEND_ENTRIES) };
         if target >= purged.saturating_add(batch) {
             self.raft.trigger().purge_log(target - 1).await?;
         }

@@ -105,6 +105,50 @@ async fn a_deleted_namespace_is_served_by_no_one_and_leaves_nothing() {
     cluster.stop().await;
 }
 
+/// The snapshots and the log of a large namespace that is gone would take their room until much else was
+/// written: of the catalogue's group too, because the groups share the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_room_of_a_large_namespace_comes_back_soon_after_it() {
+    let cluster = Cluster::start(|config| {
+        config.snapshot_every = 40;
+        config.snapshot_freed_bytes = 256 << 10;
+    })
+    .await;
+    let bank = cluster.namespace("bank", &Client::new(1)).await;
+    let client = Client::new(2);
+    let value = "v".repeat(8 << 10);
+    for key in 0..60 {
+        put(cluster.strong(1), &bank, client.put(&format!("k{key}"), &value)).await;
+    }
+    let files = |node: &Node, group| {
+        let files = node.storage.snapshots(group);
+        files.list().unwrap().into_iter().map(|file| file.bytes).sum::<u64>()
+    };
+    let all = |said: &dyn Fn(&Node) -> bool| cluster.nodes.values().all(said).then_some(());
+    within("large snapshots", || async { all(&|node| files(node, GroupId::FIRST_DATA) > 256 << 10) }).await;
+    let small = filled(&cluster, "small", &Client::new(3), 5).await;
+    let written = last_indexes(&cluster);
+    deleted(&cluster, 1, &deletion("small", &Client::new(4))).await;
+    nothing_is_left(&cluster, &small).await;
+    deleted(&cluster, 1, &deletion("bank", &Client::new(5))).await;
+    nothing_is_left(&cluster, &bank).await;
+    within("small snapshots", || async { all(&|node| files(node, GroupId::FIRST_DATA) < 128 << 10) }).await;
+    within("logs without what was written", || async {
+        let gone = |id: &u64| {
+            let statuses = cluster.strong(*id).status().into_iter();
+            statuses.zip(&written).all(|(status, before)| status.purged_index >= *before)
+        };
+        cluster.nodes.keys().all(gone).then_some(())
+    })
+    .await;
+    cluster.stop().await;
+}
+
+/// The last index of each group, as the first node has it.
+fn last_indexes(cluster: &Cluster) -> Vec<u64> {
+    cluster.strong(1).status().into_iter().map(|status| status.last_index).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_away_or_starts_again_removes_what_it_has() {
     let mut cluster = Cluster::start(|_| {}).await;
