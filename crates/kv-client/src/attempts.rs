@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::endpoint::{Endpoint, Opened, Pool, parse_address, time_left};
 use crate::limits::{
-    ATTEMPT_GRACE, MAX_SESSION_SLOTS, MIN_ATTEMPT, MIN_SHARE, SESSION_SPAN, STREAM_REQUEST_BYTES,
-    TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL, TOPOLOGY_TIMEOUT,
+    ATTEMPT_GRACE, MAX_ATTEMPTS, MAX_SESSION_SLOTS, MIN_ATTEMPT, MIN_SHARE, SESSION_SPAN,
+    STREAM_REQUEST_BYTES, TOPOLOGY_FAN_OUT, TOPOLOGY_INTERVAL, TOPOLOGY_TIMEOUT,
 };
 use crate::options::{ClientOptions, Via};
 use crate::outcome::Error;
@@ -200,7 +200,7 @@ impl Attempts {
             }
             tracing::debug!(attempt, %failure, "attempt failed");
             verdict.add(&failure);
-            if self.looks_on(&failure, route, &tried, known, deadline) {
+            if self.looks_on(effect, attempt, &failure, route, &tried, known, deadline) {
                 (awaited, attempt) = (awaited + 1, attempt + 1);
                 continue;
             }
@@ -223,10 +223,13 @@ impl Attempts {
     }
 
     /// Whether another node is looked at, without it being an attempt, after one that could not be reached:
-    /// each is once, and nothing was sent, so that costs the cluster nothing. What was tried before this one
-    /// are the first `known`.
+    /// each is once, and nothing was sent, so that costs the cluster nothing. After one that did not answer a
+    /// read too: that may cost the cluster something, so it is paid for as a retry is, and bounded as
+    /// attempts are. What was tried before this one are the first `known`.
     fn looks_on(
         &self,
+        effect: Effect,
+        attempt: u32,
         failure: &Failure,
         route: Route<'_>,
         tried: &[String],
@@ -234,13 +237,16 @@ impl Attempts {
         deadline: Instant,
     ) -> bool {
         let nothing_sent = failure.reason == Reason::Unreachable && failure.applied == Applied::No;
+        let silent =
+            effect == Effect::None && failure.reason == Reason::ResultUnknown && attempt < MAX_ATTEMPTS;
         let is_first = tried.split_at_checked(known).is_some_and(|(before, new)| {
             new.last().is_some_and(|address| self.options.attempts > 1 && !before.contains(address))
         });
-        nothing_sent
+        (nothing_sent || silent)
             && is_first
             && time_left(deadline) > MIN_ATTEMPT
             && self.candidates(route, None).iter().any(|address| !tried.contains(address))
+            && (nothing_sent || lock(&self.budget).spend())
     }
 
     async fn plan(

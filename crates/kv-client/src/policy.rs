@@ -108,6 +108,8 @@ impl RetryPolicy {
 pub(crate) struct Verdict {
     open: Option<Failure>,
     last: Option<Failure>,
+    /// What a node said last that cannot reach enough others.
+    cut_off: Option<Failure>,
     /// Attempts that a node may have taken.
     sent: u32,
     /// It has no effect whatever becomes of it.
@@ -121,7 +123,7 @@ impl Verdict {
             || Failure::new(Reason::ResultUnknown, "what became of it when it was sent first is not known");
         let again = effect == Effect::Again;
         let effectless = effect == Effect::None;
-        Self { open: again.then(sent), last: None, sent: u32::from(again), effectless }
+        Self { open: again.then(sent), last: None, cut_off: None, sent: u32::from(again), effectless }
     }
 
     /// The number that the next attempt bears, from 1. What was surely not taken counts for nothing: a node
@@ -138,6 +140,9 @@ impl Verdict {
             self.open.get_or_insert_with(|| failure.clone());
         } else if refused_by_its_bytes(failure.reason) {
             self.open = None;
+        }
+        if matches!(failure.reason, Reason::NoQuorum | Reason::QuorumNotMet) {
+            self.cut_off = Some(failure.clone());
         }
         self.last = Some(failure.clone());
     }
@@ -158,9 +163,12 @@ impl Verdict {
             }
             _ => last,
         };
-        // A node was silent: of a read nothing is open but its answer.
+        // A node was silent: of a read nothing is open but its answer. What another one said tells more.
         if self.effectless && failure.reason == Reason::ResultUnknown {
-            failure.reason = Reason::DeadlineExpired;
+            failure = match self.cut_off {
+                Some(said) => said.with("last_message", failure.message),
+                None => Failure { reason: Reason::DeadlineExpired, ..failure },
+            };
         }
         if kv_types::mutant!(UnknownAsNotApplied) {
             return Failure { applied: Applied::No, ..failure };

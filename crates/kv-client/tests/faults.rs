@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use kv_client::limits::{ATTEMPTS, BUDGET_CAP, RETRY_COST, SPEED_HALF_LIFE, TOPOLOGY_INTERVAL};
+use kv_client::limits::{ATTEMPTS, BUDGET_CAP, MAX_ATTEMPTS, RETRY_COST, SPEED_HALF_LIFE, TOPOLOGY_INTERVAL};
 use kv_client::{Available, Client, ClientOptions, Error, Expect, Swap, Via, WriteContext};
 use kv_env::{Connection, Env, Listener, Network};
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
@@ -890,4 +890,37 @@ async fn options_without_sense_are_refused() {
     assert!(Client::connect(ClientOptions::new(["nowhere"])).is_err());
     let two = ClientOptions { pinned: true, ..ClientOptions::new(["h:1", "h:2"]) };
     assert!(Client::connect(two).is_err());
+}
+
+/// Three of five nodes are paused: they take connections and say nothing. A read finds those that are up, and
+/// ends with what they say, not with the silence of the others.
+#[tokio::test(start_paused = true)]
+async fn what_a_cut_off_node_says_counts_for_more_than_the_silence_of_others() {
+    let names = ["a:1", "b:1", "c:1", "d:1", "e:1"].map(str::to_owned);
+    let paused = || Fake::plays(std::iter::repeat_n(Act::Wait(Duration::from_secs(60)), 50));
+    let client = |nodes: [Fake; 5]| {
+        let network = Arc::new(InMemory(names.iter().cloned().zip(nodes).collect()));
+        let options = ClientOptions { spread: false, ..ClientOptions::new(names.to_vec()) };
+        Client::connect_in(options, Env { network, ..Env::real() }).unwrap()
+    };
+    // An available read needs none of the silent ones.
+    let alive = [paused(), paused(), paused(), Fake::default(), Fake::default()];
+    client(alive).available("cart").get("k").await.unwrap();
+    let cut_off = || {
+        let said = Failure::new(Reason::NoQuorum, "2 of 5").with("reachable", 2).with("required", 3);
+        Fake::plays(std::iter::repeat_n(Act::Refuse(said), 50))
+    };
+    for nodes in [
+        [paused(), paused(), paused(), cut_off(), cut_off()],
+        [paused(), cut_off(), paused(), cut_off(), paused()],
+        [cut_off(), paused(), paused(), paused(), cut_off()],
+    ] {
+        let said = client(nodes.clone()).strong("bank").get("k").await.unwrap_err();
+        assert_eq!((said.reason(), said.is_unknown()), (Reason::NoQuorum, false), "{said}");
+        let calls: usize = nodes.iter().map(|node| node.script(|script| script.calls)).sum();
+        assert!(calls <= 2 * MAX_ATTEMPTS as usize, "{calls} calls");
+        // A write may have been taken by any that is silent.
+        let said = client(nodes).strong("bank").put("k", "v").await.unwrap_err();
+        assert!(said.is_unknown(), "{said}");
+    }
 }
