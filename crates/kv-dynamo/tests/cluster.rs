@@ -167,7 +167,7 @@ impl Cluster {
                 (*id, Member { id: *id, client_address, peer_address, zone: String::new() })
             })
             .collect();
-        let assignment = Ring::assign(3, 16, &members);
+        let assignment = Ring::assign(3, 16, &members, &[]);
         let ring = Ring { id: RingId(1), n: 3, assignment, epoch: Epoch(1) };
         let rings = BTreeMap::from([(RingId(1), ring)]);
         let catalogue =

@@ -539,7 +539,7 @@ mod tests {
         };
         for (n, members) in [(1, 1), (3, 5), (7, 64)] {
             let members = (1..=members).map(|id| (NodeId(id), member(id))).collect();
-            let assignment = Ring::assign(n, RING_PARTITIONS, &members);
+            let assignment = Ring::assign(n, RING_PARTITIONS, &members, &[]);
             let ring = Ring { id: RingId(3), n, assignment, epoch: Epoch(9) };
             assert_eq!(Ring::try_from(&admin::Ring::from(&ring)), Ok(ring));
         }

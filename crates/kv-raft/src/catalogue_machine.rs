@@ -144,7 +144,7 @@ impl CatalogueMachine {
             return ring.id;
         }
         let id = RingId(catalogue.rings.last_key_value().map_or(1, |(last, _)| last.0 + 1));
-        let assignment = Ring::assign(n, RING_PARTITIONS, &catalogue.members);
+        let assignment = Ring::assign(n, RING_PARTITIONS, &catalogue.members, &[]);
         catalogue.rings.insert(id, Ring { id, n, assignment, epoch: catalogue.epoch });
         id
     }

@@ -6,6 +6,7 @@ use std::fmt;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::assign;
 use crate::{
     ClusterId, Deletion, Epoch, GroupId, Namespace, NamespaceId, NodeId, Placement, RingId, RingPartition,
 };
@@ -66,61 +67,45 @@ impl Ring {
         usize::try_from(partition.0).ok().and_then(|at| self.assignment.get(at)).map_or(&[], Vec::as_slice)
     }
 
-    /// The nodes that stand in for primaries, in order, at most N of them: the members that follow the last
-    /// primary in the order of ids, beginning at a place that the ring partition decides, so that the load is
-    /// spread.
+    /// The nodes that stand in for primaries, in order, at most N of them: the other members, beginning at a
+    /// place that the ring partition decides, so that the load is spread; those first whose zones have the
+    /// fewest of its copies.
     pub fn fallbacks(&self, partition: RingPartition, members: &BTreeMap<NodeId, Member>) -> Vec<NodeId> {
         let primaries = self.primaries(partition);
         let others: Vec<NodeId> = members.keys().copied().filter(|node| !primaries.contains(node)).collect();
         let start =
             if others.is_empty() { 0 } else { usize::try_from(partition.0).unwrap_or(0) % others.len() };
-        others.iter().cycle().skip(start).take(others.len().min(usize::from(self.n))).copied().collect()
+        let mut others: Vec<NodeId> = others.iter().cycle().skip(start).take(others.len()).copied().collect();
+        let zone = |node: &NodeId| members.get(node).map_or("", |member| member.zone.as_str());
+        let mut copies: BTreeMap<&str, u32> = BTreeMap::new();
+        // A member that names no zone is one by itself.
+        primaries.iter().map(&zone).filter(|zone| !zone.is_empty()).for_each(|zone| {
+            *copies.entry(zone).or_default() += 1;
+        });
+        let mut chosen = Vec::new();
+        while chosen.len() < usize::from(self.n) && !others.is_empty() {
+            let fewest = others.iter().enumerate().min_by_key(|(at, node)| (copies.get(zone(node)), *at));
+            let Some((at, _)) = fewest else { break };
+            let node = others.remove(at);
+            if !zone(&node).is_empty() {
+                *copies.entry(zone(&node)).or_default() += 1;
+            }
+            chosen.push(node);
+        }
+        chosen
     }
 
-    /// Assigns `partitions` ring partitions to nodes so that no two nodes differ by more than one replica,
-    /// zones repeat only when there are fewer than N, and neighbours share little. Pure: the same members
-    /// give the same assignment.
-    pub fn assign(n: u8, partitions: u32, members: &BTreeMap<NodeId, Member>) -> Vec<Vec<NodeId>> {
-        let wanted = usize::from(n).min(members.len());
-        let mut load: BTreeMap<NodeId, u32> = members.keys().map(|node| (*node, 0)).collect();
-        // How often two nodes kept the same ring partition: preferring strangers spreads the load of a lost
-        // node.
-        let mut together: BTreeMap<(NodeId, NodeId), u32> = BTreeMap::new();
-        let mut first: BTreeMap<NodeId, u32> = load.clone();
-        let mut assignment = Vec::new();
-        for _ in 0..partitions {
-            let mut chosen: Vec<NodeId> = Vec::with_capacity(wanted);
-            while chosen.len() < wanted {
-                let zone_taken = |node: &NodeId| {
-                    let zone = members.get(node).map_or("", |m| m.zone.as_str());
-                    !zone.is_empty()
-                        && chosen.iter().any(|other| members.get(other).is_some_and(|m| m.zone == zone))
-                };
-                let familiarity = |node: &NodeId| -> u32 {
-                    chosen.iter().map(|other| together.get(&(*node, *other)).copied().unwrap_or(0)).sum()
-                };
-                let next = load
-                    .iter()
-                    .filter(|(node, _)| !chosen.contains(node))
-                    .min_by_key(|(node, load)| (zone_taken(node), **load, familiarity(node), **node))
-                    .map(|(node, _)| *node);
-                let Some(next) = next else { break };
-                chosen.push(next);
-                load.entry(next).and_modify(|l| *l += 1);
-            }
-            for a in &chosen {
-                for b in &chosen {
-                    *together.entry((*a, *b)).or_default() += 1;
-                }
-            }
-            // The node that came first least often comes first here.
-            chosen.sort_by_key(|node| (first.get(node).copied().unwrap_or(0), *node));
-            if let Some(head) = chosen.first() {
-                first.entry(*head).and_modify(|f| *f += 1);
-            }
-            assignment.push(chosen);
-        }
-        assignment
+    /// Assigns `partitions` ring partitions to the members: every ring partition in as many zones as there
+    /// are, up to N, and no node with more than its share of what the zones allow. From `before` (empty for a
+    /// new ring) little is moved. Pure: the same arguments give the same assignment.
+    pub fn assign(
+        n: u8,
+        partitions: u32,
+        members: &BTreeMap<NodeId, Member>,
+        before: &[Vec<NodeId>],
+    ) -> Vec<Vec<NodeId>> {
+        let zones = members.iter().map(|(id, member)| (*id, member.zone.as_str())).collect();
+        assign::assign(n, partitions, &zones, before)
     }
 }
 
@@ -293,7 +278,7 @@ mod tests {
     fn assignment_is_balanced_and_distinct() {
         for (count, n) in [(1, 3), (3, 3), (5, 3), (7, 5)] {
             let members = members(count, 0);
-            let assignment = Ring::assign(n, 256, &members);
+            let assignment = Ring::assign(n, 256, &members, &[]);
             let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
             for replicas in &assignment {
                 let mut distinct = replicas.clone();
@@ -310,7 +295,7 @@ mod tests {
     #[test]
     fn zones_repeat_only_when_there_are_too_few() {
         let members = members(6, 3);
-        for replicas in Ring::assign(3, 64, &members) {
+        for replicas in Ring::assign(3, 64, &members, &[]) {
             let mut zones: Vec<_> = replicas.iter().map(|node| members[node].zone.clone()).collect();
             zones.sort();
             zones.dedup();
@@ -322,7 +307,7 @@ mod tests {
     fn five_nodes_spread_every_choice_of_primaries() {
         // With N = 3 of 5 every one of the ten triples occurs: the demo needs ring partitions wholly on
         // either side.
-        let mut triples: Vec<_> = Ring::assign(3, 256, &members(5, 0))
+        let mut triples: Vec<_> = Ring::assign(3, 256, &members(5, 0), &[])
             .into_iter()
             .map(|mut replicas| {
                 replicas.sort();
@@ -337,7 +322,8 @@ mod tests {
     #[test]
     fn tokens_fall_into_partitions_by_their_highest_bits() {
         let members = members(5, 0);
-        let ring = Ring { id: RingId(1), n: 3, assignment: Ring::assign(3, 256, &members), epoch: Epoch(1) };
+        let ring =
+            Ring { id: RingId(1), n: 3, assignment: Ring::assign(3, 256, &members, &[]), epoch: Epoch(1) };
         assert_eq!(ring.partition_of(0), RingPartition(0));
         assert_eq!(ring.partition_of(u64::MAX), RingPartition(255));
         for partition in 0..256 {
@@ -346,5 +332,25 @@ mod tests {
             assert!(fallbacks.iter().all(|f| !ring.primaries(RingPartition(partition)).contains(f)));
         }
         assert!(ring.primaries(RingPartition(256)).is_empty());
+    }
+
+    #[test]
+    fn fallbacks_stand_in_zones_that_have_the_fewest_copies() {
+        // Four zones of two: the one that has no primary comes first, and then no zone twice.
+        let members = members(8, 4);
+        let ring =
+            Ring { id: RingId(1), n: 3, assignment: Ring::assign(3, 64, &members, &[]), epoch: Epoch(1) };
+        for partition in (0..64).map(RingPartition) {
+            let zone = |node: &NodeId| members[node].zone.clone();
+            let primaries: Vec<String> = ring.primaries(partition).iter().map(zone).collect();
+            let fallbacks: Vec<String> = ring.fallbacks(partition, &members).iter().map(zone).collect();
+            assert_eq!(fallbacks.len(), 3);
+            assert!(!primaries.contains(&fallbacks[0]), "{primaries:?} {fallbacks:?}");
+            assert_ne!(fallbacks[1], fallbacks[2], "{fallbacks:?}");
+        }
+        // The load is spread.
+        let first = |partition| ring.fallbacks(RingPartition(partition), &members)[0];
+        let distinct: std::collections::BTreeSet<NodeId> = (0..64).map(first).collect();
+        assert_eq!(distinct.len(), 8);
     }
 }

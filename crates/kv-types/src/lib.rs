@@ -2,6 +2,7 @@
 //! an outcome and a receipt. Pure values: no runtime, no input or output, no clock. Beside them, the counter
 //! by which every crate says how long things take.
 
+mod assign;
 pub mod call;
 pub mod catalogue;
 pub mod causal;
