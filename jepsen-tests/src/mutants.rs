@@ -92,6 +92,7 @@ const LOST: &[&str] = &["no acknowledged write lost of ", "no element lost of "]
 pub fn traps() -> Vec<Trap> {
     let mut traps = traps_of_the_log();
     traps.extend(traps_of_machines());
+    traps.extend(traps_of_namespaces());
     traps.extend(traps_of_available());
     traps.push(trap(
         "unknown-as-not-applied",
@@ -239,6 +240,13 @@ fn traps_of_machines() -> Vec<Trap> {
             Test("kv-raft-kv_raft", "what_a_comparison_found_is_not_kept"),
             &["what_a_comparison_found"],
         ),
+    ]
+}
+
+/// Of bugs in what becomes of namespaces, of clocks and of revisions.
+fn traps_of_namespaces() -> Vec<Trap> {
+    use Catch::{Simulation, Test};
+    vec![
         trap(
             "put-after-drop",
             "nothing is written behind the drop of a namespace",

@@ -26,7 +26,7 @@ pub use fault::{Fault, FaultKind, Role, Shape};
 use fault::{FaultEntry, fault};
 
 /// The scenarios that come with the program: name and text.
-pub const BUILT_IN: [(&str, &str); 35] = [
+pub const BUILT_IN: [(&str, &str); 36] = [
     ("majority-cut", include_str!("../scenarios/majority-cut.toml")),
     ("leader-in-minority", include_str!("../scenarios/leader-in-minority.toml")),
     ("ring", include_str!("../scenarios/ring.toml")),
@@ -58,6 +58,7 @@ pub const BUILT_IN: [(&str, &str); 35] = [
     ("netns-halves", include_str!("../scenarios/netns-halves.toml")),
     ("netns-loss", include_str!("../scenarios/netns-loss.toml")),
     ("blind-writes", include_str!("../scenarios/blind-writes.toml")),
+    ("observed-writes", include_str!("../scenarios/observed-writes.toml")),
     ("register", include_str!("../scenarios/register.toml")),
     ("shatter", include_str!("../scenarios/shatter.toml")),
     ("stale-reads", include_str!("../scenarios/stale-reads.toml")),
@@ -405,7 +406,7 @@ pub fn judged(kind: Kind) -> kv_check::judge::Workload {
         Kind::Set => Workload::Set,
         Kind::Counter => Workload::Counter,
         Kind::Append => Workload::Append,
-        Kind::Siblings | Kind::Blind => Workload::Siblings,
+        Kind::Siblings | Kind::Blind | Kind::Observed => Workload::Siblings,
     }
 }
 
@@ -432,10 +433,10 @@ fn workload(entry: WorkloadEntry, namespaces: &[Namespace]) -> Result<Workload, 
         return Err("attempts are 1 to 5".into());
     }
     let value_bytes = entry.value_bytes.unwrap_or(0);
-    let single = matches!(entry.kind, Kind::CasRegister | Kind::Register | Kind::Siblings | Kind::Blind);
+    let single = !matches!(entry.kind, Kind::Set | Kind::Counter | Kind::Append);
     if value_bytes > MAX_VALUE_BYTES || (value_bytes > 0 && !single) {
         return Err(format!(
-            "value_bytes is at most {MAX_VALUE_BYTES}, and for cas-register, register, siblings and blind"
+            "value_bytes is at most {MAX_VALUE_BYTES}, and not for sets, counters and lists"
         ));
     }
     Ok(Workload {

@@ -16,7 +16,11 @@
 //! [`crate::judge::Expectation::lost`].
 //!
 //! What a client cannot know is never held against the store: a delete of unknown outcome leaves no trace, so
-//! it only ever excuses.
+//! it only ever excuses. So does a mutation of what is there ([`crate::Event::covers_unseen`]), which covers
+//! values that its client has not seen: every write of the key that was called before it ended may be among
+//! them. What is there in the end excuses these, and all that they superseded or may have superseded in turn;
+//! so does a delete. What was called after the last of them must be there in the end, and so must one at
+//! least of those that overlap it.
 
 use crate::history::Malformed;
 use crate::linear::by_key;
@@ -66,7 +70,8 @@ pub struct Account {
     pub acknowledged: usize,
     /// Acknowledged writes that the final reads do not show and nothing supersedes. The promise is: none.
     pub lost: Vec<Named>,
-    /// As lost, but a delete of unknown outcome that covered them may be the reason.
+    /// As lost, but a delete of unknown outcome that covered them may be the reason, or a mutation that may
+    /// have covered them.
     pub uncertain: Vec<Named>,
     /// Acknowledged writes of keys that no read saw after settling: not judged.
     pub unread: Vec<Named>,
@@ -207,6 +212,46 @@ impl<'a> KeyHistory<'a> {
         self.closure(by.into_iter().flat_map(|id| self.covers.get(id).into_iter().flatten().copied()))
     }
 
+    /// Everything that these mutations supersede, or may supersede: each with what it covered. What was
+    /// covered took effect before that which covers it ended, and so can have covered itself only what was
+    /// called before then.
+    fn perhaps_superseded<'b>(
+        &self,
+        by: impl IntoIterator<Item = (&'b Operation, &'b [Id])>,
+    ) -> BTreeSet<Id> {
+        let mut open = Vec::new();
+        let mut reached: BTreeMap<Id, u64> = BTreeMap::new();
+        for (op, covers) in by {
+            self.reach(op, covers, u64::MAX, &mut open);
+        }
+        while let Some((id, bound)) = open.pop() {
+            if reached.get(&id).is_some_and(|known| *known >= bound) {
+                continue;
+            }
+            reached.insert(id, bound);
+            if let (Some(write), Some(covers)) = (self.writes.get(id), self.covers.get(id)) {
+                self.reach(write, covers, bound, &mut open);
+            }
+        }
+        reached.into_keys().collect()
+    }
+
+    /// What a mutation that took effect before `bound` covered, or may have covered.
+    fn reach(&self, op: &Operation, covers: &[Id], bound: u64, open: &mut Vec<(Id, u64)>) {
+        // One whose outcome is not known may take effect at any time.
+        let end = op.ret.filter(|_| op.outcome != Outcome::Info).unwrap_or(u64::MAX).min(bound);
+        open.extend(covers.iter().map(|id| (*id, end)));
+        if op.covers_unseen {
+            let before = self.writes.iter().enumerate();
+            let before = before.filter(|(_, write)| write.call < end && write.index != op.index);
+            open.extend(before.map(|(id, _)| (id, end)));
+        }
+    }
+
+    fn mutations<'b>(&'b self, ids: &'b BTreeSet<Id>) -> impl Iterator<Item = (&'b Operation, &'b [Id])> {
+        ids.iter().filter_map(|id| Some((*self.writes.get(*id)?, self.covers.get(*id)?.as_slice())))
+    }
+
     fn shown(&self, read: &Operation) -> BTreeSet<Id> {
         read.values_read().iter().filter_map(|value| self.ids.get(&value.to_string()).copied()).collect()
     }
@@ -231,19 +276,23 @@ impl<'a> KeyHistory<'a> {
 
         let finals: BTreeSet<Id> = self.final_reads(settled).flat_map(|read| self.shown(read)).collect();
         account.conflicted += usize::from(finals.len() > 1);
-        let superseded = self.superseded(acknowledged().map(|(id, _)| id).chain(finals.iter().copied()));
-        let deleted_by = |outcome: Outcome| {
-            let deletes = self.deletes.iter().filter(move |(op, _)| op.outcome == outcome);
-            self.closure(deletes.flat_map(|(_, covers)| covers.iter().copied()))
-        };
-        let (deleted, perhaps_deleted) = (deleted_by(Outcome::Ok), deleted_by(Outcome::Info));
+        let accounted = || acknowledged().map(|(id, _)| id).chain(finals.iter().copied());
+        let superseded = self.superseded(accounted());
+        let deletes = self.deletes.iter().filter(|(op, _)| op.ok());
+        let deleted = self.closure(deletes.flat_map(|(_, covers)| covers.iter().copied()));
+        // Also what follows from deletes of unknown outcome, and from what may have been covered.
+        let perhaps_deleted =
+            self.perhaps_superseded(self.deletes.iter().map(|(op, covers)| (*op, covers.as_slice())));
+        // Of two that overlap either may have covered the other, but not both: so only what is there in the
+        // end excuses by what it may have covered, and all that follows from it.
+        let perhaps_superseded = self.perhaps_superseded(self.mutations(&finals));
         let judged = self.final_reads(settled).next().is_some();
         for (id, write) in acknowledged() {
             if !judged {
                 account.unread.push(Named::of(write));
             } else if !finals.contains(&id) && !superseded.contains(&id) && !deleted.contains(&id) {
-                let list =
-                    if perhaps_deleted.contains(&id) { &mut account.uncertain } else { &mut account.lost };
+                let perhaps = perhaps_deleted.contains(&id) || perhaps_superseded.contains(&id);
+                let list = if perhaps { &mut account.uncertain } else { &mut account.lost };
                 list.push(Named::of(write));
             }
         }
@@ -251,20 +300,25 @@ impl<'a> KeyHistory<'a> {
         account.resurrected.extend(risen.map(|write| Named::of(write)));
     }
 
-    fn judge_reads(&self, settled: u64, account: &mut Account) {
-        // When a delete that covers the write was first called (the write may be gone) and acknowledged (it
-        // must be).
+    /// When a delete that covers a write, or may, was first called (the write may be gone), and when one that
+    /// covers it was acknowledged (it must be).
+    fn gone(&self) -> (BTreeMap<Id, u64>, BTreeMap<Id, u64>) {
         let mut may_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
         let mut must_be_gone: BTreeMap<Id, u64> = BTreeMap::new();
         for (delete, covers) in &self.deletes {
-            let acknowledged = delete.ret.filter(|_| delete.ok());
-            for id in self.closure(covers.iter().copied()) {
-                lower(&mut may_be_gone, id, delete.call);
-                if let Some(ret) = acknowledged {
-                    lower(&mut must_be_gone, id, ret);
-                }
+            let covered = self.closure(covers.iter().copied());
+            for id in self.perhaps_superseded([(*delete, covers.as_slice())]).union(&covered) {
+                lower(&mut may_be_gone, *id, delete.call);
+            }
+            if let Some(ret) = delete.ret.filter(|_| delete.ok()) {
+                covered.into_iter().for_each(|id| lower(&mut must_be_gone, id, ret));
             }
         }
+        (may_be_gone, must_be_gone)
+    }
+
+    fn judge_reads(&self, settled: u64, account: &mut Account) {
+        let (may_be_gone, must_be_gone) = self.gone();
         let deletes = self.deletes.iter().map(|(delete, _)| delete);
         let mut acknowledgements: Vec<u64> =
             self.writes.iter().chain(deletes).filter(|op| op.ok()).filter_map(|op| op.ret).collect();
@@ -272,6 +326,7 @@ impl<'a> KeyHistory<'a> {
         for read in &self.reads {
             let shown = self.shown(read);
             let superseded = self.superseded(shown.iter().copied());
+            let perhaps_superseded = self.perhaps_superseded(self.mutations(&shown));
             account.reads += 1;
             account.reads_with_siblings += usize::from(read.values_read().len() > 1);
             account.max_siblings = account.max_siblings.max(read.values_read().len());
@@ -296,7 +351,7 @@ impl<'a> KeyHistory<'a> {
                 write.ok()
                     && write.ended_before(read.call)
                     && !shown.contains(id)
-                    && !superseded.contains(id)
+                    && !perhaps_superseded.contains(id)
                     && !excused(*id)
             });
             let missed_deletes = shown.iter().filter_map(|id| must_be_gone.get(id).copied());
@@ -534,6 +589,42 @@ mod tests {
             assert_eq!(found(again, 7..8), (0, 1), "{sign}");
         }
         assert_eq!(found(by("n5", "n5"), 1001..1002), (1, 0), "in the end the twins have met");
+    }
+
+    #[test]
+    fn what_covers_the_unseen_excuses_what_was_called_before_its_end() {
+        let puts = || History::new().write(1..2, "a", &[]).write(3..9, "b", &[]).of_what_is_there();
+        // "c" overlaps "b"; either may cover the other. "d" was called after both.
+        let race = || puts().write(8..10, "c", &[]).of_what_is_there();
+        for (kept, last) in [(true, "b"), (true, "c"), (false, "a")] {
+            let account = account_of(race().read(1001..1002, values(&[last])));
+            assert_eq!(account.lost.is_empty(), kept, "{last}: {account:?}");
+            assert_eq!(account.uncertain.len(), if kept { 2 } else { 0 }, "{last}: {account:?}");
+        }
+        let nothing = account_of(race().read(1001..1002, absent()));
+        assert!(!nothing.lost.is_empty(), "one of the two must be there: {nothing:?}");
+        // A cover that is known goes on over it, and what came later is not excused.
+        let after = race().write(11..12, "d", &["c"]);
+        assert!(account_of(after.then(History::new().read(1001..1002, values(&["d"])))).kept());
+        let lost_d = account_of(race().write(11..12, "d", &["c"]).read(1001..1002, values(&["c"])));
+        assert_eq!(lost(&lost_d), [json!("d")]);
+        // A delete of what is there, acknowledged or not, may have taken what was called before its end.
+        let deleted = puts().delete(8..10, &[]).of_what_is_there().read(1001..1002, absent());
+        assert!(account_of(deleted).kept());
+        let later = puts().delete(4..5, &[]).of_what_is_there().write(6..7, "e", &[]);
+        assert_eq!(lost(&account_of(later.read(1001..1002, absent()))), [json!("e")]);
+        let open = puts().unknown_delete(4, &[]).of_what_is_there().write(6..7, "e", &[]);
+        assert!(account_of(open.read(1001..1002, absent())).lost.is_empty());
+    }
+
+    #[test]
+    fn a_read_is_stale_only_where_nothing_that_it_shows_may_cover_what_it_misses() {
+        let history = || History::new().write(1..2, "a", &[]).write(3..9, "b", &[]).of_what_is_there();
+        let stale = |history: History| account_of(history).stale.len();
+        assert_eq!(stale(history().read(20..21, values(&["b"]))), 0);
+        assert_eq!(stale(history().read(20..21, values(&["a"]))), 1);
+        assert_eq!(stale(history().read(20..21, absent())), 1);
+        assert_eq!(stale(history().delete(10..12, &[]).of_what_is_there().read(20..21, absent())), 0);
     }
 
     #[test]

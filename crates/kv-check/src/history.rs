@@ -58,6 +58,11 @@ pub struct Event {
     /// Mismatch of a cas: the value found, as a list of one, or an empty list where the key was absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<Vec<Json>>,
+    /// Mutation of an available namespace: it covers what the store has of the key where it arrives, and its
+    /// client does not know which values that are. It may cover every write of the key that was called before
+    /// it ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub covers_unseen: bool,
     /// The receipt of the answer, carried along as it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Json>,
@@ -80,6 +85,7 @@ impl Event {
             revision: None,
             expect_revision: None,
             observed: None,
+            covers_unseen: false,
             receipt: None,
         }
     }

@@ -90,6 +90,8 @@ pub struct Operation {
     pub revision: Option<u64>,
     /// The values its context covered, or what a mismatch found; see [`Event::observed`].
     pub observed: Option<Vec<Json>>,
+    /// It may cover what its client has not seen; see [`Event::covers_unseen`].
+    pub covers_unseen: bool,
     /// Why it failed.
     pub err: Option<String>,
     /// The receipt of the answer; see [`Event::receipt`].
@@ -211,6 +213,7 @@ fn invoked(process: u64, event: &Event) -> Result<Operation, String> {
         expected,
         revision: None,
         observed: event.observed.clone(),
+        covers_unseen: event.covers_unseen,
         err: None,
         receipt: None,
     })

@@ -50,10 +50,16 @@ impl History {
             expected: None,
             revision: None,
             observed: Some(observed.iter().map(|value| Json::from(*value)).collect()),
+            covers_unseen: false,
             err: None,
             receipt: None,
         });
         self
+    }
+
+    /// The last operation covers what its client has not seen.
+    pub(crate) fn of_what_is_there(self) -> History {
+        self.with(|op| (op.observed, op.covers_unseen) = (None, true))
     }
 
     pub(crate) fn write(self, at: Range<u64>, value: &str, observed: &[&str]) -> History {

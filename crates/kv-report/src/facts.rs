@@ -98,6 +98,7 @@ mod tests {
             expected: None,
             revision: None,
             observed: None,
+            covers_unseen: false,
             err: None,
             receipt: None,
         }

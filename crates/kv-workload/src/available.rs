@@ -14,6 +14,17 @@ use tokio::time::Instant;
 use crate::recorder::{Call, Ending, Recorder};
 use crate::{NO_KNOWLEDGE, filled, lock, text};
 
+/// What a mutation of an available namespace supersedes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Covers {
+    /// Nothing: a write beside whatever there is.
+    Nothing,
+    /// What this client knows of the key; nothing if it knows nothing.
+    WhatIsKnown,
+    /// What the store has of the key where the mutation arrives.
+    WhatIsThere,
+}
+
 /// What a client of an available namespace knows of a key: a context, and the values that it covers.
 #[derive(Debug, Clone)]
 struct Known {
@@ -86,19 +97,25 @@ impl AvailableClient {
         self.recorder.record(intended, call, operation).await
     }
 
-    /// Writes a fresh value that supersedes what this client knows of the key; with `blind`, or when it knows
-    /// nothing, one that supersedes nothing.
-    pub async fn write(&self, intended: Instant, key: &str, blind: bool) -> Ending {
+    /// Writes a fresh value that supersedes what it says. One beside others leaves what this client knows of
+    /// the key as it was, and after one that supersedes what is there the client knows no longer what its
+    /// context covers.
+    pub async fn write(&self, intended: Instant, key: &str, covers: Covers) -> Ending {
         let value = self.recorder.fresh_value(self.node);
-        let known = lock(&self.known).get(key).filter(|_| !blind).cloned();
+        let known = lock(&self.known).get(key).filter(|_| covers == Covers::WhatIsKnown).cloned();
         let observed = known.as_ref().map(|known| known.values.clone());
-        let context = known.map_or(WriteContext::Blind, |known| WriteContext::Causal(known.context));
+        let context = match (covers, known) {
+            (Covers::WhatIsThere, _) => WriteContext::Observed,
+            (_, Some(known)) => WriteContext::Causal(known.context),
+            (_, None) => WriteContext::Blind,
+        };
         let call = self.call(Function::Write, key, json!(value), observed.clone());
+        let call = Call { covers_unseen: covers == Covers::WhatIsThere, ..call };
         let operation = async {
             match self.handle.put(key, filled(&value, self.value_bytes), context).await {
                 Ok(answer) => {
                     let values = observed.into_iter().flatten().chain([json!(value)]).collect();
-                    if !blind {
+                    if covers == Covers::WhatIsKnown {
                         lock(&self.known).insert(key.to_owned(), Known { context: answer.value, values });
                     }
                     Ending::ok(json!(value), None, answer.receipt)
@@ -109,17 +126,27 @@ impl AvailableClient {
         self.recorder.record(intended, call, operation).await
     }
 
-    /// Deletes what this client knows of the key; when it knows nothing, reads.
-    pub async fn delete(&self, intended: Instant, key: &str) -> Ending {
+    /// Deletes what it says; reads where that is nothing.
+    pub async fn delete(&self, intended: Instant, key: &str, covers: Covers) -> Ending {
         let known = lock(&self.known).get(key).filter(|known| !known.values.is_empty()).cloned();
-        let Some(known) = known else { return self.read(intended, key).await };
-        let observed = Some(known.values.clone());
+        let known = match (covers, known) {
+            (Covers::WhatIsThere, _) => None,
+            (Covers::WhatIsKnown, Some(known)) => Some(known),
+            (Covers::WhatIsKnown, None) | (Covers::Nothing, _) => return self.read(intended, key).await,
+        };
+        let observed = known.as_ref().map(|known| known.values.clone());
+        let context = known
+            .as_ref()
+            .map_or(WriteContext::Observed, |known| WriteContext::Causal(known.context.clone()));
         let call = self.call(Function::Delete, key, Json::Null, observed);
+        let call = Call { covers_unseen: known.is_none(), ..call };
         let operation = async {
-            match self.handle.delete(key, WriteContext::Causal(known.context.clone())).await {
+            match self.handle.delete(key, context).await {
                 Ok(answer) => {
-                    let known = Known { context: answer.value, values: known.values };
-                    lock(&self.known).insert(key.to_owned(), known);
+                    if let Some(Known { values, .. }) = known {
+                        let known = Known { context: answer.value, values };
+                        lock(&self.known).insert(key.to_owned(), known);
+                    }
                     Ending::ok(Json::Null, None, answer.receipt)
                 }
                 Err(error) => Ending::error(&Function::Delete, &error),
@@ -130,6 +157,6 @@ impl AvailableClient {
 
     fn call(&self, f: Function, key: &str, value: Json, observed: Option<Vec<Json>>) -> Call {
         let (ns, key) = (self.ns.clone(), key.to_owned());
-        Call { ns, node: self.node, f, key, value, expect_revision: None, observed }
+        Call { ns, node: self.node, f, key, value, expect_revision: None, observed, covers_unseen: false }
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::keys::{KeyLimits, Keys};
 use crate::recorder::{Ending, Recorder};
-use crate::{AvailableClient, Phase, StrongClient};
+use crate::{AvailableClient, Covers, Phase, StrongClient};
 
 /// Operations of one client that may be open at once; one more is not begun and counted as shed.
 pub const MAX_OPEN: usize = 128;
@@ -51,11 +51,13 @@ pub enum Kind {
     Siblings,
     /// Write without having read. Available.
     Blind,
+    /// Write and delete what is there, without having read it; a few writes go on from a read. Available.
+    Observed,
 }
 
 impl Kind {
     /// All of them, with their names.
-    pub const ALL: [(Self, &str); 7] = [
+    pub const ALL: [(Self, &str); 8] = [
         (Self::CasRegister, "cas-register"),
         (Self::Register, "register"),
         (Self::Set, "set"),
@@ -63,11 +65,12 @@ impl Kind {
         (Self::Append, "append"),
         (Self::Siblings, "siblings"),
         (Self::Blind, "blind"),
+        (Self::Observed, "observed"),
     ];
 
     /// Whether it is for strong namespaces; else for available ones.
     pub fn strong(self) -> bool {
-        !matches!(self, Self::Siblings | Self::Blind)
+        !matches!(self, Self::Siblings | Self::Blind | Self::Observed)
     }
 
     /// Operations on one key at most.
@@ -75,7 +78,7 @@ impl Kind {
         match self {
             // Nothing supersedes a blind write, and the store keeps only so many values beside each other.
             Self::Set | Self::Append | Self::Blind => LIST_OPERATIONS,
-            Self::Siblings => SIBLING_OPERATIONS,
+            Self::Siblings | Self::Observed => SIBLING_OPERATIONS,
             Self::CasRegister | Self::Register | Self::Counter => 1000,
         }
     }
@@ -180,14 +183,18 @@ impl NodeClient {
                 (Kind::Append, 0..60) => client.append(intended, key).await,
                 (Kind::Counter, 0..60) => client.count(intended, key, 1 + i64::from(dice) % MAX_DELTA).await,
                 (Kind::Counter, _) => client.read_count(intended, key).await,
-                (Kind::Set | Kind::Append | Kind::Siblings | Kind::Blind, _) => self.read(kind, key).await,
+                (Kind::Set | Kind::Append | Kind::Siblings | Kind::Blind | Kind::Observed, _) => {
+                    self.read(kind, key).await
+                }
             },
             Self::Available(client) => match (kind, dice) {
-                (Kind::Blind, 0..60) => client.write(intended, key, true).await,
+                (Kind::Blind, 0..60) => client.write(intended, key, Covers::Nothing).await,
                 (Kind::Blind, _) | (_, 0..38) => client.read(intended, key).await,
-                (_, 38..92) => client.write(intended, key, false).await,
-                (_, 92..97) => client.write(intended, key, true).await,
-                _ => client.delete(intended, key).await,
+                (Kind::Observed, 38..85) => client.write(intended, key, Covers::WhatIsThere).await,
+                (Kind::Observed, 85..92) => client.delete(intended, key, Covers::WhatIsThere).await,
+                (_, 38..92) | (Kind::Observed, _) => client.write(intended, key, Covers::WhatIsKnown).await,
+                (_, 92..97) => client.write(intended, key, Covers::Nothing).await,
+                _ => client.delete(intended, key, Covers::WhatIsKnown).await,
             },
         }
     }

@@ -20,7 +20,7 @@ mod keys;
 mod recorder;
 mod strong;
 
-pub use available::AvailableClient;
+pub use available::{AvailableClient, Covers};
 pub use drive::{Driving, Kind, Load, MAX_OPEN, NodeClient, drive, open_loop};
 pub use keys::{KeyLimits, Keys};
 pub use recorder::{Call, Ending, Recorder, Sample};

@@ -56,6 +56,8 @@ pub struct Call {
     pub expect_revision: Option<u64>,
     /// An available write: what its context covers.
     pub observed: Option<Vec<Json>>,
+    /// An available write: it covers what the store has of the key where it arrives.
+    pub covers_unseen: bool,
 }
 
 /// How it ended, as the history wants it.
@@ -231,6 +233,7 @@ impl Recorder {
         event.key = Some(call.key.clone());
         event.expect_revision = call.expect_revision;
         event.observed = call.observed.clone();
+        event.covers_unseen = call.covers_unseen;
         inner.events.push(event);
         process
     }
@@ -348,6 +351,7 @@ mod tests {
             value: json!("v"),
             expect_revision: None,
             observed: None,
+            covers_unseen: false,
         }
     }
 

@@ -284,7 +284,16 @@ impl StrongClient {
 
     fn call(&self, f: Function, key: &str, value: Json) -> Call {
         let (ns, key) = (self.ns.clone(), key.to_owned());
-        Call { ns, node: self.node, f, key, value, expect_revision: None, observed: None }
+        Call {
+            ns,
+            node: self.node,
+            f,
+            key,
+            value,
+            expect_revision: None,
+            observed: None,
+            covers_unseen: false,
+        }
     }
 
     fn saw(&self, key: &str, revision: u64) {

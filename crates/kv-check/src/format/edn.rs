@@ -316,6 +316,7 @@ pub(super) fn event(map: &Edn) -> Result<Event, String> {
         Some(Json::Array(values)) => Some(values),
         Some(other) => return Err(format!(":observed is a vector, not {other}")),
     };
+    event.covers_unseen = json("covers-unseen")? == Some(Json::Bool(true));
     event.receipt = json("receipt")?;
     if let (Some(key), Json::Array(pair)) = (&event.key, &mut event.value)
         && pair.len() == 2
@@ -410,6 +411,7 @@ fn line(event: &Event) -> String {
         ("revision", event.revision.map(Json::from)),
         ("expect-revision", event.expect_revision.map(Json::from)),
         ("observed", event.observed.clone().map(Json::Array)),
+        ("covers-unseen", event.covers_unseen.then_some(Json::Bool(true))),
         ("receipt", event.receipt.clone()),
     ] {
         if let Some(value) = value {

@@ -32,6 +32,7 @@ pub(crate) fn operation(f: Function, outcome: Outcome, call: u64, ret: u64) -> O
         expected: None,
         revision: None,
         observed: None,
+        covers_unseen: false,
         err: None,
         receipt: None,
     }

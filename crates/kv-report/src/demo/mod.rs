@@ -25,7 +25,7 @@ use crate::words::duration;
 use judge::{BANK, CART, Marks};
 use kv_lab::{Lab, LabError, LabOptions, interrupted};
 use kv_workload::converge::{Copies, Difference, Look};
-use kv_workload::{AvailableClient, Phase, Recorder, Sample, StrongClient, open_loop};
+use kv_workload::{AvailableClient, Covers, Phase, Recorder, Sample, StrongClient, open_loop};
 use narrate::Narrator;
 
 pub use judge::{AvailableReceipt, Receipt, StrongReceipt};
@@ -234,8 +234,8 @@ impl Stage {
                     async move {
                         match what {
                             0..7 => cart.read(intended, &key).await,
-                            7..19 => cart.write(intended, &key, false).await,
-                            _ => cart.write(intended, &key, true).await,
+                            7..19 => cart.write(intended, &key, Covers::WhatIsKnown).await,
+                            _ => cart.write(intended, &key, Covers::Nothing).await,
                         };
                     }
                 },

@@ -71,8 +71,9 @@ pub fn parts(dice: &mut fastrand::Rng, many_keys: bool) -> Result<Vec<Part>, kv_
         part("cart", Some(usual), Kind::Siblings, dice)?,
     ];
     if dice.u8(0..4) > 0 || many_keys {
-        let (replication, kind) =
-            (*dice.choice(&other).unwrap_or(&usual), if dice.bool() { Kind::Blind } else { Kind::Siblings });
+        let kinds = [Kind::Blind, Kind::Siblings, Kind::Observed];
+        let replication = *dice.choice(&other).unwrap_or(&usual);
+        let kind = *dice.choice(&kinds).unwrap_or(&Kind::Siblings);
         let mut free = part("free", Some(replication), kind, dice)?;
         if many_keys {
             free.load = Load { keys: MANY_KEYS, rate: 1, closed: 0, ..free.load };
@@ -98,7 +99,7 @@ fn part(
         Kind::Set => Workload::Set,
         Kind::Counter => Workload::Counter,
         Kind::Append => Workload::Append,
-        Kind::Siblings | Kind::Blind => Workload::Siblings,
+        Kind::Siblings | Kind::Blind | Kind::Observed => Workload::Siblings,
     };
     let load = Load {
         rate: dice.u32(1..4),
