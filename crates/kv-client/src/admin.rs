@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::{admin, v1};
-use kv_types::{Failure, GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Reason};
+use kv_types::{Failure, GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Reason, WriteId};
 use tokio::time::Instant;
 
 use crate::attempts::{Attempts, Route};
@@ -23,11 +23,22 @@ pub use kv_proto::admin::{
 
 /// The administrative handle.
 #[derive(Clone)]
-pub struct Admin(Arc<Attempts>);
+pub struct Admin {
+    attempts: Arc<Attempts>,
+    resend: Option<WriteId>,
+}
 
 impl Admin {
     pub(crate) fn new(attempts: Arc<Attempts>) -> Self {
-        Self(attempts)
+        Self { attempts, resend: None }
+    }
+
+    /// A handle whose changes of namespaces are one that was sent before, under this id: it is applied once,
+    /// and its answer is that of the first time. Everything that it says must be the same. The servers
+    /// remember so many changes; one that is older is refused as `REQUEST_EXPIRED`, which leaves it unknown.
+    pub fn resending(mut self, id: WriteId) -> Self {
+        self.resend = Some(id);
+        self
     }
 
     /// Creates a namespace. One of that name with the same settings is answered as if just made.
@@ -52,18 +63,22 @@ impl Admin {
             w,
             strict,
             guarantee: v1::Guarantee::from(spec.guarantee).into(),
-            mutation: Some(mutation),
+            mutation,
         };
         let reply = self.change(build).await?;
         changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
     }
 
     /// Sends a change of the catalogue, which is applied once.
-    async fn change<Q: Rpc>(&self, build: impl FnOnce(v1::Mutation) -> Q) -> Result<Q::Reply, Error> {
-        let ticket = Session::new(&self.0.env.entropy).issue();
+    async fn change<Q: Rpc>(&self, build: impl FnOnce(Option<v1::Mutation>) -> Q) -> Result<Q::Reply, Error> {
+        let deadline = self.attempts.admin_deadline();
+        if let Some(id) = self.resend {
+            return self.attempts.resend(id, Route::Any, deadline, build).await;
+        }
+        let ticket = Session::new(&self.attempts.env.entropy).issue();
         let ticket = ticket.ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))?;
-        let (mutation, id) = self.0.mutation(&ticket);
-        let result = self.0.run(build(mutation), Effect::Once, Route::Any, self.0.admin_deadline()).await;
+        let (mutation, id) = self.attempts.mutation(&ticket);
+        let result = self.attempts.run(build(Some(mutation)), Effect::Once, Route::Any, deadline).await;
         result.map_err(|error| error.of_write(id))
     }
 
@@ -72,7 +87,7 @@ impl Admin {
     pub async fn delete_namespace(&self, name: &NamespaceName) -> Result<Answer<NamespaceInfo>, Error> {
         let begun = Instant::now();
         let name = name.as_str().to_owned();
-        let build = |mutation| admin::DeleteNamespaceRequest { name, mutation: Some(mutation) };
+        let build = |mutation| admin::DeleteNamespaceRequest { name, mutation };
         let reply = self.change(build).await?;
         changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
     }
@@ -88,7 +103,7 @@ impl Admin {
         let begun = Instant::now();
         let name = name.as_str().to_owned();
         let grace_ms = grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX));
-        let build = |mutation| admin::ScheduleDeletionRequest { name, grace_ms, mutation: Some(mutation) };
+        let build = |mutation| admin::ScheduleDeletionRequest { name, grace_ms, mutation };
         let reply = self.change(build).await?;
         changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
     }
@@ -98,7 +113,7 @@ impl Admin {
     pub async fn undelete_namespace(&self, name: &NamespaceName) -> Result<Answer<NamespaceInfo>, Error> {
         let begun = Instant::now();
         let name = name.as_str().to_owned();
-        let build = |mutation| admin::UndeleteNamespaceRequest { name, mutation: Some(mutation) };
+        let build = |mutation| admin::UndeleteNamespaceRequest { name, mutation };
         let reply = self.change(build).await?;
         changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
     }
@@ -113,7 +128,7 @@ impl Admin {
     ) -> Result<Answer<NamespaceInfo>, Error> {
         let begun = Instant::now();
         let (name, r, w) = (name.as_str().to_owned(), r.map(Into::into), w.map(Into::into));
-        let build = |mutation| admin::AlterNamespaceRequest { name, r, w, mutation: Some(mutation) };
+        let build = |mutation| admin::AlterNamespaceRequest { name, r, w, mutation };
         let reply = self.change(build).await?;
         changed(reply.namespace.as_ref(), reply.receipt.as_ref(), begun)
     }
@@ -130,7 +145,7 @@ impl Admin {
     pub async fn topology(&self) -> Result<Topology, Error> {
         let reply = self.read(admin::GetTopologyRequest {}, Route::Any).await?;
         let topology = Topology::try_from(&reply).map_err(Failure::of_read)?;
-        self.0.learn_topology(topology.clone());
+        self.attempts.learn_topology(topology.clone());
         Ok(topology)
     }
 
@@ -142,7 +157,8 @@ impl Admin {
     /// Moves the leadership of a Raft group. Not resent when its fate is unknown.
     pub async fn transfer_leader(&self, group: GroupId, to: NodeId) -> Result<Leader, Error> {
         let request = admin::TransferLeaderRequest { group: group.0, to: to.0 };
-        let reply = self.0.run(request, Effect::Repeats, Route::Any, self.0.admin_deadline()).await?;
+        let reply =
+            self.attempts.run(request, Effect::Repeats, Route::Any, self.attempts.admin_deadline()).await?;
         Ok(Leader { node: (reply.leader != 0).then_some(NodeId(reply.leader)), term: reply.term })
     }
 
@@ -160,7 +176,7 @@ impl Admin {
     }
 
     async fn read<Q: crate::rpc::Rpc>(&self, request: Q, route: Route<'_>) -> Result<Q::Reply, Error> {
-        self.0.run(request, Effect::None, route, self.0.read_deadline()).await
+        self.attempts.run(request, Effect::None, route, self.attempts.read_deadline()).await
     }
 }
 

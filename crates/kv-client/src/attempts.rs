@@ -136,6 +136,7 @@ impl Attempts {
         &self,
         id: WriteId,
         route: Route<'_>,
+        deadline: Instant,
         build: impl FnOnce(Option<v1::Mutation>) -> Q,
     ) -> Result<Q::Reply, Error> {
         let mutation = Mutation {
@@ -146,7 +147,7 @@ impl Attempts {
             attempt: 2,
         };
         let request = build(Some(mutation.into()));
-        let result = self.run(request, Effect::Again, route, self.write_deadline()).await;
+        let result = self.run(request, Effect::Again, route, deadline).await;
         result.map_err(|error| error.of_write(id))
     }
 
@@ -158,7 +159,7 @@ impl Attempts {
         route: Route<'_>,
         deadline: Instant,
     ) -> Result<Q::Reply, Error> {
-        let mut verdict = Verdict::of(effect);
+        let mut verdict = Verdict::of(effect).in_one_log(effect, !matches!(route, Route::Replica(..)));
         let Ok(_permit) = self.in_flight.try_acquire() else {
             let message =
                 format!("{} operations of this client are in flight already", self.options.max_in_flight);

@@ -58,6 +58,16 @@ pub struct Siblings {
     pub context: CausalContext,
 }
 
+/// The answer to a delete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// Covers this delete and what it superseded.
+    pub context: CausalContext,
+    /// Whether there was a value, as far as the read of a delete of what is observed saw, by the R of the
+    /// handle; `None` where nothing was read: the caller said what is covered, or it was sent before.
+    pub saw_value: Option<bool>,
+}
+
 /// Handle of an available namespace.
 #[derive(Clone)]
 pub struct Available {
@@ -160,14 +170,17 @@ impl Available {
         &self,
         key: impl AsRef<[u8]>,
         context: WriteContext,
-    ) -> Result<Answer<CausalContext>, Error> {
+    ) -> Result<Answer<Removed>, Error> {
         let begun = Instant::now();
         let (key, deadline) = (checked(key)?, self.attempts.write_deadline());
-        let context = match context {
+        let (context, saw_value) = match context {
             // What the first attempt of another process saw is not known here. A node that has a trace of it
             // says so.
-            WriteContext::Observed if self.resend.is_none() => self.seen(&key, deadline).await?,
-            context => context,
+            WriteContext::Observed if self.resend.is_none() => {
+                let (context, saw_value) = self.seen(&key, deadline).await?;
+                (context, Some(saw_value))
+            }
+            context => (context, None),
         };
         let context = Some(wire_context(context)?);
         let reply = self
@@ -181,20 +194,25 @@ impl Available {
                 ..Default::default()
             })
             .await?;
-        Answer::new(CausalContext(reply.context), reply.receipt.as_ref(), begun)
+        let removed = Removed { context: CausalContext(reply.context), saw_value };
+        Answer::new(removed, reply.receipt.as_ref(), begun)
     }
 
-    /// What a delete is to supersede: all that a read sees.
-    async fn seen(&self, key: &Bytes, deadline: Instant) -> Result<WriteContext, Error> {
+    /// What a delete is to supersede, all that a read sees, and whether that is a value.
+    async fn seen(&self, key: &Bytes, deadline: Instant) -> Result<(WriteContext, bool), Error> {
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
         let reply = self.read(key, self.attempts.read_deadline().min(half)).await?;
         match Presence::try_from(reply.presence()) {
-            // More than a write may say: the node that takes the first attempt says what it has.
-            Ok(Presence::Found | Presence::Absent) if reply.context.len() > MAX_CONTEXT_BYTES => {
-                Ok(WriteContext::Observed)
+            // More than a write may say is left to the node that takes the first attempt: it says what it
+            // has.
+            Ok(presence @ (Presence::Found | Presence::Absent)) => {
+                let context = match reply.context.len() > MAX_CONTEXT_BYTES {
+                    true => WriteContext::Observed,
+                    false => WriteContext::Causal(CausalContext(reply.context)),
+                };
+                Ok((context, presence == Presence::Found))
             }
-            Ok(Presence::Found | Presence::Absent) => Ok(WriteContext::Causal(CausalContext(reply.context))),
             Ok(Presence::NoKnowledge) => {
                 let message =
                     "no node that keeps the key was reached, so it is not known what there is to delete";
@@ -212,7 +230,7 @@ impl Available {
     ) -> Result<Q::Reply, Error> {
         let route = Route::Replica(&self.namespace, key);
         if let Some(id) = self.resend {
-            return self.attempts.resend(id, route, build).await;
+            return self.attempts.resend(id, route, deadline, build).await;
         }
         let ticket = self.attempts.available_ticket()?;
         let (mutation, id) = self.attempts.mutation(&ticket);

@@ -56,7 +56,7 @@ pub use admin::{
     Admin, Digest, GroupRole, GroupStatus, NodeStatus, PartLatency, PartitionDigest, PeerState, PeerStatus,
     RefusalCount, RingOwners, StorageStatus,
 };
-pub use available::{Available, CausalContext, Sibling, Siblings, WriteContext};
+pub use available::{Available, CausalContext, Removed, Sibling, Siblings, WriteContext};
 pub use client::Client;
 pub use kv_types::call::Presence;
 pub use options::{ClientOptions, Via};

@@ -114,6 +114,8 @@ pub(crate) struct Verdict {
     sent: u32,
     /// It has no effect whatever becomes of it.
     effectless: bool,
+    /// A request id that belongs to other bytes proves that these were not applied.
+    ids_taken_once: bool,
 }
 
 impl Verdict {
@@ -123,7 +125,7 @@ impl Verdict {
             || Failure::new(Reason::ResultUnknown, "what became of it when it was sent first is not known");
         let again = effect == Effect::Again;
         let effectless = effect == Effect::None;
-        Self { open: again.then(sent), last: None, cut_off: None, sent: u32::from(again), effectless }
+        Self { open: again.then(sent), sent: u32::from(again), effectless, ..Self::default() }
     }
 
     /// The number that the next attempt bears, from 1. What was surely not taken counts for nothing: a node
@@ -132,13 +134,23 @@ impl Verdict {
         self.sent + 1
     }
 
+    /// Of an operation with this effect that is decided in the log of a group, which takes each request id
+    /// once: that an id of before belongs to other bytes proves that these were not applied. The replicas of
+    /// an available key each have a table of their own, so that one which refuses says nothing of the others.
+    pub(crate) fn in_one_log(mut self, effect: Effect, is: bool) -> Self {
+        self.ids_taken_once = is && effect == Effect::Again;
+        self
+    }
+
     /// Takes a failed attempt into account. Only a refusal that every node must give to these very bytes,
     /// whenever it sees them, closes what an earlier attempt left open.
     pub(crate) fn add(&mut self, failure: &Failure) {
         if failure.applied == Applied::Unknown {
             self.sent += 1;
             self.open.get_or_insert_with(|| failure.clone());
-        } else if refused_by_its_bytes(failure.reason) {
+        } else if refused_by_its_bytes(failure.reason)
+            || (self.ids_taken_once && failure.reason == Reason::RequestIdReused)
+        {
             self.open = None;
         }
         if matches!(failure.reason, Reason::NoQuorum | Reason::QuorumNotMet) {
@@ -422,6 +434,20 @@ mod tests {
         proven.add(&failure(Reason::LimitValue));
         assert_eq!(proven.conclude(failure(Reason::LimitValue), 1).applied, Applied::No);
         assert_eq!(Verdict::of(Effect::Once).out_of_time(1).applied, Applied::No);
+    }
+
+    #[test]
+    fn an_id_of_other_bytes_closes_what_one_log_decides() {
+        let after = |effect, in_one_log| {
+            let mut verdict = Verdict::of(effect).in_one_log(effect, in_one_log);
+            verdict.add(&failure(Reason::ConnectionLost));
+            verdict.add(&failure(Reason::RequestIdReused));
+            verdict.conclude(failure(Reason::RequestIdReused), 2).applied
+        };
+        assert_eq!(after(Effect::Again, true), Applied::No);
+        assert_eq!(after(Effect::Again, false), Applied::Unknown);
+        // An id of its own is no other's: this would be a defect, and proves nothing.
+        assert_eq!(after(Effect::Once, true), Applied::Unknown);
     }
 
     #[test]

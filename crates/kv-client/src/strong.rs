@@ -169,11 +169,11 @@ impl Strong {
         build: impl FnOnce(String, Option<v1::Mutation>) -> Q,
     ) -> Result<Q::Reply, Error> {
         let route = Route::Leader(&self.namespace);
+        let deadline = self.attempts.write_deadline();
         if let Some(id) = self.resend {
             let build = |mutation| build(self.namespace.clone(), mutation);
-            return self.attempts.resend(id, route, build).await;
+            return self.attempts.resend(id, route, deadline, build).await;
         }
-        let deadline = self.attempts.write_deadline();
         let ticket = self.session.begin(&self.attempts.env.entropy, deadline).await?;
         let (mutation, id) = self.attempts.mutation(&ticket);
         let request = build(self.namespace.clone(), Some(mutation));

@@ -23,7 +23,7 @@ use kv_env::{Connection, Env, Listener, Network};
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
 use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
 use kv_proto::{admin, status_from_failure, v1};
-use kv_types::{Applied, Failure, Reason, RequestId};
+use kv_types::{Applied, Failure, NamespaceName, Reason, RequestId};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -411,6 +411,29 @@ async fn a_write_is_sent_again_under_its_id() {
     );
 }
 
+/// A strong namespace has one account of ids: one that belongs to another body proves that this body was not
+/// applied. Another replica of an available one may have taken it.
+#[tokio::test]
+async fn an_id_of_another_body_closes_what_was_open_where_there_is_one_account() {
+    let id = "5f2c0000000000000000000000000000:41@1700000000000".parse().unwrap();
+    let reused = || refuse(Reason::RequestIdReused);
+    let fake = Fake::plays([reused(), reused(), reused()]);
+    let client = pinned(&fake).await;
+    let error = client.strong("bank").resending(id).put("alice", "2").await.unwrap_err();
+    assert!(!error.is_unknown() && error.reason() == Reason::RequestIdReused, "{error:?}");
+    let error = client
+        .admin()
+        .resending(id)
+        .delete_namespace(&NamespaceName::new("bank").unwrap())
+        .await
+        .unwrap_err();
+    assert!(!error.is_unknown() && error.reason() == Reason::RequestIdReused, "{error:?}");
+    let again = client.available("cart").resending(id);
+    let error = again.put("k", "2", WriteContext::Blind).await.unwrap_err();
+    let last = error.failure().detail("last_reason");
+    assert!(error.is_unknown() && last == Some("REQUEST_ID_REUSED"), "{error:?}");
+}
+
 /// A node that gets a delete of what is observed a second time cannot tell what the first meant. So the
 /// client says what it means.
 #[tokio::test]
@@ -425,14 +448,15 @@ async fn a_delete_of_what_is_observed_reads_and_says_what_it_saw() {
     fake.script(|s| s.read = Some((v1::Presence::Found, b"seen")));
     let client = pinned(&fake).await;
     let (deleted, superseded, attempts) = delete(&fake, client.available("cart")).await;
-    assert!(deleted.is_ok(), "{deleted:?}");
+    assert_eq!(deleted.unwrap().value.saw_value, Some(true));
     assert_eq!(superseded, vec![Context::Causal(b"seen".as_slice().into()); 3]);
     assert_eq!(attempts, [1, 1, 2]);
 
     // What is absent, is; what is not known, is not.
     fake.script(|s| s.read = Some((v1::Presence::Absent, b"gone")));
     let (deleted, superseded, _) = delete(&fake, client.available("cart")).await;
-    assert!(deleted.is_ok() && superseded == [Context::Causal(b"gone".as_slice().into())]);
+    assert_eq!(deleted.unwrap().value.saw_value, Some(false));
+    assert_eq!(superseded, [Context::Causal(b"gone".as_slice().into())]);
     fake.script(|s| s.read = Some((v1::Presence::NoKnowledge, b"")));
     let (deleted, superseded, _) = delete(&fake, client.available("cart")).await;
     let error = deleted.unwrap_err();
@@ -446,7 +470,7 @@ async fn a_delete_of_what_is_observed_reads_and_says_what_it_saw() {
     fake.script(|s| (s.acts, s.read) = (VecDeque::new(), Some((v1::Presence::Found, b"later".as_slice()))));
     let id = "5f2c0000000000000000000000000000:41@1700000000000".parse().unwrap();
     let (deleted, superseded, attempts) = delete(&fake, client.available("cart").resending(id)).await;
-    assert!(deleted.is_ok());
+    assert_eq!(deleted.unwrap().value.saw_value, None);
     assert_eq!((superseded, attempts), (vec![Context::Observed(true)], vec![2]));
 }
 

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::LabError;
 use crate::fabric::Fabric;
+use crate::folder::{self, MARK};
 use crate::installed::{Counters, Installed};
 use crate::matrix::{Faults, Flow, NodeName};
 use crate::netns::Netns;
@@ -135,51 +136,18 @@ struct Ready {
     pid: u32,
 }
 
-/// The first line of a cluster file that a lab wrote: the folder is the lab's.
-const MARK: &str = "# Written by the lab.";
-
-/// Nodes and port base of the lab whose data a folder has.
-pub fn kept(dir: &Path) -> Option<(u64, u16)> {
-    let text =
-        std::fs::read_to_string(dir.join("cluster.toml")).ok().filter(|text| text.starts_with(MARK))?;
-    let first = text.lines().find_map(|line| line.strip_prefix("client_address = \"")?.strip_suffix('"'))?;
-    let port: u16 = first.rsplit_once(':')?.1.parse().ok()?;
-    Some((text.matches("[[node]]").count() as u64, port.checked_sub(1)?))
-}
-
-/// Refuses a folder whose contents somebody else put there: a lab replaces what is in its own.
-fn own(dir: &Path) -> Result<(), LabError> {
-    let marked = match std::fs::read_to_string(dir.join("cluster.toml")) {
-        Ok(text) => text.starts_with(MARK),
-        Err(_) => ["data", "logs"].iter().all(|folder| {
-            std::fs::read_dir(dir.join(folder)).map_or(true, |mut entries| entries.next().is_none())
-        }),
-    };
-    let dir = dir.display();
-    match marked {
-        true => Ok(()),
-        false => Err(LabError::Usage(format!("{dir} has files that no lab wrote: choose another folder"))),
-    }
-}
-
 /// What would keep a lab from starting, as far as it can be seen before.
 pub(crate) fn check(options: &LabOptions) -> Result<(), LabError> {
-    own(&options.dir)?;
-    if let Some(earlier) =
-        std::fs::read_to_string(options.dir.join("cluster.toml")).ok().filter(|_| options.keep)
+    folder::own(&options.dir)?;
+    if options.keep
+        && let Some(earlier) = folder::earlier(&options.dir)?
     {
-        same_size(options, &earlier)?;
+        folder::same_size(&options.dir, &earlier, options.nodes)?;
     }
     match options.plane {
         Plane::Proxies if options.port_base != 0 => ports::check(options.port_base, options.nodes),
         _ => Ok(()),
     }
-}
-
-/// The data of another number of nodes is not this lab's.
-fn same_size(options: &LabOptions, earlier: &str) -> Result<(), LabError> {
-    let (had, wanted) = (earlier.matches("[[node]]").count() as u64, options.nodes);
-    if had == wanted { Ok(()) } else { Err(LabError::OtherNodes { dir: options.dir.clone(), had, wanted }) }
 }
 
 impl Lab {
@@ -584,11 +552,11 @@ impl Lab {
     /// Writes what the nodes read: one cluster file, and for each node whom to dial in place of whom.
     fn write_files(&self) -> Result<(), LabError> {
         let dir = &self.options.dir;
-        own(dir)?;
+        folder::own(dir)?;
         let cluster_file = dir.join("cluster.toml");
-        let earlier = std::fs::read_to_string(&cluster_file).ok().filter(|_| self.options.keep);
+        let earlier = if self.options.keep { folder::earlier(dir)? } else { None };
         if let Some(earlier) = &earlier {
-            same_size(&self.options, earlier)?;
+            folder::same_size(dir, earlier, self.options.nodes)?;
         }
         if earlier.is_none() {
             for folder in ["data", "logs"] {
@@ -601,8 +569,7 @@ impl Lab {
                 .map_err(LabError::system(format!("cannot create {}", folder.display())))?;
         }
         let id = earlier
-            .as_deref()
-            .and_then(cluster_id)
+            .map(|earlier| earlier.cluster_id)
             .unwrap_or_else(|| format!("{:032x}", fastrand::u128(1..)));
         // In network namespaces the nodes have addresses of their own, which a node accepts only when told
         // so.
@@ -610,15 +577,14 @@ impl Lab {
             let (clients, peers) = self.network.hosts(*node);
             !(clients.is_loopback() && peers.is_loopback())
         });
-        let mut cluster = format!("{MARK}\n[cluster]\nid = \"{id}\"\ninsecure = {insecure}\n");
+        let mut cluster = format!("{MARK}.\n[cluster]\nid = \"{id}\"\ninsecure = {insecure}\n");
         for node in self.nodes() {
             cluster += &format!(
                 "\n[[node]]\nid = \"{node}\"\nclient_address = \"{}\"\npeer_address = \"{}\"\ndata_dir = \"data/{node}\"\n",
                 self.client_address(node),
                 self.peer_address(node),
             );
-            let mut map =
-                String::from("# Written by the lab: every link to a peer goes through a proxy.\n[dial]\n");
+            let mut map = format!("{MARK}: every link to a peer goes through a proxy.\n[dial]\n");
             for (to, proxy) in self.network.dialled_by(node) {
                 map += &format!("\"{}\" = \"{proxy}\"\n", self.peer_address(to));
             }
@@ -818,12 +784,6 @@ fn remove_folder(path: &Path) -> Result<(), LabError> {
     }
 }
 
-/// The cluster's id in an earlier cluster file.
-fn cluster_id(text: &str) -> Option<String> {
-    let file: toml::Table = text.parse().ok()?;
-    file.get("cluster")?.get("id")?.as_str().map(str::to_owned)
-}
-
 fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -846,6 +806,11 @@ mod tests {
 
     fn options(dir: &Path) -> LabOptions {
         LabOptions { nodes: 3, port_base: 0, kvd: Some(FAKE.into()), ..LabOptions::new(dir) }
+    }
+
+    fn cluster_id(text: &str) -> Option<String> {
+        let file: toml::Table = text.parse().ok()?;
+        file.get("cluster")?.get("id")?.as_str().map(str::to_owned)
     }
 
     fn gone(pid: u32) -> bool {

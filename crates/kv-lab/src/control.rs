@@ -620,10 +620,10 @@ mod tests {
         let file = dir.path().join("cluster.toml");
         fs::write(&file, "[cluster]\n").unwrap();
         assert!(check(&options).await.is_err());
-        fs::write(&file, "# Written by the lab.\n[[node]]\nclient_address = \"127.0.0.1:7301\"\n[[node]]\n")
-            .unwrap();
+        let whole = "# Written by the lab.\n[cluster]\nid = \"1\"\n[[node]]\nclient_address = \"127.0.0.1:7301\"\n[[node]]\n";
+        fs::write(&file, whole).unwrap();
         check(&options).await.unwrap();
-        assert_eq!(crate::cluster::kept(dir.path()), Some((2, 7_300)));
+        assert_eq!(crate::folder::kept(dir.path()), Some((2, 7_300)));
     }
 
     #[test]

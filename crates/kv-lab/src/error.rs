@@ -51,6 +51,12 @@ pub enum LabError {
         /// Nodes that are asked for.
         wanted: u64,
     },
+    /// The cluster file of the lab in this folder cannot be read.
+    #[error("the cluster file of the lab in {dir} is damaged or missing: its data cannot be used without it")]
+    Damaged {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// No lab runs in this folder.
     #[error("no lab runs in {dir}")]
     NotRunning {
@@ -151,6 +157,7 @@ impl LabError {
             | Self::PortBusy { .. }
             | Self::AlreadyRunning { .. }
             | Self::OtherNodes { .. }
+            | Self::Damaged { .. }
             | Self::UnknownNode { .. }
             | Self::WrongPlane { .. }
             | Self::NoNetns { .. }

@@ -188,9 +188,10 @@ pub fn deletion_grace(asked: Option<Duration>) -> Result<Duration, Failure> {
     if (MIN_DELETION_GRACE..=MAX_DELETION_GRACE).contains(&grace) {
         return Ok(grace);
     }
-    let (least, most) = (MIN_DELETION_GRACE.as_secs(), MAX_DELETION_GRACE.as_secs() / 3_600);
+    let (least, most) = (MIN_DELETION_GRACE.as_secs(), MAX_DELETION_GRACE.as_secs());
+    let (hours, days) = (most / 3_600, most / 86_400);
     let message = format!(
-        "a grace of {grace:?} is out of range: {least} second to {most} hours; to delete at once needs none"
+        "a grace of {grace:?} is out of range: {least} second to {days} days ({hours} hours); to delete at once needs none"
     );
     Err(Failure::new(Reason::NamespaceInvalid, message))
 }

@@ -144,7 +144,7 @@ impl AvailableClient {
             match self.handle.delete(key, context).await {
                 Ok(answer) => {
                     if let Some(Known { values, .. }) = known {
-                        let known = Known { context: answer.value, values };
+                        let known = Known { context: answer.value.context, values };
                         lock(&self.known).insert(key.to_owned(), known);
                     }
                     Ending::ok(Json::Null, None, answer.receipt)

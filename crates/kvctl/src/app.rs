@@ -14,6 +14,11 @@ use crate::problem::Problem;
 /// The node that is asked when nothing names one: the first of a lab on its usual ports.
 const DEFAULT_ENDPOINT: &str = "127.0.0.1:7101";
 
+/// The detail of a failure that says which name was probably meant; nodes say it too.
+pub(crate) const NEAREST: &str = "nearest";
+/// A name that differs by more edits is another name.
+const MOST_EDITS: usize = 2;
+
 /// The cluster that is meant, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -99,28 +104,44 @@ impl App {
 
     /// The namespace and its settings: `NAMESPACE_UNKNOWN` with the nearest name when there is none.
     pub(crate) async fn lookup(&self, client: &Client, name: &str) -> Result<NamespaceInfo, Problem> {
+        find(&self.catalogue(client).await?, name)
+    }
+
+    /// The cluster as a node knows it that has seen the catalogue.
+    pub(crate) async fn catalogue(&self, client: &Client) -> Result<Topology, Problem> {
         let topology = client.admin().topology().await?;
         if topology.epoch != Epoch(0) {
-            return find(&topology, name);
+            return Ok(topology);
         }
         // A node that has not seen the catalogue yet refuses to list it, and that is waited for.
         let known = client.admin().list_namespaces().await?;
         let known = known.into_iter().map(|info| (info.namespace.name.to_string(), info)).collect();
-        find(&Topology { namespaces: known, ..topology }, name)
+        Ok(Topology { namespaces: known, ..topology })
     }
 }
 
-fn find(topology: &Topology, name: &str) -> Result<NamespaceInfo, Problem> {
+/// The namespace of that name.
+pub(crate) fn find(topology: &Topology, name: &str) -> Result<NamespaceInfo, Problem> {
     if let Some(info) = topology.namespaces.get(name) {
         return Ok(info.clone());
     }
-    let nearest = topology.namespaces.keys().map(|known| (distance(known, name), known)).min();
-    let nearest = match nearest {
-        Some((distance, known)) if distance <= 2 => format!("; did you mean `{known}`?"),
-        _ => String::new(),
-    };
-    let message = format!("no namespace `{name}`, as far as {} knows{nearest}", topology.answered_by);
-    Err(Problem::from(Failure::new(Reason::NamespaceUnknown, message)))
+    let meant = nearest(topology.namespaces.keys().map(String::as_str), name);
+    let said = meant.map_or(String::new(), |known| format!("; did you mean `{known}`?"));
+    let message = format!("no namespace `{name}`, as far as {} knows{said}", topology.answered_by);
+    let failure = Failure::new(Reason::NamespaceUnknown, message);
+    Err(Problem::from(match meant {
+        Some(known) => failure.with(NEAREST, known),
+        None => failure,
+    }))
+}
+
+/// The name that was probably meant: the nearest one, whatever the case of what was typed.
+pub(crate) fn nearest<'a>(names: impl Iterator<Item = &'a str>, typed: &str) -> Option<&'a str> {
+    let typed = typed.to_lowercase();
+    let length = typed.chars().count();
+    let near = names.map(|known| (distance(known, &typed), known));
+    // Where every letter differs, nothing of it was meant.
+    near.filter(|(distance, _)| *distance <= MOST_EDITS && *distance < length).min().map(|(_, known)| known)
 }
 
 /// Edits between two words (Levenshtein).
@@ -172,5 +193,8 @@ mod tests {
         assert_eq!(distance("bank", "bnak"), 2);
         assert_eq!(distance("bank", "tank"), 1);
         assert_eq!(distance("", "abc"), 3);
+        let meant = |typed| nearest(["bank", "cart", "q"].into_iter(), typed);
+        assert_eq!(["BANK", "Bnak", "crt"].map(meant), [Some("bank"), Some("bank"), Some("cart")]);
+        assert_eq!(["", "x", "ledger", "ca-tt-x"].map(meant), [None; 4]);
     }
 }

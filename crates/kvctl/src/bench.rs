@@ -20,10 +20,10 @@ use self::load::{Handle, Measured, key};
 use self::own::Own;
 use crate::app::App;
 use crate::cli::Bench;
-use crate::cluster::views;
 use crate::exit::Exit;
 use crate::output::{object, round, table};
 use crate::problem::Problem;
+use crate::views::views;
 
 /// Workers that share one connection per node.
 const WORKERS_PER_CLIENT: usize = 64;
@@ -85,6 +85,12 @@ async fn measure(
     match app.out.is_json() {
         true => app.out.json(&as_json(args, &measured, &about))?,
         false => app.out.line(as_text(args, &measured, &about))?,
+    }
+    if let Some(error) = measured.gone {
+        let mut problem = Problem::from(error);
+        problem.message = format!("`{namespace}` was deleted meanwhile: {}", problem.message);
+        problem.exit = Exit::Refused;
+        return Err(problem);
     }
     Ok(match measured.total.answered() {
         _ if measured.interrupted => Exit::Interrupted,
@@ -347,7 +353,7 @@ mod tests {
         let mut total = Tally::new().unwrap();
         (1..=1_000).for_each(|us| total.puts_us.saturating_record(us * 10));
         total.not_applied = 3;
-        let measured = Measured { total, seconds: 2.0, interrupted: false };
+        let measured = Measured { total, gone: None, seconds: 2.0, interrupted: false };
         let args = Bench {
             workload: Workload::Put,
             distribution: Distribution::New,

@@ -70,7 +70,7 @@ pub(crate) struct Global {
     )]
     pub(crate) output: Format,
     /// Deadline of an operation, all attempts included [default: read 1s, write 2s, cluster change 10s]
-    #[arg(long, global = true, env = "KVCTL_TIMEOUT", hide_env_values = true, value_parser = units::duration, value_name = "DURATION")]
+    #[arg(long, global = true, env = "KVCTL_TIMEOUT", hide_env_values = true, value_parser = units::timeout, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
     /// Only results and errors
     #[arg(short, long, global = true)]
@@ -215,10 +215,10 @@ pub(crate) struct WriteOptions {
     pub(crate) again: Again,
 }
 
-/// A write that was sent before.
+/// A write, or a change of a namespace, that was sent before.
 #[derive(Debug, Args)]
 pub(crate) struct Again {
-    /// Send a write again that was sent before under this id, as its error names it: it is applied once
+    /// Send again what was sent before under this id, as its error names it: it is applied once
     #[arg(long, value_name = "ID")]
     pub(crate) request_id: Option<WriteId>,
 }
@@ -298,10 +298,7 @@ pub(crate) enum Ns {
     /// Delete a namespace and everything in it, after a grace in which it can be taken back
     Delete(NsDelete),
     /// Take a deleted namespace back, with everything in it
-    Undelete {
-        /// Its name
-        name: String,
-    },
+    Undelete(NsUndelete),
     /// Change what reads and writes of an available namespace wait for
     Alter(NsAlter),
     /// Show one namespace
@@ -331,6 +328,17 @@ pub(crate) struct NsCreate {
     /// Available: only primaries count
     #[arg(long)]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) again: Again,
+}
+
+/// Arguments of `ns undelete`.
+#[derive(Debug, Args)]
+pub(crate) struct NsUndelete {
+    /// Its name
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) again: Again,
 }
 
 /// A number of replicas of a key.
@@ -349,6 +357,8 @@ pub(crate) struct NsDelete {
     /// How long it can be taken back: 1s to 30 days [default: 24h]
     #[arg(long, value_parser = units::grace, value_name = "DURATION")]
     pub(crate) grace: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) again: Again,
 }
 
 /// Arguments of `ns alter`.
@@ -369,6 +379,8 @@ pub(crate) struct NsAlter {
     pub(crate) mode: Option<String>,
     #[arg(long, hide = true)]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) again: Again,
 }
 
 /// Commands about the cluster.
@@ -379,6 +391,9 @@ pub(crate) enum Cluster {
         /// Whose view: a node, or `all`
         #[arg(long, value_name = "NODE")]
         as_seen_by: Option<String>,
+        /// All namespaces, however many; otherwise those in trouble come first, and 20 are shown
+        #[arg(long)]
+        all: bool,
     },
     /// How long the parts of requests take, as the nodes count it since their start
     Latency {
@@ -741,6 +756,7 @@ mod tests {
             "kvctl ns delete cart --grace 30days",
             "kvctl ns undelete cart",
             "kvctl ns alter cart --r 1 --w 3",
+            "kvctl ns undelete cart --request-id 0123456789abcdef0123456789abcdef:1@1700000000000",
             "kvctl bench --mode available --keep --for 1s",
             "kvctl put -n bank alice 100",
             "kvctl put -n bank alice -1",

@@ -1,10 +1,7 @@
 //! The cluster as its nodes see it. Every view is labelled with its viewpoint, and a node that cannot be
 //! asked stays in the table.
 
-use std::collections::BTreeMap;
-
-use futures_util::future::join_all;
-use kv_client::{Client, GroupStatus, NamespaceInfo, NodeStatus, PeerState, PeerStatus, Topology};
+use kv_client::{GroupStatus, NamespaceInfo, NodeStatus, PeerState, PeerStatus, Topology};
 use kv_env::{Clock, SystemClock};
 use kv_types::{GroupId, Mode, NodeId, Placement, Replication};
 use serde_json::{Value, json};
@@ -17,14 +14,22 @@ use crate::latency;
 use crate::ns::deleted_until;
 use crate::output::{nodes, object, put_bytes, readable, table, time_of_day};
 use crate::problem::Problem;
+use crate::progress::while_waiting;
+use crate::views::{Views, views};
+
+/// Lines about namespaces that fit a screen beside the nodes.
+const MOST_NAMESPACES: usize = 20;
 
 pub(crate) async fn run(app: &App, command: &Cluster) -> Result<Exit, Problem> {
     match command {
-        Cluster::Status { as_seen_by } => status(app, as_seen_by.as_deref()).await,
+        Cluster::Status { as_seen_by, all } => status(app, as_seen_by.as_deref(), *all).await,
         Cluster::Latency { node } => latency(app, *node).await,
         Cluster::Health => health(app).await,
         Cluster::TransferLeader { node, group } => {
-            let leader = app.client()?.admin().transfer_leader(GroupId(*group), *node).await?;
+            let admin = app.client()?.admin();
+            let moving = admin.transfer_leader(GroupId(*group), *node);
+            let what = format!("{node} leads {}", GroupId(*group));
+            let leader = while_waiting(app, &what, moving).await?;
             let now = leader.node.map_or("none".to_owned(), |node| node.to_string());
             if app.out.is_json() {
                 app.out.json(&json!({ "group": group, "leader": now, "term": leader.term }))?;
@@ -36,19 +41,7 @@ pub(crate) async fn run(app: &App, command: &Cluster) -> Result<Exit, Problem> {
     }
 }
 
-/// What each member says, `None` for those that cannot be asked.
-pub(crate) type Views = BTreeMap<NodeId, Option<NodeStatus>>;
-
-/// Asks every member at once.
-pub(crate) async fn views(client: &Client, topology: &Topology) -> Views {
-    let asked = topology
-        .members
-        .values()
-        .map(|member| async move { (member.id, client.admin().status(&member.client_address).await.ok()) });
-    join_all(asked).await.into_iter().collect()
-}
-
-async fn status(app: &App, as_seen_by: Option<&str>) -> Result<Exit, Problem> {
+async fn status(app: &App, as_seen_by: Option<&str>, all: bool) -> Result<Exit, Problem> {
     let client = app.client()?;
     let topology = client.admin().topology().await?;
     if as_seen_by == Some("all") {
@@ -65,7 +58,9 @@ async fn status(app: &App, as_seen_by: Option<&str>) -> Result<Exit, Problem> {
     if app.out.is_json() {
         app.out.json(&view.json())?;
     } else {
-        app.out.line(view.text(lab_line(app).await))?;
+        let most = if all { usize::MAX } else { MOST_NAMESPACES };
+        let whole = app.line.clone().flag("--all").to_string();
+        app.out.line(view.text(lab_line(app).await, most, &whole))?;
     }
     Ok(Exit::Done)
 }
@@ -111,6 +106,10 @@ struct Offer {
     can_lose: u64,
     /// Why it does not serve.
     why: String,
+    /// It is deleted and can be taken back: nothing is owed.
+    deleted: bool,
+    /// What keeps it from losing more.
+    remark: String,
 }
 
 /// What one side of CAP offers at a node.
@@ -126,9 +125,52 @@ impl Offer {
     fn json(&self) -> Value {
         json!({
             "namespace": self.name, "mode": self.mode.to_string(), "reads": self.reads, "writes": self.writes,
-            "can_lose": self.can_lose, "why": self.why,
+            "can_lose": self.can_lose, "why": self.why, "deleted": self.deleted, "remark": self.remark,
         })
     }
+
+    /// Whether it does not do all that it is there for.
+    fn is_troubled(&self) -> bool {
+        !(self.deleted || self.reads && self.writes)
+    }
+
+    fn row(&self) -> Vec<String> {
+        let yes = |yes| if yes { "yes" } else { "NO" };
+        let (serving, can_lose) = match self.deleted {
+            true => ("-".to_owned(), "-".to_owned()),
+            false => (
+                format!("reads {}  writes {}", yes(self.reads), yes(self.writes)),
+                format!("{} more", self.can_lose),
+            ),
+        };
+        let about = if self.why.is_empty() { &self.remark } else { &self.why };
+        vec![self.name.clone(), self.mode.to_string(), serving, can_lose, about.clone()]
+    }
+}
+
+/// The namespaces, at most so many: then those in trouble come first, and the others are counted. `whole` is
+/// the line that shows all.
+fn serving(mut offers: Vec<Offer>, most: usize, whole: &str) -> String {
+    if offers.len() > most {
+        // By name among themselves.
+        offers.sort_by_key(|offer| !offer.is_troubled());
+    }
+    let hidden = offers.split_off(offers.len().min(most));
+    let shown = table(&["namespace", "mode", "serving here", "can lose", ""], offers.iter().map(Offer::row));
+    if hidden.is_empty() {
+        return shown;
+    }
+    let troubled = hidden.iter().filter(|offer| offer.is_troubled()).count();
+    let deleted = hidden.iter().filter(|offer| offer.deleted).count();
+    let counts =
+        [(troubled, "not served in full"), (deleted, "deleted"), (hidden.len() - troubled - deleted, "well")];
+    let some = counts.iter().filter(|(count, _)| *count > 0);
+    let some: Vec<_> = some.map(|(count, what)| format!("{count} {what}")).collect();
+    let how = match (troubled, deleted) {
+        (0, 0) => "all well".to_owned(),
+        _ => some.join(", "),
+    };
+    format!("{shown}\n... and {} more, {how}; see: {whole}", hidden.len())
 }
 
 impl View<'_> {
@@ -151,12 +193,19 @@ impl View<'_> {
     /// What each namespace offers here.
     fn offers(&self) -> Vec<Offer> {
         let offer = |(name, info): (&String, &NamespaceInfo)| {
-            let (reads, writes, can_lose, why) = match (deleted_until(info), info.namespace.placement) {
+            let (until, placement) = (deleted_until(info), info.namespace.placement);
+            let deleted = until.is_some();
+            let (reads, writes, can_lose, why) = match (until, placement) {
                 (Some(until), _) => (false, false, 0, until),
                 (None, Placement::Strong { group }) => self.strong_offer(group),
                 (None, Placement::Available { replication, .. }) => self.available_offer(replication),
             };
-            Offer { name: name.clone(), mode: info.namespace.mode(), reads, writes, can_lose, why }
+            let remark = match placement {
+                Placement::Strong { group } if reads => self.starting(group),
+                _ => String::new(),
+            };
+            let (name, mode) = (name.clone(), info.namespace.mode());
+            Offer { name, mode, reads, writes, can_lose, why, deleted, remark }
         };
         self.topology.namespaces.iter().map(offer).collect()
     }
@@ -178,6 +227,18 @@ impl View<'_> {
         // A voter that joins or needs a snapshot first is reached, and makes up for no one.
         let spare = if serves { u64::from(group.able_voters).saturating_sub(needed) } else { 0 };
         (serves, serves, spare, why)
+    }
+
+    /// What is said of a group while voters that are reached do not make up for others yet.
+    fn starting(&self, group: GroupId) -> String {
+        let known = self.status.groups.iter().find(|known| known.group == group.0);
+        match known.map(|known| (known.able_voters, known.reachable_voters)) {
+            Some((able, reachable)) if able < reachable => {
+                let waits = reachable - able;
+                format!("starting: {waits} of {reachable} voters reached cannot stand in for another yet")
+            }
+            _ => String::new(),
+        }
     }
 
     fn available_offer(&self, plan: Replication) -> (bool, bool, u64, String) {
@@ -248,9 +309,12 @@ impl View<'_> {
         let spare = |plan: Replication| self.answering(plan).saturating_sub(u64::from(plan.r.max(plan.w)));
         let mut unavailable: Vec<String> = short(|plan| plan.r.max(plan.w)).collect();
         unavailable.dedup();
+        // Each node counts what it keeps, so that the figures of several do not add up.
         let mut remark = format!(
-            "{} keys with siblings, {} hints pending",
-            self.status.keys_with_siblings, self.status.hints_pending
+            "{} itself counts {} keys with siblings and holds {} hints",
+            NodeId(self.status.node),
+            self.status.keys_with_siblings,
+            self.status.hints_pending
         );
         let targets: Vec<u64> =
             self.status.peers.iter().filter(|peer| peer.hints_pending > 0).map(|peer| peer.node).collect();
@@ -274,28 +338,19 @@ impl View<'_> {
         self.status.groups.iter().find(|group| group.group == GroupId::FIRST_DATA.0)
     }
 
-    fn text(&self, lab: Option<String>) -> String {
+    /// With `most` namespaces; `whole` is the line that shows all.
+    fn text(&self, lab: Option<String>, most: usize, whole: &str) -> String {
         let me = NodeId(self.status.node);
         let now = time_of_day(SystemClock.wall_ms());
         let head = format!("Seen by {me}, {now} UTC (others may disagree: --as-seen-by all)");
         let lab = lab.map_or(String::new(), |line| format!("   {line}"));
-        let yes = |yes| if yes { "yes" } else { "NO" };
         let offers = self.offers();
-        let serving = offers.iter().map(|offer| {
-            vec![
-                offer.name.clone(),
-                offer.mode.to_string(),
-                format!("reads {}  writes {}", yes(offer.reads), yes(offer.writes)),
-                format!("{} more", offer.can_lose),
-                offer.why.clone(),
-            ]
-        });
         let serving = if !self.is_ready() {
             format!("NOT READY: {me} has not seen the catalogue yet, and serves nothing")
         } else if offers.is_empty() {
             "no namespaces yet: kvctl ns create NAME --mode strong|available".to_owned()
         } else {
-            table(&["namespace", "mode", "serving here", "can lose", ""], serving)
+            serving(offers, most, whole)
         };
         let kept = self.available().remark;
         let rows = self.topology.members.keys().map(|node| self.row(*node));
@@ -580,6 +635,8 @@ fn ago(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn status(node: u64, quorum: bool, lost: &[u64]) -> NodeStatus {
@@ -635,6 +692,61 @@ mod tests {
         }
     }
 
+    fn text(view: &View<'_>) -> String {
+        view.text(None, MOST_NAMESPACES, "kvctl cluster status --all")
+    }
+
+    /// A cluster with so many strong namespaces besides, of which every tenth is deleted.
+    fn many(count: usize) -> Topology {
+        let mut topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
+        for number in 0..count {
+            let mut info = topology.namespaces["bank"].clone();
+            if number % 10 == 0 {
+                info.namespace.deletion = Some(kv_types::Deletion { due_ms: 1, grace_ms: 1 });
+            }
+            topology.namespaces.insert(format!("a{number:04}"), info);
+        }
+        topology
+    }
+
+    #[test]
+    fn of_many_namespaces_those_in_trouble_are_shown_and_the_others_counted() {
+        let topology = many(998);
+        let whole = status(1, true, &[]);
+        let view = View { topology: &topology, status: &whole };
+        let said = text(&view);
+        assert!(said.lines().count() < 40, "{said}");
+        assert!(
+            said.contains("\n... and 980 more, 98 deleted, 882 well; see: kvctl cluster status --all\n"),
+            "{said}"
+        );
+        assert_eq!(view.json()["namespaces"].as_array().unwrap().len(), 1_000);
+        assert_eq!(view.text(None, usize::MAX, "").matches(" strong ").count(), 999);
+        // What is in trouble comes first, wherever its name is.
+        let mut strict = topology.clone();
+        if let Some(info) = strict.namespaces.get_mut("cart")
+            && let Placement::Available { replication, .. } = &mut info.namespace.placement
+        {
+            *replication = Replication { n: 5, r: 5, w: 5, sloppy: false };
+        }
+        let lost = status(1, true, &[5]);
+        let said = text(&View { topology: &strict, status: &lost });
+        let first = said.lines().nth(2).unwrap();
+        assert!(first.starts_with("cart") && first.contains("reads NO  writes NO"), "{said}");
+        let minority = status(1, false, &[3, 4, 5]);
+        let said = text(&View { topology: &topology, status: &minority });
+        assert!(
+            said.contains("\n... and 980 more, 879 not served in full, 100 deleted, 1 well; see:"),
+            "{said}"
+        );
+        let few: BTreeMap<_, _> = topology.namespaces.clone().into_iter().skip(1).take(19).collect();
+        let all_well = few.into_iter().filter(|(_, info)| info.namespace.deletion.is_none());
+        let mut well = topology.clone();
+        well.namespaces = all_well.collect();
+        let said = View { topology: &well, status: &whole }.text(None, 3, "kvctl cluster status --all");
+        assert!(said.contains("\n... and 15 more, all well; see: kvctl cluster status --all\n"), "{said}");
+    }
+
     #[test]
     fn what_is_deleted_for_a_while_is_said_and_not_missed() {
         let mut topology = topology(Replication { n: 5, r: 5, w: 5, sloppy: false });
@@ -647,7 +759,9 @@ mod tests {
         for offer in view.offers() {
             assert_eq!((offer.reads, offer.writes), (false, false), "{}", offer.name);
             assert_eq!(offer.why, "deleted; can be taken back until 2026-01-01T00:00:00Z");
+            assert!(offer.deleted && !offer.is_troubled());
         }
+        assert!(!text(&view).contains("NO"), "{}", text(&view));
         assert!(view.available().unavailable.is_empty() && view.strong().unavailable.is_empty());
         assert!(view.available().reads && view.available().writes);
     }
@@ -677,7 +791,7 @@ mod tests {
         let early = NodeStatus { epoch: 0, ..status(1, true, &[]) };
         assert_eq!(offers(&early), named(no, no, no));
         let view = View { topology: &topology, status: &early };
-        assert!(view.text(None).contains("NOT READY"), "{}", view.text(None));
+        assert!(text(&view).contains("NOT READY"), "{}", text(&view));
         assert_eq!(view.json()["ready"], false);
         assert_eq!(view.json()["namespaces"][1]["why"], "0 nodes reachable, 2 needed");
     }
@@ -701,6 +815,13 @@ mod tests {
         assert_eq!(can_lose(&whole), 2);
         whole.groups[0].able_voters = 3;
         assert_eq!(can_lose(&whole), 0, "all are reached, two of them join or wait for a snapshot");
+        let view = View { topology: &topology, status: &whole };
+        let says = "starting: 2 of 5 voters reached cannot stand in for another yet";
+        assert!(text(&view).contains(says), "{}", text(&view));
+        assert_eq!(
+            (&view.json()["namespaces"][0]["remark"], &view.json()["namespaces"][0]["why"]),
+            (&json!(says), &json!(""))
+        );
     }
 
     #[test]
@@ -714,7 +835,7 @@ mod tests {
         assert!(strong.remark.contains("2 of 5 voters reachable, 3 needed"));
         assert!(available.reads && available.writes);
         assert_eq!((available.can_lose, available.unavailable.len()), (0, 0));
-        let text = view.text(None);
+        let text = text(&view);
         assert!(text.starts_with("Seen by n1, ") && text.contains("reads NO  writes NO"), "{text}");
     }
 
@@ -742,12 +863,12 @@ mod tests {
         let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
         let mut status = status(1, true, &[]);
         let view = View { topology: &topology, status: &status };
-        assert!(!view.text(None).contains("refused") && view.json()["refusals"] == json!({}));
+        assert!(!text(&view).contains("refused") && view.json()["refusals"] == json!({}));
         status.refusals = ["peer_message", "snapshot_no_room"]
             .map(|reason| kv_client::RefusalCount { reason: reason.into(), count: 3 })
             .into();
         let view = View { topology: &topology, status: &status };
-        let text = view.text(None);
+        let text = text(&view);
         let line = "\nn1 refused of its peers since it started: peer_message 3, snapshot_no_room 3";
         assert!(text.ends_with(line), "{text}");
         assert_eq!(view.json()["refusals"], json!({ "peer_message": 3, "snapshot_no_room": 3 }));

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use kv_client::{
-    Answer, Available, CausalContext, Client, Expect, Presence, Revision, Siblings, Strong, Swap, Versioned,
-    WriteContext,
+    Answer, Available, CausalContext, Client, Expect, Presence, Removed, Revision, Siblings, Strong, Swap,
+    Versioned, WriteContext,
 };
 use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_types::{Degradation, Failure, Mode, Reason};
@@ -42,16 +42,7 @@ impl Place {
 
     /// The same for a write that may have been sent before: what fails here says nothing of the first time.
     async fn find_for(app: &App, again: &Again) -> Result<Self, Problem> {
-        let Some(id) = again.request_id else { return Self::find(app).await };
-        Self::find(app).await.map_err(|problem| match &problem.failure {
-            None => problem,
-            Some(failure) => {
-                let message =
-                    format!("what became of it when it was sent first is not known; {}", failure.message);
-                let open = Failure::new(Reason::ResultUnknown, message).of_request(id.request_id);
-                open.with("last_reason", failure.reason).with("write_id", id).into()
-            }
-        })
+        Self::find(app).await.map_err(|problem| problem.of_resent(again.request_id))
     }
 
     fn available(&self, options: &WriteOptions) -> Available {
@@ -276,7 +267,7 @@ pub(crate) async fn put(app: &App, args: &Put) -> Result<Exit, Problem> {
         Mode::Available => {
             let context = context(&args.options).await?;
             let answer = place.available(&args.options).put(&key, value, context).await?;
-            Ok(written_context(app, &place, &key, "OK", &answer))
+            Ok(written_context(app, &place, &key, &answer))
         }
     }
 }
@@ -305,7 +296,7 @@ pub(crate) async fn del(app: &App, args: &Del) -> Result<Exit, Problem> {
         Mode::Available => {
             let context = context(&args.options).await?;
             let answer = place.available(&args.options).delete(&key, context).await?;
-            Ok(written_context(app, &place, &key, "deleted", &answer))
+            Ok(removed(app, &place, &key, &answer))
         }
     }
 }
@@ -354,18 +345,40 @@ fn written<T>(app: &App, place: &Place, key: &[u8], answer: &Answer<T>, revision
     app.out.acknowledged(said)
 }
 
-fn written_context(app: &App, place: &Place, key: &[u8], word: &str, answer: &Answer<CausalContext>) -> Exit {
+fn written_context(app: &App, place: &Place, key: &[u8], answer: &Answer<CausalContext>) -> Exit {
     verbose(app, answer);
     let said = if app.out.is_json() {
         app.out.json(&place.json(key, answer, [("context_b64", base64(&answer.value.0).into())]))
     } else {
-        // Passed on to another node is no less than was promised.
-        let degraded = answer.receipt.degraded.iter().any(|how| *how != Degradation::Forwarded);
-        let by = if degraded { "   (degraded: -v says how)" } else { "" };
         let name = shown(&place.namespace, key);
-        app.out.done(format!("{word}  {name}  at {}{by}", answer.receipt.served_by))
+        app.out.done(format!("OK  {name}  at {}", at(answer)))
     };
     app.out.acknowledged(said)
+}
+
+/// A delete of an available namespace says no more than was seen: no node knows all of a key.
+fn removed(app: &App, place: &Place, key: &[u8], answer: &Answer<Removed>) -> Exit {
+    verbose(app, answer);
+    let Removed { context, saw_value } = &answer.value;
+    let said = if app.out.is_json() {
+        let fields = [("existed", json!(saw_value)), ("context_b64", base64(&context.0).into())];
+        app.out.json(&place.json(key, answer, fields))
+    } else {
+        let (name, at) = (shown(&place.namespace, key), at(answer));
+        app.out.done(match saw_value {
+            Some(true) => format!("deleted  {name}  at {at}"),
+            Some(false) => format!("absent  {name}  no value was seen to delete; noted at {at}"),
+            None => format!("deleted  {name}  what the request covers, if there was a value; at {at}"),
+        })
+    };
+    app.out.acknowledged(said)
+}
+
+/// The node that took a write, and whether with less than was promised. Passed on to another node is no less.
+fn at<T>(answer: &Answer<T>) -> String {
+    let degraded = answer.receipt.degraded.iter().any(|how| *how != Degradation::Forwarded);
+    let by = if degraded { "   (degraded: -v says how)" } else { "" };
+    format!("{}{by}", answer.receipt.served_by)
 }
 
 /// A key as a person may see it: nothing in it moves the cursor.
@@ -389,6 +402,10 @@ fn verbose<T>(app: &App, answer: &Answer<T>) {
 fn write_value(app: &App, value: &[u8]) -> Result<(), Problem> {
     if app.out.format == Format::Raw || !app.out.terminal {
         app.out.bytes(value)?;
+        if app.out.is_in_shell() && app.out.format != Format::Raw && value.last() != Some(&b'\n') {
+            // What the next line writes is another value.
+            app.out.bytes(b"\n")?;
+        }
         return Ok(());
     }
     let text = readable(value);

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use clap::{ArgAction, Command, CommandFactory};
 
 use crate::cli::Cli;
+use crate::output;
 
 /// What each command looks like when it is typed. A test reads every line.
 const EXAMPLES: [(&str, &[&str]); 41] = [
@@ -39,7 +40,10 @@ const EXAMPLES: [(&str, &[&str]); 41] = [
     ("ns undelete", &["kvctl ns undelete cart"]),
     ("ns alter", &["kvctl ns alter cart --r 1 --w 3"]),
     ("ns show", &["kvctl ns show bank"]),
-    ("cluster status", &["kvctl cluster status", "kvctl cluster status --as-seen-by all"]),
+    (
+        "cluster status",
+        &["kvctl cluster status", "kvctl cluster status --as-seen-by all", "kvctl cluster status --all"],
+    ),
     ("cluster latency", &["kvctl cluster latency", "kvctl cluster latency n3"]),
     ("cluster health", &["kvctl cluster health", "kvctl -q cluster health || echo not well"]),
     ("cluster transfer-leader", &["kvctl cluster transfer-leader n3"]),
@@ -87,7 +91,7 @@ const EXAMPLES: [(&str, &[&str]); 41] = [
 
 /// The whole tree, built.
 pub(crate) fn definition() -> Command {
-    let mut root = Cli::command();
+    let mut root = Cli::command().color(output::of_parser());
     root.build();
     let names: Vec<String> = root.get_subcommands().map(|command| command.get_name().to_owned()).collect();
     names.into_iter().fold(root, |root, name| {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use kv_lab::control::{InForce, Reply, Request};
+use kv_lab::control::{InForce, Reply, Request, Status};
 use kv_lab::{Fault, Flow, Installed, NodeName};
 use serde_json::json;
 
@@ -15,7 +15,8 @@ use crate::output::table;
 use crate::problem::Problem;
 
 pub(crate) async fn run(app: &App, command: &cli::Fault) -> Result<Exit, Problem> {
-    let folder = find(app, &WhichLab { name: None, dir: std::env::var_os("KVCTL_LAB_DIR").map(Into::into) })?;
+    let which = WhichLab { name: None, dir: std::env::var_os("KVCTL_LAB_DIR").map(Into::into) };
+    let folder = find(app, &which).await?;
     let millis =
         |lasting: &Option<Duration>| lasting.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let (request, healing) = match command {
@@ -45,7 +46,11 @@ pub(crate) async fn run(app: &App, command: &cli::Fault) -> Result<Exit, Problem
     };
     match ask(app, &folder, request).await? {
         Reply::Installed(installed) => {
-            let exit = report(app, &installed, done, healing)?;
+            let now = match ask(app, &folder, Request::Status).await {
+                Ok(Reply::Status(now)) => Some(now),
+                _ => None,
+            };
+            let exit = report(app, &installed, done, healing, now.as_ref())?;
             if done == Done::Healed {
                 remind(app, &folder).await;
             }
@@ -120,10 +125,56 @@ enum Done {
     Healed,
 }
 
-fn report(app: &App, installed: &Installed, done: Done, healing: Option<Duration>) -> Result<Exit, Problem> {
+/// The groups of nodes that hear each other in spite of the faults in force, directly or through others.
+fn sides(status: &Status) -> Vec<Vec<NodeName>> {
+    let cut = |a: NodeName, b: NodeName| {
+        let ways = [(a, b), (b, a)];
+        status
+            .faults
+            .iter()
+            .any(|fault| fault.flow == Flow::Swallow && ways.contains(&(fault.from, fault.to)))
+    };
+    let mut sides: Vec<Vec<NodeName>> = Vec::new();
+    for node in status.nodes.iter().map(|node| node.node) {
+        let (joined, mut apart): (Vec<_>, Vec<_>) =
+            sides.into_iter().partition(|side: &Vec<NodeName>| side.iter().any(|other| !cut(node, *other)));
+        let mut whole: Vec<NodeName> = joined.into_iter().flatten().chain([node]).collect();
+        whole.sort_unstable();
+        apart.push(whole);
+        apart.sort_unstable();
+        sides = apart;
+    }
+    sides
+}
+
+/// What is in force in all, where that is more than what was just done.
+fn in_force(status: &Status, links: usize) -> Option<String> {
+    if status.faults.len() <= links {
+        return None;
+    }
+    let sides: Vec<String> = sides(status)
+        .into_iter()
+        .map(|side| side.iter().map(NodeName::to_string).collect::<Vec<_>>().join(","))
+        .collect();
+    Some(format!(
+        "in force now, with what was before: {} links (kvctl fault list), {}",
+        status.faults.len(),
+        sides.join(" / ")
+    ))
+}
+
+fn report(
+    app: &App,
+    installed: &Installed,
+    done: Done,
+    healing: Option<Duration>,
+    now: Option<&Status>,
+) -> Result<Exit, Problem> {
     let Installed { links, probes, as_expected, .. } = installed;
     if app.out.is_json() {
-        app.out.json(&json!({ "links": links, "probes": probes, "as_expected": as_expected }))?;
+        app.out.json(&json!({
+            "links": links, "probes": probes, "as_expected": as_expected, "in_force": now.map(|now| now.faults.len()),
+        }))?;
     } else {
         let end = match healing {
             Some(time) => format!("heals itself in {}", humantime::format_duration(time)),
@@ -139,10 +190,56 @@ fn report(app: &App, installed: &Installed, done: Done, healing: Option<Duration
             Done::Slowed => format!("slowed {links} links. Verified: {of} late.    {end}"),
             Done::Healed => format!("healed {links} links. Verified: {of} answered."),
         })?;
+        if let Some(more) = now.and_then(|now| in_force(now, *links)) {
+            app.out.done(format!("{more}    heal all: {}", app.line.of_lab(&["fault", "heal"])))?;
+        }
     }
     if as_expected == probes {
         return Ok(Exit::Done);
     }
     app.out.warn("the network is not in the state that was asked for; do not trust what is measured now");
     Ok(Exit::No)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_lab::control::NodeView;
+    use kv_types::NodeId;
+
+    /// A lab of five with these links cut both ways.
+    fn lab(cut: &[(u64, u64)]) -> Status {
+        let node = |id| NodeView {
+            node: NodeName(NodeId(id)),
+            client_address: String::new(),
+            peer_address: String::new(),
+            up: true,
+            pid: None,
+            paused: false,
+        };
+        let fault = |from: u64, to: u64| Fault {
+            from: NodeName(NodeId(from)),
+            to: NodeName(NodeId(to)),
+            flow: Flow::Swallow,
+        };
+        Status {
+            pid: 1,
+            dir: "/lab".into(),
+            port_base: 7_100,
+            nodes: (1..=5).map(node).collect(),
+            faults: cut.iter().flat_map(|(a, b)| [fault(*a, *b), fault(*b, *a)]).collect(),
+            faults_for_ms: None,
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_beside_is_said_with_who_hears_whom() {
+        let minority = [(1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5)];
+        assert_eq!(in_force(&lab(&minority), 12), None, "that is all that there is");
+        let both: Vec<_> = minority.into_iter().chain([(1, 2)]).collect();
+        let said = in_force(&lab(&both), 2).unwrap();
+        assert!(said.contains("14 links") && said.ends_with(", n1 / n2 / n3,n4,n5"), "{said}");
+        let bridge = [(1, 4), (1, 5), (2, 4), (2, 5)];
+        assert!(in_force(&lab(&bridge), 2).unwrap().ends_with(", n1,n2,n3,n4,n5"), "n3 hears both");
+    }
 }

@@ -52,6 +52,7 @@ Results go to standard output, messages to standard error; -q leaves results and
 -o json   one object a line, with \"v\":1; it only grows. Bytes are \"key\" if they are UTF-8, else \"key_b64\".
           Errors too, on standard error: {\"v\":1,\"error\":{\"reason\":...,\"applied\":\"yes|no|unknown\",\"exit\":3,...}}
 -o raw    the bytes of the value, also on a terminal.
+In `kvctl shell` each value ends with a newline, and errors of a script name its line.
 A value `-` is read from standard input. NO_COLOR and --color are honoured.
 Every global option has an environment variable KVCTL_*; a flag beats the environment, which beats the context
 ($XDG_CONFIG_HOME/kvctl/config.toml).";

@@ -14,8 +14,9 @@ use crate::cli::{Lab, LabNode, LabUp, WhichLab};
 use crate::config::{Config, Context, named};
 use crate::exit::Exit;
 use crate::line::Line;
-use crate::output::{readable, table};
+use crate::output::{SHELL_LINE, readable, table};
 use crate::problem::Problem;
+use crate::progress::while_waiting;
 
 /// Name of a lab, and of its context, when none is named.
 const LAB: &str = "lab";
@@ -31,9 +32,9 @@ pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
             control::supervise(options(app, args, LAB)?).await?;
             Ok(Exit::Done)
         }
-        Lab::Down(which) => down(app, &find(app, which)?).await,
+        Lab::Down(which) => down(app, &find(app, which).await?).await,
         Lab::Status(which) => {
-            if let Reply::Status(status) = ask(app, &find(app, which)?, Request::Status).await? {
+            if let Reply::Status(status) = ask(app, &find(app, which).await?, Request::Status).await? {
                 show(app, &status)?;
             }
             Ok(Exit::Done)
@@ -42,7 +43,7 @@ pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
         Lab::Restart(node) => change(app, node, |node| Request::Restart { node }).await,
         Lab::Pause(node) => change(app, node, |node| Request::Pause { node }).await,
         Lab::Resume(node) => change(app, node, |node| Request::Resume { node }).await,
-        Lab::Logs { node, lines } => logs(app, node, *lines),
+        Lab::Logs { node, lines } => logs(app, node, *lines).await,
         Lab::Demo { port_base, seed, out } => demo(*port_base, *seed, out.clone()).await,
     }
 }
@@ -50,7 +51,7 @@ pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
 /// The folder of the lab that is meant. What was typed counts before the environment, and both before what
 /// is selected. An unknown context, a context that is no lab, and a node named by its address are errors:
 /// another lab is never meant.
-pub(crate) fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem> {
+pub(crate) async fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem> {
     refuse_endpoint(app)?;
     let name = which.name.as_ref().or(app.global.context.as_ref());
     if let (None, Some(dir)) = (name, &which.dir) {
@@ -58,7 +59,11 @@ pub(crate) fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem> {
     }
     let config = app.config()?;
     let typed = which.dir.as_ref().filter(|_| app.line.has("dir"));
-    match (name.or(config.current.as_ref()), typed) {
+    let name = name.or(config.current.as_ref());
+    if let Some(dir) = restored(app, &config, name.map_or(LAB, String::as_str)).await? {
+        return Ok(dir);
+    }
+    match (name, typed) {
         (Some(name), Some(dir)) => {
             let (named, dir) = (lab_of(&config, name)?, absolute(dir)?);
             let differs = format!("`{name}` is the lab in {}, not in {}", named.display(), dir.display());
@@ -67,6 +72,25 @@ pub(crate) fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem> {
         (Some(name), None) => lab_of(&config, name),
         (None, _) => Ok(kv_lab::dir_of(LAB)),
     }
+}
+
+/// The folder of a lab of this name that runs although no context has the name, as where the file of contexts
+/// was moved away: its context is written again.
+async fn restored(app: &App, config: &Config, name: &str) -> Result<Option<PathBuf>, Problem> {
+    if config.contexts.contains_key(name) || named(name).is_err() {
+        return Ok(None);
+    }
+    let dir = absolute(&kv_lab::dir_of(name))?;
+    let Ok(Reply::Status(status)) = control::ask(&dir, Request::Status).await else { return Ok(None) };
+    let endpoints = status.nodes.into_iter().map(|node| node.client_address).collect();
+    let context = Context { endpoints, namespace: None, lab: Some(dir.clone()) };
+    Config::change(&app.config_path, |config| {
+        config.contexts.entry(name.to_owned()).or_insert(context);
+        config.current.get_or_insert_with(|| name.to_owned());
+        Ok(())
+    })?;
+    app.out.note(format!("the lab runs, and no context had its name: `{name}` is written again"));
+    Ok(Some(dir))
 }
 
 fn refuse_endpoint(app: &App) -> Result<(), Problem> {
@@ -90,7 +114,8 @@ fn lab_of(config: &Config, name: &str) -> Result<PathBuf, Problem> {
 
 /// Asks a lab; one that does not run is said with the line that starts it.
 pub(crate) async fn ask(app: &App, dir: &Path, request: Request) -> Result<Reply, Problem> {
-    control::ask(dir, request).await.map_err(|error| match error {
+    let answered = while_waiting(app, "the lab has done it", control::ask(dir, request)).await;
+    answered.map_err(|error| match error {
         LabError::NotRunning { .. } => {
             let up = app.line.of_lab(&["lab", "up"]).to_string();
             Problem::from(error).try_this(up, "starts it")
@@ -124,7 +149,7 @@ fn options(app: &App, args: &LabUp, name: &str) -> Result<LabOptions, Problem> {
         (None, None) => absolute(&kv_lab::dir_of(name))?,
     };
     let mut options = LabOptions::new(dir);
-    let (nodes, ports) = kv_lab::cluster::kept(&options.dir).unwrap_or((options.nodes, options.port_base));
+    let (nodes, ports) = kv_lab::kept(&options.dir).unwrap_or((options.nodes, options.port_base));
     let nodes = args.nodes.unwrap_or(nodes);
     (options.nodes, options.port_base, options.keep) = (nodes, args.port_base.unwrap_or(ports), !args.fresh);
     options.settings = SETTINGS.into();
@@ -154,6 +179,9 @@ async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
     let begun = Instant::now();
     refuse_endpoint(app)?;
     let name = name_of(app, args)?;
+    if args.which.dir.is_none() {
+        restored(app, &app.config()?, &name).await?;
+    }
     let options = options(app, args, &name)?;
     let before = refuse_taken(app, &name, &options.dir).await?;
     control::check(&options).await.map_err(|error| elsewhere(app, &options, error))?;
@@ -171,12 +199,13 @@ async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
         return Ok(Exit::Done);
     }
     let mut supervise = std::process::Command::new(std::env::current_exe()?);
-    supervise.args(["lab", "supervise", "--dir"]).arg(&options.dir);
+    supervise.args(["lab", "supervise", "--dir"]).arg(&options.dir).env_remove(SHELL_LINE);
     supervise.args(["--nodes", &options.nodes.to_string(), "--port-base", &options.port_base.to_string()]);
     if args.fresh {
         supervise.arg("--fresh");
     }
-    let status = control::launch(&options, supervise).await;
+    let launched = control::launch(&options, supervise);
+    let status = while_waiting(app, "the nodes serve", launched).await;
     let status = status.map_err(|error| elsewhere(app, &options, error))?;
     let endpoints: Vec<String> = status.nodes.iter().map(|node| node.client_address.clone()).collect();
     select(app, &name, before, endpoints.clone(), options.dir)?;
@@ -209,6 +238,8 @@ fn elsewhere(app: &App, options: &LabOptions, error: LabError) -> Problem {
             }
             problem.try_this(app.line.clone().flag("--fresh").to_string(), "without it")
         }
+        LabError::Damaged { .. } => Problem::usage(error.to_string())
+            .try_this(app.line.clone().flag("--fresh").to_string(), "begins anew, without its data"),
         LabError::AlreadyRunning { .. } => {
             let this = |words: &[&str]| Line::new(words).with("--dir", options.dir.display()).to_string();
             Problem::usage(error.to_string())
@@ -221,7 +252,8 @@ fn elsewhere(app: &App, options: &LabOptions, error: LabError) -> Problem {
 
 /// Ends a lab. One that does not run is as asked.
 async fn down(app: &App, dir: &Path) -> Result<Exit, Problem> {
-    let ran = match control::ask(dir, Request::Down).await {
+    let ended = control::ask(dir, Request::Down);
+    let ran = match while_waiting(app, "the nodes have stopped", ended).await {
         Ok(_) => true,
         Err(LabError::NotRunning { .. }) => false,
         Err(error) => return Err(error.into()),
@@ -240,7 +272,7 @@ async fn change(
     args: &LabNode,
     request: impl FnOnce(NodeName) -> Request,
 ) -> Result<Exit, Problem> {
-    match ask(app, &find(app, &args.which)?, request(NodeName(args.node))).await? {
+    match ask(app, &find(app, &args.which).await?, request(NodeName(args.node))).await? {
         Reply::Process(proof) => process(app, &proof),
         _ => Ok(Exit::Done),
     }
@@ -276,8 +308,8 @@ pub(crate) fn process(app: &App, proof: &Proof) -> Result<Exit, Problem> {
 }
 
 /// The last lines of a node's log, which is there also when the lab is down.
-fn logs(app: &App, args: &LabNode, lines: u32) -> Result<Exit, Problem> {
-    let file = find(app, &args.which)?.join("logs").join(format!("{}.log", args.node));
+async fn logs(app: &App, args: &LabNode, lines: u32) -> Result<Exit, Problem> {
+    let file = find(app, &args.which).await?.join("logs").join(format!("{}.log", args.node));
     let unreadable = |error: std::io::Error| {
         Problem::usage(format!("cannot read {}: {error}", file.display()))
             .try_this(app.line.of_lab(&["lab", "status"]).to_string(), "which nodes there are")

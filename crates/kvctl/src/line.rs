@@ -127,6 +127,14 @@ impl Line {
         self
     }
 
+    /// The same with another value of this operand.
+    pub(crate) fn replaced(mut self, name: &str, value: &str) -> Self {
+        for (_, old) in self.operands.iter_mut().filter(|(known, _)| known == name) {
+            value.clone_into(old);
+        }
+        self
+    }
+
     /// The operand of this name.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.operands.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
@@ -256,6 +264,7 @@ pub(crate) mod tests {
         let get = put.other(&["get"]).operand("key", put.get("key").unwrap());
         assert_eq!(get.to_string(), "kvctl -e h:1 get -n bank bob");
         assert_eq!(get.at("h:3", Some("other")).to_string(), "kvctl -e h:3 get -n bank bob");
+        assert_eq!(put.clone().replaced("key", "eve").get("key"), Some("eve"));
         let named = line("kvctl -c prod get k").at("h:3", Some("bank"));
         assert_eq!(named.to_string(), "kvctl -e h:3 get -n bank k");
         let any = line("kvctl -e h:1 get -n bank k").in_context("prod");

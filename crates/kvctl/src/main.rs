@@ -19,11 +19,13 @@ mod line;
 mod ns;
 mod output;
 mod problem;
+mod progress;
 mod shell;
 mod suggest;
 mod top;
 mod units;
 mod usage;
+mod views;
 
 use std::process::ExitCode;
 
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
     };
     let (Cli { mut global, command }, line) = match parsed.and_then(read) {
         Ok(read) => read,
-        Err(error) => return usage::refuse(error),
+        Err(error) => return usage::refuse(error, &definition),
     };
     global.forget_empty();
     let out = Output::new(global.output, global.quiet, global.verbose > 0, global.color);
@@ -89,7 +91,7 @@ async fn run(app: &App, command: &Command) -> Exit {
             if matches!(command, Command::Put(_) | Command::Del(_) | Command::Cas(_)) {
                 app.out.note("interrupted: the write may have been applied, or may still be");
             }
-            if matches!(command, Command::Ns(Ns::Create(_) | Ns::Delete(_))) {
+            if matches!(command, Command::Ns(Ns::Create(_) | Ns::Delete(_) | Ns::Undelete(_) | Ns::Alter(_))) {
                 app.out.note("interrupted: it may have been done, or may still be (kvctl ns list)");
             }
             return Exit::Interrupted;

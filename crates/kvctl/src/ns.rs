@@ -1,16 +1,19 @@
 //! Namespaces. Mode has no default: the user who creates one chooses a side of CAP, and is told what the
 //! choice means.
 
-use kv_client::NamespaceInfo;
-use kv_types::{Mode, NamespaceName, NamespaceSpec, Placement, Replication, majority};
+use kv_client::{Admin, Client, NamespaceInfo, Topology};
+use kv_types::{
+    GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Placement, Reason, Replication, majority,
+};
 use serde_json::{Value, json};
 
-use crate::app::App;
-use crate::cli::{Ns, NsAlter, NsCreate, NsDelete};
+use crate::app::{App, find};
+use crate::cli::{Again, Ns, NsAlter, NsCreate, NsDelete, NsUndelete};
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::output::table;
 use crate::problem::Problem;
+use crate::progress::while_all_agree;
 use crate::units::moment;
 
 /// Replicas per key unless said otherwise, where there are as many nodes.
@@ -20,14 +23,10 @@ pub(crate) async fn run(app: &App, command: &Ns) -> Result<Exit, Problem> {
     match command {
         Ns::Create(args) => create(app, args).await,
         Ns::Delete(args) => delete(app, args).await,
-        Ns::Undelete { name } => undelete(app, name).await,
+        Ns::Undelete(args) => undelete(app, args).await,
         Ns::Alter(args) => alter(app, args).await,
         Ns::List => list(app).await,
-        Ns::Show { name } => {
-            let info = app.lookup(&app.client()?, name).await?;
-            show(app, &info)?;
-            Ok(Exit::Done)
-        }
+        Ns::Show { name } => show(app, name).await,
     }
 }
 
@@ -47,7 +46,7 @@ fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
         .try_this("kvctl help consistency", "more about the choice"));
     };
     // A name that cannot be one is a slip of the command line, found without asking a node.
-    let name = named(&args.name)?;
+    let name = named(&args.name, line)?;
     match Mode::from(mode) {
         Mode::Strong => {
             let counts = [("--n", args.n.is_some()), ("--r", args.r.is_some()), ("--w", args.w.is_some())];
@@ -81,13 +80,29 @@ fn default_n(members: usize) -> u8 {
         .map_or(DEFAULT_N, |members| if members == 0 { DEFAULT_N } else { members.min(DEFAULT_N) })
 }
 
+/// For a change, or one that was sent before.
+fn admin(app: &App, again: &Again) -> Result<Admin, Problem> {
+    let admin = app.client()?.admin();
+    Ok(match again.request_id {
+        Some(id) => admin.resending(id),
+        None => admin,
+    })
+}
+
+/// A change of the catalogue. For the first one of its kind every node has to be up, and that is awaited.
+async fn changing<T>(app: &App, change: impl Future<Output = T>) -> T {
+    while_all_agree(app, "the catalogue takes the change", change).await
+}
+
 async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
     let mut wanted = spec(args, &app.line, DEFAULT_N)?;
-    let admin = app.client()?.admin();
+    let admin = admin(app, &args.again)?;
     if wanted.mode == Mode::Available && args.n.is_none() {
-        wanted = spec(args, &app.line, default_n(admin.topology().await?.members.len()))?;
+        let topology = admin.topology().await.map_err(Problem::from);
+        let topology = topology.map_err(|problem| problem.of_resent(args.again.request_id))?;
+        wanted = spec(args, &app.line, default_n(topology.members.len()))?;
     }
-    let answer = admin.create_namespace(wanted).await?;
+    let answer = changing(app, admin.create_namespace(wanted)).await?;
     let info = &answer.value;
     let said = if app.out.is_json() {
         app.out.json(&info_json(info))
@@ -106,17 +121,28 @@ async fn create(app: &App, args: &NsCreate) -> Result<Exit, Problem> {
 }
 
 /// The name of a namespace as it was typed.
-fn named(name: &str) -> Result<NamespaceName, Problem> {
-    NamespaceName::new(name).map_err(|failure| Problem::usage(failure.message))
+fn named(name: &str, line: &Line) -> Result<NamespaceName, Problem> {
+    NamespaceName::new(name).map_err(|failure| {
+        let problem = Problem::usage(failure.message);
+        let lower = name.to_lowercase();
+        match NamespaceName::new(&lower) {
+            Ok(_) => {
+                problem.try_this(line.clone().replaced("name", &lower).to_string(), "names are in lower case")
+            }
+            Err(_) => problem,
+        }
+    })
 }
 
 async fn delete(app: &App, args: &NsDelete) -> Result<Exit, Problem> {
-    let name = named(&args.name)?;
-    let client = app.client()?;
-    let admin = client.admin();
+    let name = named(&args.name, &app.line)?;
+    let admin = admin(app, &args.again)?;
     let answer = match args.now {
-        true => admin.delete_namespace(&name).await?,
-        false => admin.schedule_deletion(&name, args.grace).await?,
+        true => changing(app, admin.delete_namespace(&name)).await?,
+        false => {
+            let answer = changing(app, admin.schedule_deletion(&name, args.grace)).await;
+            answer.map_err(|error| deleted_before(error.into()))?
+        }
     };
     let info = &answer.value;
     if app.out.is_json() {
@@ -141,15 +167,24 @@ async fn delete(app: &App, args: &NsDelete) -> Result<Exit, Problem> {
     Ok(exit)
 }
 
-async fn undelete(app: &App, name: &str) -> Result<Exit, Problem> {
-    let name = named(name)?;
-    let answer = app.client()?.admin().undelete_namespace(&name).await?;
+/// One deletion is not changed into another one: it has to be undone before.
+fn deleted_before(mut problem: Problem) -> Problem {
+    if problem.failure.as_ref().is_some_and(|failure| failure.reason == Reason::DeletionPending) {
+        problem.message += "\nits grace stays as it is: for another one it has to be taken back first";
+    }
+    problem
+}
+
+async fn undelete(app: &App, args: &NsUndelete) -> Result<Exit, Problem> {
+    let name = named(&args.name, &app.line)?;
+    let admin = admin(app, &args.again)?;
+    let answer = changing(app, admin.undelete_namespace(&name)).await?;
     Ok(changed(app, &answer.value, "taken back"))
 }
 
 /// What of a namespace is to be altered; what cannot be is refused by name.
 fn alteration(args: &NsAlter, line: &Line) -> Result<NamespaceName, Problem> {
-    let name = named(&args.name)?;
+    let name = named(&args.name, line)?;
     let fixed = [
         (args.n.is_some(), "--n", "the number of replicas of a key is chosen when a namespace is made"),
         (args.mode.is_some(), "--mode", "a namespace chooses its side of CAP when it is made, for good"),
@@ -171,7 +206,8 @@ fn alteration(args: &NsAlter, line: &Line) -> Result<NamespaceName, Problem> {
 
 async fn alter(app: &App, args: &NsAlter) -> Result<Exit, Problem> {
     let name = alteration(args, &app.line)?;
-    let answer = app.client()?.admin().alter_namespace(&name, args.r, args.w).await?;
+    let admin = admin(app, &args.again)?;
+    let answer = changing(app, admin.alter_namespace(&name, args.r, args.w)).await?;
     Ok(changed(app, &answer.value, "altered"))
 }
 
@@ -192,19 +228,65 @@ pub(crate) fn deleted_until(info: &NamespaceInfo) -> Option<String> {
         .map(|due_ms| format!("deleted; can be taken back until {}", moment(due_ms)))
 }
 
+/// The node that answered, and whether it can know what is newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Source {
+    node: NodeId,
+    /// It reaches a quorum of the catalogue, as far as it says; `None` if it does not.
+    quorum: Option<bool>,
+}
+
+impl Source {
+    /// Where the catalogue is known to this node as it is in `topology`.
+    async fn of(client: &Client, topology: &Topology) -> Self {
+        let node = topology.answered_by;
+        let asked = match topology.address(node) {
+            Some(address) => client.admin().status(address).await.ok(),
+            None => None,
+        };
+        let catalogue = asked
+            .as_ref()
+            .and_then(|status| status.groups.iter().find(|group| group.group == GroupId::CATALOGUE.0));
+        Self { node, quorum: catalogue.map(|group| group.quorum && group.leader != 0) }
+    }
+
+    /// Says where it may be old.
+    fn warn(self, app: &App) {
+        if self.quorum == Some(false) {
+            let node = self.node;
+            app.out.warn(format!(
+                "as {node} knows it, which reaches no quorum of the catalogue: it cannot know whether there is anything newer (kvctl cluster status --as-seen-by all)"
+            ));
+        }
+    }
+
+    fn json(self, info: &NamespaceInfo) -> Value {
+        let mut line = info_json(info);
+        if let Some(fields) = line.as_object_mut() {
+            fields.insert("answered_by".into(), self.node.to_string().into());
+            fields.insert("quorum".into(), self.quorum.into());
+        }
+        line
+    }
+}
+
 async fn list(app: &App) -> Result<Exit, Problem> {
-    let namespaces = app.client()?.admin().list_namespaces().await?;
+    let client = app.client()?;
+    let topology = app.catalogue(&client).await?;
+    let source = Source::of(&client, &topology).await;
+    source.warn(app);
+    let namespaces = topology.namespaces.values();
     if app.out.is_json() {
-        for info in &namespaces {
-            app.out.json(&info_json(info))?;
+        for info in namespaces {
+            app.out.json(&source.json(info))?;
         }
         return Ok(Exit::Done);
     }
-    if namespaces.is_empty() {
+    if topology.namespaces.is_empty() {
         app.out.note("no namespaces yet: kvctl ns create NAME --mode strong|available");
         return Ok(Exit::Done);
     }
-    let rows = namespaces.iter().map(|info| {
+    let rows = namespaces.map(|info| {
         let name = info.namespace.name.to_string();
         let (mode, promises) = (info.namespace.mode().to_string(), info.namespace.guarantee.to_string());
         vec![name, mode, promises, plan(info), deleted_until(info).unwrap_or_default()]
@@ -213,9 +295,15 @@ async fn list(app: &App) -> Result<Exit, Problem> {
     Ok(Exit::Done)
 }
 
-fn show(app: &App, info: &NamespaceInfo) -> Result<(), Problem> {
+async fn show(app: &App, name: &str) -> Result<Exit, Problem> {
+    let client = app.client()?;
+    let topology = app.catalogue(&client).await?;
+    let source = Source::of(&client, &topology).await;
+    source.warn(app);
+    let info = &find(&topology, name)?;
     if app.out.is_json() {
-        return Ok(app.out.json(&info_json(info))?);
+        app.out.json(&source.json(info))?;
+        return Ok(Exit::Done);
     }
     let text = format!(
         "{}\n{}, settings version {}",
@@ -224,7 +312,8 @@ fn show(app: &App, info: &NamespaceInfo) -> Result<(), Problem> {
         info.namespace.settings_version
     );
     let deleted = deleted_until(info).map(|until| format!("\n{until}")).unwrap_or_default();
-    Ok(app.out.line(text + &deleted)?)
+    app.out.line(text + &deleted)?;
+    Ok(Exit::Done)
 }
 
 /// The settings that implement the promise.

@@ -10,6 +10,9 @@ use serde_json::{Map, Value, json};
 use crate::exit::Exit;
 use crate::problem::Problem;
 
+/// Where the shell says to a command which line of its script it is; 0 where a person types.
+pub(crate) const SHELL_LINE: &str = "KVCTL_SHELL_LINE";
+
 /// The form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -40,18 +43,70 @@ pub(crate) struct Output {
     pub(crate) verbose: bool,
     color: bool,
     pub(crate) terminal: bool,
+    /// Messages go to a terminal.
+    speaks_to_terminal: bool,
+    /// The terminal knows escape sequences.
+    knows_escapes: bool,
+    /// Of a command that the shell runs: the line of its script, 0 where a person types.
+    shell_line: Option<u64>,
 }
 
 impl Output {
     pub(crate) fn new(format: Format, quiet: bool, verbose: bool, color: Color) -> Self {
+        let (speaks_to_terminal, knows_escapes) = (io::stderr().is_terminal(), knows_escapes());
         let wanted = match color {
             Color::Always => true,
             Color::Never => false,
             Color::Auto => {
-                io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+                let plain = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+                speaks_to_terminal && knows_escapes && !plain
             }
         };
-        Self { format, quiet, verbose, color: wanted, terminal: io::stdout().is_terminal() }
+        let terminal = io::stdout().is_terminal();
+        let shell_line = std::env::var(SHELL_LINE).ok().and_then(|line| line.parse().ok());
+        Self {
+            format,
+            quiet,
+            verbose,
+            color: wanted,
+            terminal,
+            speaks_to_terminal,
+            knows_escapes,
+            shell_line,
+        }
+    }
+
+    /// The same for the shell itself, at this line of its script.
+    pub(crate) fn at_line(self, line: u64) -> Self {
+        Self { shell_line: Some(line), ..self }
+    }
+
+    /// Whether other commands write to the same place after this one.
+    pub(crate) fn is_in_shell(&self) -> bool {
+        self.shell_line.is_some()
+    }
+
+    /// What errors of a script begin with.
+    pub(crate) fn place(&self) -> String {
+        match self.shell_line {
+            Some(line) if line > 0 => format!("line {line}: "),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether a person reads the messages.
+    pub(crate) fn speaks_to_terminal(&self) -> bool {
+        self.speaks_to_terminal
+    }
+
+    /// Whether it is said what is waited for.
+    pub(crate) fn shows_progress(&self) -> bool {
+        self.speaks_to_terminal && !self.quiet && !self.is_json()
+    }
+
+    /// Whether what was written on the terminal can be taken back and drawn over.
+    pub(crate) fn redraws(&self) -> bool {
+        self.knows_escapes
     }
 
     /// Whether messages have colour.
@@ -110,6 +165,17 @@ impl Output {
         self.say("warning", text);
     }
 
+    /// A line on the terminal in the place of the one that was written so before.
+    pub(crate) fn passing(&self, line: &str) {
+        let mut err = io::stderr().lock();
+        // There is nowhere left to report that this cannot be written.
+        let _ = match self.redraws() {
+            true => write!(err, "\r\x1b[K{line}"),
+            false => writeln!(err, "{line}"),
+        };
+        let _ = err.flush();
+    }
+
     /// In the form of the results.
     fn say(&self, kind: &str, text: impl std::fmt::Display) {
         let text = text.to_string();
@@ -126,15 +192,44 @@ impl Output {
 
     /// An error, which nothing silences.
     pub(crate) fn problem(&self, problem: &Problem) {
+        let place = self.place();
         let text = if self.is_json() {
-            versioned(&problem.json())
+            let mut whole = problem.json();
+            if let Some(error) = whole.get_mut("error").and_then(Value::as_object_mut)
+                && let Some(line) = self.shell_line.filter(|line| *line > 0)
+            {
+                error.insert("line".into(), line.into());
+            }
+            versioned(&whole)
         } else if self.color {
-            format!("\x1b[1;31merror:\x1b[0m {problem}")
+            format!("{place}\x1b[1;31merror:\x1b[0m {problem}")
         } else {
-            format!("error: {problem}")
+            format!("{place}error: {problem}")
         };
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
+}
+
+/// When help, and what the parser says, have colour: the line is not read yet, so its words are looked at.
+pub(crate) fn of_parser() -> clap::ColorChoice {
+    let words: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().replacen("--color=", "--color ", 1)).collect();
+    let words = words.join(" ");
+    let asked = |when: &str| {
+        words.contains(&format!("--color {when}"))
+            || std::env::var("KVCTL_COLOR").is_ok_and(|set| set == when)
+    };
+    match (asked("never"), asked("always"), knows_escapes()) {
+        (true, _, _) | (_, false, false) => clap::ColorChoice::Never,
+        (_, true, _) => clap::ColorChoice::Always,
+        _ => clap::ColorChoice::Auto,
+    }
+}
+
+/// Whether the terminal, if there is one, knows escape sequences: one without a name, or that calls itself
+/// dumb, prints them.
+fn knows_escapes() -> bool {
+    std::env::var_os("TERM").is_some_and(|name| !name.is_empty() && name != "dumb")
 }
 
 fn versioned(object: &Value) -> String {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use kv_client::Error;
 use kv_lab::LabError;
-use kv_types::Failure;
+use kv_types::{Failure, Reason, WriteId};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
@@ -34,6 +34,15 @@ impl Problem {
     pub(crate) fn try_this(mut self, line: impl Into<String>, why: impl Into<String>) -> Self {
         self.tries.push((line.into(), why.into()));
         self
+    }
+
+    /// The same of something that was sent before under this id, if it was: what fails now says nothing of
+    /// the first time.
+    pub(crate) fn of_resent(self, id: Option<WriteId>) -> Self {
+        let (Some(id), Some(failure)) = (id, &self.failure) else { return self };
+        let message = format!("what became of it when it was sent first is not known; {}", failure.message);
+        let open = Failure::new(Reason::ResultUnknown, message).of_request(id.request_id);
+        open.with("last_reason", failure.reason).with("write_id", id).into()
     }
 
     pub(crate) fn json(&self) -> Value {
@@ -125,7 +134,7 @@ impl From<std::io::Error> for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_types::{ClientId, Reason, RequestId};
+    use kv_types::{ClientId, RequestId};
 
     #[test]
     fn an_error_has_three_parts() {

@@ -5,7 +5,7 @@ mod complete;
 
 use std::borrow::Cow;
 use std::fs;
-use std::io::{BufRead as _, IsTerminal as _, Read as _};
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -23,6 +23,7 @@ use crate::app::App;
 use crate::definition::definition;
 use crate::exit::Exit;
 use crate::line::Line;
+use crate::output::SHELL_LINE;
 use crate::problem::Problem;
 use crate::shell::complete::{Names, offers};
 
@@ -68,21 +69,21 @@ pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
     if !std::io::stdin().is_terminal() {
         return shell.script(&mut interrupts).await;
     }
-    app.out.note("Tab completes, `use NAMESPACE` chooses, `help` explains, `exit` ends; a line that begins with a blank is not kept");
+    let mut editor = match app.out.speaks_to_terminal() && app.out.redraws() {
+        true => Some(editor(app, &shell.names)?),
+        false => None,
+    };
+    let completes = if editor.is_some() { "Tab completes, " } else { "" };
+    let kept = if editor.is_some() { "; a line that begins with a blank is not kept" } else { "" };
+    app.out.note(format!("{completes}`use NAMESPACE` chooses, `help` explains, `exit` ends{kept}"));
     shell.learn().await;
-    let mut editor = editor(app, &shell.names)?;
     loop {
-        let asking = Asking(shell.place());
-        let read = tokio::task::block_in_place(|| editor.read_line(&asking));
-        match read.map_err(|error| Problem::new(Exit::Refused, format!("cannot read a line: {error}")))? {
-            Signal::Success(line) => match step(&line) {
-                Step::End => return Ok(Exit::Done),
-                other => {
-                    shell.take(other, &mut interrupts, Stdio::inherit()).await?;
-                }
-            },
-            Signal::CtrlC => {}
-            _ => return Ok(Exit::Done),
+        let Some(line) = shell.ask(&mut editor)? else { return Ok(Exit::Done) };
+        match step(&line) {
+            Step::End => return Ok(Exit::Done),
+            other => {
+                shell.take(other, &mut interrupts, Stdio::inherit(), 0).await?;
+            }
         }
     }
 }
@@ -94,42 +95,63 @@ struct Shell<'a> {
 }
 
 impl Shell<'_> {
+    /// The next line that a person types; `None` at the end. A terminal in which the editor fails, as where
+    /// the cursor cannot be found, is read line by line from then on.
+    fn ask(&self, editor: &mut Option<Reedline>) -> Result<Option<String>, Problem> {
+        let asking = Asking(self.place());
+        while let Some(known) = editor {
+            match tokio::task::block_in_place(|| known.read_line(&asking)) {
+                Ok(Signal::Success(line)) => return Ok(Some(line)),
+                Ok(Signal::CtrlC) => {}
+                Ok(_) => return Ok(None),
+                Err(error) => {
+                    let without = "this terminal takes no editor of lines";
+                    self.app.out.note(format!("{without} ({error}): without history and completion"));
+                    *editor = None;
+                }
+            }
+        }
+        // There is nowhere left to report that this cannot be written.
+        let _ = write!(std::io::stderr(), "{}> ", asking.0);
+        next_line()
+    }
+
     /// Lines from a pipe or a file. All are run; the exit code is that of the last one that failed.
     async fn script(&mut self, interrupts: &mut Interrupts) -> Result<Exit, Problem> {
         let mut ended = Exit::Done;
-        loop {
-            let line = tokio::task::block_in_place(|| {
-                let mut line = Vec::new();
-                std::io::stdin().lock().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
-                Ok::<_, std::io::Error>(line)
-            })?;
-            if line.is_empty() {
-                return Ok(ended);
-            }
-            if line.last() != Some(&b'\n') && line.len() as u64 >= MAX_LINE_BYTES {
-                return Err(Problem::usage(format!("a line has more than {MAX_LINE_BYTES} bytes")));
-            }
-            let Ok(text) = String::from_utf8(line) else {
-                return Err(Problem::usage(
-                    "a line is not text: keys and values that are none come from files",
-                ));
+        for number in 1.. {
+            let text = match next_line() {
+                Ok(Some(text)) => text,
+                Ok(None) => break,
+                Err(mut problem) => {
+                    problem.message = format!("line {number}: {}", problem.message);
+                    return Err(problem);
+                }
             };
             match step(&text) {
-                Step::End => return Ok(ended),
-                other => match self.take(other, interrupts, Stdio::null()).await? {
+                Step::End => break,
+                other => match self.take(other, interrupts, Stdio::null(), number).await? {
                     Exit::Done => {}
                     Exit::Interrupted => return Ok(Exit::Interrupted),
                     failed => ended = failed,
                 },
             }
         }
+        Ok(ended)
     }
 
-    async fn take(&mut self, step: Step, interrupts: &mut Interrupts, input: Stdio) -> Result<Exit, Problem> {
+    /// Does what a line asks for; `number` is its place in a script, 0 where there is none.
+    async fn take(
+        &mut self,
+        step: Step,
+        interrupts: &mut Interrupts,
+        input: Stdio,
+        number: u64,
+    ) -> Result<Exit, Problem> {
         match step {
             Step::Nothing | Step::End => Ok(Exit::Done),
             Step::Wrong(why) => {
-                self.app.out.problem(&Problem::usage(why));
+                self.app.out.at_line(number).problem(&Problem::usage(why));
                 Ok(Exit::Usage)
             }
             Step::Use(namespace) => {
@@ -137,7 +159,9 @@ impl Shell<'_> {
                 Ok(Exit::Done)
             }
             Step::Run(words) => {
-                let mut child = tokio::process::Command::from(self.command(&words)).stdin(input).spawn()?;
+                let mut command = self.command(&words);
+                command.env(SHELL_LINE, number.to_string()).stdin(input);
+                let mut child = tokio::process::Command::from(command).spawn()?;
                 let ended = loop {
                     tokio::select! {
                         ended = child.wait() => break ended?,
@@ -202,6 +226,25 @@ impl Shell<'_> {
         names.namespaces = topology.namespaces.into_keys().collect();
         names.nodes = topology.members.keys().map(ToString::to_string).collect();
     }
+}
+
+/// The next line of standard input, with its end; `None` at the end of it.
+fn next_line() -> Result<Option<String>, Problem> {
+    let line = tokio::task::block_in_place(|| {
+        let mut line = Vec::new();
+        std::io::stdin().lock().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+        Ok::<_, std::io::Error>(line)
+    })?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') && line.len() as u64 >= MAX_LINE_BYTES {
+        return Err(Problem::usage(format!("a line has more than {MAX_LINE_BYTES} bytes")));
+    }
+    let text = String::from_utf8(line);
+    text.map(Some).map_err(|_| {
+        Problem::usage("a line is not text: keys are written with --key-hex, other values come from files")
+    })
 }
 
 /// Whether a line says itself which cluster it is for.

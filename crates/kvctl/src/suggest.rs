@@ -1,6 +1,7 @@
 //! The third part of an error: what to type next. Each line is built from what was parsed, can be typed as it
 //! stands, and is for the cluster that was meant.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_client::{Client, ClientOptions, Topology};
@@ -8,13 +9,13 @@ use kv_lab::control::{self, Reply, Request};
 use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason};
 use tokio::time::timeout;
 
-use crate::app::App;
-use crate::cluster::views;
+use crate::app::{App, NEAREST, nearest};
 use crate::config::Context;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::problem::Problem;
 use crate::units::moment;
+use crate::views::views;
 
 /// Time for finding a node that would do better.
 const PROBE: Duration = Duration::from_millis(400);
@@ -30,6 +31,8 @@ pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
     } else {
         match failure.reason {
             Reason::NoQuorum | Reason::NotLeader => without_quorum(app).await,
+            Reason::NotReady if failure.detail("level").is_some() => until_all_are_up(app).await,
+            Reason::NamespaceUnknown => unknown_namespace(app, &failure).await,
             Reason::Unreachable | Reason::DeadlineExpired | Reason::ConnectionLost => unanswered(app).await,
             _ => after(app, &failure),
         }
@@ -50,21 +53,7 @@ fn tries<const N: usize>(lines: [(&Line, &str); N]) -> Tries {
 /// What became of it is not known: a read at a node that can know, and the same request once more.
 async fn after_unknown(app: &App, failure: &Failure) -> Tries {
     let line = &app.line;
-    let Some(key) = line.get("key") else {
-        let look = match line.command().first() {
-            // A benchmark makes a namespace of its own.
-            Some(&"ns" | &"bench") => {
-                let list = admin(line, &["ns", "list"]);
-                // A node that was cut off lists what it knew before.
-                match timeout(PROBE, better_node(app, Some(GroupId::CATALOGUE))).await.ok().flatten() {
-                    Some(Better { address, .. }) => list.at(&address, None),
-                    None => wider(app).iter().fold(list, |list, name| list.in_context(name)),
-                }
-            }
-            _ => admin(line, &["cluster", "status"]),
-        };
-        return tries([(&look, "read, then decide: it may have been done, or may still be")]);
-    };
+    let Some(key) = line.get("key") else { return after_unknown_change(app, failure).await };
     let mut get = line.other(&["get"]).operand("key", key);
     let better = timeout(PROBE, better_node(app, None)).await.ok().flatten();
     let mut again = line.clone();
@@ -82,6 +71,37 @@ async fn after_unknown(app: &App, failure: &Failure) -> Tries {
         } else {
             "the same request again: it is applied once, whatever became of it"
         };
+        found.extend(tries([(&again.with("--request-id", id), why)]));
+    }
+    found
+}
+
+/// The same of a change of the cluster: a look at it where it can be known, and the same request once more.
+async fn after_unknown_change(app: &App, failure: &Failure) -> Tries {
+    let line = &app.line;
+    let of_catalogue = matches!(line.command().first(), Some(&"ns" | &"bench"));
+    let (mut look, mut again) = match of_catalogue {
+        true => (admin(line, &["ns", "list"]), line.clone()),
+        false => (admin(line, &["cluster", "status"]), line.clone()),
+    };
+    if of_catalogue {
+        // A node that was cut off lists what it knew before.
+        match timeout(PROBE, better_node(app, Some(GroupId::CATALOGUE))).await.ok().flatten() {
+            Some(Better { address, .. }) => {
+                (look, again) = (look.at(&address, None), again.at(&address, None));
+            }
+            None => {
+                if let Some(name) = wider(app) {
+                    (look, again) = (look.in_context(&name), again.in_context(&name));
+                }
+            }
+        }
+    }
+    let mut found = tries([(&look, "read, then decide: it may have been done, or may still be")]);
+    // A benchmark makes a namespace of its own, and no other one.
+    let id = failure.detail("write_id").filter(|_| line.command().first() == Some(&"ns"));
+    if let Some(id) = id.filter(|_| may_be_sent_again(failure)) {
+        let why = "the same request again: it is applied once, whatever became of it";
         found.extend(tries([(&again.with("--request-id", id), why)]));
     }
     found
@@ -120,12 +140,6 @@ fn after(app: &App, failure: &Failure) -> Tries {
         Reason::QuorumNotMet | Reason::LimitHints | Reason::LimitStorage | Reason::StorageFailed => {
             tries([(&admin(line, &["cluster", "status"]), "which nodes are out of reach, or full")])
         }
-        // A level is raised once, and every member has to say that it can.
-        Reason::NotReady if failure.detail("level").is_some() => tries([(
-            &admin(line, &["cluster", "status"]),
-            "which nodes are out of reach: for the first time each has to be up",
-        )]),
-        Reason::NamespaceUnknown => unknown_namespace(app),
         Reason::DeletionPending => deleted(app, failure),
         Reason::NamespaceExists if failure.detail("deleted_until_ms").is_some() => deleted(app, failure),
         Reason::NamespaceExists => {
@@ -179,13 +193,19 @@ fn wider(app: &App) -> Option<String> {
     Some(name.clone())
 }
 
+/// The name of the cluster that is meant, also by one of its nodes, and its folder if it is a lab.
+fn lab_that_is_meant(app: &App) -> (Option<String>, Option<PathBuf>) {
+    let named = wider(app).or_else(|| app.target().ok().and_then(|target| target.context));
+    let config = app.config().unwrap_or_default();
+    let dir = named.as_ref().and_then(|name| config.contexts.get(name)).and_then(|known| known.lab.clone());
+    (named, dir)
+}
+
 /// What helps where no answer came. A lab that is meant can say which node is down or stands still.
 async fn unanswered(app: &App) -> Tries {
     let contexts = Line::new(&["ctx", "list"]);
     let wider = wider(app);
-    let named = wider.clone().or_else(|| app.target().ok().and_then(|target| target.context));
-    let config = app.config().unwrap_or_default();
-    let dir = named.as_ref().and_then(|name| config.contexts.get(name)).and_then(|known| known.lab.clone());
+    let (named, dir) = lab_that_is_meant(app);
     // Without any context the lab on the usual ports is meant.
     let lab = dir.is_some() || (app.global.endpoints.is_empty() && named.is_none());
     let status = match &dir {
@@ -202,20 +222,44 @@ async fn unanswered(app: &App) -> Tries {
         };
         return tries([(&first.0, first.1), (&contexts, "which clusters are known")]);
     };
-    let asked = &app.global.endpoints;
-    let mut found = Tries::new();
-    let troubled = status.nodes.iter().filter(|node| !node.up || node.paused);
-    for node in troubled.filter(|node| asked.is_empty() || asked.contains(&node.client_address)) {
-        let (word, why) = if node.up { ("resume", "stands still") } else { ("restart", "is down") };
-        let line = Line::new(&["lab", word]).operand("node", node.node.to_string());
-        let line = named.iter().fold(line, |line, name| line.with("--name", name));
-        found.extend(tries([(&line, &format!("{} {why}", node.node))]));
-    }
+    let mut found = troubled(&status, named.as_deref(), &app.global.endpoints);
     match &wider {
         Some(name) => {
             found.extend(tries([(&app.line.clone().in_context(name), "at any node of the cluster")]));
         }
         None => found.extend(tries([(&app.line, "again: nothing was applied")])),
+    }
+    found
+}
+
+/// A level is raised once, and every member has to say that it can: those that do not answer are started.
+async fn until_all_are_up(app: &App) -> Tries {
+    let line = &app.line;
+    let (name, dir) = lab_that_is_meant(app);
+    let mut found = Tries::new();
+    if let Some(dir) = dir
+        && let Ok(Reply::Status(status)) = control::ask(&dir, Request::Status).await
+    {
+        found.extend(troubled(&status, name.as_deref(), &[]));
+    }
+    if found.is_empty() {
+        let status = admin(line, &["cluster", "status"]).with("--as-seen-by", "all");
+        found = tries([(&status, "which nodes do not answer: for the first time each has to be up")]);
+    }
+    found.extend(tries([(line, "again, when every node is up: nothing was applied")]));
+    found
+}
+
+/// Lines that start the nodes of a lab that are down, or let go on those that stand still; of these addresses
+/// if there are any.
+fn troubled(status: &control::Status, name: Option<&str>, asked: &[String]) -> Tries {
+    let mut found = Tries::new();
+    let troubled = status.nodes.iter().filter(|node| !node.up || node.paused);
+    for node in troubled.filter(|node| asked.is_empty() || asked.contains(&node.client_address)) {
+        let (word, why) = if node.up { ("resume", "stands still") } else { ("restart", "is down") };
+        let line = Line::new(&["lab", word]).operand("node", node.node.to_string());
+        let line = name.iter().fold(line, |line, name| line.with("--name", name));
+        found.extend(tries([(&line, &format!("{} {why}", node.node))]));
     }
     found
 }
@@ -232,21 +276,34 @@ fn deleted(app: &App, failure: &Failure) -> Tries {
         None => "takes it back, with everything in it".to_owned(),
     };
     let undelete = admin(line, &["ns", "undelete"]).operand("name", &name);
+    let deletes = matches!(line.command().as_slice(), ["ns", "delete"]);
     let mut found = tries([(&undelete, &back)]);
+    if deletes {
+        found.extend(tries([(line, "then: deletes it with the grace that is asked for now")]));
+    }
     // Where the name is wanted, or the namespace is to go.
-    if matches!(line.command().as_slice(), ["ns", "create" | "delete"]) {
+    if deletes || matches!(line.command().as_slice(), ["ns", "create"]) {
         let delete = admin(line, &["ns", "delete"]).flag("--now").operand("name", &name);
         found.extend(tries([(&delete, "deletes it at once, and for good")]));
     }
     found
 }
 
-fn unknown_namespace(app: &App) -> Tries {
+async fn unknown_namespace(app: &App, failure: &Failure) -> Tries {
     let line = &app.line;
-    let mut found = tries([(&admin(line, &["ns", "list"]), "which there are")]);
-    let name = line.get("name").map(str::to_owned).or_else(|| app.namespace().ok());
-    let changes = matches!(line.command().as_slice(), ["ns", "delete" | "undelete" | "alter"]);
-    if let Some(name) = name.filter(|_| !changes) {
+    let list = admin(line, &["ns", "list"]);
+    let Some(name) = line.get("name").map(str::to_owned).or_else(|| app.namespace().ok()) else {
+        return tries([(&list, "which there are")]);
+    };
+    if let Some(meant) = meant(app, failure, &name).await {
+        let this = match line.get("name") {
+            Some(_) => line.clone().replaced("name", &meant),
+            None => line.clone().with("-n", &meant),
+        };
+        return tries([(&this, "the nearest name that there is"), (&list, "which there are")]);
+    }
+    let mut found = tries([(&list, "which there are")]);
+    if !matches!(line.command().as_slice(), ["ns", "delete" | "undelete" | "alter"]) {
         let create = |mode: Mode| {
             let create = admin(line, &["ns", "create"]);
             create.with("--mode", mode).operand("name", &name)
@@ -257,6 +314,18 @@ fn unknown_namespace(app: &App) -> Tries {
         ]));
     }
     found
+}
+
+/// The name of a namespace that was probably meant, by what the failure says or else a node.
+async fn meant(app: &App, failure: &Failure, typed: &str) -> Option<String> {
+    if let Some(near) = failure.detail(NEAREST) {
+        return near.split(',').next().map(str::to_owned);
+    }
+    let client = Client::connect(ClientOptions { read_timeout: PROBE, ..app.options().ok()? }).ok()?;
+    let topology = timeout(PROBE, client.admin().topology()).await.ok()?.ok()?;
+    // A node that knows the name was not the one that refused it.
+    let known = topology.namespaces.keys().map(String::as_str).filter(|known| *known != typed);
+    nearest(known, typed).map(str::to_owned)
 }
 
 /// A node that would do better than the one that was asked.

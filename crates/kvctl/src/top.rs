@@ -20,9 +20,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::app::App;
 use crate::cli::Top;
-use crate::cluster::views;
 use crate::exit::Exit;
 use crate::problem::Problem;
+use crate::views::views;
 use screen::{Piece, Tone};
 use sight::{Probed, Sight};
 
@@ -39,7 +39,11 @@ const NAMESPACES: usize = 8;
 
 pub(crate) async fn run(app: &App, args: &Top) -> Result<Exit, Problem> {
     let mut looker = Looker::new(app)?;
-    if args.once || app.out.is_json() || !std::io::stdout().is_terminal() {
+    let draws = std::io::stdout().is_terminal() && app.out.redraws();
+    if args.once || app.out.is_json() || !draws {
+        if !args.once && app.out.terminal {
+            app.out.note("this terminal cannot be drawn over (TERM): one picture");
+        }
         let sight = looker.look(app).await?;
         if app.out.is_json() {
             app.out.json(&sight.json())?;

@@ -3,9 +3,24 @@
 use std::time::Duration;
 
 use kv_types::ReplicaCount;
+use kv_types::limits::{MAX_DELETION_GRACE, MIN_DELETION_GRACE};
 
 /// Longest time that can be said: nothing here lasts longer.
 const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+
+/// Shortest deadline, milliseconds: a client sends nothing when less than half of it is left.
+const SHORTEST_TIMEOUT_MS: u128 = 2 * kv_client::limits::MIN_ATTEMPT.as_millis();
+
+/// The deadline of an operation.
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(timeout) if timeout.as_millis() < SHORTEST_TIMEOUT_MS || timeout > LONGEST => Err(format!(
+            "a deadline is {SHORTEST_TIMEOUT_MS}ms to 24h: nothing is sent that cannot be answered in time"
+        )),
+        // It says what a duration looks like.
+        _ => duration(text),
+    }
+}
 
 /// `5s`, `200ms`, `1m 30s`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -23,7 +38,12 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// How long a deletion can be undone: `1h`, `7days`.
 pub(crate) fn grace(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(grace) => kv_types::deletion_grace(Some(grace)).map_err(|failure| failure.message),
+        Ok(grace) if kv_types::deletion_grace(Some(grace)).is_err() => {
+            let (least, most) = (humantime::format_duration(MIN_DELETION_GRACE), MAX_DELETION_GRACE);
+            let (days, hours) = (most.as_secs() / 86_400, most.as_secs() / 3_600);
+            Err(format!("a grace is {least} to {days} days ({hours}h); to delete at once, say --now instead"))
+        }
+        Ok(grace) => Ok(grace),
         // It says what a duration looks like.
         Err(_) => duration(text),
     }
@@ -84,8 +104,21 @@ mod tests {
     fn graces_are_durations_within_their_bounds() {
         assert_eq!(grace("1s"), Ok(Duration::from_secs(1)));
         assert_eq!(grace("30days"), Ok(Duration::from_secs(30 * 24 * 3_600)));
-        for (beyond, says) in [("999ms", "out of range"), ("31days", "out of range"), ("5", "needs a unit")] {
+        let bounds = "1s to 30 days (720h); to delete at once, say --now";
+        for (beyond, says) in [("0s", bounds), ("999ms", bounds), ("31d", bounds), ("5", "needs a unit")] {
             let refused = grace(beyond).unwrap_err();
+            assert!(refused.contains(says), "{beyond}: {refused}");
+        }
+    }
+
+    #[test]
+    fn deadlines_are_durations_within_their_bounds() {
+        assert_eq!(timeout("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(timeout("24h"), Ok(LONGEST));
+        for (beyond, says) in
+            [("1us", "10ms to 24h"), ("9ms", "10ms"), ("0s", "10ms"), ("25h", "24h"), ("5", "needs a unit")]
+        {
+            let refused = timeout(beyond).unwrap_err();
             assert!(refused.contains(says), "{beyond}: {refused}");
         }
     }

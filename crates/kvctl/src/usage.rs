@@ -1,12 +1,16 @@
 //! A command line that cannot be read: what is wrong with it, in the form that was asked for, and the nearest
 //! command where a word of other tools was typed.
 
+use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
+use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::exit::Exit;
-use crate::output::{Color, Format, Output};
+use crate::line::Line;
+use crate::output::{Color, Format, Output, readable};
 use crate::problem::Problem;
 
 /// What other tools call what kvctl calls otherwise, or does not have.
@@ -30,23 +34,59 @@ const OTHER_WORDS: [(&str, &str, &str); 15] = [
 /// What there is not.
 const NOT_THERE: [&str; 7] = ["scan", "range", "keys", "watch", "txn", "incr", "backup"];
 
+/// What other tools call the commands below one of ours: of these, the first that can be typed is meant.
+const OTHER_VERBS: [(&str, &[&str], &[&str]); 26] = [
+    ("ns", &["rm", "remove", "del", "drop", "destroy"], &["ns delete"]),
+    ("ns", &["ls", "ps"], &["ns list"]),
+    ("ns", &["add", "new", "make"], &["ns create"]),
+    ("ns", &["get", "describe", "info", "status"], &["ns show"]),
+    ("ns", &["set", "update", "edit", "change", "modify"], &["ns alter"]),
+    ("ns", &["restore", "undo", "recover"], &["ns undelete"]),
+    ("lab", &["stop", "end", "halt", "destroy", "delete", "rm", "remove"], &["lab down", "lab kill"]),
+    ("lab", &["start", "create", "new", "run"], &["lab up", "lab restart"]),
+    ("lab", &["list", "ls", "labs"], &["ctx list"]),
+    ("lab", &["ps", "nodes", "info", "show"], &["lab status"]),
+    ("lab", &["log", "tail"], &["lab logs"]),
+    ("lab", &["unpause", "continue"], &["lab resume"]),
+    ("lab", &["freeze", "suspend"], &["lab pause"]),
+    ("lab", &["heal"], &["fault heal"]),
+    ("lab", &["partition"], &["fault partition"]),
+    ("fault", &["cut", "split"], &["fault isolate", "fault partition"]),
+    ("fault", &["clear", "end", "stop", "remove", "rm", "undo", "recover"], &["fault heal"]),
+    ("fault", &["ls", "show", "status"], &["fault list"]),
+    ("fault", &["delay", "throttle"], &["fault slow"]),
+    ("fault", &["kill", "crash"], &["lab kill"]),
+    ("fault", &["restart", "start"], &["lab restart"]),
+    ("ctx", &["rm", "delete", "del", "forget"], &["ctx remove"]),
+    ("ctx", &["ls"], &["ctx list"]),
+    ("ctx", &["select", "switch", "set"], &["ctx use"]),
+    ("ctx", &["new", "create"], &["ctx add"]),
+    ("cluster", &["members", "nodes", "ls", "list", "show", "info"], &["cluster status"]),
+];
+
 /// Says what is wrong; help and version are said on standard output and are no error.
-pub(crate) fn refuse(error: clap::Error) -> ExitCode {
+pub(crate) fn refuse(error: clap::Error, definition: &Command) -> ExitCode {
     if !error.use_stderr() {
         // Where it goes has been closed: there is no one to tell.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let json = wants_json();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let output =
+        Output::new(if wants_json(&words) { Format::Json } else { Format::Text }, false, false, Color::Auto);
     let unknown = match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
-        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => Some(word.clone()),
+        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => Some(word.as_str()),
         _ => None,
     };
-    let problem = unknown.as_deref().and_then(instead);
+    let problem = match error.kind() {
+        ErrorKind::InvalidUtf8 => not_text(definition, &words),
+        _ => unknown.and_then(|word| otherwise(definition, &words, word).or_else(|| instead(word))),
+    };
     match problem {
-        Some(problem) => output(json).problem(&problem),
-        None if json => output(json).problem(&Problem::usage(plain(&error))),
+        Some(problem) => output.problem(&problem),
+        None if output.is_json() => output.problem(&Problem::usage(plain(&error))),
         None => {
+            let _ = write!(std::io::stderr(), "{}", output.place());
             let _ = error.print();
         }
     }
@@ -64,6 +104,93 @@ fn instead(word: &str) -> Option<Problem> {
     })
 }
 
+/// The line that was meant by a word of another tool below one of our commands, with all that was typed
+/// beside it; where that cannot be read, help on the command.
+fn otherwise(definition: &Command, words: &[OsString], unknown: &str) -> Option<Problem> {
+    let (parent, at) = place(definition, words, unknown)?;
+    let above = words.get(parent)?.to_str()?;
+    let known = OTHER_VERBS.iter().find(|(of, verbs, _)| *of == above && verbs.contains(&unknown));
+    let (_, _, ours) = known?;
+    let problem = Problem::usage(format!("there is no command `{above} {unknown}`"));
+    let about = |path: &str| {
+        let found = path.split(' ').try_fold(definition, |command, word| command.find_subcommand(word));
+        found.and_then(Command::get_about).map(ToString::to_string).unwrap_or_default()
+    };
+    for path in *ours {
+        let mut meant = words.to_vec();
+        for (place, word) in [parent, at].into_iter().zip(path.split(' ')) {
+            meant.get_mut(place)?.clone_from(&word.into());
+        }
+        if let Some(line) = read(definition, &meant) {
+            return Some(problem.try_this(line.to_string(), about(path)));
+        }
+    }
+    let first = ours.first()?;
+    let help = first.split(' ').fold(Line::new(&["help"]), |help, word| help.operand("topic", word));
+    Some(problem.try_this(help.to_string(), about(first)))
+}
+
+/// Where a word stands that is no command, and where the command stands below which it was looked for. Values
+/// of options are no commands.
+fn place(definition: &Command, words: &[OsString], unknown: &str) -> Option<(usize, usize)> {
+    let (mut command, mut parent, mut value) = (definition, None, false);
+    for (at, word) in words.iter().enumerate().skip(1) {
+        let word = word.to_string_lossy();
+        if std::mem::take(&mut value) {
+            continue;
+        }
+        if word.starts_with('-') {
+            value = takes_next(definition, command, &word);
+        } else if let Some(inner) = command.find_subcommand(&*word) {
+            (command, parent) = (inner, Some(at));
+        } else {
+            return parent.filter(|_| word == unknown).map(|parent| (parent, at));
+        }
+    }
+    None
+}
+
+/// Whether the word after this option is its value.
+fn takes_next(root: &Command, command: &Command, option: &str) -> bool {
+    let is_it = |argument: &&clap::Arg| match option.strip_prefix("--") {
+        Some(long) => argument.get_long() == Some(long),
+        None => argument.get_short().is_some_and(|short| option == format!("-{short}")),
+    };
+    let takes = |argument: &clap::Arg| {
+        matches!(argument.get_action(), clap::ArgAction::Set | clap::ArgAction::Append)
+    };
+    command.get_arguments().chain(root.get_arguments()).find(is_it).is_some_and(takes)
+}
+
+/// The line that these words make, if they can be read.
+fn read(definition: &Command, words: &[OsString]) -> Option<Line> {
+    let matches = definition.clone().try_get_matches_from(words).ok()?;
+    Some(Line::given(definition, &matches))
+}
+
+/// What to type for a key or a value that is no text.
+fn not_text(definition: &Command, words: &[OsString]) -> Option<Problem> {
+    let (at, word) = words.iter().enumerate().find(|(_, word)| word.to_str().is_none())?;
+    let bytes = word.as_encoded_bytes();
+    let problem = Problem::usage(format!("`{}` is not UTF-8", readable(bytes)));
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let with = |text: &str| {
+        let mut others = words.to_vec();
+        others.get_mut(at)?.clone_from(&text.into());
+        read(definition, &others)
+    };
+    let line = with(&hex)?;
+    Some(match (line.get("key") == Some(&hex), line.get("value") == Some(&hex)) {
+        (true, _) => problem
+            .try_this(line.flag("--key-hex").to_string(), "a key of any bytes is written in hexadecimal"),
+        (_, true) => {
+            let line = with("-").unwrap_or(line);
+            problem.try_this(line.to_string(), "a value of any bytes is read from standard input")
+        }
+        _ => problem,
+    })
+}
+
 /// The words of the parser on one line, without its headings.
 fn plain(error: &clap::Error) -> String {
     let text = error.to_string();
@@ -74,18 +201,13 @@ fn plain(error: &clap::Error) -> String {
     words.strip_prefix("error: ").unwrap_or(&words).to_owned()
 }
 
-fn output(json: bool) -> Output {
-    Output::new(if json { Format::Json } else { Format::Text }, false, false, Color::Auto)
-}
-
 /// Whether results were asked for as JSON: the line could not be read, so its words are looked at.
-fn wants_json() -> bool {
-    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    let words: Vec<String> = words.collect();
+fn wants_json(words: &[OsString]) -> bool {
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let pair = words.windows(2).any(
-        |pair| matches!(pair, [name, value] if matches!(name.as_str(), "-o" | "--output") && value == "json"),
+        |pair| matches!(pair, [name, value] if matches!(&**name, "-o" | "--output") && *value == "json"),
     );
-    let joined = words.iter().any(|word| matches!(word.as_str(), "-ojson" | "-o=json" | "--output=json"));
+    let joined = words.iter().any(|word| matches!(&**word, "-ojson" | "-o=json" | "--output=json"));
     pair || joined || std::env::var("KVCTL_OUTPUT").is_ok_and(|form| form == "json")
 }
 
@@ -93,6 +215,7 @@ fn wants_json() -> bool {
 mod tests {
     use super::*;
     use crate::cli::Cli;
+    use crate::definition::definition;
     use clap::CommandFactory;
 
     #[test]
@@ -107,6 +230,61 @@ mod tests {
             assert_eq!(instead(word).unwrap().exit, Exit::Usage);
         }
         assert!(instead("gte").is_none());
+    }
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn verbs_of_other_tools_lead_to_the_line_that_was_meant() {
+        let definition = definition();
+        for (above, verbs, ours) in OTHER_VERBS {
+            for verb in verbs {
+                let typed = words(&format!("kvctl {above} {verb}"));
+                assert!(read(&definition, &typed).is_none(), "{above} {verb} is a command");
+                let problem = otherwise(&definition, &typed, verb).unwrap();
+                let advised = &problem.tries[0].0;
+                assert!(read(&definition, &words(advised)).is_some(), "{above} {verb}: {advised}");
+                let known = ours.iter().any(|path| advised.ends_with(path));
+                assert!(known && !problem.tries[0].1.is_empty(), "{above} {verb}: {advised}");
+            }
+        }
+        for (typed, verb, line) in [
+            ("kvctl ns rm cart", "rm", "kvctl ns delete cart"),
+            ("kvctl -n lab ns remove cart --now", "remove", "kvctl ns delete --now -n lab cart"),
+            ("kvctl -e h:1 ns ls", "ls", "kvctl -e h:1 ns list"),
+            ("kvctl ns rm", "rm", "kvctl help ns delete"),
+            ("kvctl lab stop", "stop", "kvctl lab down"),
+            ("kvctl lab stop n3 --name other", "stop", "kvctl lab kill --name other n3"),
+            ("kvctl lab start n3", "start", "kvctl lab restart n3"),
+            ("kvctl lab ls", "ls", "kvctl ctx list"),
+            ("kvctl fault cut n1 / n2,n3", "cut", "kvctl fault partition n1 / n2,n3"),
+            ("kvctl fault cut n1", "cut", "kvctl fault isolate n1"),
+        ] {
+            let problem = otherwise(&definition, &words(typed), verb).unwrap();
+            assert_eq!(problem.tries[0].0, line, "{typed}");
+        }
+        assert!(otherwise(&definition, &words("kvctl ns frobnicate"), "frobnicate").is_none());
+        assert!(otherwise(&definition, &words("kvctl rm ns"), "ns").is_none());
+    }
+
+    #[test]
+    fn what_is_no_text_is_written_otherwise() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let definition = definition();
+        let odd = || OsString::from_vec(b"a\xff".to_vec());
+        let asked = |before: &str, after: &str| {
+            let typed =
+                words(before).into_iter().chain([odd()]).chain(after.split_whitespace().map(Into::into));
+            not_text(&definition, &typed.collect::<Vec<_>>()).unwrap()
+        };
+        let key = asked("kvctl get -n bank", "");
+        assert!(key.message.contains("`a\\xff` is not UTF-8"), "{}", key.message);
+        assert_eq!(key.tries[0].0, "kvctl get -n bank --key-hex 61ff");
+        assert_eq!(asked("kvctl put -n bank", "1").tries[0].0, "kvctl put -n bank --key-hex 61ff 1");
+        assert_eq!(asked("kvctl put -n bank k", "").tries[0].0, "kvctl put -n bank k -");
+        assert!(asked("kvctl ns show", "").tries.is_empty());
     }
 
     #[test]

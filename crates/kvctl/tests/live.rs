@@ -11,6 +11,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const PORT_BASE: u16 = 23_100;
 
@@ -94,8 +95,11 @@ fn what_the_readme_says_is_what_happens() {
     let absent = lab.ends("get -n bank absent", 1);
     assert_eq!(absent.out, "");
     for namespace in ["bank", "cart"] {
-        lab.ok(&format!("rm -n {namespace} absent"));
+        let said = lab.ok(&format!("rm -n {namespace} absent"));
+        assert!(said.starts_with("absent  ") && !said.contains("deleted"), "{said}");
     }
+    lab.ok("put -n cart present 1");
+    assert!(lab.ok("rm -n cart present").starts_with("deleted  cart/present  at n"));
     lab.ends("get -n cart -r 5 k", 2);
     lab.ends(&format!("-e 127.0.0.1:{} lab down", PORT_BASE + 1), 2);
     let json = |line: &str| serde_json::from_str::<serde_json::Value>(&lab.run(line).out).unwrap();
@@ -135,15 +139,16 @@ fn what_the_readme_says_is_what_happens() {
         serde_json::from_str(&lab.ends("@n1 put -n bank carol 5 -o json", 3).err).unwrap();
     let id = error["error"]["details"]["write_id"].as_str().unwrap().to_owned();
     within(began, || (lab.run("@n3 put -n bank first 1").code == 0).then_some(()));
-    for namespace in ["bank", "cart"] {
+    // An id of another body proves in the log of a group that this one was not applied; another replica of
+    // an available key may have taken it.
+    for (namespace, code) in [("bank", 5), ("cart", 4)] {
         let again = format!("@n3 put -n {namespace} --request-id {id} carol 5 -o json");
         let sent = || serde_json::from_str::<serde_json::Value>(&lab.ok(&again)).unwrap();
         let (first, second) = (sent(), sent());
         assert_eq!(first["receipt"]["deduplicated"], false, "{namespace}: {first}");
         assert_eq!(second["receipt"]["deduplicated"], true, "{namespace}: {second}");
         assert_eq!(first["revision"], second["revision"], "{namespace}");
-        // The same name for something else is not taken, and says nothing of what came before.
-        let reused = lab.ends(&format!("@n3 put -n {namespace} --request-id {id} carol 6"), 4);
+        let reused = lab.ends(&format!("@n3 put -n {namespace} --request-id {id} carol 6"), code);
         assert!(reused.err.contains("REQUEST_ID_REUSED"), "{}", reused.err);
     }
     lab.ok("@n1 put -n cart user:42 apple,pear");
@@ -179,7 +184,15 @@ fn what_the_readme_says_is_what_happens() {
     let note = |line: &str| serde_json::from_str::<serde_json::Value>(&lab.ends(line, 0).err).unwrap();
     assert!(note("ns create noted --mode available -o json")["note"].is_string());
     assert!(lab.ok("fault heal").contains("4 of 4 probes answered"));
-    // Faults are beside one another, and the first is not healed by the second.
+    // Faults are beside one another, and the first is not healed by the second. What is in force is said.
+    let first = lab.ok("fault partition n1 / n2,n3,n4,n5 --for 60s");
+    assert!(!first.contains("in force now"), "{first}");
+    let second = lab.ok("fault partition n1,n2 / n3,n4,n5 --for 60s");
+    assert!(
+        second.contains("n1 / n2 / n3,n4,n5") && second.contains("heal all: kvctl fault heal"),
+        "{second}"
+    );
+    lab.ok("fault heal");
     lab.ok("fault partition n1 / n2,n3,n4,n5 --for 60s");
     lab.ok("fault slow n4 n3 --bytes 100000");
     lab.ok("fault slow n4 n1 --bytes 50000");
@@ -230,7 +243,9 @@ fn what_the_readme_says_is_what_happens() {
     assert!(interrupted.success());
     assert_eq!(long.wait().unwrap().code(), Some(130));
     assert!(!lab.ok("ns list").contains("bench-"));
+    a_benchmark_says_that_its_namespace_was_deleted(&lab);
     deletions_can_be_undone(&lab);
+    values_of_a_script_are_apart(&lab);
     assert!(lab.ok("ns delete cart --now").contains("deleted cart"));
     lab.ends("ns delete cart --now", 5);
     lab.ends("ns undelete cart", 5);
@@ -265,6 +280,40 @@ fn what_the_readme_says_is_what_happens() {
     lab.ends(&format!("lab up --nodes 3 --port-base {PORT_BASE}"), 2);
 }
 
+/// What one line writes does not run into what the next one does.
+fn values_of_a_script_are_apart(lab: &Lab) {
+    let script = lab.0.path().join("script");
+    std::fs::write(&script, "use bank\nget alice\nget absent\nget alice\nget alice -o raw\n").unwrap();
+    let mut shell = command(lab.0.path(), &["shell"]);
+    let output = shell.stdin(std::fs::File::open(&script).unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "that of the last one that failed");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "7\n7\n7", "-o raw adds nothing");
+}
+
+/// What is measured after that is nothing: the benchmark ends then, and not well.
+fn a_benchmark_says_that_its_namespace_was_deleted(lab: &Lab) {
+    for (mode, delete, reason) in
+        [("strong", "--grace 1h", "DELETION_PENDING"), ("available", "--now", "NAMESPACE_UNKNOWN")]
+    {
+        lab.ok(&format!("ns create brief --mode {mode}"));
+        let words = ["bench", "-n", "brief", "--workload", "put", "--for", "60s"];
+        let mut bench = command(lab.0.path(), &words);
+        let bench = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let written = || lab.run("get -n brief bench/0000001 -o json").code == 0;
+        within(Duration::from_secs(10), || written().then_some(()));
+        lab.ok(&format!("ns delete brief {delete}"));
+        let ended = bench.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(5), "{said}");
+        assert!(said.contains("error: `brief` was deleted meanwhile") && said.contains(reason), "{said}");
+        assert!(
+            String::from_utf8(ended.stdout).unwrap().contains("not applied"),
+            "what was measured is said"
+        );
+        lab.run("ns delete brief --now");
+    }
+}
+
 /// A namespace that was deleted is said to be, and what each refusal advises takes it back.
 fn deletions_can_be_undone(lab: &Lab) {
     let before = lab.ok("get -n cart user:42");
@@ -292,6 +341,62 @@ fn deletions_can_be_undone(lab: &Lab) {
     assert_eq!(lab.ok("get -n cart user:42"), before);
     lab.ends("ns undelete cart", 5);
     lab.ok("ns delete cart");
+}
+
+/// For the first deletion of a cluster every node has to be up: the one that is not is named, with what
+/// starts it.
+#[test]
+fn the_first_deletion_says_which_node_is_missing() {
+    let lab = Lab(tempfile::tempdir().unwrap());
+    lab.ok(&format!("lab up --nodes 3 --port-base {}", PORT_BASE + 900));
+    lab.ok("ns create cart --mode available");
+    lab.ok("lab kill n3");
+    for change in ["ns delete cart --now", "ns delete cart", "ns alter cart --r 1"] {
+        let refused = lab.ends(&format!("{change} --timeout 3s"), 3);
+        assert!(refused.err.contains("n3") && refused.err.contains("applied: no"), "{}", refused.err);
+        assert_eq!(lab.advice(&refused.err).as_deref(), Some("lab restart --name lab n3"), "{}", refused.err);
+        assert!(
+            refused.err.contains(&format!("kvctl {}", change.split(' ').next().unwrap())),
+            "{}",
+            refused.err
+        );
+    }
+    // The file of contexts may go meanwhile: the next command about the lab writes it again.
+    let contexts = lab.0.path().join("config/kvctl/config.toml");
+    for command in ["lab status", "fault list", "lab status --name lab"] {
+        std::fs::rename(&contexts, contexts.with_extension("away")).unwrap();
+        let said = lab.ends(command, 0);
+        assert!(said.err.contains("`lab` is written again"), "{}", said.err);
+        assert!(lab.ok("ctx list").contains("*  lab"));
+    }
+    std::fs::rename(&contexts, contexts.with_extension("away")).unwrap();
+    lab.ends("lab up", 2); // it runs
+    assert!(lab.ok("ctx list").contains("*  lab"));
+    lab.ok("lab restart --name lab n3");
+    within(Duration::from_secs(10), || (lab.run("ns delete cart --grace 1h").code == 0).then_some(()));
+    // Another grace is another deletion: first the namespace is taken back.
+    let again = lab.ends("ns delete cart --grace 2h", 5);
+    assert!(again.err.contains("taken back first"), "{}", again.err);
+    assert_eq!(lab.advice(&again.err).as_deref(), Some("ns undelete cart"), "{}", again.err);
+    lab.ok("ns undelete cart");
+    lab.ok("ns delete cart --grace 2h");
+    // Of a lab whose cluster file is damaged nothing can be used: it is begun anew, when that is said.
+    lab.ok("lab down");
+    let file = lab.0.path().join("state/quorate/lab/cluster.toml");
+    std::fs::write(&file, "[[[").unwrap();
+    let damaged = lab.ends(&format!("lab up --nodes 3 --port-base {}", PORT_BASE + 900), 2);
+    let advice = lab.advice(&damaged.err).unwrap();
+    assert!(damaged.err.contains("is damaged or missing") && advice.contains("--fresh"), "{}", damaged.err);
+    lab.ok(&advice);
+    assert!(lab.ok("ns list").is_empty());
+    // What is no lab's is never deleted.
+    let others = lab.0.path().join("others");
+    std::fs::create_dir_all(others.join("data")).unwrap();
+    std::fs::write(others.join("data/photo"), "mine").unwrap();
+    std::fs::write(others.join("cluster.toml"), "[[[").unwrap();
+    let refused = lab.ends(&format!("lab up --name others --fresh --dir {}", others.display()), 2);
+    assert!(refused.err.contains("no lab wrote"), "{}", refused.err);
+    assert_eq!(std::fs::read_to_string(others.join("data/photo")).unwrap(), "mine");
 }
 
 /// The report says how to do by hand what the demo does: each line runs as it stands.

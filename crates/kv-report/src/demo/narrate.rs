@@ -29,12 +29,14 @@ const MILLISECOND: u64 = 1_000_000;
 const LINE_COLUMN: usize = 21;
 
 pub(crate) struct Narrator {
+    /// What was written can be taken back: a terminal that knows escape sequences.
     terminal: bool,
 }
 
 impl Narrator {
     pub(crate) fn new() -> Self {
-        Self { terminal: std::io::stdout().is_terminal() }
+        let redraws = std::env::var_os("TERM").is_some_and(|name| !name.is_empty() && name != "dumb");
+        Self { terminal: redraws && std::io::stdout().is_terminal() }
     }
 
     /// A line for the reader. A reader that is gone is no reason to end.

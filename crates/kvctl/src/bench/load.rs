@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use kv_client::{Available, Client, Error, Strong, WriteContext};
-use kv_types::Mode;
+use kv_types::{Mode, Reason};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
@@ -179,6 +179,7 @@ struct Worker {
     pool: Bytes,
     value_size: usize,
     answered: Arc<AtomicU64>,
+    gone: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -201,15 +202,23 @@ impl Worker {
                 self.handle.get(&key).await
             };
             self.answered.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+            self.gone.store(result.as_ref().is_err_and(says_gone), Ordering::Relaxed);
             tally.record(write, result, meant.elapsed());
         }
         tally
     }
 }
 
+/// Whether this is an answer of a namespace that was deleted.
+fn says_gone(error: &Error) -> bool {
+    matches!(error.reason(), Reason::NamespaceUnknown | Reason::DeletionPending)
+}
+
 /// What was measured.
 pub(super) struct Measured {
     pub(super) total: Tally,
+    /// How the namespace was found to be deleted, at the end.
+    pub(super) gone: Option<Error>,
     pub(super) seconds: f64,
     pub(super) interrupted: bool,
 }
@@ -221,6 +230,7 @@ pub(super) async fn run(app: &App, handles: Vec<Handle>, args: &Bench) -> Result
     let end = begun + args.lasting;
     let pace = Arc::new(Pace { begun, end, every, stopped: AtomicBool::new(false) });
     let answered = Arc::new(AtomicU64::new(0));
+    let gone = Arc::new(AtomicBool::new(false));
     let fresh = Arc::new(AtomicU64::new(args.preloaded()));
     let mut workers = JoinSet::new();
     for (number, handle) in (0_u64..).zip(handles) {
@@ -236,6 +246,7 @@ pub(super) async fn run(app: &App, handles: Vec<Handle>, args: &Bench) -> Result
             pool: pool.into(),
             value_size: args.value_size,
             answered: Arc::clone(&answered),
+            gone: Arc::clone(&gone),
         };
         workers.spawn(worker.run(Tally::new()?));
     }
@@ -260,11 +271,15 @@ pub(super) async fn run(app: &App, handles: Vec<Handle>, args: &Bench) -> Result
             _ = ticks.tick() => {
                 let now = answered.load(Ordering::Relaxed);
                 app.out.note(format!("{:>4.0} s   {} operations/s", begun.elapsed().as_secs_f64(), now - told));
+                // One node may not have heard of it yet; for a second, all have.
+                let over = now == told && gone.load(Ordering::Relaxed);
+                pace.stopped.fetch_or(over, Ordering::Relaxed);
                 told = now;
             }
         }
     }
-    Ok(Measured { total, seconds: begun.elapsed().as_secs_f64(), interrupted })
+    let gone = total.last_error.clone().filter(|error| gone.load(Ordering::Relaxed) && says_gone(error));
+    Ok(Measured { total, gone, seconds: begun.elapsed().as_secs_f64(), interrupted })
 }
 
 fn keys(args: &Bench, fresh: &Arc<AtomicU64>) -> Result<Keys, Problem> {
@@ -282,7 +297,7 @@ fn keys(args: &Bench, fresh: &Arc<AtomicU64>) -> Result<Keys, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_types::{Failure, Reason};
+    use kv_types::Failure;
 
     #[test]
     fn tallies_add_up() {

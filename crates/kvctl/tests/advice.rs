@@ -1,0 +1,291 @@
+//! What is advised after a change of a namespace whose fate is not known, against two nodes of which one was
+//! cut off: it leads to the other one, can be typed as it stands, and sends the same request.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "an integration test: clippy's exemption covers only unit tests"
+)]
+
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
+use kv_proto::{admin, status_from_failure, v1};
+use kv_types::{Failure, Reason};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+/// A change that was asked for: its name, and the client, number and attempt of its request.
+type Asked = (&'static str, Vec<u8>, u64, u32);
+
+/// A node of two.
+#[derive(Clone)]
+struct Fake {
+    id: u64,
+    addresses: [String; 2],
+    /// It reaches a quorum, and leads; otherwise what becomes of a change is not known to it.
+    quorum: bool,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Fake {
+    fn change(&self, what: &'static str, mutation: Option<v1::Mutation>) -> Result<(), Status> {
+        let mutation = mutation.unwrap();
+        let asked = (what, mutation.client_id.to_vec(), mutation.seq, mutation.attempt);
+        self.asked.lock().unwrap().push(asked);
+        let open = Failure::new(Reason::ResultUnknown, "not committed before the deadline");
+        if self.quorum { Ok(()) } else { Err(status_from_failure(&open)) }
+    }
+}
+
+/// The namespace of all answers.
+fn cart() -> Option<admin::Namespace> {
+    Some(admin::Namespace {
+        id: 1,
+        name: "cart".into(),
+        mode: admin::Mode::Available.into(),
+        guarantee: v1::Guarantee::Eventual.into(),
+        ring: 1,
+        n: 3,
+        r: 2,
+        w: 2,
+        sloppy: true,
+        deleted_until_ms: None,
+        ..Default::default()
+    })
+}
+
+fn receipt() -> Option<v1::Receipt> {
+    let path = v1::ReadPath::Log.into();
+    let evidence = v1::StrongEvidence { group: 0, term: 1, index: 7, path, ..Default::default() };
+    Some(v1::Receipt {
+        promised: v1::Guarantee::Linearizable.into(),
+        delivered: v1::Guarantee::Linearizable.into(),
+        evidence: Some(v1::receipt::Evidence::Strong(evidence)),
+        ..Default::default()
+    })
+}
+
+fn unused<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("not in this test"))
+}
+
+#[tonic::async_trait]
+impl AdminService for Fake {
+    async fn create_namespace(
+        &self,
+        request: Request<admin::CreateNamespaceRequest>,
+    ) -> Result<Response<admin::CreateNamespaceResponse>, Status> {
+        self.change("create", request.into_inner().mutation)?;
+        Ok(Response::new(admin::CreateNamespaceResponse { namespace: cart(), receipt: receipt() }))
+    }
+
+    async fn delete_namespace(
+        &self,
+        request: Request<admin::DeleteNamespaceRequest>,
+    ) -> Result<Response<admin::DeleteNamespaceResponse>, Status> {
+        self.change("delete --now", request.into_inner().mutation)?;
+        Ok(Response::new(admin::DeleteNamespaceResponse { namespace: cart(), receipt: receipt() }))
+    }
+
+    async fn schedule_deletion(
+        &self,
+        request: Request<admin::ScheduleDeletionRequest>,
+    ) -> Result<Response<admin::ScheduleDeletionResponse>, Status> {
+        self.change("delete", request.into_inner().mutation)?;
+        Ok(Response::new(admin::ScheduleDeletionResponse { namespace: cart(), receipt: receipt() }))
+    }
+
+    async fn undelete_namespace(
+        &self,
+        request: Request<admin::UndeleteNamespaceRequest>,
+    ) -> Result<Response<admin::UndeleteNamespaceResponse>, Status> {
+        self.change("undelete", request.into_inner().mutation)?;
+        Ok(Response::new(admin::UndeleteNamespaceResponse { namespace: cart(), receipt: receipt() }))
+    }
+
+    async fn alter_namespace(
+        &self,
+        request: Request<admin::AlterNamespaceRequest>,
+    ) -> Result<Response<admin::AlterNamespaceResponse>, Status> {
+        self.change("alter", request.into_inner().mutation)?;
+        Ok(Response::new(admin::AlterNamespaceResponse { namespace: cart(), receipt: receipt() }))
+    }
+
+    async fn list_namespaces(
+        &self,
+        _: Request<admin::ListNamespacesRequest>,
+    ) -> Result<Response<admin::ListNamespacesResponse>, Status> {
+        unused()
+    }
+
+    async fn get_topology(
+        &self,
+        _: Request<admin::GetTopologyRequest>,
+    ) -> Result<Response<admin::GetTopologyResponse>, Status> {
+        let member = |(id, address): (u64, &String)| admin::Member {
+            id,
+            client_address: address.clone(),
+            ..Default::default()
+        };
+        Ok(Response::new(admin::GetTopologyResponse {
+            cluster_id: vec![7; 16].into(),
+            answered_by: self.id,
+            epoch: 4,
+            members: (1..).zip(&self.addresses).map(member).collect(),
+            namespaces: cart().into_iter().collect(),
+            ..Default::default()
+        }))
+    }
+
+    async fn get_status(
+        &self,
+        _: Request<admin::GetStatusRequest>,
+    ) -> Result<Response<admin::GetStatusResponse>, Status> {
+        let (quorum, leader) = (self.quorum, if self.quorum { self.id } else { 0 });
+        let catalogue = admin::GroupStatus { group: 0, quorum, leader, term: self.id, ..Default::default() };
+        let groups = vec![catalogue];
+        Ok(Response::new(admin::GetStatusResponse { node: self.id, epoch: 4, groups, ..Default::default() }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<admin::TransferLeaderRequest>,
+    ) -> Result<Response<admin::TransferLeaderResponse>, Status> {
+        unused()
+    }
+
+    async fn get_ring_owners(
+        &self,
+        _: Request<admin::GetRingOwnersRequest>,
+    ) -> Result<Response<admin::GetRingOwnersResponse>, Status> {
+        unused()
+    }
+
+    async fn get_digest(
+        &self,
+        _: Request<admin::GetDigestRequest>,
+    ) -> Result<Response<admin::GetDigestResponse>, Status> {
+        unused()
+    }
+}
+
+/// n1, which was cut off, and n2, which goes on.
+struct Two {
+    nodes: [Fake; 2],
+    home: tempfile::TempDir,
+}
+
+impl Two {
+    fn serve() -> Self {
+        let bind = || TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let incoming = [bind(), bind()];
+        let addresses = [0, 1].map(|at| incoming[at].local_addr().unwrap().to_string());
+        let node =
+            |id: u64| Fake { id, addresses: addresses.clone(), quorum: id == 2, asked: Arc::default() };
+        let nodes = [node(1), node(2)];
+        for (node, incoming) in nodes.iter().zip(incoming) {
+            let server =
+                tonic::transport::Server::builder().add_service(AdminServiceServer::new(node.clone()));
+            tokio::spawn(server.serve_with_incoming(incoming));
+        }
+        Self { nodes, home: tempfile::tempdir().unwrap() }
+    }
+
+    fn address(&self, node: usize) -> &str {
+        &self.nodes[0].addresses[node - 1]
+    }
+
+    async fn run(&self, line: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
+        command.args(line.split(' ')).env_clear().stdin(Stdio::null());
+        command.env("XDG_CONFIG_HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path());
+        tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
+    }
+}
+
+/// The lines that an error advises, without the name of the program.
+fn advised(output: &Output) -> Vec<String> {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    let line = |line: &str| {
+        let line = line.trim_start().trim_start_matches("try: ").strip_prefix("kvctl ")?;
+        Some(line.split("   (").next().unwrap().trim_end().to_owned())
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_unknown_change_of_a_namespace_the_node_with_a_quorum_is_asked() {
+    for (line, what) in [
+        ("ns create cart --mode available --n 3", "create"),
+        ("ns delete cart", "delete"),
+        ("ns delete cart --grace 1h", "delete"),
+        ("ns delete cart --now", "delete --now"),
+        ("ns undelete cart", "undelete"),
+        ("ns alter cart --r 1", "alter"),
+    ] {
+        let two = Two::serve();
+        let output = two.run(&format!("-e {} {line}", two.address(1))).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{line}: {text}");
+        let (lines, at_two) = (advised(&output), format!("-e {} ns ", two.address(2)));
+        assert_eq!(lines.len(), 2, "{line}: {text}");
+        assert!(lines.iter().all(|line| line.starts_with(&at_two)), "{line}: {text}");
+        assert!(lines[0].ends_with("ns list") && lines[1].contains("--request-id "), "{line}: {text}");
+        for advice in &lines {
+            let done = two.run(advice).await;
+            assert_eq!(done.status.code(), Some(0), "{advice}: {}", String::from_utf8_lossy(&done.stderr));
+        }
+        let first = two.nodes[0].asked.lock().unwrap()[0].clone();
+        let again = two.nodes[1].asked.lock().unwrap().clone();
+        let (_, client, number, _) = first;
+        assert_eq!(
+            again,
+            [(what, client, number, 2)],
+            "{line}: the same request, as one that was sent before"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_a_node_without_a_quorum_says_that_it_may_be_old() {
+    let two = Two::serve();
+    for line in ["ns list", "ns show cart", "ls"] {
+        for (node, quorum) in [(1, false), (2, true)] {
+            let output = two.run(&format!("-e {} {line}", two.address(node))).await;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{line}: {text}");
+            let says = format!("warning: as n{node} knows it, which reaches no quorum");
+            assert_eq!(text.contains(&says), !quorum, "{line} at n{node}: {text}");
+            let output = two.run(&format!("-e {} {line} -o json", two.address(node))).await;
+            let read: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(read["answered_by"], format!("n{node}"), "{line}: {read}");
+            assert_eq!(read["quorum"], quorum, "{line}: {read}");
+            let warned = serde_json::from_slice::<serde_json::Value>(&output.stderr).ok();
+            let warned = warned.is_some_and(|said| said["warning"].is_string());
+            assert_eq!(warned, !quorum, "{line} at n{node}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_misspelt_namespace_is_named_as_it_is() {
+    let two = Two::serve();
+    for (line, meant) in [
+        ("get -n CART k", "get -n cart k"),
+        ("put -n crat k v", "put -n cart k v"),
+        ("ns show Cart", "ns show cart"),
+        ("ns delete CART", "ns delete cart"),
+        ("bench -n caart --for 1s", "bench --for 1s -n cart"),
+    ] {
+        let output = two.run(&format!("-e {} {line}", two.address(2))).await;
+        let lines = advised(&output);
+        let meant = format!("-e {} {meant}", two.address(2));
+        assert_eq!(lines.first(), Some(&meant), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let output = two.run(&format!("-e {} get -n ledger k", two.address(2))).await;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--mode strong ledger"));
+}
