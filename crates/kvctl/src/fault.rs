@@ -147,8 +147,8 @@ fn sides(status: &Status) -> Vec<Vec<NodeName>> {
     sides
 }
 
-/// What is in force in all, where that is more than what was just done.
-fn in_force(status: &Status, links: usize) -> Option<String> {
+/// What is in force in all, where that is more than what was just done; `list` is the line that shows it.
+fn in_force(status: &Status, links: usize, list: &str) -> Option<String> {
     if status.faults.len() <= links {
         return None;
     }
@@ -157,7 +157,7 @@ fn in_force(status: &Status, links: usize) -> Option<String> {
         .map(|side| side.iter().map(NodeName::to_string).collect::<Vec<_>>().join(","))
         .collect();
     Some(format!(
-        "in force now, with what was before: {} links (kvctl fault list), {}",
+        "in force now, with what was before: {} links ({list}), {}",
         status.faults.len(),
         sides.join(" / ")
     ))
@@ -190,7 +190,8 @@ fn report(
             Done::Slowed => format!("slowed {links} links. Verified: {of} late.    {end}"),
             Done::Healed => format!("healed {links} links. Verified: {of} answered."),
         })?;
-        if let Some(more) = now.and_then(|now| in_force(now, *links)) {
+        let list = app.line.of_lab(&["fault", "list"]).to_string();
+        if let Some(more) = now.and_then(|now| in_force(now, *links, &list)) {
             app.out.done(format!("{more}    heal all: {}", app.line.of_lab(&["fault", "heal"])))?;
         }
     }
@@ -235,11 +236,14 @@ mod tests {
     #[test]
     fn what_is_in_force_beside_is_said_with_who_hears_whom() {
         let minority = [(1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5)];
-        assert_eq!(in_force(&lab(&minority), 12), None, "that is all that there is");
+        assert_eq!(in_force(&lab(&minority), 12, ""), None, "that is all that there is");
         let both: Vec<_> = minority.into_iter().chain([(1, 2)]).collect();
-        let said = in_force(&lab(&both), 2).unwrap();
-        assert!(said.contains("14 links") && said.ends_with(", n1 / n2 / n3,n4,n5"), "{said}");
+        let said = in_force(&lab(&both), 2, "kvctl fault list").unwrap();
+        assert!(
+            said.contains("14 links (kvctl fault list)") && said.ends_with(", n1 / n2 / n3,n4,n5"),
+            "{said}"
+        );
         let bridge = [(1, 4), (1, 5), (2, 4), (2, 5)];
-        assert!(in_force(&lab(&bridge), 2).unwrap().ends_with(", n1,n2,n3,n4,n5"), "n3 hears both");
+        assert!(in_force(&lab(&bridge), 2, "").unwrap().ends_with(", n1,n2,n3,n4,n5"), "n3 hears both");
     }
 }

@@ -254,8 +254,10 @@ impl Source {
     fn warn(self, app: &App) {
         if self.quorum == Some(false) {
             let node = self.node;
+            let status = app.line.other(&["cluster", "status"]).without("namespace");
             app.out.warn(format!(
-                "as {node} knows it, which reaches no quorum of the catalogue: it cannot know whether there is anything newer (kvctl cluster status --as-seen-by all)"
+                "as {node} knows it, which reaches no quorum of the catalogue: it cannot know whether there is anything newer ({})",
+                status.with("--as-seen-by", "all")
             ));
         }
     }
