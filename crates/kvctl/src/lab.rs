@@ -35,7 +35,7 @@ pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
         Lab::Down(which) => down(app, &find(app, which).await?).await,
         Lab::Status(which) => {
             if let Reply::Status(status) = ask(app, &find(app, which).await?, Request::Status).await? {
-                show(app, &status)?;
+                show(app, &status, which)?;
             }
             Ok(Exit::Done)
         }
@@ -375,11 +375,17 @@ pub(crate) fn broken(status: &Status) -> String {
     if all.is_empty() { "no faults".to_owned() } else { all.join(", ") }
 }
 
-fn show(app: &App, status: &Status) -> Result<(), Problem> {
+fn show(app: &App, status: &Status, which: &WhichLab) -> Result<(), Problem> {
     if app.out.is_json() {
         return Ok(app.out.json(&status_json(status))?);
     }
-    let listed = if status.faults.is_empty() { "" } else { " (kvctl fault list)" };
+    let list = Line::new(&["fault", "list"]);
+    // Faults are of the lab of a context.
+    let list = match which.name.as_ref().or(app.global.context.as_ref()) {
+        Some(name) => list.in_context(name),
+        None => list,
+    };
+    let listed = if status.faults.is_empty() { String::new() } else { format!(" ({list})") };
     let faults = format!("{}{listed}", broken(status));
     app.out.line(format!("lab in {}   supervisor {}   {faults}", status.dir.display(), status.pid))?;
     let rows = status.nodes.iter().map(|node| {

@@ -35,7 +35,7 @@ const OTHER_WORDS: [(&str, &str, &str); 15] = [
 const NOT_THERE: [&str; 7] = ["scan", "range", "keys", "watch", "txn", "incr", "backup"];
 
 /// What other tools call the commands below one of ours: of these, the first that can be typed is meant.
-const OTHER_VERBS: [(&str, &[&str], &[&str]); 26] = [
+const OTHER_VERBS: [(&str, &[&str], &[&str]); 30] = [
     ("ns", &["rm", "remove", "del", "drop", "destroy"], &["ns delete"]),
     ("ns", &["ls", "ps"], &["ns list"]),
     ("ns", &["add", "new", "make"], &["ns create"]),
@@ -62,6 +62,10 @@ const OTHER_VERBS: [(&str, &[&str], &[&str]); 26] = [
     ("ctx", &["select", "switch", "set"], &["ctx use"]),
     ("ctx", &["new", "create"], &["ctx add"]),
     ("cluster", &["members", "nodes", "ls", "list", "show", "info"], &["cluster status"]),
+    ("cluster", &["transfer", "leader", "elect"], &["cluster transfer-leader"]),
+    ("cluster", &["stats", "metrics"], &["cluster latency"]),
+    ("cluster", &["check", "ok"], &["cluster health"]),
+    ("ring", &["owner", "show", "get", "where"], &["ring owners"]),
 ];
 
 /// Says what is wrong; help and version are said on standard output and are no error.
@@ -256,6 +260,8 @@ mod tests {
             ("kvctl -e h:1 ns ls", "ls", "kvctl -e h:1 ns list"),
             ("kvctl ns rm", "rm", "kvctl help ns delete"),
             ("kvctl lab stop", "stop", "kvctl lab down"),
+            ("kvctl cluster leader n2", "leader", "kvctl cluster transfer-leader n2"),
+            ("kvctl ring where -n cart k", "where", "kvctl ring owners -n cart k"),
             ("kvctl lab stop n3 --name other", "stop", "kvctl lab kill --name other n3"),
             ("kvctl lab start n3", "start", "kvctl lab restart n3"),
             ("kvctl lab ls", "ls", "kvctl ctx list"),

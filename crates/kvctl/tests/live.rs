@@ -437,6 +437,10 @@ fn second_labs_are_beside_the_first(lab: &Lab) {
     assert!(lab.ok("lab status").contains("/other"));
     assert!(lab.ok("-c lab lab status").contains("n5"));
     assert!(lab.ok("lab status --name lab").contains("n5"));
+    // What is advised is for the lab that was named, and not for the selected one.
+    lab.ok("-c lab fault isolate n5");
+    assert!(lab.ok("lab status --name lab").contains("(kvctl -c lab fault list)"));
+    lab.ok("-c lab fault heal");
     lab.ok("lab down --name other");
     lab.ends("-c other get -n bank alice", 3);
     lab.ok("ctx use lab");
