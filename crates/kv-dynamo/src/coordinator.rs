@@ -26,7 +26,7 @@ use crate::node::{AvailableConfig, Node, ring_of};
 use crate::replica::Replica;
 use crate::standing::Standing;
 use crate::write::Change;
-use crate::{rebuild, removal, replay};
+use crate::{catch_up, rebuild, removal, replay, strip};
 
 /// The available namespaces of one node. Clones share everything.
 #[derive(Clone)]
@@ -70,6 +70,8 @@ impl Available {
         tokio::spawn(replay::run(Arc::clone(&node)));
         tokio::spawn(replay::sweep(Arc::clone(&node)));
         tokio::spawn(replay::learn(Arc::clone(&node)));
+        tokio::spawn(strip::run(Arc::clone(&node)));
+        tokio::spawn(catch_up::run(Arc::clone(&node)));
         tokio::spawn(removal::run(Arc::clone(&node)));
         Ok(Self { node })
     }
@@ -238,9 +240,15 @@ impl Node {
         message: peer::ReplicaWrite,
         deadline: Instant,
     ) -> Result<response_frame::Body, Failure> {
-        let (place, primaries) = self.addressed(about, message.ring, message.partition, message.key)?;
         let state = State::decode(message.record)
             .map_err(|error| Failure::new(Reason::InvalidRequest, error.to_string()))?;
+        let slice = Slice { ring: RingId(message.ring), partition: RingPartition(message.partition) };
+        let addressed = self.addressed(about, message.ring, message.partition, message.key);
+        let deleted = addressed.as_ref().is_err_and(|failure| failure.reason == Reason::NamespaceUnknown);
+        if deleted && message.hint_for == 0 && self.keeps(slice) {
+            self.replica.pass_over(slice, &state, deadline).await?;
+        }
+        let (place, primaries) = addressed?;
         if state.record.context.is_empty() && !state.writes.is_empty() {
             // An older node sends a note like this when it has lost the record.
             let message = "the state names writes and has no record: none of them could be kept";

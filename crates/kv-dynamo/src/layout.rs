@@ -1,4 +1,4 @@
-//! Where the rows of this crate are: tables 48 to 53 of kv-storage and a few entries of small state. Every
+//! Where the rows of this crate are: tables 48 to 54 of kv-storage and a few entries of small state. Every
 //! key begins with ring and ring partition (hints: with their target), so that a ring partition moves or goes
 //! as one range. Numbers and layouts are part of the format on disk.
 
@@ -22,6 +22,8 @@ pub(crate) const REQUEST_TIMES: TableId = TableId::new(51);
 pub(crate) const HINTS: TableId = TableId::new(52);
 /// As `RECORDS`, without value: the keys that have siblings.
 pub(crate) const CONFLICTS: TableId = TableId::new(53);
+/// As `RECORDS`, without value: the records that claim what the node clock does not have.
+pub(crate) const AHEAD: TableId = TableId::new(54);
 
 /// Small state: this directory's incarnation.
 pub(crate) const INCARNATION: &[u8] = b"dynamo/incarnation";
@@ -80,6 +82,14 @@ impl Slice {
     pub(crate) fn namespace_prefix(self, namespace: NamespaceId) -> BytesMut {
         let mut out = self.prefix();
         out.put_u64(namespace.0);
+        out
+    }
+
+    /// What all hints for a target and of this ring partition begin with.
+    pub(crate) fn hints_prefix(self, target: NodeId) -> BytesMut {
+        let mut out = BytesMut::with_capacity(64);
+        out.put_u64(target.0);
+        out.put_slice(&self.prefix());
         out
     }
 
@@ -181,6 +191,9 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
+/// Version 1, of both, was without this byte. No release wrote it.
+const VERSION: u8 = 2;
+
 /// A row of the hint table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Hint {
@@ -194,14 +207,18 @@ pub(crate) struct Hint {
 impl Hint {
     pub(crate) fn encode(&self) -> Bytes {
         let state = self.state.encode();
-        let mut out = BytesMut::with_capacity(1 + state.len());
+        let mut out = BytesMut::with_capacity(2 + state.len());
+        out.put_u8(VERSION);
         out.put_u8(u8::from(self.counted) | u8::from(self.note) << 1);
         out.put_slice(&state);
         out.freeze()
     }
 
     pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
-        let flags = bytes.try_get_u8().ok()?;
+        let (version, flags) = (bytes.try_get_u8().ok()?, bytes.try_get_u8().ok()?);
+        if version != VERSION {
+            return None;
+        }
         let state = State::decode(bytes).ok()?;
         Some(Self { counted: flags & 1 != 0, note: flags & 2 != 0, state })
     }
@@ -239,8 +256,19 @@ impl Taken {
         self.token == token(place.namespace, &place.key)
     }
 
+    /// Adds the dots that another replica knows of the same request for the same key; whether there were any.
+    pub(crate) fn merge(&mut self, other: &Self) -> bool {
+        let before = self.dots.len();
+        if self.token == other.token {
+            let new: Vec<Dot> = other.dots.iter().filter(|dot| !self.dots.contains(dot)).copied().collect();
+            self.dots.extend(new);
+        }
+        self.dots.len() > before
+    }
+
     pub(crate) fn encode(&self) -> BytesMut {
-        let mut out = BytesMut::with_capacity(20 + 16 * self.dots.len());
+        let mut out = BytesMut::with_capacity(21 + 16 * self.dots.len());
+        out.put_u8(VERSION);
         out.put_u64(self.issued_at_ms);
         out.put_u32(self.body);
         out.put_u64(self.token);
@@ -252,6 +280,9 @@ impl Taken {
     }
 
     pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
+        if bytes.try_get_u8().ok()? != VERSION {
+            return None;
+        }
         let (issued_at_ms, body) = (bytes.try_get_u64().ok()?, bytes.try_get_u32().ok()?);
         let token = bytes.try_get_u64().ok()?;
         let mut dots = Vec::new();

@@ -3,7 +3,7 @@
 //!
 //! The layers: quorum arithmetic and the timing of hints are values without clock or socket (`quorum`,
 //! `replay::Rounds`, `rebuild::judge`); `replica` is what one node keeps, on kv-storage; `write`, `read`,
-//! `replay`, `rebuild` and `removal` are thin drivers that carry out what the values decide.
+//! `replay`, `rebuild`, `catch_up`, `strip` and `removal` are thin drivers that carry out what the values decide.
 //!
 //! Invariants of this crate:
 //! - Nothing about a write leaves the node before the log record that holds it is fsynced.
@@ -19,6 +19,7 @@
 //!   lack.
 
 mod aside;
+mod catch_up;
 mod coordinator;
 mod layout;
 pub mod limits;
@@ -30,6 +31,7 @@ mod removal;
 mod replay;
 mod replica;
 mod standing;
+mod strip;
 mod write;
 
 pub use coordinator::Available;

@@ -63,6 +63,15 @@ pub const REQUEST_KEPT_CROWDED: Duration = Duration::from_millis(
 const _: () = assert!(REQUEST_KEPT_CROWDED.as_millis() < REQUEST_KEPT.as_millis());
 /// How often expired entries are looked for, and how many go at a time.
 pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
+/// How often records that were ahead of the node clock are stripped again, how many are looked at in one
+/// step, and the pause between steps.
+pub const STRIP: (Duration, usize, Duration) = (Duration::from_secs(1), 64, Duration::from_millis(5));
+/// The longest pause while none of them can be stripped.
+pub const STRIP_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked for ring partitions whose clock stays behind, how long that lasts before the other
+/// primaries are asked for all of it, and how long it takes at most before they are asked again.
+pub const CATCH_UP: (Duration, Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_secs(15), Duration::from_secs(600));
 /// Records, or hints, of deleted namespaces that are removed in one step, and their bytes: few, for a write
 /// to the ring partition waits for it.
 pub const REMOVED_AT_ONCE: (usize, usize) = (64, 256 << 10);

@@ -109,6 +109,19 @@ impl Node {
         Arc::clone(&self.catalogue.borrow())
     }
 
+    /// Whether this node is a primary of a ring partition.
+    pub(crate) fn keeps(&self, slice: Slice) -> bool {
+        self.others_of(slice).is_some()
+    }
+
+    /// The other primaries of a ring partition that this node keeps.
+    pub(crate) fn others_of(&self, slice: Slice) -> Option<Vec<NodeId>> {
+        let catalogue = self.catalogue();
+        let primaries = catalogue.rings.get(&slice.ring)?.primaries(slice.partition);
+        let others = primaries.iter().copied().filter(|other| *other != self.me).collect();
+        primaries.contains(&self.me).then_some(others)
+    }
+
     /// The ring partitions of a ring that this node keeps as a primary.
     pub(crate) fn kept(&self, ring: &Ring) -> Vec<Slice> {
         (0u32..)

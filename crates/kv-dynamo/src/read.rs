@@ -10,7 +10,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Address, Lane, Patience, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Get, Presence, Read};
-use kv_types::causal::{Context, State, encode_context_token};
+use kv_types::causal::{Seen, State, encode_context_token};
 use kv_types::{
     Answer, AvailableEvidence, Degradation, Epoch, Evidence, Failure, Namespace, NodeId, Outcome, Reason,
     Receipt, ReplicaReply,
@@ -55,7 +55,7 @@ fn answer(
         evidence.siblings = u32::try_from(values.len()).unwrap_or(u32::MAX);
     }
     let siblings = values.into_iter().map(|(dot, sibling)| (dot, sibling.clone())).collect();
-    let context = encode_context_token(namespace.id, &view.place.key, &state.record.context);
+    let context = encode_context_token(namespace.id, &view.place.key, &state.seen());
     let read = Read { presence, value: Bytes::new(), revision: 0, siblings, context };
     Answer { outcome: Outcome::Read(read), receipt }
 }
@@ -227,17 +227,17 @@ impl Node {
         })
     }
 
-    /// The present context of a key at a node, if it answers in time, and whether that node knows what the
-    /// key has: a fallback that holds nothing of it does not.
+    /// What a reader sees of a key at a node, if it answers in time, and whether that node knows what the key
+    /// has: a fallback that holds nothing of it does not.
     pub(crate) async fn observe(
         self: &Arc<Self>,
         node: NodeId,
         view: &View,
         deadline: Instant,
-    ) -> Option<(Context, bool)> {
+    ) -> Option<(Seen, bool)> {
         let until = deadline.min(Instant::now() + self.config.patience);
         let heard = self.ask(view, node, until).await?;
-        Some((heard.state.record.context, heard.primary || heard.known))
+        Some((heard.state.seen(), heard.primary || heard.known))
     }
 
     /// Gives the primaries that answered what they lacked; false when none lacked anything, or when too many
@@ -245,7 +245,7 @@ impl Node {
     fn repair(self: &Arc<Self>, view: &View, heard: &[Heard], merged: &State) -> bool {
         let lacking: Vec<NodeId> = heard
             .iter()
-            .filter(|heard| heard.primary && !heard.state.knows_all_of(merged))
+            .filter(|heard| heard.primary && !heard.state.record.knows_values_of(&merged.record))
             .map(|heard| heard.node)
             .collect();
         if lacking.is_empty() {

@@ -12,7 +12,10 @@
 //!   a new cluster of three needs all three nodes at its first start.
 //! - A member knows one. Then this directory is fresh or damaged in a cluster with data. The node pulls each
 //!   of its ring partitions from N-W+1 of the other primaries that are whole, because these include a node of
-//!   every set of W; or from all other primaries, whole or not, when there are not so many.
+//!   every set of W; or from all other primaries, whole or not, when there are not so many. Before the
+//!   primaries it asks the fallbacks that are up for the hints that they hold, for any primary: a hint that
+//!   is gone from its fallback has then reached a primary, which is asked later. One that is down keeps its
+//!   hints until it is back.
 //!
 //! Until a ring partition is pulled, the node does not answer reads of it. Until all are pulled, it
 //! coordinates no write, because it could not tell a resent request from a new one. It accepts writes and
@@ -22,28 +25,34 @@
 //! key alone: the node speaks for the rest, leaves the key to the other primaries, and pulls again after its
 //! next start.
 //!
+//! What a source has is merged in one order: its request table, so that twins are known; its records, and
+//! with each page the keys that it does not have; its node clock, which says that all of it is known here.
+//!
 //! The question is sent as a pull of ring 0, which does not exist. The answer is in the field of the node
 //! clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, FutureExt, TryFutureExt, join_all};
 use futures_util::stream::{self, StreamExt};
 use kv_peer::{Address, Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::catalogue::{Catalogue, Ring};
-use kv_types::causal::{NodeClock, State};
+use kv_types::causal::{CodecError, NodeClock, State};
 use kv_types::limits::MAX_VOTERS;
-use kv_types::{Epoch, Failure, Namespace, NamespaceId, NodeId, Placement, Reason, RingId, RingPartition};
+use kv_types::{
+    ClientId, Epoch, Failure, Namespace, NamespaceId, NodeId, Placement, Reason, RequestId, RingId,
+    RingPartition,
+};
 use tokio::time::{Instant, sleep};
 
-use crate::layout::{Place, Slice};
+use crate::layout::{Place, Slice, Taken};
 use crate::limits;
 use crate::node::{Node, stopped};
-use crate::replica::{is_reuse, is_too_large};
+use crate::replica::is_too_large;
 
 /// What a member says of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,19 +201,34 @@ async fn survey(node: &Node, member: NodeId) -> Option<Survey> {
     }
 }
 
+/// A ring partition to pull, and from whom.
+struct Wanted {
+    slice: Slice,
+    /// Who may hold hints of it.
+    fallbacks: Vec<NodeId>,
+    /// The other primaries.
+    others: Vec<NodeId>,
+    /// How many of them, if they are whole.
+    needed: usize,
+}
+
 /// Pulls every ring partition that is not served yet. True when none is left.
 async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failure> {
-    let mut wanted: Vec<(Slice, Vec<NodeId>, usize)> = Vec::new();
+    let mut all: Vec<Wanted> = Vec::new();
     for ring in catalogue.rings.values() {
         let Some(lowest_w) = lowest_w(catalogue, ring) else { continue };
         for slice in node.kept(ring).into_iter().filter(|slice| !node.standing.serves(*slice)) {
             let primaries = ring.primaries(slice.partition);
-            let others = primaries.iter().copied().filter(|other| *other != node.me).collect();
-            wanted.push((slice, others, sources_needed(primaries.len(), lowest_w)));
+            all.push(Wanted {
+                slice,
+                fallbacks: ring.fallbacks(slice.partition, &catalogue.members),
+                others: primaries.iter().copied().filter(|other| *other != node.me).collect(),
+                needed: sources_needed(primaries.len(), lowest_w),
+            });
         }
     }
-    let mut pulls = stream::iter(wanted)
-        .map(|(slice, others, needed)| async move { (slice, pull_slice(node, slice, &others, needed).await) })
+    let mut pulls = stream::iter(all)
+        .map(|wanted| async move { (wanted.slice, pull_slice(node, &wanted).await) })
         .buffer_unordered(limits::PULLS);
     let mut complete = true;
     while let Some((slice, pulled)) = pulls.next().await {
@@ -230,15 +254,23 @@ fn lowest_w(catalogue: &Catalogue, ring: &Ring) -> Option<usize> {
 }
 
 /// Pulls a ring partition from every source that can be reached. True when they were enough.
-async fn pull_slice(
-    node: &Arc<Node>,
-    slice: Slice,
-    others: &[NodeId],
-    needed: usize,
-) -> Result<bool, Failure> {
+async fn pull_slice(node: &Arc<Node>, wanted: &Wanted) -> Result<bool, Failure> {
+    let Wanted { slice, fallbacks, others, needed } = wanted;
+    for fallback in fallbacks {
+        match pull_hints(node, *slice, *fallback).await {
+            Ok(()) => {}
+            Err(failure) if failure.reason == Reason::StorageFailed => return Err(failure),
+            Err(failure) => {
+                tracing::debug!(%fallback, ?slice, %failure, "a fallback did not say what hints it holds");
+                if node.is_up(*fallback) {
+                    return Ok(false);
+                }
+            }
+        }
+    }
     let mut answers: BTreeMap<NodeId, bool> = BTreeMap::new();
     for source in others {
-        match pull_from(node, slice, *source).await {
+        match pull_from(node, *slice, *source).await {
             Ok(whole) => {
                 answers.insert(*source, whole);
             }
@@ -247,7 +279,7 @@ async fn pull_slice(
         }
     }
     let whole = answers.values().filter(|whole| **whole).count();
-    Ok(whole >= needed || answers.len() == others.len())
+    Ok(whole >= *needed || answers.len() == others.len())
 }
 
 /// How much a source is asked for at a time, and how long that may take: by how its link carried what came
@@ -280,105 +312,202 @@ impl PageSize {
     }
 }
 
-/// Merges everything that a source keeps of a ring partition. True when the source is whole.
-async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
-    let mut after = Bytes::new();
-    let mut page = PageSize::default();
-    let mut all_taken = true;
+fn invalid(error: CodecError) -> Failure {
+    Failure::new(Reason::InvalidRequest, error.to_string())
+}
+
+/// The next page of a source.
+async fn next_page(
+    node: &Node,
+    slice: Slice,
+    source: NodeId,
+    after: &Bytes,
+    size: &mut PageSize,
+) -> Result<peer::PullPartitionReply, Failure> {
     loop {
         let message = peer::PullPartition {
             ring: slice.ring.0,
             partition: slice.partition.0,
             after: after.clone(),
-            max_bytes: page.bytes,
+            max_bytes: size.bytes,
         };
         let body = request_frame::Body::PullPartition(message);
         let begun = Instant::now();
-        let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, begun + page.wait).await;
-        if matches!(reply, Err(PeerError::TimedOut)) && page.late() {
+        let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, begun + size.wait).await;
+        if matches!(reply, Err(PeerError::TimedOut)) && size.late() {
             continue;
         }
-        page.came(begun.elapsed());
-        let pulled_page = match reply.map_err(|error| error.into_failure(source))? {
-            response_frame::Body::PullPartition(page) => page,
-            _ => {
-                return Err(Failure::new(
-                    Reason::Internal,
-                    format!("{source} sent an unexpected response type"),
-                ));
-            }
+        size.came(begun.elapsed());
+        return match reply.map_err(|error| error.into_failure(source))? {
+            response_frame::Body::PullPartition(page) => Ok(page),
+            _ => Err(Failure::new(Reason::Internal, format!("{source} sent an unexpected response type"))),
         };
-        if !pulled_page.records.is_empty() {
-            node.standing.note_data();
-        }
-        for pulled in pulled_page.records {
-            all_taken &= take(node, slice, source, pulled).await?;
-        }
-        if !pulled_page.next.is_empty() {
-            after = pulled_page.next;
-            continue;
-        }
-        if pulled_page.node_clock.is_empty() {
-            return Ok(false);
-        }
-        let clock = NodeClock::decode(pulled_page.node_clock)
-            .map_err(|error| Failure::new(Reason::InvalidRequest, error.to_string()))?;
-        if !clock.is_empty() {
-            node.standing.note_data();
-        }
-        // It claims what was left out too.
-        if !all_taken {
-            return Ok(true);
-        }
-        // One log, one order: when the clock is durable, so is every record before it.
-        let deadline = Instant::now() + limits::BACKGROUND_READ;
-        let adopted = node.replica.adopt(slice, &clock, deadline).await?;
-        node.replica.durable(adopted).await?;
-        return Ok(true);
     }
 }
 
-/// Merges a record of a source. False if this node cannot take it, now or later: then it does not speak for
-/// the key, and the other keys of the ring partition do not wait for it.
-async fn take(
-    node: &Arc<Node>,
-    slice: Slice,
-    source: NodeId,
-    pulled: peer::PulledRecord,
-) -> Result<bool, Failure> {
-    let place = Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key };
-    let failure = match State::decode(pulled.record) {
-        Ok(state) => match apply_patiently(node, &place, &state).await {
-            Ok(()) => return Ok(true),
-            // Of a dot that stands for two requests neither is the true one: the others have to tell.
-            Err(failure) if is_too_large(&failure) || is_reuse(&failure) => failure,
-            Err(failure) => return Err(failure),
-        },
-        Err(error) => Failure::new(Reason::InvalidRequest, error.to_string()),
-    };
-    match node.standing.lack(&place) {
+/// Merges the hints that a fallback holds. It keeps them: their targets still need them.
+async fn pull_hints(node: &Arc<Node>, slice: Slice, fallback: NodeId) -> Result<(), Failure> {
+    let (mut after, mut size) = (Bytes::new(), PageSize::default());
+    loop {
+        let page = next_page(node, slice, fallback, &after, &mut size).await?;
+        if !page.hints.is_empty() {
+            node.standing.note_data();
+        }
+        for pulled in page.hints {
+            let (place, state) = decoded(slice, pulled);
+            let taken = match &state {
+                Ok(state) => {
+                    let apply = |deadline| node.replica.apply(&place, state, true, deadline).map_ok(drop);
+                    patiently(|deadline| apply(deadline).boxed()).await
+                }
+                Err(failure) => Err(failure.clone()),
+            };
+            if let Err(failure) = taken {
+                leave(node, &place, fallback, failure)?;
+            }
+        }
+        if page.next.is_empty() {
+            return Ok(());
+        }
+        after = page.next;
+    }
+}
+
+fn decoded(slice: Slice, pulled: peer::PulledRecord) -> (Place, Result<State, Failure>) {
+    let state = State::decode(pulled.record).map_err(invalid);
+    (Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key }, state)
+}
+
+/// Leaves a key to others of which this node cannot take what a source has, now or later: the node does not
+/// speak for it, and the other keys of the ring partition do not wait for it. Any other failure ends the pull.
+fn leave(node: &Node, place: &Place, source: NodeId, failure: Failure) -> Result<(), Failure> {
+    // Of a dot that stands for two requests neither is the true one: the others have to tell. A node that
+    // serves the ring partition goes on to speak for the key, by what it has.
+    let unfit = is_too_large(&failure) || failure.reason == Reason::InvalidRequest;
+    if !unfit || node.standing.serves(place.slice) {
+        return Err(failure);
+    }
+    match node.standing.lack(place) {
         None => return Err(failure),
         Some(false) => {}
         Some(true) => {
             tracing::warn!(%place, %source, %failure, "what others have of a key cannot be taken: it is left to them");
         }
     }
-    Ok(false)
+    Ok(())
+}
+
+/// Merges everything that a source keeps of a ring partition. True when the source is whole.
+pub(crate) async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
+    let pulled = Box::pin(pull_pages(node, slice, source)).await;
+    if pulled.is_err() {
+        node.replica.give_up_pull(slice);
+    }
+    pulled
+}
+
+async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
+    let (mut after, mut size) = (Bytes::new(), PageSize::default());
+    let mut passed = Bytes::new();
+    loop {
+        let first = after.is_empty();
+        let page = next_page(node, slice, source, &after, &mut size).await?;
+        let clock = NodeClock::decode(page.node_clock).map_err(invalid)?;
+        if !page.records.is_empty() || !clock.is_empty() {
+            node.standing.note_data();
+        }
+        if first {
+            if node.serves(slice) && node.replica.clock(slice).0.dots().contains_all(clock.dots()) {
+                return Ok(page.whole);
+            }
+            node.replica.begin_pull(slice, &clock);
+        }
+        learn_taken(node, slice, page.requests).await?;
+        if !page.page_clock.is_empty() {
+            let page_clock = NodeClock::decode(page.page_clock).map_err(invalid)?;
+            // What it does not list would be taken for dead.
+            if !page_clock.dots().contains_all(clock.dots()) {
+                let message = format!("{source} has lost what it had when the pull began");
+                return Err(Failure::new(Reason::NotReady, message));
+            }
+            let covered = (&passed, &page.covered);
+            merge_page(node, (slice, source), page.records, &page_clock, covered).await?;
+            passed = page.covered;
+        }
+        if !page.next.is_empty() {
+            after = page.next;
+            continue;
+        }
+        // One log, one order: when the clock is durable, so is every record before it.
+        let deadline = Instant::now() + limits::BACKGROUND_READ;
+        let pulled = node.replica.end_pull(slice, &clock, deadline).await?;
+        node.replica.durable(pulled).await?;
+        return Ok(page.whole);
+    }
+}
+
+async fn learn_taken(
+    node: &Arc<Node>,
+    slice: Slice,
+    requests: Vec<peer::PulledRequest>,
+) -> Result<(), Failure> {
+    if requests.is_empty() {
+        return Ok(());
+    }
+    let mut told = Vec::with_capacity(requests.len());
+    for peer::PulledRequest { client_id, seq, taken } in requests {
+        let client_id = <[u8; 16]>::try_from(client_id.as_ref()).ok().map(u128::from_be_bytes);
+        let (Some(client_id), Some(taken)) = (client_id, Taken::decode(taken)) else {
+            let message = "a row of the request table of the source cannot be read";
+            return Err(Failure::new(Reason::InvalidRequest, message));
+        };
+        told.push((RequestId { client_id: ClientId(client_id), seq }, taken));
+    }
+    patiently(|deadline| node.replica.learn_taken(slice, &told, deadline).boxed()).await
+}
+
+/// Merges a page of records, and that nothing is there between them: from behind the key `after` to `last`,
+/// or to the end.
+async fn merge_page(
+    node: &Arc<Node>,
+    (slice, source): (Slice, NodeId),
+    records: Vec<peer::PulledRecord>,
+    clock: &NodeClock,
+    (after, last): (&Bytes, &Bytes),
+) -> Result<(), Failure> {
+    let mut listed = BTreeSet::new();
+    for pulled in records {
+        let (place, state) = decoded(slice, pulled);
+        listed.insert(place.record_key().freeze());
+        let taken = match state {
+            Ok(mut state) => {
+                // Row and clock are of one moment there.
+                state.record.fill(clock);
+                patiently(|deadline| node.replica.merge_pulled(&place, &state, deadline).boxed()).await
+            }
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = taken {
+            leave(node, &place, source, failure)?;
+            node.replica.leave_out(&place);
+        }
+    }
+    let last = (!last.is_empty()).then_some(last.as_ref());
+    patiently(|deadline| node.replica.pass(slice, after, last, &listed, deadline).boxed()).await
 }
 
 /// Bulk writes are refused while the log has more urgent work.
-async fn apply_patiently(node: &Arc<Node>, place: &Place, state: &State) -> Result<(), Failure> {
+async fn patiently<'a>(apply: impl Fn(Instant) -> BoxFuture<'a, Result<(), Failure>>) -> Result<(), Failure> {
     let mut pause = Duration::from_millis(5);
     loop {
-        let deadline = Instant::now() + limits::BACKGROUND_READ;
-        match node.replica.apply(place, state, true, deadline).await {
+        match apply(Instant::now() + limits::BACKGROUND_READ).await {
             Err(failure) if failure.reason == Reason::Overloaded && pause < limits::BACKGROUND_CALL => {
                 sleep(pause).await;
                 pause *= 2;
             }
             // The source has not removed what is left of a deleted namespace.
             Err(failure) if failure.reason == Reason::NamespaceUnknown => return Ok(()),
-            result => return result.map(|_| ()),
+            result => return result,
         }
     }
 }
@@ -398,62 +527,157 @@ impl Node {
         let slice = Slice { ring: RingId(message.ring), partition: RingPartition(message.partition) };
         let primaries =
             catalogue.rings.get(&slice.ring).map_or(&[][..], |ring| ring.primaries(slice.partition));
-        if !primaries.contains(&self.me) {
+        if primaries.is_empty() {
             return Err(Failure::new(
                 Reason::WrongNode,
-                format!("{} does not keep {}", self.me, slice.partition),
+                format!("{} does not know {}", self.me, slice.partition),
             ));
         }
-        // The clock of the beginning travels along in the place to resume from.
-        let (clock, position, after) = if message.after.is_empty() {
-            let (clock, position) = self.replica.clock(slice);
-            let speaks = self.standing.knows_all_of(slice) && !self.replica.is_put_back();
-            (if speaks { clock.encode() } else { Bytes::new() }, Some(position), Bytes::new())
-        } else {
-            let (clock, after) = read_resume(message.after)
-                .filter(|(_, after)| after.starts_with(&slice.prefix()))
-                .ok_or_else(|| {
-                    Failure::new(Reason::InvalidRequest, "`after` is not a place to resume from")
-                })?;
-            (clock, None, after)
-        };
         let max_bytes = message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize;
-        let page = self.replica.page(slice, &after, max_bytes, deadline).await?;
-        self.durable_by(position.unwrap_or_default().max(page.position), deadline).await?;
-        let records = page.records.into_iter();
+        let resume = match message.after.is_empty() {
+            true => None,
+            false => Some(Resume::decode(message.after).ok_or_else(|| {
+                Failure::new(Reason::InvalidRequest, "`after` is not a place to resume from")
+            })?),
+        };
+        match (primaries.contains(&self.me), resume) {
+            (true, None) => {
+                let (clock, position) = self.replica.clock(slice);
+                self.durable_by(position, deadline).await?;
+                let resume = Resume { of: Table::Requests, clock: clock.encode(), last: Bytes::new() };
+                self.page_of_primary(slice, resume, max_bytes, deadline).await
+            }
+            (true, Some(resume)) => self.page_of_primary(slice, resume, max_bytes, deadline).await,
+            (false, resume) => {
+                let last = resume.map_or(Bytes::new(), |resume| resume.last);
+                self.page_of_fallback(slice, primaries, last, max_bytes, deadline).await
+            }
+        }
+    }
+
+    /// Requests, then records, with the clock of the beginning.
+    async fn page_of_primary(
+        &self,
+        slice: Slice,
+        mut resume: Resume,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<peer::PullPartitionReply, Failure> {
         let mut reply = peer::PullPartitionReply {
-            records: records
-                .map(|(place, record)| peer::PulledRecord {
-                    namespace_id: place.namespace.0,
-                    key: place.key,
-                    record,
-                })
-                .collect(),
+            node_clock: resume.clock.clone(),
+            whole: self.standing.knows_all_of(slice) && !self.replica.is_put_back(),
             ..Default::default()
         };
-        match page.next {
-            Some(last) => reply.next = write_resume(&clock, &last),
-            None => reply.node_clock = clock,
+        if resume.of == Table::Requests {
+            let page = self.replica.page_of_requests(slice, &resume.last, max_bytes, deadline).await?;
+            self.durable_by(page.position, deadline).await?;
+            let requests = page.rows.into_iter().map(|(request, taken)| peer::PulledRequest {
+                client_id: Bytes::copy_from_slice(&request.client_id.0.to_be_bytes()),
+                seq: request.seq,
+                taken,
+            });
+            reply.requests = requests.collect();
+            let of = if page.next.is_some() { Table::Requests } else { Table::Records };
+            resume = Resume { of, last: page.next.unwrap_or_default(), ..resume };
+            if !reply.requests.is_empty() {
+                reply.next = resume.encode();
+                return Ok(reply);
+            }
+        }
+        let page = self.replica.page(slice, &resume.last, max_bytes, deadline).await?;
+        self.durable_by(page.position, deadline).await?;
+        let records = page.records.into_iter();
+        reply.records = records.map(|(place, record)| pulled_record(place, record)).collect();
+        reply.page_clock = page.clock.encode();
+        if let Some(last) = page.next {
+            reply.covered = last.clone();
+            reply.next = Resume { last, ..resume }.encode();
+        }
+        Ok(reply)
+    }
+
+    /// The hints that this node holds for the primaries, one after the other. The place to resume from is a
+    /// target and the last key.
+    async fn page_of_fallback(
+        &self,
+        slice: Slice,
+        primaries: &[NodeId],
+        mut last: Bytes,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<peer::PullPartitionReply, Failure> {
+        let mut targets = primaries.to_vec();
+        targets.sort_unstable();
+        let begin = NodeId(last.try_get_u64().unwrap_or(0));
+        let mut reply = peer::PullPartitionReply::default();
+        for target in targets.into_iter().filter(|target| *target >= begin) {
+            let after = if target == begin { std::mem::take(&mut last) } else { Bytes::new() };
+            let page = self.replica.page_of_hints(target, slice, &after, max_bytes, deadline).await?;
+            self.durable_by(page.position, deadline).await?;
+            let hints = page.rows.into_iter().map(|(place, state)| pulled_record(place, state.encode()));
+            reply.hints.extend(hints);
+            let behind = match page.next {
+                Some(key) => [&target.0.to_be_bytes()[..], &key].concat(),
+                None if reply.hints.is_empty() => continue,
+                None => target.0.saturating_add(1).to_be_bytes().to_vec(),
+            };
+            let resume = Resume { of: Table::Hints, clock: Bytes::new(), last: behind.into() };
+            reply.next = resume.encode();
+            return Ok(reply);
         }
         Ok(reply)
     }
 }
 
-fn write_resume(clock: &[u8], last: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(4 + clock.len() + last.len());
-    out.put_u32(u32::try_from(clock.len()).unwrap_or(u32::MAX));
-    out.put_slice(clock);
-    out.put_slice(last);
-    out.freeze()
+fn pulled_record(place: Place, record: Bytes) -> peer::PulledRecord {
+    peer::PulledRecord { namespace_id: place.namespace.0, key: place.key, record }
 }
 
-fn read_resume(mut bytes: Bytes) -> Option<(Bytes, Bytes)> {
-    let length = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
-    if length > bytes.len() {
-        return None;
+/// What a source gives, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Requests,
+    Records,
+    Hints,
+}
+
+/// Where a pull goes on. The clock of its beginning travels along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Resume {
+    of: Table,
+    clock: Bytes,
+    /// The last key; empty for none.
+    last: Bytes,
+}
+
+impl Resume {
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(5 + self.clock.len() + self.last.len());
+        out.put_u8(match self.of {
+            Table::Requests => 1,
+            Table::Records => 2,
+            Table::Hints => 3,
+        });
+        out.put_u32(u32::try_from(self.clock.len()).unwrap_or(u32::MAX));
+        out.put_slice(&self.clock);
+        out.put_slice(&self.last);
+        out.freeze()
     }
-    let clock = bytes.split_to(length);
-    Some((clock, bytes))
+
+    fn decode(mut bytes: Bytes) -> Option<Self> {
+        let of = match bytes.try_get_u8().ok()? {
+            1 => Table::Requests,
+            2 => Table::Records,
+            3 => Table::Hints,
+            _ => return None,
+        };
+        let length = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
+        if length > bytes.len() {
+            return None;
+        }
+        let clock = bytes.split_to(length);
+        Some(Self { of, clock, last: bytes })
+    }
 }
 
 #[cfg(test)]
@@ -546,8 +770,12 @@ mod tests {
             assert_eq!(Survey::decode(survey.encode()), Some(survey));
         }
         assert_eq!(Survey::decode(Bytes::new()), None);
-        let resume = write_resume(b"clock", b"key");
-        assert_eq!(read_resume(resume), Some((Bytes::from_static(b"clock"), Bytes::from_static(b"key"))));
-        assert_eq!(read_resume(Bytes::from_static(&[0, 0, 0, 9, 1])), None);
+        let (clock, last) = (Bytes::from_static(b"clock"), Bytes::from_static(b"key"));
+        for of in [Table::Requests, Table::Records, Table::Hints] {
+            let resume = Resume { of, clock: clock.clone(), last: last.clone() };
+            assert_eq!(Resume::decode(resume.encode()), Some(resume));
+        }
+        assert_eq!(Resume::decode(Bytes::from_static(&[1, 0, 0, 0, 9, 1])), None);
+        assert_eq!(Resume::decode(Bytes::from_static(&[9, 0, 0, 0, 0])), None);
     }
 }

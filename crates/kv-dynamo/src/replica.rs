@@ -8,8 +8,10 @@
 //! delivery alone, or with their namespace; what is counted of hints is what was committed, under the lock of
 //! their ring partition.
 //!
-//! Node clocks are kept on disk from the first day, but contexts are not yet filled from them, nor stripped
-//! by them: a deleted key keeps a record without values. Both belong into `load` and `stage`.
+//! A record is stored without what the node clock says anyway, and filled with it when it is loaded
+//! (`kv_types::causal::primary`): a deleted key has no row. Row and clock are therefore read under one lock,
+//! or the one would speak for the other's past; and both must be durable before the filled record is shown
+//! ([`settling`]). Hints are kept as they came, and are never filled.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -20,15 +22,16 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_env::Env;
 use kv_storage::{Batch, Position, Row, RowChunk, Storage, TableId};
 use kv_types::catalogue::{Catalogue, token};
-use kv_types::causal::{Context, Dot, Hlc, NodeClock, RECENT_WRITES, State, Write};
+use kv_types::causal::primary::{self, Change};
+use kv_types::causal::{Dot, Hlc, NodeClock, Seen, State, Write};
 use kv_types::limits::MAX_CLOCK_SKEW;
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::layout::{
-    CLOCKS, CONFLICTS, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE, key_after,
-    prefix_end,
+    AHEAD, CLOCKS, CONFLICTS, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE,
+    key_after, prefix_end,
 };
 use crate::limits;
 
@@ -36,26 +39,31 @@ mod copy;
 mod held;
 mod hints;
 mod mint;
+mod pull;
+mod pulling;
 mod put_back;
 mod removal;
 mod request_table;
 mod requests;
 mod rows;
+mod settling;
+mod strip;
 
 use copy::Copy;
 use held::Held;
 pub(crate) use mint::nothing_to_delete;
-pub(crate) use put_back::is_reuse;
+use pulling::Pulling;
 pub(crate) use removal::Removed;
 use requests::Requests;
 use rows::{Rows, Stop, Want, in_time, lock};
 pub(crate) use rows::{is_too_large, storage_failure};
+use settling::Settling;
 
 /// What a write supersedes.
 #[derive(Debug, Clone)]
 pub(crate) enum Supersedes {
     /// What an earlier read saw.
-    Seen(Context),
+    Seen(Seen),
     /// What the coordinating replica sees now.
     Observed,
     /// Nothing.
@@ -91,31 +99,14 @@ pub(crate) enum Role<'a> {
 /// A write that is in the log.
 #[derive(Debug)]
 pub(crate) struct Minted {
-    /// What the replicas have to merge.
+    /// What the replicas have to merge: filled, if a primary minted it.
     pub(crate) state: State,
-    /// Its bytes, where they were stored as they are.
-    pub(crate) record: Option<Bytes>,
     /// What the client may say it has seen: its write and what that superseded, never a value it has not
     /// seen.
-    pub(crate) covered: Context,
+    pub(crate) covered: Seen,
     pub(crate) position: Position,
     /// The request had been taken before.
     pub(crate) deduplicated: bool,
-}
-
-/// A record that is in a batch.
-struct Staged {
-    record: Bytes,
-    /// The list of keys with siblings changes.
-    listing: bool,
-}
-
-/// A page of a ring partition.
-pub(crate) struct Page {
-    pub(crate) records: Vec<(Place, Bytes)>,
-    pub(crate) position: Position,
-    /// The last key, when more may follow.
-    pub(crate) next: Option<Bytes>,
 }
 
 /// What one ring partition here looks like to a reader.
@@ -138,6 +129,57 @@ struct Partition {
     /// The request table may have forgotten requests that were issued before this. By the clock of this node
     /// that is too long ago to be sent again, unless the clock was set back since.
     swept_ms: u64,
+    /// Rows of the list of records that are ahead of the clock.
+    ahead: u64,
+    /// Where the log stands: what must be durable before a record is shown.
+    settling: Settling,
+    /// While the ring partition is pulled from a source.
+    pulling: Option<Arc<Pulling>>,
+    /// What sources had, but for the keys that this node cannot take.
+    pulled: Option<Arc<Pulling>>,
+}
+
+impl Partition {
+    /// A copy as it may be merged, shown or sent, of the row of this moment.
+    fn fill(&self, place: &Place, stored: Option<State>) -> State {
+        let mut state = primary::load(stored, &self.clock);
+        for pulled in [&self.pulling, &self.pulled].into_iter().flatten().filter(|p| p.has_passed(place)) {
+            state.record.fill(&pulled.clock);
+        }
+        state
+    }
+
+    /// The copy of this moment, durable or not.
+    fn copy(&self, place: &Place, stored: Option<(State, Position)>) -> Copy {
+        let at = stored.as_ref().map_or(Position::DURABLE, |(_, position)| *position);
+        let state = self.fill(place, stored.map(|(state, _)| state));
+        Copy { known: true, state, position: self.settling.changed().max(at) }
+    }
+
+    /// A copy to be shown: of this moment if all of it is durable; else, if the row is, filled with what of the
+    /// clock is. So the reader of a key does not wait for the writes of others.
+    fn shown(
+        &self,
+        place: &Place,
+        stored: Option<(State, Position)>,
+        is_durable: impl Fn(Position) -> bool,
+    ) -> Copy {
+        if is_durable(self.settling.changed()) {
+            return self.copy(place, stored);
+        }
+        let position = self.settling.needed_by(stored.as_ref().map(|(_, position)| *position));
+        if !is_durable(position) {
+            return self.copy(place, stored);
+        }
+        let mut clock = self.clock.dots().clone();
+        clock.subtract(&self.settling.unsettled(is_durable));
+        let mut state = stored.map(|(state, _)| state).unwrap_or_default();
+        state.record.context.merge(&clock);
+        for pulled in [&self.pulling, &self.pulled].into_iter().flatten().filter(|p| p.has_passed(place)) {
+            state.record.fill(&pulled.clock);
+        }
+        Copy { known: true, state, position }
+    }
 }
 
 type Guarded = rows::Guarded<Partition>;
@@ -155,6 +197,7 @@ pub(crate) struct Replica {
     env: Env,
     /// Which namespaces were deleted.
     catalogue: watch::Receiver<Arc<Catalogue>>,
+    /// Of this start.
     incarnation: Incarnation,
     partitions: Mutex<Partitions>,
     stamp: Mutex<Hlc>,
@@ -163,8 +206,8 @@ pub(crate) struct Replica {
     proves_since_ms: Mutex<u64>,
     /// The wall clock when this directory was opened.
     opened_ms: u64,
-    /// Another node returned a write of this incarnation that the directory does not know: it was put back to
-    /// an older state, and any dot that it mints may be used already.
+    /// Another node returned a write of this directory that it does not know: it was put back to an older
+    /// state.
     put_back: AtomicBool,
     /// A hint was added.
     pub(crate) hinted: Notify,
@@ -175,8 +218,13 @@ fn corrupt(what: &str) -> Failure {
 }
 
 impl Replica {
-    /// Opens what the directory holds. A fresh or damaged directory gets a new incarnation: a dot must never
-    /// be minted twice, and what was lost must not be taken for what never was.
+    /// Opens what the directory holds, under a new incarnation: a dot must never be minted twice, whatever
+    /// became of the directory meanwhile. A fresh or damaged one is moreover not whole: what was lost must
+    /// not be taken for what never was.
+    ///
+    /// Not covered: a whole directory that was put back to an older state proves its mark, and speaks for what
+    /// it has forgotten until a write or a clock of another node names a dot of it that it does not know
+    /// ([`Self::stage_put_back`]).
     pub(crate) async fn open(
         storage: Storage,
         env: Env,
@@ -185,23 +233,28 @@ impl Replica {
         hint_bytes_max: u64,
     ) -> Result<Self, Failure> {
         let known = storage.small_get(INCARNATION).filter(|_| !tier_lost);
-        let incarnation = match known.and_then(|bytes| <[u8; 8]>::try_from(bytes.as_ref()).ok()) {
+        let directory = match known.and_then(|bytes| <[u8; 8]>::try_from(bytes.as_ref()).ok()) {
             Some(bytes) => Incarnation(u64::from_be_bytes(bytes)),
             None => {
-                let incarnation = Incarnation(env.entropy.next_u64().max(1));
+                let directory = Incarnation(env.entropy.next_u64().max(1));
                 let mut batch =
-                    Batch::new().small_put(INCARNATION, incarnation.0.to_be_bytes()).small_delete(WHOLE);
+                    Batch::new().small_put(INCARNATION, directory.0.to_be_bytes()).small_delete(WHOLE);
                 for (key, _) in storage.small_scan(b"dynamo/dot/") {
                     batch.push_small_delete(key);
                 }
                 // What is left of the node clocks may claim writes that are gone. The other tables stay: what
-                // is left of them is true, and merging what is pulled completes them.
+                // is left of them is true, and merging what is pulled completes them. Records that were
+                // stripped by a clock that is gone claim less than they could, which is no untruth.
                 each_row(&storage, CLOCKS, |key, _| batch.push_delete(CLOCKS, key)).await?;
                 let position = storage.commit(batch).map_err(storage_failure)?;
                 storage.durable(position).await.map_err(storage_failure)?;
-                tracing::info!(%incarnation, tier_lost, "a new incarnation begins");
-                incarnation
+                tracing::info!(%directory, tier_lost, "a directory begins anew");
+                directory
             }
+        };
+        let incarnation = match kv_types::mutant!(IncarnationReused) {
+            true => directory,
+            false => put_back::incarnation_of(directory, env.entropy.next_u64()),
         };
         let replica = Self {
             incarnation,
@@ -227,19 +280,19 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Since when this incarnation can prove what it took, if it is known to lack nothing.
+    /// Since when this directory can prove what it took, if it is known to lack nothing.
     fn whole_since(&self) -> Option<u64> {
         let mut mark = self.storage.small_get(WHOLE)?;
         let incarnation = Incarnation(mark.try_get_u64().ok()?);
-        mark.try_get_u64().ok().filter(|_| incarnation == self.incarnation)
+        mark.try_get_u64().ok().filter(|_| put_back::are_of_one(incarnation, self.incarnation))
     }
 
-    /// Whether this incarnation is known to lack nothing that others rely on.
+    /// Whether this directory is known to lack nothing that others rely on.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole_since().is_some()
     }
 
-    /// Writes down that this incarnation lacks nothing. `pulled`: others had to give it what it lacked.
+    /// Writes down that this directory lacks nothing. `pulled`: others had to give it what it lacked.
     /// Returns how long requests that are issued now cannot yet be told from those that were taken before the
     /// loss.
     pub(crate) async fn set_whole(&self, pulled: bool) -> Result<Duration, Failure> {
@@ -308,6 +361,12 @@ impl Replica {
             }
         })
         .await?;
+        each_row(&self.storage, AHEAD, |key, _| {
+            if let Some(place) = Place::of_record_key(key) {
+                loaded.entry(place.slice).or_default().ahead += 1;
+            }
+        })
+        .await?;
         let deadline = Instant::now() + limits::BACKGROUND_READ;
         let first = in_time(deadline, self.storage.read_range(REQUESTS, &[], None, 1, limits::SCAN_BYTES));
         let learned = first.await?.rows.is_empty();
@@ -351,9 +410,9 @@ impl Replica {
         rows::run(&self.storage, self.partition(slice), deadline, operation).await
     }
 
-    fn load(&self, place: &Place, rows: &mut Rows<'_>) -> Result<Copy, Stop> {
-        let row = rows.row(RECORDS, place.record_key())?;
-        Ok(row.map(copy_of).transpose()?.unwrap_or_default())
+    /// The row of a key: stripped.
+    fn stored(&self, place: &Place, rows: &mut Rows<'_>) -> Result<Option<(State, Position)>, Stop> {
+        Ok(rows.row(RECORDS, place.record_key())?.map(stored_of).transpose()?)
     }
 
     fn taken(
@@ -376,6 +435,25 @@ impl Replica {
     ) -> Result<Option<Vec<Dot>>, Stop> {
         let taken = self.taken(place.slice, request, rows)?;
         Ok(taken.filter(|(taken, _)| taken.is_of(place)).map(|(taken, _)| taken.dots))
+    }
+
+    /// Runs a change of a record with what the request table knows of its requests.
+    fn with_known<T>(
+        &self,
+        place: &Place,
+        rows: &mut Rows<'_>,
+        change: impl FnOnce(&mut dyn FnMut(RequestId) -> Vec<Dot>) -> T,
+    ) -> Result<T, Stop> {
+        let mut failed = None;
+        // All of them, so that those which only the tier can tell are read together.
+        let changed = change(&mut |request| match self.dots_of(place, request, rows) {
+            Ok(dots) => dots.unwrap_or_default(),
+            Err(stop) => {
+                failed = Some(stop);
+                Vec::new()
+            }
+        });
+        failed.map_or(Ok(changed), Err)
     }
 
     /// The rule of twins for what a read merged, with the requests that this node knows: records carry the
@@ -405,24 +483,24 @@ impl Replica {
         merged.bury_twins(|request| known.get(&request).cloned().unwrap_or_default());
     }
 
-    /// The stored copy of a key, of a node that keeps the ring partition; none where only the tier can tell,
-    /// or where it cannot be read.
+    /// The copy of a key, of a node that keeps the ring partition; none where only the tier can tell, or
+    /// where it cannot be read.
     pub(crate) fn in_memory(&self, place: &Place) -> Option<Copy> {
+        let partition = self.partition(place.slice);
+        // Row and clock are of one moment.
+        let guarded = lock(&partition);
         let row = self.storage.recent(RECORDS, &place.record_key())?;
-        row.map(copy_of).transpose().ok().map(Option::unwrap_or_default)
+        let stored = row.map(stored_of).transpose().ok()?;
+        Some(guarded.state.shown(place, stored, |position| self.is_durable(position)))
     }
 
-    /// The stored copy of a key, of a node that keeps the ring partition.
+    /// The copy of a key, of a node that keeps the ring partition.
     pub(crate) async fn read(&self, place: &Place, deadline: Instant) -> Result<Copy, Failure> {
-        let key = place.record_key();
-        let row = match self.storage.recent(RECORDS, &key) {
-            Some(row) => row,
-            None => {
-                let read = self.storage.read_rows(vec![(RECORDS, key.to_vec())]);
-                in_time(deadline, read).await?.into_iter().next().flatten()
-            }
+        let read = |partition: &mut Partition, rows: &mut Rows<'_>| {
+            let stored = self.stored(place, rows)?;
+            Ok(partition.shown(place, stored, |position| self.is_durable(position)))
         };
-        Ok(row.map(copy_of).transpose()?.unwrap_or_default())
+        self.run(place.slice, deadline, read).await
     }
 
     /// Merges what another node knows of a key. Returns what must be durable before this is acknowledged.
@@ -453,33 +531,74 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) -> Result<Position, Stop> {
         self.refuse_deleted(place.namespace)?;
-        let unseen = || incoming.writes.iter().filter(|(dot, _)| !partition.clock.has(**dot));
-        self.expect(place, unseen().map(|(_, write)| write.request), partition, rows)?;
-        let before = self.load(place, rows)?;
-        self.refuse_reuse(place, incoming, &before.state, partition, rows)?;
-        let unchanged = (before.known && unseen().next().is_none()).then(|| before.state.clone());
-        let mut state = before.state;
-        state.merge(incoming);
-        // A dot whose write did not come along is not taken: its request would be answered for, and the write
-        // be nowhere.
-        let record = &state.record;
-        state.writes.retain(|dot, _| record.context.covers(*dot));
-        let told = unseen().filter(|(dot, _)| record.context.covers(**dot));
-        let new: Vec<(Dot, Write)> = told.map(|(dot, write)| (*dot, *write)).collect();
-        let mine = unseen().map(|(dot, _)| dot).filter(|dot| dot.incarnation == self.incarnation);
-        let mine = mine.map(|dot| dot.counter).max().unwrap_or(0);
+        let unseen = incoming.writes.iter().filter(|(dot, _)| !partition.clock.has(**dot));
+        self.expect(place, unseen.map(|(_, write)| write.request), partition, rows)?;
+        let stored = self.stored(place, rows)?;
+        let at = stored.as_ref().map_or(Position::DURABLE, |(_, position)| *position);
+        let stored = stored.map(|(state, _)| state);
+        let filled = partition.fill(place, stored.clone());
+        self.refuse_reuse(place, incoming, &filled, partition, rows)?;
         let mut next = partition.clone();
-        let staged = self.stage(place, &mut state, &new, &mut next, rows)?;
-        if !staged.listing && unchanged.is_some_and(|before| before == state) {
-            return Ok(before.position);
+        let clock = &mut next.clock;
+        let change =
+            self.with_known(place, rows, |known| primary::merge(Some(filled), incoming, clock, known))?;
+        self.refuse_gaps(&change, partition)?;
+        if !self.stage(place, stored.as_ref(), &change, &mut next, rows)? {
+            return Ok(partition.settling.changed().max(at));
         }
-        let put_back = self.stage_put_back(place.slice, mine, &mut next, rows);
+        let new = change.new.iter().map(|(dot, _)| *dot);
+        let put_back = self.stage_put_back(place.slice, new, partition, rows);
         let position = rows.commit(bulk && !put_back)?;
+        self.settle(&mut next, position, &change);
         *partition = next;
-        for (dot, write) in &new {
+        for (dot, write) in &change.new {
             tracing::debug!(%place, %dot, request = %write.request, "merged");
         }
         Ok(position)
+    }
+
+    /// Takes note of writes of a namespace that was deleted, and keeps nothing else of them. Without them the
+    /// clock would have a gap that nothing ever closes, and every record that another node fills with its own
+    /// clock would stay ahead of this one. Their dots name nothing of another key.
+    pub(crate) async fn pass_over(
+        &self,
+        slice: Slice,
+        refused: &State,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let pass = |partition: &mut Partition, rows: &mut Rows<'_>| {
+            let unknown = refused.applied().map(|(dot, _)| dot).filter(|dot| !partition.clock.has(*dot));
+            let new: Vec<Dot> = unknown.filter(|dot| partition.clock.has_room_for(*dot)).collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            let mut next = partition.clone();
+            new.iter().for_each(|dot| next.clock.add(*dot));
+            self.stage_clock(slice, &next, rows);
+            let put_back = self.stage_put_back(slice, new.iter().copied(), partition, rows);
+            let position = rows.commit(!put_back)?;
+            next.settling.change(position, false, new, |position| self.is_durable(position));
+            *partition = next;
+            Ok(())
+        };
+        self.run(slice, deadline, pass).await
+    }
+
+    /// Notes a change that was committed.
+    fn settle(&self, next: &mut Partition, position: Position, change: &Change) {
+        let new = change.new.iter().map(|(dot, _)| *dot);
+        next.settling.change(position, change.row.is_none(), new, |position| self.is_durable(position));
+    }
+
+    /// Refuses what would leave more gaps in the clock than it may have: `OVERLOADED`, for a replica with so
+    /// many has to learn first what it lacks.
+    fn refuse_gaps(&self, change: &Change, before: &Partition) -> Result<(), Failure> {
+        let has_room = |(dot, _): &(Dot, Write)| before.clock.has_room_for(*dot);
+        if change.new.iter().all(has_room) {
+            return Ok(());
+        }
+        let message = "this replica lacks so many writes of the ring partition that it cannot list more: it first takes those";
+        Err(Failure::new(Reason::Overloaded, message).retry_after_ms(1_000))
     }
 
     /// Looks for the rows that a change of a record needs, so that what is missing is read together.
@@ -498,37 +617,37 @@ impl Replica {
         rows.expect(requests.chain(listed).chain([Want::Row(RECORDS, key)]))
     }
 
-    /// Prepares the batch by which a record replaces the one before it: twins buried, requests remembered,
-    /// the clock moved on.
+    /// Prepares the batch by which a record replaces the one before it, with the lists that it stands in, its
+    /// new requests and the clock. False if nothing changes.
+    ///
+    /// A row carries the last few superseded writes of its key ([`State::carry`]): the request table does not
+    /// tell by key which there were. Those of a deleted key have no row, and are known by their requests
+    /// alone.
     fn stage(
         &self,
         place: &Place,
-        state: &mut State,
-        new: &[(Dot, Write)],
+        stored: Option<&State>,
+        change: &Change,
         next: &mut Partition,
         rows: &mut Rows<'_>,
-    ) -> Result<Staged, Stop> {
-        let mut failed = None;
-        // All of them, so that those which only the tier can tell are read together.
-        state.bury_twins(|request| match self.dots_of(place, request, rows) {
-            Ok(dots) => dots.unwrap_or_default(),
-            Err(stop) => {
-                failed = Some(stop);
-                Vec::new()
-            }
-        });
-        if let Some(stop) = failed {
-            return Err(stop);
+    ) -> Result<bool, Stop> {
+        let mut row = change.row.clone();
+        row.iter_mut().for_each(|row| row.carry(change.state.applied()));
+        let listing = self.stage_listing(place, &change.state, next, rows)?;
+        if stored == row.as_ref() && change.new.is_empty() && !listing {
+            return Ok(false);
         }
-        state.trim_writes(RECENT_WRITES);
-        let record = state.encode();
-        rows.put(RECORDS, place.record_key(), record.clone());
-        let listing = self.stage_listing(place, state, next, rows)?;
-        self.stage_requests(place, new, next, rows)?;
-        if !new.is_empty() {
+        self.stage_ahead(place, stored, row.as_ref(), next, rows);
+        self.stage_requests(place, &change.new, next, rows)?;
+        match &row {
+            Some(row) => rows.put(RECORDS, place.record_key(), row.encode()),
+            None if stored.is_some() => rows.delete(RECORDS, place.record_key()),
+            None => {}
+        }
+        if !change.new.is_empty() {
             self.stage_clock(place.slice, next, rows);
         }
-        Ok(Staged { record, listing })
+        Ok(true)
     }
 
     /// Keeps the list of keys with siblings true; whether it changes.
@@ -555,7 +674,7 @@ impl Replica {
         Ok(listed != conflict)
     }
 
-    /// Remembers the requests of new writes in the request table, and their dots in the clock.
+    /// Remembers the requests of new writes in the request table.
     fn stage_requests(
         &self,
         place: &Place,
@@ -566,7 +685,6 @@ impl Replica {
         let forgotten = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
         let mut remembered: BTreeMap<RequestId, Taken> = BTreeMap::new();
         for (dot, write) in new {
-            next.clock.add(*dot);
             if write.issued_at_ms < forgotten {
                 // By this clock, which may be ahead: what has no row is not told from what is new.
                 next.swept_ms = next.swept_ms.max(write.issued_at_ms.saturating_add(1));
@@ -617,58 +735,6 @@ impl Replica {
         page_of(&self.storage, table, from, to).await
     }
 
-    /// A page of a ring partition after a key of it.
-    pub(crate) async fn page(
-        &self,
-        slice: Slice,
-        after: &[u8],
-        max_bytes: usize,
-        deadline: Instant,
-    ) -> Result<Page, Failure> {
-        let prefix = slice.prefix();
-        let from = if after.is_empty() { prefix.to_vec() } else { key_after(after) };
-        let to = prefix_end(&prefix);
-        let read = self.storage.read_range(RECORDS, &from, to.as_deref(), limits::SCAN_ROWS, max_bytes);
-        let chunk = in_time(deadline, read).await?;
-        let mut page = Page { records: Vec::new(), position: Position::DURABLE, next: None };
-        page.next = chunk.rows.last().filter(|_| chunk.more).map(|(key, _)| key.clone());
-        for (key, row) in chunk.rows {
-            page.position = page.position.max(row.position);
-            let place = Place::of_record_key(&key).ok_or_else(|| corrupt("the records"))?;
-            page.records.push((place, row.value));
-        }
-        Ok(page)
-    }
-
-    /// The node clock of a ring partition, and what must be durable before it is shown.
-    pub(crate) fn clock(&self, slice: Slice) -> (NodeClock, Position) {
-        let partition = self.partition(slice);
-        let guarded = lock(&partition);
-        // What has left the memtable is durable.
-        let row = self.storage.recent(CLOCKS, &slice.clock_key()).flatten();
-        (guarded.state.clock.clone(), row.map_or(Position::DURABLE, |row| row.position))
-    }
-
-    /// Adds the clock of a replica whose whole ring partition was merged here.
-    pub(crate) async fn adopt(
-        &self,
-        slice: Slice,
-        clock: &NodeClock,
-        deadline: Instant,
-    ) -> Result<Position, Failure> {
-        self.run(slice, deadline, |partition, rows| {
-            let mut next = partition.clone();
-            next.clock.adopt(clock);
-            self.stage_clock(slice, &next, rows);
-            let mine = clock.highest(self.incarnation);
-            let put_back = self.stage_put_back(slice, mine, &mut next, rows);
-            let position = rows.commit(!put_back)?;
-            *partition = next;
-            Ok(position)
-        })
-        .await
-    }
-
     /// What a reader of one namespace could see in a ring partition here.
     pub(crate) async fn digest(&self, slice: Slice, namespace: NamespaceId) -> Result<SliceDigest, Failure> {
         let prefix = slice.namespace_prefix(namespace);
@@ -699,9 +765,9 @@ impl Replica {
     }
 }
 
-fn copy_of(row: Row) -> Result<Copy, Failure> {
+fn stored_of(row: Row) -> Result<(State, Position), Failure> {
     let state = State::decode(row.value).map_err(|error| corrupt(&error.to_string()))?;
-    Ok(Copy { known: true, state, position: row.position })
+    Ok((state, row.position))
 }
 
 fn taken_of(row: Row) -> Result<(Taken, Position), Failure> {

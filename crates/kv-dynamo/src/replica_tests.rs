@@ -5,7 +5,7 @@ use kv_env::Clock;
 use kv_storage::StorageOptions;
 use kv_storage::disk::MemDisk;
 use kv_storage::tier::MemTiers;
-use kv_types::causal::{Minter, Sibling};
+use kv_types::causal::{CARRIED_WRITES, Context, Sibling};
 use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
 use kv_types::{ClientId, RingId, RingPartition};
 use tokio::time::sleep;
@@ -16,6 +16,8 @@ use super::*;
 mod gate;
 #[path = "replica_promise_tests.rs"]
 mod promises;
+#[path = "stripped_tests.rs"]
+mod stripped;
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -189,7 +191,7 @@ async fn a_resend_is_told_what_its_write_supersedes() {
         let seq = if matches!(role, Role::Primary) { 10 } else { 20 };
         a.mint(&place(&key), Role::Primary, &order(seq, "old", Supersedes::Observed), soon()).await.unwrap();
         let old = a.read(&place(&key), soon()).await.unwrap().state;
-        let seen = old.record.context.clone();
+        let seen = old.seen();
         let write = order(seq + 1, "new", Supersedes::Seen(seen));
         let first = b.mint(&place(&key), role, &write, soon()).await.unwrap();
         let again = b.mint(&place(&key), role, &write, soon()).await.unwrap();
@@ -218,7 +220,7 @@ async fn a_read_knows_twins_that_records_no_longer_tell_of() {
     // it was.
     mint(&a, &order(1, "twice", Supersedes::Nothing)).await;
     mint(&b, &order(1, "twice", Supersedes::Nothing)).await;
-    for seq in 2..RECENT_WRITES as u64 + 4 {
+    for seq in 2..CARRIED_WRITES as u64 + 4 {
         mint(&b, &order(seq, &seq.to_string(), Supersedes::Observed)).await;
     }
     let mut merged = a.read(&place("k"), soon()).await.unwrap().state;
@@ -354,7 +356,7 @@ async fn what_a_write_supersedes_is_what_it_says() {
         replica.mint(&place("k"), Role::Primary, &order(seq, value, supersedes), soon()).await.unwrap()
     };
     put(1, "a", Supersedes::Observed).await;
-    let seen = replica.read(&place("k"), soon()).await.unwrap().state.record.context;
+    let seen = replica.read(&place("k"), soon()).await.unwrap().state.seen();
     put(2, "b", Supersedes::Nothing).await;
     assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), vec!["a", "b"]);
     assert_eq!(replica.keys_with_siblings(), 1);
@@ -366,8 +368,8 @@ async fn what_a_write_supersedes_is_what_it_says() {
     put(5, "e", Supersedes::Observed).await;
     assert_eq!(values(&replica.read(&place("k"), soon()).await.unwrap()), vec!["e"]);
     assert_eq!(replica.keys_with_siblings(), 0);
-    let mut forged = Context::new();
-    forged.claim_through(Dot { incarnation: replica.incarnation, counter: 1_000 });
+    let never = Dot { incarnation: replica.incarnation, counter: 1_000 };
+    let forged = Seen { context: [never].into_iter().collect(), ..Seen::default() };
     assert_eq!(
         reason(
             replica.mint(&place("k"), Role::Primary, &order(6, "f", Supersedes::Seen(forged)), soon()).await
@@ -524,7 +526,7 @@ fn world_state(incarnation: u64, seq: u64, value: &str) -> State {
     let request = of.mutation.request_id;
     let mut state = State::default();
     let sibling = Sibling { stamp: Hlc::mint(Hlc::default(), NOW), request, value: of.value.unwrap() };
-    state.record.update(&Context::new(), dot, Some(sibling), Minter::Fallback);
+    state.record.update(&Context::new(), dot, Some(sibling));
     state.writes.insert(dot, Write { request, issued_at_ms: NOW, body: of.body });
     state
 }

@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Delete, Put};
-use kv_types::causal::{Context, decode_context_token, encode_context_token};
+use kv_types::causal::{Seen, decode_context_token, encode_context_token};
 use kv_types::{
     Answer, Applied, AvailableEvidence, Call, Degradation, Evidence, Failure, Hop, Mutation, Namespace,
     NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext,
@@ -121,7 +121,7 @@ impl Change {
 
 /// What the coordinator tells the caller.
 struct Account {
-    covered: Context,
+    covered: Seen,
     receipt: Receipt,
 }
 
@@ -445,7 +445,7 @@ impl Spread {
 
     async fn spread(&mut self, minted: Minted) {
         let begun = Instant::now();
-        let record = minted.record.clone().unwrap_or_else(|| minted.state.encode());
+        let record = minted.state.encode();
         let mut calls = FuturesUnordered::new();
         let mut actions = self.quorum.begin(begun.elapsed());
         loop {

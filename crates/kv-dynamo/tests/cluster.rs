@@ -28,10 +28,10 @@ use kv_storage::disk::MemDisk;
 use kv_storage::tier::MemTiers;
 use kv_storage::{Storage, StorageOptions};
 use kv_types::catalogue::{Catalogue, Member, Ring};
-use kv_types::causal::State;
+use kv_types::causal::{Dot, Hlc, Seen, Sibling, State, Write};
 use kv_types::{
-    Applied, ClientId, ClusterId, Epoch, Failure, Hop, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
-    NodeId, Placement, Reason, Replication, RingId,
+    Applied, ClientId, ClusterId, Epoch, Failure, Hop, Incarnation, Namespace, NamespaceId, NamespaceName,
+    NamespaceSpec, NodeId, Placement, Reason, Replication, RequestId, RingId,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -303,6 +303,21 @@ impl Cluster {
         self.send(node, self.request(key, value, v1::write_context::Context::Observed(true))).await
     }
 
+    /// Deletes what a read has seen.
+    async fn delete(&self, node: u64, key: &str, seen: Bytes) -> Result<v1::DeleteResponse, Failure> {
+        let request = v1::DeleteRequest {
+            namespace: "cart".into(),
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            mutation: Some(self.mutation()),
+            context: Some(v1::WriteContext { context: Some(v1::write_context::Context::Causal(seen)) }),
+            ..Default::default()
+        };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let (_, call) = request.read()?;
+        let dynamo = &self.nodes[&NodeId(node)].dynamo;
+        dynamo.serve(&self.namespace, call, deadline, Hop::Client).await?.try_into()
+    }
+
     async fn get(&self, node: u64, key: &str, replicas: u32) -> Result<v1::GetResponse, Failure> {
         self.get_from(node, key, replicas, false).await
     }
@@ -494,6 +509,130 @@ async fn a_wiped_node_pulls_before_it_serves() {
     cluster.converge().await;
     for key in &keys {
         assert_eq!(shown(&cluster.get(2, key, 1).await.unwrap()), vec!["kept"]);
+    }
+}
+
+/// Records of the namespace, and those that claim more than the clocks have.
+fn records(cluster: &Cluster) -> usize {
+    let of_table = |node: &Node, table: u16| {
+        node.storage.scan(kv_storage::TableId::new(table), &[], None, usize::MAX).unwrap().len()
+    };
+    cluster.nodes.values().map(|node| of_table(node, 48) + of_table(node, 54)).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_keys_leave_no_record_on_any_node_and_do_not_come_back_with_a_pull() {
+    let mut cluster = Cluster::start().await;
+    let keys: Vec<String> = (0..60).map(|n| format!("key-{n}")).collect();
+    for result in join_all(keys.iter().map(|key| cluster.put(1, key, "before"))).await {
+        result.unwrap();
+    }
+    // Some are deleted while their replicas are apart, through nodes that stand in as well.
+    cluster.cut(&[4, 5]);
+    for (side, keys) in [1, 4].into_iter().zip(keys.chunks(30)) {
+        for key in keys {
+            let seen = cluster.get(side, key, 1).await.unwrap();
+            cluster.put(side, key, "cut").await.unwrap();
+            cluster.delete(side, key, seen.context).await.unwrap();
+        }
+    }
+    cluster.cut(&[]);
+    cluster.converge().await;
+    // What was put meanwhile was not seen, nor anything where no primary was: it goes now.
+    for key in &keys {
+        let seen = cluster.get(1, key, 3).await.unwrap();
+        assert!(shown(&seen).contains(&"cut".to_owned()), "{key}");
+        cluster.delete(2, key, seen.context).await.unwrap();
+    }
+    cluster.converge().await;
+    cluster.until("no record is left, nor one to be stripped", |c| records(c) == 0).await;
+    for node in 1..=NODES {
+        for key in &keys {
+            assert_eq!(cluster.get(node, key, 2).await.unwrap().presence(), v1::Presence::Absent);
+        }
+    }
+    cluster.wipe(NodeId(2)).await;
+    cluster
+        .until("the wiped node is whole", |c| c.nodes[&NodeId(2)].dynamo.rebuilding_partitions() == 0)
+        .await;
+    cluster.converge().await;
+    assert_eq!(records(&cluster), 0);
+    for key in &keys {
+        assert!(shown(&cluster.get(2, key, 1).await.unwrap()).is_empty());
+    }
+}
+
+/// A delete arrives that names a write of another key, which comes later: no message of its own key is to
+/// come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_was_ahead_of_the_clock_goes_by_itself() {
+    let cluster = Cluster::start().await;
+    let owners = |key: &str| cluster.nodes[&NodeId(1)].dynamo.owners(&cluster.namespace, key.as_bytes());
+    let of_first = owners("key-0").unwrap();
+    let other = (1..).map(|n| format!("key-{n}"));
+    let other = other.into_iter().find(|key| owners(key).unwrap().partition == of_first.partition).unwrap();
+    let dot = |counter| Dot { incarnation: Incarnation(9), counter };
+    let write = |seq| {
+        let request = RequestId { client_id: ClientId(3), seq };
+        Write { issued_at_ms: Env::real().clock.wall_ms(), request, body: 1 }
+    };
+    let (mut gone, mut there) = (State::default(), State::default());
+    let seen = Seen { context: [dot(1)].into_iter().collect(), ..Seen::default() };
+    gone.update(&seen, dot(2), write(2), None);
+    let sibling = Sibling { stamp: Hlc::at(1), request: write(1).request, value: Bytes::from_static(b"v") };
+    there.update(&Seen::default(), dot(1), write(1), Some(sibling));
+    let primary = &cluster.nodes[&NodeId(of_first.primaries[0])].dynamo;
+    let send = async |key: &str, state: &State| {
+        let body = request_frame::Body::ReplicaWrite(peer::ReplicaWrite {
+            ring: of_first.ring,
+            partition: of_first.partition,
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            record: state.encode(),
+            ..Default::default()
+        });
+        let about = Address { namespace: cluster.namespace.id, epoch: Epoch(0), ..Address::default() };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        primary.handle(PeerRequest { from: NodeId(9), about, deadline, body }).await.unwrap();
+    };
+    send("key-0", &gone).await;
+    assert_eq!(records(&cluster), 2, "the record, and its place in the list");
+    send(&other, &there).await;
+    cluster.until("the other key alone is left", |c| records(c) == 1).await;
+}
+
+/// A primary and a fallback have acknowledged; then the disk of the primary is lost. What the fallback holds
+/// is for another primary, and this one asks for it before all others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_asks_those_that_hold_hints() {
+    let mut cluster = Cluster::start().await;
+    let wiped = NodeId(1);
+    let keys: Vec<String> = (0..200)
+        .map(|n| format!("key-{n}"))
+        .filter(|key| {
+            let owners = cluster.nodes[&wiped].dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap();
+            owners.primaries.contains(&1) && [4, 5].iter().all(|node| owners.fallbacks.contains(node))
+        })
+        .take(10)
+        .collect();
+    assert!(keys.len() > 3);
+    cluster.cut(&[2, 3]);
+    let put = async |key: &String| loop {
+        // Until it is known who is away.
+        if cluster.put(1, key, "kept").await.is_ok() {
+            break;
+        }
+    };
+    join_all(keys.iter().map(put)).await;
+    let rows = |c: &Cluster| c.nodes[&wiped].dynamo.rows_of(c.namespace.id).unwrap();
+    assert!(rows(&cluster) > 0);
+    cluster.wipe(wiped).await;
+    // The other primaries are still away.
+    cluster.until("the hints were pulled", |c| rows(c) >= keys.len()).await;
+    assert!(cluster.nodes[&wiped].dynamo.rebuilding_partitions() > 0);
+    cluster.cut(&[]);
+    cluster.until("the wiped node is whole", |c| c.nodes[&wiped].dynamo.rebuilding_partitions() == 0).await;
+    for key in &keys {
+        assert_eq!(shown(&cluster.get(1, key, 1).await.unwrap()), ["kept"], "{key}");
     }
 }
 
@@ -822,7 +961,7 @@ async fn what_a_source_still_has_of_a_deleted_namespace_does_not_come_back_with_
 fn rows_of(node: &Node) -> usize {
     let of_table =
         |table: u16| node.storage.scan(kv_storage::TableId::new(table), &[], None, usize::MAX).unwrap().len();
-    [48, 50, 52, 53].map(of_table).iter().sum()
+    [48, 50, 52, 53, 54].map(of_table).iter().sum()
 }
 
 /// Keys that the nodes 1 and 5 keep, in the order of their ring partitions.
@@ -897,7 +1036,7 @@ impl Cluster {
     }
 
     /// A delete of what is observed.
-    async fn delete(&self, node: u64, key: &str, attempt: u32) -> Result<v1::DeleteResponse, Failure> {
+    async fn delete_observed(&self, node: u64, key: &str, attempt: u32) -> Result<v1::DeleteResponse, Failure> {
         let context = v1::write_context::Context::Observed(true);
         let request = v1::DeleteRequest {
             namespace: "cart".into(),
@@ -928,14 +1067,14 @@ async fn a_delete_is_not_acknowledged_by_those_who_do_not_know_what_it_deletes()
     cluster.converge().await;
     cluster.cut(&[4, 5]);
     for node in [4, 5] {
-        let refused = cluster.delete(node, &deleted, 1).await.unwrap_err();
+        let refused = cluster.delete_observed(node, &deleted, 1).await.unwrap_err();
         assert_eq!((refused.reason, refused.applied), (Reason::QuorumNotMet, Applied::No), "{refused}");
     }
     // A put is taken: this side goes on, and drops nothing that it has not seen.
     cluster.put(4, &put, "meanwhile").await.unwrap();
     // What this side has it deletes.
     assert_eq!(shown(&cluster.get(5, &put, 2).await.unwrap()), ["meanwhile"]);
-    cluster.delete(5, &put, 1).await.unwrap();
+    cluster.delete_observed(5, &put, 1).await.unwrap();
     assert!(shown(&cluster.get(4, &put, 2).await.unwrap()).is_empty());
     cluster.cut(&[]);
     cluster.converge().await;
@@ -946,10 +1085,10 @@ async fn a_delete_is_not_acknowledged_by_those_who_do_not_know_what_it_deletes()
         cluster.put(1, &key, "before").await.unwrap();
         cluster.converge().await;
         // A resend without a trace, wherever it arrives; then a first attempt.
-        let open = cluster.delete(node, &key, 2).await.unwrap_err();
+        let open = cluster.delete_observed(node, &key, 2).await.unwrap_err();
         assert_eq!(open.applied, Applied::Unknown, "at n{node}: {open}");
         assert_eq!(shown(&cluster.get(node, &key, 3).await.unwrap()), ["before"]);
-        cluster.delete(node, &key, 1).await.unwrap();
+        cluster.delete_observed(node, &key, 1).await.unwrap();
         assert!(shown(&cluster.get(node, &key, 3).await.unwrap()).is_empty(), "at n{node}");
     }
 }

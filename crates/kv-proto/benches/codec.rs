@@ -14,7 +14,7 @@ use kv_proto::peer::{self, forward_reply, request_frame, response_frame};
 use kv_proto::{DataRequest, client_id_bytes, v1};
 use kv_types::call::{Get, Presence, Put, Quorum, Read};
 use kv_types::causal::{
-    Context, Dot, Hlc, Minter, Sibling, State, Write, decode_context_token, encode_context_token,
+    Context, Dot, Hlc, NodeClock, Seen, Sibling, State, Write, decode_context_token, encode_context_token,
 };
 use kv_types::{
     Answer, AvailableEvidence, ClientId, Epoch, Evidence, GroupId, Guarantee, Incarnation, Key, Mutation,
@@ -139,7 +139,7 @@ fn available(replicas: u64) -> Receipt {
 /// The key's only value, as a strong or an available read finds it.
 fn found(state: Option<&State>) -> Read {
     let shown = state.map_or(Vec::new(), |state| state.record.values());
-    let context = state.map_or(Bytes::new(), |state| token(&state.record.context));
+    let context = state.map_or(Bytes::new(), |state| token(&state.seen()));
     Read {
         presence: Presence::Found,
         value: if state.is_none() { vec![7; VALUE].into() } else { Bytes::new() },
@@ -152,7 +152,7 @@ fn found(state: Option<&State>) -> Read {
 /// The answers to a put and a get of both modes.
 fn answers() -> [(&'static str, Answer); 4] {
     let state = state(1, 1);
-    let context = token(&state.record.context);
+    let context = token(&state.seen());
     let strong_put = Outcome::Put { revision: 900_000, context: Bytes::new() };
     [
         ("strong put", Answer { outcome: strong_put, receipt: strong(ReadPath::Log) }),
@@ -164,7 +164,7 @@ fn answers() -> [(&'static str, Answer); 4] {
 
 /// What a put and a get of both modes ask.
 fn requests() -> [(&'static str, v1::session_request::Request); 4] {
-    let causal = WriteContext::Causal(token(&state(1, 1).record.context));
+    let causal = WriteContext::Causal(token(&state(1, 1).seen()));
     let namespace = || "bank".to_owned();
     let put = |context| v1::PutRequest { namespace: namespace(), ..put(context).into() };
     let get = || v1::GetRequest { namespace: namespace(), ..get().into() };
@@ -204,7 +204,7 @@ fn answered(answer: Answer) -> v1::session_answer::Answer {
 
 /// From the vocabulary to messages and back, with a copy of what is converted, whose bytes are shared.
 fn vocabulary() {
-    let asked = put(Some(WriteContext::Causal(token(&state(1, 1).record.context))));
+    let asked = put(Some(WriteContext::Causal(token(&state(1, 1).seen()))));
     let sent = v1::PutRequest::from(asked.clone());
     let write = || v1::PutRequest::from(asked.clone());
     line("call of a put, as a message", 1, None, write, || sent.clone().read().unwrap());
@@ -300,8 +300,15 @@ fn incarnation(n: u64) -> Incarnation {
     Incarnation((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
+/// The clock of a primary that has all that three of them have minted.
+fn clock() -> NodeClock {
+    let mut clock = NodeClock::new();
+    (0..3).for_each(|n| clock.seal(incarnation(n), 60_000));
+    clock
+}
+
 /// The state of a key that was written `writes` times by three primaries, the last `values` of them
-/// concurrently.
+/// concurrently, as it leaves one of them: filled.
 fn state(writes: u64, values: u64) -> State {
     let mut state = State::default();
     let mut seen = Context::new();
@@ -312,15 +319,16 @@ fn state(writes: u64, values: u64) -> State {
         if n + values <= writes + 1 {
             seen = state.record.context.clone();
         }
-        state.record.update(&seen, dot, Some(sibling), Minter::Primary);
+        state.record.update(&seen, dot, Some(sibling));
         state.writes.insert(dot, Write { issued_at_ms: NOW_MS + n, request, body: 0x7f3a_9c21 });
     }
     assert_eq!(state.record.siblings.len() as u64, values);
+    state.record.fill(&clock());
     state
 }
 
-fn token(context: &Context) -> Bytes {
-    encode_context_token(NAMESPACE, KEY, context)
+fn token(seen: &Seen) -> Bytes {
+    encode_context_token(NAMESPACE, KEY, seen)
 }
 
 /// Records of available keys, the same on disk and on the wire, and the contexts that clients hold.
@@ -331,14 +339,18 @@ fn states() {
         ("state of 5 siblings", 5, 5),
         ("state of 5 siblings, 12 writes before them", 17, 5),
     ] {
-        let state = state(writes, values);
+        let mut state = state(writes, values);
         let bytes = state.encode();
         line(name, 1, Some(bytes.len()), || state.encode(), || State::decode(bytes.clone()).unwrap());
+        state.record.strip(&clock());
+        let bytes = state.encode();
+        let stored = format!("{name}, stored");
+        line(&stored, 1, Some(bytes.len()), || state.encode(), || State::decode(bytes.clone()).unwrap());
     }
-    let context = state(17, 1).record.context;
-    let bytes = token(&context);
+    let seen = state(17, 1).seen();
+    let bytes = token(&seen);
     let read = || decode_context_token(NAMESPACE, KEY, &bytes).unwrap();
-    line("context of a client", 1, Some(bytes.len()), || token(&context), read);
+    line("context of a client", 1, Some(bytes.len()), || token(&seen), read);
 }
 
 fn main() {

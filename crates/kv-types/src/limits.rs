@@ -19,6 +19,10 @@ pub const MIN_DELETION_GRACE: Duration = Duration::from_secs(1);
 pub const MAX_DELETION_GRACE: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// Longest encoded causal context that a client may hand in, bytes.
 pub const MAX_CONTEXT_BYTES: usize = 64 << 10;
+/// Ranges of the dots that a node clock has: each gap is a write that has not arrived.
+pub const MAX_CLOCK_RANGES: usize = 1 << 14;
+/// Ranges of a causal context between nodes: several node clocks with gaps in different places.
+pub const MAX_CONTEXT_RANGES: usize = 1 << 16;
 /// Concurrent values of one key; a client write that would exceed it is refused, a merge never is.
 pub const MAX_SIBLINGS: usize = 100;
 /// Longest error message and detail on the wire, bytes.

@@ -12,7 +12,7 @@ use crate::layout::Hint;
 /// A node's copy of a key.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
-    /// There is a copy, perhaps one without values.
+    /// There is something to tell: of a primary always, that nothing is there too.
     pub(crate) known: bool,
     pub(crate) state: State,
     pub(crate) position: Position,
@@ -21,7 +21,7 @@ pub(crate) struct Copy {
 /// The hints for one key, by target, in the order of their numbers.
 pub(super) type Known = BTreeMap<NodeId, Vec<(Bytes, Hint, Position)>>;
 
-/// What the hints of a key say together.
+/// What the hints of a key say together. Never filled: this node forgets what it delivered.
 pub(super) fn raw(known: &Known) -> Copy {
     let mut copy = Copy::default();
     for (_, hint, position) in known.values().flatten() {

@@ -218,7 +218,7 @@ impl Replica {
     }
 
     /// What a hint has to say now, with what must be durable first: a note sends the record as it is at this
-    /// moment.
+    /// moment, filled; a hint says what it says.
     ///
     /// Errors: `NOT_READY` while the record here lacks a write that the hint names, as after the loss of a
     /// tier. The target would take its request for one that it has, and forget about the write; so the hint

@@ -1,17 +1,29 @@
 //! A client's write at the node that coordinates it: what it supersedes, its dot, and the one batch in which
 //! value, dot, clock and request are committed; or the proof that it was taken before.
 
+use std::collections::BTreeMap;
+
 use bytes::{BufMut, BytesMut};
-use kv_types::causal::{Context, Dot, Hlc, Minter, RECENT_WRITES, Sibling, State, Write};
+use kv_types::causal::primary::{self, Change};
+use kv_types::causal::{Dot, Hlc, Seen, Sibling, State, Write};
 use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
-use kv_types::{Failure, Reason};
+use kv_types::{Failure, NodeId, Reason};
 use tokio::time::Instant;
 
 use super::copy::{Copy, Known, raw};
+use super::held::Growth;
 use super::rows::{Rows, Stop, lock};
 use super::{Minted, Order, Partition, Replica, Role, Supersedes};
 use crate::layout::{Hint, Place};
 use crate::limits;
+
+/// A write under its new dot.
+struct New<'a> {
+    supersedes: &'a Seen,
+    dot: Dot,
+    write: Write,
+    sibling: Option<Sibling>,
+}
 
 impl Replica {
     /// Takes a client's write: mints its dot and logs it, or finds that it was taken before.
@@ -55,10 +67,13 @@ impl Replica {
         // It may have been taken before the deletion, and its traces went with the namespace.
         deleted.map_err(|failure| if order.is_resent() { failure.after_sending() } else { failure })?;
         let mut hints = Known::new();
+        let mut stored = None;
         let before = match role {
             Role::Primary => {
                 self.expect(place, [request], partition, rows)?;
-                self.load(place, rows)?
+                let row = self.stored(place, rows)?;
+                stored = row.as_ref().map(|(state, _)| state.clone());
+                partition.copy(place, row)
             }
             Role::Fallback(targets) => {
                 hints = self.known_hints(place, targets, rows)?;
@@ -80,33 +95,70 @@ impl Replica {
         let dot = Dot { incarnation: self.incarnation, counter: partition.counter + 1 };
         let stamp = self.stamp(&before.state);
         let sibling = order.value.clone().map(|value| Sibling { stamp, request, value });
-        let minter = if matches!(role, Role::Primary) { Minter::Primary } else { Minter::Fallback };
-        let mut state = before.state;
-        state.record.update(&supersedes, dot, sibling, minter);
         let write = Write { request, issued_at_ms: order.mutation.issued_at_ms, body: order.body };
-        state.writes.insert(dot, write);
-        self.check_size(&state, order)?;
+        let new = New { supersedes: &supersedes, dot, write, sibling };
         let mut next = Partition { counter: dot.counter, ..partition.clone() };
-        let mut growth = Vec::new();
-        let mut record = None;
-        match role {
+        let (state, growth, change) = match role {
             Role::Primary => {
-                record = Some(self.stage(place, &mut state, &[(dot, write)], &mut next, rows)?.record);
+                let before = (stored.as_ref(), before.state);
+                let change = self.mint_as_primary(place, order, new, before, &mut next, rows)?;
+                (change.state.clone(), Vec::new(), Some(change))
             }
             Role::Fallback(targets) => {
-                state.trim_writes(RECENT_WRITES);
-                let hint = Hint { counted: true, note: false, state: state.clone() };
-                growth = self.stage_hints(place, targets, &hint, &hints, rows)?;
+                let known = (targets, &hints);
+                let (state, growth) = self.mint_as_fallback(place, order, new, before.state, known, rows)?;
+                (state, growth, None)
             }
-        }
+        };
         rows.small_put(place.slice.counter_key(), self.counter_mark(dot.counter));
         let position = rows.commit(false)?;
         lock(&self.held).grow(&growth);
+        if let Some(change) = &change {
+            self.settle(&mut next, position, change);
+        }
         *partition = next;
         tracing::debug!(%place, %dot, %request, ?role, "minted");
-        let mut covered = supersedes;
-        covered.insert(dot);
-        Ok(Minted { state, record, covered, position, deduplicated: false })
+        Ok(Minted { state, covered: covered(supersedes, [dot], write), position, deduplicated: false })
+    }
+
+    /// The change whose state the others have to merge: filled.
+    fn mint_as_primary(
+        &self,
+        place: &Place,
+        order: &Order,
+        New { supersedes, dot, write, sibling }: New<'_>,
+        (stored, filled): (Option<&State>, State),
+        next: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<Change, Stop> {
+        let mut clock = next.clock.clone();
+        let change = self.with_known(place, rows, |known| {
+            primary::write(Some(filled), supersedes, (dot, write), sibling, &mut clock, known)
+        })?;
+        self.refuse_gaps(&change, next)?;
+        next.clock = clock;
+        self.check_size(&change.state, order)?;
+        self.stage(place, stored, &change, next, rows)?;
+        Ok(change)
+    }
+
+    /// The state that the others have to merge, raw, and by how much the hints grow.
+    fn mint_as_fallback(
+        &self,
+        place: &Place,
+        order: &Order,
+        New { supersedes, dot, write, sibling }: New<'_>,
+        mut state: State,
+        (targets, hints): (&[NodeId], &Known),
+        rows: &mut Rows<'_>,
+    ) -> Result<(State, Vec<Growth>), Stop> {
+        state.update(supersedes, dot, write, sibling);
+        state.bury_twins(|_| Vec::new());
+        self.check_size(&state, order)?;
+        carry_some(&mut state, supersedes, (dot, write));
+        let hint = Hint { counted: true, note: false, state: state.clone() };
+        let growth = self.stage_hints(place, targets, &hint, hints, rows)?;
+        Ok((state, growth))
     }
 
     /// What a write supersedes here.
@@ -120,14 +172,14 @@ impl Replica {
         order: &Order,
         before: &Copy,
         partition: &Partition,
-    ) -> Result<Context, Failure> {
+    ) -> Result<Seen, Failure> {
         let deletes = order.value.is_none();
         match &order.supersedes {
-            Supersedes::Seen(context) if context.highest(self.incarnation) > partition.counter => {
+            Supersedes::Seen(seen) if seen.context.highest(self.incarnation) > partition.counter => {
                 let message = "the causal context names writes that were never made";
                 Err(Failure::new(Reason::BadContext, message))
             }
-            Supersedes::Seen(context) => Ok(context.clone()),
+            Supersedes::Seen(seen) => Ok(seen.clone()),
             // A resend may be a twin of a write that was acknowledged elsewhere and superseded since: what is
             // observed now is not what the client meant, and may be what superseded it.
             Supersedes::Observed if order.is_resent() && !kv_types::mutant!(ObservedResendSupersedes) => {
@@ -135,14 +187,14 @@ impl Replica {
                     let message = "this node cannot tell whether the delete was taken before, and what it meant to delete: read, then decide";
                     return Err(Failure::new(Reason::ResultUnknown, message));
                 }
-                Ok(Context::new())
+                Ok(Seen::default())
             }
             // A put goes on: its value is kept beside what the primaries have.
             Supersedes::Observed if deletes && matches!(role, Role::Fallback(_)) && !before.known => {
                 Err(nothing_to_delete())
             }
-            Supersedes::Observed => Ok(before.state.record.context.clone()),
-            Supersedes::Nothing => Ok(Context::new()),
+            Supersedes::Observed => Ok(before.state.seen()),
+            Supersedes::Nothing => Ok(Seen::default()),
         }
     }
 
@@ -188,13 +240,13 @@ impl Replica {
         }
         // As the first answer said it. What the client states that it has seen is superseded by this write
         // wherever it was minted; what a replica observed then is not known any more.
-        let mut covered = match &order.supersedes {
-            Supersedes::Seen(context) => context.clone(),
-            _ => Context::new(),
+        let supersedes = match &order.supersedes {
+            Supersedes::Seen(seen) => seen.clone(),
+            _ => Seen::default(),
         };
-        dots.into_iter().for_each(|dot| covered.insert(dot));
-        let state = before.state.clone();
-        Ok(Some(Minted { state, record: None, covered, position, deduplicated: true }))
+        let write = Write { request, issued_at_ms: order.mutation.issued_at_ms, body: order.body };
+        let covered = covered(supersedes, dots, write);
+        Ok(Some(Minted { state: before.state.clone(), covered, position, deduplicated: true }))
     }
 
     /// Whether a new request may still be told from an old one, and has room.
@@ -265,4 +317,31 @@ impl Replica {
 pub(crate) fn nothing_to_delete() -> Failure {
     let message = "no node that keeps the key can be reached, so it is not known here what there is to delete: ask another node";
     Failure::new(Reason::QuorumNotMet, message)
+}
+
+/// What a client has seen after its write: what that superseded, and the write. Which requests the superseded
+/// dots stood for was said with the write, and is not said again with the next one.
+fn covered(supersedes: Seen, dots: impl IntoIterator<Item = Dot>, write: Write) -> Seen {
+    let mut covered = Seen { context: supersedes.context, ..Seen::default() };
+    for dot in dots {
+        covered.context.insert(dot);
+        covered.writes.insert(dot, write);
+    }
+    covered
+}
+
+/// Leaves a new hint with the last few of the superseded writes, and what the new one brought. The hints
+/// before it have the others, and go to the same targets.
+fn carry_some(state: &mut State, supersedes: &Seen, (dot, write): (Dot, Write)) {
+    let superseded = std::mem::take(&mut state.writes);
+    let live = |dot: &Dot| state.record.siblings.contains_key(dot);
+    let mut kept: BTreeMap<Dot, Write> =
+        superseded.iter().filter(|(dot, _)| live(dot)).map(|(dot, write)| (*dot, *write)).collect();
+    kept.extend(supersedes.writes.iter().map(|(dot, write)| (*dot, *write)));
+    kept.insert(dot, write);
+    state.writes = kept;
+    state.carry(superseded);
+    // A note in the same row names writes whose record is elsewhere.
+    let context = &state.record.context;
+    state.writes.retain(|dot, _| context.covers(*dot));
 }

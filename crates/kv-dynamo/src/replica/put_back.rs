@@ -1,10 +1,13 @@
-//! A directory that was put back to an older state mints dots that stand for other writes already. It finds
-//! out from what others return to it, or refuse; then it mints nothing more, and its next start begins a new
-//! incarnation.
+//! A directory that was put back to an older state lacks writes that it acknowledged. No write is lost by what
+//! it mints: every start mints under an incarnation of its own, for nothing in a directory can prove that it
+//! is the last state of it, and to ask others for one's highest dot misses those that only a hint or a client
+//! has. But it would speak for keys of which it has forgotten something. It finds out from what others return
+//! to it: a write of an earlier incarnation of this very directory that it does not know. Then it serves
+//! nothing more, and its next start begins as an empty directory does, and pulls.
 
 use std::sync::atomic::Ordering;
 
-use kv_types::causal::State;
+use kv_types::causal::{Dot, State};
 use kv_types::limits::REQUEST_WINDOW;
 use kv_types::{Failure, Incarnation, Reason};
 use tokio::time::Instant;
@@ -18,9 +21,18 @@ use crate::limits;
 const INCARNATION_OF: &str = "reused_incarnation";
 const COUNTER_OF: &str = "reused_counter";
 
-/// Whether a state was refused since a dot in it stands for another request here.
-pub(crate) fn is_reuse(failure: &Failure) -> bool {
-    failure.detail(INCARNATION_OF).is_some()
+/// The part of an incarnation that names the directory: all of its starts share it, from its beginning or
+/// from when it was last known to have lost something. The rest is drawn at every start.
+const DIRECTORY: u64 = 0xffff_ffff;
+
+/// The incarnation of a start of a directory.
+pub(super) fn incarnation_of(directory: Incarnation, drawn: u64) -> Incarnation {
+    Incarnation((drawn & !DIRECTORY) | (directory.0 & DIRECTORY))
+}
+
+/// Whether two incarnations are starts of one directory.
+pub(super) fn are_of_one(a: Incarnation, b: Incarnation) -> bool {
+    (a.0 ^ b.0) & DIRECTORY == 0
 }
 
 impl Replica {
@@ -39,32 +51,31 @@ impl Replica {
         Err(Failure::new(Reason::NotReady, message))
     }
 
-    /// Lets the batch forget who this directory is, if it was put back: a counter of this incarnation is
-    /// known elsewhere that it does not know itself.
+    /// Lets the batch forget who this directory is, if it was put back: of these dots, which the clock did not
+    /// have, one was minted by this directory for a ring partition that it keeps.
     pub(super) fn stage_put_back(
         &self,
         slice: Slice,
-        mine: u64,
-        next: &mut Partition,
+        unknown: impl IntoIterator<Item = Dot>,
+        partition: &Partition,
         rows: &mut Rows<'_>,
     ) -> bool {
-        if mine <= next.counter {
-            return false;
-        }
-        next.counter = mine;
-        rows.small_put(slice.counter_key(), self.counter_mark(mine));
-        self.stage_new_life(slice, mine, rows);
-        true
+        let lost = |dot: &Dot| match dot.incarnation == self.incarnation {
+            true => dot.counter > partition.counter,
+            false => are_of_one(dot.incarnation, self.incarnation),
+        };
+        let lost = unknown.into_iter().find(lost);
+        lost.inspect(|dot| self.stage_new_life(slice, *dot, rows)).is_some()
     }
 
-    fn stage_new_life(&self, slice: Slice, counter: u64, rows: &mut Rows<'_>) {
+    fn stage_new_life(&self, slice: Slice, dot: Dot, rows: &mut Rows<'_>) {
         rows.small_delete(WHOLE);
         rows.small_delete(INCARNATION);
         // At once, even should the batch be refused: then the same write comes again.
         if !self.put_back.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 ?slice,
-                counter,
+                %dot,
                 "another node knows a write of this directory that it has lost itself: it was put back to an older state; \
                  this node mints and serves nothing more until it is restarted and has pulled"
             );
@@ -125,11 +136,12 @@ impl Replica {
         let number = |name| refusal.detail(name).and_then(|text| text.parse::<u64>().ok());
         let (Some(incarnation), Some(counter)) = (number(INCARNATION_OF), number(COUNTER_OF)) else { return };
         let written_down = self.storage.small_get(INCARNATION).is_none();
-        if Incarnation(incarnation) != self.incarnation || written_down {
+        let dot = Dot { incarnation: Incarnation(incarnation), counter };
+        if !are_of_one(dot.incarnation, self.incarnation) || written_down {
             return;
         }
         let forget = |_: &mut Partition, rows: &mut Rows<'_>| {
-            self.stage_new_life(slice, counter, rows);
+            self.stage_new_life(slice, dot, rows);
             rows.commit(false).map_err(Stop::from)
         };
         let deadline = Instant::now() + limits::BACKGROUND_READ;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::rows::{Rows, Stop, Want, in_time, lock};
 use super::{Partition, Replica, corrupt};
 use crate::layout::{
-    CONFLICTS, HINTS, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, hints_of, key_after, rows_of,
+    AHEAD, CONFLICTS, HINTS, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, hints_of, key_after, rows_of,
 };
 use crate::limits::REMOVED_AT_ONCE;
 
@@ -38,6 +38,7 @@ struct Going {
     key: Bytes,
     token: u64,
     requests: Vec<RequestId>,
+    ahead: bool,
 }
 
 impl Replica {
@@ -97,7 +98,8 @@ impl Replica {
             let mut requests: Vec<RequestId> = state.writes.values().map(|write| write.request).collect();
             requests.sort_unstable();
             requests.dedup();
-            going.push(Going { key, token: token(place.namespace, &place.key), requests });
+            let (token, ahead) = (token(place.namespace, &place.key), state.record.is_ahead());
+            going.push(Going { key, token, requests, ahead });
         }
         let remove =
             |partition: &mut Partition, rows: &mut Rows<'_>| self.remove_now(slice, &going, partition, rows);
@@ -119,7 +121,11 @@ impl Replica {
         rows.expect(wants)?;
         let mut next = partition.clone();
         let mut forgotten: BTreeMap<RequestId, u64> = BTreeMap::new();
-        for Going { key, token, requests } in going {
+        for Going { key, token, requests, ahead } in going {
+            if *ahead {
+                next.ahead = next.ahead.saturating_sub(1);
+                rows.delete(AHEAD, key.clone());
+            }
             if conflicts && rows.row(CONFLICTS, key.clone())?.is_some() {
                 next.conflicts = next.conflicts.saturating_sub(1);
                 rows.delete(CONFLICTS, key.clone());

@@ -17,7 +17,7 @@ use kv_types::{Failure, Reason};
 use tokio::time::{Instant, timeout_at};
 
 use super::requests::Requests;
-use crate::layout::{self, HINTS, REQUESTS};
+use crate::layout::{self, HINTS, RECORDS, REQUESTS};
 use crate::limits;
 
 /// What an operation reads.
@@ -27,6 +27,8 @@ pub(super) enum Want {
     Row(TableId, Bytes),
     /// All hints for one target and key, by the prefix of their rows.
     Hints(Bytes),
+    /// Records from one key to another (exclusive), as many as have so many bytes, but one.
+    Records(Bytes, Option<Bytes>, usize),
 }
 
 /// Why a run of an operation ended without a result.
@@ -44,7 +46,21 @@ impl From<Failure> for Stop {
 }
 
 /// The rows of one [`Want`] that exist.
-type Found = BTreeMap<Bytes, Row>;
+#[derive(Debug, Clone, Default)]
+struct Found {
+    rows: BTreeMap<Bytes, Row>,
+    /// Of [`Want::Records`]: there may be more behind them.
+    more: bool,
+}
+
+impl Found {
+    fn all(rows: impl IntoIterator<Item = (Bytes, Row)>) -> Self {
+        Self { rows: rows.into_iter().collect(), more: false }
+    }
+}
+
+/// Some records as they are at one moment, and the last key that was looked at if more may follow.
+pub(super) type Records = (BTreeMap<Bytes, Row>, Option<Bytes>);
 
 /// A row that operations wait for, and what was committed to it since the first of them began to.
 #[derive(Debug, Default)]
@@ -87,6 +103,14 @@ impl Pins {
             && let Some(pin) = self.0.get_mut(&Want::Hints(prefix))
         {
             pin.since.insert(key.clone(), row.clone());
+        }
+        if table == RECORDS {
+            let first = Want::Records(Bytes::new(), None, 0);
+            for (want, pin) in self.0.range_mut(first..) {
+                if matches!(want, Want::Records(from, ..) if *from <= key) {
+                    pin.since.insert(key.clone(), row.clone());
+                }
+            }
         }
         if let Some(pin) = self.0.get_mut(&Want::Row(table, key.clone())) {
             pin.since.insert(key, row);
@@ -143,14 +167,32 @@ impl Rows<'_> {
             self.missing.insert(want);
             return Err(Stop::Missing);
         };
-        let mut rows = found.clone();
-        for (key, row) in self.pins.since(&want).into_iter().flatten() {
-            match row {
-                Some(row) => drop(rows.insert(key.clone(), row.clone())),
-                None => drop(rows.remove(key)),
-            }
-        }
+        let mut rows = found.rows.clone();
+        overlay(&mut rows, self.pins.since(&want).into_iter().flatten());
         Ok(rows.into_iter().collect())
+    }
+
+    /// A page of records: [`Want::Records`].
+    pub(super) fn records(
+        &mut self,
+        from: &Bytes,
+        to: Option<&Bytes>,
+        max_bytes: usize,
+    ) -> Result<Records, Stop> {
+        let want = Want::Records(from.clone(), to.cloned(), max_bytes);
+        let Some(found) = self.fetched.get(&want) else {
+            self.missing.insert(want);
+            return Err(Stop::Missing);
+        };
+        let mut rows = found.rows.clone();
+        let last = rows.last_key_value().map(|(key, _)| key.clone()).filter(|_| found.more);
+        let within = |key: &Bytes| match &last {
+            Some(last) => key <= last,
+            None => to.is_none_or(|to| key < to),
+        };
+        let since = self.pins.since(&want).into_iter().flatten();
+        overlay(&mut rows, since.filter(|(key, _)| within(key)));
+        Ok((rows, last))
     }
 
     /// Looks for all of these, so that what is missing is read together.
@@ -158,8 +200,8 @@ impl Rows<'_> {
         for want in wants {
             match &want {
                 Want::Row(..) => drop(self.now(&want)),
-                Want::Hints(_) if self.fetched.contains_key(&want) => {}
-                Want::Hints(_) => drop(self.missing.insert(want)),
+                _ if self.fetched.contains_key(&want) => {}
+                _ => drop(self.missing.insert(want)),
             }
         }
         if self.missing.is_empty() { Ok(()) } else { Err(Stop::Missing) }
@@ -187,7 +229,7 @@ impl Rows<'_> {
         if let Some(row) = self.storage.recent(*table, key) {
             return Some(row);
         }
-        let found = self.fetched.get(want).map(|found| found.get(key).cloned());
+        let found = self.fetched.get(want).map(|found| found.rows.get(key).cloned());
         if found.is_none() {
             self.missing.insert(want.clone());
         }
@@ -228,6 +270,16 @@ impl Rows<'_> {
             self.pins.committed(table, key, value.map(|value| Row { value, position }));
         }
         Ok(position)
+    }
+}
+
+/// What was committed since a page was read counts before what was read.
+fn overlay<'a>(rows: &mut BTreeMap<Bytes, Row>, since: impl Iterator<Item = (&'a Bytes, &'a Option<Row>)>) {
+    for (key, row) in since {
+        match row {
+            Some(row) => drop(rows.insert(key.clone(), row.clone())),
+            None => drop(rows.remove(key)),
+        }
     }
 }
 
@@ -302,19 +354,27 @@ async fn fetch(
     for want in wants {
         match want {
             Want::Row(table, key) => keys.push((table, key)),
-            Want::Hints(prefix) => ranges.push(prefix),
+            range => ranges.push(range),
         }
     }
-    let hints = ranges.into_iter().map(|prefix| async move {
-        let rows = hints(storage, &prefix).await?;
-        Ok::<_, StorageError>((Want::Hints(prefix), rows))
+    let ranges = ranges.into_iter().map(|want| async move {
+        let found = match &want {
+            Want::Records(from, to, bytes) => {
+                let to = to.as_deref();
+                let chunk = storage.read_range(RECORDS, from, to, limits::SCAN_ROWS, *bytes).await?;
+                Found { more: chunk.more && !chunk.rows.is_empty(), ..Found::all(chunk.rows) }
+            }
+            Want::Hints(prefix) => hints(storage, prefix).await?,
+            Want::Row(..) => Found::default(),
+        };
+        Ok::<_, StorageError>((want, found))
     });
     let read = async {
-        let mut all = try_join_all(hints).await?;
+        let mut all = try_join_all(ranges).await?;
         for some in keys.chunks(limits::READ_KEYS) {
             let named = some.iter().map(|(table, key)| (*table, key.to_vec())).collect();
             for ((table, key), row) in some.iter().zip(storage.read_rows(named).await?) {
-                let found = row.map(|row| (key.clone(), row)).into_iter().collect();
+                let found = Found::all(row.map(|row| (key.clone(), row)));
                 all.push((Want::Row(*table, key.clone()), found));
             }
         }
@@ -326,12 +386,12 @@ async fn fetch(
 /// All hints under a prefix.
 async fn hints(storage: &Storage, prefix: &[u8]) -> Result<Found, StorageError> {
     let (mut from, to) = (prefix.to_vec(), layout::prefix_end(prefix));
-    let mut found = Found::new();
+    let mut found = Found::default();
     loop {
         let chunk =
             storage.read_range(HINTS, &from, to.as_deref(), limits::SCAN_ROWS, limits::SCAN_BYTES).await?;
         let last = chunk.rows.last().map(|(key, _)| layout::key_after(key));
-        found.extend(chunk.rows);
+        found.rows.extend(chunk.rows);
         match last {
             Some(last) if chunk.more => from = last,
             _ => return Ok(found),

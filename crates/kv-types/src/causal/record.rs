@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Context, Dot, Hlc};
+use super::{Context, Dot, Hlc, NodeClock};
 use crate::{NamespaceId, RequestId};
 
 /// One of the concurrent values of a key.
@@ -21,22 +21,14 @@ pub struct Sibling {
 }
 
 /// Every value that nothing known supersedes, and one context that covers them and all that they superseded.
-/// A deleted key is a record without values.
+/// The context may hold dots of other keys of the ring partition: they name
+/// none of its values, so they claim nothing about it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Record {
     /// The values by their dots.
     pub siblings: BTreeMap<Dot, Sibling>,
     /// Covers at least the dots of the siblings.
     pub context: Context,
-}
-
-/// Who mints a dot decides what its context may claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Minter {
-    /// A primary has applied every dot that it minted, hence claims them all.
-    Primary,
-    /// A fallback forgets what it delivered, hence claims the new dot alone.
-    Fallback,
 }
 
 impl Record {
@@ -68,16 +60,46 @@ impl Record {
     }
 
     /// A write: supersedes what its context covers and adds one value, or none (a delete).
-    pub fn update(&mut self, supersedes: &Context, dot: Dot, sibling: Option<Sibling>, minter: Minter) {
+    ///
+    /// It claims its own dot alone. What else its minter may claim comes from [`Record::fill`].
+    pub fn update(&mut self, supersedes: &Context, dot: Dot, sibling: Option<Sibling>) {
         self.discard(supersedes);
         if crate::mutant!(IgnoreContext) {
             self.siblings.clear();
         }
-        match minter {
-            Minter::Primary => self.context.claim_through(dot),
-            Minter::Fallback => self.context.insert(dot),
-        }
+        self.context.insert(dot);
         self.siblings.extend(sibling.map(|sibling| (dot, sibling)));
+    }
+
+    /// Adds what a primary has applied to what its record claims: a dot that its node clock has is of another
+    /// key, or a value here, or superseded. Only for the node's own copy of the record.
+    pub fn fill(&mut self, clock: &NodeClock) {
+        self.context.merge(clock.dots());
+    }
+
+    /// Takes out of the context what [`Record::fill`] gives back. The dots of the values stay.
+    pub fn strip(&mut self, clock: &NodeClock) {
+        self.context.subtract(clock.dots());
+        self.siblings.keys().for_each(|dot| self.context.insert(*dot));
+    }
+
+    /// Whether a stripped record says nothing that the node clock does not say: then it need not be kept.
+    pub fn is_nothing(&self) -> bool {
+        self.siblings.is_empty() && self.context.is_empty()
+    }
+
+    /// Whether a stripped record claims dots that the node clock does not have: it is to be stripped again
+    /// once the clock has them.
+    pub fn is_ahead(&self) -> bool {
+        let mut own = Context::new();
+        self.siblings.keys().for_each(|dot| own.insert(*dot));
+        own != self.context
+    }
+
+    /// Whether a merge with the other would neither add a value here nor take one away.
+    pub fn knows_values_of(&self, other: &Self) -> bool {
+        other.siblings.keys().all(|dot| self.context.covers(*dot))
+            && self.siblings.keys().all(|dot| other.siblings.contains_key(dot) || !other.context.covers(*dot))
     }
 
     /// The values that a read shows: one per request, in the order of their dots.
@@ -111,7 +133,7 @@ impl Record {
 }
 
 /// What a dot stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Write {
     /// The client's wall clock when the request was first issued, milliseconds since 1970.
     pub issued_at_ms: u64,
@@ -121,9 +143,18 @@ pub struct Write {
     pub body: u32,
 }
 
-/// How many of a record's last writes stay beside it, so that a replica that learns that a dot was superseded
-/// also learns which request it stood for. The full list is the request table's.
-pub const RECENT_WRITES: usize = 16;
+/// What a client has seen of a key: what its next write supersedes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// All that was superseded or shown where it read.
+    pub context: Context,
+    /// What the dots of the values stood for that it was shown: so that its write kills their twins too.
+    pub writes: BTreeMap<Dot, Write>,
+}
+
+/// How many superseded writes a state carries that leaves a primary, so that a replica that learns that a dot
+/// was superseded also learns which request it stood for. The rest comes with the dot log.
+pub const CARRIED_WRITES: usize = 16;
 
 /// A record with the writes that it carries: the form in which copies travel, and in which fallbacks keep
 /// them.
@@ -131,7 +162,7 @@ pub const RECENT_WRITES: usize = 16;
 pub struct State {
     /// The record.
     pub record: Record,
-    /// What its dots stand for: all live ones and some superseded ones.
+    /// What dots of this key stand for: all live ones and some superseded ones. The dot log has all.
     pub writes: BTreeMap<Dot, Write>,
 }
 
@@ -166,16 +197,12 @@ impl State {
         }
     }
 
-    /// Keeps the writes of all live dots, and of the superseded ones the `keep` that were issued last.
-    pub fn trim_writes(&mut self, keep: usize) {
-        let live = &self.record.siblings;
-        let superseded = self.writes.iter().filter(|(dot, _)| !live.contains_key(dot));
-        let mut old: Vec<(Write, Dot)> = superseded.map(|(dot, write)| (*write, *dot)).collect();
-        old.sort();
-        let surplus = old.len().saturating_sub(keep);
-        for (_, dot) in old.into_iter().take(surplus) {
-            self.writes.remove(&dot);
-        }
+    /// A write: supersedes what its client has seen and adds one value, or none (a delete).
+    pub fn update(&mut self, seen: &Seen, dot: Dot, write: Write, sibling: Option<Sibling>) {
+        self.record.update(&seen.context, dot, sibling);
+        let known = seen.writes.iter().filter(|(dot, _)| seen.context.covers(**dot));
+        self.writes.extend(known.map(|(dot, write)| (*dot, *write)));
+        self.writes.insert(dot, write);
     }
 
     /// Whether the record has every write, or what superseded it. A dot beyond the record is one whose write
@@ -184,16 +211,39 @@ impl State {
         self.writes.keys().all(|dot| self.record.context.covers(*dot))
     }
 
-    /// Whether a merge with `other` would teach this one nothing about values.
-    pub fn knows_all_of(&self, other: &Self) -> bool {
-        let mut merged = self.record.clone();
-        merged.merge(&other.record);
-        merged == self.record
+    /// What a reader has seen.
+    pub fn seen(&self) -> Seen {
+        let mut writes = self.writes.clone();
+        writes.retain(|dot, _| self.record.siblings.contains_key(dot));
+        Seen { context: self.record.context.clone(), writes }
+    }
+
+    /// The writes whose effect is in the record: a replica that has merged this state has applied them.
+    pub fn applied(&self) -> impl Iterator<Item = (Dot, Write)> + '_ {
+        let covered = self.writes.iter().filter(|(dot, _)| self.record.context.covers(**dot));
+        covered.map(|(dot, write)| (*dot, *write))
+    }
+
+    /// Adds what superseded dots of this key stand for, before the state leaves a primary: of those that the
+    /// dot log has, the [`CARRIED_WRITES`] that were issued last.
+    pub fn carry(&mut self, logged: impl IntoIterator<Item = (Dot, Write)>) {
+        let live = &self.record.siblings;
+        let superseded = logged.into_iter().filter(|(dot, _)| !live.contains_key(dot));
+        let mut superseded: Vec<(Write, Dot)> = superseded.map(|(dot, write)| (write, dot)).collect();
+        superseded.sort_unstable();
+        let last = superseded.into_iter().rev().take(CARRIED_WRITES);
+        self.writes.extend(last.map(|(write, dot)| (dot, write)));
+    }
+
+    /// Forgets what superseded dots stood for.
+    pub fn forget_superseded(&mut self) {
+        self.writes.retain(|dot, _| self.record.siblings.contains_key(dot));
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::primary;
     use super::*;
     use crate::{ClientId, Incarnation};
     use proptest::prelude::*;
@@ -229,6 +279,11 @@ pub(super) mod tests {
         })
     }
 
+    fn clocks() -> impl Strategy<Value = NodeClock> {
+        proptest::collection::vec((1u64..4, 1u64..10), 0..16)
+            .prop_map(|dots| NodeClock::of(dots.into_iter().map(|(i, c)| dot(i, c)).collect()))
+    }
+
     fn merged(a: &State, b: &State) -> State {
         let mut out = a.clone();
         out.merge(b);
@@ -241,7 +296,7 @@ pub(super) mod tests {
             prop_assert_eq!(merged(&a, &b), merged(&b, &a));
             prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
             prop_assert_eq!(merged(&a, &a), a.clone());
-            prop_assert!(merged(&a, &b).knows_all_of(&a));
+            prop_assert!(merged(&a, &b).record.knows_values_of(&a.record));
         }
 
         #[test]
@@ -260,29 +315,75 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn trimming_keeps_live_dots(a in states(), keep in 0usize..6) {
-            let mut t = a.clone();
-            t.trim_writes(keep);
-            prop_assert!(a.record.siblings.keys().all(|d| t.writes.contains_key(d)));
-            prop_assert!(t.writes.len() <= keep + a.record.siblings.len());
+        fn what_was_stripped_is_filled_again(a in states(), b in states(), c in clocks()) {
+            let fill = |mut state: State| { state.record.fill(&c); state };
+            let strip = |mut state: State| { state.record.strip(&c); state };
+            let filled = fill(a.clone());
+            prop_assert_eq!(fill(strip(filled.clone())), filled.clone());
+            prop_assert_eq!(fill(strip(a.clone())), filled.clone(), "a record that was not filled loses nothing either");
+            prop_assert_eq!(strip(strip(a.clone())), strip(a.clone()));
+            prop_assert_eq!(strip(filled.clone()), strip(a.clone()));
+            prop_assert!(strip(a.clone()).record.siblings.keys().all(|d| strip(a.clone()).record.context.covers(*d)));
+            // It does not matter whether a copy went to disk between two merges.
+            prop_assert_eq!(merged(&fill(strip(filled.clone())), &b), merged(&filled, &b));
+        }
+
+        #[test]
+        fn a_row_that_goes_says_what_the_clock_says(a in states(), c in clocks()) {
+            let kept = primary::keep(primary::load(Some(a.clone()), &c), &c);
+            if kept.is_none() {
+                prop_assert!(a.record.siblings.is_empty());
+            }
+            let mut again = primary::load(Some(a), &c);
+            again.forget_superseded();
+            prop_assert_eq!(primary::load(kept, &c), again);
+        }
+
+        #[test]
+        fn to_know_all_values_is_to_learn_none(a in states(), b in states()) {
+            let learned = merged(&a, &b).record.siblings != a.record.siblings;
+            prop_assert_eq!(a.record.knows_values_of(&b.record), !learned);
+        }
+
+        #[test]
+        fn the_last_superseded_writes_are_carried(a in states(), logged in 0u64..40) {
+            let log: Vec<(Dot, Write)> = (1..=logged)
+                .map(|c| (dot(1, c), Write { issued_at_ms: c, request: request(c), body: 1 }))
+                .collect();
+            let mut carried = a.clone();
+            carried.forget_superseded();
+            carried.carry(log.clone());
+            let live = |d: &Dot| a.record.siblings.contains_key(d);
+            let superseded = log.iter().rev().filter(|(d, _)| !live(d)).take(CARRIED_WRITES);
+            let expected: std::collections::BTreeSet<Dot> =
+                superseded.map(|(d, _)| *d).chain(a.record.siblings.keys().copied()).collect();
+            prop_assert!(carried.writes.keys().eq(expected.iter()));
+        }
+
+        #[test]
+        fn superseded_writes_are_forgotten_and_no_others(a in states()) {
+            let mut kept = a.clone();
+            kept.forget_superseded();
+            prop_assert!(a.record.siblings.keys().eq(kept.writes.keys()));
+            prop_assert_eq!(kept.record, a.record);
         }
     }
 
     #[test]
     fn an_update_supersedes_what_its_context_covers_and_nothing_else() {
         let mut record = Record::default();
-        record.update(&Context::new(), dot(1, 1), Some(sibling(dot(1, 1))), Minter::Primary);
+        record.update(&Context::new(), dot(1, 1), Some(sibling(dot(1, 1))));
         let seen = record.context.clone();
-        record.update(&Context::new(), dot(1, 2), Some(sibling(dot(1, 4))), Minter::Primary);
+        record.update(&Context::new(), dot(1, 2), Some(sibling(dot(1, 4))));
         assert_eq!(record.values().len(), 2, "a blind write is a sibling");
-        record.update(&seen, dot(1, 3), None, Minter::Primary);
+        record.update(&seen, dot(1, 3), None);
         assert_eq!(record.siblings.keys().copied().collect::<Vec<_>>(), vec![dot(1, 2)]);
     }
 
     #[test]
-    fn a_fallback_claims_its_dot_alone() {
+    fn a_write_claims_its_dot_alone() {
         let mut record = Record::default();
-        record.update(&Context::new(), dot(9, 5), None, Minter::Fallback);
+        record.update(&Context::new(), dot(9, 5), None);
         assert!(record.context.covers(dot(9, 5)) && !record.context.covers(dot(9, 4)));
     }
 
@@ -292,7 +393,7 @@ pub(super) mod tests {
         let told = Write { issued_at_ms: 0, request: request(1), body: 0 };
         let mut state = State::default();
         for d in [dot(1, 1), dot(2, 1)] {
-            state.record.update(&Context::new(), d, Some(twin()), Minter::Primary);
+            state.record.update(&Context::new(), d, Some(twin()));
             state.writes.insert(d, told);
         }
         state.bury_twins(|_| Vec::new());
@@ -317,7 +418,7 @@ pub(super) mod tests {
     fn digests_see_values_and_not_contexts() {
         let mut a = Record::default();
         assert_eq!(a.digest(NamespaceId(1), b"k"), 0);
-        a.update(&Context::new(), dot(1, 1), Some(sibling(dot(1, 1))), Minter::Primary);
+        a.update(&Context::new(), dot(1, 1), Some(sibling(dot(1, 1))));
         let mut b = a.clone();
         b.context.insert(dot(3, 3));
         assert_eq!(a.digest(NamespaceId(1), b"k"), b.digest(NamespaceId(1), b"k"));

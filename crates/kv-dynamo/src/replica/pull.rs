@@ -1,0 +1,353 @@
+//! What a ring partition gives to a node that pulls it, and what that node does with it.
+//!
+//! A source gives its request table, then its records a page at a time, each page with the node clock of its
+//! moment, and all of it with the node clock as it was before the first row was read. Who has everything has
+//! the effect of every dot of that first clock, and adopts it. Until then:
+//!
+//! - Pulled records do not move the clock of this node: it would have a gap for each of them.
+//! - What the pull has passed is filled with the source's first clock as well, so that a late message about a
+//!   key that the source knows to be deleted brings nothing back ([`Pulling`]). It is known in memory alone,
+//!   so what this node acknowledges meanwhile is not stripped by it.
+//! - A key of this node that the source did not list is dead as far as that clock goes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kv_storage::Position;
+use kv_types::causal::primary::{self, Change};
+use kv_types::causal::{NodeClock, State};
+use kv_types::limits::MAX_CLOCK_RANGES;
+use kv_types::{Failure, NodeId, Reason, RequestId};
+use tokio::time::Instant;
+
+use super::pulling::Pulling;
+use super::rows::{Rows, Stop, Want, in_time, lock};
+use super::{Partition, Replica, corrupt};
+use crate::layout::{
+    HINTS, Hint, Place, REQUEST_TIMES, REQUESTS, Slice, Taken, key_after, of_request_key, prefix_end,
+};
+use crate::limits;
+
+/// A page of the records of a ring partition, as they are stored.
+pub(crate) struct Page {
+    pub(crate) records: Vec<(Place, Bytes)>,
+    /// The clock at that moment.
+    pub(crate) clock: NodeClock,
+    /// What must be durable before it is shown.
+    pub(crate) position: Position,
+    /// The last key, when more may follow.
+    pub(crate) next: Option<Bytes>,
+}
+
+/// A page of another table: rows, what must be durable, and the last key when more may follow.
+pub(crate) struct RowPage<T> {
+    pub(crate) rows: Vec<T>,
+    pub(crate) position: Position,
+    pub(crate) next: Option<Bytes>,
+}
+
+/// The side of the source.
+impl Replica {
+    /// A page of a ring partition after a key of it: row and clock of one moment.
+    pub(crate) async fn page(
+        &self,
+        slice: Slice,
+        after: &[u8],
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<Page, Failure> {
+        let prefix = slice.prefix();
+        let from = Bytes::from(if after.is_empty() { prefix.to_vec() } else { key_after(after) });
+        let to = prefix_end(&prefix).map(Bytes::from);
+        self.run(slice, deadline, |partition, rows| {
+            let (found, next) = rows.records(&from, to.as_ref(), max_bytes)?;
+            let mut page = Page {
+                records: Vec::with_capacity(found.len()),
+                clock: partition.clock.clone(),
+                position: partition.settling.changed(),
+                next,
+            };
+            for (key, row) in found {
+                page.position = page.position.max(row.position);
+                let place = Place::of_record_key(&key).ok_or_else(|| corrupt("the records"))?;
+                page.records.push((place, row.value));
+            }
+            Ok(page)
+        })
+        .await
+    }
+
+    /// A page of the request table of a ring partition after a key of it.
+    pub(crate) async fn page_of_requests(
+        &self,
+        slice: Slice,
+        after: &[u8],
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<RowPage<(RequestId, Bytes)>, Failure> {
+        let prefix = slice.prefix();
+        let from = if after.is_empty() { prefix.to_vec() } else { key_after(after) };
+        let to = prefix_end(&prefix);
+        let read = self.storage.read_range(REQUESTS, &from, to.as_deref(), limits::SCAN_ROWS, max_bytes);
+        let chunk = in_time(deadline, read).await?;
+        let next = chunk.rows.last().filter(|_| chunk.more).map(|(key, _)| key.clone());
+        let mut page = RowPage { rows: Vec::new(), position: Position::DURABLE, next };
+        for (key, row) in chunk.rows {
+            page.position = page.position.max(row.position);
+            let (_, request) = of_request_key(&key).ok_or_else(|| corrupt("the requests"))?;
+            page.rows.push((request, row.value));
+        }
+        Ok(page)
+    }
+
+    /// A page of the hints that this node holds for a target and of a ring partition, after a key of them:
+    /// raw. Notes are left out: they name what a primary has.
+    pub(crate) async fn page_of_hints(
+        &self,
+        target: NodeId,
+        slice: Slice,
+        after: &[u8],
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> Result<RowPage<(Place, State)>, Failure> {
+        let prefix = slice.hints_prefix(target);
+        let from = if after.is_empty() { prefix.to_vec() } else { key_after(after) };
+        let to = prefix_end(&prefix);
+        let read = self.storage.read_range(HINTS, &from, to.as_deref(), limits::SCAN_ROWS, max_bytes);
+        let chunk = in_time(deadline, read).await?;
+        let next = chunk.rows.last().filter(|_| chunk.more).map(|(key, _)| key.clone());
+        let mut page = RowPage { rows: Vec::new(), position: Position::DURABLE, next };
+        for (key, row) in chunk.rows {
+            let (_, place, _) = Place::of_hint_key(&key).ok_or_else(|| corrupt("the hints"))?;
+            let hint = Hint::decode(row.value).ok_or_else(|| corrupt("the hints"))?;
+            if !hint.note {
+                page.position = page.position.max(row.position);
+                page.rows.push((place, hint.state));
+            }
+        }
+        Ok(page)
+    }
+
+    /// The node clock of a ring partition, and what must be durable before it is shown.
+    pub(crate) fn clock(&self, slice: Slice) -> (NodeClock, Position) {
+        let partition = self.partition(slice);
+        let guarded = lock(&partition);
+        (guarded.state.clock.clone(), guarded.state.settling.changed())
+    }
+}
+
+/// The side of the node that pulls.
+impl Replica {
+    /// A pull from a source begins, or begins again; what one before had passed is not relied on any more.
+    pub(crate) fn begin_pull(&self, slice: Slice, clock: &NodeClock) {
+        let pulling = Pulling { clock: clock.clone(), passed: Bytes::new(), left_out: BTreeSet::new() };
+        lock(&self.partition(slice)).state.pulling = Some(Arc::new(pulling));
+    }
+
+    /// This node cannot take what the source has of a key: what the source knows of it does not count here.
+    pub(crate) fn leave_out(&self, place: &Place) {
+        let partition = self.partition(place.slice);
+        let pulling = &mut lock(&partition).state.pulling;
+        if let Some(before) = pulling.as_deref() {
+            let mut next = before.clone();
+            next.left_out.insert(place.record_key().freeze());
+            *pulling = Some(Arc::new(next));
+        }
+    }
+
+    /// A pull has ended without success.
+    pub(crate) fn give_up_pull(&self, slice: Slice) {
+        lock(&self.partition(slice)).state.pulling = None;
+    }
+
+    /// Adds what a source knows of requests: before its records, so that these are merged with it. Such a row
+    /// may name writes that are not here yet. It is asked for no client before all has been pulled.
+    pub(crate) async fn learn_taken(
+        &self,
+        slice: Slice,
+        told: &[(RequestId, Taken)],
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let learn = |partition: &mut Partition, rows: &mut Rows<'_>| {
+            let key = |request: &RequestId| slice.request_key(*request).freeze();
+            rows.expect(told.iter().map(|(request, _)| Want::Row(REQUESTS, key(request))))?;
+            let mut next = partition.clone();
+            let mut changed = false;
+            for (request, theirs) in told {
+                let row = match self.taken(slice, *request, rows)? {
+                    Some((mut mine, _)) => match mine.merge(theirs) {
+                        true => mine,
+                        false => continue,
+                    },
+                    None => {
+                        next.requests += 1;
+                        let at = slice.request_time_key(theirs.issued_at_ms, *request);
+                        rows.put(REQUEST_TIMES, at, Bytes::new());
+                        theirs.clone()
+                    }
+                };
+                changed = true;
+                rows.put(REQUESTS, key(request), row.encode());
+            }
+            if changed {
+                self.stage_clock(slice, &next, rows);
+                rows.commit(true)?;
+                *partition = next;
+            }
+            Ok(())
+        };
+        self.run(slice, deadline, learn).await
+    }
+
+    /// Merges a record of a source, filled by its clock, and passes its key. Keys must come in their order.
+    pub(crate) async fn merge_pulled(
+        &self,
+        place: &Place,
+        incoming: &State,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        self.run(place.slice, deadline, |partition, rows| {
+            self.merge_pulled_now(place, incoming, partition, rows)
+        })
+        .await
+    }
+
+    fn merge_pulled_now(
+        &self,
+        place: &Place,
+        incoming: &State,
+        partition: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<(), Stop> {
+        self.refuse_deleted(place.namespace)?;
+        let Some(pulling) = partition.pulling.clone() else {
+            let message = "the pull that this record belongs to was given up";
+            return Err(Failure::new(Reason::Internal, message).into());
+        };
+        self.expect(
+            place,
+            incoming.record.siblings.values().map(|sibling| sibling.request),
+            partition,
+            rows,
+        )?;
+        let stored = self.stored(place, rows)?.map(|(state, _)| state);
+        let mut next = partition.clone();
+        let mut both = next.clock.clone();
+        both.adopt(&pulling.clock);
+        let mut state = partition.fill(place, stored.clone());
+        self.refuse_reuse(place, incoming, &state, partition, rows)?;
+        state.merge(incoming);
+        self.with_known(place, rows, |known| state.bury_twins(known))?;
+        // What came after the first clock.
+        let new: Vec<_> = state.applied().filter(|(dot, _)| !both.has(*dot)).collect();
+        for (dot, _) in &new {
+            next.clock.add(*dot);
+            both.add(*dot);
+        }
+        // Nothing is lost with what the source has if this pull is given up: it is pulled again.
+        let strip_by = if stored.is_none() { &both } else { &next.clock };
+        let change = Change { row: primary::keep(state.clone(), strip_by), state, new };
+        self.refuse_gaps(&change, partition)?;
+        next.pulling = Some(Arc::new(Pulling { passed: place.record_key().freeze(), ..(*pulling).clone() }));
+        if self.stage(place, stored.as_ref(), &change, &mut next, rows)? {
+            let position = rows.commit(true)?;
+            next.settling.learn(position);
+        }
+        *partition = next;
+        Ok(())
+    }
+
+    /// Passes what a page covered: keys of this node from behind `after` to `last` that it did not list are
+    /// dead there as far as the source's first clock goes. Without `last`: to the end of the ring partition.
+    pub(crate) async fn pass(
+        &self,
+        slice: Slice,
+        after: &[u8],
+        last: Option<&[u8]>,
+        listed: &BTreeSet<Bytes>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let prefix = slice.prefix();
+        let end = last.map(key_after).or_else(|| prefix_end(&prefix));
+        let clock = {
+            let partition = self.partition(slice);
+            let mut guarded = lock(&partition);
+            let Some(pulling) = guarded.state.pulling.clone() else { return Ok(()) };
+            let behind_all = || vec![u8::MAX; prefix.len()];
+            let passed = last.map_or_else(behind_all, <[u8]>::to_vec).into();
+            guarded.state.pulling = Some(Arc::new(Pulling { passed, ..(*pulling).clone() }));
+            pulling.clock.clone()
+        };
+        // From here on what comes is filled; what came before is found.
+        let mut dead = State::default();
+        dead.record.fill(&clock);
+        let mut from = if after.is_empty() { prefix.to_vec() } else { key_after(after) };
+        loop {
+            let chunk = self.page_of(super::RECORDS, &from, end.as_deref()).await?;
+            for (key, _) in chunk.rows.iter().filter(|(key, _)| !listed.contains(key)) {
+                let place = Place::of_record_key(key).ok_or_else(|| corrupt("the records"))?;
+                // Also where no dot is dead by the clock: a twin may be.
+                match self.apply(&place, &dead, true, deadline).await {
+                    Err(failure) if failure.reason == Reason::NamespaceUnknown => {}
+                    applied => drop(applied?),
+                }
+            }
+            match chunk.rows.last() {
+                Some((last, _)) if chunk.more => from = key_after(last),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// A pull has come to its end: adds the clock of its beginning. Where keys were left out it counts in
+    /// memory alone, for all others: the next start pulls again.
+    ///
+    /// Errors: as of [`Self::adopt`].
+    pub(crate) async fn end_pull(
+        &self,
+        slice: Slice,
+        clock: &NodeClock,
+        deadline: Instant,
+    ) -> Result<Position, Failure> {
+        {
+            let partition = self.partition(slice);
+            let state = &mut lock(&partition).state;
+            if let Some(pulling) = state.pulling.take_if(|pulling| !pulling.left_out.is_empty()) {
+                let mut joined = (*pulling).clone();
+                state.pulled.iter().for_each(|before| joined.join(before));
+                state.pulled = Some(Arc::new(joined));
+                return Ok(state.settling.changed());
+            }
+        }
+        self.adopt(slice, clock, deadline).await
+    }
+
+    /// Adds the clock of a replica whose whole ring partition was merged here.
+    ///
+    /// Errors: `OVERLOADED` if the clock would have more gaps than it may.
+    pub(crate) async fn adopt(
+        &self,
+        slice: Slice,
+        clock: &NodeClock,
+        deadline: Instant,
+    ) -> Result<Position, Failure> {
+        self.run(slice, deadline, |partition, rows| {
+            let mut next = partition.clone();
+            next.clock.adopt(clock);
+            if next.clock.dots().ranges().len() > MAX_CLOCK_RANGES {
+                let message = "the clocks of this replica and of the source have too many gaps together";
+                return Err(Failure::new(Reason::Overloaded, message).into());
+            }
+            next.pulling = None;
+            self.stage_clock(slice, &next, rows);
+            let unknown = clock.dots().difference(partition.clock.dots());
+            let put_back = self.stage_put_back(slice, unknown.last_dots(), partition, rows);
+            let position = rows.commit(!put_back)?;
+            next.settling.learn(position);
+            *partition = next;
+            Ok(position)
+        })
+        .await
+    }
+}

@@ -1,0 +1,95 @@
+//! Records that claim more than the node clock has. Such a row is written when a state arrives before what it
+//! supersedes, or before other writes of the ring partition that its sender had applied. It stands in a list,
+//! and is stripped again later: by then the clock usually has what was missing, and of a deleted key nothing
+//! is left.
+//!
+//! Not done: nothing seals an incarnation that is gone. A dot of it that no replica has, and that a client
+//! alone has seen, leaves the row of the key that it superseded in the list forever.
+
+use bytes::Bytes;
+use kv_types::Failure;
+use kv_types::causal::State;
+use tokio::time::Instant;
+
+use super::rows::{Rows, Stop, in_time, lock};
+use super::{Partition, Replica};
+use crate::layout::{AHEAD, Place, Slice, key_after};
+use crate::limits;
+
+impl Replica {
+    /// Keeps the list of records that are ahead of the clock true.
+    pub(super) fn stage_ahead(
+        &self,
+        place: &Place,
+        stored: Option<&State>,
+        row: Option<&State>,
+        next: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) {
+        let is_ahead = |state: Option<&State>| state.is_some_and(|state| state.record.is_ahead());
+        match (is_ahead(stored), is_ahead(row)) {
+            (false, true) => {
+                next.ahead += 1;
+                rows.put(AHEAD, place.record_key(), Bytes::new());
+            }
+            (true, false) => self.stage_not_ahead(place, next, rows),
+            _ => {}
+        }
+    }
+
+    fn stage_not_ahead(&self, place: &Place, next: &mut Partition, rows: &mut Rows<'_>) {
+        next.ahead = next.ahead.saturating_sub(1);
+        rows.delete(AHEAD, place.record_key());
+    }
+
+    /// The ring partitions with records that are ahead of the clock.
+    pub(crate) fn slices_ahead(&self) -> Vec<Slice> {
+        let known = lock(&self.partitions).known.clone();
+        known.into_iter().filter(|(_, guarded)| lock(guarded).state.ahead > 0).map(|(slice, _)| slice).collect()
+    }
+
+    /// How many records are ahead of their clocks here.
+    pub(crate) fn records_ahead(&self) -> u64 {
+        let known = lock(&self.partitions).known.clone();
+        known.values().map(|guarded| lock(guarded).state.ahead).sum()
+    }
+
+    /// Strips a few of the records that are ahead, from behind a key of the list on. The last key that was
+    /// looked at, if there may be more.
+    pub(crate) async fn strip(
+        &self,
+        after: Option<&Bytes>,
+        deadline: Instant,
+    ) -> Result<Option<Bytes>, Failure> {
+        let from = after.map_or_else(Vec::new, |key| key_after(key));
+        let (rows, bytes) = (limits::STRIP.1, limits::SCAN_BYTES);
+        let chunk = in_time(deadline, self.storage.read_range(AHEAD, &from, None, rows, bytes)).await?;
+        let last = chunk.rows.last().map(|(key, _)| key.clone());
+        for (key, _) in chunk.rows {
+            let Some(place) = Place::of_record_key(&key) else { continue };
+            let strip =
+                |partition: &mut Partition, rows: &mut Rows<'_>| self.strip_now(&place, partition, rows);
+            self.run(place.slice, deadline, strip).await?;
+        }
+        Ok(last.filter(|_| chunk.more))
+    }
+
+    fn strip_now(&self, place: &Place, partition: &mut Partition, rows: &mut Rows<'_>) -> Result<(), Stop> {
+        // What is removed of a deleted namespace is removed by another.
+        if self.refuse_deleted(place.namespace).is_err() {
+            return Ok(());
+        }
+        let stored = self.stored(place, rows)?;
+        if stored.is_some_and(|(state, _)| state.record.is_ahead()) {
+            return self.apply_now(place, &State::default(), true, partition, rows).map(drop);
+        }
+        // A row of the list that outlived its record, as after the loss of a tier.
+        if rows.row(AHEAD, place.record_key())?.is_some() {
+            let mut next = partition.clone();
+            self.stage_not_ahead(place, &mut next, rows);
+            rows.commit(true)?;
+            *partition = next;
+        }
+        Ok(())
+    }
+}
