@@ -298,6 +298,12 @@ fn traps_of_available() -> Vec<Trap> {
         ),
         trap("incarnation-reused", "a dot is minted once", Simulation(&[0]), LOST),
         trap(
+            "strip-ahead",
+            "a record keeps what it claims until the node clock has it",
+            Test("kv-dynamo-kv_dynamo", "a_late_hint_brings_nothing_back"),
+            &["a_late_hint", "replica::tests::stripped::a_late_hint"],
+        ),
+        trap(
             "absence-from-no-knowledge",
             "only who keeps a key can say that it is absent",
             Simulation(&[9]),

@@ -102,13 +102,7 @@ async fn a_deleted_key_leaves_no_row_and_is_known_to_be_gone() {
 #[tokio::test]
 async fn what_is_absent_is_shown_once_its_delete_is_durable() {
     let world = World::new(91);
-    let options = StorageOptions { drive: kv_storage::Drive::Manual, ..options() };
-    let (storage, _) =
-        Storage::open(options, Arc::new(world.disk.clone()), Arc::new(world.tiers.clone())).unwrap();
-    let env = Env { clock: world.clock.clone(), ..Env::real() };
-    let opened = Replica::open(storage.clone(), env, world.catalogue.subscribe(), false, 1 << 20);
-    let replica = driven(&storage, opened).await.unwrap();
-    driven(&storage, replica.set_whole(false)).await.unwrap();
+    let (storage, replica) = by_hand(&world).await;
     let pump = || while storage.pump() {};
     let put = mint(&replica, "k", &order(1, "a", Supersedes::Observed)).await.state;
     pump();
@@ -556,4 +550,111 @@ async fn the_hints_of_a_fallback_are_pulled_raw_and_stay() {
         assert_eq!(shown(&c, &format!("k{seq}")).await, ["v"]);
     }
     assert_eq!(fallback.hints_pending()[&TARGETS[1]], 22);
+}
+
+/// A replica whose storage works when it is told to.
+async fn by_hand(world: &World) -> (Storage, Replica) {
+    let options = StorageOptions { drive: kv_storage::Drive::Manual, ..options() };
+    let (storage, _) =
+        Storage::open(options, Arc::new(world.disk.clone()), Arc::new(world.tiers.clone())).unwrap();
+    let env = Env { clock: world.clock.clone(), ..Env::real() };
+    let opened = Replica::open(storage.clone(), env, world.catalogue.subscribe(), false, 1 << 20);
+    let replica = driven(&storage, opened).await.unwrap();
+    driven(&storage, replica.set_whole(false)).await.unwrap();
+    (storage, replica)
+}
+
+#[tokio::test]
+async fn a_reader_waits_for_the_writes_of_its_own_key_alone() {
+    let world = World::new(114);
+    let (storage, replica) = by_hand(&world).await;
+    let first = mint(&replica, "k", &order(1, "a", Supersedes::Observed)).await.state;
+    mint(&replica, "gone", &order(2, "g", Supersedes::Observed)).await;
+    mint(&replica, "gone", &delete(3, Supersedes::Observed)).await;
+    let second = mint(&replica, "k", &order(4, "b", Supersedes::Observed)).await.state;
+    while storage.pump() {}
+    // Another key is written all the time.
+    let other = mint(&replica, "other", &order(5, "o", Supersedes::Observed)).await.state;
+    for key in ["k", "gone"] {
+        let copy = replica.in_memory(&place(key)).unwrap();
+        assert!(copy.known && replica.is_durable(copy.position), "{key}");
+        // It says all that is durable, and nothing that is not.
+        let context = &copy.state.record.context;
+        assert!([dot_of(&first, 1), dot_of(&second, 4)].iter().all(|dot| context.covers(*dot)), "{key}");
+        assert!(!context.covers(dot_of(&other, 5)), "{key}");
+        assert_eq!(values(&copy), if key == "k" { vec!["b"] } else { Vec::new() });
+    }
+    assert!(!replica.is_durable(replica.in_memory(&place("other")).unwrap().position));
+    // What the power takes away was shown to nobody.
+    let shown = replica.in_memory(&place("k")).unwrap().state.record;
+    world.cut(&storage);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    assert!(read(&replica, "k").await.record.context.contains_all(&shown.context));
+    assert!(!read(&replica, "k").await.record.context.covers(dot_of(&other, 5)));
+}
+
+/// Writes of a deleted namespace are refused, and leave no gap behind.
+#[tokio::test]
+async fn what_is_refused_of_a_deleted_namespace_leaves_no_gap() {
+    let (world_a, world_b) = (World::new(115), World::new(116));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (storage, b) = world_b.open(false, 1 << 20).await;
+    let refused = mint(&a, "k", &order(1, "a", Supersedes::Observed)).await.state;
+    world_b.catalogued(true);
+    let failure = b.apply(&place("k"), &refused, false, soon()).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::NamespaceUnknown);
+    let there = |key: &str| Place { namespace: NamespaceId(8), ..place(key) };
+    let mut last = State::default();
+    for seq in 2..10 {
+        let order = order(seq, "v", Supersedes::Observed);
+        last = a.mint(&there("l"), Role::Primary, &order, soon()).await.unwrap().state;
+        b.apply(&there("l"), &last, false, soon()).await.unwrap();
+    }
+    assert_eq!(rows(&storage).await, [1, 1, 0], "it may be yet to come");
+    for _ in 0..2 {
+        b.pass_over(place("k").slice, &refused, soon()).await.unwrap();
+    }
+    assert_eq!(b.clock(place("k").slice).0, a.clock(place("k").slice).0);
+    strip_all(&b).await;
+    assert_eq!(rows(&storage).await, [1, 0, 0]);
+    let gone = a.mint(&there("l"), Role::Primary, &delete(10, Supersedes::Observed), soon()).await.unwrap();
+    b.apply(&there("l"), &gone.state, false, soon()).await.unwrap();
+    assert_eq!(rows(&storage).await, [0, 0, 0]);
+    assert!(last.record.context.covers(dot_of(&refused, 1)));
+}
+
+/// What was left out of a pull is claimed by nothing here, and what was not left out is filled as ever.
+#[tokio::test]
+async fn a_key_that_was_left_out_of_a_pull_keeps_what_comes_of_it() {
+    let (world_a, world_b, world_f) = (World::new(117), World::new(118), World::new(119));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = wiped(&world_b).await;
+    let (_, fallback) = world_f.open(false, 1 << 20).await;
+    let hint = stand_in(&fallback, "gone", &order(1, "g", Supersedes::Nothing)).await.state;
+    apply(&a, "gone", &hint).await;
+    mint(&a, "gone", &delete(2, Supersedes::Observed)).await;
+    let large = mint(&a, "large", &order(3, "l", Supersedes::Observed)).await.state;
+    let small = mint(&a, "small", &order(4, "s", Supersedes::Observed)).await.state;
+    // As `rebuild` does it with a record that this node cannot take.
+    let slice = place("").slice;
+    let (clock, _) = a.clock(slice);
+    b.begin_pull(slice, &clock);
+    let listed = [place("large").record_key().freeze(), place("small").record_key().freeze()].into();
+    b.leave_out(&place("large"));
+    b.merge_pulled(&place("small"), &small, soon()).await.unwrap();
+    b.pass(slice, &[], None, &listed, soon()).await.unwrap();
+    b.end_pull(slice, &clock, soon()).await.unwrap();
+    assert!(!b.clock(slice).0.has(dot_of(&large, 3)), "the clock does not claim it");
+    // Before, its dot was claimed, and the value would have been dropped as one that was superseded.
+    apply(&b, "large", &large).await;
+    assert_eq!(shown(&b, "large").await, ["l"]);
+    apply(&b, "gone", &hint).await;
+    assert!(shown(&b, "gone").await.is_empty(), "what the source knows to be gone stays so");
+    // A second source takes nothing of that away.
+    b.begin_pull(slice, &clock);
+    b.leave_out(&place("small"));
+    b.pass(slice, &[], None, &listed, soon()).await.unwrap();
+    b.end_pull(slice, &clock, soon()).await.unwrap();
+    apply(&b, "gone", &hint).await;
+    assert!(shown(&b, "gone").await.is_empty());
 }

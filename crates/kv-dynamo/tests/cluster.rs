@@ -1121,3 +1121,49 @@ async fn a_state_that_names_writes_and_has_no_record_is_refused() {
         assert_eq!((refused.reason, refused.applied), (Reason::InvalidRequest, Applied::No));
     }
 }
+
+/// A note that is lost with its coordinator's memory, and nobody reads the key: the next write of its ring
+/// partition shows that something is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_hint_brings_is_pulled_once_it_is_missed() {
+    const HINTS: kv_storage::TableId = kv_storage::TableId::new(52);
+    let mut cluster = Cluster::start().await;
+    let (one, five) = (NodeId(1), NodeId(5));
+    let lost = key_of(&cluster, "lost", &[1, 5]);
+    let partition = |key: &str| {
+        let of = &cluster.nodes[&one].dynamo;
+        of.owners(&cluster.namespace, key.as_bytes()).unwrap().partition
+    };
+    let other = (0..).map(|n| format!("other-{n}")).find(|key| partition(key) == partition(&lost)).unwrap();
+    cluster.cut(&[5]);
+    // What is on its way when the cut begins arrives when it ends.
+    let away = |c: &Cluster| c.nodes.iter().all(|(id, n)| *id == five || !n.peers.liveness(five).is_up());
+    cluster.until("the others know that it is away", away).await;
+    cluster.put(1, &lost, "lost").await.unwrap();
+    let held = |c: &Cluster| c.nodes[&one].dynamo.hints_pending().get(&five).copied().unwrap_or(0);
+    cluster.until("it is noted", |c| held(c) == 1).await;
+    let storage = cluster.nodes[&one].storage.clone();
+    let mut batch = kv_storage::Batch::new();
+    for (key, _) in storage.scan(HINTS, &[], None, usize::MAX).unwrap() {
+        batch.push_delete(HINTS, key);
+    }
+    let forgotten = storage.commit(batch).unwrap();
+    storage.durable(forgotten).await.unwrap();
+    let disk = cluster.nodes[&one].disk.clone();
+    cluster.restart(one, disk).await;
+    cluster.cut(&[]);
+    let up = |c: &Cluster| c.nodes[&one].peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
+    cluster.until("all nodes are up", up).await;
+    assert!(shown(&cluster.get_from(5, &lost, 1, true).await.unwrap()).is_empty(), "nothing tells of it");
+
+    cluster.put(1, &other, "other").await.unwrap();
+    let begun = Instant::now();
+    while shown(&cluster.get_from(5, &lost, 1, true).await.unwrap()) != ["lost"] {
+        assert!(begun.elapsed() < Duration::from_secs(60), "never");
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Nothing is ahead of the clock any more, so what is deleted leaves no row.
+    let ahead = kv_storage::TableId::new(54);
+    let rows = |c: &Cluster| c.nodes[&five].storage.scan(ahead, &[], None, usize::MAX).unwrap().len();
+    cluster.until("records are stripped", |c| rows(c) == 0).await;
+}

@@ -28,6 +28,9 @@ pub fn load(stored: Option<State>, clock: &NodeClock) -> State {
 pub fn keep(mut state: State, clock: &NodeClock) -> Option<State> {
     state.forget_superseded();
     state.record.strip(clock);
+    if crate::mutant!(StripAhead) {
+        state.record.context = state.record.siblings.keys().copied().collect();
+    }
     (!state.record.is_nothing()).then_some(state)
 }
 
