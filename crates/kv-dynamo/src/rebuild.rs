@@ -417,10 +417,11 @@ async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bo
             node.standing.note_data();
         }
         if first {
-            if node.serves(slice) && node.replica.clock(slice).0.dots().contains_all(clock.dots()) {
+            let serves = node.serves(slice);
+            if serves && node.replica.clock(slice).0.dots().contains_all(clock.dots()) {
                 return Ok(page.whole);
             }
-            node.replica.begin_pull(slice, &clock);
+            node.replica.begin_pull(slice, &clock, serves);
         }
         learn_taken(node, slice, page.requests).await?;
         if !page.page_clock.is_empty() {

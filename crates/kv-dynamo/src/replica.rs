@@ -36,6 +36,7 @@ use crate::layout::{
 use crate::limits;
 
 mod copy;
+mod gaps;
 mod held;
 mod hints;
 mod mint;
@@ -557,48 +558,10 @@ impl Replica {
         Ok(position)
     }
 
-    /// Takes note of writes of a namespace that was deleted, and keeps nothing else of them. Without them the
-    /// clock would have a gap that nothing ever closes, and every record that another node fills with its own
-    /// clock would stay ahead of this one. Their dots name nothing of another key.
-    pub(crate) async fn pass_over(
-        &self,
-        slice: Slice,
-        refused: &State,
-        deadline: Instant,
-    ) -> Result<(), Failure> {
-        let pass = |partition: &mut Partition, rows: &mut Rows<'_>| {
-            let unknown = refused.applied().map(|(dot, _)| dot).filter(|dot| !partition.clock.has(*dot));
-            let new: Vec<Dot> = unknown.filter(|dot| partition.clock.has_room_for(*dot)).collect();
-            if new.is_empty() {
-                return Ok(());
-            }
-            let mut next = partition.clone();
-            new.iter().for_each(|dot| next.clock.add(*dot));
-            self.stage_clock(slice, &next, rows);
-            let put_back = self.stage_put_back(slice, new.iter().copied(), partition, rows);
-            let position = rows.commit(!put_back)?;
-            next.settling.change(position, false, new, |position| self.is_durable(position));
-            *partition = next;
-            Ok(())
-        };
-        self.run(slice, deadline, pass).await
-    }
-
     /// Notes a change that was committed.
     fn settle(&self, next: &mut Partition, position: Position, change: &Change) {
         let new = change.new.iter().map(|(dot, _)| *dot);
         next.settling.change(position, change.row.is_none(), new, |position| self.is_durable(position));
-    }
-
-    /// Refuses what would leave more gaps in the clock than it may have: `OVERLOADED`, for a replica with so
-    /// many has to learn first what it lacks.
-    fn refuse_gaps(&self, change: &Change, before: &Partition) -> Result<(), Failure> {
-        let has_room = |(dot, _): &(Dot, Write)| before.clock.has_room_for(*dot);
-        if change.new.iter().all(has_room) {
-            return Ok(());
-        }
-        let message = "this replica lacks so many writes of the ring partition that it cannot list more: it first takes those";
-        Err(Failure::new(Reason::Overloaded, message).retry_after_ms(1_000))
     }
 
     /// Looks for the rows that a change of a record needs, so that what is missing is read together.

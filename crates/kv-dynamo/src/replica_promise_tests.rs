@@ -170,7 +170,8 @@ async fn a_directory_that_was_put_back_mints_no_dot_twice() {
 
 /// A state in which a write has another dot.
 fn moved(mut state: State, seq: u64, to: Dot) -> State {
-    let (dot, write) = state.writes.iter().find(|(_, w)| w.request.seq == seq).map(|(d, w)| (*d, *w)).unwrap();
+    let (dot, write) =
+        state.writes.iter().find(|(_, w)| w.request.seq == seq).map(|(d, w)| (*d, *w)).unwrap();
     state.writes.remove(&dot);
     state.writes.insert(to, write);
     let sibling = state.record.siblings.remove(&dot).unwrap();

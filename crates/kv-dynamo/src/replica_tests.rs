@@ -951,7 +951,8 @@ async fn a_deleted_namespace_goes_in_steps_and_the_counts_follow() {
     // Which is as it was, dots included.
     assert_eq!(values(&replica.read(&other, soon()).await.unwrap()).len(), 2);
     let clock = replica.clock(slice).0;
-    let minted: Vec<(u64, u64)> = clock.dots().ranges().iter().map(|range| (range.first, range.last)).collect();
+    let minted: Vec<(u64, u64)> =
+        clock.dots().ranges().iter().map(|range| (range.first, range.last)).collect();
     assert_eq!(minted, [(1, (keys + keys.div_ceil(3) + 2) as u64)]);
     world.cut(&storage);
 }

@@ -291,7 +291,7 @@ impl<'a> Pull<'a> {
     async fn begin(source: &'a Replica, target: &'a Replica) -> Self {
         let slice = place("").slice;
         let clock = source.clock(slice).0;
-        target.begin_pull(slice, &clock);
+        target.begin_pull(slice, &clock, target.is_whole());
         let requests = source.page_of_requests(slice, &[], 1 << 20, soon()).await.unwrap();
         let decode = |(request, row)| (request, Taken::decode(row).unwrap());
         let told: Vec<_> = requests.rows.into_iter().map(decode).collect();
@@ -638,7 +638,7 @@ async fn a_key_that_was_left_out_of_a_pull_keeps_what_comes_of_it() {
     // As `rebuild` does it with a record that this node cannot take.
     let slice = place("").slice;
     let (clock, _) = a.clock(slice);
-    b.begin_pull(slice, &clock);
+    b.begin_pull(slice, &clock, false);
     let listed = [place("large").record_key().freeze(), place("small").record_key().freeze()].into();
     b.leave_out(&place("large"));
     b.merge_pulled(&place("small"), &small, soon()).await.unwrap();
@@ -651,10 +651,44 @@ async fn a_key_that_was_left_out_of_a_pull_keeps_what_comes_of_it() {
     apply(&b, "gone", &hint).await;
     assert!(shown(&b, "gone").await.is_empty(), "what the source knows to be gone stays so");
     // A second source takes nothing of that away.
-    b.begin_pull(slice, &clock);
+    b.begin_pull(slice, &clock, false);
     b.leave_out(&place("small"));
     b.pass(slice, &[], None, &listed, soon()).await.unwrap();
     b.end_pull(slice, &clock, soon()).await.unwrap();
     apply(&b, "gone", &hint).await;
     assert!(shown(&b, "gone").await.is_empty());
+}
+
+/// A node that serves and catches up, and does not come to the end: what it has got is the whole truth of each
+/// key that it has got.
+#[tokio::test]
+async fn a_pull_that_is_given_up_leaves_nothing_that_may_come_back() {
+    let (world_a, world_b, world_f) = (World::new(120), World::new(121), World::new(122));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (storage, b) = world_b.open(false, 1 << 20).await;
+    let (_, fallback) = world_f.open(false, 1 << 20).await;
+    let old = stand_in(&fallback, "k", &order(1, "old", Supersedes::Nothing)).await.state;
+    let gone = stand_in(&fallback, "l", &order(2, "gone", Supersedes::Nothing)).await.state;
+    let both = stand_in(&fallback, "m", &order(3, "both", Supersedes::Nothing)).await.state;
+    for (key, state) in [("k", &old), ("l", &gone), ("m", &both)] {
+        apply(&a, key, state).await;
+    }
+    // The writes that carry it do not name the request: it is superseded by its dot alone.
+    mint(&a, "k", &order(4, "new", Supersedes::Observed)).await;
+    mint(&a, "l", &delete(5, Supersedes::Observed)).await;
+    apply(&b, "m", &both).await;
+    let slice = place("").slice;
+    let given_up = Pull::begin(&a, &b).await;
+    given_up.records().await;
+    b.give_up_pull(slice);
+    assert_eq!((shown(&b, "k").await, shown(&b, "m").await), (vec!["new".into()], vec!["both".into()]));
+    apply(&b, "k", &old).await;
+    assert_eq!(shown(&b, "k").await, ["new"]);
+    // Of what it had alike nothing was written.
+    assert!(rows(&storage).await[1] <= 1);
+    pull(&a, &b).await;
+    apply(&b, "l", &gone).await;
+    assert!(shown(&b, "l").await.is_empty());
+    strip_all(&b).await;
+    assert_eq!(rows(&storage).await, [2, 0, 0]);
 }

@@ -1036,7 +1036,12 @@ impl Cluster {
     }
 
     /// A delete of what is observed.
-    async fn delete_observed(&self, node: u64, key: &str, attempt: u32) -> Result<v1::DeleteResponse, Failure> {
+    async fn delete_observed(
+        &self,
+        node: u64,
+        key: &str,
+        attempt: u32,
+    ) -> Result<v1::DeleteResponse, Failure> {
         let context = v1::write_context::Context::Observed(true);
         let request = v1::DeleteRequest {
             namespace: "cart".into(),

@@ -14,9 +14,10 @@ const CFG: &str = "quorate_mutants";
 const PROGRAMS: [&str; 4] = ["kvd", "kvd-faulty", "kv-sim", "jepsen-tests"];
 /// Tests that catch bugs which no run of a few seconds does: package and name, that of its library for the
 /// tests within. Copied as `package-name`.
-const TESTS: [(&str, &str); 9] = [
+const TESTS: [(&str, &str); 10] = [
     ("kv-client", "session_streams"),
     ("kv-dynamo", "cluster"),
+    ("kv-dynamo", "kv_dynamo"),
     ("kv-raft", "cluster"),
     ("kv-server", "session_streams"),
     ("kv-storage", "conformance"),

@@ -49,7 +49,7 @@ impl Replica {
         let of_hint =
             |key: &[u8]| Place::of_hint_key(key).is_some_and(|(_, of, _)| of.namespace == namespace);
         let mut found = 0;
-        for table in [RECORDS, CONFLICTS] {
+        for table in [RECORDS, CONFLICTS, AHEAD] {
             let rows = self.storage.scan(table, &[], None, usize::MAX)?;
             found += rows.iter().filter(|(key, _)| of_record(key)).count();
         }

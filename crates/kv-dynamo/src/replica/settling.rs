@@ -83,7 +83,10 @@ mod tests {
         settling.change(Position(5), true, [dot(2), dot(3)], durable(0));
         settling.change(Position(7), false, [], durable(0));
         assert_eq!(settling.changed(), Position(7));
-        assert_eq!((settling.needed_by(None), settling.needed_by(Some(Position(3)))), (Position(5), Position(3)));
+        assert_eq!(
+            (settling.needed_by(None), settling.needed_by(Some(Position(3)))),
+            (Position(5), Position(3))
+        );
         assert_eq!(settling.unsettled(durable(0)), [dot(1), dot(2), dot(3)].into_iter().collect());
         assert_eq!(settling.unsettled(durable(4)), [dot(2), dot(3)].into_iter().collect());
         assert!(settling.unsettled(durable(5)).is_empty());

@@ -45,7 +45,11 @@ impl Replica {
     /// The ring partitions with records that are ahead of the clock.
     pub(crate) fn slices_ahead(&self) -> Vec<Slice> {
         let known = lock(&self.partitions).known.clone();
-        known.into_iter().filter(|(_, guarded)| lock(guarded).state.ahead > 0).map(|(slice, _)| slice).collect()
+        known
+            .into_iter()
+            .filter(|(_, guarded)| lock(guarded).state.ahead > 0)
+            .map(|(slice, _)| slice)
+            .collect()
     }
 
     /// How many records are ahead of their clocks here.
