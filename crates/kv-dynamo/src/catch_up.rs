@@ -4,8 +4,9 @@
 //! brings what is missing. Where none does, the node pulls the ring partition from the others, as one does
 //! that has lost its disk, and goes on serving it: what it gets is more than what it has.
 //!
-//! Not covered: a ring partition of which nobody sends anything any more; and a write that no primary has,
-//! which only a client has seen: it keeps the record of its key ahead, and is asked for ever more rarely.
+//! Not covered: a ring partition of which nothing is sent any more; and a write that no primary has, which
+//! only a client has seen: it keeps the record of its key ahead, and the others are asked more and more
+//! rarely.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -379,7 +379,8 @@ fn decoded(slice: Slice, pulled: peer::PulledRecord) -> (Place, Result<State, Fa
 }
 
 /// Leaves a key to others of which this node cannot take what a source has, now or later: the node does not
-/// speak for it, and the other keys of the ring partition do not wait for it. Any other failure ends the pull.
+/// speak for it, and the other keys of the ring partition do not wait for it. Any other failure ends the
+/// pull.
 fn leave(node: &Node, place: &Place, source: NodeId, failure: Failure) -> Result<(), Failure> {
     // Of a dot that stands for two requests neither is the true one: the others have to tell. A node that
     // serves the ring partition goes on to speak for the key, by what it has.

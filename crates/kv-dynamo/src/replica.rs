@@ -157,8 +157,8 @@ impl Partition {
         Copy { known: true, state, position: self.settling.changed().max(at) }
     }
 
-    /// A copy to be shown: of this moment if all of it is durable; else, if the row is, filled with what of the
-    /// clock is. So the reader of a key does not wait for the writes of others.
+    /// A copy to be shown: of this moment if all of it is durable; else, if the row is, filled with what of
+    /// the clock is. So the reader of a key does not wait for the writes of others.
     fn shown(
         &self,
         place: &Place,
@@ -223,8 +223,8 @@ impl Replica {
     /// became of the directory meanwhile. A fresh or damaged one is moreover not whole: what was lost must
     /// not be taken for what never was.
     ///
-    /// Not covered: a whole directory that was put back to an older state proves its mark, and speaks for what
-    /// it has forgotten until a write or a clock of another node names a dot of it that it does not know
+    /// Not covered: a whole directory that was put back to an older state proves its mark, and speaks for
+    /// what it has forgotten until a write or a clock of another node names a dot of it that it does not know
     /// ([`Self::stage_put_back`]).
     pub(crate) async fn open(
         storage: Storage,

@@ -585,7 +585,7 @@ async fn a_reader_waits_for_the_writes_of_its_own_key_alone() {
         assert_eq!(values(&copy), if key == "k" { vec!["b"] } else { Vec::new() });
     }
     assert!(!replica.is_durable(replica.in_memory(&place("other")).unwrap().position));
-    // What the power takes away was shown to nobody.
+    // What the power takes away was not shown.
     let shown = replica.in_memory(&place("k")).unwrap().state.record;
     world.cut(&storage);
     let (_, replica) = world.open(false, 1 << 20).await;
@@ -659,8 +659,8 @@ async fn a_key_that_was_left_out_of_a_pull_keeps_what_comes_of_it() {
     assert!(shown(&b, "gone").await.is_empty());
 }
 
-/// A node that serves and catches up, and does not come to the end: what it has got is the whole truth of each
-/// key that it has got.
+/// A node that serves and catches up, and does not come to the end: what it has got is the whole truth of
+/// each key that it has got.
 #[tokio::test]
 async fn a_pull_that_is_given_up_leaves_nothing_that_may_come_back() {
     let (world_a, world_b, world_f) = (World::new(120), World::new(121), World::new(122));

@@ -1127,7 +1127,7 @@ async fn a_state_that_names_writes_and_has_no_record_is_refused() {
     }
 }
 
-/// A note that is lost with its coordinator's memory, and nobody reads the key: the next write of its ring
+/// A note that is lost with its coordinator's memory, of a key that is not read: the next write of its ring
 /// partition shows that something is missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_no_hint_brings_is_pulled_once_it_is_missed() {

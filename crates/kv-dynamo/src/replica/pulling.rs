@@ -12,8 +12,8 @@ use crate::layout::Place;
 pub(super) struct Pulling {
     /// The clock of the source before its first row was read.
     pub(super) clock: NodeClock,
-    /// This node answers for the ring partition meanwhile. So what is merged must be as true without the end of
-    /// the pull, which may be given up.
+    /// This node answers for the ring partition meanwhile. So what is merged must be as true without the end
+    /// of the pull, which may be given up.
     pub(super) serves: bool,
     /// The last key, as in `RECORDS`, up to which everything was merged; empty for nothing.
     pub(super) passed: Bytes,

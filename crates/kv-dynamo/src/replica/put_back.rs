@@ -1,9 +1,9 @@
-//! A directory that was put back to an older state lacks writes that it acknowledged. No write is lost by what
-//! it mints: every start mints under an incarnation of its own, for nothing in a directory can prove that it
-//! is the last state of it, and to ask others for one's highest dot misses those that only a hint or a client
-//! has. But it would speak for keys of which it has forgotten something. It finds out from what others return
-//! to it: a write of an earlier incarnation of this very directory that it does not know. Then it serves
-//! nothing more, and its next start begins as an empty directory does, and pulls.
+//! A directory that was put back to an older state lacks writes that it acknowledged. No write is lost by
+//! what it mints: every start mints under an incarnation of its own, for nothing in a directory can prove
+//! that it is the last state of it, and to ask others for one's highest dot misses those that only a hint or
+//! a client has. But it would speak for keys of which it has forgotten something. It finds out from what
+//! others return to it: a write of an earlier incarnation of this very directory that it does not know. Then
+//! it serves nothing more, and its next start begins as an empty directory does, and pulls.
 
 use std::sync::atomic::Ordering;
 
@@ -51,8 +51,8 @@ impl Replica {
         Err(Failure::new(Reason::NotReady, message))
     }
 
-    /// Lets the batch forget who this directory is, if it was put back: of these dots, which the clock did not
-    /// have, one was minted by this directory for a ring partition that it keeps.
+    /// Lets the batch forget who this directory is, if it was put back: of these dots, which the clock did
+    /// not have, one was minted by this directory for a ring partition that it keeps.
     pub(super) fn stage_put_back(
         &self,
         slice: Slice,
