@@ -692,3 +692,31 @@ async fn a_pull_that_is_given_up_leaves_nothing_that_may_come_back() {
     strip_all(&b).await;
     assert_eq!(rows(&storage).await, [2, 0, 0]);
 }
+
+/// A node that catches up learns of a request before it has its write, and the pull goes no further.
+#[tokio::test]
+async fn a_request_is_answered_for_where_its_write_is_and_nowhere_else() {
+    let (world_a, world_b) = (World::new(123), World::new(124));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let there = mint(&a, "k", &order(1, "v", Supersedes::Nothing)).await.state;
+    let pull = Pull::begin(&a, &b).await;
+    let mut resent = order(1, "v", Supersedes::Nothing);
+    resent.mutation.attempt = 2;
+    for given_up in [false, true] {
+        if given_up {
+            pull.target.give_up_pull(place("").slice);
+        }
+        let minted = mint(&b, "k", &resent).await;
+        // The second time it is the one that was taken here.
+        assert_eq!(minted.deduplicated, given_up);
+        assert_eq!(values(&Copy { state: minted.state, ..Copy::default() }), ["v"]);
+        assert_eq!(shown(&b, "k").await, ["v"]);
+    }
+    // Both are one write.
+    apply(&b, "k", &there).await;
+    assert_eq!(shown(&b, "k").await, ["v"]);
+    mint(&b, "k", &delete(2, Supersedes::Observed)).await;
+    apply(&b, "k", &there).await;
+    assert!(shown(&b, "k").await.is_empty());
+}

@@ -238,6 +238,13 @@ impl Replica {
             let message = format!("request {request} was used before for something else");
             return Err(Failure::new(Reason::RequestIdReused, message).into());
         }
+        // A node that catches up learns of requests before it has their writes. To answer for one of those would
+        // acknowledge what is not here: it is taken as a twin.
+        let here = &before.state.record.context;
+        let dots: Vec<Dot> = dots.into_iter().filter(|dot| here.covers(*dot)).collect();
+        if dots.is_empty() {
+            return Ok(None);
+        }
         // As the first answer said it. What the client states that it has seen is superseded by this write
         // wherever it was minted; what a replica observed then is not known any more.
         let supersedes = match &order.supersedes {
