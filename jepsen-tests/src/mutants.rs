@@ -306,7 +306,7 @@ fn traps_of_available() -> Vec<Trap> {
         trap(
             "absence-from-no-knowledge",
             "only who keeps a key can say that it is absent",
-            Simulation(&[9]),
+            Simulation(&[0]),
             &["no false absence of "],
         ),
         trap("read-repair-drops", "repair hands over values with their context", Simulation(&[0]), LOST),

@@ -130,8 +130,8 @@ mutants! {
     ObservedResendSupersedes = "observed-resend-supersedes", Node, "no acknowledged write is lost without being superseded";
     /// kv-dynamo: after a restart dots are counted from one again, so new writes look like old ones.
     IncarnationReused = "incarnation-reused", Node, "no acknowledged write is lost without being superseded";
-    /// kv-types: a record is stored without what it claims beyond the node clock, so what it superseded before
-    /// that arrived is taken for new when it does.
+    /// kv-types: a record is stored without what it claims beyond the node clock, so what it superseded is
+    /// taken for new when it arrives after that.
     StripAhead = "strip-ahead", Node, "what was deleted does not come back";
     /// kv-dynamo: a read that met only fallbacks without knowledge says that the key is absent.
     AbsenceFromNoKnowledge = "absence-from-no-knowledge", Node, "no false absence";

@@ -238,8 +238,8 @@ impl Replica {
             let message = format!("request {request} was used before for something else");
             return Err(Failure::new(Reason::RequestIdReused, message).into());
         }
-        // A node that catches up learns of requests before it has their writes. To answer for one of those would
-        // acknowledge what is not here: it is taken as a twin.
+        // A node that catches up learns of requests before it has their writes. To answer for one of those
+        // would acknowledge what is not here: it is taken as a twin.
         let here = &before.state.record.context;
         let dots: Vec<Dot> = dots.into_iter().filter(|dot| here.covers(*dot)).collect();
         if dots.is_empty() {
