@@ -100,6 +100,8 @@ pub(crate) struct Account {
     lost: AtomicBool,
     /// Bytes that were removed with namespaces and may still be in the last snapshot.
     freed: AtomicU64,
+    /// Those of them that are reason enough for the next one.
+    to_shed: AtomicU64,
     /// Which of the times that much was removed on this node the last snapshot is of.
     shed: AtomicU64,
     /// The log below this index is not kept for followers that were away shortly.
@@ -149,7 +151,7 @@ impl Account {
         let (freed, state) =
             (self.freed.load(Ordering::Relaxed), self.snapshot_bytes.load(Ordering::Relaxed));
         if freed >= least.max(state / 2) {
-            self.freed.fetch_sub(freed, Ordering::Relaxed);
+            self.to_shed.store(freed, Ordering::Relaxed);
             work.shed();
         }
     }
@@ -157,6 +159,21 @@ impl Account {
     /// Whether much was removed on this node since the last snapshot was begun.
     pub(crate) fn is_to_shed(&self, work: &SnapshotWork) -> bool {
         self.shed.load(Ordering::Relaxed) < work.shed.load(Ordering::Relaxed)
+    }
+
+    /// How large the next snapshot of a state of so many bytes is, about.
+    pub(crate) fn without_shed(&self, state_bytes: u64) -> u64 {
+        state_bytes.saturating_sub(self.to_shed.load(Ordering::Relaxed))
+    }
+
+    /// A snapshot has none of what had been removed when it was begun: `freed` bytes, for the `shed`th time
+    /// on this node. `next` is the first entry that it does not cover.
+    fn has_shed(&self, freed: u64, shed: u64, next: u64) {
+        self.freed.fetch_sub(freed, Ordering::Relaxed);
+        if self.shed.fetch_max(shed, Ordering::Relaxed) < shed {
+            self.to_shed.store(0, Ordering::Relaxed);
+            self.given_up.fetch_max(next, Ordering::Relaxed);
+        }
     }
 
     /// The index below which no entries are kept that only a short absence needs.
@@ -243,7 +260,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 impl Builder {
     async fn build(&self) -> Result<Snapshot, MachineError> {
         let _turn = self.work.turn.acquire().await.map_err(io::Error::other)?;
-        let shed = self.work.shed.load(Ordering::Relaxed);
+        let (freed, shed) =
+            (self.account.freed.load(Ordering::Relaxed), self.work.shed.load(Ordering::Relaxed));
         let prefix = keys::of_space(self.space);
         let ranges = Table::ALL.map(|table| (table.id(), prefix.as_slice()));
         let copy = self.storage.copy(&ranges)?;
@@ -280,10 +298,7 @@ impl Builder {
         let (account, meta) = (self.account.clone(), mark.clone());
         let info = NodeRuntime::blocking(move || filling.finish(&account, &meta)).await??;
         self.account.has_snapshot(at, info.bytes);
-        if self.account.shed.fetch_max(shed, Ordering::Relaxed) < shed {
-            let next = mark.last_log_id.map_or(0, |id| id.index.saturating_add(1));
-            self.account.given_up.fetch_max(next, Ordering::Relaxed);
-        }
+        self.account.has_shed(freed, shed, mark.last_log_id.map_or(0, |id| id.index.saturating_add(1)));
         tracing::info!(group = self.space.group.0, last = ?mark.last_log_id, bytes = info.bytes, "snapshot taken");
         Ok(Snapshot { meta: mark, snapshot: SnapshotData::File { files: self.files.clone(), id: info.id } })
     }

@@ -375,8 +375,11 @@ impl SnapshotWriter {
             let (bytes, max) = (header.len(), limits::MAX_SNAPSHOT_HEADER);
             return Err(StorageError::TooLarge { what: "a snapshot header", bytes, max });
         }
+        let whole = self.at + (header.len() + TRAILER) as u64;
+        // Of two of one state the smaller one stays: rows that no one reads any more are not in it.
         if let Ok(present) = self.store.open(id)
             && present.header() == header
+            && present.info.bytes <= whole
             && self.store.verify(id).is_ok()
         {
             return Ok(present.info);

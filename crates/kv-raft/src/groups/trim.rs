@@ -46,13 +46,14 @@ impl Group {
         let growth = Growth { entries: fresh, bytes, state_bytes, most_entries: config.snapshot_every };
         let due = growth.is_due(schedule::slot(config.node_id.0, self.id.0));
         let due = due || (pressed && fresh > 0) || self.account.needs_snapshot();
-        let due = due || self.account.is_to_shed(&self.around.snapshots);
-        let room = storage.snapshots(self.id).room_for(state_bytes);
+        let sheds = self.account.is_to_shed(&self.around.snapshots);
+        let expected = if sheds { self.account.without_shed(state_bytes) } else { state_bytes };
+        let room = storage.snapshots(self.id).room_for(expected);
         if due && room.is_err() {
             // The next snapshot is worth more than the rest of a transfer.
             self.account.sent().clear();
         }
-        if rested && due && room.is_ok() {
+        if rested && (due || sheds) && room.is_ok() {
             *asked = Some(Instant::now());
             self.raft.trigger().snapshot().await?;
             return Ok(());
