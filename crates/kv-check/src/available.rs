@@ -25,7 +25,7 @@
 use crate::history::Malformed;
 use crate::linear::by_key;
 use crate::{Function, Json, Operation, Outcome};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// An acknowledged write, named in a report.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,39 +213,56 @@ impl<'a> KeyHistory<'a> {
     }
 
     /// Everything that these mutations supersede, or may supersede: each with what it covered. What was
-    /// covered took effect before that which covers it ended, and so can have covered itself only what was
+    /// covered took effect before that which covers it did, and so can have covered itself only what was
     /// called before then.
     fn perhaps_superseded<'b>(
         &self,
         by: impl IntoIterator<Item = (&'b Operation, &'b [Id])>,
     ) -> BTreeSet<Id> {
-        let mut open = Vec::new();
-        let mut reached: BTreeMap<Id, u64> = BTreeMap::new();
+        // The latest bound first: so each is reached with its latest bound, and gone on from once.
+        let mut open = BinaryHeap::new();
+        let mut reached = BTreeSet::new();
         for (op, covers) in by {
-            self.reach(op, covers, u64::MAX, &mut open);
+            self.reach(op, covers, u64::MAX, &reached, &mut open);
         }
-        while let Some((id, bound)) = open.pop() {
-            if reached.get(&id).is_some_and(|known| *known >= bound) {
-                continue;
-            }
-            reached.insert(id, bound);
-            if let (Some(write), Some(covers)) = (self.writes.get(id), self.covers.get(id)) {
-                self.reach(write, covers, bound, &mut open);
+        while let Some((bound, id)) = open.pop() {
+            if reached.insert(id)
+                && let (Some(write), Some(covers)) = (self.writes.get(id), self.covers.get(id))
+            {
+                self.reach(write, covers, bound, &reached, &mut open);
             }
         }
-        reached.into_keys().collect()
+        reached
     }
 
     /// What a mutation that took effect before `bound` covered, or may have covered.
-    fn reach(&self, op: &Operation, covers: &[Id], bound: u64, open: &mut Vec<(Id, u64)>) {
-        // One whose outcome is not known may take effect at any time.
-        let end = op.ret.filter(|_| op.outcome != Outcome::Info).unwrap_or(u64::MAX).min(bound);
-        open.extend(covers.iter().map(|id| (*id, end)));
+    fn reach(
+        &self,
+        op: &Operation,
+        covers: &[Id],
+        bound: u64,
+        reached: &BTreeSet<Id>,
+        open: &mut BinaryHeap<(u64, Id)>,
+    ) {
+        let end = self.took_effect_before(op).min(bound);
+        let fresh = |id: &Id| !reached.contains(id);
+        open.extend(covers.iter().copied().filter(fresh).map(|id| (end, id)));
         if op.covers_unseen {
             let before = self.writes.iter().enumerate();
             let before = before.filter(|(_, write)| write.call < end && write.index != op.index);
-            open.extend(before.map(|(id, _)| (id, end)));
+            open.extend(before.map(|(id, _)| id).filter(fresh).map(|id| (end, id)));
         }
+    }
+
+    /// Until when a mutation may have taken what there was. A delete is sent with what its client read, so
+    /// that is over with it. A write may be taken twice: by who answered, and later by who was asked before
+    /// and was silent then; unless its receipt says that this was one and the same.
+    fn took_effect_before(&self, op: &Operation) -> u64 {
+        let ended = op.ret.unwrap_or(u64::MAX);
+        if op.f == Function::Delete || minted_once(op) {
+            return ended;
+        }
+        u64::MAX
     }
 
     fn mutations<'b>(&'b self, ids: &'b BTreeSet<Id>) -> impl Iterator<Item = (&'b Operation, &'b [Id])> {
