@@ -221,7 +221,7 @@ async fn pull_all(node: &Arc<Node>, catalogue: &Catalogue) -> Result<bool, Failu
             let primaries = ring.primaries(slice.partition);
             all.push(Wanted {
                 slice,
-                fallbacks: ring.fallbacks(slice.partition, &catalogue.members),
+                fallbacks: catalogue.members.keys().copied().filter(|id| !primaries.contains(id)).collect(),
                 others: primaries.iter().copied().filter(|other| *other != node.me).collect(),
                 needed: sources_needed(primaries.len(), lowest_w),
             });

@@ -3,6 +3,7 @@
 
 use kv_types::causal::primary::Change;
 use kv_types::causal::{Dot, State, Write};
+use kv_types::limits::MAX_CLOCK_RANGES;
 use kv_types::{Failure, Reason};
 use tokio::time::Instant;
 
@@ -14,7 +15,16 @@ impl Replica {
     /// Refuses what would leave more gaps in the clock than it may have: `OVERLOADED`, for a replica with so
     /// many has to learn first what it lacks.
     pub(super) fn refuse_gaps(&self, change: &Change, before: &Partition) -> Result<(), Failure> {
-        let has_room = |(dot, _): &(Dot, Write)| before.clock.has_room_for(*dot);
+        if before.clock.dots().ranges().len() + change.new.len() <= MAX_CLOCK_RANGES {
+            return Ok(());
+        }
+        // Each may take a range: the bound counts for all of them together.
+        let mut clock = before.clock.clone();
+        let has_room = |(dot, _): &(Dot, Write)| {
+            let has_room = clock.has_room_for(*dot);
+            clock.add(*dot);
+            has_room
+        };
         if change.new.iter().all(has_room) {
             return Ok(());
         }
@@ -33,12 +43,17 @@ impl Replica {
     ) -> Result<(), Failure> {
         let pass = |partition: &mut Partition, rows: &mut Rows<'_>| {
             let unknown = refused.applied().map(|(dot, _)| dot).filter(|dot| !partition.clock.has(*dot));
-            let new: Vec<Dot> = unknown.filter(|dot| partition.clock.has_room_for(*dot)).collect();
+            let mut next = partition.clone();
+            let mut new: Vec<Dot> = Vec::new();
+            for dot in unknown {
+                if next.clock.has_room_for(dot) {
+                    next.clock.add(dot);
+                    new.push(dot);
+                }
+            }
             if new.is_empty() {
                 return Ok(());
             }
-            let mut next = partition.clone();
-            new.iter().for_each(|dot| next.clock.add(*dot));
             self.stage_clock(slice, &next, rows);
             let put_back = self.stage_put_back(slice, new.iter().copied(), partition, rows);
             let position = rows.commit(!put_back)?;
