@@ -1,6 +1,7 @@
 //! Whose folder it is: a lab replaces what is in its own, and nothing in any other. Its cluster file says so,
 //! and where that was damaged, the files of the links beside it.
 
+use std::io;
 use std::path::Path;
 
 use crate::LabError;
@@ -41,12 +42,12 @@ pub fn kept(dir: &Path) -> Option<(u64, u16)> {
 /// read, an error also in a folder that is no lab's.
 pub(crate) fn earlier(dir: &Path) -> Result<Option<Earlier>, LabError> {
     own(dir)?;
-    match text(dir) {
+    match text(dir)? {
         Some(text) => match Earlier::read(&text) {
             Some(earlier) => Ok(Some(earlier)),
             None => Err(LabError::Damaged { dir: dir.to_path_buf() }),
         },
-        None if is_empty(dir) => Ok(None),
+        None if is_empty(dir)? => Ok(None),
         None => Err(LabError::Damaged { dir: dir.to_path_buf() }),
     }
 }
@@ -57,9 +58,12 @@ pub(crate) fn own(dir: &Path) -> Result<(), LabError> {
         let maps = std::fs::read_dir(dir.join("address-maps")).into_iter().flatten().flatten();
         maps.filter_map(|map| std::fs::read_to_string(map.path()).ok()).any(|map| map.starts_with(MARK))
     };
-    let is_own = match text(dir) {
-        Some(text) => text.starts_with(MARK) || marked(),
-        None => is_empty(dir) || marked(),
+    let is_own = match text(dir)? {
+        Some(text) if text.starts_with(MARK) => true,
+        // A whole file without the mark was written by hand, perhaps over a copy of a lab's.
+        Some(text) if text.parse::<toml::Table>().is_ok_and(|table| !table.is_empty()) => false,
+        Some(_) => marked(),
+        None => is_empty(dir)? || marked(),
     };
     match is_own {
         true => Ok(()),
@@ -76,17 +80,38 @@ pub(crate) fn same_size(dir: &Path, earlier: &Earlier, wanted: u64) -> Result<()
     if had == wanted { Ok(()) } else { Err(LabError::OtherNodes { dir: dir.to_path_buf(), had, wanted }) }
 }
 
-/// The cluster file, if there is one.
-fn text(dir: &Path) -> Option<String> {
-    let bytes = std::fs::read(dir.join("cluster.toml")).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+/// The cluster file, if there is one. What cannot be read is an error, not an absence.
+fn text(dir: &Path) -> Result<Option<String>, LabError> {
+    let path = dir.join("cluster.toml");
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if is_absence(&error) => Ok(None),
+        Err(error) => Err(unreadable(&path, &error)),
+    }
 }
 
 /// Whether there is neither data nor a log.
-fn is_empty(dir: &Path) -> bool {
-    ["data", "logs"].iter().all(|folder| {
-        std::fs::read_dir(dir.join(folder)).map_or(true, |mut entries| entries.next().is_none())
-    })
+fn is_empty(dir: &Path) -> Result<bool, LabError> {
+    for folder in ["data", "logs"].map(|folder| dir.join(folder)) {
+        match std::fs::read_dir(&folder) {
+            Ok(mut entries) => {
+                if entries.next().is_some() {
+                    return Ok(false);
+                }
+            }
+            Err(error) if is_absence(&error) => {}
+            Err(error) => return Err(unreadable(&folder, &error)),
+        }
+    }
+    Ok(true)
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> LabError {
+    LabError::Usage(format!("{} cannot be read: {error}; nothing was changed", path.display()))
 }
 
 #[cfg(test)]
@@ -109,7 +134,7 @@ mod tests {
 
         // What is left of the file says whose it was, or the files beside it do.
         fs::write(&map, "# Written by the lab: every link to a peer goes through a proxy.\n").unwrap();
-        let torn = [&WHOLE.as_bytes()[..60], b"", b"\xff\xfe[[[", b"[cluster]\nid = \"00ff\"\n"];
+        let torn = [&WHOLE.as_bytes()[..60], b"", b"\xff\xfe[[[", b"[cluster]\nid = \"00"];
         for text in torn.map(Some).into_iter().chain([None]) {
             match text {
                 Some(text) => fs::write(&cluster, text).unwrap(),
@@ -120,6 +145,15 @@ mod tests {
             assert!(own(dir.path()).is_ok(), "{text:?}: it may be begun anew");
             assert_eq!(kept(dir.path()), None);
         }
+        // A whole file that somebody else wrote there counts for more than they do.
+        fs::write(&cluster, "[cluster]\nid = \"00ff\"\n").unwrap();
+        assert!(matches!(own(dir.path()), Err(LabError::Usage(_))));
+        // What cannot be read is not taken for absent.
+        fs::remove_file(&cluster).unwrap();
+        fs::create_dir(&cluster).unwrap();
+        let unread = earlier(dir.path()).unwrap_err();
+        assert!(matches!(&unread, LabError::Usage(why) if why.contains("cannot be read")), "{unread}");
+        fs::remove_dir(&cluster).unwrap();
         // Without them it is somebody else's, and stays.
         fs::remove_file(&map).unwrap();
         for text in [Some("[cluster]\nid = \"00ff\"\n"), None] {
