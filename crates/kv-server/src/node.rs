@@ -315,7 +315,7 @@ async fn open(config: &NodeConfig, node_env: &NodeEnv) -> Result<(Storage, Recov
 fn fitted(segment: u64, memtable: u64, dir: &std::path::Path) -> StorageOptions {
     let mut options = StorageOptions::new(dir);
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
-    options.max_record_bytes = options.max_record_bytes.min(bytes(segment / 4));
+    options.max_record_bytes = options.max_record_bytes.min(bytes(segment / 2).saturating_sub(1024));
     options.bulk_memtable_bytes = options.bulk_memtable_bytes.min(bytes(memtable / 2));
     options.drain_start_bytes = options.drain_start_bytes.min(bytes(memtable / 4));
     // Room for what Raft has committed, as long as one record still fits beside it.

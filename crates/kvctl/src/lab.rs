@@ -20,8 +20,9 @@ use crate::progress::while_waiting;
 
 /// Name of a lab, and of its context, when none is named.
 const LAB: &str = "lab";
-/// A lab's nodes share a laptop: small segments, of which each node prepares one.
-const SETTINGS: &str = "[storage]\nsegment_size = \"8MiB\"\n";
+/// A lab's nodes share a laptop: small segments, of which each node prepares one. No smaller, for half of one
+/// must take what a fallback writes at once: three copies of the largest values of a key.
+const SETTINGS: &str = "[storage]\nsegment_size = \"16MiB\"\n";
 /// How much of a log is read for its last lines, bytes.
 const LOG_END: u64 = 8 << 20;
 
