@@ -76,6 +76,10 @@ impl Ring {
         let start =
             if others.is_empty() { 0 } else { usize::try_from(partition.0).unwrap_or(0) % others.len() };
         let mut others: Vec<NodeId> = others.iter().cycle().skip(start).take(others.len()).copied().collect();
+        if members.values().all(|member| member.zone.is_empty()) {
+            others.truncate(usize::from(self.n));
+            return others;
+        }
         let zone = |node: &NodeId| members.get(node).map_or("", |member| member.zone.as_str());
         let mut copies: BTreeMap<&str, u32> = BTreeMap::new();
         // A member that names no zone is one by itself.
