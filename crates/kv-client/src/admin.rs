@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use kv_proto::{admin, v1};
 use kv_types::{Failure, GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Reason, WriteId};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::attempts::{Attempts, Route};
 use crate::endpoint::parse_address;
+use crate::limits::TOPOLOGY_TIMEOUT;
 use crate::outcome::{Answer, Error, malformed};
 use crate::policy::Effect;
 use crate::rpc::Rpc;
@@ -147,6 +149,21 @@ impl Admin {
         let topology = Topology::try_from(&reply).map_err(Failure::of_read)?;
         self.attempts.learn_topology(topology.clone());
         Ok(topology)
+    }
+
+    /// The newest topology that any member knows which can be reached: one that is cut off may not have heard
+    /// of the last changes. `known` is what one of them said.
+    pub async fn newest_topology(&self, known: Topology) -> Topology {
+        let ask = |address: String| async move {
+            let address = parse_address(&address).ok()?;
+            let reply = self.read(admin::GetTopologyRequest {}, Route::Node(&address));
+            Topology::try_from(&timeout(TOPOLOGY_TIMEOUT, reply).await.ok()?.ok()?).ok()
+        };
+        let members = known.members.values().map(|member| ask(member.client_address.clone()));
+        let said = join_all(members).await.into_iter().flatten();
+        let newest = said.fold(known, |best, said| if said.epoch > best.epoch { said } else { best });
+        self.attempts.learn_topology(newest.clone());
+        newest
     }
 
     /// What the node at this endpoint sees of itself and of the others.

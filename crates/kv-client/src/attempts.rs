@@ -171,38 +171,33 @@ impl Attempts {
         }
         let mut tried: Vec<String> = Vec::new();
         let mut hint: Option<String> = None;
-        let (mut attempt, mut awaited) = (1, 0);
+        let (mut attempt, mut awaited, mut looked) = (1, 0, 0);
         let replicas = !pinned && matches!(route, Route::Replica(..));
         loop {
             request.stamp(verdict.attempt());
             let known = tried.len();
-            let mut failure = match self.pick(route, hint.take(), &tried) {
-                Err(failure) => failure,
-                Ok(endpoint) => {
-                    tracing::debug!(attempt, at = endpoint.address, "asks");
-                    match self.attempt(&endpoint, route, request.clone(), attempt - awaited, deadline).await {
-                        None => return Err(verdict.out_of_time(attempt).into()),
-                        Some(Ok(reply)) => {
-                            tracing::debug!(attempt, at = endpoint.address, "was answered");
-                            if attempt == 1 {
-                                lock(&self.budget).earn();
-                            }
-                            return Ok(reply);
-                        }
-                        Some(Err(failure)) => {
-                            self.learn(&endpoint, &failure, replicas, &mut tried);
-                            failure
-                        }
-                    }
-                }
+            let number = (attempt, attempt - awaited - looked);
+            let asked = self.ask_one(&request, route, hint.take(), &mut tried, number, deadline).await;
+            let mut failure = match asked {
+                None => return Err(verdict.out_of_time(attempt).into()),
+                Some(Ok(reply)) => return Ok(reply),
+                Some(Err(failure)) => failure,
             };
             if effect == Effect::None {
                 failure.applied = Applied::No;
             }
             tracing::debug!(attempt, %failure, "attempt failed");
             verdict.add(&failure);
-            if self.looks_on(effect, attempt, &failure, route, &tried, known, deadline) {
+            if self.looks_on(&failure, route, &tried, known, deadline) {
                 (awaited, attempt) = (awaited + 1, attempt + 1);
+                continue;
+            }
+            if effect == Effect::None
+                && attempt - awaited < MAX_ATTEMPTS
+                && self.looks_past(&failure, route, &tried, deadline)
+            {
+                (looked, attempt) = (looked + 1, attempt + 1);
+                sleep(self.policy.pause(1, None, self.env.entropy.next_u64())).await;
                 continue;
             }
             let next = self.policy.next(effect, attempt - awaited, &failure, replicas);
@@ -223,14 +218,43 @@ impl Attempts {
         }
     }
 
+    /// Asks one node: the hinted one, or the next for this route. `None`: no time was left to send anything.
+    /// `number`: of this attempt, and of those among them that share the time.
+    async fn ask_one<Q: Rpc>(
+        &self,
+        request: &Q,
+        route: Route<'_>,
+        hint: Option<String>,
+        tried: &mut Vec<String>,
+        (attempt, sharing): (u32, u32),
+        deadline: Instant,
+    ) -> Option<Result<Q::Reply, Failure>> {
+        let endpoint = match self.pick(route, hint, tried) {
+            Ok(endpoint) => endpoint,
+            Err(failure) => return Some(Err(failure)),
+        };
+        tracing::debug!(attempt, at = endpoint.address, "asks");
+        let answer = self.attempt(&endpoint, route, request.clone(), sharing, deadline).await?;
+        match &answer {
+            Ok(_) => {
+                tracing::debug!(attempt, at = endpoint.address, "was answered");
+                if attempt == 1 {
+                    lock(&self.budget).earn();
+                }
+            }
+            Err(failure) => {
+                let replicas = !self.options.pinned && matches!(route, Route::Replica(..));
+                self.learn(&endpoint, failure, replicas, tried);
+            }
+        }
+        Some(answer)
+    }
+
     /// Whether another node is looked at, without it being an attempt, after one that could not be reached:
-    /// each is once, and nothing was sent, so that costs the cluster nothing. After one that did not answer a
-    /// read too: that may cost the cluster something, so it is paid for as a retry is, and bounded as
-    /// attempts are. What was tried before this one are the first `known`.
+    /// each is once, and nothing was sent, so that costs the cluster nothing. What was tried before this one
+    /// are the first `known`.
     fn looks_on(
         &self,
-        effect: Effect,
-        attempt: u32,
         failure: &Failure,
         route: Route<'_>,
         tried: &[String],
@@ -238,16 +262,24 @@ impl Attempts {
         deadline: Instant,
     ) -> bool {
         let nothing_sent = failure.reason == Reason::Unreachable && failure.applied == Applied::No;
-        let silent =
-            effect == Effect::None && failure.reason == Reason::ResultUnknown && attempt < MAX_ATTEMPTS;
-        let is_first = tried.split_at_checked(known).is_some_and(|(before, new)| {
-            new.last().is_some_and(|address| self.options.attempts > 1 && !before.contains(address))
-        });
-        (nothing_sent || silent)
-            && is_first
+        let is_first = tried
+            .split_at_checked(known)
+            .is_some_and(|(before, new)| new.last().is_some_and(|address| !before.contains(address)));
+        nothing_sent && is_first && self.others_are_left(route, tried, deadline)
+    }
+
+    /// Whether a read goes on to a node that was not asked yet, after one that did not answer. It is an
+    /// attempt, though one beyond those that are usual, and paid for as a retry.
+    fn looks_past(&self, failure: &Failure, route: Route<'_>, tried: &[String], deadline: Instant) -> bool {
+        failure.reason == Reason::ResultUnknown
+            && self.others_are_left(route, tried, deadline)
+            && lock(&self.budget).spend()
+    }
+
+    fn others_are_left(&self, route: Route<'_>, tried: &[String], deadline: Instant) -> bool {
+        self.options.attempts > 1
             && time_left(deadline) > MIN_ATTEMPT
             && self.candidates(route, None).iter().any(|address| !tried.contains(address))
-            && (nothing_sent || lock(&self.budget).spend())
     }
 
     async fn plan(

@@ -81,6 +81,8 @@ impl RetryPolicy {
             reason if refused_for_itself(reason) => Next::Elsewhere,
             // It may have been taken back since, where this node was cut off.
             Reason::DeletionPending if attempt == 1 => Next::Elsewhere,
+            // So may it have been created.
+            Reason::NamespaceUnknown if attempt == 1 && !fate_open => Next::Elsewhere,
             Reason::Overloaded | Reason::LimitRequests => Next::Same,
             _ => Next::Stop,
         }
@@ -178,7 +180,10 @@ impl Verdict {
         // A node was silent: of a read nothing is open but its answer. What another one said tells more.
         if self.effectless && failure.reason == Reason::ResultUnknown {
             failure = match self.cut_off {
-                Some(said) => said.with("last_message", failure.message),
+                Some(said) => Failure {
+                    message: format!("{}; other nodes did not answer", said.message),
+                    ..said.with("last_message", failure.message)
+                },
                 None => Failure { reason: Reason::DeadlineExpired, ..failure },
             };
         }

@@ -104,7 +104,12 @@ impl App {
 
     /// The namespace and its settings: `NAMESPACE_UNKNOWN` with the nearest name when there is none.
     pub(crate) async fn lookup(&self, client: &Client, name: &str) -> Result<NamespaceInfo, Problem> {
-        find(&self.catalogue(client).await?, name)
+        let topology = self.catalogue(client).await?;
+        if topology.namespaces.contains_key(name) {
+            return find(&topology, name);
+        }
+        // A node that is cut off may not know what was created since.
+        find(&client.admin().newest_topology(topology).await, name)
     }
 
     /// The cluster as a node knows it that has seen the catalogue.
