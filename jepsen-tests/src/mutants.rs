@@ -313,7 +313,7 @@ fn traps_of_available() -> Vec<Trap> {
         trap(
             "silence-as-ack",
             "silence is no acknowledgement",
-            Simulation(&[26]),
+            Simulation(&[10]),
             &["no stale read of ", "no acknowledged write lost of "],
         ),
         trap(
