@@ -280,7 +280,7 @@ fn traps_of_namespaces() -> Vec<Trap> {
 fn traps_of_available() -> Vec<Trap> {
     use Catch::{Scenario, Simulation, Test};
     vec![
-        trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[2]), LOST),
+        trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[1]), LOST),
         trap(
             "hints-in-memory-only",
             "a hint survives the process that holds it",
