@@ -419,6 +419,11 @@ async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bo
         }
         if first {
             let serves = node.serves(slice);
+            // What it does not list would have to be looked at here, key by key, for nothing.
+            if serves && !page.whole {
+                let message = format!("{source} is not whole itself");
+                return Err(Failure::new(Reason::NotReady, message));
+            }
             if serves && node.replica.clock(slice).0.dots().contains_all(clock.dots()) {
                 return Ok(page.whole);
             }

@@ -299,7 +299,9 @@ impl Replica {
             for (key, _) in chunk.rows.iter().filter(|(key, _)| !listed.contains(key)) {
                 let place = Place::of_record_key(key).ok_or_else(|| corrupt("the records"))?;
                 // Also where no dot is dead by the clock: a twin may be.
-                match self.apply(&place, &dead, true, deadline).await {
+                // A deadline for each: there may be many, and to begin again would not make them fewer.
+                let each = deadline.max(Instant::now() + limits::BACKGROUND_READ);
+                match self.apply(&place, &dead, true, each).await {
                     Err(failure) if failure.reason == Reason::NamespaceUnknown => {}
                     applied => drop(applied?),
                 }
