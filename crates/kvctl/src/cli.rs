@@ -474,7 +474,7 @@ fn port_base() -> clap::builder::RangedI64ValueParser<u16> {
 /// Which lab is meant; otherwise that of the context.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WhichLab {
-    /// Name of the lab, which is that of its context [default: lab]
+    /// Name of the lab, which is that of its context [default: the selected one, or lab]
     #[arg(long, value_name = "LAB")]
     pub(crate) name: Option<String>,
     /// Folder of the lab

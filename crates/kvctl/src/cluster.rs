@@ -235,7 +235,7 @@ impl View<'_> {
         match known.map(|known| (known.able_voters, known.reachable_voters)) {
             Some((able, reachable)) if able < reachable => {
                 let waits = reachable - able;
-                format!("starting: {waits} of {reachable} voters reached cannot stand in for another yet")
+                format!("more in a moment: {waits} of {reachable} voters still catch up")
             }
             _ => String::new(),
         }
@@ -816,7 +816,7 @@ mod tests {
         whole.groups[0].able_voters = 3;
         assert_eq!(can_lose(&whole), 0, "all are reached, two of them join or wait for a snapshot");
         let view = View { topology: &topology, status: &whole };
-        let says = "starting: 2 of 5 voters reached cannot stand in for another yet";
+        let says = "more in a moment: 2 of 5 voters still catch up";
         assert!(text(&view).contains(says), "{}", text(&view));
         assert_eq!(
             (&view.json()["namespaces"][0]["remark"], &view.json()["namespaces"][0]["why"]),

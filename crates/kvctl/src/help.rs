@@ -34,7 +34,7 @@ When the network is cut, a namespace can have one of two things. It chooses when
 strong      Linearizable: as if there were one copy. A Raft group of up to 5 voters; writes are fsynced by a majority;
             reads are confirmed by a majority. The side without a majority refuses, as NOT APPLIED, once it knows;
             what its old leader had already taken is UNKNOWN. Operations: get put del cas.
-available   Answers wherever max(R, W) nodes can be reached. N replicas per key; R answer a read, W fsync a write.
+available   Answers wherever R nodes can be reached for a read, W for a write. N replicas per key; W fsync a write.
             sloppy quorums (the default) let fallbacks stand in and hand over later; --strict does without.
             Concurrent writes are kept as siblings until someone merges them. Operations: get put del.
 
@@ -54,8 +54,8 @@ Results go to standard output, messages to standard error; -q leaves results and
 -o raw    the bytes of the value, also on a terminal.
 In `kvctl shell` each value ends with a newline, and errors of a script name its line.
 A value `-` is read from standard input. NO_COLOR and --color are honoured.
-Every global option has an environment variable KVCTL_*; a flag beats the environment, which beats the context
-($XDG_CONFIG_HOME/kvctl/config.toml).";
+Every global option but -q and -v has an environment variable KVCTL_*; a flag beats the environment, which beats the
+context ($XDG_CONFIG_HOME/kvctl/config.toml).";
 
 /// The bounds that a person can meet.
 fn limits() -> String {

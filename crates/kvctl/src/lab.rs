@@ -216,9 +216,8 @@ async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
     }
     let seconds = begun.elapsed().as_secs_f64();
     app.out.done(format!("{} nodes up in {seconds:.1} s   {}", status.nodes.len(), endpoints.join(" ")))?;
-    app.out.note(format!(
-        "context `{name}` is selected. Next: kvctl ns create bank --mode strong   End: kvctl lab down"
-    ));
+    let next = if kept { "ns list" } else { "ns create bank --mode strong" };
+    app.out.note(format!("context `{name}` is selected. Next: kvctl {next}   End: kvctl lab down"));
     Ok(Exit::Done)
 }
 
@@ -262,7 +261,13 @@ async fn down(app: &App, dir: &Path) -> Result<Exit, Problem> {
     if app.out.is_json() {
         app.out.json(&json!({ "lab": dir, "ran": ran, "down": true }))?;
     } else {
-        app.out.done(if ran { "the lab is down" } else { "no lab runs here: nothing to do" })?;
+        let name =
+            dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.display().to_string());
+        app.out.done(match ran {
+            true if name == LAB => "the lab is down".to_owned(),
+            true => format!("the lab {name} is down"),
+            false => format!("no lab runs in {}: nothing to do", dir.display()),
+        })?;
     }
     Ok(Exit::Done)
 }

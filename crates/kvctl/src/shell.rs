@@ -182,8 +182,10 @@ impl Shell<'_> {
     fn command(&self, words: &[String]) -> std::process::Command {
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("kvctl"));
         let mut command = std::process::Command::new(program);
-        command.args(words);
         let global = &self.app.global;
+        // These two are in no environment.
+        command.args(global.quiet.then_some("-q"));
+        command.args((0..global.verbose).map(|_| "-v")).args(words);
         let mut set = |name: &str, value: Option<String>| {
             if let Some(value) = value {
                 command.env(name, value);

@@ -265,9 +265,9 @@ fn manual_pages_are_written_for_every_command() {
 #[test]
 fn a_shell_runs_the_lines_of_a_pipe() {
     let home = Home::new();
-    let script = |text: &str| {
+    let run = |shell: &str, text: &str| {
         let mut child = home
-            .command("shell")
+            .command(shell)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -276,6 +276,7 @@ fn a_shell_runs_the_lines_of_a_pipe() {
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     };
+    let script = |text: &str| run("shell", text);
     let output = script("# a remark\n\nversion\nkvctl version -o json\nexit\nfrobnicate\n");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stdout(&output).lines().count(), 2, "nothing is run after the end: {}", stdout(&output));
@@ -296,6 +297,10 @@ fn a_shell_runs_the_lines_of_a_pipe() {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()?["error"]["line"].as_u64())
         .collect();
     assert_eq!(lines, [4, 5], "{}", stderr(&unread));
+    // What was said to the shell holds for the lines, also what no environment has.
+    let add = |name: &str| format!("ctx add {name} -e localhost:1\n");
+    let said = |output: &Output| !stdout(output).is_empty() || !stderr(output).is_empty();
+    assert!(said(&run("shell", &add("one"))) && !said(&run("-q shell", &add("two"))));
     // What was said of the namespace and the cluster holds for the lines.
     let address = unserved();
     let asked = script(&format!("use bank\nget -e {address} k\n"));
