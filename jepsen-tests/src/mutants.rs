@@ -215,12 +215,7 @@ fn traps_of_machines() -> Vec<Trap> {
             Test("kv-raft-kv_raft", "what_waits_for_its_turn_is_taken_back_and_never_applied"),
             &["what_waits_for_its_turn", "tests::pressure::what_waits_for_its_turn"],
         ),
-        trap(
-            "dedup-lost-in-snapshot",
-            "a snapshot carries the sessions",
-            Simulation(&[38, 80]),
-            LINEARIZABLE,
-        ),
+        trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[8, 38]), LINEARIZABLE),
         trap(
             "snapshot-drops-values",
             "a snapshot carries all that was applied",
@@ -270,7 +265,7 @@ fn traps_of_namespaces() -> Vec<Trap> {
         trap(
             "timeout-as-refusal",
             "what may yet be applied is unknown, not refused",
-            Simulation(&[5]),
+            Simulation(&[8]),
             LINEARIZABLE,
         ),
     ]
@@ -280,7 +275,7 @@ fn traps_of_namespaces() -> Vec<Trap> {
 fn traps_of_available() -> Vec<Trap> {
     use Catch::{Scenario, Simulation, Test};
     vec![
-        trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[1]), LOST),
+        trap("forget-hint", "a hint is kept until it is delivered", Simulation(&[6]), LOST),
         trap(
             "hints-in-memory-only",
             "a hint survives the process that holds it",

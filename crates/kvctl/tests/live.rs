@@ -157,7 +157,12 @@ fn what_the_readme_says_is_what_happens() {
     let status = lab.ok("@n1 cluster status");
     let says = |name: &str, what: &str| status.lines().any(|line| line.contains(name) && line.contains(what));
     assert!(says("bank", "reads NO  writes NO") && says("cart", "reads yes  writes yes"), "{status}");
+    let large = large_values_on_both_sides(&lab);
     assert!(lab.ok("fault heal").contains("12 of 12 probes answered"));
+    for key in large {
+        let sizes = || (1..=5).map(|n| lab.run(&format!("@n{n} get -n cart {key} --all")).out.len());
+        within(began, || sizes().all(|size| size == 2 * LARGE + 2).then_some(()));
+    }
 
     // Both values are there, and one write with their context merges them.
     let read = within(began, || {
@@ -281,6 +286,26 @@ fn what_the_readme_says_is_what_happens() {
 }
 
 /// What one line writes does not run into what the next one does.
+/// Bytes of the largest value.
+const LARGE: usize = 1 << 20;
+
+/// Puts values of the largest size to some keys on both sides of the cut: they are to be equal at all
+/// replicas after it, also where no primary was on the side of two, and a fallback wrote for three.
+fn large_values_on_both_sides(lab: &Lab) -> Vec<String> {
+    let keys: Vec<String> = (0..6).map(|n| format!("large{n}")).collect();
+    let file = lab.0.path().join("large");
+    for (node, letter) in [(1, "a"), (3, "b")] {
+        std::fs::write(&file, letter.repeat(LARGE)).unwrap();
+        for key in &keys {
+            let endpoint = format!("127.0.0.1:{}", PORT_BASE + node);
+            let mut put = command(lab.0.path(), &["-e", &endpoint, "put", "-n", "cart", key, "-"]);
+            let output = put.stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
+            assert!(output.status.success(), "{key}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    keys
+}
+
 fn values_of_a_script_are_apart(lab: &Lab) {
     let script = lab.0.path().join("script");
     std::fs::write(&script, "use bank\nget alice\nget absent\nget alice\nget alice -o raw\n").unwrap();
