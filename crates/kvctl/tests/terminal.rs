@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -71,10 +71,18 @@ impl Terminal {
         }
     }
 
-    /// All that was written, and the exit code.
+    /// All that was written, and the exit code. One that neither writes nor ends fails.
     fn ends(mut self) -> (String, Option<i32>) {
-        while let Ok(more) = self.seen.recv_timeout(PATIENCE) {
-            self.text.push_str(&String::from_utf8_lossy(&more));
+        loop {
+            match self.seen.recv_timeout(PATIENCE) {
+                Ok(more) => self.text.push_str(&String::from_utf8_lossy(&more)),
+                // Its end of the terminal is closed.
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.child.kill().unwrap();
+                    panic!("it does not end after {:?}", self.text);
+                }
+            }
         }
         (self.text, self.child.wait().unwrap().code())
     }

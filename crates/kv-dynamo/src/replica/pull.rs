@@ -164,7 +164,8 @@ impl Replica {
     }
 
     /// Adds what a source knows of requests: before its records, so that these are merged with it. Such a row
-    /// may name writes that are not here yet. It is asked for no client before all has been pulled.
+    /// may name writes that are not here yet, also on a node that serves meanwhile: a request is answered for
+    /// where its write is, and nowhere else.
     pub(crate) async fn learn_taken(
         &self,
         slice: Slice,
