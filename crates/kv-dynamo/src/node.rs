@@ -9,6 +9,7 @@ use kv_peer::{Address, Peers};
 use kv_proto::peer::{self, request_frame};
 use kv_storage::Position;
 use kv_types::catalogue::{Catalogue, Ring, token};
+use kv_types::causal::{Seen, decode_context_token, encode_context_token};
 use kv_types::{
     Epoch, Failure, Key, Namespace, NamespaceId, NodeId, Placement, Reason, ReplicaCount, Replication,
     RingPartition,
@@ -79,12 +80,31 @@ pub(crate) struct View {
     pub(crate) ring_epoch: Epoch,
     /// Of the catalogue: what the receipt names.
     pub(crate) epoch: Epoch,
+    pub(crate) catalogue: Arc<Catalogue>,
 }
 
 impl View {
+    /// What a client has seen of the key, as it may hold it.
+    pub(crate) fn context_of(&self, seen: &Seen) -> Bytes {
+        context_of(&self.catalogue, &self.place, seen)
+    }
+
+    /// What a client says that it has seen of the key.
+    ///
+    /// Errors: `BAD_CONTEXT`, `FOREIGN_CONTEXT`.
+    pub(crate) fn seen_of(&self, context: &Bytes) -> Result<Seen, Failure> {
+        let Place { namespace, key, .. } = &self.place;
+        decode_context_token(&self.catalogue.context_keys, *namespace, key, context)
+    }
+
     pub(crate) fn address(&self) -> Address {
         Address { namespace: self.place.namespace, epoch: self.ring_epoch, ..Address::default() }
     }
+}
+
+/// What a client has seen of a key, as it may hold it.
+pub(crate) fn context_of(catalogue: &Catalogue, place: &Place, seen: &Seen) -> Bytes {
+    encode_context_token(&catalogue.context_keys, place.namespace, &place.key, seen)
 }
 
 pub(crate) fn ring_of<'a>(
@@ -143,6 +163,7 @@ impl Node {
             replication,
             ring_epoch: ring.epoch,
             epoch: catalogue.epoch,
+            catalogue,
         })
     }
 

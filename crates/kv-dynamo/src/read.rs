@@ -10,7 +10,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Address, Lane, Patience, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Get, Presence, Read};
-use kv_types::causal::{Seen, State, encode_context_token};
+use kv_types::causal::{Seen, State};
 use kv_types::{
     Answer, AvailableEvidence, Degradation, Epoch, Evidence, Failure, Namespace, NodeId, Outcome, Reason,
     Receipt, ReplicaReply,
@@ -35,13 +35,7 @@ struct Heard {
 }
 
 /// The answer that a read gives. `by_primary`: a node that keeps the key told of it, so absence is known too.
-fn answer(
-    namespace: &Namespace,
-    view: &View,
-    state: State,
-    by_primary: bool,
-    (mut receipt, repair): (Receipt, bool),
-) -> Answer {
+fn answer(view: &View, state: State, by_primary: bool, (mut receipt, repair): (Receipt, bool)) -> Answer {
     let values = state.record.values();
     let presence = if !values.is_empty() {
         Presence::Found
@@ -55,7 +49,7 @@ fn answer(
         evidence.siblings = u32::try_from(values.len()).unwrap_or(u32::MAX);
     }
     let siblings = values.into_iter().map(|(dot, sibling)| (dot, sibling.clone())).collect();
-    let context = encode_context_token(namespace.id, &view.place.key, &state.seen());
+    let context = view.context_of(&state.seen());
     let read = Read { presence, value: Bytes::new(), revision: 0, siblings, context };
     Answer { outcome: Outcome::Read(read), receipt }
 }
@@ -86,7 +80,7 @@ impl Node {
             let receipt = self.read_receipt(namespace, &view, r, &asked, std::slice::from_ref(&own));
             // Neither buried nor repaired: a record is stored with the rule of twins applied, by all that
             // this node knows of its requests, and each that it learns of later changes the record.
-            return Ok(answer(namespace, &view, own.state, true, (receipt, false)));
+            return Ok(answer(&view, own.state, true, (receipt, false)));
         }
         let i_count = if view.primaries.contains(&self.me) {
             self.knows(&view.place)
@@ -105,7 +99,7 @@ impl Node {
         let repair = self.repair(&view, &heard, &merged);
         let by_primary = heard.iter().any(|heard| heard.primary);
         let receipt = self.read_receipt(namespace, &view, r, quorum.asked(), &heard);
-        Ok(answer(namespace, &view, merged, by_primary, (receipt, repair)))
+        Ok(answer(&view, merged, by_primary, (receipt, repair)))
     }
 
     /// What this node itself has of a key that it keeps and serves: a read asks it first. None where that is

@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_peer::{Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Delete, Put};
-use kv_types::causal::{Seen, decode_context_token, encode_context_token};
+use kv_types::causal::Seen;
 use kv_types::{
     Answer, Applied, AvailableEvidence, Call, Degradation, Evidence, Failure, Hop, Mutation, Namespace,
     NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext,
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::limits;
-use crate::node::{Node, View, count, replica_write};
+use crate::node::{Node, View, context_of, count, replica_write};
 use crate::quorum::{NotMet, Reply, WriteAction, WriteCoordinator};
 use crate::replica::{Minted, Order, Role, Supersedes, nothing_to_delete};
 
@@ -77,9 +77,7 @@ impl Change {
         };
         let view = node.view(namespace, key.clone())?;
         let supersedes = match context {
-            Some(WriteContext::Causal(token)) => {
-                Supersedes::Seen(decode_context_token(namespace.id, key.as_bytes(), token)?)
-            }
+            Some(WriteContext::Causal(token)) => Supersedes::Seen(view.seen_of(token)?),
             Some(WriteContext::Observed) => Supersedes::Observed,
             Some(WriteContext::Blind) => Supersedes::Nothing,
             None => {
@@ -264,7 +262,7 @@ impl Node {
             if !knows && order.value.is_none() {
                 return Settled::Unknown;
             }
-            let token = encode_context_token(view.place.namespace, &view.place.key, &seen);
+            let token = view.context_of(&seen);
             change.supersede(WriteContext::Causal(token));
             order.supersedes = Supersedes::Seen(seen);
         }
@@ -337,7 +335,7 @@ impl Node {
         }
         let plan = self.plan(&wanted.view, wanted.w, wanted.strict, avoid);
         let quorum = WriteCoordinator::new(plan).map_err(|missing| not_met(missing, false))?;
-        let place = wanted.view.place.clone();
+        let (place, catalogue) = (wanted.view.place.clone(), Arc::clone(&wanted.view.catalogue));
         let (sender, answer) = oneshot::channel();
         let spread = Spread {
             node: Arc::clone(self),
@@ -354,7 +352,7 @@ impl Node {
         tokio::spawn(Box::pin(spread.run()));
         let lost = |_| Failure::new(Reason::Internal, "the coordinator ended without an answer");
         let Account { covered, receipt } = answer.await.map_err(lost)??;
-        let context = encode_context_token(place.namespace, &place.key, &covered);
+        let context = context_of(&catalogue, &place, &covered);
         Ok(Answer { outcome: change.outcome(context), receipt })
     }
 }

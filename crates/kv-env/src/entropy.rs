@@ -2,21 +2,37 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A shared random generator. Not for secrets.
+/// A shared random generator. Not for secrets, but for [`Entropy::secret`].
 #[derive(Clone)]
-pub struct Entropy(Arc<Mutex<fastrand::Rng>>);
+pub struct Entropy {
+    rng: Arc<Mutex<fastrand::Rng>>,
+    /// Secrets come from the operating system, and not from the seed.
+    system: bool,
+}
 
 impl Entropy {
     /// Seeded by the operating system.
     pub fn system() -> Self {
         // Without the system's entropy two nodes could mint the same incarnation; the clock is no substitute.
         let seed = getrandom::u64().unwrap_or_else(|_| fastrand::u64(..));
-        Self::seeded(seed)
+        Self { system: true, ..Self::seeded(seed) }
     }
 
-    /// The same seed gives the same numbers.
+    /// The same seed gives the same numbers, and the same secrets: for simulations.
     pub fn seeded(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))))
+        Self { rng: Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))), system: false }
+    }
+
+    /// 32 bytes that cannot be guessed, unless this is a simulation.
+    ///
+    /// Errors: the operating system has none.
+    pub fn secret(&self) -> Result<[u8; 32], std::io::Error> {
+        let mut secret = [0; 32];
+        match self.system {
+            true => getrandom::fill(&mut secret).map_err(|error| std::io::Error::other(error.to_string()))?,
+            false => self.with(|rng| rng.fill(&mut secret)),
+        }
+        Ok(secret)
     }
 
     /// 64 random bits.
@@ -36,11 +52,11 @@ impl Entropy {
 
     /// An independent generator, for a part whose draws must not shift those of others.
     pub fn fork(&self) -> Self {
-        Self::seeded(self.next_u64())
+        Self { system: self.system, ..Self::seeded(self.next_u64()) }
     }
 
     fn with<T>(&self, draw: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
-        draw(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        draw(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -63,5 +79,11 @@ mod tests {
         assert_ne!(draw(Entropy::seeded(7)), draw(Entropy::seeded(8)));
         assert_ne!(Entropy::system().next_u128(), Entropy::system().next_u128());
         assert_eq!(Entropy::seeded(1).below(0), 0);
+        let secret = |entropy: Entropy| entropy.secret().unwrap();
+        assert_eq!(secret(Entropy::seeded(7)), secret(Entropy::seeded(7)));
+        // A secret of the system does not follow from any seed.
+        let system = Entropy { system: true, ..Entropy::seeded(7) };
+        assert_ne!(secret(system.fork()), secret(system));
+        assert_ne!(secret(Entropy { system: true, ..Entropy::seeded(7) }), secret(Entropy::seeded(7)));
     }
 }

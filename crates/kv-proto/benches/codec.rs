@@ -14,7 +14,8 @@ use kv_proto::peer::{self, forward_reply, request_frame, response_frame};
 use kv_proto::{DataRequest, client_id_bytes, v1};
 use kv_types::call::{Get, Presence, Put, Quorum, Read};
 use kv_types::causal::{
-    Context, Dot, Hlc, NodeClock, Seen, Sibling, State, Write, decode_context_token, encode_context_token,
+    Context, ContextKey, ContextKeys, Dot, Hlc, NodeClock, Seen, Sibling, State, Write, decode_context_token,
+    encode_context_token,
 };
 use kv_types::{
     Answer, AvailableEvidence, ClientId, Epoch, Evidence, GroupId, Guarantee, Incarnation, Key, Mutation,
@@ -139,7 +140,7 @@ fn available(replicas: u64) -> Receipt {
 /// The key's only value, as a strong or an available read finds it.
 fn found(state: Option<&State>) -> Read {
     let shown = state.map_or(Vec::new(), |state| state.record.values());
-    let context = state.map_or(Bytes::new(), |state| token(&state.seen()));
+    let context = state.map_or(Bytes::new(), |state| token(&keys(), &state.seen()));
     Read {
         presence: Presence::Found,
         value: if state.is_none() { vec![7; VALUE].into() } else { Bytes::new() },
@@ -152,7 +153,7 @@ fn found(state: Option<&State>) -> Read {
 /// The answers to a put and a get of both modes.
 fn answers() -> [(&'static str, Answer); 4] {
     let state = state(1, 1);
-    let context = token(&state.seen());
+    let context = token(&keys(), &state.seen());
     let strong_put = Outcome::Put { revision: 900_000, context: Bytes::new() };
     [
         ("strong put", Answer { outcome: strong_put, receipt: strong(ReadPath::Log) }),
@@ -164,7 +165,7 @@ fn answers() -> [(&'static str, Answer); 4] {
 
 /// What a put and a get of both modes ask.
 fn requests() -> [(&'static str, v1::session_request::Request); 4] {
-    let causal = WriteContext::Causal(token(&state(1, 1).seen()));
+    let causal = WriteContext::Causal(token(&keys(), &state(1, 1).seen()));
     let namespace = || "bank".to_owned();
     let put = |context| v1::PutRequest { namespace: namespace(), ..put(context).into() };
     let get = || v1::GetRequest { namespace: namespace(), ..get().into() };
@@ -204,7 +205,7 @@ fn answered(answer: Answer) -> v1::session_answer::Answer {
 
 /// From the vocabulary to messages and back, with a copy of what is converted, whose bytes are shared.
 fn vocabulary() {
-    let asked = put(Some(WriteContext::Causal(token(&state(1, 1).seen()))));
+    let asked = put(Some(WriteContext::Causal(token(&keys(), &state(1, 1).seen()))));
     let sent = v1::PutRequest::from(asked.clone());
     let write = || v1::PutRequest::from(asked.clone());
     line("call of a put, as a message", 1, None, write, || sent.clone().read().unwrap());
@@ -327,8 +328,12 @@ fn state(writes: u64, values: u64) -> State {
     state
 }
 
-fn token(seen: &Seen) -> Bytes {
-    encode_context_token(NAMESPACE, KEY, seen)
+fn keys() -> ContextKeys {
+    ContextKeys::new([ContextKey::new([7; 32])])
+}
+
+fn token(keys: &ContextKeys, seen: &Seen) -> Bytes {
+    encode_context_token(keys, NAMESPACE, KEY, seen)
 }
 
 /// Records of available keys, the same on disk and on the wire, and the contexts that clients hold.
@@ -348,9 +353,10 @@ fn states() {
         line(&stored, 1, Some(bytes.len()), || state.encode(), || State::decode(bytes.clone()).unwrap());
     }
     let seen = state(17, 1).seen();
-    let bytes = token(&seen);
-    let read = || decode_context_token(NAMESPACE, KEY, &bytes).unwrap();
-    line("context of a client", 1, Some(bytes.len()), || token(&seen), read);
+    let keys = keys();
+    let bytes = token(&keys, &seen);
+    let read = || decode_context_token(&keys, NAMESPACE, KEY, &bytes).unwrap();
+    line("context of a client", 1, Some(bytes.len()), || token(&keys, &seen), read);
 }
 
 fn main() {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use kv_storage::Storage;
 use kv_types::catalogue::{Catalogue, FeatureLevel, Group, Member, Ring};
+use kv_types::causal::ContextKeys;
 use kv_types::limits::{MAX_NAMESPACES, MAX_VOTERS, RING_PARTITIONS};
 use kv_types::{
     ClusterId, Deletion, Epoch, Failure, GroupId, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
@@ -68,9 +69,11 @@ impl CatalogueMachine {
 
     fn decide(&mut self, command: CatalogueCommand) -> Decided {
         match command {
-            CatalogueCommand::InitCluster { cluster_id, members } => {
+            CatalogueCommand::InitCluster { cluster_id, members, level, context_key } => {
                 let first = self.catalogue.members.is_empty();
                 if first {
+                    self.catalogue.level = level;
+                    self.catalogue.context_keys = ContextKeys::new(context_key);
                     self.initialize(cluster_id, members);
                 }
                 Ok((Catalogued { namespace: None, deduplicated: !first }, first))
@@ -93,7 +96,6 @@ impl CatalogueMachine {
         let catalogue = &mut self.catalogue;
         catalogue.cluster_id = cluster_id;
         catalogue.epoch = Epoch(1);
-        catalogue.level = FeatureLevel::FIRST;
         catalogue.next_namespace = 1;
         catalogue.members = members.into_iter().map(|member| (member.id, member)).collect();
         let voters = catalogue.members.keys().copied().take(MAX_VOTERS).collect();
@@ -404,11 +406,12 @@ impl Domain for CatalogueMachine {
 
 #[cfg(test)]
 mod tests {
-    use super::row::{VERSION, VERSION_WITH_DELETIONS, VERSION_WITH_GRACES};
+    use super::row::{VERSION, VERSION_WITH_DELETIONS, VERSION_WITH_GRACES, VERSION_WITH_KEYS};
     use super::*;
     use crate::codec;
     use crate::limits::{CHANGES_KEPT, FORGOTTEN_AROUND};
     use bytes::Bytes;
+    use kv_types::causal::ContextKey;
     use kv_types::{Applied, ClientId};
     use proptest::prelude::*;
 
@@ -417,8 +420,20 @@ mod tests {
     fn machine() -> (CatalogueMachine, watch::Receiver<Arc<Catalogue>>) {
         let (published, shown) = watch::channel(Arc::default());
         let mut machine = CatalogueMachine::new(published);
-        machine.decide(CatalogueCommand::InitCluster { cluster_id: ClusterId(7), members: five() }).unwrap();
+        machine.decide(init(7, five())).unwrap();
         (machine, shown)
+    }
+
+    /// As an older release founded a cluster.
+    fn init(cluster_id: u128, members: Vec<Member>) -> CatalogueCommand {
+        let (cluster_id, level) = (ClusterId(cluster_id), FeatureLevel::FIRST);
+        CatalogueCommand::InitCluster { cluster_id, members, level, context_key: None }
+    }
+
+    fn keyed() -> CatalogueCommand {
+        let (cluster_id, level) = (ClusterId(7), FeatureLevel::KEYED);
+        let context_key = Some(ContextKey::new([3; 32]));
+        CatalogueCommand::InitCluster { cluster_id, members: five(), level, context_key }
     }
 
     fn five() -> Vec<Member> {
@@ -514,7 +529,7 @@ mod tests {
         assert_eq!((catalogue.epoch, catalogue.members.len(), catalogue.groups.len()), (Epoch(1), 5, 1));
         assert_eq!(catalogue.rings[&RingId(1)].assignment.len(), 256);
         assert_eq!(catalogue.rings[&RingId(1)].n, 3);
-        let again = CatalogueCommand::InitCluster { cluster_id: ClusterId(8), members: Vec::new() };
+        let again = init(8, Vec::new());
         assert_eq!(machine.decide(again), Ok((Catalogued { namespace: None, deduplicated: true }, false)));
         machine.publish();
         assert!(!shown.has_changed().unwrap());
@@ -641,8 +656,11 @@ mod tests {
         }
         let unknown = CatalogueCommand::decode(Bytes::from_static(&[codec::VERSION, 77])).unwrap_err();
         assert_eq!(unknown, CodecError::Newer { what: "catalogue command", field: "kind", found: 77 });
-        let init = CatalogueCommand::InitCluster { cluster_id: ClusterId(7), members: five() };
+        let init = init(7, five());
         assert_eq!(CatalogueCommand::decode(init.encode().0).unwrap(), init);
+        let keyed = keyed();
+        assert_eq!(CatalogueCommand::decode(keyed.encode().0).unwrap(), keyed);
+        assert!(init.encode().0[1] == 0 && keyed.encode().0[1] != 0, "an older release reads the first one");
         machine.catalogue.level = FeatureLevel::DELETION;
         machine.requests.forgotten_until_ms = ISSUED;
         let bytes = Bytes::from(encode_catalogue(&machine.catalogue, &machine.requests));
@@ -678,6 +696,24 @@ mod tests {
         let graces =
             [schedule("a", ISSUED, 1), undelete("a", 2), alter("a", Some(1), None, 3), due(1, ISSUED)];
         assert!(graces.iter().all(|command| command.needs() == FeatureLevel::GRACE));
+    }
+
+    #[test]
+    fn the_key_of_contexts_is_kept_and_not_shown() {
+        let mut machine = CatalogueMachine::new(watch::channel(Arc::default()).0);
+        machine.decide(keyed()).unwrap();
+        let row = encode_catalogue(&machine.catalogue, &machine.requests);
+        assert_eq!(row[0], VERSION_WITH_KEYS);
+        let (read, _) = decode_catalogue(row.clone().into()).unwrap();
+        assert_eq!((read.level, read.context_keys.iter().len()), (FeatureLevel::KEYED, 1));
+        assert_eq!(read, machine.catalogue);
+        let shown = format!("{:?} {:?}", keyed(), machine.catalogue);
+        assert!(!shown.contains("3, 3, 3") && !shown.contains("0303"), "{shown}");
+        // No more of them than may be in force.
+        let mut more = row[..row.len() - 36].to_vec();
+        more.extend(3_u32.to_be_bytes());
+        (1..=3).for_each(|secret| more.extend([secret; 32]));
+        assert!(decode_catalogue(more.into()).unwrap_err().to_string().contains("keys of contexts"));
     }
 
     /// A row of the level before, as that release wrote it, is read, and written anew at the next one.
@@ -719,8 +755,8 @@ mod tests {
         assert!(decode_catalogue(row.into()).is_ok(), "as many as are kept");
         machine.requests.changes.push_back(change);
         assert!(refused(&machine).contains("257 changes are remembered"));
-        let newer = decode_catalogue(Bytes::from_static(&[VERSION_WITH_GRACES + 1, 0])).unwrap_err();
-        assert_eq!(newer, CodecError::Newer { what: "catalogue", field: "version", found: 5 });
+        let newer = decode_catalogue(Bytes::from_static(&[VERSION_WITH_KEYS + 1, 0])).unwrap_err();
+        assert_eq!(newer, CodecError::Newer { what: "catalogue", field: "version", found: 6 });
         let older = decode_catalogue(Bytes::from_static(&[VERSION - 1, 0])).unwrap_err();
         assert_eq!(older, CodecError::Unknown { what: "catalogue", field: "version", found: 1 });
     }
@@ -1007,7 +1043,7 @@ mod tests {
 
         #[test]
         fn bad_bytes_are_errors(mut bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
-            for version in [VERSION, VERSION_WITH_DELETIONS, VERSION_WITH_GRACES] {
+            for version in [VERSION, VERSION_WITH_DELETIONS, VERSION_WITH_GRACES, VERSION_WITH_KEYS] {
                 bytes[0] = version;
                 let _ = decode_catalogue(bytes.clone().into());
             }

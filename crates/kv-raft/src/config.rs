@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kv_types::catalogue::Member;
+use kv_types::catalogue::{FeatureLevel, Member};
 use kv_types::{ClusterId, NodeId};
 use openraft::{ConfigError, SnapshotPolicy};
 
@@ -58,6 +58,9 @@ pub struct RaftConfig {
     pub cluster_id: ClusterId,
     /// The members that the cluster starts with; the first five by id vote.
     pub members: Vec<Member>,
+    /// What this node says that its program supports. Less than that only in tests, where a node stands for
+    /// one of an older release.
+    pub supports: FeatureLevel,
     /// A leader is heard this often.
     pub heartbeat: Duration,
     /// The shortest election timeout.
@@ -100,6 +103,7 @@ impl RaftConfig {
             node_id,
             cluster_id,
             members,
+            supports: FeatureLevel::SUPPORTED,
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(250),
             election_max: Duration::from_millis(500),

@@ -7,6 +7,7 @@ use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::assign;
+use crate::causal::ContextKeys;
 use crate::{
     ClusterId, Deletion, Epoch, GroupId, Namespace, NamespaceId, NodeId, Placement, RingId, RingPartition,
 };
@@ -115,21 +116,24 @@ impl Ring {
 
 /// What all members of a cluster understand, as one number that only grows. A kind of command, of row or of
 /// message that came after the first release is used only when the cluster's level allows it, so that a
-/// member of an older release never meets one it cannot read. An operator raises the level once every member
-/// runs a release that supports it.
+/// member of an older release never meets one it cannot read. A new cluster begins at the level of its
+/// members; later the first use of a feature raises it, once every member runs a release that supports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct FeatureLevel(pub u32);
 
 impl FeatureLevel {
-    /// That of the first release that knows levels, and of every new cluster. It has writes, deletes and
-    /// comparisons of single keys, and the creation of namespaces.
+    /// That of the first release that knows levels. It has writes, deletes and comparisons of single keys,
+    /// and the creation of namespaces.
     pub const FIRST: Self = Self(1);
     /// Namespaces can be deleted.
     pub const DELETION: Self = Self(2);
     /// Deletions have a grace in which they can be undone, and settings can be changed.
     pub const GRACE: Self = Self(3);
+    /// The catalogue has a key under which causal contexts are authenticated, from the beginning of the
+    /// cluster.
+    pub const KEYED: Self = Self(4);
     /// The highest one that this program supports.
-    pub const SUPPORTED: Self = Self::GRACE;
+    pub const SUPPORTED: Self = Self::KEYED;
 }
 
 impl fmt::Display for FeatureLevel {
@@ -157,6 +161,8 @@ pub struct Catalogue {
     pub groups: BTreeMap<GroupId, Group>,
     /// The next namespace id; ids are never reused.
     pub next_namespace: u64,
+    /// Under which causal contexts are authenticated. Not to be shown to anybody.
+    pub context_keys: ContextKeys,
 }
 
 impl Catalogue {

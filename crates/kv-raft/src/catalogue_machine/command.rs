@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes};
 use kv_types::catalogue::{FeatureLevel, Member};
+use kv_types::causal::ContextKey;
 use kv_types::{ClusterId, Deletion, Mode, NamespaceId, NamespaceName, NamespaceSpec, NodeId, RequestId};
 
 use super::parts::{
-    deletion, guarantee, guarantee_number, members, name, put_deletion, put_members, put_replication,
-    put_request_id, replication, request_id,
+    context_key, deletion, guarantee, guarantee_number, members, name, put_deletion, put_members,
+    put_replication, put_request_id, replication, request_id,
 };
 use crate::codec::{self, CodecError, Reader, Write};
 use crate::proposal::Proposal;
@@ -34,6 +35,10 @@ pub(crate) enum CatalogueCommand {
         cluster_id: ClusterId,
         /// Its members.
         members: Vec<Member>,
+        /// What all of them support that could be asked.
+        level: FeatureLevel,
+        /// Under which contexts are authenticated, from the level on that has such keys.
+        context_key: Option<ContextKey>,
     },
     /// The cluster may use the features of a higher level from now on.
     RaiseLevel {
@@ -104,6 +109,7 @@ const SCHEDULE_DELETION: u8 = 5;
 const UNDELETE_NAMESPACE: u8 = 6;
 const ALTER_NAMESPACE: u8 = 7;
 const DELETE_DUE: u8 = 8;
+const INIT_CLUSTER_AT_LEVEL: u8 = 9;
 
 impl CatalogueCommand {
     /// The level of the cluster from which on it may be proposed.
@@ -125,10 +131,16 @@ impl CatalogueCommand {
     pub(crate) fn encode(&self) -> Proposal {
         let mut out = codec::versioned(codec::VERSION, 256);
         match self {
-            Self::InitCluster { cluster_id, members } => {
-                out.put_u8(INIT_CLUSTER);
+            Self::InitCluster { cluster_id, members, level, context_key } => {
+                let first = *level <= FeatureLevel::FIRST && context_key.is_none();
+                out.put_u8(if first { INIT_CLUSTER } else { INIT_CLUSTER_AT_LEVEL });
                 out.put_u128(cluster_id.0);
                 put_members(&mut out, members.iter());
+                if !first {
+                    out.put_u32(level.0);
+                    out.put_flag(context_key.is_some());
+                    context_key.iter().for_each(|key| out.put_slice(key.secret()));
+                }
             }
             Self::RaiseLevel { to, reports } => {
                 out.put_u8(RAISE_LEVEL);
@@ -167,9 +179,18 @@ impl CatalogueCommand {
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut reader = Reader::versioned(bytes, "catalogue command", codec::VERSION)?;
         let command = match reader.u8()? {
-            INIT_CLUSTER => {
-                Self::InitCluster { cluster_id: ClusterId(reader.u128()?), members: members(&mut reader)? }
-            }
+            INIT_CLUSTER => Self::InitCluster {
+                cluster_id: ClusterId(reader.u128()?),
+                members: members(&mut reader)?,
+                level: FeatureLevel::FIRST,
+                context_key: None,
+            },
+            INIT_CLUSTER_AT_LEVEL => Self::InitCluster {
+                cluster_id: ClusterId(reader.u128()?),
+                members: members(&mut reader)?,
+                level: FeatureLevel(reader.u32()?),
+                context_key: reader.option(context_key)?,
+            },
             CREATE_NAMESPACE => creation(&mut reader, None)?,
             CREATE_NAMESPACE_AGAIN => {
                 let issued_at_ms = reader.u64()?;

@@ -2,6 +2,7 @@
 
 use bytes::BufMut;
 use kv_types::catalogue::Member;
+use kv_types::causal::ContextKey;
 use kv_types::{ClientId, Deletion, Guarantee, NamespaceName, NodeId, Replication, RequestId};
 
 use crate::codec::{self, CodecError, Reader, Write};
@@ -75,4 +76,12 @@ pub(super) fn guarantee_number(guarantee: Guarantee) -> u8 {
 pub(super) fn guarantee(reader: &mut Reader) -> Result<Guarantee, CodecError> {
     let number = reader.u8()?;
     GUARANTEES.get(usize::from(number)).copied().ok_or_else(|| reader.unknown("guarantee", number))
+}
+
+pub(super) fn context_key(reader: &mut Reader) -> Result<ContextKey, CodecError> {
+    let mut secret = [0; 32];
+    for half in secret.chunks_exact_mut(16) {
+        half.copy_from_slice(&reader.u128()?.to_be_bytes());
+    }
+    Ok(ContextKey::new(secret))
 }

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes};
 use kv_types::catalogue::{Catalogue, FeatureLevel, Group, Ring};
+use kv_types::causal::{CONTEXT_KEYS, ContextKey, ContextKeys};
 use kv_types::{ClusterId, Epoch, GroupId, Namespace, NamespaceId, NodeId, Placement, RequestId, RingId};
 
 use super::parts::{
-    deletion, guarantee, guarantee_number, members, name, put_deletion, put_members, put_replication,
-    put_request_id, replication, request_id,
+    context_key, deletion, guarantee, guarantee_number, members, name, put_deletion, put_members,
+    put_replication, put_request_id, replication, request_id,
 };
 use super::requests::{By, Change, Requests, What};
 use crate::codec::{self, CodecError, Reader, Write};
@@ -24,9 +25,14 @@ pub(super) const VERSION_WITH_DELETIONS: u8 = 3;
 /// what goes later: from the level on that has graces.
 pub(super) const VERSION_WITH_GRACES: u8 = 4;
 
+/// As that, and the keys of contexts behind it: from the level on that has them.
+pub(super) const VERSION_WITH_KEYS: u8 = 5;
+
 /// The version that a cluster at this level writes.
 fn version_at(catalogue: &Catalogue) -> u8 {
-    if catalogue.allows(FeatureLevel::GRACE) {
+    if catalogue.allows(FeatureLevel::KEYED) {
+        VERSION_WITH_KEYS
+    } else if catalogue.allows(FeatureLevel::GRACE) {
         VERSION_WITH_GRACES
     } else if catalogue.allows(FeatureLevel::DELETION) {
         VERSION_WITH_DELETIONS
@@ -108,8 +114,17 @@ fn namespace(reader: &mut Reader, version: u8) -> Result<(Namespace, Option<Requ
 }
 
 pub(super) fn encode_catalogue(catalogue: &Catalogue, requests: &Requests) -> Vec<u8> {
-    let Catalogue { cluster_id, epoch, level, members, rings, namespaces, groups, next_namespace } =
-        catalogue;
+    let Catalogue {
+        cluster_id,
+        epoch,
+        level,
+        members,
+        rings,
+        namespaces,
+        groups,
+        next_namespace,
+        context_keys,
+    } = catalogue;
     let version = version_at(catalogue);
     let mut out = codec::versioned(version, 8 << 10);
     out.put_u128(cluster_id.0);
@@ -137,6 +152,10 @@ pub(super) fn encode_catalogue(catalogue: &Catalogue, requests: &Requests) -> Ve
     if version >= VERSION_WITH_DELETIONS {
         put_requests(&mut out, version, requests);
     }
+    if version >= VERSION_WITH_KEYS {
+        out.put_u32(codec::length(context_keys.iter().len()));
+        context_keys.iter().for_each(|key| out.put_slice(key.secret()));
+    }
     out
 }
 
@@ -163,9 +182,9 @@ fn put_requests(out: &mut Vec<u8>, version: u8, requests: &Requests) {
 }
 
 pub(crate) fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, Requests), CodecError> {
-    let known = |found: &&u8| (VERSION..=VERSION_WITH_GRACES).contains(*found);
+    let known = |found: &&u8| (VERSION..=VERSION_WITH_KEYS).contains(*found);
     // What is unknown is compared with the newest, so that the error says whether the program is too old.
-    let version = bytes.first().filter(known).copied().unwrap_or(VERSION_WITH_GRACES);
+    let version = bytes.first().filter(known).copied().unwrap_or(VERSION_WITH_KEYS);
     let mut reader = Reader::versioned(bytes, "catalogue", version)?;
     let cluster_id = ClusterId(reader.u128()?);
     let epoch = Epoch(reader.u64()?);
@@ -188,6 +207,7 @@ pub(crate) fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, Requests), Co
         read_requests(&mut reader, version, &mut requests)?;
     }
     check_scheduled(&reader, &namespaces, &requests)?;
+    let context_keys = if version >= VERSION_WITH_KEYS { context_keys(&mut reader)? } else { Vec::new() };
     reader.end()?;
     let catalogue = Catalogue {
         cluster_id,
@@ -198,8 +218,18 @@ pub(crate) fn decode_catalogue(bytes: Bytes) -> Result<(Catalogue, Requests), Co
         namespaces,
         groups: groups.into_iter().map(|group| (group.id, group)).collect(),
         next_namespace,
+        context_keys: ContextKeys::new(context_keys),
     };
     Ok((catalogue, requests))
+}
+
+fn context_keys(reader: &mut Reader) -> Result<Vec<ContextKey>, CodecError> {
+    let keys = reader.list(context_key)?;
+    match keys.len() <= CONTEXT_KEYS {
+        true => Ok(keys),
+        false => Err(reader
+            .invalid(format!("it has {} keys of contexts, and at most {CONTEXT_KEYS} may be", keys.len()))),
+    }
 }
 
 fn read_requests(reader: &mut Reader, version: u8, requests: &mut Requests) -> Result<(), CodecError> {

@@ -132,7 +132,7 @@ impl Group {
         let asked = others.map(async |member| (member, self.inquire(member).await));
         let heard = join_all(asked).await.into_iter();
         let others = heard.filter_map(|(member, reply)| Some((member, FeatureLevel(reply?.feature_level))));
-        others.chain([(me, FeatureLevel::SUPPORTED)]).collect()
+        others.chain([(me, self.around.config.supports)]).collect()
     }
 
     /// What time it is by the clocks of the voters that can be reached; none without a majority.

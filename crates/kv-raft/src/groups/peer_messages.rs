@@ -7,7 +7,6 @@ use kv_peer::PeerRequest;
 use kv_proto::peer;
 use kv_proto::peer::request_frame::Body as Request;
 use kv_proto::peer::response_frame::Body as Response;
-use kv_types::catalogue::FeatureLevel;
 use kv_types::{Failure, NodeId, Reason};
 use openraft::AsyncRuntime;
 use openraft::async_runtime::WatchReceiver;
@@ -249,7 +248,7 @@ impl Group {
             vote: vote.as_ref().map(codec::to_wire_vote),
             last_log_id: last.as_ref().map(codec::to_wire_id),
             settled,
-            feature_level: FeatureLevel::SUPPORTED.0,
+            feature_level: self.around.config.supports.0,
             receiving: self.incoming.is_receiving(),
             wall_ms: self.wall_ms(),
         }))

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use kv_types::catalogue::FeatureLevel;
+use kv_types::causal::ContextKey;
 use kv_types::{GroupId, NodeId};
 use openraft::EmptyNode;
 use openraft::async_runtime::WatchReceiver;
@@ -260,13 +262,28 @@ impl Group {
         }
     }
 
-    /// The first leader of group 0 fills the catalogue. A second command would have no effect.
+    /// The first leader of group 0 fills the catalogue: at the level that all members support that answer,
+    /// and with a key for contexts. A second command would have no effect. A member that does not answer, and
+    /// is of an older release, does not start: it says that its program is too old for the cluster.
     async fn initialize_cluster(&self) -> Result<(), Fatal<TypeConfig>> {
         if self.id != GroupId::CATALOGUE || !self.around.catalogue.borrow().members.is_empty() {
             return Ok(());
         }
         let RaftConfig { cluster_id, members, .. } = self.around.config.as_ref();
-        let command = CatalogueCommand::InitCluster { cluster_id: *cluster_id, members: members.clone() };
+        let levels = self.levels(members.iter().map(|member| member.id)).await;
+        let level = levels.into_values().min().unwrap_or(FeatureLevel::FIRST);
+        let context_key = match level >= FeatureLevel::KEYED {
+            true => match self.around.env.entropy.secret() {
+                Ok(secret) => Some(ContextKey::new(secret)),
+                Err(error) => {
+                    tracing::error!(%error, "the system gives no random numbers: the catalogue is not initialized");
+                    return Ok(());
+                }
+            },
+            false => None,
+        };
+        let (cluster_id, members) = (*cluster_id, members.clone());
+        let command = CatalogueCommand::InitCluster { cluster_id, members, level, context_key };
         let deadline = Instant::now() + STEWARD_DEADLINE;
         match timeout_at(deadline, self.raft.client_write(command.encode())).await {
             Ok(Err(RaftError::Fatal(fatal))) => Err(fatal),

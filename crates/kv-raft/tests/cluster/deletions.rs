@@ -76,9 +76,9 @@ async fn a_deleted_namespace_is_served_by_no_one_and_leaves_nothing() {
     let via = leader % 3 + 1;
     let done = deleted(&cluster, via, &request).await;
     assert_eq!(done.namespace.unwrap().id, bank.id.0);
-    // The node that was asked knows at once, and the level came with the first deletion.
+    // The node that was asked knows at once.
     let catalogue = cluster.strong(via).catalogue().borrow().clone();
-    assert_eq!((catalogue.namespace("bank"), catalogue.level), (None, FeatureLevel::DELETION));
+    assert_eq!(catalogue.namespace("bank"), None);
     // A resend answers the same; another request finds nothing.
     let mut again = request.clone();
     again.mutation.as_mut().unwrap().attempt = 2;
@@ -181,10 +181,33 @@ async fn a_node_that_was_away_or_starts_again_removes_what_it_has() {
     cluster.stop().await;
 }
 
+/// A new cluster has what its members have, and a key for the contexts of its clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_cluster_begins_at_the_level_of_its_members() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let leader = cluster.leader(GroupId::CATALOGUE).await;
+    let catalogue = cluster.strong(leader).catalogue().borrow().clone();
+    assert_eq!((catalogue.level, catalogue.context_keys.iter().len()), (FeatureLevel::SUPPORTED, 1));
+    // The key is the same everywhere, and survives a restart. Nothing that is shown has it.
+    filled(&cluster, "bank", &Client::new(1), 3).await;
+    cluster.kill(leader % 3 + 1).await;
+    deleted(&cluster, leader, &deletion("bank", &Client::new(2))).await;
+    cluster.bring_up(leader % 3 + 1).await;
+    let known = |node: &Node| node.strong.catalogue().borrow().context_keys == catalogue.context_keys;
+    within("the key everywhere", || async { cluster.nodes.values().all(known).then_some(()) }).await;
+    cluster.stop().await;
+
+    let cluster = Cluster::start(|config| config.supports = FeatureLevel::GRACE).await;
+    let leader = cluster.leader(GroupId::CATALOGUE).await;
+    let catalogue = cluster.strong(leader).catalogue().borrow().clone();
+    assert_eq!((catalogue.level, catalogue.context_keys.iter().len()), (FeatureLevel::GRACE, 0));
+    cluster.stop().await;
+}
+
 /// A member that is not heard may be of a release that cannot read a deletion.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_deletion_waits_for_every_member() {
-    let mut cluster = Cluster::start(|_| {}).await;
+async fn the_first_deletion_after_an_upgrade_waits_for_every_member() {
+    let mut cluster = Cluster::upgraded().await;
     let bank = filled(&cluster, "bank", &Client::new(1), 3).await;
     let away = cluster.leader(GroupId::CATALOGUE).await % 3 + 1;
     cluster.kill(away).await;
@@ -236,8 +259,7 @@ async fn a_deletion_that_is_undone_loses_nothing() {
     let due = done.namespace.unwrap().deleted_until_ms;
     let clock = kv_env::Env::real().clock;
     assert!(due.is_some_and(|due| due > clock.wall_ms() + 3_000_000 && due < clock.wall_ms() + 3_700_000));
-    // The node that was asked knows at once, and the level came with the first one.
-    assert_eq!(cluster.strong(via).catalogue().borrow().level, FeatureLevel::GRACE);
+    // The node that was asked knows at once.
     let marked = known(&cluster, via, "bank").unwrap();
     assert_eq!((marked.deletion_due_ms(), marked.settings_version), (due, bank.settings_version + 1));
     // A resend answers the same, from any node; another request finds it deleted.
@@ -314,7 +336,7 @@ async fn a_grace_that_is_over_deletes_once_under_any_leader() {
 /// a release that deletes, and cannot wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_grace_waits_for_every_member_and_deletions_do_not() {
-    let mut cluster = Cluster::start(|_| {}).await;
+    let mut cluster = Cluster::upgraded().await;
     for (id, name) in (10..).zip(["first", "second", "third"]) {
         filled(&cluster, name, &Client::new(id), 1).await;
     }

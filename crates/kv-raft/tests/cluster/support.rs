@@ -19,7 +19,7 @@ use kv_proto::{admin, client_id_bytes, peer, v1};
 use kv_raft::{RaftConfig, Strong};
 use kv_storage::tier::TierKind;
 use kv_storage::{Storage, StorageOptions};
-use kv_types::catalogue::Member;
+use kv_types::catalogue::{FeatureLevel, Member};
 use kv_types::{ClientId, ClusterId, Failure, GroupId, Hop, Namespace, NamespaceId, NodeId, Reason};
 use tokio::time::Instant;
 
@@ -235,6 +235,19 @@ impl Cluster {
         let valve = self.valves[&id].clone();
         let node = Node::start(&self.members[at], &self.members, &self.dirs[at], valve, self.tune).await;
         self.nodes.insert(id, node);
+    }
+
+    /// A cluster of members of the first release, each of which was then brought up to this one.
+    pub(crate) async fn upgraded() -> Self {
+        let mut cluster = Self::start(|config| config.supports = FeatureLevel::FIRST).await;
+        let leader = cluster.leader(GroupId::CATALOGUE).await;
+        assert_eq!(cluster.strong(leader).catalogue().borrow().level, FeatureLevel::FIRST);
+        cluster.tune = |_| {};
+        for id in 1..=3 {
+            cluster.kill(id).await;
+            cluster.bring_up(id).await;
+        }
+        cluster
     }
 
     pub(crate) async fn kill(&mut self, id: u64) {

@@ -2,22 +2,28 @@
 //! versioned by their first byte, canonical (one value, one encoding). Foreign bytes are an error and never a
 //! panic; counts are believed only as far as the bytes that follow could hold them.
 //!
-//! Version 1 of all three (contexts as a vector with a cloud) is refused by name: no release wrote it.
+//! Versions that no release wrote are refused by name: 1 of all three (contexts as a vector with a cloud),
+//! and 2 of tokens (a checksum in place of a keyed hash).
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{Context, Dot, DotRange, DotSet, Hlc, NodeClock, Record, Seen, Sibling, State, Write};
+use super::keys::{MAC_BYTES, are_equal};
+use super::{
+    Context, ContextKeys, Dot, DotRange, DotSet, Hlc, NodeClock, Record, Seen, Sibling, State, Write,
+};
 use crate::catalogue::token;
 use crate::limits::{
     MAX_CLOCK_RANGES, MAX_CONTEXT_BYTES, MAX_CONTEXT_RANGES, MAX_PEER_MESSAGE_BYTES, MAX_VALUE_BYTES,
 };
 use crate::{ClientId, Failure, Incarnation, NamespaceId, Reason, RequestId};
 
-/// States, node clocks and tokens have changed together so far.
+/// Of states and node clocks.
 const VERSION: u8 = 2;
+/// Of tokens.
+const TOKEN_VERSION: u8 = 3;
 /// The shortest dot.
 const DOT_BYTES: usize = 8 + 1;
 /// The shortest request.
@@ -42,9 +48,9 @@ pub enum Why {
     /// Bytes follow the end.
     #[error("something follows it")]
     Trailing,
-    /// From before contexts were ranges.
-    #[error("it is of version 1, which this version of Quorate does not read")]
-    VersionOne,
+    /// From before a release.
+    #[error("it is of version {0}, which this version of Quorate does not read")]
+    OldVersion(u8),
     /// From a later version, or no version at all.
     #[error("its version is unknown")]
     UnknownVersion,
@@ -60,9 +66,9 @@ pub enum Why {
     /// A number above 64 bits.
     #[error("a number is too large")]
     NumberTooLarge,
-    /// The checksum is another.
-    #[error("its checksum does not fit")]
-    Checksum,
+    /// The keyed hash is another.
+    #[error("it was changed, or not made by this cluster")]
+    Mac,
     /// What could be written in another way, or out of order.
     #[error("{0}")]
     NotCanonical(&'static str),
@@ -96,7 +102,7 @@ impl State {
     pub fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut read = Reader { bytes, what: "state of a key" };
         read.check(read.bytes.len() <= MAX_PEER_MESSAGE_BYTES, Why::TooLong)?;
-        read.version()?;
+        read.version(VERSION)?;
         let written = read.dots(MAX_CONTEXT_RANGES)?;
         let mut state = Self::default();
         for _ in 0..read.count(DOT_BYTES + 8 + REQUEST_BYTES + 1 + 1)? {
@@ -153,28 +159,30 @@ impl NodeClock {
     /// Reads what [`NodeClock::encode`] wrote.
     pub fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut read = Reader { bytes, what: "node clock" };
-        read.version()?;
+        read.version(VERSION)?;
         let dots = read.dots(MAX_CLOCK_RANGES)?;
         read.end()?;
         Ok(Self::of(dots))
     }
 }
 
-/// The opaque context that a client holds between a read and a write: bound to its key, with a checksum. At
-/// most [`MAX_CONTEXT_BYTES`] long: where more would be needed it claims less, but always the dots of the
-/// values that the client was shown. A write with less of a context may leave a sibling; it never takes one
-/// away that its client has not seen.
-pub fn encode_context_token(namespace: NamespaceId, key: &[u8], seen: &Seen) -> Bytes {
+/// The opaque context that a client holds between a read and a write: bound to its key, and authenticated
+/// under the newest key of the cluster. At most [`MAX_CONTEXT_BYTES`] long: where more would be needed it
+/// claims less, but always the dots of the values that the client was shown. A write with less of a context
+/// may leave a sibling; it never takes one away that its client has not seen.
+pub fn encode_context_token(keys: &ContextKeys, namespace: NamespaceId, key: &[u8], seen: &Seen) -> Bytes {
     let mut writes = BytesMut::new();
     put_writes(&mut writes, seen.writes.len(), seen.writes.iter());
     let encode = |context: &Context| {
-        let mut out = BytesMut::with_capacity(64 + writes.len());
-        out.put_u8(VERSION);
+        let mut out = BytesMut::with_capacity(80 + 12 * context.ranges().len() + writes.len());
+        out.put_u8(TOKEN_VERSION);
+        out.put_u32(keys.newest());
         out.put_u64(namespace.0);
         out.put_u64(token(namespace, key));
         put_dots(&mut out, context);
         out.put_slice(&writes);
-        out.put_u32(crc32c::crc32c(&out));
+        let mac = keys.mac(keys.newest(), &out, key).unwrap_or_default();
+        out.put_slice(&mac);
         out.freeze()
     };
     let whole = encode(&seen.context);
@@ -191,37 +199,44 @@ pub fn encode_context_token(namespace: NamespaceId, key: &[u8], seen: &Seen) -> 
     encode(&context)
 }
 
-/// Reads what [`encode_context_token`] wrote: `BAD_CONTEXT` if it is malformed or too long, `FOREIGN_CONTEXT`
-/// if it belongs to another key.
-pub fn decode_context_token(namespace: NamespaceId, key: &[u8], bytes: &Bytes) -> Result<Seen, Failure> {
+/// Reads what [`encode_context_token`] wrote under one of these keys: `BAD_CONTEXT` if it is malformed, too
+/// long or forged, `FOREIGN_CONTEXT` if it belongs to another key or cluster.
+pub fn decode_context_token(
+    keys: &ContextKeys,
+    namespace: NamespaceId,
+    key: &[u8],
+    bytes: &Bytes,
+) -> Result<Seen, Failure> {
     if bytes.len() > MAX_CONTEXT_BYTES {
         let message =
             format!("the causal context has {} bytes; at most {MAX_CONTEXT_BYTES} are allowed", bytes.len());
         return Err(Failure::new(Reason::BadContext, message).with("limit_bytes", MAX_CONTEXT_BYTES));
     }
-    let (of_namespace, of_key, seen) =
-        read_token(bytes).map_err(|error| Failure::new(Reason::BadContext, error.to_string()))?;
-    if of_namespace != namespace || of_key != token(namespace, key) {
-        let other = if of_namespace == namespace { "key" } else { "namespace" };
-        return Err(Failure::new(
-            Reason::ForeignContext,
-            format!("the causal context belongs to another {other}"),
-        ));
+    let bad = |error: CodecError| Failure::new(Reason::BadContext, error.to_string());
+    let mut read = Reader { bytes: bytes.clone(), what: "causal context" };
+    let Origin { key_id, of_namespace, of_key } = read.origin().map_err(bad)?;
+    let foreign = |of: &str| {
+        let message = format!("the causal context belongs to another {of}");
+        Err(Failure::new(Reason::ForeignContext, message))
+    };
+    let body = bytes.slice(..bytes.len().saturating_sub(MAC_BYTES));
+    let Some(mac) = keys.mac(key_id, &body, key) else {
+        return foreign("cluster, or is too old");
+    };
+    if of_namespace != namespace {
+        return foreign("namespace");
     }
-    Ok(seen)
+    if of_key != token(namespace, key) {
+        return foreign("key");
+    }
+    read.seen(&mac).map_err(bad)
 }
 
-fn read_token(bytes: &Bytes) -> Result<(NamespaceId, u64, Seen), CodecError> {
-    let mut read = Reader { bytes: bytes.clone(), what: "causal context" };
-    let body = bytes.len().checked_sub(4).ok_or(CodecError { what: read.what, why: Why::CutShort })?;
-    read.bytes = bytes.slice(..body);
-    let mut sum = Reader { bytes: bytes.slice(body..), what: read.what };
-    read.check(sum.u32()? == crc32c::crc32c(&read.bytes), Why::Checksum)?;
-    read.version()?;
-    let (of_namespace, of_key) = (NamespaceId(read.u64()?), read.u64()?);
-    let seen = Seen { context: read.dots(MAX_CONTEXT_RANGES)?, writes: read.writes()? };
-    read.end()?;
-    Ok((of_namespace, of_key, seen))
+/// Where a token comes from, as it says itself.
+struct Origin {
+    key_id: u32,
+    of_namespace: NamespaceId,
+    of_key: u64,
 }
 
 fn put_varint(out: &mut BytesMut, mut number: u64) {
@@ -303,10 +318,28 @@ impl Reader {
         CodecError { what: self.what, why: Why::NotCanonical(why) }
     }
 
-    fn version(&mut self) -> Result<(), CodecError> {
+    fn version(&mut self, newest: u8) -> Result<(), CodecError> {
         let [version] = self.array()?;
-        self.check(version != 1, Why::VersionOne)?;
-        self.check(version == VERSION, Why::UnknownVersion)
+        self.check(version == 0 || version >= newest, Why::OldVersion(version))?;
+        self.check(version == newest, Why::UnknownVersion)
+    }
+
+    /// The head of a token.
+    fn origin(&mut self) -> Result<Origin, CodecError> {
+        self.version(TOKEN_VERSION)?;
+        let (key_id, of_namespace, of_key) = (self.u32()?, NamespaceId(self.u64()?), self.u64()?);
+        Ok(Origin { key_id, of_namespace, of_key })
+    }
+
+    /// What follows the head of a token, if that ends with this keyed hash.
+    fn seen(&mut self, mac: &[u8; MAC_BYTES]) -> Result<Seen, CodecError> {
+        let body = self.bytes.len().checked_sub(MAC_BYTES);
+        let body = body.ok_or(CodecError { what: self.what, why: Why::CutShort })?;
+        let mut tail = Self { bytes: self.bytes.split_off(body), what: self.what };
+        self.check(are_equal(&tail.array()?, mac), Why::Mac)?;
+        let seen = Seen { context: self.dots(MAX_CONTEXT_RANGES)?, writes: self.writes()? };
+        self.end()?;
+        Ok(seen)
     }
 
     fn u32(&mut self) -> Result<u32, CodecError> {
@@ -399,11 +432,35 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::ContextKey;
     use super::super::record::tests::states;
     use super::*;
     use proptest::prelude::*;
 
     const NS: NamespaceId = NamespaceId(5);
+
+    fn keys() -> ContextKeys {
+        ContextKeys::new([ContextKey::new([7; 32])])
+    }
+
+    fn token_of(seen: &Seen) -> Bytes {
+        encode_context_token(&keys(), NS, b"k", seen)
+    }
+
+    fn read_token(bytes: &Bytes) -> Result<Seen, Failure> {
+        decode_context_token(&keys(), NS, b"k", bytes)
+    }
+
+    /// A token of these bytes, which need not make sense, with the right hash.
+    fn signed(mut body: Vec<u8>) -> Bytes {
+        let mac = keys().mac(keys().newest(), &body, b"k").unwrap();
+        body.extend(mac);
+        body.into()
+    }
+
+    fn unsigned(token: &Bytes) -> Vec<u8> {
+        token[..token.len() - MAC_BYTES].to_vec()
+    }
 
     /// As many ranges as asked for, of counters that take three bytes.
     fn gaps(ranges: u64) -> DotSet {
@@ -434,15 +491,18 @@ mod tests {
 
         #[test]
         fn tokens_survive_and_know_their_key(state in states(), flip in 0usize..400) {
-            let bytes = encode_context_token(NS, b"k", &state.seen());
-            prop_assert_eq!(decode_context_token(NS, b"k", &bytes), Ok(state.seen()));
-            let reason = |ns, key: &[u8], bytes: &Bytes| decode_context_token(ns, key, bytes).map_err(|f| f.reason);
+            let bytes = token_of(&state.seen());
+            prop_assert_eq!(read_token(&bytes), Ok(state.seen()));
+            let reason = |ns, key: &[u8], bytes: &Bytes| decode_context_token(&keys(), ns, key, bytes).map_err(|f| f.reason);
             prop_assert_eq!(reason(NS, b"l", &bytes), Err(Reason::ForeignContext));
             prop_assert_eq!(reason(NamespaceId(6), b"k", &bytes), Err(Reason::ForeignContext));
             let mut broken = bytes.to_vec();
             let at = flip % broken.len();
             broken[at] ^= 1 << (flip % 8);
-            prop_assert_eq!(reason(NS, b"k", &broken.into()), Err(Reason::BadContext));
+            // What says where it comes from may have been changed into another place.
+            let head = 1..1 + 4 + 8 + 8;
+            let expected = if head.contains(&at) { Reason::ForeignContext } else { Reason::BadContext };
+            prop_assert_eq!(reason(NS, b"k", &broken.into()), Err(expected));
         }
 
         #[test]
@@ -456,7 +516,8 @@ mod tests {
                 if let Ok(clock) = NodeClock::decode(input.clone()) {
                     prop_assert_eq!(clock.encode(), input.clone());
                 }
-                let _ = decode_context_token(NS, b"k", &input);
+                let _ = read_token(&input);
+                let _ = read_token(&signed(input.to_vec()));
             }
         }
 
@@ -480,38 +541,60 @@ mod tests {
             if let Ok(read) = NodeClock::decode(bytes.clone().into()) {
                 prop_assert_eq!(read.encode(), Bytes::from(bytes));
             }
-            // With a checksum that fits, so that what follows it is looked at.
-            let mut bytes = encode_context_token(NS, b"k", &state.seen()).to_vec();
-            bytes.truncate(bytes.len() - 4);
+            // With a hash that fits, so that what it covers is looked at.
+            let mut bytes = unsigned(&token_of(&state.seen()));
             let len = bytes.len();
             bytes[at % len] = byte;
-            let sum = crc32c::crc32c(&bytes);
-            bytes.extend(sum.to_be_bytes());
-            if let Ok(seen) = decode_context_token(NS, b"k", &bytes.clone().into()) {
-                prop_assert_eq!(encode_context_token(NS, b"k", &seen), Bytes::from(bytes));
+            let bytes = signed(bytes);
+            if let Ok(seen) = read_token(&bytes) {
+                prop_assert_eq!(token_of(&seen), bytes);
             }
         }
     }
 
     #[test]
     fn older_and_newer_versions_are_refused_with_words() {
-        let token_of = |version: u8| {
-            let mut bytes = encode_context_token(NS, b"k", &Seen::default()).to_vec();
-            bytes.truncate(bytes.len() - 4);
-            bytes[0] = version;
-            let sum = crc32c::crc32c(&bytes);
-            bytes.extend(sum.to_be_bytes());
-            Bytes::from(bytes)
+        let versioned = |bytes: Bytes, version: u8| Bytes::from([&[version], &bytes[1..]].concat());
+        for (version, why) in [(1, Why::OldVersion(1)), (0, Why::UnknownVersion), (3, Why::UnknownVersion)] {
+            let state = versioned(State::default().encode(), version);
+            assert_eq!(State::decode(state).unwrap_err().why, why);
+            let clock = versioned(NodeClock::new().encode(), version);
+            assert_eq!(NodeClock::decode(clock).unwrap_err().why, why);
+        }
+        let token = |version: u8| {
+            let body = versioned(unsigned(&token_of(&Seen::default())).into(), version);
+            read_token(&signed(body.to_vec()))
         };
-        for (version, why) in [(1, Why::VersionOne), (0, Why::UnknownVersion), (3, Why::UnknownVersion)] {
-            let versioned = |bytes: Bytes| Bytes::from([&[version], &bytes[1..]].concat());
-            assert_eq!(State::decode(versioned(State::default().encode())).unwrap_err().why, why);
-            assert_eq!(NodeClock::decode(versioned(NodeClock::new().encode())).unwrap_err().why, why);
-            let failure = decode_context_token(NS, b"k", &token_of(version)).unwrap_err();
+        for (version, why) in [(1, Why::OldVersion(1)), (2, Why::OldVersion(2)), (4, Why::UnknownVersion)] {
+            let failure = token(version).unwrap_err();
             assert_eq!(failure.reason, Reason::BadContext);
             assert!(failure.message.contains(&why.to_string()), "{}", failure.message);
         }
-        assert_eq!(decode_context_token(NS, b"k", &token_of(VERSION)), Ok(Seen::default()));
+        assert_eq!(token(TOKEN_VERSION), Ok(Seen::default()));
+    }
+
+    /// A client that knows the format can write any dots into a context, and cannot sign it.
+    #[test]
+    fn a_context_that_was_made_up_is_refused() {
+        let forged = Dot { incarnation: Incarnation(9), counter: 1 << 40 };
+        let seen = Seen { context: Context::from_iter([forged]), ..Seen::default() };
+        let reason = |token: Bytes| read_token(&token).unwrap_err().reason;
+        let of = |keys: &ContextKeys| encode_context_token(keys, NS, b"k", &seen);
+        let (others, before) = (ContextKeys::new([ContextKey::new([8; 32])]), ContextKeys::default());
+        assert_eq!(reason(of(&others)), Reason::ForeignContext, "of another cluster");
+        assert_eq!(reason(of(&before)), Reason::ForeignContext, "from before there were keys");
+        // With the id of the right key, which everybody sees.
+        let mut claims = of(&others).to_vec();
+        claims[1..5].copy_from_slice(&keys().newest().to_be_bytes());
+        assert_eq!(reason(claims.into()), Reason::BadContext);
+        // A real one for another key, whose name was changed.
+        let mut moved = encode_context_token(&keys(), NS, b"l", &seen).to_vec();
+        moved[13..21].copy_from_slice(&token(NS, b"k").to_be_bytes());
+        assert_eq!(reason(moved.into()), Reason::BadContext);
+        // The key before the newest is still believed.
+        let both = ContextKeys::new(keys().iter().chain(others.iter()).cloned());
+        assert_eq!(decode_context_token(&both, NS, b"k", &token_of(&seen)), Ok(seen.clone()));
+        assert_eq!(decode_context_token(&both, NS, b"k", &of(&others)), Ok(seen));
     }
 
     #[test]
@@ -569,9 +652,8 @@ mod tests {
 
     #[test]
     fn long_tokens_are_refused_at_the_bound() {
-        let reason =
-            |length: usize| decode_context_token(NS, b"k", &vec![0; length].into()).map_err(|f| f.message);
-        assert!(reason(MAX_CONTEXT_BYTES).unwrap_err().contains("checksum"));
+        let reason = |length: usize| read_token(&vec![0; length].into()).map_err(|f| f.message);
+        assert!(reason(MAX_CONTEXT_BYTES).unwrap_err().contains("version is unknown"));
         assert!(reason(MAX_CONTEXT_BYTES + 1).unwrap_err().contains("at most"));
     }
 
@@ -583,9 +665,9 @@ mod tests {
         let mut context = gaps(MAX_CONTEXT_RANGES as u64);
         context.insert_range(DotRange { incarnation: Incarnation(2), first: 1, last: 1_000 });
         let seen = Seen { context, writes };
-        let bytes = encode_context_token(NS, b"k", &seen);
+        let bytes = token_of(&seen);
         assert!(bytes.len() <= MAX_CONTEXT_BYTES, "{}", bytes.len());
-        let read = decode_context_token(NS, b"k", &bytes).unwrap();
+        let read = read_token(&bytes).unwrap();
         assert!(read.context.covers(shown) && seen.context.contains_all(&read.context));
         assert!(read.context.covers(Dot { incarnation: Incarnation(2), counter: 999 }), "large ranges first");
         assert_eq!(read.writes, seen.writes);
@@ -594,15 +676,16 @@ mod tests {
     #[test]
     fn contexts_stay_small() {
         // Five replicas, a hundred incarnations, and a fallback that took every other of 10,000 writes.
+        const HEAD: usize = 1 + 4 + 8 + 8;
         let replicas: DotSet = DotSet::new();
         let with = |mut dots: DotSet, incarnations: u64, last: u64| {
             (1..=incarnations)
                 .for_each(|i| dots.insert_range(DotRange { incarnation: Incarnation(i), first: 1, last }));
             dots
         };
-        let bytes = |context| encode_context_token(NS, b"k", &Seen { context, ..Seen::default() }).len();
-        assert_eq!(bytes(with(replicas.clone(), 5, 100_000)), 1 + 8 + 8 + 1 + 5 * 13 + 1 + 4);
-        assert_eq!(bytes(with(replicas, 100, 100_000)), 1 + 8 + 8 + 1 + 100 * 13 + 1 + 4);
+        let bytes = |context| token_of(&Seen { context, ..Seen::default() }).len();
+        assert_eq!(bytes(with(replicas.clone(), 5, 100_000)), HEAD + 1 + 5 * 13 + 1 + MAC_BYTES);
+        assert_eq!(bytes(with(replicas, 100, 100_000)), HEAD + 1 + 100 * 13 + 1 + MAC_BYTES);
         assert!(bytes(gaps(5_000)) < MAX_CONTEXT_BYTES / 6);
     }
 }

@@ -18,6 +18,7 @@
 mod codec;
 mod dots;
 mod hlc;
+mod keys;
 #[cfg(test)]
 mod model;
 pub mod primary;
@@ -26,4 +27,5 @@ mod record;
 pub use codec::{CodecError, Why, decode_context_token, encode_context_token};
 pub use dots::{Context, Dot, DotRange, DotSet, NodeClock};
 pub use hlc::Hlc;
+pub use keys::{CONTEXT_KEYS, ContextKey, ContextKeys};
 pub use record::{CARRIED_WRITES, Record, Seen, Sibling, State, Write};

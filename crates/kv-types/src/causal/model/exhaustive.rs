@@ -9,7 +9,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::super::{Seen, State, encode_context_token};
-use super::node::{Break, KEYS, Message, Node, Order, namespace, shown};
+use super::node::{Break, KEYS, Message, Node, Order, keys, namespace, shown};
 use crate::Incarnation;
 
 const KEY: u8 = KEYS[0];
@@ -73,7 +73,7 @@ impl Small {
             primaries: [Node::new(1, true), Node::new(2, true)],
             fallback: Node::new(3, false),
             network: Vec::new(),
-            token: encode_context_token(namespace(KEY), &[KEY], &Seen::default()),
+            token: encode_context_token(&keys(), namespace(KEY), &[KEY], &Seen::default()),
             seen: BTreeSet::new(),
             last: None,
             orders: 0,
@@ -154,7 +154,7 @@ impl Small {
                     }
                     None => self.fallback.raw(KEY, broken),
                 };
-                self.token = encode_context_token(namespace(KEY), &[KEY], &state.seen());
+                self.token = encode_context_token(&keys(), namespace(KEY), &[KEY], &state.seen());
                 self.seen = oracle.seen;
             }
             Step::Write { at, puts, hinted } => {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::super::primary::{self, Change};
-use super::super::{Dot, Hlc, NodeClock, Seen, Sibling, State, Write, decode_context_token};
+use super::super::{
+    ContextKey, ContextKeys, Dot, Hlc, NodeClock, Seen, Sibling, State, Write, decode_context_token,
+};
 use crate::{ClientId, Incarnation, NamespaceId, RequestId};
 
 /// The rule that is broken.
@@ -88,6 +90,11 @@ pub(super) fn namespace(key: Key) -> NamespaceId {
     NamespaceId(u64::from(key))
 }
 
+/// Those of the cluster of the model.
+pub(super) fn keys() -> ContextKeys {
+    ContextKeys::new([ContextKey::new([1; 32])])
+}
+
 /// The encoded state of a key on its way, with its history.
 pub(super) type Message = (Key, Bytes, Oracle);
 
@@ -121,7 +128,7 @@ impl Order {
     }
 
     pub(super) fn seen(&self, broken: Break) -> Seen {
-        let mut seen = decode_context_token(namespace(self.key), &[self.key], &self.token).unwrap();
+        let mut seen = decode_context_token(&keys(), namespace(self.key), &[self.key], &self.token).unwrap();
         if broken == Break::SeenDots {
             seen.writes.clear();
         }

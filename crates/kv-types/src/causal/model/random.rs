@@ -8,7 +8,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 
 use super::super::{Dot, NodeClock, Seen, State, Write, encode_context_token};
-use super::node::{Break, KEYS, Key, Message, Node, Oracle, Order, namespace, shown};
+use super::node::{Break, KEYS, Key, Message, Node, Oracle, Order, keys, namespace, shown};
 use crate::Incarnation;
 
 /// A pull of a whole ring partition under way, a page at a time.
@@ -155,7 +155,7 @@ impl World {
             state.bury_twins(|_| Vec::new());
         }
         self.found.wrong += usize::from(shown(&state) != oracle.live);
-        let token = encode_context_token(namespace(key), &[key], &state.seen());
+        let token = encode_context_token(&keys(), namespace(key), &[key], &state.seen());
         let client = self.below(3);
         self.clients.insert((client, key), (token, oracle.seen));
     }
@@ -167,7 +167,8 @@ impl World {
             return self.orders[&id].clone();
         }
         let client = self.below(3);
-        let nothing = || (encode_context_token(namespace(key), &[key], &Seen::default()), BTreeSet::new());
+        let nothing =
+            || (encode_context_token(&keys(), namespace(key), &[key], &Seen::default()), BTreeSet::new());
         let known = self.clients.get(&(client, key)).cloned().unwrap_or_else(nothing);
         let (token, seen) = if self.chance(0.8) { known } else { nothing() };
         let id = self.orders.len() as u64 + 1;
