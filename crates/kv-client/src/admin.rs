@@ -152,7 +152,8 @@ impl Admin {
     }
 
     /// The newest topology that any member knows which can be reached: one that is cut off may not have heard
-    /// of the last changes. `known` is what one of them said.
+    /// of the last changes. `known` is what one of them said; what is at the address of a member now and
+    /// belongs to another cluster does not count.
     pub async fn newest_topology(&self, known: Topology) -> Topology {
         let ask = |address: String| async move {
             let address = parse_address(&address).ok()?;
@@ -161,7 +162,9 @@ impl Admin {
         };
         let members = known.members.values().map(|member| ask(member.client_address.clone()));
         let said = join_all(members).await.into_iter().flatten();
-        let newest = said.fold(known, |best, said| if said.epoch > best.epoch { said } else { best });
+        let said = said.filter(|said| said.cluster_id == known.cluster_id).collect::<Vec<_>>();
+        let newest =
+            said.into_iter().fold(known, |best, said| if said.epoch > best.epoch { said } else { best });
         self.attempts.learn_topology(newest.clone());
         newest
     }

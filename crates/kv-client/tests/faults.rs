@@ -57,6 +57,11 @@ struct Script {
     /// The nodes that keep the keys of `cart`, in order of preference.
     replicas: Vec<u64>,
     topologies: usize,
+    /// How new the catalogue is, and of which cluster.
+    epoch: u64,
+    cluster: u8,
+    /// Topologies are not told.
+    silent: bool,
     /// What reads say, if not the usual: what there is, and the context.
     read: Option<(v1::Presence, &'static [u8])>,
     /// What deletes said that they supersede.
@@ -187,6 +192,9 @@ impl AdminService for Fake {
         &self,
         _: Request<admin::GetTopologyRequest>,
     ) -> Result<Response<admin::GetTopologyResponse>, Status> {
+        while self.script(|script| script.silent) {
+            sleep(Duration::from_secs(1)).await;
+        }
         self.script(|script| {
             script.topologies += 1;
             let ids = 1_u64..;
@@ -216,9 +224,9 @@ impl AdminService for Fake {
             };
             let ring = admin::Ring { id: 1, partitions: 1, primaries: script.replicas.clone(), epoch: 1 };
             Ok(Response::new(admin::GetTopologyResponse {
-                cluster_id: vec![1; 16].into(),
+                cluster_id: vec![1 + script.cluster; 16].into(),
                 answered_by: 1,
-                epoch: 1,
+                epoch: 1 + script.epoch,
                 members: ids.zip(&script.members).map(member).collect(),
                 namespaces: vec![bank, cart],
                 leaders: vec![admin::GroupLeader { group: 1, leader: script.leader, term: 1 }],
@@ -940,4 +948,29 @@ async fn what_a_cut_off_node_says_counts_for_more_than_the_silence_of_others() {
         let said = client(nodes).strong("bank").put("k", "v").await.unwrap_err();
         assert!(said.is_unknown(), "{said}");
     }
+}
+
+/// A member that is cut off knows an old topology; one at whose address another cluster runs now, another's.
+#[tokio::test]
+async fn the_newest_topology_is_looked_for_at_every_member() {
+    let fakes: Vec<Fake> = (0..5).map(|_| Fake::default()).collect();
+    let mut members = Vec::new();
+    for fake in &fakes {
+        members.push(fake.start().await);
+    }
+    for (fake, (epoch, cluster)) in fakes.iter().zip([(1, 0), (7, 0), (90, 1), (3, 0), (8, 0)]) {
+        fake.script(|script| {
+            (script.epoch, script.cluster, script.members) = (epoch, cluster, members.clone());
+        });
+    }
+    fakes[4].script(|script| script.silent = true);
+    let client = Client::connect(ClientOptions::new([members[0].clone()])).unwrap();
+    let admin = client.admin();
+    let known = admin.topology().await.unwrap();
+    assert_eq!(known.epoch.0, 2);
+    let newest = admin.newest_topology(known.clone()).await;
+    assert_eq!((newest.epoch.0, newest.cluster_id), (8, known.cluster_id));
+    // The one that was silent tells it later.
+    fakes[4].script(|script| script.silent = false);
+    assert_eq!(admin.newest_topology(known).await.epoch.0, 9);
 }
