@@ -25,6 +25,7 @@ mod router;
 mod serve;
 mod services;
 mod session_stream;
+mod stopping;
 
 pub use config::{
     DynamoSettings, LimitSettings, NodeConfig, Overrides, PeerSettings, RaftSettings, StorageSettings, load,

@@ -18,6 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::connections::raise_descriptor_limit;
 use crate::limits::{LAST_WORDS, STOP_WHOLE};
+use crate::stopping;
 use crate::{Node, NodeEnv, Overrides, StartError, VERSION, load};
 
 /// The flags of a node.
@@ -107,6 +108,9 @@ fn node(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Result<
             // It says that the node serves. One that cannot be removed is replaced by the next start.
             let _ = std::fs::remove_file(path);
         }
+        if why.is_none() {
+            stopping::begin();
+        }
         node.shutdown().await;
         match why {
             Some(failure) => Err(StartError::Stopped(format!(
@@ -177,7 +181,7 @@ fn start_logging(format: LogFormat) -> Result<(), StartError> {
         .with_target("openraft", LevelFilter::ERROR.min(level))
         // A line for every connection that a client cuts or floods.
         .with_target("h2", LevelFilter::ERROR.min(level));
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(stopping::Quiet);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {
         LogFormat::Text => {
