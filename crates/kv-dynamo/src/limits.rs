@@ -85,7 +85,7 @@ pub const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of the concurrent values of one key that a client write may make. A merge may exceed it, by as much
 /// as every replica could take on its own: that must fit into [`BATCH_BYTES`], or replicas could never become
 /// equal again. A fallback that coordinates writes as much in one batch: a copy for each replica.
-pub const RECORD_BYTES: usize = 2 << 20;
+pub const RECORD_BYTES: usize = kv_types::limits::MAX_SIBLINGS_BYTES;
 /// Bytes that kv-storage has to take in one batch (`StorageOptions::max_record_bytes`).
 pub const BATCH_BYTES: usize = 16 << 20;
 /// Room in a batch for what stands beside the values of one copy: keys, contexts, writes, request table, node

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::{join_all, try_join_all};
 use kv_client::{Client, ClientOptions, PeerState, Topology};
-use kv_types::{GroupId, NodeId};
+use kv_types::{GroupId, NodeId, counted};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -450,7 +450,10 @@ impl Lab {
         let below = self.at_rest(node, file).await?;
         let cut = process::truncate(file, length);
         let (was, is) = cut.map_err(LabError::system(format!("cannot change {}", file.display())))?;
-        self.mark(node, &format!("has {is} of {was} bytes left of {}", below.display()))?;
+        self.mark(
+            node,
+            &format!("has {is} of {} left of {}", counted(was, "byte", "bytes"), below.display()),
+        )?;
         Ok(Proof::Truncated { node: NodeName(node), file: below, was, is })
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use kv_client::{Client, ClientOptions, Error, Expect, Swap, WriteContext};
-use kv_types::{NamespaceName, NamespaceSpec, NodeId, ReplicaCount, Replication};
+use kv_types::{NamespaceName, NamespaceSpec, NodeId, ReplicaCount, Replication, counted};
 use tokio::time::Instant;
 
 use crate::LabError;
@@ -277,7 +277,7 @@ fn label(value: &str) -> String {
 /// What is under a key, without the fillers.
 fn labels(values: &[impl AsRef<[u8]>]) -> String {
     let labels: Vec<_> = values.iter().map(|value| label(&String::from_utf8_lossy(value.as_ref()))).collect();
-    format!("{} values: {}", values.len(), labels.join(", "))
+    format!("{}: {}", counted(values.len(), "value", "values"), labels.join(", "))
 }
 
 /// Kills every node at the same moment, as far as one process can.

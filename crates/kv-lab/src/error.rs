@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kv_types::NodeId;
+use kv_types::{NodeId, counted, noun};
 
 use crate::plane::Plane;
 
@@ -42,7 +42,11 @@ pub enum LabError {
         pid: u32,
     },
     /// The folder has the data of a lab of another size.
-    #[error("the lab in {dir} has the data of {had} nodes, and {wanted} are asked for")]
+    #[error(
+        "the lab in {dir} has the data of {}, and {wanted} {} asked for",
+        counted(*had, "node", "nodes"),
+        noun(*wanted, "is", "are")
+    )]
     OtherNodes {
         /// The folder.
         dir: PathBuf,
@@ -86,7 +90,7 @@ pub enum LabError {
         hint: String,
     },
     /// A node that this lab does not have.
-    #[error("this lab has no {node}, only n1 to n{nodes}")]
+    #[error("this lab has no {node}, only {}", names(*nodes))]
     UnknownNode {
         /// The node.
         node: NodeId,
@@ -147,6 +151,11 @@ pub enum LabError {
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// The names of the nodes of a lab of so many.
+fn names(nodes: u64) -> String {
+    if nodes == 1 { "n1".into() } else { format!("n1 to n{nodes}") }
 }
 
 impl LabError {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-use kv_types::NodeId;
+use kv_types::{NodeId, counted};
 use serde::{Deserialize, Serialize};
 
 use crate::LabError;
@@ -127,7 +127,9 @@ impl fmt::Display for Flow {
             Self::Pass => f.write_str("open"),
             Self::Swallow => f.write_str("cut"),
             Self::Delay { ms, jitter_ms } => write!(f, "delay {ms}ms±{jitter_ms}ms"),
-            Self::Slow { bytes_per_second } => write!(f, "{bytes_per_second} bytes per second"),
+            Self::Slow { bytes_per_second } => {
+                write!(f, "{} per second", counted(*bytes_per_second, "byte", "bytes"))
+            }
             Self::Reset => f.write_str("reset"),
             Self::Loss { percent } => write!(f, "loss of {percent}%"),
         }

@@ -47,6 +47,8 @@ pub enum Proof {
         pid: u32,
         /// How many threads.
         threads: usize,
+        /// Whether it stood still before.
+        stood_still: bool,
     },
     /// It was killed.
     Killed {
@@ -233,9 +235,12 @@ impl Process {
 
     /// Lets it go on.
     pub(crate) async fn resume(&mut self, node: NodeId) -> Result<Proof, LabError> {
+        // As its threads say: it may have been stopped by other hands.
+        let states = self.child.id().and_then(|id| thread_states(id).ok()).unwrap_or_default();
+        let stood_still = !states.is_empty() && states.iter().all(|state| *state == 'T');
         let (pid, threads) = self.signal(node, Signal::CONT, false).await?;
         self.paused = false;
-        Ok(Proof::Resumed { node: NodeName(node), pid, threads })
+        Ok(Proof::Resumed { node: NodeName(node), pid, threads, stood_still })
     }
 
     async fn signal(

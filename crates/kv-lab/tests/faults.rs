@@ -257,7 +257,11 @@ async fn processes_are_paused_killed_emptied_and_their_files_damaged() {
         }
     };
     tokio::time::timeout(SOON, elected).await.unwrap();
-    assert!(lab.resume(before.node).await.unwrap().is_proven());
+    for stood in [true, false] {
+        let resumed = lab.resume(before.node).await.unwrap();
+        let said = matches!(resumed, Proof::Resumed { stood_still, .. } if stood_still == stood);
+        assert!(said && resumed.is_proven(), "{resumed:?}");
+    }
     all_serve(&lab, "a pause").await;
 
     let killed = lab.kill(NodeId(2)).await.unwrap();

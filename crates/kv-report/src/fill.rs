@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use kv_check::history::Malformed;
 use kv_check::judge::{Property, Ruling};
 use kv_check::{Event, Function, Json, Operation, available};
+use kv_types::counted;
 
 use crate::facts;
 use crate::model::{
@@ -255,7 +256,7 @@ impl Topology {
         let whole = groups.iter().all(|g| g.iter().all(|a| g.iter().all(|b| a == b || both(a, b))));
         let mut words = groups.iter().map(|group| group.join(",")).collect::<Vec<_>>().join(" | ");
         if !whole {
-            words = format!("{} links cut", self.cut.len());
+            words = format!("{} cut", counted(self.cut.len(), "link", "links"));
         } else if groups.len() == 1 {
             words.clear();
         }
@@ -305,7 +306,7 @@ mod tests {
         let all_down = Topology { down: nodes.clone(), ..whole.clone() };
         assert_eq!(all_down.words(&nodes), "all down");
         let one_way = Topology { cut: vec![("n1".into(), "n2".into())], ..whole };
-        assert_eq!(one_way.words(&nodes), "1 links cut");
+        assert_eq!(one_way.words(&nodes), "1 link cut");
     }
 
     fn history(rows: &[(u64, u64, &str, Json, Option<u64>)]) -> Vec<Operation> {

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use kv_types::noun;
+
 use crate::model::{Answer, Fault, Namespace, Report, Side, Tally};
 use crate::words::{counted, duration, grouped, percent};
 
@@ -116,18 +118,18 @@ pub(super) fn sum(report: &Report, ns: &Namespace, readings: &[Reading]) -> Opti
     let figures = report.quantities.get(&ns.name)?;
     let lost = match figures.lost {
         0 => "no acknowledged write was lost".to_owned(),
-        1 => "1 acknowledged write was LOST".to_owned(),
-        lost => format!("{} acknowledged writes were LOST", grouped(lost)),
+        lost => {
+            format!("{} LOST", counted(lost, "acknowledged write was", "acknowledged writes were"))
+        }
     };
     Some(match (ns.strong, figures.stale_reads, figures.conflicted_keys) {
         (true, 0, _) => format!("no read was stale, {lost}"),
-        (true, 1, _) => format!("1 read was STALE, {lost}"),
-        (true, stale, _) => format!("{} reads were STALE, {lost}", grouped(stale)),
+        (true, stale, _) => format!("{} STALE, {lost}", counted(stale, "read was", "reads were")),
         (false, _, 0) => lost,
         (false, _, keys) => {
             let both = readings.len() > 1 && readings.iter().all(|reading| reading.share > REFUSES);
             let meeting = if both { "on both sides" } else { "at the same time" };
-            let keep = if keys == 1 { "keeps" } else { "keep" };
+            let keep = noun(keys, "keeps", "keep");
             format!(
                 "{} written {meeting} {keep} every value (siblings) for their clients; {lost}",
                 counted(keys, "key", "keys")
@@ -195,8 +197,8 @@ pub(super) fn why_stale(report: &Report, ns: &Namespace) -> Option<String> {
         return Some(format!("{what} Here {} stale.", counted(all, "read was", "reads were")));
     }
     let mut words = format!(
-        "{what} {} stale reads of {} came before the cut, {} while it lasted, {} after it.",
-        grouped(before),
+        "{what} {} of {} came before the cut, {} while it lasted, {} after it.",
+        counted(before, "stale read", "stale reads"),
         ns.name,
         grouped(during),
         grouped(after)

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use crate::model::{Answer, Namespace, Report, Setting, Tally};
 use crate::plots::{self, quantile};
 use crate::sides;
-use crate::words::{duration, grouped, percent};
+use crate::words::{counted, duration, grouped, percent};
 
 pub(super) fn claims(report: &Report) -> Markup {
     let list = |words: &[String]| {
@@ -123,10 +123,10 @@ const FIGURES: [Figure; 16] = [
     ("came back", "deleted, and there again", |q| Some(grouped(q.resurrected))),
     ("stale reads", "missed what had been acknowledged before they began", |q| {
         Some(format!(
-            "{} ({} of {} reads)",
+            "{} ({} of {})",
             grouped(q.stale_reads),
             percent(q.stale_fraction),
-            grouped(q.reads)
+            counted(q.reads, "read", "reads")
         ))
     }),
     ("behind", "stale reads: median, 99 of 100, most", |q| {

@@ -1,6 +1,8 @@
 //! Numbers, times and shares in words: one way for the page, the drawings and the terminal, so that a figure
 //! reads the same wherever it is printed.
 
+use kv_types::noun;
+
 /// A length, short.
 pub(super) fn px(length: f64) -> String {
     let text = format!("{length:.1}");
@@ -29,7 +31,7 @@ pub(super) fn percent(share: f64) -> String {
 
 /// A number and what it counts, in the singular where it is one.
 pub(super) fn counted(number: u64, one: &str, several: &str) -> String {
-    format!("{} {}", grouped(number), if number == 1 { one } else { several })
+    format!("{} {}", grouped(number), noun(number, one, several))
 }
 
 /// A number with its thousands apart.

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod mutants;
 mod namespace;
 mod receipt;
+mod words;
 
 pub use call::{Answer, Call, Hop, Outcome, WriteContext};
 pub use failure::{Applied, Failure, Reason};
@@ -31,6 +32,7 @@ pub use namespace::{
 pub use receipt::{
     AvailableEvidence, Degradation, Evidence, ReadPath, Receipt, ReplicaReply, StrongEvidence,
 };
+pub use words::{counted, noun};
 
 /// Whether a seeded bug is on: the constant `false`, unless the build has them.
 #[cfg(not(quorate_mutants))]

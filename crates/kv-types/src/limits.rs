@@ -25,6 +25,8 @@ pub const MAX_CLOCK_RANGES: usize = 1 << 14;
 pub const MAX_CONTEXT_RANGES: usize = 1 << 16;
 /// Concurrent values of one key; a client write that would exceed it is refused, a merge never is.
 pub const MAX_SIBLINGS: usize = 100;
+/// Bytes of the concurrent values of one key that a client write may make; a merge may exceed it.
+pub const MAX_SIBLINGS_BYTES: usize = 2 << 20;
 /// Longest error message and detail on the wire, bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 10;
 /// Longest deadline that a server honours; longer ones are capped.

@@ -8,7 +8,7 @@ use kv_check::history::Malformed;
 use kv_check::judge::{self, Expectation, NamespacePlan, Plan, Ruling, Workload};
 use kv_check::service::{self, Window};
 use kv_check::{Event, Function, Operation, Outcome, operation};
-use kv_types::NodeId;
+use kv_types::{NodeId, counted, noun};
 use serde::Serialize;
 
 use crate::facts::{self, milliseconds, whole};
@@ -251,14 +251,22 @@ pub(crate) fn judge(
         run.links_cut.to_string(),
         run.links_seen_cut.to_string(),
         run.links_seen_cut >= run.links_cut,
-        format!("only {} of {} links were seen cut", run.links_seen_cut, run.links_cut),
+        format!(
+            "only {} of {} seen cut",
+            run.links_seen_cut,
+            counted(run.links_cut, "link was", "links were")
+        ),
     );
     docket.cover(
         "operations that were not begun because too many were open",
         "none".into(),
         run.shed.to_string(),
         run.shed == 0,
-        format!("{} operations were not begun, and are in no ratio", run.shed),
+        format!(
+            "{} not begun, and {} in no ratio",
+            counted(run.shed, "operation was", "operations were"),
+            noun(run.shed, "is", "are")
+        ),
     );
     let receipt = Receipt {
         nodes: groups.iter().map(Vec::len).sum(),
@@ -377,10 +385,17 @@ fn judge_strong(
 
 /// What the strong namespace promises, and what must have happened for its figures to mean anything.
 fn promise_strong(receipt: &StrongReceipt, docket: &mut Docket) {
-    docket.promise(receipt.stale_reads == 0, format!("{BANK}: {} stale reads", receipt.stale_reads));
+    docket.promise(
+        receipt.stale_reads == 0,
+        format!("{BANK}: {}", counted(receipt.stale_reads, "stale read", "stale reads")),
+    );
     docket.promise(
         receipt.false_absent == 0,
-        format!("{BANK}: {} keys said to be absent that exist", receipt.false_absent),
+        format!(
+            "{BANK}: {} said to be absent that {}",
+            counted(receipt.false_absent, "key", "keys"),
+            noun(receipt.false_absent, "exists", "exist")
+        ),
     );
     docket.promise(
         receipt.minority_success_ratio == 0.0,
@@ -396,7 +411,7 @@ fn promise_strong(receipt: &StrongReceipt, docket: &mut Docket) {
             ENOUGH_ASKED.to_string(),
             count.to_string(),
             count >= ENOUGH_ASKED,
-            format!("{BANK}: the {side} was asked only {count} times during the cut"),
+            format!("{BANK}: the {side} was asked only {} during the cut", counted(count, "time", "times")),
         );
     }
     docket.cover(
@@ -439,10 +454,8 @@ fn judge_available(
         replicas_agree: checked.properties.iter().any(|p| agree(p) && p.ruling == Ruling::Valid),
     };
     docket.properties(checked, CART);
-    docket.promise(
-        figures.perhaps_lost == 0,
-        format!("{CART}: {} acknowledged writes may be lost", figures.perhaps_lost),
-    );
+    let lost = counted(figures.perhaps_lost, "acknowledged write", "acknowledged writes");
+    docket.promise(figures.perhaps_lost == 0, format!("{CART}: {lost} may be lost"));
     for (side, ratio) in
         [(MINORITY, receipt.minority_success_ratio), (MAJORITY, receipt.majority_success_ratio)]
     {
@@ -454,12 +467,13 @@ fn judge_available(
     for (side, count) in
         [(MINORITY, receipt.minority_acknowledged), (MAJORITY, receipt.majority_acknowledged)]
     {
+        let writes = counted(count, "write", "writes");
         docket.cover(
             &format!("writes that {CART} acknowledged to the {side} during the cut"),
             ENOUGH_WRITES.to_string(),
             count.to_string(),
             count >= ENOUGH_WRITES,
-            format!("{CART}: the {side} acknowledged only {count} writes during the cut"),
+            format!("{CART}: the {side} acknowledged only {writes} during the cut"),
         );
     }
     docket.cover(
@@ -629,13 +643,13 @@ pub(super) mod tests {
         broken_by("bank: the minority answered", |run| {
             run.op(BANK, 2, 3_000, Function::Read, EventType::Ok, json!("d")).revision = Some(2);
         });
-        broken_by("bank: 1 stale reads", |run| {
+        broken_by("bank: 1 stale read", |run| {
             run.op(BANK, 4, 3_000, Function::Read, EventType::Ok, json!("a")).revision = Some(1);
         });
         broken_by("bank: linearizable is invalid", |run| {
             run.op(BANK, 4, 3_000, Function::Read, EventType::Ok, json!("a")).revision = Some(1);
         });
-        broken_by("bank: 1 keys said to be absent", |run| {
+        broken_by("bank: 1 key said to be absent", |run| {
             run.op(BANK, 4, 3_000, Function::Read, EventType::Ok, Json::Null);
         });
         broken_by("bank: not applied means not applied is invalid", |run| {
@@ -663,7 +677,9 @@ pub(super) mod tests {
             }
         });
         broken_by("bank: the minority was asked only 2 times", |run| run.forget(BANK, "n2", Function::Read));
-        broken_by("bank: the majority was asked only 1 times", |run| run.forget(BANK, "n5", Function::Read));
+        broken_by("bank: the majority was asked only 1 time during", |run| {
+            run.forget(BANK, "n5", Function::Read)
+        });
         broken_by("bank: no acknowledged write lost is invalid", |run| {
             run.op(BANK, 5, 14_200, Function::Read, EventType::Ok, json!("a")).revision = Some(1);
         });

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_client::{Client, ClientOptions};
-use kv_types::{GroupId, NamespaceName, NamespaceSpec, NodeId, Replication};
+use kv_types::{GroupId, NamespaceName, NamespaceSpec, NodeId, Replication, counted};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -104,11 +104,36 @@ pub async fn run(mut options: DemoOptions) -> Result<Outcome, LabError> {
     let out =
         std::path::absolute(&options.out).map_err(LabError::system("cannot find the current directory"))?;
     options.out.clone_from(&out);
-    fs::create_dir_all(&out).map_err(LabError::system(format!("cannot create {}", out.display())))?;
-    tokio::select! {
+    let made = Made::create(&out)?;
+    let outcome = tokio::select! {
         biased;
         () = interrupted() => Err(LabError::Interrupted),
         outcome = Stage::play(options) => outcome,
+    };
+    if outcome.is_err() {
+        made.remove_empty();
+    }
+    outcome
+}
+
+/// The folders that a run made for itself, from the outermost.
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn create(out: &Path) -> Result<Self, LabError> {
+        let mut new: Vec<PathBuf> =
+            out.ancestors().take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect();
+        new.reverse();
+        fs::create_dir_all(out).map_err(LabError::system(format!("cannot create {}", out.display())))?;
+        Ok(Self(new.into_iter().chain([out.join("lab")]).collect()))
+    }
+
+    /// A run that failed leaves what says why, and no folder with nothing in it.
+    fn remove_empty(&self) {
+        for folder in self.0.iter().rev() {
+            // One that holds something stays, and so does all above it.
+            let _ = fs::remove_dir(folder);
+        }
     }
 }
 
@@ -312,8 +337,10 @@ impl Stage {
         let names = groups.iter().map(|group| group.iter().map(NodeId::to_string).collect::<Vec<_>>());
         self.recorder.nemesis("partition", json!(names.collect::<Vec<_>>()));
         self.narrator.note(&format!(
-            "cut {} directed links; {} of {} probes blocked",
-            installed.links, installed.as_expected, installed.probes
+            "cut {}; {} of {} blocked",
+            counted(installed.links, "directed link", "directed links"),
+            installed.as_expected,
+            counted(installed.probes, "probe", "probes")
         ));
         self.narrator.table_head(&groups);
         let mut pending = Vec::new();
@@ -373,7 +400,8 @@ impl Stage {
         };
         self.narrator.step(5, &words, "kvctl fault heal");
         if self.shed > 0 {
-            self.narrator.note(&format!("{} operations were not begun: too many were open", self.shed));
+            let were = counted(self.shed, "operation was", "operations were");
+            self.narrator.note(&format!("{were} not begun: too many were open"));
         }
         Ok((healed_at, converged_at))
     }
@@ -492,4 +520,28 @@ fn too_slow(what: &str) -> LabError {
 
 fn write(path: &Path, text: &str) -> Result<(), LabError> {
     fs::write(path, text).map_err(LabError::system(format!("cannot write {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_demo_that_cannot_begin_leaves_no_empty_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        let options = || {
+            let mut options = DemoOptions::new(target.join("demo"));
+            options.kvd = Some(dir.path().join("no-such-program"));
+            // Nothing is bound: the program is looked for first.
+            options.port_base = 65_000;
+            options
+        };
+        assert!(run(options()).await.is_err());
+        assert!(!target.exists(), "it was made for this");
+        fs::create_dir_all(target.join("demo")).unwrap();
+        fs::write(target.join("demo/receipt.json"), "{}").unwrap();
+        assert!(run(options()).await.is_err());
+        assert!(target.join("demo/receipt.json").exists(), "what was there before stays");
+    }
 }
