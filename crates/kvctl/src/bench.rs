@@ -3,9 +3,11 @@
 //! answers do (an open one). It states durability and hardware, because a number without them is an
 //! advertisement.
 
+mod ending;
 mod load;
 mod own;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -13,9 +15,10 @@ use futures_util::future::join_all;
 use hdrhistogram::Histogram;
 use kv_client::{Client, ClientOptions, Error, GroupStatus, NamespaceInfo};
 use kv_env::Entropy;
-use kv_types::{NodeId, Placement};
+use kv_types::{NodeId, Placement, counted, noun};
 use serde_json::{Value, json};
 
+use self::ending::Ending;
 use self::load::{Handle, Measured, key};
 use self::own::Own;
 use crate::app::App;
@@ -30,24 +33,24 @@ const WORKERS_PER_CLIENT: usize = 64;
 
 /// Measures in the namespace that is named, or in one of its own, which goes at the end, however that comes.
 pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
+    let ending = Ending::listen()?;
     if let Some(name) = own::named(app, args)? {
-        return measure(app, args, &name, None).await;
+        return measure(app, args, &name, None, &ending).await;
     }
     let client = app.client()?;
     let own = Own::new(args, &Entropy::system())?;
-    // From here on Ctrl-C is heard and not the end of the process.
     let made = tokio::select! {
         biased;
-        Ok(()) = tokio::signal::ctrl_c() => Ok(None),
+        () = ending.asked(0) => Ok(None),
         made = own.make(app, &client, args) => made.map(Some),
     };
     let result = match made {
-        Ok(Some(info)) => measure(app, args, own.name.as_str(), Some(info)).await,
+        Ok(Some(info)) => measure(app, args, own.name.as_str(), Some(info), &ending).await,
         Ok(None) => Ok(Exit::Interrupted),
         Err(problem) if own::may_have_happened(&problem) => Err(problem),
         Err(problem) => return Err(problem),
     };
-    own.remove(app, &client).await;
+    own.remove(app, &client, &ending).await;
     result
 }
 
@@ -57,17 +60,18 @@ async fn measure(
     args: &Bench,
     namespace: &str,
     own: Option<NamespaceInfo>,
+    ending: &Ending,
 ) -> Result<Exit, Problem> {
     let is_own = own.is_some();
     let prepared = tokio::select! {
         biased;
-        Ok(()) = tokio::signal::ctrl_c() => return Ok(Exit::Interrupted),
+        () = ending.asked(0) => return Ok(Exit::Interrupted),
         prepared = prepare(app, args, namespace, own) => prepared?,
     };
     let Prepared { first, info, handles } = prepared;
     let counters = Counters::of(&first, info.namespace.placement).await;
     let before = counters.fsyncs(&first).await;
-    let measured = load::run(app, handles, args).await?;
+    let measured = load::run(app, handles, args, ending).await?;
     let fsyncs =
         counters.fsyncs(&first).await.zip(before).map(|(after, before)| after.saturating_sub(before));
     if let Some(error) = &measured.total.last_error {
@@ -78,7 +82,7 @@ async fn measure(
         own: is_own,
         mode: info.namespace.mode().to_string(),
         durability: durability(info.namespace.placement, info.voters),
-        hardware: hardware(&first, counters.nodes.len()),
+        hardware: hardware(&first, &counters.nodes),
         fsyncs,
         whose: &counters.whose,
     };
@@ -133,7 +137,7 @@ async fn prepare(
         .collect();
     let preloaded = args.preloaded();
     if preloaded > 0 {
-        app.out.note(format!("writing {preloaded} keys first"));
+        app.out.note(format!("writing {} first", counted(preloaded, "key", "keys")));
         fill(&handles, preloaded, args.value_size).await?;
     }
     Ok(Prepared { first, info, handles })
@@ -237,20 +241,24 @@ fn as_text(args: &Bench, measured: &Measured, about: &About<'_>) -> String {
     };
     lines.push(format!("durability: {}", about.durability));
     lines.push(format!(
-        "hardware: {}   {} clients, each operation by {}, {loop_of}",
-        about.hardware, args.clients, args.via
+        "hardware: {}   {}, each operation by {}, {loop_of}",
+        about.hardware,
+        counted(args.clients, "client", "clients"),
+        args.via
     ));
     lines.join("\n")
 }
 
 /// What an acknowledged write of a namespace is worth.
-fn durability(placement: Placement, voters: impl std::fmt::Display) -> String {
+fn durability(placement: Placement, voters: u32) -> String {
     match placement {
         Placement::Strong { .. } => {
-            format!("each acknowledged write fsynced by a majority of {voters} voters, group commit")
+            let voters = counted(voters, "voter", "voters");
+            format!("each acknowledged write fsynced by a majority of {voters}, group commit")
         }
         Placement::Available { replication, .. } => {
-            format!("each acknowledged write fsynced by {} replicas, group commit", replication.w)
+            let replicas = counted(replication.w, "replica", "replicas");
+            format!("each acknowledged write fsynced by {replicas}, group commit")
         }
     }
 }
@@ -271,10 +279,10 @@ async fn fill(handles: &[Handle], keys: u64, value_size: usize) -> Result<(), Pr
     Ok(join_all(writers).await.into_iter().collect::<Result<(), Error>>()?)
 }
 
-/// The nodes whose fsyncs are counted, and all nodes.
+/// The nodes whose fsyncs are counted, and all nodes: whether each answered at the beginning.
 struct Counters {
     addresses: Vec<String>,
-    nodes: Vec<NodeId>,
+    nodes: BTreeMap<NodeId, bool>,
     whose: String,
 }
 
@@ -283,13 +291,13 @@ impl Counters {
     /// coordinates.
     async fn of(client: &Client, placement: Placement) -> Self {
         let Ok(topology) = client.admin().topology().await else {
-            return Self { addresses: Vec::new(), nodes: Vec::new(), whose: "unknown".into() };
+            return Self { addresses: Vec::new(), nodes: BTreeMap::new(), whose: "unknown".into() };
         };
-        let nodes: Vec<NodeId> = topology.members.keys().copied().collect();
+        let views = views(client, &topology).await;
+        let nodes = views.iter().map(|(node, view)| (*node, view.is_some())).collect();
         // A leader that was cut off still calls itself one: the newest that has a quorum is the right one.
         let leader = match placement {
             Placement::Strong { group } => {
-                let views = views(client, &topology).await;
                 let leads = views.values().flatten().flat_map(|status| {
                     let own =
                         move |known: &&GroupStatus| known.group == group.0 && known.leader == status.node;
@@ -326,18 +334,29 @@ impl Counters {
     }
 }
 
-fn hardware(client: &Client, nodes: usize) -> String {
+fn hardware(client: &Client, nodes: &BTreeMap<NodeId, bool>) -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("processor unknown", |(_, name)| name.trim());
     let local = client.endpoints().iter().all(|e| e.starts_with("127.") || e.starts_with("localhost:"));
     let shared = if local {
-        format!("shared by the client and {nodes} nodes")
+        format!("shared by the client and {}", answering(nodes))
     } else {
         "of the client; nodes elsewhere".into()
     };
     format!("{cores} cores, {model}, {shared}")
+}
+
+/// Those that answer, and by name those that do not.
+fn answering(nodes: &BTreeMap<NodeId, bool>) -> String {
+    let silent: Vec<String> =
+        nodes.iter().filter(|(_, answers)| !**answers).map(|(node, _)| node.to_string()).collect();
+    let count = counted(nodes.len().saturating_sub(silent.len()), "node", "nodes");
+    match silent.len() {
+        0 => count,
+        several => format!("{count} ({} {} not answer)", silent.join(" "), noun(several, "does", "do")),
+    }
 }
 
 #[cfg(test)]
@@ -346,6 +365,14 @@ mod tests {
     use super::*;
     use crate::cli::{Distribution, Travel, Workload};
     use std::time::Duration;
+
+    #[test]
+    fn only_nodes_that_answer_share_the_machine() {
+        let nodes = |silent: &[u64]| (1..=5).map(|id| (NodeId(id), !silent.contains(&id))).collect();
+        assert_eq!(answering(&nodes(&[])), "5 nodes");
+        assert_eq!(answering(&nodes(&[5])), "4 nodes (n5 does not answer)");
+        assert_eq!(answering(&nodes(&[1, 2, 4, 5])), "1 node (n1 n2 n4 n5 do not answer)");
+    }
 
     /// One line for programs with what was asked and measured; a table for people without rows of nothing.
     #[test]

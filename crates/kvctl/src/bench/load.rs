@@ -7,13 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use kv_client::{Available, Client, Error, Strong, WriteContext};
-use kv_types::{Mode, Reason};
+use kv_types::{Mode, Reason, counted};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep_until, timeout_at};
 
+use super::ending::Ending;
 use crate::app::App;
 use crate::cli::{Bench, Distribution, Workload};
 use crate::exit::Exit;
@@ -223,8 +224,14 @@ pub(super) struct Measured {
     pub(super) interrupted: bool,
 }
 
-/// Runs a worker for every handle. Ctrl-C ends the load early, and what was measured until then counts.
-pub(super) async fn run(app: &App, handles: Vec<Handle>, args: &Bench) -> Result<Measured, Problem> {
+/// Runs a worker for every handle. Ctrl-C and SIGTERM end the load early, and what was measured until then
+/// counts.
+pub(super) async fn run(
+    app: &App,
+    handles: Vec<Handle>,
+    args: &Bench,
+    ending: &Ending,
+) -> Result<Measured, Problem> {
     let begun = Instant::now();
     let every = args.rate.map(|rate| (Duration::from_secs_f64(1.0 / rate), AtomicU64::new(0)));
     let end = begun + args.lasting;
@@ -253,10 +260,12 @@ pub(super) async fn run(app: &App, handles: Vec<Handle>, args: &Bench) -> Result
     let mut total = Tally::new()?;
     let mut ticks = interval_at(begun + PROGRESS, PROGRESS);
     let (mut told, mut latest, mut interrupted) = (0, end + LATEST, false);
+    let asked_to_end = ending.asked(0);
+    tokio::pin!(asked_to_end);
     loop {
         tokio::select! {
             biased;
-            Ok(()) = tokio::signal::ctrl_c(), if !interrupted => {
+            () = &mut asked_to_end, if !interrupted => {
                 interrupted = true;
                 pace.stopped.store(true, Ordering::Relaxed);
                 latest = Instant::now() + LATEST;
@@ -270,7 +279,11 @@ pub(super) async fn run(app: &App, handles: Vec<Handle>, args: &Bench) -> Result
             },
             _ = ticks.tick() => {
                 let now = answered.load(Ordering::Relaxed);
-                app.out.note(format!("{:>4.0} s   {} operations/s", begun.elapsed().as_secs_f64(), now - told));
+                app.out.note(format!(
+                    "{:>4.0} s   {}/s",
+                    begun.elapsed().as_secs_f64(),
+                    counted(now - told, "operation", "operations")
+                ));
                 // One node may not have heard of it yet; for a second, all have.
                 let over = now == told && gone.load(Ordering::Relaxed);
                 pace.stopped.fetch_or(over, Ordering::Relaxed);

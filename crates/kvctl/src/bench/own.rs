@@ -6,6 +6,7 @@ use kv_client::{Client, NamespaceInfo};
 use kv_env::Entropy;
 use kv_types::{Applied, Mode, NamespaceName, NamespaceSpec, Reason, Replication, majority};
 
+use super::ending::Ending;
 use crate::app::App;
 use crate::cli::Bench;
 use crate::problem::Problem;
@@ -66,8 +67,9 @@ impl Own {
     }
 
     /// Removes it with everything in it, also one whose making failed in a way that leaves open whether it is
-    /// there. Ctrl-C leaves it.
-    pub(super) async fn remove(&self, app: &App, client: &Client) {
+    /// there. Ctrl-C meanwhile leaves it.
+    pub(super) async fn remove(&self, app: &App, client: &Client, ending: &Ending) {
+        let before = ending.times();
         let name = &self.name;
         let delete = app.line.other(&["ns", "delete"]).without("namespace").flag("--now");
         let delete = delete.operand("name", name.as_str());
@@ -78,7 +80,7 @@ impl Own {
         let admin = client.admin();
         let removed = tokio::select! {
             biased;
-            Ok(()) = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
+            () = ending.asked(before) => Err("interrupted".to_owned()),
             removed = admin.delete_namespace(&self.name) => match removed {
                 Ok(_) => Ok(()),
                 Err(error) if error.failure().reason == Reason::NamespaceUnknown => {
