@@ -2,7 +2,7 @@
 //! words or signs too, and fits the width.
 
 use kv_client::PeerState;
-use kv_types::NodeId;
+use kv_types::{NodeId, counted};
 
 use super::sight::{Probed, Said, Sight, Tally};
 use crate::output::time_of_day;
@@ -50,6 +50,7 @@ pub(crate) fn draw(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
     let mut lines = vec![head(sight)];
     lines.push(Vec::new());
     lines.extend(serving(sight, width));
+    lines.push(source(sight));
     lines.push(Vec::new());
     lines.push(tally("strong", &sight.strong));
     lines.push(tally("available", &sight.available));
@@ -73,6 +74,15 @@ fn head(sight: &Sight) -> Vec<Piece> {
         head.push(piece(format!("   NOT OF NOW: {trouble}"), Tone::Bad));
     }
     head
+}
+
+/// Whose list of namespaces it is.
+fn source(sight: &Sight) -> Vec<Piece> {
+    let known = format!("namespaces as {} knows them", sight.named_by);
+    match sight.may_be_old {
+        false => vec![piece(known, Tone::Plain)],
+        true => vec![piece(format!("{known}, which reaches no majority: they may be old"), Tone::Bad)],
+    }
 }
 
 /// A read of each namespace at each node, a second ago at most.
@@ -103,7 +113,10 @@ fn serving(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
         lines.push(line);
     }
     if sight.more > 0 {
-        lines.push(vec![piece(format!("and {} namespaces more", sight.more), Tone::Plain)]);
+        lines.push(vec![piece(
+            format!("and {} more", counted(sight.more, "namespace", "namespaces")),
+            Tone::Plain,
+        )]);
     }
     lines
 }
@@ -120,7 +133,10 @@ fn tally(mode: &str, tally: &Tally) -> Vec<Piece> {
     };
     vec![
         cell(mode, NAME, Tone::Head),
-        piece(format!("{} of {} reads answered ({percent} %)", tally.answered, tally.asked), tone),
+        piece(
+            format!("{} of {} answered ({percent} %)", tally.answered, counted(tally.asked, "read", "reads")),
+            tone,
+        ),
         piece(format!("   median {}   longest {}", ms(tally.median), ms(tally.longest)), Tone::Plain),
     ]
 }
@@ -221,6 +237,8 @@ mod tests {
             strong: tally(180),
             available: tally(300),
             more: 0,
+            named_by: NodeId(1),
+            may_be_old: true,
             faults: Some("LAB  12 links cut or slow for 8 s".into()),
             trouble: None,
         }
@@ -246,6 +264,9 @@ mod tests {
         assert!(line("n3").ends_with("-  -  ·  +  +  "), "{:?}", line("n3"));
         assert!(line("n5").contains("does not answer"));
         assert!(lines[0].contains("12 links cut"));
+        assert!(line("namespaces as n1 knows them").ends_with("no majority: they may be old"));
+        let whole = text(draw(&Sight { may_be_old: false, ..cut() }, 80));
+        assert!(whole.contains(&"namespaces as n1 knows them".to_owned()), "{whole:?}");
     }
 
     #[test]

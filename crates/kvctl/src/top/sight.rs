@@ -99,6 +99,10 @@ pub(crate) struct Sight {
     pub(crate) available: Tally,
     /// Namespaces that are not probed.
     pub(crate) more: usize,
+    /// The node that named the namespaces.
+    pub(crate) named_by: NodeId,
+    /// It reaches no quorum of the catalogue: there may be others by now.
+    pub(crate) may_be_old: bool,
     /// Of a lab: the faults in force.
     pub(crate) faults: Option<String>,
     /// Why this is not of now.
@@ -113,6 +117,11 @@ impl Sight {
         probes: &Probes,
         faults: Option<String>,
     ) -> Self {
+        let named_by = topology.answered_by;
+        let may_be_old = views.get(&named_by).and_then(Option::as_ref).is_some_and(|status| {
+            let catalogue = status.groups.iter().find(|group| group.group == GroupId::CATALOGUE.0);
+            !catalogue.is_some_and(|group| group.quorum && group.leader != 0)
+        });
         let nodes: Vec<_> = views.into_iter().map(|(node, view)| (node, view.as_ref().map(said))).collect();
         let tally = |mode| {
             let names = names.iter().filter(|(_, known)| *known == mode);
@@ -122,6 +131,8 @@ impl Sight {
         let present = namespaces.filter(|info| info.namespace.deletion.is_none()).count();
         Self {
             at_ms: SystemClock.wall_ms(),
+            named_by,
+            may_be_old,
             strong: tally(Mode::Strong),
             available: tally(Mode::Available),
             more: present.saturating_sub(names.len()),
@@ -158,7 +169,7 @@ impl Sight {
         });
         json!({
             "at_ms": self.at_ms, "namespaces": served.collect::<Vec<_>>(), "nodes": nodes.collect::<Vec<_>>(),
-            "faults": self.faults,
+            "faults": self.faults, "namespaces_of": self.named_by.to_string(), "may_be_old": self.may_be_old,
         })
     }
 }
