@@ -109,6 +109,9 @@ pub enum Request {
     Restart {
         /// The node.
         node: NodeName,
+        /// On an empty disk, as if it had lost its own.
+        #[serde(default)]
+        empty: bool,
     },
     /// Makes a node stand still.
     Pause {
@@ -403,7 +406,11 @@ impl Supervisor {
                 return Ok(Reply::Faults { faults, paused });
             }
             Request::Kill { node } => return lab.kill(node.0).await.map(Reply::Process),
-            Request::Restart { node } => return lab.restart(node.0).await.map(Reply::Process),
+            Request::Restart { node, empty: false } => return lab.restart(node.0).await.map(Reply::Process),
+            Request::Restart { node, empty: true } => {
+                let [_, started] = lab.restart_empty(node.0).await?;
+                return Ok(Reply::Process(started));
+            }
             Request::Pause { node } => return lab.pause(node.0).await.map(Reply::Process),
             Request::Resume { node } => return lab.resume(node.0).await.map(Reply::Process),
             Request::Down => {

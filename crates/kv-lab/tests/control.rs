@@ -93,7 +93,7 @@ async fn a_lab_comes_up_is_broken_and_healed_and_leaves_nothing() {
     assert!(!killed(kill().await.unwrap()), "it did not run");
     let Reply::Status(one_down) = ask(dir, Request::Status).await.unwrap() else { panic!("a status") };
     assert!(!one_down.nodes[1].up && one_down.nodes[2].up);
-    ask(dir, Request::Restart { node: node(2) }).await.unwrap();
+    ask(dir, Request::Restart { node: node(2), empty: false }).await.unwrap();
     ask(dir, Request::Pause { node: node(3) }).await.unwrap();
     let still = Reply::Faults { faults: Vec::new(), paused: vec![node(3)] };
     assert_eq!(ask(dir, Request::List).await.unwrap(), still);

@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use kv_check::history;
 use kv_check::linear::{Options, Verdict};
 use kv_check::{Json, Operation, available, linear, operation, strong};
+use kv_types::counted;
 use serde_json::json;
 
 use crate::app::App;
 use crate::cli::Check;
 use crate::data::read;
 use crate::exit::Exit;
+use crate::output::{on_a_line, readable};
 use crate::problem::Problem;
 
 /// Largest history that is read, bytes.
@@ -49,11 +51,22 @@ fn check_strong(app: &App, operations: &[Operation], settled: u64) -> Result<Exi
     let account = strong::account(operations, settled);
     let (word, exit, detail) = match &verdict {
         Verdict::Valid if account.kept() => ("valid", Exit::Done, None),
-        Verdict::Valid => {
-            ("invalid", Exit::No, Some(format!("{} acknowledged writes lost", account.lost.len())))
+        Verdict::Valid => (
+            "invalid",
+            Exit::No,
+            Some(format!(
+                "{} lost",
+                counted(account.lost.len(), "acknowledged write", "acknowledged writes")
+            )),
+        ),
+        Verdict::Invalid(witness) => {
+            let mut witness = witness.clone();
+            witness.key = on_a_line(witness.key.as_bytes());
+            ("invalid", Exit::No, Some(witness.to_string()))
         }
-        Verdict::Invalid(witness) => ("invalid", Exit::No, Some(witness.to_string())),
-        Verdict::Unknown { key, why } => ("unknown", Exit::Unknown, Some(format!("{key}: {why}"))),
+        Verdict::Unknown { key, why } => {
+            ("unknown", Exit::Unknown, Some(format!("{}: {why}", on_a_line(key.as_bytes()))))
+        }
     };
     if app.out.is_json() {
         app.out.json(&json!({
@@ -62,9 +75,10 @@ fn check_strong(app: &App, operations: &[Operation], settled: u64) -> Result<Exi
             "unknown": account.unknown, "detail": detail,
         }))?;
     } else {
-        app.out.line(format!("strong      linearizable: {word}   {} operations", operations.len()))?;
+        let count = counted(operations.len(), "operation", "operations");
+        app.out.line(format!("strong      linearizable: {word}   {count}"))?;
         if let Some(detail) = detail {
-            app.out.line(detail)?;
+            app.out.line(readable(detail.as_bytes()))?;
         }
     }
     Ok(exit)
@@ -94,8 +108,9 @@ fn report_available(
         }))?);
     }
     app.out.line(format!(
-        "available   {promise}: {word}   {operations} operations   \
+        "available   {promise}: {word}   {}   \
          lost {}  resurrected {}  diverged {}  phantoms {}  false conflicts {}   (stale reads {}, allowed)",
+        counted(operations, "operation", "operations"),
         account.lost.len(),
         account.resurrected.len(),
         account.diverged.len(),

@@ -202,6 +202,9 @@ pub(crate) struct WriteOptions {
     /// Available: supersede exactly what an earlier `get -o json` saw, read from FILE (- for standard input)
     #[arg(long, value_name = "FILE", conflicts_with = "blind")]
     pub(crate) causal: Option<PathBuf>,
+    /// Available, in `kvctl shell`: supersede exactly what the last `get` or `put` of the key saw there
+    #[arg(long, conflicts_with_all = ["causal", "blind"])]
+    pub(crate) seen: bool,
     /// Available: supersede nothing; the value becomes a sibling
     #[arg(long)]
     pub(crate) blind: bool,
@@ -436,7 +439,13 @@ pub(crate) enum Lab {
     /// Kill a node, as a power failure would
     Kill(LabNode),
     /// Start a node again, killing it first if it runs
-    Restart(LabNode),
+    Restart {
+        #[command(flatten)]
+        node: LabNode,
+        /// On an empty disk, as if it had lost its own: it gets everything from the others
+        #[arg(long)]
+        empty: bool,
+    },
     /// Make a node stand still, as a machine that swaps would
     Pause(LabNode),
     /// Let a node go on that stands still
@@ -521,6 +530,8 @@ pub(crate) enum Fault {
         /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
+        #[command(flatten)]
+        which: WhichLab,
     },
     /// Cut one node off from all others
     Isolate {
@@ -529,6 +540,8 @@ pub(crate) enum Fault {
         /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
+        #[command(flatten)]
+        which: WhichLab,
     },
     /// Reset every connection between two nodes that carries bytes from one to the other, and each new one at
     /// once
@@ -540,6 +553,8 @@ pub(crate) enum Fault {
         /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
+        #[command(flatten)]
+        which: WhichLab,
     },
     /// Make the link from one node to another narrow
     Slow {
@@ -547,27 +562,39 @@ pub(crate) enum Fault {
         from: NodeId,
         /// The node that it sends to
         to: NodeId,
-        /// Bytes a second that arrive
-        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..), value_name = "BYTES")]
+        /// How much arrives in a second, from 100B
+        #[arg(long, default_value = "20kB", value_parser = units::per_second, value_name = "SIZE")]
         bytes: u64,
         /// End this fault after this time
         #[arg(long = "for", value_parser = units::duration, value_name = "DURATION")]
         lasting: Option<Duration>,
+        #[command(flatten)]
+        which: WhichLab,
     },
     /// Make a node stand still, as a machine that swaps would; `fault resume` ends it, healing does not
-    Pause {
-        /// The node
-        node: NodeId,
-    },
+    Pause(LabNode),
     /// Let a node go on that stands still
-    Resume {
-        /// The node
-        node: NodeId,
-    },
+    Resume(LabNode),
     /// End all faults between nodes
-    Heal,
+    Heal(WhichLab),
     /// List the faults in force between nodes
-    List,
+    List(WhichLab),
+}
+
+impl Fault {
+    /// The lab that is meant.
+    pub(crate) fn which(&self) -> &WhichLab {
+        match self {
+            Self::Partition { which, .. }
+            | Self::Isolate { which, .. }
+            | Self::Reset { which, .. }
+            | Self::Slow { which, .. }
+            | Self::Pause(LabNode { which, .. })
+            | Self::Resume(LabNode { which, .. })
+            | Self::Heal(which)
+            | Self::List(which) => which,
+        }
+    }
 }
 
 /// What a benchmark does.
@@ -766,7 +793,15 @@ mod tests {
             "kvctl cas -n bank alice --expect-absent 90",
             "kvctl put -n cart user:42 --causal ctx.json v",
             "kvctl fault partition n1,n2 / n3,n4,n5 --for 20s",
+            "kvctl put -n cart user:42 merged --seen",
+            "kvctl del -n cart user:42 --seen",
             "kvctl fault isolate n3",
+            "kvctl fault partition --name other n1 / n2",
+            "kvctl fault partition n1 / n2 --dir /tmp/lab",
+            "kvctl fault slow n1 n2 --bytes 4kB --name other",
+            "kvctl fault pause n3 --name other",
+            "kvctl fault heal --name other",
+            "kvctl fault list --dir /tmp/lab",
             "kvctl bench -n bank --workload put --clients 16 --value-size 100B --for 10s -o json",
             "kvctl -e 127.0.0.1:7101 -e 127.0.0.1:7102 cluster status --as-seen-by all",
             "kvctl cluster transfer-leader n3",
@@ -775,6 +810,7 @@ mod tests {
             "kvctl lab down --name other",
             "kvctl lab status --dir /tmp/lab",
             "kvctl lab kill n3",
+            "kvctl lab restart n3 --empty",
             "kvctl lab logs n3 --lines 5",
             "kvctl help exit-codes",
             "kvctl ctx add prod -e h1:7101 -e h2:7101 -n bank",
@@ -793,6 +829,8 @@ mod tests {
         for line in [
             "kvctl cas -n bank alice 90",
             "kvctl put -n cart k v --causal f --blind",
+            "kvctl put -n cart k v --causal f --seen",
+            "kvctl put -n cart k v --seen --blind",
             "kvctl bench --for 10",
             "kvctl ns create cart --mode available --n 0",
             "kvctl ns create cart --mode available --r 0",
@@ -802,6 +840,8 @@ mod tests {
             "kvctl ns delete cart --grace 31days",
             "kvctl ns alter cart --r 0",
             "kvctl get -n cart k -0",
+            "kvctl fault slow n1 n2 --bytes 4000",
+            "kvctl fault slow n1 n2 --bytes 10B",
             "kvctl lab up --port-base 65500",
             "kvctl put -n bank --request-id 5f2c0000:41 alice 1",
         ] {

@@ -1,9 +1,11 @@
 //! The cluster as its nodes see it. Every view is labelled with its viewpoint, and a node that cannot be
 //! asked stays in the table.
 
+use std::collections::BTreeMap;
+
 use kv_client::{GroupStatus, NamespaceInfo, NodeStatus, PeerState, PeerStatus, Topology};
 use kv_env::{Clock, SystemClock};
-use kv_types::{GroupId, Mode, NodeId, Placement, Replication};
+use kv_types::{GroupId, Mode, NodeId, Placement, Replication, counted, noun};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -12,7 +14,7 @@ use crate::data;
 use crate::exit::Exit;
 use crate::latency;
 use crate::ns::deleted_until;
-use crate::output::{nodes, object, put_bytes, readable, table, time_of_day};
+use crate::output::{nodes, object, on_a_line, put_bytes, table, time_of_day};
 use crate::problem::Problem;
 use crate::progress::while_waiting;
 use crate::views::{Views, views};
@@ -110,6 +112,18 @@ struct Offer {
     deleted: bool,
     /// What keeps it from losing more.
     remark: String,
+}
+
+/// Of a node that has not seen the catalogue: whom it does not hear, in words; none if it hears all.
+pub(crate) fn waits_for(status: &NodeStatus) -> Option<String> {
+    let silent = status.peers.iter().filter(|peer| peer.state() != PeerState::Up);
+    let silent: Vec<u64> = silent.map(|peer| peer.node).collect();
+    let waits = status.epoch == 0 && !silent.is_empty();
+    waits.then(|| {
+        let (me, does) = (NodeId(status.node), noun(silent.len(), "does", "do"));
+        let silent = nodes(&silent);
+        format!("{me} waits for {silent}, which {does} not answer: a first start needs more than a majority")
+    })
 }
 
 /// What one side of CAP offers at a node.
@@ -220,7 +234,7 @@ impl View<'_> {
             String::new()
         } else if u64::from(group.reachable_voters) < needed {
             let (reachable, voters) = (group.reachable_voters, group.voters.len());
-            format!("{reachable} of {voters} voters reachable, {needed} needed")
+            format!("{reachable} of {} reachable, {needed} needed", counted(voters, "voter", "voters"))
         } else {
             "no leader is heard: an election takes about a second".to_owned()
         };
@@ -235,7 +249,8 @@ impl View<'_> {
         match known.map(|known| (known.able_voters, known.reachable_voters)) {
             Some((able, reachable)) if able < reachable => {
                 let waits = reachable - able;
-                format!("more in a moment: {waits} of {reachable} voters still catch up")
+                let (of, catch) = (counted(reachable, "voter", "voters"), noun(waits, "catches", "catch"));
+                format!("more in a moment: {waits} of {of} still {catch} up")
             }
             _ => String::new(),
         }
@@ -248,8 +263,11 @@ impl View<'_> {
         let why = if reads && writes {
             String::new()
         } else {
-            let strict = if plan.sloppy { "nodes" } else { "replicas of some keys" };
-            format!("{answering} {strict} reachable, {most} needed")
+            let which = match plan.sloppy {
+                true => counted(answering, "node", "nodes"),
+                false => counted(answering, "replica of some keys", "replicas of some keys"),
+            };
+            format!("{which} reachable, {most} needed")
         };
         (reads, writes, answering.saturating_sub(u64::from(most)), why)
     }
@@ -279,9 +297,9 @@ impl View<'_> {
         });
         let remark = groups().find(|group| !group.quorum).map_or(String::new(), |group| {
             format!(
-                "({} of {} voters reachable, {} needed)",
+                "({} of {} reachable, {} needed)",
                 group.reachable_voters,
-                group.voters.len(),
+                counted(group.voters.len(), "voter", "voters"),
                 quorum(group)
             )
         });
@@ -311,10 +329,10 @@ impl View<'_> {
         unavailable.dedup();
         // Each node counts what it keeps, so that the figures of several do not add up.
         let mut remark = format!(
-            "{} itself counts {} keys with siblings and holds {} hints",
+            "{} itself counts {} with siblings and holds {}",
             NodeId(self.status.node),
-            self.status.keys_with_siblings,
-            self.status.hints_pending
+            counted(self.status.keys_with_siblings, "key", "keys"),
+            counted(self.status.hints_pending, "hint", "hints")
         );
         let targets: Vec<u64> =
             self.status.peers.iter().filter(|peer| peer.hints_pending > 0).map(|peer| peer.node).collect();
@@ -343,10 +361,11 @@ impl View<'_> {
         let me = NodeId(self.status.node);
         let now = time_of_day(SystemClock.wall_ms());
         let head = format!("Seen by {me}, {now} UTC (others may disagree: --as-seen-by all)");
-        let lab = lab.map_or(String::new(), |line| format!("   {line}"));
+        let lab = lab.map_or(String::new(), |line| format!("\n{line}"));
         let offers = self.offers();
         let serving = if !self.is_ready() {
-            format!("NOT READY: {me} has not seen the catalogue yet, and serves nothing")
+            let waits = waits_for(self.status).map_or(String::new(), |waits| format!("\n{waits}"));
+            format!("NOT READY: {me} has not seen the catalogue yet, and serves nothing{waits}")
         } else if offers.is_empty() {
             "no namespaces yet: kvctl ns create NAME --mode strong|available".to_owned()
         } else {
@@ -563,7 +582,8 @@ fn judge(views: &Views) -> (Health, Vec<String>) {
             complaints.push(format!("{node} does not hear {}", nodes(&lost)));
         }
         if status.rebuilding_partitions > 0 {
-            complaints.push(format!("{node} rebuilds {} ring partitions", status.rebuilding_partitions));
+            let count = counted(status.rebuilding_partitions, "ring partition", "ring partitions");
+            complaints.push(format!("{node} rebuilds {count}"));
         }
     }
     let health = match (served, complaints.is_empty()) {
@@ -574,12 +594,35 @@ fn judge(views: &Views) -> (Health, Vec<String>) {
     (health, complaints)
 }
 
+/// How many hints all nodes hold, by the node that they are for.
+fn waiting_hints(views: &Views) -> BTreeMap<NodeId, u64> {
+    let mut waiting = BTreeMap::new();
+    for peer in
+        views.values().flatten().flat_map(|status| &status.peers).filter(|peer| peer.hints_pending > 0)
+    {
+        *waiting.entry(NodeId(peer.node)).or_default() += peer.hints_pending;
+    }
+    waiting
+}
+
+/// The same in words. It is no illness: a cluster that was cut hands over what it owes when it is whole.
+fn owed(waiting: &BTreeMap<NodeId, u64>) -> Option<String> {
+    let all: u64 = waiting.values().sum();
+    let targets: Vec<String> = waiting.keys().map(NodeId::to_string).collect();
+    let (wait, hints) = (noun(all, "waits", "wait"), counted(all, "hint", "hints"));
+    (all > 0).then(|| format!("{hints} {wait} to be handed over to {}", targets.join(" ")))
+}
+
 async fn health(app: &App) -> Result<Exit, Problem> {
     let client = app.client()?;
     let topology = client.admin().topology().await?;
-    let (health, complaints) = judge(&views(&client, &topology).await);
+    let views = views(&client, &topology).await;
+    let (health, complaints) = judge(&views);
+    let waiting = waiting_hints(&views);
     if app.out.is_json() {
-        app.out.json(&json!({ "health": health.word(), "complaints": complaints }))?;
+        let hints: u64 = waiting.values().sum();
+        app.out
+            .json(&json!({ "health": health.word(), "complaints": complaints, "hints_pending": hints }))?;
     } else {
         let what = match health {
             Health::Ok => "all nodes answer, hear each other and have a quorum",
@@ -587,8 +630,8 @@ async fn health(app: &App) -> Result<Exit, Problem> {
             Health::Down => "no node has a quorum: strong namespaces are not served",
         };
         app.out.line(format!("{}   {what}", health.word()))?;
-        for complaint in &complaints {
-            app.out.line(format!("  {complaint}"))?;
+        for line in complaints.iter().chain(&owed(&waiting)) {
+            app.out.line(format!("  {line}"))?;
         }
     }
     Ok(if health == Health::Ok { Exit::Done } else { Exit::No })
@@ -613,12 +656,12 @@ pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
         put_bytes(&mut whole, "key", &key);
         app.out.json(&Value::Object(whole))?;
     } else if owners.ring == 0 {
-        let key = readable(&key);
+        let key = on_a_line(&key);
         app.out.line(format!("{key} → voters {}   (epoch {})", nodes(&owners.primaries), owners.epoch))?;
     } else {
         app.out.line(format!(
             "{} → token 0x{:016x}   ring partition {}   primaries {}   fallbacks {}   (epoch {})",
-            readable(&key),
+            on_a_line(&key),
             owners.token,
             owners.partition,
             nodes(&owners.primaries),
@@ -635,8 +678,6 @@ fn ago(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn status(node: u64, quorum: bool, lost: &[u64]) -> NodeStatus {
@@ -792,6 +833,10 @@ mod tests {
         assert_eq!(offers(&early), named(no, no, no));
         let view = View { topology: &topology, status: &early };
         assert!(text(&view).contains("NOT READY"), "{}", text(&view));
+        assert!(!text(&view).contains("waits for"), "it hears all: {}", text(&view));
+        let alone = NodeStatus { epoch: 0, ..status(1, true, &[3, 5]) };
+        let said = text(&View { topology: &topology, status: &alone });
+        assert!(said.contains("\nn1 waits for n3 n5, which do not answer: a first start"), "{said}");
         assert_eq!(view.json()["ready"], false);
         assert_eq!(view.json()["namespaces"][1]["why"], "0 nodes reachable, 2 needed");
     }
@@ -884,6 +929,26 @@ mod tests {
         let cut: Views = (1..=5).map(|id| (NodeId(id), Some(status(id, false, &[3])))).collect();
         assert_eq!(judge(&cut).0, Health::Down);
         assert!(judge(&cut).1.iter().any(|complaint| complaint.contains("does not hear n3")));
+    }
+
+    #[test]
+    fn hints_that_wait_are_said_though_all_is_well() {
+        let mut views: Views = (1..=5).map(|id| (NodeId(id), Some(status(id, true, &[])))).collect();
+        assert_eq!(owed(&waiting_hints(&views)), None);
+        let mut holds = |holder: u64, target: u64, hints: u64| {
+            let peers = &mut views.get_mut(&NodeId(holder)).unwrap().as_mut().unwrap().peers;
+            peers.iter_mut().find(|peer| peer.node == target).unwrap().hints_pending = hints;
+        };
+        holds(1, 4, 1);
+        assert!(owed(&waiting_hints(&views)).unwrap().starts_with("1 hint waits to be handed over to n4"));
+        let mut holds = |holder: u64, target: u64, hints: u64| {
+            let peers = &mut views.get_mut(&NodeId(holder)).unwrap().as_mut().unwrap().peers;
+            peers.iter_mut().find(|peer| peer.node == target).unwrap().hints_pending = hints;
+        };
+        holds(2, 4, 5);
+        holds(2, 5, 3);
+        assert!(owed(&waiting_hints(&views)).unwrap().starts_with("9 hints wait to be handed over to n4 n5"));
+        assert_eq!(judge(&views), (Health::Ok, Vec::new()));
     }
 
     #[test]

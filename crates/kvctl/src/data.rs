@@ -11,16 +11,17 @@ use kv_client::{
     Versioned, WriteContext,
 };
 use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use kv_types::{Degradation, Failure, Mode, Reason};
+use kv_types::{Failure, Mode, Reason};
 use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::cli::{Again, Cas, Del, Get, KeyForm, Put, WriteOptions};
 use crate::exit::Exit;
 use crate::output::{
-    self, Format, base64, from_base64, object, put_bytes, readable, receipt_json, receipt_line,
+    self, Format, base64, from_base64, object, on_a_line, put_bytes, readable, receipt_json, receipt_line,
 };
 use crate::problem::Problem;
+use crate::seen;
 
 /// Longest file that can hold a context, bytes: siblings of the largest size beside it.
 const MAX_CONTEXT_FILE_BYTES: u64 = 256 << 20;
@@ -78,6 +79,7 @@ impl Place {
     fn refuse_write_options(&self, options: &WriteOptions) -> Result<(), Problem> {
         self.refuse_options(&[
             ("--causal", options.causal.is_some()),
+            ("--seen", options.seen),
             ("--blind", options.blind),
             ("-w", options.w.is_some()),
             ("--strict", options.strict),
@@ -156,7 +158,8 @@ fn siblings(
     key: &[u8],
     answer: &Answer<Siblings>,
 ) -> Result<Exit, Problem> {
-    let Siblings { presence, values, .. } = &answer.value;
+    let Siblings { presence, values, context } = &answer.value;
+    remember(app, place, key, context);
     if app.out.is_json() {
         app.out.json(&siblings_json(place, key, answer))?;
     }
@@ -175,12 +178,8 @@ fn siblings(
         _ if app.out.is_json() => {}
         (Presence::Found, [one]) if !args.all => write_value(app, &one.value)?,
         (Presence::Found, several) if app.out.format == Format::Text && app.out.terminal && !args.all => {
-            app.out.line(format!(
-                "{} siblings (concurrent writes). To merge: {} > ctx.json; {} VALUE",
-                several.len(),
-                app.line.clone().with("-o", "json"),
-                app.line.other(&["put"]).with("--causal", "ctx.json").operand("key", &args.key),
-            ))?;
+            let merge = merging(app, &args.key);
+            app.out.line(format!("{} siblings (concurrent writes). To merge: {merge}", several.len()))?;
             for (letter, sibling) in ('a'..='z').cycle().zip(several) {
                 app.out.line(format!(
                     "  [{letter}] {}   {:08x}:{}   {}   written by {}",
@@ -214,6 +213,18 @@ fn siblings(
         }
     }
     Ok(Exit::Done)
+}
+
+/// What merges siblings, but for the value: in a shell no file is needed.
+fn merging(app: &App, key: &str) -> String {
+    let put = app.line.other(&["put"]).operand("key", key);
+    match app.out.is_in_shell() {
+        true => format!("{} VALUE", put.flag("--seen")),
+        false => {
+            let get = app.line.clone().with("-o", "json");
+            format!("{get} > ctx.json; {} VALUE", put.with("--causal", "ctx.json"))
+        }
+    }
 }
 
 fn siblings_json(place: &Place, key: &[u8], answer: &Answer<Siblings>) -> Value {
@@ -265,7 +276,7 @@ pub(crate) async fn put(app: &App, args: &Put) -> Result<Exit, Problem> {
             Ok(written(app, &place, &key, &answer, answer.value))
         }
         Mode::Available => {
-            let context = context(&args.options).await?;
+            let context = context(app, &args.options, &place, &key).await?;
             let answer = place.available(&args.options).put(&key, value, context).await?;
             Ok(written_context(app, &place, &key, &answer))
         }
@@ -294,7 +305,7 @@ pub(crate) async fn del(app: &App, args: &Del) -> Result<Exit, Problem> {
             Ok(app.out.acknowledged(said))
         }
         Mode::Available => {
-            let context = context(&args.options).await?;
+            let context = context(app, &args.options, &place, &key).await?;
             let answer = place.available(&args.options).delete(&key, context).await?;
             Ok(removed(app, &place, &key, &answer))
         }
@@ -347,6 +358,7 @@ fn written<T>(app: &App, place: &Place, key: &[u8], answer: &Answer<T>, revision
 
 fn written_context(app: &App, place: &Place, key: &[u8], answer: &Answer<CausalContext>) -> Exit {
     verbose(app, answer);
+    remember(app, place, key, &answer.value);
     let said = if app.out.is_json() {
         app.out.json(&place.json(key, answer, [("context_b64", base64(&answer.value.0).into())]))
     } else {
@@ -360,6 +372,7 @@ fn written_context(app: &App, place: &Place, key: &[u8], answer: &Answer<CausalC
 fn removed(app: &App, place: &Place, key: &[u8], answer: &Answer<Removed>) -> Exit {
     verbose(app, answer);
     let Removed { context, saw_value } = &answer.value;
+    remember(app, place, key, context);
     let said = if app.out.is_json() {
         let fields = [("existed", json!(saw_value)), ("context_b64", base64(&context.0).into())];
         app.out.json(&place.json(key, answer, fields))
@@ -374,16 +387,15 @@ fn removed(app: &App, place: &Place, key: &[u8], answer: &Answer<Removed>) -> Ex
     app.out.acknowledged(said)
 }
 
-/// The node that took a write, and whether with less than was promised. Passed on to another node is no less.
+/// The node that took a write, and how it was less than was promised, if it was.
 fn at<T>(answer: &Answer<T>) -> String {
-    let degraded = answer.receipt.degraded.iter().any(|how| *how != Degradation::Forwarded);
-    let by = if degraded { "   (degraded: -v says how)" } else { "" };
-    format!("{}{by}", answer.receipt.served_by)
+    let less = output::less(&answer.receipt).map_or(String::new(), |how| format!("   (degraded: {how})"));
+    format!("{}{less}", answer.receipt.served_by)
 }
 
 /// A key as a person may see it: nothing in it moves the cursor.
 fn shown(namespace: &str, key: &[u8]) -> String {
-    format!("{namespace}/{}", readable(key))
+    format!("{namespace}/{}", on_a_line(key))
 }
 
 fn absent(app: &App, place: &Place, key: &[u8]) -> Exit {
@@ -428,7 +440,7 @@ pub(crate) async fn key(written: &str, form: &KeyForm) -> Result<Vec<u8>, Proble
     let digits: Vec<u8> =
         written.bytes().filter_map(|c| char::from(c).to_digit(16)?.try_into().ok()).collect();
     if digits.len() != written.len() || !digits.len().is_multiple_of(2) {
-        let message = format!("`{}` is not pairs of hexadecimal digits", readable(written.as_bytes()));
+        let message = format!("`{}` is not pairs of hexadecimal digits", on_a_line(written.as_bytes()));
         return Err(Problem::usage(message));
     }
     Ok(digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
@@ -450,11 +462,42 @@ async fn value(argument: &str) -> Result<Bytes, Problem> {
     Ok(value.into())
 }
 
-async fn context(options: &WriteOptions) -> Result<WriteContext, Problem> {
+async fn context(
+    app: &App,
+    options: &WriteOptions,
+    place: &Place,
+    key: &[u8],
+) -> Result<WriteContext, Problem> {
     match &options.causal {
         Some(file) => read_context(file).await.map(WriteContext::Causal),
+        None if options.seen => match seen::recall(&place.namespace, key) {
+            Ok(Some(context)) => Ok(WriteContext::Causal(context)),
+            unseen => Err(not_seen(app, place, key, unseen.err())),
+        },
         None if options.blind => Ok(WriteContext::Blind),
         None => Ok(WriteContext::Observed),
+    }
+}
+
+/// Why there is nothing that `--seen` could mean.
+fn not_seen(app: &App, place: &Place, key: &[u8], error: Option<std::io::Error>) -> Problem {
+    let name = shown(&place.namespace, key);
+    let get = app.line.other(&["get"]).operand("key", app.line.get("key").unwrap_or_default());
+    match error {
+        None => Problem::usage(format!("{name} was not read in this shell yet: --seen has nothing to supersede"))
+            .try_this(get.to_string(), "then the same again"),
+        Some(error) if error.kind() == std::io::ErrorKind::Unsupported => Problem::usage(
+            "--seen is what the last `get` in `kvctl shell` saw; outside of it a file keeps that: --causal FILE",
+        )
+        .try_this(format!("{} > ctx.json", get.with("-o", "json")), "then --causal ctx.json"),
+        Some(error) => Problem::new(Exit::Refused, format!("what this shell saw of {name} cannot be read: {error}")),
+    }
+}
+
+/// Keeps what was seen of a key for the lines of a shell that follow.
+fn remember(app: &App, place: &Place, key: &[u8], context: &CausalContext) {
+    if let Err(error) = seen::remember(&place.namespace, key, context) {
+        app.out.note(format!("--seen will not know of this: {error}"));
     }
 }
 
@@ -503,6 +546,12 @@ fn is_nothing(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_shown_on_one_line() {
+        assert_eq!(shown("cart", b"user:42"), "cart/user:42");
+        assert_eq!(shown("cart", b"a\nOK  cart/b\x1b[2J"), "cart/a\\nOK  cart/b\\x1b[2J");
+    }
 
     #[tokio::test]
     async fn keys_are_any_bytes() {

@@ -55,7 +55,7 @@ const EXAMPLES: [(&str, &[&str]); 41] = [
     ("lab down", &["kvctl lab down", "kvctl lab down --name other"]),
     ("lab status", &["kvctl lab status"]),
     ("lab kill", &["kvctl lab kill n3"]),
-    ("lab restart", &["kvctl lab restart n3"]),
+    ("lab restart", &["kvctl lab restart n3", "kvctl lab restart n3 --empty"]),
     ("lab pause", &["kvctl lab pause n3"]),
     ("lab resume", &["kvctl lab resume n3"]),
     ("lab logs", &["kvctl lab logs n3", "kvctl lab logs n3 --lines 200"]),
@@ -66,11 +66,11 @@ const EXAMPLES: [(&str, &[&str]); 41] = [
     ),
     ("fault isolate", &["kvctl fault isolate n3 --for 20s"]),
     ("fault reset", &["kvctl fault reset n4 n5"]),
-    ("fault slow", &["kvctl fault slow n4 n3 --bytes 4000"]),
+    ("fault slow", &["kvctl fault slow n4 n3 --bytes 4kB"]),
     ("fault pause", &["kvctl fault pause n3"]),
     ("fault resume", &["kvctl fault resume n3"]),
     ("fault heal", &["kvctl fault heal"]),
-    ("fault list", &["kvctl fault list"]),
+    ("fault list", &["kvctl fault list", "kvctl fault list --name other"]),
     (
         "bench",
         &[

@@ -5,38 +5,40 @@ use std::time::Duration;
 
 use kv_lab::control::{InForce, Reply, Request, Status};
 use kv_lab::{Fault, Flow, Installed, NodeName};
+use kv_types::counted;
 use serde_json::json;
 
 use crate::app::App;
-use crate::cli::{self, WhichLab};
+use crate::cli;
 use crate::exit::Exit;
 use crate::lab::{ask, find, process};
 use crate::output::table;
 use crate::problem::Problem;
 
 pub(crate) async fn run(app: &App, command: &cli::Fault) -> Result<Exit, Problem> {
-    let which = WhichLab { name: None, dir: std::env::var_os("KVCTL_LAB_DIR").map(Into::into) };
-    let folder = find(app, &which).await?;
+    let folder = find(app, command.which()).await?;
     let millis =
         |lasting: &Option<Duration>| lasting.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let (request, healing) = match command {
-        cli::Fault::Partition { groups, lasting } => {
+        cli::Fault::Partition { groups, lasting, .. } => {
             let groups = kv_lab::parse_groups(&groups.join(" "))?;
             let groups = groups.into_iter().map(|group| group.into_iter().map(NodeName).collect()).collect();
             (Request::Partition { groups, for_ms: millis(lasting) }, *lasting)
         }
-        cli::Fault::Isolate { node, lasting } => {
+        cli::Fault::Isolate { node, lasting, .. } => {
             (Request::Isolate { node: NodeName(*node), for_ms: millis(lasting) }, *lasting)
         }
-        cli::Fault::Reset { from, to, lasting } => (flow(*from, *to, Flow::Reset, millis(lasting)), *lasting),
-        cli::Fault::Slow { from, to, bytes, lasting } => {
+        cli::Fault::Reset { from, to, lasting, .. } => {
+            (flow(*from, *to, Flow::Reset, millis(lasting)), *lasting)
+        }
+        cli::Fault::Slow { from, to, bytes, lasting, .. } => {
             let slow = Flow::Slow { bytes_per_second: *bytes };
             (flow(*from, *to, slow, millis(lasting)), *lasting)
         }
-        cli::Fault::Pause { node } => (Request::Pause { node: NodeName(*node) }, None),
-        cli::Fault::Resume { node } => (Request::Resume { node: NodeName(*node) }, None),
-        cli::Fault::Heal => (Request::Heal, None),
-        cli::Fault::List => (Request::List, None),
+        cli::Fault::Pause(of) => (Request::Pause { node: NodeName(of.node) }, None),
+        cli::Fault::Resume(of) => (Request::Resume { node: NodeName(of.node) }, None),
+        cli::Fault::Heal(_) => (Request::Heal, None),
+        cli::Fault::List(_) => (Request::List, None),
     };
     let done = match command {
         cli::Fault::Partition { .. } | cli::Fault::Isolate { .. } => Done::Cut,
@@ -157,8 +159,8 @@ fn in_force(status: &Status, links: usize, list: &str) -> Option<String> {
         .map(|side| side.iter().map(NodeName::to_string).collect::<Vec<_>>().join(","))
         .collect();
     Some(format!(
-        "in force now, with what was before: {} links ({list}), {}",
-        status.faults.len(),
+        "in force now, with what was before: {} ({list}), {}",
+        counted(status.faults.len(), "link", "links"),
         sides.join(" / ")
     ))
 }
@@ -180,18 +182,19 @@ fn report(
             Some(time) => format!("heals itself in {}", humantime::format_duration(time)),
             None => format!("heal: {}", app.line.of_lab(&["fault", "heal"])),
         };
-        let of = format!("{as_expected} of {probes} probes");
+        let of = format!("{as_expected} of {}", counted(*probes, "probe", "probes"));
+        let links = counted(*links, "link", "links");
         app.out.done(match done {
-            Done::Cut => format!("cut {links} links (both ways). Verified: {of} blocked.    {end}"),
-            Done::Reset | Done::Slowed if *links == 0 => {
+            Done::Cut => format!("cut {links} (both ways). Verified: {of} blocked.    {end}"),
+            Done::Reset | Done::Slowed if installed.links == 0 => {
                 format!("already cut: it applies when that ends.    {end}")
             }
-            Done::Reset => format!("resets {links} links. Verified: {of} reset.    {end}"),
-            Done::Slowed => format!("slowed {links} links. Verified: {of} late.    {end}"),
-            Done::Healed => format!("healed {links} links. Verified: {of} answered."),
+            Done::Reset => format!("resets {links}. Verified: {of} reset.    {end}"),
+            Done::Slowed => format!("slowed {links}. Verified: {of} late.    {end}"),
+            Done::Healed => format!("healed {links}. Verified: {of} answered."),
         })?;
         let list = app.line.of_lab(&["fault", "list"]).to_string();
-        if let Some(more) = now.and_then(|now| in_force(now, *links, &list)) {
+        if let Some(more) = now.and_then(|now| in_force(now, installed.links, &list)) {
             app.out.done(format!("{more}    heal all: {}", app.line.of_lab(&["fault", "heal"])))?;
         }
     }

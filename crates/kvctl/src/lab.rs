@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kv_lab::control::{self, Reply, Request, Status};
 use kv_lab::{LabError, LabOptions, NodeName, Proof};
+use kv_types::{counted, noun};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -36,12 +37,14 @@ pub(crate) async fn run(app: &App, command: &Lab) -> Result<Exit, Problem> {
         Lab::Down(which) => down(app, &find(app, which).await?).await,
         Lab::Status(which) => {
             if let Reply::Status(status) = ask(app, &find(app, which).await?, Request::Status).await? {
-                show(app, &status, which)?;
+                show(app, &status)?;
             }
             Ok(Exit::Done)
         }
         Lab::Kill(node) => change(app, node, |node| Request::Kill { node }).await,
-        Lab::Restart(node) => change(app, node, |node| Request::Restart { node }).await,
+        Lab::Restart { node, empty } => {
+            change(app, node, |node| Request::Restart { node, empty: *empty }).await
+        }
         Lab::Pause(node) => change(app, node, |node| Request::Pause { node }).await,
         Lab::Resume(node) => change(app, node, |node| Request::Resume { node }).await,
         Lab::Logs { node, lines } => logs(app, node, *lines).await,
@@ -195,7 +198,12 @@ async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
         let (nodes, ports) = (options.nodes, u64::from(options.port_base));
         let endpoints = (1..=nodes).map(|node| format!("127.0.0.1:{}", ports + node)).collect();
         select(app, &name, before, endpoints, options.dir.clone())?;
-        app.out.note(format!("{nodes} nodes from port {}; Ctrl-C ends them", ports + 1));
+        app.out.note(format!(
+            "{} from port {}; Ctrl-C ends {}",
+            counted(nodes, "node", "nodes"),
+            ports + 1,
+            noun(nodes, "it", "them")
+        ));
         control::supervise(options).await?;
         return Ok(Exit::Done);
     }
@@ -215,7 +223,8 @@ async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
         return Ok(Exit::Done);
     }
     let seconds = begun.elapsed().as_secs_f64();
-    app.out.done(format!("{} nodes up in {seconds:.1} s   {}", status.nodes.len(), endpoints.join(" ")))?;
+    let up = counted(status.nodes.len(), "node", "nodes");
+    app.out.done(format!("{up} up in {seconds:.1} s   {}", endpoints.join(" ")))?;
     let next = if kept { "ns list" } else { "ns create bank --mode strong" };
     app.out.note(format!("context `{name}` is selected. Next: kvctl {next}   End: kvctl lab down"));
     Ok(Exit::Done)
@@ -288,7 +297,9 @@ async fn change(
 pub(crate) fn process(app: &App, proof: &Proof) -> Result<Exit, Problem> {
     let (is, node, then) = match proof {
         Proof::Paused { node, .. } => ("stands still", node, Some(("resume", "end it"))),
-        Proof::Resumed { node, .. } => ("goes on", node, None),
+        Proof::Resumed { node, stood_still: true, .. } => ("goes on", node, None),
+        // As the next but one, that is as it was asked for.
+        Proof::Resumed { node, .. } => ("did not stand still", node, None),
         Proof::Killed { node, by_signal: true, .. } => ("was killed", node, Some(("restart", "start it"))),
         // That is as it was asked for.
         Proof::Killed { node, .. } => ("did not run", node, Some(("restart", "start it"))),
@@ -367,8 +378,7 @@ fn status_json(status: &Status) -> Value {
 /// What is broken on purpose, in one line.
 pub(crate) fn broken(status: &Status) -> String {
     let links = status.faults_for_ms.map(|ms| {
-        let links = status.faults.len();
-        format!("{links} link{} cut or slow for {} s", if links == 1 { "" } else { "s" }, ms / 1_000)
+        format!("{} cut or slow for {} s", counted(status.faults.len(), "link", "links"), ms / 1_000)
     });
     let those = |what: &str, is: &dyn Fn(&control::NodeView) -> bool| {
         let nodes: Vec<String> =
@@ -381,16 +391,11 @@ pub(crate) fn broken(status: &Status) -> String {
     if all.is_empty() { "no faults".to_owned() } else { all.join(", ") }
 }
 
-fn show(app: &App, status: &Status, which: &WhichLab) -> Result<(), Problem> {
+fn show(app: &App, status: &Status) -> Result<(), Problem> {
     if app.out.is_json() {
         return Ok(app.out.json(&status_json(status))?);
     }
-    let list = Line::new(&["fault", "list"]);
-    // Faults are of the lab of a context.
-    let list = match which.name.as_ref().or(app.global.context.as_ref()) {
-        Some(name) => list.in_context(name),
-        None => list,
-    };
+    let list = app.line.of_lab(&["fault", "list"]);
     let listed = if status.faults.is_empty() { String::new() } else { format!(" ({list})") };
     let faults = format!("{}{listed}", broken(status));
     app.out.line(format!("lab in {}   supervisor {}   {faults}", status.dir.display(), status.pid))?;

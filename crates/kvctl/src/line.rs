@@ -13,6 +13,9 @@ const LONGEST_VALUE: usize = 200;
 /// Options that say which cluster, which namespace, and how a key is written.
 const KEPT: [&str; 5] = ["context", "endpoints", "namespace", "key_hex", "key_file"];
 
+/// Options that `kvctl shell` hands to its lines through the environment.
+const OF_SHELL: [&str; 3] = ["context", "endpoints", "namespace"];
+
 /// An option or a flag as it was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Given {
@@ -31,9 +34,10 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// What was given on the command line. What came from the environment or the file is there next time too.
-    /// `command` must be built, `matches` be its own.
-    pub(crate) fn given(command: &Command, matches: &ArgMatches) -> Self {
+    /// What was given on the command line. What came from the environment or the file is there next time too,
+    /// but for what `kvctl shell` put there: `in_shell` says that this is one of its lines, and it is typed
+    /// again where there is no such shell. `command` must be built, `matches` be its own.
+    pub(crate) fn given(command: &Command, matches: &ArgMatches, in_shell: bool) -> Self {
         let (mut command, mut matches, mut line) = (command, matches, Self::default());
         while let Some((name, inner)) = matches.subcommand() {
             let Some(known) = command.find_subcommand(name) else { break };
@@ -42,8 +46,10 @@ impl Line {
         }
         for argument in command.get_arguments() {
             let id = argument.get_id().as_str();
-            if matches.value_source(id) != Some(ValueSource::CommandLine) {
-                continue;
+            match matches.value_source(id) {
+                Some(ValueSource::CommandLine) => {}
+                Some(ValueSource::EnvVariable) if in_shell && OF_SHELL.contains(&id) => {}
+                _ => continue,
             }
             let values = values(matches, id);
             if argument.is_positional() {
@@ -76,6 +82,19 @@ impl Line {
     pub(crate) fn of_lab(&self, commands: &[&str]) -> Self {
         let kept = |given: &&Given| ["context", "name", "dir"].contains(&given.id.as_str());
         Self { options: self.options.iter().filter(kept).cloned().collect(), ..Self::new(commands) }
+    }
+
+    /// Whether the command changes nothing, so that nothing has to be said of what was applied.
+    pub(crate) fn reads(&self) -> bool {
+        matches!(
+            self.command().as_slice(),
+            ["get" | "top" | "ls" | "ring" | "check", ..]
+                | ["ns", "list" | "show"]
+                | ["cluster", "status" | "latency" | "health"]
+                | ["ctx", "list" | "show"]
+                | ["fault", "list"]
+                | ["lab", "status" | "logs"]
+        )
     }
 
     /// Whether an option was typed.
@@ -220,7 +239,7 @@ pub(crate) mod tests {
         let mut command = Cli::command();
         command.build();
         let matches = command.clone().try_get_matches_from(words).unwrap();
-        Line::given(&command, &matches)
+        Line::given(&command, &matches, false)
     }
 
     #[test]
@@ -245,6 +264,19 @@ pub(crate) mod tests {
             "kvctl -e h:1 put -n bank --timeout 900ms bob 5"
         );
         assert_eq!(line("kvctl put -n bank alice -1").to_string(), "kvctl put -n bank -- alice -1");
+    }
+
+    #[test]
+    fn what_reads_is_told_from_what_changes() {
+        for words in
+            ["kvctl get k", "kvctl ns list", "kvctl cluster health", "kvctl ring owners k", "kvctl top"]
+        {
+            assert!(line(words).reads(), "{words}");
+        }
+        for words in ["kvctl put k v", "kvctl del k", "kvctl ns delete x", "kvctl cluster transfer-leader n1"]
+        {
+            assert!(!line(words).reads(), "{words}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod data;
 mod definition;
 mod exit;
 mod fault;
+mod fold;
 mod help;
 mod lab;
 mod latency;
@@ -20,6 +21,7 @@ mod ns;
 mod output;
 mod problem;
 mod progress;
+mod seen;
 mod shell;
 mod suggest;
 mod top;
@@ -38,18 +40,18 @@ use crate::app::App;
 use crate::cli::{Cli, Command, Lab, Ns};
 use crate::exit::Exit;
 use crate::line::Line;
-use crate::output::Output;
+use crate::output::{Output, is_in_shell};
 use crate::problem::Problem;
 
 fn main() -> ExitCode {
     let mut definition = definition::definition();
     let parsed = definition.try_get_matches_from_mut(std::env::args_os());
     let read = |matches: ArgMatches| {
-        Cli::from_arg_matches(&matches).map(|cli| (cli, Line::given(&definition, &matches)))
+        Cli::from_arg_matches(&matches).map(|cli| (cli, Line::given(&definition, &matches, is_in_shell())))
     };
     let (Cli { mut global, command }, line) = match parsed.and_then(read) {
         Ok(read) => read,
-        Err(error) => return usage::refuse(error, &definition),
+        Err(error) => return usage::refuse(&error, &definition),
     };
     global.forget_empty();
     let out = Output::new(global.output, global.quiet, global.verbose > 0, global.color);

@@ -3,7 +3,7 @@
 
 use kv_client::{Admin, Client, NamespaceInfo, Topology};
 use kv_types::{
-    GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Placement, Reason, Replication, majority,
+    GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Placement, Reason, Replication, counted, majority,
 };
 use serde_json::{Value, json};
 
@@ -321,7 +321,7 @@ async fn show(app: &App, name: &str) -> Result<Exit, Problem> {
 /// The settings that implement the promise.
 fn plan(info: &NamespaceInfo) -> String {
     match info.namespace.placement {
-        Placement::Strong { group } => format!("{group}, {} voters", info.voters),
+        Placement::Strong { group } => format!("{group}, {}", counted(info.voters, "voter", "voters")),
         Placement::Available { replication: Replication { n, r, w, sloppy }, .. } => {
             format!("N={n} R={r} W={w} {}", if sloppy { "sloppy" } else { "strict" })
         }
@@ -334,16 +334,17 @@ fn describe(info: &NamespaceInfo) -> String {
         Placement::Strong { .. } => {
             let tolerates = info.voters.saturating_sub(1) / 2;
             format!(
-                "{name}   strong   {} voters, tolerates {tolerates} failures   linearizable get/put/cas",
-                info.voters
+                "{name}   strong   {}, tolerates {}   linearizable get/put/cas",
+                counted(info.voters, "voter", "voters"),
+                counted(tolerates, "failure", "failures")
             )
         }
         Placement::Available { replication, .. } => {
             let Replication { n, r, w, sloppy } = replication;
-            let cut = match (sloppy, r.max(w)) {
-                (true, 1) => "goes on where 1 node answers".to_owned(),
-                (true, nodes) => format!("goes on where {nodes} nodes answer"),
-                (false, _) => format!("writes need {w} of {n} replicas"),
+            let most = r.max(w);
+            let cut = match sloppy {
+                true => format!("goes on where {}", counted(most, "node answers", "nodes answer")),
+                false => format!("writes need {w} of {}", counted(n, "replica", "replicas")),
             };
             format!("{name}   available   {}   siblings kept   reads may be stale; {cut}", plan(info))
         }

@@ -4,14 +4,20 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use kv_types::{Degradation, Evidence, NodeId, ReadPath, Receipt};
+use kv_types::{Degradation, Evidence, NodeId, ReadPath, Receipt, counted, noun};
 use serde_json::{Map, Value, json};
 
 use crate::exit::Exit;
+use crate::fold::{fold, fold_error};
 use crate::problem::Problem;
 
 /// Where the shell says to a command which line of its script it is; 0 where a person types.
 pub(crate) const SHELL_LINE: &str = "KVCTL_SHELL_LINE";
+
+/// Whether this is one of the lines of `kvctl shell`.
+pub(crate) fn is_in_shell() -> bool {
+    std::env::var_os(SHELL_LINE).is_some()
+}
 
 /// The form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -125,7 +131,11 @@ impl Output {
 
     /// A line about a deed; `-q` silences it.
     pub(crate) fn done(&self, text: impl std::fmt::Display) -> io::Result<()> {
-        if self.quiet { Ok(()) } else { self.line(text) }
+        match (self.quiet, self.terminal) {
+            (true, _) => Ok(()),
+            (false, true) => self.line(fold(&text.to_string())),
+            (false, false) => self.line(text),
+        }
     }
 
     /// A JSON object, versioned, on one line.
@@ -182,10 +192,11 @@ impl Output {
         let whole = if self.is_json() {
             versioned(&json!({ kind: text.strip_prefix(&format!("{kind}: ")).unwrap_or(&text) }))
         } else if kind == "note" {
-            text
+            harmless(&text)
         } else {
-            format!("{kind}: {text}")
+            format!("{kind}: {}", harmless(&text))
         };
+        let whole = if self.speaks_to_terminal && !self.is_json() { fold(&whole) } else { whole };
         // There is nowhere left to report that reporting failed.
         let _ = writeln!(io::stderr().lock(), "{whole}");
     }
@@ -201,13 +212,32 @@ impl Output {
                 error.insert("line".into(), line.into());
             }
             versioned(&whole)
-        } else if self.color {
-            format!("{place}\x1b[1;31merror:\x1b[0m {problem}")
         } else {
-            format!("{place}error: {problem}")
+            let mut text = harmless(&format!("{place}error: {problem}"));
+            if self.speaks_to_terminal {
+                text = fold_error(&text);
+            }
+            match self.color {
+                true => text.replacen("error:", "\x1b[1;31merror:\x1b[0m", 1),
+                false => text,
+            }
         };
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
+}
+
+/// Writes what the parser says as help, in colour where that is wanted.
+pub(crate) fn help(text: &clap::builder::StyledStr, to_messages: bool) {
+    let (out, err) = (io::stdout(), io::stderr());
+    let terminal = if to_messages { err.is_terminal() } else { out.is_terminal() };
+    let colour = match of_parser() {
+        clap::ColorChoice::Never => false,
+        clap::ColorChoice::Always => true,
+        clap::ColorChoice::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+    };
+    let text = fold(&if colour { text.ansi().to_string() } else { text.to_string() });
+    // Where it goes has been closed: there is no one to tell.
+    let _ = if to_messages { write!(err.lock(), "{text}") } else { write!(out.lock(), "{text}") };
 }
 
 /// When help, and what the parser says, have colour: the line is not read yet, so its words are looked at.
@@ -263,6 +293,24 @@ pub(crate) fn readable(bytes: &[u8]) -> String {
         Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t')) => text.to_owned(),
         _ => bytes.escape_ascii().to_string(),
     }
+}
+
+/// The same on one line, as keys are shown: a newline in one would look like the end of a message.
+pub(crate) fn on_a_line(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(char::is_control) => text.to_owned(),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// A message without a character that would do something to a terminal, wherever its words come from.
+fn harmless(message: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' | '\t' => c.to_string(),
+        c if c.is_control() => c.to_string().as_bytes().escape_ascii().to_string(),
+        c => c.to_string(),
+    };
+    message.chars().map(shown).collect()
 }
 
 /// A receipt as JSON.
@@ -334,15 +382,40 @@ pub(crate) fn receipt_line(receipt: &Receipt, latency: std::time::Duration) -> S
         receipt.degraded.iter().partition(|how| **how == Degradation::Forwarded);
     let degraded: Vec<&str> = degraded.into_iter().map(degradation).collect();
     format!(
-        "served by {}{}   {}   {evidence}{}{}   {} attempt(s)   {:.1} ms",
+        "served by {}{}   {}   {evidence}{}{}   {}   {:.1} ms",
         receipt.served_by,
         if forwarded.is_empty() { "" } else { ", passed on by another node" },
         receipt.delivered(),
         if degraded.is_empty() { String::new() } else { format!("   degraded: {}", degraded.join(", ")) },
         if receipt.deduplicated { "   deduplicated" } else { "" },
-        receipt.attempts.max(1),
+        counted(receipt.attempts.max(1), "attempt", "attempts"),
         latency.as_secs_f64() * 1e3,
     )
+}
+
+/// In a few words, how an answer is less than was promised; none if it is not. Passed on to another node is
+/// no less.
+pub(crate) fn less(receipt: &Receipt) -> Option<String> {
+    let named = |fallback: bool, answered: bool| {
+        let Evidence::Available(available) = &receipt.evidence else { return Vec::new() };
+        let those = available.replies.iter();
+        let those = those.filter(|reply| reply.fallback == fallback && reply.answered == answered);
+        those.map(|reply| reply.node.to_string()).collect::<Vec<_>>()
+    };
+    let said = |nodes: Vec<String>, unnamed: &str, one: &str, several: &str| match nodes.len() {
+        0 => format!("{unnamed} {one}"),
+        count => format!("{} {}", nodes.join(" "), noun(count, one, several)),
+    };
+    let has = |how| receipt.degraded.contains(&how);
+    let words = [
+        has(Degradation::PrimarySilent)
+            .then(|| said(named(false, false), "a primary", "did not answer", "did not answer")),
+        (has(Degradation::Fallback) || has(Degradation::FallbackCoordinator))
+            .then(|| said(named(true, true), "a fallback", "stands in", "stand in")),
+        has(Degradation::Divergent).then(|| "its replicas differed".to_owned()),
+    ];
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 fn read_path(path: ReadPath) -> &'static str {
@@ -481,6 +554,46 @@ mod tests {
     }
 
     #[test]
+    fn what_is_less_than_was_promised_is_said_in_words() {
+        let reply = |node, fallback, answered| kv_types::ReplicaReply {
+            node: NodeId(node),
+            fallback,
+            answered,
+            fsynced: answered,
+            knows: answered,
+        };
+        let evidence = |replies| {
+            Evidence::Available(kv_types::AvailableEvidence {
+                n: 3,
+                r: 2,
+                w: 2,
+                strict: false,
+                replies,
+                hints: 2,
+                repair: false,
+                siblings: 1,
+                staleness_bound_ms: None,
+            })
+        };
+        let mut receipt = Receipt {
+            promised: kv_types::Guarantee::Eventual,
+            epoch: kv_types::Epoch(1),
+            served_by: NodeId(1),
+            attempts: 1,
+            deduplicated: false,
+            degraded: vec![Degradation::Forwarded],
+            evidence: evidence(vec![reply(1, true, true), reply(4, false, false), reply(5, false, false)]),
+        };
+        assert_eq!(less(&receipt), None, "passed on is no less");
+        receipt.degraded =
+            vec![Degradation::Fallback, Degradation::FallbackCoordinator, Degradation::PrimarySilent];
+        assert_eq!(less(&receipt).as_deref(), Some("n4 n5 did not answer, n1 stands in"));
+        receipt.degraded = vec![Degradation::PrimarySilent, Degradation::Divergent];
+        receipt.evidence = evidence(Vec::new());
+        assert_eq!(less(&receipt).as_deref(), Some("a primary did not answer, its replicas differed"));
+    }
+
+    #[test]
     fn json_begins_with_its_version() {
         assert_eq!(versioned(&json!({ "key": "a" })), r#"{"v":1,"key":"a"}"#);
         assert_eq!(versioned(&json!({})), r#"{"v":1}"#);
@@ -499,6 +612,14 @@ mod tests {
         assert_eq!(readable("ü\n".as_bytes()), "ü\n");
         assert_eq!(readable(b"\x1b[2J"), "\\x1b[2J");
         assert_eq!(readable(&[0xff]), "\\xff");
+        // Of a key nothing is left that ends a line.
+        assert_eq!(on_a_line("ü:1".as_bytes()), "ü:1");
+        assert_eq!(
+            ["a\nb", "a\tb", "a\u{9b}b"].map(|key| on_a_line(key.as_bytes())),
+            ["a\\nb", "a\\tb", "a\\xc2\\x9bb"]
+        );
+        assert_eq!(on_a_line(&[b'a', 0xff]), "a\\xff");
+        assert_eq!(harmless("ü\n  try: \u{1b}[2J\r\u{9b}"), "ü\n  try: \\x1b[2J\\r\\xc2\\x9b");
     }
 
     #[test]

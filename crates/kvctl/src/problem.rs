@@ -19,11 +19,13 @@ pub(crate) struct Problem {
     /// Command lines, each with what it would do.
     pub(crate) tries: Vec<(String, String)>,
     pub(crate) exit: Exit,
+    /// Of a command that changes nothing: that nothing was applied goes without saying.
+    pub(crate) of_read: bool,
 }
 
 impl Problem {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { message: message.into(), failure: None, tries: Vec::new(), exit }
+        Self { message: message.into(), failure: None, tries: Vec::new(), exit, of_read: false }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -69,7 +71,11 @@ impl fmt::Display for Problem {
             write!(f, "\n       {line}")?;
         }
         if let Some(failure) = &self.failure {
-            write!(f, "\n       applied: {}    reason: {}", failure.applied, failure.reason)?;
+            let applied = match self.of_read {
+                true => String::new(),
+                false => format!("applied: {}    ", failure.applied),
+            };
+            write!(f, "\n       {applied}reason: {}", failure.reason)?;
             if let Some(id) = failure.request_id {
                 write!(f, "    request: {id}")?;
             }
@@ -96,7 +102,8 @@ impl From<Failure> for Problem {
         if let Some(last) = failure.detail("last_reason") {
             message = format!("{message}; the last attempt ended with {last}");
         }
-        Self { exit: Exit::of(&failure), message, failure: Some(Box::new(failure)), tries: Vec::new() }
+        let exit = Exit::of(&failure);
+        Self { exit, message, failure: Some(Box::new(failure)), tries: Vec::new(), of_read: false }
     }
 }
 
@@ -152,6 +159,10 @@ mod tests {
         );
         assert_eq!(problem.exit, Exit::Unavailable);
         assert_eq!(problem.json()["error"]["applied"], "no");
+        let read = Problem { of_read: true, ..problem.clone() };
+        let second = read.to_string().lines().nth(1).unwrap().to_owned();
+        assert_eq!(second, "       reason: NO_QUORUM    request: 5f2c0000:41");
+        assert_eq!(read.json(), problem.json(), "programs find it in every error");
         assert_eq!(problem.json()["error"]["exit"], 3);
     }
 }

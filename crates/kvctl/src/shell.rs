@@ -12,6 +12,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kv_types::{Failure, NamespaceName, Reason};
 use reedline::{
     ColumnarMenu, Completer, Emacs, FileBackedHistory, KeyCode, KeyModifiers, MenuBuilder as _, Prompt,
     PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, Span, Suggestion,
@@ -23,8 +24,10 @@ use crate::app::App;
 use crate::definition::definition;
 use crate::exit::Exit;
 use crate::line::Line;
+use crate::ns::deleted_until;
 use crate::output::SHELL_LINE;
 use crate::problem::Problem;
+use crate::seen::Memory;
 use crate::shell::complete::{Names, offers};
 
 /// Lines of history that are kept.
@@ -33,6 +36,8 @@ const MAX_HISTORY: usize = 1_000;
 const MAX_LINE_BYTES: u64 = (kv_types::limits::MAX_VALUE_BYTES as u64) + (64 << 10);
 /// How long the names for completion may take.
 const LEARN_WITHIN: Duration = Duration::from_millis(200);
+/// How long it may take to find out whether there is a namespace.
+const CHOOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Name of the menu of completions.
 const MENU: &str = "words";
 
@@ -65,7 +70,14 @@ fn step(line: &str) -> Step {
 pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
     // From here on Ctrl-C ends a command and not the shell.
     let mut interrupts = signal(SignalKind::interrupt())?;
-    let mut shell = Shell { app, namespace: app.namespace().ok(), names: Arc::default() };
+    let memory = match Memory::new() {
+        Ok(memory) => Some(memory),
+        Err(error) => {
+            app.out.warn(format!("without a memory for --seen: {error}"));
+            None
+        }
+    };
+    let mut shell = Shell { app, namespace: app.namespace().ok(), names: Arc::default(), memory };
     if !std::io::stdin().is_terminal() {
         return shell.script(&mut interrupts).await;
     }
@@ -92,6 +104,7 @@ struct Shell<'a> {
     app: &'a App,
     namespace: Option<String>,
     names: Arc<Mutex<Names>>,
+    memory: Option<Memory>,
 }
 
 impl Shell<'_> {
@@ -154,10 +167,13 @@ impl Shell<'_> {
                 self.app.out.at_line(number).problem(&Problem::usage(why));
                 Ok(Exit::Usage)
             }
-            Step::Use(namespace) => {
-                self.namespace = Some(namespace);
-                Ok(Exit::Done)
-            }
+            Step::Use(namespace) => match self.choose(namespace).await {
+                Ok(()) => Ok(Exit::Done),
+                Err(problem) => {
+                    self.app.out.at_line(number).problem(&problem);
+                    Ok(problem.exit)
+                }
+            },
             Step::Run(words) => {
                 let mut command = self.command(&words);
                 command.env(SHELL_LINE, number.to_string()).stdin(input);
@@ -175,6 +191,34 @@ impl Shell<'_> {
                 Ok(Exit::from_code(ended.code()))
             }
         }
+    }
+
+    /// Another namespace for what follows, if there is one of that name. Where no node says whether there is,
+    /// it is taken all the same.
+    async fn choose(&mut self, name: String) -> Result<(), Problem> {
+        NamespaceName::new(name.clone()).map_err(|failure| Problem::usage(failure.message))?;
+        let looking = async { self.app.lookup(&self.app.client()?, &name).await };
+        let found = match tokio::time::timeout(CHOOSE_WITHIN, looking).await {
+            Ok(found) => found,
+            Err(_) => Err(Problem::new(Exit::Unavailable, "no node answers in time")),
+        };
+        match found {
+            Ok(info) => {
+                if let Some(until) = deleted_until(&info) {
+                    self.app.out.note(format!("`{name}` is {until}"));
+                }
+            }
+            Err(problem) if problem.failure.as_ref().is_some_and(|failure| is_unknown(failure)) => {
+                let list = self.app.line.other(&["ns", "list"]).without("namespace").to_string();
+                return Err(Problem { of_read: true, ..problem.try_this(list, "which there are") });
+            }
+            Err(problem) => {
+                let why = problem.message.lines().next().unwrap_or_default();
+                self.app.out.note(format!("`{name}` is taken without knowing whether there is one: {why}"));
+            }
+        }
+        self.namespace = Some(name);
+        Ok(())
     }
 
     /// The program itself with these words. What the shell was told is in the environment, where a word of
@@ -197,6 +241,9 @@ impl Shell<'_> {
         let timeout = global.timeout.map(|timeout| humantime::format_duration(timeout).to_string());
         set("KVCTL_TIMEOUT", timeout.map(|text| text.replace(' ', "")));
         set("KVCTL_OUTPUT", self.app.out.is_json().then(|| "json".to_owned()));
+        if let Some(memory) = &self.memory {
+            memory.lend(&mut command);
+        }
         if names_a_context(words) {
             command.env_remove("KVCTL_ENDPOINT");
         }
@@ -249,12 +296,16 @@ fn next_line() -> Result<Option<String>, Problem> {
     })
 }
 
+fn is_unknown(failure: &Failure) -> bool {
+    failure.reason == Reason::NamespaceUnknown
+}
+
 /// Whether a line says itself which cluster it is for.
 fn names_a_context(words: &[String]) -> bool {
     let definition = definition();
     let words = std::iter::once("kvctl").chain(words.iter().map(String::as_str));
     let matches = definition.clone().try_get_matches_from(words);
-    matches.is_ok_and(|matches| Line::given(&definition, &matches).has("context"))
+    matches.is_ok_and(|matches| Line::given(&definition, &matches, false).has("context"))
 }
 
 fn editor(app: &App, names: &Arc<Mutex<Names>>) -> Result<Reedline, Problem> {

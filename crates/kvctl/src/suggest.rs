@@ -22,16 +22,29 @@ const PROBE: Duration = Duration::from_millis(400);
 
 /// Adds what would help, judging by the reason.
 pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
+    problem.of_read = app.line.reads();
     let Some(failure) = problem.failure.clone() else { return };
     if !problem.tries.is_empty() {
         return;
+    }
+    if failure.reason == Reason::NotReady && failure.detail("level").is_none() {
+        let missing = timeout(PROBE, first_start(app)).await.ok().flatten();
+        if let Some(waits) = missing {
+            problem.message = format!("{}\n{waits}", problem.message);
+            problem.tries = until_up(app, ["which nodes do not answer", "again, when they do"]).await;
+            return;
+        }
     }
     problem.tries = if failure.applied == Applied::Unknown {
         after_unknown(app, &failure).await
     } else {
         match failure.reason {
             Reason::NoQuorum | Reason::NotLeader => without_quorum(app).await,
-            Reason::NotReady if failure.detail("level").is_some() => until_all_are_up(app).await,
+            Reason::NotReady if failure.detail("level").is_some() => {
+                // A level is raised once, and every member has to say that it can.
+                let which = "which nodes do not answer: for the first time each has to be up";
+                until_up(app, [which, "again, when every node is up"]).await
+            }
             Reason::NamespaceUnknown => unknown_namespace(app, &failure).await,
             Reason::Unreachable | Reason::DeadlineExpired | Reason::ConnectionLost => unanswered(app).await,
             _ => after(app, &failure),
@@ -48,6 +61,19 @@ type Tries = Vec<(String, String)>;
 
 fn tries<const N: usize>(lines: [(&Line, &str); N]) -> Tries {
     lines.map(|(line, why)| (line.to_string(), why.to_owned())).into()
+}
+
+/// Why the same line can be typed once more.
+fn again(line: &Line) -> &'static str {
+    if line.reads() { "again" } else { "again: nothing was applied" }
+}
+
+/// Whom a node that has not seen the catalogue does not hear, in words.
+async fn first_start(app: &App) -> Option<String> {
+    let client = Client::connect(ClientOptions { read_timeout: PROBE / 2, ..app.options().ok()? }).ok()?;
+    let topology = client.admin().topology().await.ok()?;
+    let status = client.admin().status(topology.address(topology.answered_by)?).await.ok()?;
+    crate::cluster::waits_for(&status)
 }
 
 /// What became of it is not known: a read at a node that can know, and the same request once more.
@@ -168,7 +194,7 @@ fn after(app: &App, failure: &Failure) -> Tries {
         Reason::InvalidRequest | Reason::NamespaceInvalid | Reason::ModeMissing => {
             tries([(&help(line), "how it is said")])
         }
-        _ if Exit::of(failure) == Exit::Unavailable => tries([(line, "again: nothing was applied")]),
+        _ if Exit::of(failure) == Exit::Unavailable => tries([(line, again(line))]),
         _ => Tries::new(),
     }
 }
@@ -227,13 +253,13 @@ async fn unanswered(app: &App) -> Tries {
         Some(name) => {
             found.extend(tries([(&app.line.clone().in_context(name), "at any node of the cluster")]));
         }
-        None => found.extend(tries([(&app.line, "again: nothing was applied")])),
+        None => found.extend(tries([(&app.line, again(&app.line))])),
     }
     found
 }
 
-/// A level is raised once, and every member has to say that it can: those that do not answer are started.
-async fn until_all_are_up(app: &App) -> Tries {
+/// Those that do not answer are started, and then it is tried again: why to look, and when to try.
+async fn until_up(app: &App, [which, when]: [&str; 2]) -> Tries {
     let line = &app.line;
     let (name, dir) = lab_that_is_meant(app);
     let mut found = Tries::new();
@@ -244,9 +270,10 @@ async fn until_all_are_up(app: &App) -> Tries {
     }
     if found.is_empty() {
         let status = admin(line, &["cluster", "status"]).with("--as-seen-by", "all");
-        found = tries([(&status, "which nodes do not answer: for the first time each has to be up")]);
+        found = tries([(&status, which)]);
     }
-    found.extend(tries([(line, "again, when every node is up: nothing was applied")]));
+    let applied = if line.reads() { "" } else { ": nothing was applied" };
+    found.extend(tries([(line, &format!("{when}{applied}"))]));
     found
 }
 

@@ -75,6 +75,21 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
     number.checked_mul(scale).ok_or_else(|| "that is too large".into())
 }
 
+/// The least that a link may carry in a second, bytes: with less a probe of it takes longer than anyone
+/// waits.
+const SLOWEST: usize = 100;
+
+/// How much a narrow link carries in a second: `4kB`.
+pub(crate) fn per_second(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes < SLOWEST => Err(format!(
+            "with less than {SLOWEST}B a second not even a heartbeat comes through in time; to stop all bytes, \
+             cut the link: kvctl fault partition, or isolate"
+        )),
+        bytes => u64::try_from(bytes).map_err(|_| "that is too large".into()),
+    }
+}
+
 /// Operations a second: `500`, `0.5`.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -157,6 +172,17 @@ mod tests {
         assert!(size("100").unwrap_err().contains("`100B`"));
         for wrong in ["", "B", "-1B", "1GiBi", "99999999999999999999B", "18446744073709551615MiB"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_a_link_carries_has_a_unit_and_a_least() {
+        assert_eq!((per_second("4kB"), per_second("100B")), (Ok(4_000), Ok(100)));
+        let bounds =
+            [("4000", "needs a unit, as in `4000B`"), ("10", "needs a unit"), ("x", "a number with a unit")];
+        for (wrong, says) in bounds.into_iter().chain([("99B", "kvctl fault partition"), ("0B", "100B")]) {
+            let refused = per_second(wrong).unwrap_err();
+            assert!(refused.contains(says), "{wrong}: {refused}");
         }
     }
 

@@ -2,7 +2,6 @@
 //! command where a word of other tools was typed.
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Command;
@@ -10,26 +9,18 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::exit::Exit;
 use crate::line::Line;
-use crate::output::{Color, Format, Output, readable};
+use crate::output::{self, Color, Format, Output, on_a_line};
 use crate::problem::Problem;
 
-/// What other tools call what kvctl calls otherwise, or does not have.
-const OTHER_WORDS: [(&str, &str, &str); 15] = [
-    ("list", "kvctl ns list", "the namespaces"),
+/// What other tools call what kvctl calls otherwise, or does not have. Words of commands that live below
+/// another one need no line here.
+const OTHER_WORDS: [(&str, &str, &str); 6] = [
     ("namespaces", "kvctl ns list", "the namespaces"),
-    ("create", "kvctl help ns create", "creates a namespace"),
-    ("status", "kvctl cluster status", "what a node sees"),
-    ("health", "kvctl cluster health", "ok, degraded or down"),
     ("members", "kvctl cluster status", "the nodes"),
     ("nodes", "kvctl cluster status", "the nodes"),
-    ("partition", "kvctl help fault partition", "cuts the network of a lab"),
-    ("up", "kvctl lab up", "starts five nodes on this machine"),
-    ("down", "kvctl lab down", "stops them"),
     ("stop", "kvctl lab down", "stops the nodes of a lab"),
     ("drop", "kvctl help ns delete", "deletes a namespace"),
     ("restore", "kvctl help ns undelete", "takes a deleted namespace back; there is no backup of keys yet"),
-    ("demo", "kvctl lab demo", "what each mode does in a network partition"),
-    ("use", "kvctl ctx list", "the contexts"),
 ];
 /// What there is not.
 const NOT_THERE: [&str; 7] = ["scan", "range", "keys", "watch", "txn", "incr", "backup"];
@@ -69,32 +60,93 @@ const OTHER_VERBS: [(&str, &[&str], &[&str]); 30] = [
 ];
 
 /// Says what is wrong; help and version are said on standard output and are no error.
-pub(crate) fn refuse(error: clap::Error, definition: &Command) -> ExitCode {
-    if !error.use_stderr() {
-        // Where it goes has been closed: there is no one to tell.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+pub(crate) fn refuse(error: &clap::Error, definition: &Command) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        output::help(&error.render(), error.use_stderr());
+        return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
     }
     let words: Vec<OsString> = std::env::args_os().collect();
-    let output =
-        Output::new(if wants_json(&words) { Format::Json } else { Format::Text }, false, false, Color::Auto);
-    let unknown = match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
-        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => Some(word.as_str()),
+    let format = if wants_json(&words) { Format::Json } else { Format::Text };
+    let color = match output::of_parser() {
+        clap::ColorChoice::Never => Color::Never,
+        clap::ColorChoice::Always => Color::Always,
+        clap::ColorChoice::Auto => Color::Auto,
+    };
+    let output = Output::new(format, false, false, color);
+    output.problem(&problem(error, definition, &words));
+    Exit::Usage.into()
+}
+
+/// What is wrong with these words, and what to type instead.
+fn problem(error: &clap::Error, definition: &Command, words: &[OsString]) -> Problem {
+    let known = match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
+        (ErrorKind::InvalidUtf8, _) => not_text(definition, words),
+        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => {
+            let below = || below(definition, words, word);
+            otherwise(definition, words, word).or_else(below).or_else(|| instead(word))
+        }
         _ => None,
     };
-    let problem = match error.kind() {
-        ErrorKind::InvalidUtf8 => not_text(definition, &words),
-        _ => unknown.and_then(|word| otherwise(definition, &words, word).or_else(|| instead(word))),
+    known.unwrap_or_else(|| unread(error, definition, words))
+}
+
+/// What the parser says, and the nearest line that it knows, or else the help on the command.
+fn unread(error: &clap::Error, definition: &Command, words: &[OsString]) -> Problem {
+    let problem = Problem::usage(plain(error));
+    // Of several the last is the nearest.
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        Some(ContextValue::Strings(words)) => words.last().map(String::as_str),
+        _ => None,
     };
-    match problem {
-        Some(problem) => output.problem(&problem),
-        None if output.is_json() => output.problem(&Problem::usage(plain(&error))),
-        None => {
-            let _ = write!(std::io::stderr(), "{}", output.place());
-            let _ = error.print();
+    let meant = [
+        (ContextKind::InvalidSubcommand, ContextKind::SuggestedSubcommand),
+        (ContextKind::InvalidArg, ContextKind::SuggestedArg),
+        (ContextKind::InvalidValue, ContextKind::SuggestedValue),
+    ];
+    let meant = meant.into_iter().find_map(|(wrong, right)| Some((text(wrong)?, text(right)?)));
+    if let Some((wrong, right)) = meant
+        && let Some(at) = words.iter().rposition(|word| is_it(word, wrong))
+    {
+        let mut others = words.to_vec();
+        if let Some(word) = others.get_mut(at) {
+            *word = word.to_string_lossy().replacen(wrong, right, 1).into();
         }
+        let line = match read(definition, &others) {
+            Some(line) => line,
+            None => help_on(definition, &others),
+        };
+        return problem.try_this(line.to_string(), format!("`{right}` is the nearest that there is"));
     }
-    Exit::Usage.into()
+    problem.try_this(help_on(definition, words).to_string(), "how it is said")
+}
+
+/// Whether the parser means this word: also `--mode=strnog`, of which it names a half.
+fn is_it(word: &OsString, named: &str) -> bool {
+    let word = word.to_string_lossy();
+    word == named || word.split_once('=').is_some_and(|(name, value)| name == named || value == named)
+}
+
+/// Help on the command that these words name, as far as they name one.
+fn help_on(definition: &Command, words: &[OsString]) -> Line {
+    let path = path(definition, words);
+    path.iter().fold(Line::new(&["help"]), |help, (_, word)| help.operand("topic", word))
+}
+
+/// The line that was meant by the word of a command that lives below another one.
+fn below(definition: &Command, words: &[OsString], word: &str) -> Option<Problem> {
+    let (None, at) = place(definition, words, word)? else { return None };
+    let shown = |command: &&Command| !command.is_hide_set() && command.get_name() != "help";
+    let above = definition.get_subcommands().filter(shown);
+    let found = above.filter_map(|above| Some((above, above.find_subcommand(word).filter(shown)?)));
+    let problem = Problem::usage(format!("there is no command `{word}`, but one below another"));
+    let problem = found.fold(problem, |problem, (above, command)| {
+        let mut meant = words.to_vec();
+        meant.insert(at, above.get_name().into());
+        let line = read(definition, &meant).unwrap_or_else(|| help_on(definition, &meant));
+        problem.try_this(line.to_string(), command.get_about().map(ToString::to_string).unwrap_or_default())
+    });
+    (!problem.tries.is_empty()).then_some(problem)
 }
 
 /// What to type for a word of another tool.
@@ -112,6 +164,7 @@ fn instead(word: &str) -> Option<Problem> {
 /// beside it; where that cannot be read, help on the command.
 fn otherwise(definition: &Command, words: &[OsString], unknown: &str) -> Option<Problem> {
     let (parent, at) = place(definition, words, unknown)?;
+    let parent = parent?;
     let above = words.get(parent)?.to_str()?;
     let known = OTHER_VERBS.iter().find(|(of, verbs, _)| *of == above && verbs.contains(&unknown));
     let (_, _, ours) = known?;
@@ -134,24 +187,39 @@ fn otherwise(definition: &Command, words: &[OsString], unknown: &str) -> Option<
     Some(problem.try_this(help.to_string(), about(first)))
 }
 
-/// Where a word stands that is no command, and where the command stands below which it was looked for. Values
-/// of options are no commands.
-fn place(definition: &Command, words: &[OsString], unknown: &str) -> Option<(usize, usize)> {
-    let (mut command, mut parent, mut value) = (definition, None, false);
-    for (at, word) in words.iter().enumerate().skip(1) {
+/// Where a word stands that is no command, and where the command stands, if there is one, below which it was
+/// looked for.
+fn place(definition: &Command, words: &[OsString], unknown: &str) -> Option<(Option<usize>, usize)> {
+    let path = path(definition, words);
+    let (after, parent) = path.last().map_or((1, None), |(at, _)| (at + 1, Some(*at)));
+    let command = path.iter().try_fold(definition, |command, (_, word)| command.find_subcommand(word))?;
+    let at = next(definition, command, words, after)?;
+    (*words.get(at)? == *unknown).then_some((parent, at))
+}
+
+/// The commands that these words name, each with its place.
+fn path(definition: &Command, words: &[OsString]) -> Vec<(usize, String)> {
+    let (mut command, mut path, mut after) = (definition, Vec::new(), 1);
+    while let Some(at) = next(definition, command, words, after)
+        && let Some(inner) = words.get(at).and_then(|word| command.find_subcommand(word))
+    {
+        path.push((at, inner.get_name().to_owned()));
+        (command, after) = (inner, at + 1);
+    }
+    path
+}
+
+/// The place of the next word that is neither an option nor the value of one.
+fn next(root: &Command, command: &Command, words: &[OsString], after: usize) -> Option<usize> {
+    let mut value = false;
+    words.iter().enumerate().skip(after).find_map(|(at, word)| {
         let word = word.to_string_lossy();
         if std::mem::take(&mut value) {
-            continue;
+            return None;
         }
-        if word.starts_with('-') {
-            value = takes_next(definition, command, &word);
-        } else if let Some(inner) = command.find_subcommand(&*word) {
-            (command, parent) = (inner, Some(at));
-        } else {
-            return parent.filter(|_| word == unknown).map(|parent| (parent, at));
-        }
-    }
-    None
+        value = word.starts_with('-') && takes_next(root, command, &word);
+        (!word.starts_with('-')).then_some(at)
+    })
 }
 
 /// Whether the word after this option is its value.
@@ -169,14 +237,14 @@ fn takes_next(root: &Command, command: &Command, option: &str) -> bool {
 /// The line that these words make, if they can be read.
 fn read(definition: &Command, words: &[OsString]) -> Option<Line> {
     let matches = definition.clone().try_get_matches_from(words).ok()?;
-    Some(Line::given(definition, &matches))
+    Some(Line::given(definition, &matches, output::is_in_shell()))
 }
 
 /// What to type for a key or a value that is no text.
 fn not_text(definition: &Command, words: &[OsString]) -> Option<Problem> {
     let (at, word) = words.iter().enumerate().find(|(_, word)| word.to_str().is_none())?;
     let bytes = word.as_encoded_bytes();
-    let problem = Problem::usage(format!("`{}` is not UTF-8", readable(bytes)));
+    let problem = Problem::usage(format!("`{}` is not UTF-8", on_a_line(bytes)));
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let with = |text: &str| {
         let mut others = words.to_vec();
@@ -195,11 +263,10 @@ fn not_text(definition: &Command, words: &[OsString]) -> Option<Problem> {
     })
 }
 
-/// The words of the parser on one line, without its headings.
+/// The words of the parser on one line, without its headings and its tips.
 fn plain(error: &clap::Error) -> String {
     let text = error.to_string();
-    let text =
-        text.split("\n\nUsage:").next().unwrap_or_default().split("\n\nFor more").next().unwrap_or_default();
+    let text = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = text.split_whitespace().collect();
     let words = words.join(" ");
     words.strip_prefix("error: ").unwrap_or(&words).to_owned()
@@ -273,6 +340,64 @@ mod tests {
         }
         assert!(otherwise(&definition, &words("kvctl ns frobnicate"), "frobnicate").is_none());
         assert!(otherwise(&definition, &words("kvctl rm ns"), "ns").is_none());
+    }
+
+    fn refused(line: &str) -> Problem {
+        let (definition, words) = (definition(), words(line));
+        let error = definition.clone().try_get_matches_from(&words).unwrap_err();
+        problem(&error, &definition, &words)
+    }
+
+    #[test]
+    fn commands_below_others_are_found_by_their_words() {
+        for (typed, lines) in [
+            ("kvctl undelete cart", &["kvctl ns undelete cart"][..]),
+            ("kvctl -e h:1 alter cart --r 1", &["kvctl -e h:1 ns alter --r 1 cart"]),
+            ("kvctl undelete", &["kvctl help ns undelete"]),
+            ("kvctl kill n3", &["kvctl lab kill n3"]),
+            (
+                "kvctl pause n3 --name other",
+                &["kvctl lab pause --name other n3", "kvctl fault pause --name other n3"],
+            ),
+            ("kvctl heal", &["kvctl fault heal"]),
+            ("kvctl owners -n cart k", &["kvctl ring owners -n cart k"]),
+            ("kvctl status", &["kvctl cluster status", "kvctl lab status"]),
+            ("kvctl health", &["kvctl cluster health"]),
+            ("kvctl list", &["kvctl ns list", "kvctl fault list", "kvctl ctx list"]),
+            ("kvctl use prod", &["kvctl ctx use prod"]),
+            ("kvctl demo", &["kvctl lab demo"]),
+        ] {
+            let problem = refused(typed);
+            let tries: Vec<&str> = problem.tries.iter().map(|(line, _)| line.as_str()).collect();
+            assert_eq!(tries, lines, "{typed}");
+            assert!(problem.tries.iter().all(|(_, why)| !why.is_empty()), "{typed}");
+        }
+        let hidden = refused("kvctl supervise");
+        assert!(!hidden.tries.iter().any(|(line, _)| line.contains("supervise")), "{:?}", hidden.tries);
+    }
+
+    #[test]
+    fn tips_are_lines_to_type_and_said_once() {
+        for (typed, line) in [
+            ("kvctl clutser status", "kvctl cluster status"),
+            ("kvctl clutser", "kvctl help cluster"),
+            ("kvctl lab staus", "kvctl lab status"),
+            ("kvctl get -n bank k --timout 1s", "kvctl get -n bank --timeout 1s k"),
+            ("kvctl ns create x --mode stong", "kvctl ns create --mode strong x"),
+            ("kvctl ns create x --mode=stong", "kvctl ns create --mode strong x"),
+            ("kvctl ns create x --modes strong", "kvctl ns create --mode strong x"),
+            ("kvctl get", "kvctl help get"),
+            ("kvctl ns create", "kvctl help ns create"),
+            ("kvctl put -n get k", "kvctl help put"),
+            ("kvctl xyzzy", "kvctl help"),
+            ("kvctl lab logs n1 --lines 0", "kvctl help lab logs"),
+        ] {
+            let problem = refused(typed);
+            assert!(!problem.message.contains("tip:"), "{typed}: {problem}");
+            assert_eq!(problem.tries.len(), 1, "{typed}: {problem}");
+            assert_eq!(problem.tries[0].0, line, "{typed}: {problem}");
+            assert!(read(&definition(), &words(line)).is_some(), "{line}");
+        }
     }
 
     #[test]

@@ -28,11 +28,16 @@ struct Fake {
     addresses: [String; 2],
     /// It reaches a quorum, and leads; otherwise what becomes of a change is not known to it.
     quorum: bool,
+    /// It has seen the catalogue; otherwise it waits for the other one, to start for the first time.
+    started: bool,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Fake {
     fn change(&self, what: &'static str, mutation: Option<v1::Mutation>) -> Result<(), Status> {
+        if !self.started {
+            return Err(not_started());
+        }
         let mutation = mutation.unwrap();
         let asked = (what, mutation.client_id.to_vec(), mutation.seq, mutation.attempt);
         self.asked.lock().unwrap().push(asked);
@@ -67,6 +72,10 @@ fn receipt() -> Option<v1::Receipt> {
         evidence: Some(v1::receipt::Evidence::Strong(evidence)),
         ..Default::default()
     })
+}
+
+fn not_started() -> Status {
+    status_from_failure(&Failure::new(Reason::NotReady, "this node has not seen the catalogue yet"))
 }
 
 fn unused<T>() -> Result<Response<T>, Status> {
@@ -119,7 +128,10 @@ impl AdminService for Fake {
         &self,
         _: Request<admin::ListNamespacesRequest>,
     ) -> Result<Response<admin::ListNamespacesResponse>, Status> {
-        unused()
+        match self.started {
+            true => unused(),
+            false => Err(not_started()),
+        }
     }
 
     async fn get_topology(
@@ -134,9 +146,9 @@ impl AdminService for Fake {
         Ok(Response::new(admin::GetTopologyResponse {
             cluster_id: vec![7; 16].into(),
             answered_by: self.id,
-            epoch: 4,
+            epoch: if self.started { 4 } else { 0 },
             members: (1..).zip(&self.addresses).map(member).collect(),
-            namespaces: cart().into_iter().collect(),
+            namespaces: cart().into_iter().filter(|_| self.started).collect(),
             ..Default::default()
         }))
     }
@@ -148,7 +160,11 @@ impl AdminService for Fake {
         let (quorum, leader) = (self.quorum, if self.quorum { self.id } else { 0 });
         let catalogue = admin::GroupStatus { group: 0, quorum, leader, term: self.id, ..Default::default() };
         let groups = vec![catalogue];
-        Ok(Response::new(admin::GetStatusResponse { node: self.id, epoch: 4, groups, ..Default::default() }))
+        let epoch = if self.started { 4 } else { 0 };
+        let state = if self.started { admin::PeerState::Up } else { admin::PeerState::Down };
+        let peers = vec![admin::PeerStatus { node: 3 - self.id, state: state.into(), ..Default::default() }];
+        let status = admin::GetStatusResponse { node: self.id, epoch, groups, peers, ..Default::default() };
+        Ok(Response::new(status))
     }
 
     async fn transfer_leader(
@@ -181,11 +197,20 @@ struct Two {
 
 impl Two {
     fn serve() -> Self {
+        Self::serve_as(true)
+    }
+
+    fn serve_as(started: bool) -> Self {
         let bind = || TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let incoming = [bind(), bind()];
         let addresses = [0, 1].map(|at| incoming[at].local_addr().unwrap().to_string());
-        let node =
-            |id: u64| Fake { id, addresses: addresses.clone(), quorum: id == 2, asked: Arc::default() };
+        let node = |id: u64| Fake {
+            id,
+            addresses: addresses.clone(),
+            quorum: id == 2,
+            started,
+            asked: Arc::default(),
+        };
         let nodes = [node(1), node(2)];
         for (node, incoming) in nodes.iter().zip(incoming) {
             let server =
@@ -269,6 +294,25 @@ async fn a_list_of_a_node_without_a_quorum_says_that_it_may_be_old() {
             assert_eq!(warned, !quorum, "{line} at n{node}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_start_names_the_node_that_it_waits_for() {
+    let two = Two::serve_as(false);
+    let says = "n1 waits for n2, which does not answer: a first start needs more than a majority";
+    for (line, applied) in
+        [("put -n cart k v", true), ("get -n cart k", false), ("ns create x --mode strong", true)]
+    {
+        let line = format!("-e {} {line} --timeout 500ms", two.address(1));
+        let output = two.run(&line).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{line}: {text}");
+        assert!(text.contains(says) && text.contains("reason: NOT_READY"), "{line}: {text}");
+        assert_eq!(text.contains("applied: no"), applied, "{line}: {text}");
+    }
+    let output = two.run(&format!("-e {} cluster status", two.address(1))).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("NOT READY") && text.contains(says), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

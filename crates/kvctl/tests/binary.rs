@@ -88,7 +88,10 @@ fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
     assert_eq!(output.status.code(), Some(3));
     let text = stderr(&output);
     assert!(text.starts_with("error: cannot reach 127.0.0.1:"), "{text}");
-    assert!(text.contains("applied: no    reason: UNREACHABLE"), "{text}");
+    // A read applies nothing, which goes without saying.
+    assert!(text.contains("\n       reason: UNREACHABLE") && !text.contains("applied"), "{text}");
+    let put = stderr(&Home::new().run(&format!("-e {} put -n bank alice 1", unserved())));
+    assert!(put.contains("applied: no    reason: UNREACHABLE"), "{put}");
     // No lab is meant: a node was named.
     assert!(text.contains("  try: kvctl -e 127.0.0.1:") && text.contains("kvctl ctx list"), "{text}");
     assert!(output.stdout.is_empty());
@@ -188,7 +191,25 @@ fn words_of_other_tools_say_what_to_type() {
     }
     assert!(stderr(&home.run("--timeout 1us get -n b k")).contains("a deadline is 10ms to 24h"));
     // The nearest word of kvctl itself is said by the parser.
-    assert!(stderr(&home.run("clutser")).contains("'cluster'"));
+    let nearest = stderr(&home.run("clutser"));
+    assert!(nearest.contains("  try: kvctl help cluster ") && !nearest.contains("tip:"), "{nearest}");
+    assert!(stderr(&home.run("undelete cart")).contains("  try: kvctl ns undelete cart "));
+}
+
+#[test]
+fn what_was_typed_does_nothing_to_a_terminal() {
+    let home = Home::new();
+    for line in [
+        "help a\u{1b}[2Jb",
+        "frob\u{1b}[2J",
+        "get -n bank --colo\u{1b}[2J k",
+        "ctx use \u{9b}2J",
+        "ns create \u{1b}]0;x\u{7}",
+    ] {
+        let text = stderr(&home.run(line));
+        let harmful = text.chars().find(|c| c.is_control() && *c != '\n');
+        assert!(harmful.is_none() && !text.is_empty(), "{line:?}: {text:?}");
+    }
 }
 
 #[test]
@@ -303,9 +324,22 @@ fn a_shell_runs_the_lines_of_a_pipe() {
     assert!(said(&run("shell", &add("one"))) && !said(&run("-q shell", &add("two"))));
     // What was said of the namespace and the cluster holds for the lines.
     let address = unserved();
-    let asked = script(&format!("use bank\nget -e {address} k\n"));
+    let asked = run(&format!("-e {address} shell"), "use bank\nget k\n");
     assert_eq!(asked.status.code(), Some(3), "{}", stderr(&asked));
-    assert!(stderr(&asked).contains(&address), "{}", stderr(&asked));
+    let unchecked = "`bank` is taken without knowing whether there is one: cannot reach";
+    assert!(stderr(&asked).contains(unchecked), "{}", stderr(&asked));
+    // What is advised is typed elsewhere, where nothing was chosen.
+    let advised = format!("  try: kvctl -e {address} get -n bank k ");
+    assert!(stderr(&asked).contains(&advised), "{}", stderr(&asked));
+    let wrong = run(&format!("-e {address} shell"), "use No!\n");
+    assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
+    assert!(stderr(&wrong).starts_with("line 1: error: "), "{}", stderr(&wrong));
+    // The shell explains itself.
+    let help = script("help\nhelp use\n");
+    assert_eq!(stdout(&help).matches("use NAMESPACE").count(), 2, "{}", stdout(&help));
+    assert!(stdout(&help).contains("exit, quit") && !stdout(&home.run("help")).contains("use NAMESPACE"));
+    let seen = home.run(&format!("-e {address} help put"));
+    assert!(stdout(&seen).contains("--seen"), "{}", stdout(&seen));
     // A value is never taken from the lines that follow.
     let value = script(&format!("put -e {address} -n bank k -\nversion\n"));
     assert!(stderr(&value).contains("it is closed"), "{}", stderr(&value));
@@ -393,6 +427,25 @@ fn faults_are_refused_outside_a_lab() {
     let output = home.run("fault partition n1 / n2");
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("context `prod` is not a lab"));
+}
+
+#[test]
+fn faults_are_of_the_lab_that_is_named() {
+    let home = Home::new();
+    home.write_config("current = \"prod\"\n[context.prod]\nendpoints = [\"h:1\"]\n");
+    for line in ["fault heal", "fault list", "fault isolate n3", "fault partition n1 / n2", "fault pause n3"]
+    {
+        let unknown = home.run(&format!("{line} --name nowhere"));
+        assert_eq!(unknown.status.code(), Some(2), "{line}");
+        assert!(stderr(&unknown).contains("no context `nowhere`"), "{line}: {}", stderr(&unknown));
+        let dir = home.0.path().join("other");
+        let there = home.run(&format!("{line} --dir {}", dir.display()));
+        assert_eq!(there.status.code(), Some(3), "{line}: {}", stderr(&there));
+        let says = format!("no lab runs in {}", dir.display());
+        assert!(stderr(&there).contains(&says), "{line}: {}", stderr(&there));
+        let up = format!("  try: kvctl lab up --dir {}", dir.display());
+        assert!(stderr(&there).contains(&up), "{line}: {}", stderr(&there));
+    }
 }
 
 #[test]

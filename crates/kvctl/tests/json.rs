@@ -63,7 +63,7 @@ const COMMANDS: &[(&str, i32, &str)] = &[
     ("fault partition n1 / n2,n3", 0, ""),
     ("fault heal", 0, ""),
     ("fault reset n1 n2", 0, ""),
-    ("fault slow n2 n3 --bytes 4000", 0, ""),
+    ("fault slow n2 n3 --bytes 4kB", 0, ""),
     ("fault heal", 0, ""),
     ("fault pause n3", 0, ""),
     ("fault resume n3", 0, ""),

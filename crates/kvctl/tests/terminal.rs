@@ -130,11 +130,13 @@ fn a_dumb_terminal_gets_no_escape_sequences() {
 #[test]
 fn a_shell_works_on_any_terminal() {
     let home = tempfile::tempdir().unwrap();
-    let mut shell = Terminal::run(home.path(), "dumb", "shell");
+    let unserved = format!("127.0.0.1:{}", kv_env::choose_port().unwrap());
+    let mut shell = Terminal::run(home.path(), "dumb", &format!("-e {unserved} shell"));
     shell.sees("> ");
     shell.types("version\n");
     shell.sees("kvctl 0.");
     shell.types("use bank\n");
+    shell.sees("is taken without knowing whether there is one");
     shell.sees("/bank> ");
     shell.types("put 'k\n");
     shell.sees("error: a quote is not closed");

@@ -120,6 +120,7 @@ impl Narrator {
         for line in by_hand::lines(&by_hand::program(), port_base) {
             self.line(&format!("        {line}"));
         }
+        by_hand::ABOUT.iter().for_each(|words| self.line(&format!("      {words}")));
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn report(
         lead: format!(
             "{} real nodes. For {:.1} s the network between {small} and {large} carried nothing: all {} directed links were cut, and {} probes found them silent, at the beginning and at the end. \
              Clients pinned to every node kept asking both namespaces at a fixed rate throughout.",
-            receipt.nodes, receipt.partition_seconds, receipt.links_cut, receipt.links_seen_cut
+            receipt.nodes, receipt.partition_seconds, receipt.links_cut, receipt.links_seen_cut,
         ),
         scenario: "demo".into(),
         seed: receipt.seed,
@@ -69,7 +69,7 @@ pub(crate) fn report(
         }],
         marks: moments(receipt.strong.recovery_ms, marks),
         nodes: minority.into_iter().chain(majority).collect(),
-        notes: vec![FROM_HISTORY.into()],
+        notes: vec![FROM_HISTORY.into(), super::by_hand::ABOUT.join(" ")],
         by_hand: super::by_hand::lines(&super::by_hand::program(), port_base),
         ..Report::default()
     };

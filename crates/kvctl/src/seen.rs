@@ -1,0 +1,122 @@
+//! What `kvctl shell` remembers for `--seen`: the causal contexts of the keys that its lines read or wrote
+//! last. A context is too long to be typed, and the shell has no redirection that could keep one in a file.
+//! Each line is a program of its own, so they share a file, which goes when the shell ends.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use kv_client::CausalContext;
+use serde::{Deserialize, Serialize};
+
+use crate::output::{base64, from_base64};
+
+/// Where the shell says to its lines which file it is.
+const FILE: &str = "KVCTL_SHELL_SEEN";
+/// Keys that are remembered; of more, those that were seen last.
+const MOST: usize = 64;
+
+/// A key, and what was seen of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    namespace: String,
+    key_b64: String,
+    context_b64: String,
+}
+
+/// The memory of one shell.
+#[derive(Debug)]
+pub(crate) struct Memory(PathBuf);
+
+impl Memory {
+    /// An empty one.
+    pub(crate) fn new() -> io::Result<Self> {
+        // A name that no lab can have.
+        let path = kv_lab::dir_of(&format!(".shell-seen-{}", std::process::id()));
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        write(&path, &[])?;
+        Ok(Self(path))
+    }
+
+    /// Hands it to a line.
+    pub(crate) fn lend(&self, command: &mut std::process::Command) {
+        command.env(FILE, &self.0);
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Remembers what was seen of a key, if this is a line of a shell.
+pub(crate) fn remember(namespace: &str, key: &[u8], context: &CausalContext) -> io::Result<()> {
+    match std::env::var_os(FILE) {
+        Some(file) => add(Path::new(&file), namespace, key, context),
+        None => Ok(()),
+    }
+}
+
+/// What was seen of a key last in this shell; an error outside of a shell.
+pub(crate) fn recall(namespace: &str, key: &[u8]) -> io::Result<Option<CausalContext>> {
+    let file = std::env::var_os(FILE).ok_or(io::ErrorKind::Unsupported)?;
+    find(Path::new(&file), namespace, key)
+}
+
+fn add(file: &Path, namespace: &str, key: &[u8], context: &CausalContext) -> io::Result<()> {
+    let seen = Seen { namespace: namespace.into(), key_b64: base64(key), context_b64: base64(&context.0) };
+    let mut all = read(file)?;
+    all.retain(|known| known.namespace != seen.namespace || known.key_b64 != seen.key_b64);
+    all.push(seen);
+    let surplus = all.len().saturating_sub(MOST);
+    write(file, all.get(surplus..).unwrap_or_default())
+}
+
+fn find(file: &Path, namespace: &str, key: &[u8]) -> io::Result<Option<CausalContext>> {
+    let key = base64(key);
+    let mut all = read(file)?.into_iter();
+    let seen = all.find(|known| known.namespace == namespace && known.key_b64 == key);
+    Ok(seen.and_then(|seen| from_base64(&seen.context_b64)).map(|bytes| CausalContext(bytes.into())))
+}
+
+fn read(file: &Path) -> io::Result<Vec<Seen>> {
+    Ok(serde_json::from_slice(&fs::read(file)?)?)
+}
+
+/// For its owner alone, as the history is.
+fn write(file: &Path, all: &[Seen]) -> io::Result<()> {
+    let mut options = fs::File::options();
+    let file = options.create(true).write(true).truncate(true).mode(0o600).open(file)?;
+    Ok(serde_json::to_writer(file, all)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_last_of_a_key_is_remembered_and_no_more_than_so_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("seen");
+        write(&file, &[]).unwrap();
+        let context = |byte: u8| CausalContext(vec![byte].into());
+        let find = |namespace: &str, key: &[u8]| find(&file, namespace, key).unwrap();
+        assert_eq!(find("cart", b"k"), None);
+        for (namespace, key, byte) in
+            [("cart", &b"k"[..], 1), ("cart", b"\xff\n", 2), ("other", b"k", 3), ("cart", b"k", 4)]
+        {
+            add(&file, namespace, key, &context(byte)).unwrap();
+        }
+        assert_eq!(find("cart", b"k"), Some(context(4)));
+        assert_eq!((find("cart", b"\xff\n"), find("other", b"k")), (Some(context(2)), Some(context(3))));
+        for number in 0..MOST {
+            add(&file, "cart", number.to_string().as_bytes(), &context(0)).unwrap();
+        }
+        assert_eq!((find("cart", b"k"), read(&file).unwrap().len()), (None, MOST));
+        assert!(find("cart", b"0").is_some());
+    }
+}
