@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::cli::{Cluster, Ring};
 use crate::data;
 use crate::exit::Exit;
+use crate::fold::WIDTH;
 use crate::latency;
 use crate::ns::deleted_until;
 use crate::output::{nodes, object, on_a_line, put_bytes, table, time_of_day};
@@ -157,8 +158,12 @@ impl Offer {
                 format!("{} more", self.can_lose),
             ),
         };
-        let about = if self.why.is_empty() { &self.remark } else { &self.why };
-        vec![self.name.clone(), self.mode.to_string(), serving, can_lose, about.clone()]
+        vec![self.name.clone(), self.mode.to_string(), serving, can_lose]
+    }
+
+    /// What is said of it beside its row.
+    fn about(&self) -> &str {
+        if self.why.is_empty() { &self.remark } else { &self.why }
     }
 }
 
@@ -170,7 +175,8 @@ fn serving(mut offers: Vec<Offer>, most: usize, whole: &str) -> String {
         offers.sort_by_key(|offer| !offer.is_troubled());
     }
     let hidden = offers.split_off(offers.len().min(most));
-    let shown = table(&["namespace", "mode", "serving here", "can lose", ""], offers.iter().map(Offer::row));
+    let shown = table(&["namespace", "mode", "serving here", "can lose"], offers.iter().map(Offer::row));
+    let shown = with_remarks(&shown, offers.iter().map(Offer::about));
     if hidden.is_empty() {
         return shown;
     }
@@ -185,6 +191,19 @@ fn serving(mut offers: Vec<Offer>, most: usize, whole: &str) -> String {
         _ => some.join(", "),
     };
     format!("{shown}\n... and {} more, {how}; see: {whole}", hidden.len())
+}
+
+/// The rows of a table, each with what is said of it: beside it where a screen has room, or else below.
+fn with_remarks<'a>(table: &str, remarks: impl Iterator<Item = &'a str>) -> String {
+    let columns = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    let row = |(line, remark): (&str, &str)| {
+        let beside = format!("{line:<columns$}  {remark}");
+        match beside.chars().count() <= WIDTH {
+            true => beside.trim_end().to_owned(),
+            false => format!("{line}\n    {remark}"),
+        }
+    };
+    table.lines().zip(std::iter::once("").chain(remarks)).map(row).collect::<Vec<_>>().join("\n")
 }
 
 impl View<'_> {
@@ -882,6 +901,13 @@ mod tests {
         assert_eq!((available.can_lose, available.unavailable.len()), (0, 0));
         let text = text(&view);
         assert!(text.starts_with("Seen by n1, ") && text.contains("reads NO  writes NO"), "{text}");
+        let rows = [
+            "bank       strong     reads NO  writes NO    0 more\n    2 of 5 voters reachable, 3 needed",
+            "cart       available  reads yes  writes yes  0 more\n",
+        ];
+        assert!(rows.iter().all(|row| text.contains(row)), "{text}");
+        let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > WIDTH).collect();
+        assert!(long.is_empty(), "{long:#?}");
     }
 
     #[test]

@@ -22,8 +22,12 @@ pub(crate) fn fold_error(text: &str) -> String {
         match line.rsplit_once("   (") {
             _ if width(line) <= WIDTH => line.to_owned(),
             Some((typed, why)) if is_typed => {
-                let why = format!("{:MARGIN$}  ({why}", "");
-                format!("{}\n{}", typed.trim_end(), broken(&why, MARGIN + 2))
+                let typed = typed.trim_end();
+                let whole = format!("{typed}   ({why}");
+                if width(&whole) <= WIDTH {
+                    return whole;
+                }
+                format!("{typed}\n{}", broken(&format!("{:MARGIN$}  ({why}", ""), MARGIN + 2))
             }
             _ if is_typed => line.to_owned(),
             _ => broken(line, MARGIN),
@@ -39,7 +43,10 @@ fn broken(line: &str, column: usize) -> String {
     }
     let (mut folded, mut at) = (String::new(), 0);
     // What is typed stands at the end of a line, and in one piece.
-    let (words, typed) = line.split_at(line.find("kvctl ").unwrap_or(line.len()));
+    // In a bracket, with the bracket; what stands in quotes is a word of a sentence.
+    let begins = [" kvctl ", " (kvctl "].into_iter().filter_map(|begin| line.find(begin)).min();
+    let typed = begins.map_or(line.len(), |blank| blank + 1);
+    let (words, typed) = line.split_at(typed);
     for piece in words.split_inclusive(' ').chain([typed]).filter(|piece| !piece.is_empty()) {
         if at > column && at + width(piece.trim_end()) > WIDTH {
             folded.truncate(folded.trim_end().len());
@@ -95,6 +102,9 @@ mod tests {
         assert_eq!(fold("short\n\nlines\n"), "short\n\nlines\n");
         let deed = "cut 12 links (both ways). Verified: 12 of 12 probes blocked.    heal: kvctl fault heal";
         assert_eq!(fold(deed), deed.replace(" kvctl", "\nkvctl"), "what is typed is in one piece");
+        let within =
+            format!("in force now, with what was before: {} (kvctl fault list), n1 / n2", "x".repeat(30));
+        assert_eq!(fold(&within), within.replace(" (kvctl", "\n(kvctl"));
         // Colours have no width.
         let coloured = format!("\u{1b}[1m{}\u{1b}[0m", "x".repeat(WIDTH));
         assert_eq!(fold(&coloured), coloured);
@@ -114,5 +124,8 @@ mod tests {
         assert!(lines[1].starts_with("       word") && lines[0].chars().count() <= WIDTH, "{folded}");
         assert!(lines.contains(&typed.as_str()), "{folded}");
         assert_eq!(lines.last(), Some(&"         (again: nothing was applied)"));
+        // What stood below the explanations of others goes nearer where that is enough.
+        let padded = format!("  try: kvctl ns list{}   (which there are)", " ".repeat(60));
+        assert_eq!(fold_error(&padded), "  try: kvctl ns list   (which there are)");
     }
 }
