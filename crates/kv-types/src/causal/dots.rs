@@ -92,6 +92,15 @@ impl DotSet {
         })
     }
 
+    /// Whether the two have a dot in common.
+    pub fn meets(&self, other: &Self) -> bool {
+        other.ranges.iter().any(|range| {
+            let first = Dot { incarnation: range.incarnation, counter: range.first };
+            self.range_at_or_after(first)
+                .is_some_and(|mine| mine.incarnation == range.incarnation && mine.first <= range.last)
+        })
+    }
+
     /// The counter up to which every dot of that incarnation is in the set.
     pub fn base(&self, incarnation: Incarnation) -> u64 {
         let first = Dot { incarnation, counter: 1 };
@@ -183,6 +192,25 @@ impl DotSet {
         out
     }
 
+    /// The smallest set that holds `some`, of which this set holds all, with no gap that this set has not: of
+    /// each range here, from the first to the last dot of `some` in it. So it has no more ranges than this
+    /// set, however many `some` has.
+    pub fn closing_gaps_of(&self, some: &Self) -> Self {
+        let mut some = some.ranges.iter().peekable();
+        let mut ranges = Vec::new();
+        for whole in &self.ranges {
+            let within =
+                |range: &&DotRange| range.incarnation == whole.incarnation && range.last <= whole.last;
+            let Some(first) = some.next_if(within) else { continue };
+            let mut joined = *first;
+            while let Some(next) = some.next_if(within) {
+                joined.last = next.last;
+            }
+            ranges.push(joined);
+        }
+        Self { ranges }
+    }
+
     /// The range that holds the dot, or else the first one after it.
     fn range_at_or_after(&self, dot: Dot) -> Option<&DotRange> {
         self.ranges.get(self.ranges.partition_point(|range| range.is_before(dot)))
@@ -261,6 +289,11 @@ impl NodeClock {
         self.dots.ranges().len() < MAX_CLOCK_RANGES || [before, dot, after].iter().any(|dot| self.has(*dot))
     }
 
+    /// The clock of a replica that has not applied these.
+    pub fn without(&self, dots: &DotSet) -> Self {
+        Self { dots: self.dots.difference(dots) }
+    }
+
     pub(super) fn of(dots: DotSet) -> Self {
         Self { dots }
     }
@@ -305,6 +338,7 @@ mod tests {
             prop_assert_eq!(&rest, &set(&a.difference(&b).copied().collect()));
             prop_assert!(is_canonical(&sa) && is_canonical(&merged) && is_canonical(&rest));
             prop_assert_eq!(sa.contains_all(&sb), b.is_subset(&a));
+            prop_assert_eq!(sa.meets(&sb), !a.is_disjoint(&b));
             for i in 0..5 {
                 let of_i = |d: &&(u64, u64)| d.0 == i;
                 let highest = a.iter().filter(of_i).map(|d| d.1).max().unwrap_or(0);
@@ -327,6 +361,21 @@ mod tests {
             prop_assert_eq!(a.difference(&union(&b, &c)), a.difference(&b).difference(&c));
             prop_assert_eq!(union(&a.difference(&b), &b), union(&a, &b));
             prop_assert!(a.difference(&a).is_empty());
+        }
+
+        #[test]
+        fn gaps_are_closed_within_ranges_and_nowhere_else(a in dots(), b in dots()) {
+            let (whole, some) = (set(&a), set(&a.intersection(&b).copied().collect()));
+            let closed = whole.closing_gaps_of(&some);
+            prop_assert!(is_canonical(&closed));
+            prop_assert!(whole.contains_all(&closed) && closed.contains_all(&some));
+            prop_assert!(closed.ranges().len() <= whole.ranges().len().min(some.ranges().len()));
+            // Nothing smaller would do: each range begins and ends with a dot that was asked for.
+            for range in closed.ranges() {
+                let of = |counter| some.covers(Dot { incarnation: range.incarnation, counter });
+                prop_assert!(of(range.first) && of(range.last));
+            }
+            prop_assert_eq!(whole.closing_gaps_of(&closed), closed);
         }
 
         #[test]

@@ -83,6 +83,23 @@ impl Record {
         self.siblings.keys().for_each(|dot| self.context.insert(*dot));
     }
 
+    /// As [`Record::strip`] of a record that was filled by that clock, in as few ranges as say the same: of
+    /// what is ahead of the clock the gaps stay closed that the filled record did not have. A replica that
+    /// lacks every other write would else write each of its gaps down with each row.
+    ///
+    /// Nothing is claimed that the filled record did not claim, and what lies between two dots that are ahead
+    /// the clock has.
+    pub fn strip_for_storage(&mut self, clock: &NodeClock) {
+        let filled = self.context.clone();
+        self.strip(clock);
+        let own: Context = self.siblings.keys().copied().collect();
+        if own == self.context {
+            return;
+        }
+        self.context = filled.closing_gaps_of(&self.context.difference(&own));
+        self.context.merge(&own);
+    }
+
     /// Whether a stripped record says nothing that the node clock does not say: then it need not be kept.
     pub fn is_nothing(&self) -> bool {
         self.siblings.is_empty() && self.context.is_empty()
@@ -326,6 +343,40 @@ pub(super) mod tests {
             prop_assert!(strip(a.clone()).record.siblings.keys().all(|d| strip(a.clone()).record.context.covers(*d)));
             // It does not matter whether a copy went to disk between two merges.
             prop_assert_eq!(merged(&fill(strip(filled.clone())), &b), merged(&filled, &b));
+        }
+
+        #[test]
+        fn what_is_stored_has_no_gap_that_the_filled_record_had_not(
+            a in states(), c in clocks(), later in clocks()
+        ) {
+            let mut filled = a.record.clone();
+            filled.fill(&c);
+            let (mut stored, mut exact) = (filled.clone(), filled.clone());
+            stored.strip_for_storage(&c);
+            exact.strip(&c);
+            prop_assert!(filled.context.contains_all(&stored.context), "nothing more is claimed");
+            prop_assert!(stored.context.contains_all(&exact.context));
+            prop_assert_eq!(stored.is_ahead(), exact.is_ahead());
+            prop_assert_eq!(stored.is_nothing(), exact.is_nothing());
+            let ranges = |record: &Record| record.context.ranges().len();
+            prop_assert!(ranges(&stored) <= ranges(&exact).min(ranges(&filled) + filled.siblings.len()));
+            let loaded = |mut record: Record, clock: &NodeClock| { record.fill(clock); record };
+            prop_assert_eq!(loaded(stored.clone(), &c), filled.clone());
+            let stored_again = |record: Record, clock: &NodeClock| {
+                let mut record = loaded(record, clock);
+                record.strip_for_storage(clock);
+                record
+            };
+            prop_assert_eq!(stored_again(stored.clone(), &c), stored.clone(), "a row is what it was");
+            // The clock gets on, and does so by leaps.
+            let mut both = c.clone();
+            both.adopt(&later);
+            prop_assert_eq!(loaded(stored.clone(), &both), loaded(filled, &both));
+            let again = stored_again(stored.clone(), &both);
+            prop_assert!(ranges(&again) <= ranges(&stored) + stored.siblings.len(), "it never grows by that");
+            let mut exact = loaded(exact, &both);
+            exact.strip(&both);
+            prop_assert_eq!(again.is_ahead(), exact.is_ahead());
         }
 
         #[test]
