@@ -7,7 +7,7 @@ use std::fmt;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_storage::TableId;
 use kv_types::catalogue::token;
-use kv_types::causal::{Dot, State};
+use kv_types::causal::{CodecError, Dot, State};
 use kv_types::{ClientId, Incarnation, NamespaceId, NodeId, RequestId, RingId, RingPartition};
 
 /// ring, ring partition, namespace, key: the state of a key.
@@ -205,13 +205,14 @@ pub(crate) struct Hint {
 }
 
 impl Hint {
-    pub(crate) fn encode(&self) -> Bytes {
-        let state = self.state.encode();
+    /// Its bytes, if they can be read back.
+    pub(crate) fn encode(&self) -> Result<Bytes, CodecError> {
+        let state = self.state.encode_readable()?;
         let mut out = BytesMut::with_capacity(2 + state.len());
         out.put_u8(VERSION);
         out.put_u8(u8::from(self.counted) | u8::from(self.note) << 1);
         out.put_slice(&state);
-        out.freeze()
+        Ok(out.freeze())
     }
 
     pub(crate) fn decode(mut bytes: Bytes) -> Option<Self> {
@@ -340,7 +341,7 @@ mod tests {
         assert_eq!(Taken::decode(taken.encode().freeze().slice(..30)), None);
         for (counted, note) in [(false, false), (true, false), (false, true)] {
             let hint = Hint { counted, note, state: State::default() };
-            assert_eq!(Hint::decode(hint.encode()), Some(hint));
+            assert_eq!(Hint::decode(hint.encode().unwrap()), Some(hint));
         }
         assert_eq!(Hint::decode(Bytes::new()), None);
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use kv_types::limits::{MAX_CLOCK_SKEW, MAX_KEY_BYTES, MAX_REPLICAS, MAX_VALUE_BYTES, REQUEST_WINDOW};
+use kv_types::limits::{
+    MAX_CLOCK_RANGES, MAX_CLOCK_SKEW, MAX_CONTEXT_RANGES, MAX_KEY_BYTES, MAX_REPLICAS, MAX_VALUE_BYTES,
+    REQUEST_WINDOW,
+};
 
 /// How long a replica may be silent before another stands in for it: several round trips and a slow fsync.
 pub const PATIENCE: Duration = Duration::from_millis(120);
@@ -93,6 +96,11 @@ pub const BATCH_BYTES: usize = 16 << 20;
 const BESIDE_VALUES: usize = 256 << 10;
 const _: () = assert!(MAX_REPLICAS as usize * (RECORD_BYTES + BESIDE_VALUES) <= BATCH_BYTES);
 const _: () = assert!(MAX_VALUE_BYTES + MAX_KEY_BYTES <= RECORD_BYTES);
+/// Ranges of dots that a stored record claims beside those of its values. It leaves this node filled: with
+/// the node clock, with that of a source that it is being pulled from, and with those of sources that were
+/// pulled but for some keys. The node that gets it must be able to read all of them.
+pub const ROW_RANGES: usize = MAX_CLOCK_RANGES;
+const _: () = assert!(ROW_RANGES + 3 * MAX_CLOCK_RANGES <= MAX_CONTEXT_RANGES);
 /// Bytes of a page when a ring partition is pulled.
 pub const PULL_PAGE_BYTES: u32 = 1 << 20;
 /// Bytes of the first page of a pull, and the smallest. The next is twice as large when it came quickly.

@@ -43,6 +43,7 @@ mod mint;
 mod pull;
 mod pulling;
 mod put_back;
+mod readable;
 mod removal;
 mod request_table;
 mod requests;
@@ -583,6 +584,8 @@ impl Replica {
     /// Prepares the batch by which a record replaces the one before it, with the lists that it stands in, its
     /// new requests and the clock. False if nothing changes.
     ///
+    /// Errors: of [`readable::row_of`].
+    ///
     /// A row carries the last few superseded writes of its key ([`State::carry`]): the request table does not
     /// tell by key which there were. Those of a deleted key have no row, and are known by their requests
     /// alone.
@@ -603,7 +606,7 @@ impl Replica {
         self.stage_ahead(place, stored, row.as_ref(), next, rows);
         self.stage_requests(place, &change.new, next, rows)?;
         match &row {
-            Some(row) => rows.put(RECORDS, place.record_key(), row.encode()),
+            Some(row) => rows.put(RECORDS, place.record_key(), readable::row_of(row)?),
             None if stored.is_some() => rows.delete(RECORDS, place.record_key()),
             None => {}
         }

@@ -12,6 +12,8 @@ use tokio::time::sleep;
 
 use super::*;
 
+#[path = "bounds_tests.rs"]
+mod bounds;
 #[path = "../tests/gate/mod.rs"]
 mod gate;
 #[path = "replica_promise_tests.rs"]

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::copy::{Copy, Known, raw};
 use super::held::Growth;
+use super::readable::unreadable;
 use super::rows::{Rows, Stop, Want, in_time, lock, storage_failure};
 use super::{Minted, Partition, Replica, corrupt, each_row};
 use crate::layout::{Due, HINTS, Hint, Place, key_after, prefix_end};
@@ -153,6 +154,8 @@ impl Replica {
     }
 
     /// Prepares the hints, and says what to account once they are committed.
+    ///
+    /// Errors: `LIMIT_HINTS`; of [`unreadable`].
     pub(super) fn stage_hints(
         &self,
         place: &Place,
@@ -168,16 +171,20 @@ impl Replica {
             let number =
                 last.and_then(|(key, _, _)| Place::of_hint_key(key)).map_or(0, |(_, _, number)| number);
             let open = last.filter(|(_, row, _)| row.state.writes.len() < limits::HINT_ROW_WRITES);
-            let (key, row, before) = match open {
-                Some((key, row, _)) => {
-                    let before = key.len() + row.encode().len();
-                    let mut row = row.clone();
-                    row.merge(hint);
-                    (key.clone(), row, before)
+            // Gathered, unless together they could not be read back.
+            let gathered = open.and_then(|(key, row, _)| {
+                let before = key.len() + row.encode().ok()?.len();
+                let mut row = row.clone();
+                row.merge(hint);
+                Some((key.clone(), row.encode().ok()?, before))
+            });
+            let (key, value, before) = match gathered {
+                Some(gathered) => gathered,
+                None => {
+                    let alone = hint.encode().map_err(|error| unreadable(&hint.state, error))?;
+                    (place.hint_key(*target, number.saturating_add(1)).freeze(), alone, 0)
                 }
-                None => (place.hint_key(*target, number.saturating_add(1)).freeze(), hint.clone(), 0),
             };
-            let value = row.encode();
             growth.push((*target, i64::from(before == 0), (key.len() + value.len()) as i64 - before as i64));
             rows.put(HINTS, key, value);
         }

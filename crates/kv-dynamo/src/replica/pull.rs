@@ -330,6 +330,7 @@ impl Replica {
             if let Some(pulling) = state.pulling.take_if(|pulling| !pulling.left_out.is_empty()) {
                 let mut joined = (*pulling).clone();
                 state.pulled.iter().for_each(|before| joined.join(before));
+                refuse_ranges(&joined.clock)?;
                 state.pulled = Some(Arc::new(joined));
                 return Ok(state.settling.changed());
             }
@@ -349,10 +350,7 @@ impl Replica {
         self.run(slice, deadline, |partition, rows| {
             let mut next = partition.clone();
             next.clock.adopt(clock);
-            if next.clock.dots().ranges().len() > MAX_CLOCK_RANGES {
-                let message = "the clocks of this replica and of the source have too many gaps together";
-                return Err(Failure::new(Reason::Overloaded, message).into());
-            }
+            refuse_ranges(&next.clock)?;
             next.pulling = None;
             self.stage_clock(slice, &next, rows);
             let unknown = clock.dots().difference(partition.clock.dots());
@@ -364,4 +362,12 @@ impl Replica {
         })
         .await
     }
+}
+
+fn refuse_ranges(clock: &NodeClock) -> Result<(), Failure> {
+    if clock.dots().ranges().len() <= MAX_CLOCK_RANGES {
+        return Ok(());
+    }
+    let message = "the clocks of this replica and of the source have too many gaps together";
+    Err(Failure::new(Reason::Overloaded, message))
 }

@@ -427,7 +427,7 @@ pub(crate) fn storage_failure(error: StorageError) -> Failure {
 }
 
 /// The detail of a `LIMIT_STORAGE` that is about what was to be stored: something smaller would be taken.
-const TOO_LARGE: &str = "too_large_bytes";
+pub(super) const TOO_LARGE: &str = "too_large_bytes";
 
 /// Whether a refusal is about the size of one record, not about the room that the node has.
 pub(crate) fn is_too_large(failure: &Failure) -> bool {

@@ -75,13 +75,39 @@ pub enum Why {
 }
 
 impl State {
-    /// Its bytes.
+    /// Its bytes. What is to be read again is encoded by [`State::encode_readable`].
     pub fn encode(&self) -> Bytes {
+        self.encode_beside(&written_context(&self.record))
+    }
+
+    /// Its bytes, of which it is known that [`State::decode`] reads them: for what is stored, and must be
+    /// read back.
+    ///
+    /// Errors: those of [`State::decode`] about its bounds.
+    pub fn encode_readable(&self) -> Result<Bytes, CodecError> {
+        let error = |why| CodecError { what: "state of a key", why };
+        let written = written_context(&self.record);
+        if written.ranges().len() > MAX_CONTEXT_RANGES {
+            return Err(error(Why::TooManyRanges(MAX_CONTEXT_RANGES)));
+        }
+        if self.record.siblings.values().any(|sibling| sibling.value.len() > MAX_VALUE_BYTES) {
+            return Err(error(Why::ValueTooLong));
+        }
+        let bytes = self.encode_beside(&written);
+        if bytes.len() > MAX_PEER_MESSAGE_BYTES { Err(error(Why::TooLong)) } else { Ok(bytes) }
+    }
+
+    /// Ranges of its context that do not stand beside its values: what [`MAX_CONTEXT_RANGES`] bounds.
+    pub fn ranges(&self) -> usize {
+        written_context(&self.record).ranges().len()
+    }
+
+    fn encode_beside(&self, written: &DotSet) -> Bytes {
         let values: usize = self.record.siblings.values().map(|sibling| sibling.value.len() + 64).sum();
-        let ranges = self.record.context.ranges().len() * 12;
+        let ranges = written.ranges().len() * 12;
         let mut out = BytesMut::with_capacity(16 + ranges + values + self.writes.len() * 40);
         out.put_u8(VERSION);
-        put_dots(&mut out, &written_context(&self.record));
+        put_dots(&mut out, written);
         put_varint(&mut out, self.record.siblings.len() as u64);
         for (dot, sibling) in &self.record.siblings {
             put_dot(&mut out, *dot);
@@ -634,6 +660,33 @@ mod tests {
         assert_eq!(State::decode(state.encode()).as_ref(), Ok(&state));
         state.record.context = gaps(MAX_CONTEXT_RANGES as u64 + 1);
         assert_eq!(State::decode(state.encode()).unwrap_err().why, Why::TooManyRanges(MAX_CONTEXT_RANGES));
+    }
+
+    #[test]
+    fn what_is_stored_is_what_can_be_read_back() {
+        let mut state = State::default();
+        state.record.context = gaps(MAX_CONTEXT_RANGES as u64);
+        // Dots of values are not counted.
+        let request = RequestId { client_id: ClientId(1), seq: 1 };
+        let value = Bytes::from(vec![7; MAX_VALUE_BYTES]);
+        let sibling = |value: &Bytes| Sibling { stamp: Hlc(1), request, value: value.clone() };
+        let dot = |counter: u64| Dot { incarnation: Incarnation(2), counter: 2 * counter };
+        let with = |state: &State, counter, value: &Bytes| {
+            let mut more = state.clone();
+            more.record.update(&DotSet::new(), dot(counter), Some(sibling(value)));
+            more
+        };
+        let mut at = (1..=22).fold(state, |state, counter| with(&state, counter, &value));
+        assert_eq!((at.ranges(), at.encode_readable()), (MAX_CONTEXT_RANGES, Ok(at.encode())));
+        assert_eq!(State::decode(at.encode()).as_ref(), Ok(&at));
+        let refused = |state: &State, expected: Why| {
+            assert_eq!(state.encode_readable().unwrap_err().why, expected);
+            assert_eq!(State::decode(state.encode()).unwrap_err().why, expected);
+        };
+        refused(&with(&at, 23, &vec![7; MAX_VALUE_BYTES + 1].into()), Why::ValueTooLong);
+        refused(&(23..=24).fold(at.clone(), |state, counter| with(&state, counter, &value)), Why::TooLong);
+        at.record.context.insert(dot(99));
+        refused(&at, Why::TooManyRanges(MAX_CONTEXT_RANGES));
     }
 
     #[test]
