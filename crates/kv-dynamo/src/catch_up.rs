@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_types::Reason;
 use tokio::time::{Instant, sleep};
 
 use crate::layout::Slice;
@@ -78,10 +77,13 @@ async fn catch_up(node: &Arc<Node>, slice: Slice) {
         }
         match pull_from(node, slice, source).await {
             Ok(_) => tracing::info!(?slice, %source, "what stayed behind was pulled"),
-            Err(failure) if failure.reason == Reason::StorageFailed => {
+            Err(error) if error.is_of_own_storage() => {
+                let failure = error.failure();
                 return tracing::error!(?slice, %source, %failure, "what stays behind cannot be pulled");
             }
-            Err(failure) => tracing::debug!(?slice, %source, %failure, "what stays behind was not pulled"),
+            Err(error) => {
+                tracing::debug!(?slice, %source, failure = %error.failure(), "what stays behind was not pulled");
+            }
         }
     }
 }

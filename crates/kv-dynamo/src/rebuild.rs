@@ -259,8 +259,9 @@ async fn pull_slice(node: &Arc<Node>, wanted: &Wanted) -> Result<bool, Failure> 
     for fallback in fallbacks {
         match pull_hints(node, *slice, *fallback).await {
             Ok(()) => {}
-            Err(failure) if failure.reason == Reason::StorageFailed => return Err(failure),
-            Err(failure) => {
+            Err(error) if error.is_of_own_storage() => return Err(error.into_failure()),
+            Err(error) => {
+                let failure = error.failure();
                 tracing::debug!(%fallback, ?slice, %failure, "a fallback did not say what hints it holds");
                 if node.is_up(*fallback) {
                     return Ok(false);
@@ -274,12 +275,47 @@ async fn pull_slice(node: &Arc<Node>, wanted: &Wanted) -> Result<bool, Failure> 
             Ok(whole) => {
                 answers.insert(*source, whole);
             }
-            Err(failure) if failure.reason == Reason::StorageFailed => return Err(failure),
-            Err(failure) => tracing::debug!(%source, ?slice, %failure, "a source did not answer"),
+            Err(error) if error.is_of_own_storage() => return Err(error.into_failure()),
+            Err(error) => {
+                tracing::debug!(%source, ?slice, failure = %error.failure(), "a source did not answer");
+            }
         }
     }
     let whole = answers.values().filter(|whole| **whole).count();
     Ok(whole >= *needed || answers.len() == others.len())
+}
+
+/// Why a pull from one source has ended without success.
+#[derive(Debug)]
+pub(crate) enum PullError {
+    /// The source could not give what was asked for, its own disk included, or gave what cannot be used:
+    /// another source may, or the same later.
+    Source(Failure),
+    /// This node could not take what it got.
+    Here(Failure),
+}
+
+impl PullError {
+    /// Whether the storage of this node has failed: then no source is of help.
+    pub(crate) fn is_of_own_storage(&self) -> bool {
+        matches!(self, Self::Here(failure) if failure.reason == Reason::StorageFailed)
+    }
+
+    pub(crate) fn failure(&self) -> &Failure {
+        let (Self::Source(failure) | Self::Here(failure)) = self;
+        failure
+    }
+
+    fn into_failure(self) -> Failure {
+        let (Self::Source(failure) | Self::Here(failure)) = self;
+        failure
+    }
+}
+
+impl From<Failure> for PullError {
+    fn from(failure: Failure) -> Self {
+        Self::Here(failure)
+    }
 }
 
 /// How much a source is asked for at a time, and how long that may take: by how its link carried what came
@@ -316,6 +352,11 @@ fn invalid(error: CodecError) -> Failure {
     Failure::new(Reason::InvalidRequest, error.to_string())
 }
 
+/// The clock of a source.
+fn clock_of(bytes: Bytes) -> Result<NodeClock, PullError> {
+    NodeClock::decode(bytes).map_err(|error| PullError::Source(invalid(error)))
+}
+
 /// The next page of a source.
 async fn next_page(
     node: &Node,
@@ -323,7 +364,7 @@ async fn next_page(
     source: NodeId,
     after: &Bytes,
     size: &mut PageSize,
-) -> Result<peer::PullPartitionReply, Failure> {
+) -> Result<peer::PullPartitionReply, PullError> {
     loop {
         let message = peer::PullPartition {
             ring: slice.ring.0,
@@ -338,15 +379,19 @@ async fn next_page(
             continue;
         }
         size.came(begun.elapsed());
-        return match reply.map_err(|error| error.into_failure(source))? {
-            response_frame::Body::PullPartition(page) => Ok(page),
-            _ => Err(Failure::new(Reason::Internal, format!("{source} sent an unexpected response type"))),
+        return match reply {
+            Ok(response_frame::Body::PullPartition(page)) => Ok(page),
+            Ok(_) => {
+                let message = format!("{source} sent an unexpected response type");
+                Err(PullError::Source(Failure::new(Reason::Internal, message)))
+            }
+            Err(error) => Err(PullError::Source(error.into_failure(source))),
         };
     }
 }
 
 /// Merges the hints that a fallback holds. It keeps them: their targets still need them.
-async fn pull_hints(node: &Arc<Node>, slice: Slice, fallback: NodeId) -> Result<(), Failure> {
+async fn pull_hints(node: &Arc<Node>, slice: Slice, fallback: NodeId) -> Result<(), PullError> {
     let (mut after, mut size) = (Bytes::new(), PageSize::default());
     loop {
         let page = next_page(node, slice, fallback, &after, &mut size).await?;
@@ -399,7 +444,7 @@ fn leave(node: &Node, place: &Place, source: NodeId, failure: Failure) -> Result
 }
 
 /// Merges everything that a source keeps of a ring partition. True when the source is whole.
-pub(crate) async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
+pub(crate) async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, PullError> {
     let pulled = Box::pin(pull_pages(node, slice, source)).await;
     if pulled.is_err() {
         node.replica.give_up_pull(slice);
@@ -407,13 +452,14 @@ pub(crate) async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) ->
     pulled
 }
 
-async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, Failure> {
+async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, PullError> {
+    let not_ready = |why: &str| PullError::Source(Failure::new(Reason::NotReady, format!("{source} {why}")));
     let (mut after, mut size) = (Bytes::new(), PageSize::default());
     let mut passed = Bytes::new();
     loop {
         let first = after.is_empty();
         let page = next_page(node, slice, source, &after, &mut size).await?;
-        let clock = NodeClock::decode(page.node_clock).map_err(invalid)?;
+        let clock = clock_of(page.node_clock)?;
         if !page.records.is_empty() || !clock.is_empty() {
             node.standing.note_data();
         }
@@ -421,8 +467,7 @@ async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bo
             let serves = node.serves(slice);
             // What it does not list would have to be looked at here, key by key, for nothing.
             if serves && !page.whole {
-                let message = format!("{source} is not whole itself");
-                return Err(Failure::new(Reason::NotReady, message));
+                return Err(not_ready("is not whole itself"));
             }
             if serves && node.replica.clock(slice).0.dots().contains_all(clock.dots()) {
                 return Ok(page.whole);
@@ -431,11 +476,10 @@ async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bo
         }
         learn_taken(node, slice, page.requests).await?;
         if !page.page_clock.is_empty() {
-            let page_clock = NodeClock::decode(page.page_clock).map_err(invalid)?;
+            let page_clock = clock_of(page.page_clock)?;
             // What it does not list would be taken for dead.
             if !page_clock.dots().contains_all(clock.dots()) {
-                let message = format!("{source} has lost what it had when the pull began");
-                return Err(Failure::new(Reason::NotReady, message));
+                return Err(not_ready("has lost what it had when the pull began"));
             }
             let covered = (&passed, &page.covered);
             merge_page(node, (slice, source), page.records, &page_clock, covered).await?;
@@ -457,7 +501,7 @@ async fn learn_taken(
     node: &Arc<Node>,
     slice: Slice,
     requests: Vec<peer::PulledRequest>,
-) -> Result<(), Failure> {
+) -> Result<(), PullError> {
     if requests.is_empty() {
         return Ok(());
     }
@@ -466,11 +510,11 @@ async fn learn_taken(
         let client_id = <[u8; 16]>::try_from(client_id.as_ref()).ok().map(u128::from_be_bytes);
         let (Some(client_id), Some(taken)) = (client_id, Taken::decode(taken)) else {
             let message = "a row of the request table of the source cannot be read";
-            return Err(Failure::new(Reason::InvalidRequest, message));
+            return Err(PullError::Source(Failure::new(Reason::InvalidRequest, message)));
         };
         told.push((RequestId { client_id: ClientId(client_id), seq }, taken));
     }
-    patiently(|deadline| node.replica.learn_taken(slice, &told, deadline).boxed()).await
+    Ok(patiently(|deadline| node.replica.learn_taken(slice, &told, deadline).boxed()).await?)
 }
 
 /// Merges a page of records, and that nothing is there between them: from behind the key `after` to `last`,
