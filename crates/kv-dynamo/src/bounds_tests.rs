@@ -51,7 +51,7 @@ async fn a_record_that_could_not_be_read_back_is_refused_before_it_is_stored() {
     let written = order(4, "v", Supersedes::Seen(seen));
     assert_eq!(refusal(replica.mint(&place("k"), Role::Primary, &written, soon()).await), REFUSED);
     let slice = place("k").slice;
-    replica.begin_pull(slice, &NodeClock::new(), true);
+    replica.begin_pull(slice, &NodeClock::new(), true, soon()).await.unwrap();
     assert_eq!(refusal(replica.merge_pulled(&place("k"), &more, soon()).await), REFUSED);
     replica.give_up_pull(slice);
     assert_eq!(replica.read(&place("k"), soon()).await.unwrap().state, before);
@@ -81,7 +81,7 @@ async fn a_record_at_the_bound_can_be_sent_with_all_that_it_is_filled_with() {
     let own = replica.clock(slice).0.dots().ranges().len();
     replica.adopt(slice, &of(11, MAX_CLOCK_RANGES - own), soon()).await.unwrap();
     for (incarnation, ends) in [(12, true), (13, false)] {
-        replica.begin_pull(slice, &of(incarnation, MAX_CLOCK_RANGES), true);
+        replica.begin_pull(slice, &of(incarnation, MAX_CLOCK_RANGES), true, soon()).await.unwrap();
         replica.leave_out(&place("other"));
         replica.pass(slice, &[], None, &[place("k").record_key().freeze()].into(), soon()).await.unwrap();
         if ends {

@@ -124,7 +124,8 @@ pub(crate) async fn establish(node: Arc<Node>) {
         return;
     }
     let mut pause = limits::BACK_OFF.0;
-    loop {
+    // One that was put back meanwhile begins anew with its next start.
+    while !node.replica.is_put_back() {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => return,
@@ -472,7 +473,8 @@ async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bo
             if serves && node.replica.clock(slice).0.dots().contains_all(clock.dots()) {
                 return Ok(page.whole);
             }
-            node.replica.begin_pull(slice, &clock, serves);
+            let deadline = Instant::now() + limits::BACKGROUND_READ;
+            node.replica.begin_pull(slice, &clock, serves, deadline).await?;
         }
         learn_taken(node, slice, page.requests).await?;
         if !page.page_clock.is_empty() {

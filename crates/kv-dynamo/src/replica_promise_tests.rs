@@ -168,6 +168,54 @@ async fn a_directory_that_was_put_back_mints_no_dot_twice() {
     assert!(a.is_put_back() && !a.is_whole());
 }
 
+/// What a source says first, its clock, names writes that the directory has lost: it pulls nothing, and
+/// serves nothing more.
+#[tokio::test]
+async fn a_directory_that_was_put_back_is_found_out_when_a_pull_begins() {
+    for serves in [true, false] {
+        let (world_a, world_b) = (World::new(88), World::new(89));
+        let (storage, a) = world_a.open(false, 1 << 20).await;
+        let (_, b) = world_b.open(false, 1 << 20).await;
+        let mint = async |a: &Replica, key: &str, seq| {
+            let written = order(seq, &seq.to_string(), Supersedes::Nothing);
+            a.mint(&place(key), Role::Primary, &written, soon()).await.unwrap().state
+        };
+        for seq in 1..=3 {
+            b.apply(&place("k"), &mint(&a, "k", seq).await, false, soon()).await.unwrap();
+        }
+        // One that has lost nothing begins.
+        let slice = place("k").slice;
+        a.begin_pull(slice, &b.clock(slice).0, serves, soon()).await.unwrap();
+        a.give_up_pull(slice);
+        let (storage, a) = world_a.put_back(&storage, &a, "k").await;
+        let refused = a.begin_pull(slice, &b.clock(slice).0, serves, soon()).await;
+        assert_eq!(reason(refused), Reason::NotReady);
+        assert!(a.is_put_back() && !a.is_whole());
+        let directory = |storage: &Storage| storage.small_get(crate::layout::INCARNATION);
+        assert_eq!(directory(&storage), None, "it is written down");
+        let record = b.read(&place("k"), soon()).await.unwrap().state;
+        let taken = a.merge_pulled(&place("k"), &record, soon()).await;
+        assert_eq!(reason(taken), Reason::Internal, "no pull is under way");
+    }
+}
+
+/// Writes of the directory that reached the source after the pull had begun.
+#[tokio::test]
+async fn a_directory_that_was_put_back_is_found_out_by_a_record_that_is_pulled() {
+    let (world_a, world_b) = (World::new(186), World::new(187));
+    let (storage, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let written = order(1, "v", Supersedes::Nothing);
+    let late = a.mint(&place("k"), Role::Primary, &written, soon()).await.unwrap().state;
+    let (_, a) = world_a.put_back(&storage, &a, "k").await;
+    let slice = place("k").slice;
+    a.begin_pull(slice, &b.clock(slice).0, true, soon()).await.unwrap();
+    b.apply(&place("k"), &late, false, soon()).await.unwrap();
+    let record = b.read(&place("k"), soon()).await.unwrap().state;
+    a.merge_pulled(&place("k"), &record, soon()).await.unwrap();
+    assert!(a.is_put_back() && !a.is_whole());
+}
+
 /// A state in which a write has another dot.
 fn moved(mut state: State, seq: u64, to: Dot) -> State {
     let (dot, write) =

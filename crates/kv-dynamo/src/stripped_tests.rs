@@ -291,7 +291,7 @@ impl<'a> Pull<'a> {
     async fn begin(source: &'a Replica, target: &'a Replica) -> Self {
         let slice = place("").slice;
         let clock = source.clock(slice).0;
-        target.begin_pull(slice, &clock, target.is_whole());
+        target.begin_pull(slice, &clock, target.is_whole(), soon()).await.unwrap();
         let requests = source.page_of_requests(slice, &[], 1 << 20, soon()).await.unwrap();
         let decode = |(request, row)| (request, Taken::decode(row).unwrap());
         let told: Vec<_> = requests.rows.into_iter().map(decode).collect();
@@ -638,7 +638,7 @@ async fn a_key_that_was_left_out_of_a_pull_keeps_what_comes_of_it() {
     // As `rebuild` does it with a record that this node cannot take.
     let slice = place("").slice;
     let (clock, _) = a.clock(slice);
-    b.begin_pull(slice, &clock, false);
+    b.begin_pull(slice, &clock, false, soon()).await.unwrap();
     let listed = [place("large").record_key().freeze(), place("small").record_key().freeze()].into();
     b.leave_out(&place("large"));
     b.merge_pulled(&place("small"), &small, soon()).await.unwrap();
@@ -651,7 +651,7 @@ async fn a_key_that_was_left_out_of_a_pull_keeps_what_comes_of_it() {
     apply(&b, "gone", &hint).await;
     assert!(shown(&b, "gone").await.is_empty(), "what the source knows to be gone stays so");
     // A second source takes nothing of that away.
-    b.begin_pull(slice, &clock, false);
+    b.begin_pull(slice, &clock, false, soon()).await.unwrap();
     b.leave_out(&place("small"));
     b.pass(slice, &[], None, &listed, soon()).await.unwrap();
     b.end_pull(slice, &clock, soon()).await.unwrap();

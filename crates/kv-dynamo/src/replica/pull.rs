@@ -141,10 +141,27 @@ impl Replica {
 impl Replica {
     /// A pull from a source begins, or begins again; what one before had passed is not relied on any more.
     /// `serves`: this node answers for the ring partition meanwhile.
-    pub(crate) fn begin_pull(&self, slice: Slice, clock: &NodeClock, serves: bool) {
-        let (clock, passed, left_out) = (clock.clone(), Bytes::new(), BTreeSet::new());
-        let pulling = Pulling { clock, serves, passed, left_out };
-        lock(&self.partition(slice)).state.pulling = Some(Arc::new(pulling));
+    ///
+    /// Errors: `NOT_READY` if the clock of the source names writes of this directory that it does not know:
+    /// it was put back to an older state, and pulls once it has begun anew.
+    pub(crate) async fn begin_pull(
+        &self,
+        slice: Slice,
+        clock: &NodeClock,
+        serves: bool,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        self.run(slice, deadline, |partition, rows| {
+            let unknown = clock.dots().difference(partition.clock.dots());
+            if self.stage_put_back(slice, unknown.last_dots(), partition, rows) {
+                rows.commit(false)?;
+                self.refuse_put_back()?;
+            }
+            let (clock, passed, left_out) = (clock.clone(), Bytes::new(), BTreeSet::new());
+            partition.pulling = Some(Arc::new(Pulling { clock, serves, passed, left_out }));
+            Ok(())
+        })
+        .await
     }
 
     /// This node cannot take what the source has of a key: what the source knows of it does not count here.
@@ -263,7 +280,9 @@ impl Replica {
             return Ok(());
         }
         if self.stage(place, stored.as_ref(), &change, &mut next, rows)? {
-            let position = rows.commit(true)?;
+            let new = change.new.iter().map(|(dot, _)| *dot);
+            let put_back = self.stage_put_back(place.slice, new, partition, rows);
+            let position = rows.commit(!put_back)?;
             next.settling.learn(position);
         }
         *partition = next;
