@@ -41,7 +41,7 @@ use futures_util::stream::{self, StreamExt};
 use kv_peer::{Address, Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::catalogue::{Catalogue, Ring};
-use kv_types::causal::{CodecError, NodeClock, State};
+use kv_types::causal::{CodecError, Context, NodeClock, State};
 use kv_types::limits::MAX_VOTERS;
 use kv_types::{
     ClientId, Epoch, Failure, Namespace, NamespaceId, NodeId, Placement, Reason, RequestId, RingId,
@@ -272,7 +272,7 @@ async fn pull_slice(node: &Arc<Node>, wanted: &Wanted) -> Result<bool, Failure> 
     }
     let mut answers: BTreeMap<NodeId, bool> = BTreeMap::new();
     for source in others {
-        match pull_from(node, *slice, *source).await {
+        match pull_from(node, *slice, *source, None).await {
             Ok(whole) => {
                 answers.insert(*source, whole);
             }
@@ -444,16 +444,27 @@ fn leave(node: &Node, place: &Place, source: NodeId, failure: Failure) -> Result
     Ok(())
 }
 
-/// Merges everything that a source keeps of a ring partition. True when the source is whole.
-pub(crate) async fn pull_from(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, PullError> {
-    let pulled = Box::pin(pull_pages(node, slice, source)).await;
+/// Merges everything that a source keeps of a ring partition. True when the source is whole. `missing`: what
+/// this node lacks, and of which the source must have something; its first page tells.
+pub(crate) async fn pull_from(
+    node: &Arc<Node>,
+    slice: Slice,
+    source: NodeId,
+    missing: Option<&Context>,
+) -> Result<bool, PullError> {
+    let pulled = Box::pin(pull_pages(node, slice, source, missing)).await;
     if pulled.is_err() {
         node.replica.give_up_pull(slice);
     }
     pulled
 }
 
-async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bool, PullError> {
+async fn pull_pages(
+    node: &Arc<Node>,
+    slice: Slice,
+    source: NodeId,
+    missing: Option<&Context>,
+) -> Result<bool, PullError> {
     let not_ready = |why: &str| PullError::Source(Failure::new(Reason::NotReady, format!("{source} {why}")));
     let (mut after, mut size) = (Bytes::new(), PageSize::default());
     let mut passed = Bytes::new();
@@ -465,16 +476,17 @@ async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bo
             node.standing.note_data();
         }
         if first {
-            let serves = node.serves(slice);
-            // What it does not list would have to be looked at here, key by key, for nothing.
-            if serves && !page.whole {
-                return Err(not_ready("is not whole itself"));
-            }
-            if serves && node.replica.clock(slice).0.dots().contains_all(clock.dots()) {
-                return Ok(page.whole);
-            }
-            let deadline = Instant::now() + limits::BACKGROUND_READ;
+            let (serves, deadline) = (node.serves(slice), Instant::now() + limits::BACKGROUND_READ);
+            // Before anything else: the clock may tell that this directory was put back.
             node.replica.begin_pull(slice, &clock, serves, deadline).await?;
+            match worth(serves, page.whole, &clock, &node.replica.clock(slice).0, missing) {
+                Worth::Pull => {}
+                Worth::Nothing => {
+                    node.replica.give_up_pull(slice);
+                    return Ok(page.whole);
+                }
+                Worth::Refused(why) => return Err(not_ready(why)),
+            }
         }
         learn_taken(node, slice, page.requests).await?;
         if !page.page_clock.is_empty() {
@@ -497,6 +509,32 @@ async fn pull_pages(node: &Arc<Node>, slice: Slice, source: NodeId) -> Result<bo
         node.replica.durable(pulled).await?;
         return Ok(page.whole);
     }
+}
+
+/// What the first page of a source says about a pull from it.
+#[derive(Debug, PartialEq, Eq)]
+enum Worth {
+    Pull,
+    /// The source has nothing that is not here.
+    Nothing,
+    /// It is of no help here.
+    Refused(&'static str),
+}
+
+/// Whether a source of that clock is worth a pull. `mine`: the clock of this node; `missing`: what it looks
+/// for. A node that does not serve the ring partition takes all that it can get.
+fn worth(serves: bool, whole: bool, clock: &NodeClock, mine: &NodeClock, missing: Option<&Context>) -> Worth {
+    if !serves {
+        return Worth::Pull;
+    }
+    // What it does not list would have to be looked at here, key by key, for nothing.
+    if !whole {
+        return Worth::Refused("is not whole itself");
+    }
+    if missing.is_some_and(|missing| !clock.dots().meets(missing)) {
+        return Worth::Refused("has nothing of what is missing here");
+    }
+    if mine.dots().contains_all(clock.dots()) { Worth::Nothing } else { Worth::Pull }
 }
 
 async fn learn_taken(
@@ -735,6 +773,9 @@ impl Resume {
 
 #[cfg(test)]
 mod tests {
+    use kv_types::Incarnation;
+    use kv_types::causal::Dot;
+
     use super::*;
 
     fn says(namespaces: bool, epoch: u64) -> Survey {
@@ -815,6 +856,28 @@ mod tests {
                 assert!(w == 1 || needed + (w - 1) > n - 1, "N={n} W={w}");
             }
         }
+    }
+
+    #[test]
+    fn a_node_that_serves_pulls_from_those_that_have_what_it_misses() {
+        let dots = |counters: &[u64]| -> Context {
+            let dot = |counter: &u64| Dot { incarnation: Incarnation(1), counter: *counter };
+            counters.iter().map(dot).collect()
+        };
+        let clock = |counters: &[u64]| {
+            let mut clock = NodeClock::new();
+            counters.iter().for_each(|n| clock.add(Dot { incarnation: Incarnation(1), counter: *n }));
+            clock
+        };
+        let (mine, missing) = (clock(&[1, 3]), dots(&[2, 7]));
+        let of = |serves, whole, theirs: &[u64]| worth(serves, whole, &clock(theirs), &mine, Some(&missing));
+        assert_eq!(of(true, true, &[1, 2, 3]), Worth::Pull);
+        assert!(matches!(of(true, true, &[1, 3, 5]), Worth::Refused(_)), "what is written meanwhile comes");
+        assert!(matches!(of(true, false, &[1, 2, 3]), Worth::Refused(_)));
+        assert_eq!(worth(true, true, &clock(&[1, 3, 5]), &mine, None), Worth::Pull);
+        assert_eq!(worth(true, true, &clock(&[3]), &mine, None), Worth::Nothing);
+        // One that lacks its disk asks for everything.
+        assert_eq!((of(false, false, &[1]), of(false, true, &[])), (Worth::Pull, Worth::Pull));
     }
 
     #[test]

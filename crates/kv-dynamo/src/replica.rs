@@ -23,7 +23,7 @@ use kv_env::Env;
 use kv_storage::{Batch, Position, Row, RowChunk, Storage, TableId};
 use kv_types::catalogue::{Catalogue, token};
 use kv_types::causal::primary::{self, Change};
-use kv_types::causal::{Dot, Hlc, NodeClock, Seen, State, Write};
+use kv_types::causal::{Context, Dot, Hlc, NodeClock, Seen, State, Write};
 use kv_types::limits::MAX_CLOCK_SKEW;
 use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
 use tokio::sync::{Notify, watch};
@@ -133,6 +133,9 @@ struct Partition {
     swept_ms: u64,
     /// Rows of the list of records that are ahead of the clock.
     ahead: u64,
+    /// What those claim, with what of it the clock has: in memory alone. Never less than they claim, but for
+    /// those that were not looked at since the start.
+    claimed: Arc<Context>,
     /// Where the log stands: what must be durable before a record is shown.
     settling: Settling,
     /// While the ring partition is pulled from a source.

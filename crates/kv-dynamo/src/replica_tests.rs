@@ -5,7 +5,7 @@ use kv_env::Clock;
 use kv_storage::StorageOptions;
 use kv_storage::disk::MemDisk;
 use kv_storage::tier::MemTiers;
-use kv_types::causal::{CARRIED_WRITES, Context, Sibling};
+use kv_types::causal::{CARRIED_WRITES, Sibling};
 use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
 use kv_types::{ClientId, RingId, RingPartition};
 use tokio::time::sleep;

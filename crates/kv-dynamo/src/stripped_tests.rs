@@ -236,6 +236,48 @@ async fn records_that_were_ahead_are_stripped_once_the_clock_is() {
 }
 
 #[tokio::test]
+async fn what_is_missing_is_what_records_claim_and_the_clock_has_not() {
+    let (world_a, world_b) = (World::new(130), World::new(131));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (storage, b) = world_b.open(false, 1 << 20).await;
+    let mut sent = Vec::new();
+    for seq in 1..=3 {
+        sent.push(mint(&a, &format!("k{seq}"), &order(seq, "v", Supersedes::Observed)).await.state);
+    }
+    let slice = place("").slice;
+    let dot = |counter| Dot { incarnation: a.incarnation, counter };
+    let dots = |counters: &[u64]| counters.iter().map(|counter| dot(*counter)).collect::<Context>();
+    let missing = |counters: &[u64]| vec![(slice, dots(counters))];
+    assert!(b.slices_behind().is_empty());
+    apply(&b, "k3", &sent[2]).await;
+    assert_eq!(b.slices_behind(), missing(&[1, 2]));
+    apply(&b, "k1", &sent[0]).await;
+    assert_eq!(b.slices_behind(), missing(&[2]));
+    // After a start it is known as soon as the records were looked at.
+    storage.durable(b.clock(slice).1).await.unwrap();
+    world_b.cut(&storage);
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    strip_all(&b).await;
+    assert_eq!(b.slices_behind(), missing(&[2]));
+    apply(&b, "k2", &sent[1]).await;
+    assert_eq!((b.slices_behind(), b.records_ahead()), (vec![], 1), "though the record is not stripped yet");
+    // What only a deleted namespace claimed is missed no more.
+    let other = Place { namespace: NamespaceId(8), ..place("l") };
+    let claims = |counter| {
+        let mut state = world_state(9, counter, "w");
+        state.record.context.insert(dot(counter));
+        state
+    };
+    apply(&b, "m", &claims(91)).await;
+    b.apply(&other, &claims(92), false, soon()).await.unwrap();
+    assert_eq!(b.slices_behind(), missing(&[91, 92]));
+    world_b.catalogued(true);
+    while b.remove_records(slice, (1, 7), None, soon()).await.unwrap().last.is_some() {}
+    strip_all(&b).await;
+    assert_eq!(b.slices_behind(), missing(&[92]));
+}
+
+#[tokio::test]
 async fn a_clock_has_so_many_gaps_and_no_more() {
     let world = World::new(98);
     let (_, replica) = world.open(false, 1 << 20).await;

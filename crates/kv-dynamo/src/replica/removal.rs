@@ -6,6 +6,7 @@
 //! older is forgotten as all old requests are.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_storage::{RowChunk, StorageError, TableId};
@@ -124,6 +125,8 @@ impl Replica {
         for Going { key, token, requests, ahead } in going {
             if *ahead {
                 next.ahead = next.ahead.saturating_sub(1);
+                // What the others claim is looked at again.
+                next.claimed = Arc::default();
                 rows.delete(AHEAD, key.clone());
             }
             if conflicts && rows.row(CONFLICTS, key.clone())?.is_some() {

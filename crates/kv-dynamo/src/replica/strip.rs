@@ -6,15 +6,39 @@
 //! Not done: nothing seals an incarnation that is gone. A dot of it that no replica has, and that a client
 //! alone has seen, leaves the row of the key that it superseded in the list forever.
 
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
 use kv_types::Failure;
-use kv_types::causal::State;
+use kv_types::causal::{Context, State};
 use tokio::time::Instant;
 
 use super::rows::{Rows, Stop, in_time, lock};
-use super::{Partition, Replica};
+use super::{Guarded, Partition, Replica};
 use crate::layout::{AHEAD, Place, Slice, key_after};
 use crate::limits;
+
+impl Partition {
+    /// A record that is ahead of the clock claims this.
+    fn claim(&mut self, context: &Context) {
+        if !self.claimed.contains_all(context) {
+            Arc::make_mut(&mut self.claimed).merge(context);
+        }
+    }
+
+    /// What of it the clock has not; what the clock has is forgotten.
+    fn missing(&mut self) -> Context {
+        if self.ahead == 0 {
+            self.claimed = Arc::default();
+        }
+        if self.claimed.is_empty() {
+            return Context::new();
+        }
+        let missing = self.claimed.difference(self.clock.dots());
+        self.claimed = Arc::new(self.claimed.closing_gaps_of(&missing));
+        missing
+    }
+}
 
 impl Replica {
     /// Keeps the list of records that are ahead of the clock true.
@@ -27,6 +51,9 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) {
         let is_ahead = |state: Option<&State>| state.is_some_and(|state| state.record.is_ahead());
+        if let Some(row) = row.filter(|row| row.record.is_ahead()) {
+            next.claim(&row.record.context);
+        }
         match (is_ahead(stored), is_ahead(row)) {
             (false, true) => {
                 next.ahead += 1;
@@ -42,14 +69,13 @@ impl Replica {
         rows.delete(AHEAD, place.record_key());
     }
 
-    /// The ring partitions with records that are ahead of the clock.
-    pub(crate) fn slices_ahead(&self) -> Vec<Slice> {
+    /// What is missing, by ring partition: the dots that records which are ahead claim, and that the clock
+    /// has not. After a start it is known once such records were looked at to be stripped.
+    pub(crate) fn slices_behind(&self) -> Vec<(Slice, Context)> {
         let known = lock(&self.partitions).known.clone();
-        known
-            .into_iter()
-            .filter(|(_, guarded)| lock(guarded).state.ahead > 0)
-            .map(|(slice, _)| slice)
-            .collect()
+        let missing = |guarded: &Mutex<Guarded>| lock(guarded).state.missing();
+        let all = known.into_iter().map(|(slice, guarded)| (slice, missing(&guarded)));
+        all.filter(|(_, missing)| !missing.is_empty()).collect()
     }
 
     /// How many records are ahead of their clocks here.
@@ -87,7 +113,8 @@ impl Replica {
             return Ok(());
         }
         let stored = self.stored(place, rows)?;
-        if stored.is_some_and(|(state, _)| state.record.is_ahead()) {
+        if let Some((state, _)) = stored.filter(|(state, _)| state.record.is_ahead()) {
+            partition.claim(&state.record.context);
             return self.apply_now(place, &State::default(), true, partition, rows).map(drop);
         }
         // A row of the list that outlived its record, as after the loss of a tier.
