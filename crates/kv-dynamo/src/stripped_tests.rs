@@ -489,6 +489,43 @@ async fn what_is_acknowledged_during_a_pull_does_not_depend_on_its_end() {
     }
 }
 
+/// A wiped node has taken a delete before the pull comes to its key. The clock of the source, of many lives
+/// of many nodes, need not be written down with that row, nor with any other.
+#[tokio::test]
+async fn rows_that_were_there_before_a_pull_do_not_take_the_clock_of_the_source() {
+    let (world_a, world_c) = (World::new(132), World::new(133));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (storage, c) = wiped(&world_c).await;
+    let mut lives = NodeClock::new();
+    (1..=500).for_each(|n| lives.add(Dot { incarnation: Incarnation(1_000 + n), counter: 1 }));
+    a.adopt(place("k").slice, &lives, soon()).await.unwrap();
+    let put = mint(&a, "k", &order(1, "a", Supersedes::Observed)).await.state;
+    mint(&a, "l", &order(2, "b", Supersedes::Observed)).await;
+    // It deletes by a dot alone, without a word of what that was.
+    let superseded = dot_of(&put, 1);
+    let mut gone = world_state(9, 3, "c");
+    gone.record.context.insert(superseded);
+    apply(&c, "k", &gone).await;
+    let ranges = |key: &str| {
+        let row = storage.recent(RECORDS, &place(key).record_key()).flatten().unwrap();
+        State::decode(row.value).unwrap().ranges()
+    };
+    let before = ranges("k");
+    let given_up = Pull::begin(&a, &c).await;
+    given_up.records().await;
+    assert_eq!((ranges("k"), ranges("l")), (before, 0));
+    // Without the end of the pull the row is as true as it was.
+    c.give_up_pull(place("k").slice);
+    let row = storage.recent(RECORDS, &place("k").record_key()).flatten().unwrap();
+    assert!(State::decode(row.value).unwrap().record.context.covers(superseded));
+    apply(&c, "k", &put).await;
+    assert_eq!(shown(&c, "k").await, ["c"]);
+    pull(&a, &c).await;
+    strip_all(&c).await;
+    assert_eq!((shown(&c, "k").await, shown(&c, "l").await), (vec!["c".into()], vec!["b".into()]));
+    assert_eq!(rows(&storage).await, [2, 0, 0]);
+}
+
 /// A page was read, and keys are written and deleted before the lock is taken: its rows and its clock are of
 /// one moment.
 #[tokio::test]

@@ -268,9 +268,13 @@ impl Replica {
         let of_same_values = |stored: &State| stored.record.siblings == state.record.siblings;
         let same = new.is_empty() && stored.as_ref().map_or(state.record.siblings.is_empty(), of_same_values);
         // A node that does not serve pulls again if this is given up: nothing is lost with what the source
-        // has.
-        let strip_by = if stored.is_none() && !pulling.serves { &both } else { &next.clock };
-        let change = Change { row: primary::keep(state.clone(), strip_by), state, new };
+        // has. What the row claims by itself stays: this node may have acknowledged it.
+        let strip_by = match (&stored, pulling.serves) {
+            (_, true) => next.clock.clone(),
+            (None, false) => both,
+            (Some(row), false) => both.without(&row.record.context.difference(next.clock.dots())),
+        };
+        let change = Change { row: primary::keep(state.clone(), &strip_by), state, new };
         self.refuse_gaps(&change, partition)?;
         next.pulling = Some(Arc::new(Pulling { passed: place.record_key().freeze(), ..(*pulling).clone() }));
         // What the source claims beside values that are here alike need not be written down with each of
