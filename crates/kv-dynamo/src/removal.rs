@@ -1,6 +1,6 @@
 //! Removes what this node has of deleted namespaces, as soon as it knows of the deletion, and again after a
-//! start: records, hints, conflicts and requests. No one is asked, because ids of namespaces are never used
-//! again. It goes in small steps at a bounded rate, and an error is a pause.
+//! start: records, the lists of records, hints and requests. No one is asked, because ids of namespaces are
+//! never used again. It goes in small steps at a bounded rate, and an error is a pause.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::layout::Slice;
 use crate::limits;
 use crate::node::{Node, stopped};
-use crate::replica::Removed;
+use crate::replica::{List, Removed};
 
 /// The ids that hold nothing here: see [`Catalogue::deleted`].
 fn deleted(catalogue: &Catalogue) -> Vec<(u64, u64)> {
@@ -80,7 +80,9 @@ async fn remove(node: &Node, catalogue: &Catalogue, runs: &[(u64, u64)]) -> Resu
 
 async fn remove_from(node: &Node, slice: Slice, run: (u64, u64), pace: &mut Pace) -> Result<(), Failure> {
     remove_all(node, What::Records, slice, run, pace).await?;
-    remove_all(node, What::Conflicts, slice, run, pace).await?;
+    for list in [List::Conflicts, List::Ahead] {
+        remove_all(node, What::Listed(list), slice, run, pace).await?;
+    }
     let targets: BTreeSet<NodeId> = node.replica.hints_pending().into_keys().collect();
     for target in targets {
         remove_all(node, What::Hints(target), slice, run, pace).await?;
@@ -92,7 +94,8 @@ async fn remove_from(node: &Node, slice: Slice, run: (u64, u64), pace: &mut Pace
 #[derive(Clone, Copy)]
 enum What {
     Records,
-    Conflicts,
+    /// Without a record.
+    Listed(List),
     Hints(NodeId),
 }
 
@@ -112,7 +115,7 @@ async fn remove_all(
         let deadline = began + limits::BACKGROUND_READ;
         let step = match what {
             What::Records => replica.remove_records(slice, run, behind, deadline).await,
-            What::Conflicts => replica.remove_conflicts(slice, run, behind, deadline).await,
+            What::Listed(list) => replica.remove_listed(list, slice, run, behind, deadline).await,
             What::Hints(target) => replica.remove_hints(target, slice, run, behind, deadline).await,
         };
         let Removed { bytes, last } = match step {
@@ -157,13 +160,13 @@ mod tests {
     use kv_peer::{PeerConfig, Peers};
     use kv_storage::disk::MemDisk;
     use kv_storage::tier::MemTiers;
-    use kv_storage::{Drive, Storage, StorageOptions};
+    use kv_storage::{Batch, Drive, Storage, StorageOptions};
     use kv_types::catalogue::Ring;
     use kv_types::{ClientId, ClusterId, Epoch, Mutation, NamespaceId, RequestId, RingId};
     use tokio::sync::{Semaphore, watch};
 
     use super::*;
-    use crate::layout::{Place, REQUESTS};
+    use crate::layout::{AHEAD, Place, REQUESTS};
     use crate::node::AvailableConfig;
     use crate::replica::{Order, Replica, Role, Supersedes};
     use crate::standing::Standing;
@@ -191,6 +194,10 @@ mod tests {
         let ring = Ring { id: RingId(1), n: 1, assignment, epoch: Epoch(1) };
         let rings = BTreeMap::from([(ring.id, ring)]);
         Arc::new(Catalogue { epoch: Epoch(next_namespace), rings, next_namespace, ..Catalogue::default() })
+    }
+
+    fn slice(partition: u32) -> Slice {
+        Slice { ring: RingId(1), partition: RingPartition(partition) }
     }
 
     fn soon() -> Instant {
@@ -224,6 +231,10 @@ mod tests {
             let disk = MemDisk::new(1);
             let opened = Storage::open(options, Arc::new(disk.clone()), Arc::new(MemTiers::new()));
             let (storage, _) = opened.unwrap();
+            // A row of a list that has outlived its record.
+            let key = Place { slice: slice(0), namespace: GOES, key: "listed".into() }.record_key();
+            let listed = storage.commit(Batch::new().put(AHEAD, key, [])).unwrap();
+            driven(&storage, storage.durable(listed)).await.unwrap();
             let env = Env::real();
             let sender = watch::Sender::new(catalogue(1));
             let replica = Replica::open(storage.clone(), env.clone(), sender.subscribe(), false, 1 << 20);
@@ -253,8 +264,7 @@ mod tests {
         }
 
         async fn write(&self, partition: u32, namespace: NamespaceId, key: usize, hinted: bool) {
-            let slice = Slice { ring: RingId(1), partition: RingPartition(partition) };
-            let place = Place { slice, namespace, key: format!("k{key}").into() };
+            let place = Place { slice: slice(partition), namespace, key: format!("k{key}").into() };
             let request_id = RequestId { client_id: ClientId(namespace.0.into()), seq: key as u64 };
             let issued_at_ms = Env::real().clock.wall_ms();
             let mutation = Mutation { request_id, issued_at_ms, lowest_unacked: 0, attempt: 1 };
@@ -317,7 +327,9 @@ mod tests {
             }
         };
         let step = limits::REMOVED_AT_ONCE.0;
-        let between = [5 * step + HINTS, 4 * step + HINTS, 3 * step + HINTS, 3 * step, 2 * step, step];
+        let listed = HINTS + 1;
+        let first = [5 * step + listed, 4 * step + listed, 3 * step + listed];
+        let between = [&first[..], &[3 * step + HINTS, 3 * step, 2 * step, step]].concat();
         assert_eq!(left, between, "a refusal before each step but the first");
         assert!(bytes > 0);
         world.only_the_other_is_left();

@@ -55,7 +55,7 @@ use copy::Copy;
 use held::Held;
 pub(crate) use mint::nothing_to_delete;
 use pulling::Pulling;
-pub(crate) use removal::Removed;
+pub(crate) use removal::{List, Removed};
 use requests::Requests;
 use rows::{Rows, Stop, Want, in_time, lock};
 pub(crate) use rows::{is_too_large, storage_failure};

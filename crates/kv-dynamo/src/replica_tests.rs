@@ -929,7 +929,8 @@ async fn a_deleted_namespace_goes_in_steps_and_the_counts_follow() {
         after = Some(last);
     }
     assert_eq!(steps, 4, "a few at a time");
-    assert_eq!(replica.remove_conflicts(slice, (1, 7), None, soon()).await.unwrap().last, None);
+    let listed = replica.remove_listed(List::Conflicts, slice, (1, 7), None, soon());
+    assert_eq!(listed.await.unwrap().last, None);
     assert_eq!(replica.keys_with_siblings(), 1);
     assert_eq!(lock(&replica.partition(slice)).state.requests, 2);
     // In the middle of the hints the power goes: what is left is found again.
@@ -957,6 +958,50 @@ async fn a_deleted_namespace_goes_in_steps_and_the_counts_follow() {
         clock.dots().ranges().iter().map(|range| (range.first, range.last)).collect();
     assert_eq!(minted, [(1, (keys + keys.div_ceil(3) + 2) as u64)]);
     world.cut(&storage);
+}
+
+/// The list of records that are ahead, and that of those with siblings, outlived their records, as after the
+/// loss of a tier.
+#[tokio::test]
+async fn what_lists_have_of_a_deleted_namespace_goes_with_it() {
+    let world = World::new(64);
+    world.catalogued(false);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let slice = place("").slice;
+    let listed = limits::REMOVED_AT_ONCE.0 + 5;
+    let mut batch = Batch::new();
+    for table in [AHEAD, CONFLICTS] {
+        (0..listed).for_each(|n| batch.push_put(table, place(&format!("gone{n}")).record_key(), []));
+        batch.push_put(table, other_place("stays").record_key(), []);
+    }
+    let position = storage.commit(batch).unwrap();
+    storage.durable(position).await.unwrap();
+    drop(replica);
+    world.cut(&storage);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    assert_eq!(replica.records_ahead(), listed as u64 + 1);
+    world.catalogued(true);
+    replica.let_pass(slice);
+    // Who strips meets them, and leaves them to the removal.
+    let mut stripped = None;
+    loop {
+        stripped = replica.strip(stripped.as_ref(), soon()).await.unwrap();
+        if stripped.is_none() {
+            break;
+        }
+    }
+    for list in [List::Conflicts, List::Ahead] {
+        let (mut steps, mut after) = (0, None);
+        while let Some(last) =
+            replica.remove_listed(list, slice, (1, 7), after.as_ref(), soon()).await.unwrap().last
+        {
+            (steps, after) = (steps + 1, Some(last));
+        }
+        assert_eq!(steps, 2, "a few at a time");
+    }
+    assert_eq!(replica.keys_with_siblings(), 1);
+    assert_eq!((replica.records_ahead(), rows_in(&storage, AHEAD).await), (0, 0), "the other was stripped");
+    assert_eq!(rows_in(&storage, CONFLICTS).await, 1);
 }
 
 /// The one that reads first and comes late finds less than it read: what the other took is not counted again.

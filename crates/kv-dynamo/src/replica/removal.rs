@@ -1,6 +1,6 @@
 //! Removes what is stored of deleted namespaces from one ring partition, a few rows at a time. The counts of
-//! the ring partition follow: its conflicts, its requests, its hints. The node clock stays: its dots were
-//! minted, and are never minted again.
+//! the ring partition follow: its lists of records, its requests, its hints. The node clock stays: its dots
+//! were minted, and are never minted again.
 //!
 //! A row of the request table does not say its namespace. Those that the records name go with them; what is
 //! older is forgotten as all old requests are.
@@ -40,6 +40,31 @@ struct Going {
     token: u64,
     requests: Vec<RequestId>,
     ahead: bool,
+}
+
+/// A list of records, whose rows are counted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum List {
+    /// Those with siblings.
+    Conflicts,
+    /// Those that are ahead of the node clock.
+    Ahead,
+}
+
+impl List {
+    fn table(self) -> TableId {
+        match self {
+            Self::Conflicts => CONFLICTS,
+            Self::Ahead => AHEAD,
+        }
+    }
+
+    fn rows(self, partition: &mut Partition) -> &mut u64 {
+        match self {
+            Self::Conflicts => &mut partition.conflicts,
+            Self::Ahead => &mut partition.ahead,
+        }
+    }
 }
 
 impl Replica {
@@ -156,25 +181,26 @@ impl Replica {
         Ok(())
     }
 
-    /// Removes what the list of conflicts has of these namespaces without a record, as after the loss of a
-    /// tier.
-    pub(crate) async fn remove_conflicts(
+    /// Removes what a list of records has of these namespaces without a record, as after the loss of a tier.
+    pub(crate) async fn remove_listed(
         &self,
+        list: List,
         slice: Slice,
         run: (u64, u64),
         after: Option<&Bytes>,
         deadline: Instant,
     ) -> Result<Removed, Failure> {
-        if lock(&self.partition(slice)).state.conflicts == 0 {
+        if *list.rows(&mut lock(&self.partition(slice)).state) == 0 {
             return Ok(Removed::default());
         }
-        let chunk = self.rows_behind(CONFLICTS, slice, run, after, deadline).await?;
+        let chunk = self.rows_behind(list.table(), slice, run, after, deadline).await?;
         let keys: Vec<Bytes> = chunk.rows.into_iter().map(|(key, _)| key).collect();
         let Some(last) = keys.last().cloned() else { return Ok(Removed::default()) };
         let remove = |partition: &mut Partition, rows: &mut Rows<'_>| {
-            keys.iter().for_each(|key| rows.delete(CONFLICTS, key.clone()));
+            keys.iter().for_each(|key| rows.delete(list.table(), key.clone()));
             rows.commit(true)?;
-            partition.conflicts = partition.conflicts.saturating_sub(keys.len() as u64);
+            let counted = list.rows(partition);
+            *counted = counted.saturating_sub(keys.len() as u64);
             Ok(())
         };
         self.run(slice, deadline, remove).await?;
