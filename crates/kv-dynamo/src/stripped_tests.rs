@@ -300,6 +300,96 @@ async fn a_clock_has_so_many_gaps_and_no_more() {
     );
 }
 
+#[tokio::test]
+async fn the_gaps_of_several_writes_in_one_message_count_together() {
+    let world = World::new(134);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let slice = place("k").slice;
+    let mut gaps = NodeClock::new();
+    (1..MAX_CLOCK_RANGES as u64).for_each(|n| gaps.add(Dot { incarnation: Incarnation(9), counter: 2 * n }));
+    replica.adopt(slice, &gaps, soon()).await.unwrap();
+    let far = 3 * MAX_CLOCK_RANGES as u64;
+    let both = |one, other| {
+        let mut state = world_state(9, one, "one");
+        state.merge(&world_state(9, other, "other"));
+        state
+    };
+    // There is room for one range.
+    let refused = replica.apply(&place("k"), &both(far, far + 2), false, soon()).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::Overloaded, kv_types::Applied::No));
+    assert!(shown(&replica, "k").await.is_empty());
+    assert_eq!((replica.clock(slice).0, rows(&storage).await), (gaps.clone(), [0, 0, 0]));
+    apply(&replica, "k", &both(far, far + 1)).await;
+    let ranges = || replica.clock(slice).0.dots().ranges().len();
+    assert_eq!((shown(&replica, "k").await.len(), ranges()), (2, MAX_CLOCK_RANGES));
+    // Now for none, until one of the two closes a gap.
+    let refused = replica.apply(&place("l"), &both(far + 5, far + 7), false, soon()).await;
+    assert_eq!(reason(refused), Reason::Overloaded);
+    apply(&replica, "l", &both(3, far + 5)).await;
+    assert_eq!((shown(&replica, "l").await.len(), ranges()), (2, MAX_CLOCK_RANGES));
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_keeps_none_behind_it_from_being_stripped() {
+    let (world_a, world_b) = (World::new(135), World::new(136));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (storage, b) = world_b.open(false, 1 << 20).await;
+    let keys = limits::STRIP.1 as u64 + 10;
+    let mut sent = Vec::new();
+    for seq in 1..=keys {
+        let key = format!("k{seq:03}");
+        sent.push((key.clone(), mint(&a, &key, &order(seq, "v", Supersedes::Observed)).await.state));
+    }
+    for (key, state) in sent.iter().skip(1).chain(sent.first()) {
+        apply(&b, key, state).await;
+    }
+    // The first of the list, one in the midst of a step, and one of the next step.
+    let mut batch = Batch::new();
+    for key in ["a", "k002", "k068"] {
+        batch.push_put(RECORDS, place(key).record_key(), [9]);
+        batch.push_put(AHEAD, place(key).record_key(), []);
+    }
+    let position = storage.commit(batch).unwrap();
+    storage.durable(position).await.unwrap();
+    world_b.cut(&storage);
+    let (storage, b) = world_b.open(false, 1 << 20).await;
+    assert_eq!(b.records_ahead(), keys);
+    strip_all(&b).await;
+    assert_eq!((b.records_ahead(), rows_in(&storage, AHEAD).await), (3, 3));
+    for (key, _) in sent.iter().filter(|(key, _)| key != "k002" && key != "k068") {
+        assert_eq!(shown(&b, key).await, ["v"]);
+    }
+}
+
+/// A start costs the clocks of all replicas a range where something is minted, and nowhere else.
+#[tokio::test]
+async fn a_start_that_mints_nothing_adds_no_range_to_any_clock() {
+    let (world_a, world_b) = (World::new(137), World::new(138));
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let slice = place("k").slice;
+    let elsewhere = Place { slice: Slice { partition: RingPartition(4), ..slice }, ..place("k") };
+    let mut clocks = Vec::new();
+    for start in 0..6u64 {
+        let (storage, a) = world_a.open(false, 1 << 20).await;
+        // Every other start mints, in one ring partition; each reads, merges, strips and stands in.
+        if start % 2 == 0 {
+            let state = mint(&a, "k", &order(start + 1, "v", Supersedes::Observed)).await.state;
+            apply(&b, "k", &state).await;
+        }
+        apply(&a, "k", &read(&b, "k").await).await;
+        a.apply(&elsewhere, &world_state(9, 1, "w"), false, soon()).await.unwrap();
+        strip_all(&a).await;
+        let position = a.clock(slice).1.max(a.clock(elsewhere.slice).1);
+        storage.durable(position).await.unwrap();
+        clocks.push([a.clock(slice).0, a.clock(elsewhere.slice).0, b.clock(slice).0]);
+        world_a.cut(&storage);
+    }
+    let ranges = |at: usize| clocks.iter().map(|all| all[at].dots().ranges().len()).collect::<Vec<_>>();
+    assert_eq!(ranges(0), [1, 1, 2, 2, 3, 3]);
+    assert_eq!(ranges(1), [1; 6]);
+    assert_eq!(ranges(2), ranges(0));
+}
+
 /// The rows of a key that is written often while its replicas are away do not repeat each other.
 #[tokio::test]
 async fn hints_of_a_hot_key_do_not_repeat_each_other() {

@@ -636,6 +636,58 @@ async fn a_wiped_node_asks_those_that_hold_hints() {
     }
 }
 
+/// Each of those that may stand in holds a hint that no other has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_asks_all_of_those_that_may_hold_hints() {
+    let mut cluster = Cluster::start().await;
+    let wiped = NodeId(1);
+    let owners = |key: &str| cluster.nodes[&wiped].dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap();
+    let first = key_of(&cluster, "key", &[1, 2, 3]);
+    let of_first = owners(&first);
+    let mut same =
+        (0..).map(|n| format!("same-{n}")).filter(|key| owners(key).partition == of_first.partition);
+    cluster.cut(&[2, 3]);
+    let away = |c: &Cluster| {
+        let up =
+            |node: u64| [4, 5].iter().any(|at| c.nodes[&NodeId(*at)].peers.liveness(NodeId(node)).is_up());
+        !up(2) && !up(3)
+    };
+    cluster.until("two primaries are away", away).await;
+    let mut held = Vec::new();
+    for (counter, (holder, target)) in (1..).zip([(4, 2), (4, 3), (5, 2), (5, 3)]) {
+        let request = RequestId { client_id: ClientId(3), seq: counter };
+        let write = Write { issued_at_ms: Env::real().clock.wall_ms(), request, body: 1 };
+        let sibling = Sibling { stamp: Hlc::at(1), request, value: Bytes::from_static(b"kept") };
+        let mut state = State::default();
+        let dot = Dot { incarnation: Incarnation(9), counter: 2 * counter };
+        state.update(&Seen::default(), dot, write, Some(sibling));
+        let key = same.next().unwrap();
+        let body = request_frame::Body::ReplicaWrite(peer::ReplicaWrite {
+            ring: of_first.ring,
+            partition: of_first.partition,
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            record: state.encode(),
+            hint_for: target,
+            counted: true,
+        });
+        let about = Address { namespace: cluster.namespace.id, epoch: Epoch(0), ..Address::default() };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let kept = PeerRequest { from: NodeId(target), about, deadline, body };
+        cluster.nodes[&NodeId(holder)].dynamo.handle(kept).await.unwrap();
+        held.push(key);
+    }
+    drop(same);
+    cluster.wipe(wiped).await;
+    // The other primaries are still away.
+    let records = |c: &Cluster| {
+        let rows = c.nodes[&wiped].storage.scan(kv_storage::TableId::new(48), &[], None, usize::MAX).unwrap();
+        let of = |key: &String| rows.iter().any(|(row, _)| row.ends_with(key.as_bytes()));
+        held.iter().filter(|key| of(key)).count()
+    };
+    cluster.until("all hints were pulled", |c| records(c) == held.len()).await;
+    assert!(cluster.nodes[&wiped].dynamo.rebuilding_partitions() > 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hints_outlive_the_process_that_holds_them() {
     let mut cluster = Cluster::start().await;
