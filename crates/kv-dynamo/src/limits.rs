@@ -108,6 +108,9 @@ pub const PULL_PAGE_LEAST: u32 = 64 << 10;
 /// How quickly a page comes that may be followed by a larger one, and how long one may take at first. Twice
 /// as long after it was late, but [`BACKGROUND_AT_MOST`].
 pub const PULL_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Pulls of one ring partition that were given up and are remembered, each of which has what no later one
+/// has: as many as there may be other sources.
+pub const GIVEN_UP: usize = MAX_REPLICAS as usize;
 /// Ring partitions pulled at once.
 pub const PULLS: usize = 8;
 /// Rows read at a time where all rows of a ring partition are looked at.

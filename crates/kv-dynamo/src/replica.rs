@@ -142,16 +142,22 @@ struct Partition {
     pulling: Option<Arc<Pulling>>,
     /// What sources had, but for the keys that this node cannot take.
     pulled: Option<Arc<Pulling>>,
+    /// Pulls that were given up, while this node does not serve the ring partition.
+    given_up: Vec<Arc<Pulling>>,
 }
 
 impl Partition {
     /// A copy as it may be merged, shown or sent, of the row of this moment.
     fn fill(&self, place: &Place, stored: Option<State>) -> State {
         let mut state = primary::load(stored, &self.clock);
-        for pulled in [&self.pulling, &self.pulled].into_iter().flatten().filter(|p| p.has_passed(place)) {
-            state.record.fill(&pulled.clock);
-        }
+        self.passed(place).for_each(|pulled| state.record.fill(&pulled.clock));
         state
+    }
+
+    /// The pulls that have passed a key.
+    fn passed(&self, place: &Place) -> impl Iterator<Item = &Arc<Pulling>> {
+        let all = self.pulling.iter().chain(&self.pulled).chain(&self.given_up);
+        all.filter(|pulled| pulled.has_passed(place))
     }
 
     /// The copy of this moment, durable or not.
@@ -180,9 +186,7 @@ impl Partition {
         clock.subtract(&self.settling.unsettled(is_durable));
         let mut state = stored.map(|(state, _)| state).unwrap_or_default();
         state.record.context.merge(&clock);
-        for pulled in [&self.pulling, &self.pulled].into_iter().flatten().filter(|p| p.has_passed(place)) {
-            state.record.fill(&pulled.clock);
-        }
+        self.passed(place).for_each(|pulled| state.record.fill(&pulled.clock));
         Copy { known: true, state, position }
     }
 }

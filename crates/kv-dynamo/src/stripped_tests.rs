@@ -889,3 +889,50 @@ async fn a_request_is_answered_for_where_its_write_is_and_nowhere_else() {
     apply(&b, "k", &there).await;
     assert!(shown(&b, "k").await.is_empty());
 }
+
+/// A source goes in the midst of a pull, and another one, which has missed what superseded a value, and a
+/// delete, has to do. What came of the first is not shown beside what it superseded.
+#[tokio::test]
+async fn what_a_source_had_superseded_stays_so_when_another_one_has_to_do() {
+    let (world_a, world_b, world_c) = (World::new(140), World::new(141), World::new(142));
+    let (_, a) = world_a.open(false, 1 << 20).await;
+    let (_, b) = world_b.open(false, 1 << 20).await;
+    let (storage, c) = wiped(&world_c).await;
+    for (seq, key) in (1..).zip(["gone", "k", "later", "same"]) {
+        let old = mint(&b, key, &order(seq, "old", Supersedes::Observed)).await.state;
+        apply(&a, key, &old).await;
+    }
+    mint(&a, "gone", &delete(11, Supersedes::Observed)).await;
+    mint(&a, "k", &order(12, "new", Supersedes::Observed)).await;
+    mint(&a, "later", &order(13, "new", Supersedes::Observed)).await;
+    // It ends twice behind the first two keys, the second time without a word.
+    for told in [true, false] {
+        let given_up = Pull::begin(&a, &c).await;
+        given_up.page(&[], 1).await.unwrap();
+        if told {
+            c.give_up_pull(place("").slice);
+        }
+        assert_eq!((shown(&c, "k").await, shown(&c, "later").await), (vec!["new".to_owned()], vec![]));
+    }
+    let given_up = || lock(&c.partition(place("").slice)).state.given_up.len();
+    let last = Pull::begin(&b, &c).await;
+    assert_eq!(given_up(), 1, "the second says what the first did");
+    last.records().await;
+    last.end().await;
+    assert_eq!(given_up(), 0);
+    let expected = [("gone", vec![]), ("k", vec!["new"]), ("later", vec!["old"]), ("same", vec!["old"])];
+    for (key, values) in &expected {
+        assert_eq!(shown(&c, key).await, *values, "{key}");
+    }
+    // It is written down.
+    storage.durable(c.clock(place("").slice).1).await.unwrap();
+    world_c.cut(&storage);
+    let (storage, c) = world_c.open_with(options(), false, 1 << 20).await;
+    apply(&c, "k", &read(&b, "k").await).await;
+    for (key, values) in &expected {
+        assert_eq!(shown(&c, key).await, *values, "{key}");
+    }
+    pull(&a, &c).await;
+    strip_all(&c).await;
+    assert_eq!((shown(&c, "later").await, rows(&storage).await), (vec!["new".to_owned()], [3, 0, 0]));
+}

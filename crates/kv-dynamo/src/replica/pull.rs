@@ -9,6 +9,10 @@
 //!   key that the source knows to be deleted brings nothing back ([`Pulling`]). It is known in memory alone,
 //!   so what this node acknowledges meanwhile is not stripped by it.
 //! - A key of this node that the source did not list is dead as far as that clock goes.
+//!
+//! Not covered: a node that is started anew in the midst of a pull, does not serve yet, and then has to do
+//! without that source. Of a key that the pull had passed it may show what the source had superseded beside
+//! what that was superseded by, until it hears of the latter again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -137,6 +141,21 @@ impl Replica {
     }
 }
 
+impl Partition {
+    /// The pull under way, if there is one, has ended without success. What it brought to a node that does
+    /// not serve claims less than the source did, so that what it passed stays filled with the clock of the
+    /// source until a pull ends well: that one writes down what it does not bring itself.
+    fn give_up(&mut self) {
+        let given_up = self.pulling.take().filter(|pull| !pull.serves && !pull.passed.is_empty());
+        let Some(given_up) = given_up else { return };
+        self.given_up.retain(|before| !given_up.says_all_of(before));
+        if self.given_up.len() >= limits::GIVEN_UP {
+            self.given_up.remove(0);
+        }
+        self.given_up.push(given_up);
+    }
+}
+
 /// The side of the node that pulls.
 impl Replica {
     /// A pull from a source begins, or begins again; what one before had passed is not relied on any more.
@@ -157,6 +176,8 @@ impl Replica {
                 rows.commit(false)?;
                 self.refuse_put_back()?;
             }
+            // One that ended with its task.
+            partition.give_up();
             let (clock, passed, left_out) = (clock.clone(), Bytes::new(), BTreeSet::new());
             partition.pulling = Some(Arc::new(Pulling { clock, serves, passed, left_out }));
             Ok(())
@@ -177,7 +198,7 @@ impl Replica {
 
     /// A pull has ended without success.
     pub(crate) fn give_up_pull(&self, slice: Slice) {
-        lock(&self.partition(slice)).state.pulling = None;
+        lock(&self.partition(slice)).state.give_up();
     }
 
     /// Adds what a source knows of requests: before its records, so that these are merged with it. Such a row
@@ -268,7 +289,8 @@ impl Replica {
         let of_same_values = |stored: &State| stored.record.siblings == state.record.siblings;
         let same = new.is_empty() && stored.as_ref().map_or(state.record.siblings.is_empty(), of_same_values);
         // A node that does not serve pulls again if this is given up: nothing is lost with what the source
-        // has. What the row claims by itself stays: this node may have acknowledged it.
+        // has. What the row claims by itself stays, for this node may have acknowledged it; and so does what
+        // a pull claims that was given up, for it may never be begun again.
         let strip_by = match (&stored, pulling.serves) {
             (_, true) => next.clock.clone(),
             (None, false) => both,
@@ -355,6 +377,7 @@ impl Replica {
                 state.pulled.iter().for_each(|before| joined.join(before));
                 refuse_ranges(&joined.clock)?;
                 state.pulled = Some(Arc::new(joined));
+                state.given_up.clear();
                 return Ok(state.settling.changed());
             }
         }
@@ -375,6 +398,7 @@ impl Replica {
             next.clock.adopt(clock);
             refuse_ranges(&next.clock)?;
             next.pulling = None;
+            next.given_up.clear();
             self.stage_clock(slice, &next, rows);
             let unknown = clock.dots().difference(partition.clock.dots());
             let put_back = self.stage_put_back(slice, unknown.last_dots(), partition, rows);

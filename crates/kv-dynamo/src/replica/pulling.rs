@@ -27,6 +27,13 @@ impl Pulling {
         *key <= *self.passed && !self.left_out.contains(&*key)
     }
 
+    /// Whether it has passed what the other has passed, with a clock that has all of the other's.
+    pub(super) fn says_all_of(&self, other: &Self) -> bool {
+        self.passed >= other.passed
+            && self.left_out.is_subset(&other.left_out)
+            && self.clock.dots().contains_all(other.clock.dots())
+    }
+
     /// Two pulls that have both come to the end.
     pub(super) fn join(&mut self, other: &Self) {
         self.clock.adopt(&other.clock);
