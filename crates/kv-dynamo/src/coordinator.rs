@@ -26,7 +26,7 @@ use crate::node::{AvailableConfig, Node, ring_of};
 use crate::replica::Replica;
 use crate::standing::Standing;
 use crate::write::Change;
-use crate::{catch_up, rebuild, removal, replay, strip};
+use crate::{catch_up, compare, rebuild, removal, replay, strip};
 
 /// The available namespaces of one node. Clones share everything.
 #[derive(Clone)]
@@ -71,6 +71,7 @@ impl Available {
         tokio::spawn(replay::sweep(Arc::clone(&node)));
         tokio::spawn(replay::learn(Arc::clone(&node)));
         tokio::spawn(strip::run(Arc::clone(&node)));
+        tokio::spawn(compare::run(Arc::clone(&node)));
         tokio::spawn(catch_up::run(Arc::clone(&node)));
         tokio::spawn(removal::run(Arc::clone(&node)));
         Ok(Self { node })
@@ -100,7 +101,7 @@ impl Available {
         self.node.write(namespace, change, deadline, hop).await
     }
 
-    /// Answers a peer: `replica_write`, `replica_read` and `pull_partition`.
+    /// Answers a peer: `replica_write`, `replica_read`, `pull_partition` and `compare_clocks`.
     pub fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
         let dynamo = self.clone();
         Box::pin(async move {
@@ -117,6 +118,11 @@ impl Available {
                     .pull_partition(message, deadline)
                     .await
                     .map(response_frame::Body::PullPartition),
+                request_frame::Body::CompareClocks(message) => dynamo
+                    .node
+                    .compare_clocks(message, deadline)
+                    .await
+                    .map(response_frame::Body::CompareClocks),
                 _ => {
                     Err(Failure::new(Reason::InvalidRequest, "this message is not for available namespaces"))
                 }

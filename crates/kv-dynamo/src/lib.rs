@@ -3,8 +3,8 @@
 //!
 //! The layers: quorum arithmetic and the timing of hints are values without clock or socket (`quorum`,
 //! `replay::Rounds`, `rebuild::judge`); `replica` is what one node keeps, on kv-storage; `write`, `read`,
-//! `replay`, `rebuild`, `catch_up`, `strip` and `removal` are thin drivers that carry out what the values
-//! decide.
+//! `replay`, `rebuild`, `compare`, `catch_up`, `strip` and `removal` are thin drivers that carry out what the
+//! values decide.
 //!
 //! Invariants of this crate:
 //! - Nothing about a write leaves the node before the log record that holds it is fsynced.
@@ -21,6 +21,7 @@
 
 mod aside;
 mod catch_up;
+mod compare;
 mod coordinator;
 mod layout;
 pub mod limits;

@@ -75,6 +75,12 @@ pub const STRIP_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// primaries are asked for all of it, and how long it takes at most before they are asked again.
 pub const CATCH_UP: (Duration, Duration, Duration) =
     (Duration::from_secs(1), Duration::from_secs(15), Duration::from_secs(600));
+/// How often node clocks are compared with those of the other primaries.
+pub const COMPARE: Duration = Duration::from_secs(10);
+/// Clocks in one question, and bytes of those that differ in one answer; a single one may be longer.
+pub const COMPARED: usize = 4_096;
+/// As [`COMPARED`] says.
+pub const COMPARED_BYTES: usize = 1 << 20;
 /// Records, or hints, of deleted namespaces that are removed in one step, and their bytes: few, for a write
 /// to the ring partition waits for it.
 pub const REMOVED_AT_ONCE: (usize, usize) = (64, 256 << 10);

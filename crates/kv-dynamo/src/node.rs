@@ -38,6 +38,8 @@ pub struct AvailableConfig {
     pub forward_patience: Duration,
     /// Bytes of hints that this node holds at most.
     pub hint_bytes: u64,
+    /// Whether node clocks are compared with those of the other primaries.
+    pub compares: bool,
 }
 
 impl AvailableConfig {
@@ -49,6 +51,7 @@ impl AvailableConfig {
             patience: limits::PATIENCE,
             forward_patience: limits::FORWARD_PATIENCE,
             hint_bytes: limits::HINT_BYTES,
+            compares: true,
         }
     }
 }

@@ -136,6 +136,8 @@ struct Partition {
     /// What those claim, with what of it the clock has: in memory alone. Never less than they claim, but for
     /// those that were not looked at since the start.
     claimed: Arc<Context>,
+    /// What other primaries have and the clock had not, when they were asked: in memory alone.
+    heard: Arc<Context>,
     /// Where the log stands: what must be durable before a record is shown.
     settling: Settling,
     /// While the ring partition is pulled from a source.

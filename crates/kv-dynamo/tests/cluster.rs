@@ -27,7 +27,7 @@ use kv_proto::{DataRequest, client_id_bytes, peer, v1};
 use kv_storage::disk::MemDisk;
 use kv_storage::tier::MemTiers;
 use kv_storage::{Storage, StorageOptions};
-use kv_types::catalogue::{Catalogue, Member, Ring};
+use kv_types::catalogue::{Catalogue, FeatureLevel, Member, Ring};
 use kv_types::causal::{Dot, Hlc, Seen, Sibling, State, Write};
 use kv_types::{
     Applied, ClientId, ClusterId, Epoch, Failure, Hop, Incarnation, Namespace, NamespaceId, NamespaceName,
@@ -1179,19 +1179,12 @@ async fn a_state_that_names_writes_and_has_no_record_is_refused() {
     }
 }
 
-/// A note that is lost with its coordinator's memory, of a key that is not read: the next write of its ring
-/// partition shows that something is missing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_no_hint_brings_is_pulled_once_it_is_missed() {
+/// n5 lacks a write of this key, and no node has a note or a hint of it: it was lost with the memory of its
+/// coordinator.
+async fn lose_a_note(cluster: &mut Cluster) -> String {
     const HINTS: kv_storage::TableId = kv_storage::TableId::new(52);
-    let mut cluster = Cluster::start().await;
     let (one, five) = (NodeId(1), NodeId(5));
-    let lost = key_of(&cluster, "lost", &[1, 5]);
-    let partition = |key: &str| {
-        let of = &cluster.nodes[&one].dynamo;
-        of.owners(&cluster.namespace, key.as_bytes()).unwrap().partition
-    };
-    let other = (0..).map(|n| format!("other-{n}")).find(|key| partition(key) == partition(&lost)).unwrap();
+    let lost = key_of(cluster, "lost", &[1, 5]);
     cluster.cut(&[5]);
     // What is on its way when the cut begins arrives when it ends.
     let away = |c: &Cluster| c.nodes.iter().all(|(id, n)| *id == five || !n.peers.liveness(five).is_up());
@@ -1212,17 +1205,55 @@ async fn what_no_hint_brings_is_pulled_once_it_is_missed() {
     let up = |c: &Cluster| c.nodes[&one].peers.snapshot().iter().all(|(_, liveness)| liveness.is_up());
     cluster.until("all nodes are up", up).await;
     assert!(shown(&cluster.get_from(5, &lost, 1, true).await.unwrap()).is_empty(), "nothing tells of it");
+    lost
+}
 
-    cluster.put(1, &other, "other").await.unwrap();
+/// n5 shows a key that was not sent to it.
+async fn comes_by_itself(cluster: &Cluster, key: &str) {
     let begun = Instant::now();
-    while shown(&cluster.get_from(5, &lost, 1, true).await.unwrap()) != ["lost"] {
-        assert!(begun.elapsed() < Duration::from_secs(60), "never");
+    while shown(&cluster.get_from(5, key, 1, true).await.unwrap()) != ["lost"] {
+        assert!(begun.elapsed() < Duration::from_secs(90), "never");
         sleep(Duration::from_millis(50)).await;
     }
     // Nothing is ahead of the clock any more, so what is deleted leaves no row.
     let ahead = kv_storage::TableId::new(54);
-    let rows = |c: &Cluster| c.nodes[&five].storage.scan(ahead, &[], None, usize::MAX).unwrap().len();
+    let rows = |c: &Cluster| c.nodes[&NodeId(5)].storage.scan(ahead, &[], None, usize::MAX).unwrap().len();
     cluster.until("records are stripped", |c| rows(c) == 0).await;
+}
+
+/// Of a key that is not read: the next write of its ring partition shows that something is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_hint_brings_is_pulled_once_it_is_missed() {
+    let mut cluster = Cluster::start().await;
+    let lost = lose_a_note(&mut cluster).await;
+    let partition = |key: &str| {
+        let of = &cluster.nodes[&NodeId(1)].dynamo;
+        of.owners(&cluster.namespace, key.as_bytes()).unwrap().partition
+    };
+    let other = (0..).map(|n| format!("other-{n}")).find(|key| partition(key) == partition(&lost)).unwrap();
+    cluster.put(1, &other, "other").await.unwrap();
+    comes_by_itself(&cluster, &lost).await;
+}
+
+/// And without any read or write: the nodes compare their clocks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nothing_tells_of_is_found_by_comparing_clocks() {
+    let mut cluster = Cluster::start().await;
+    let lost = lose_a_note(&mut cluster).await;
+    cluster.catalogue.send_modify(|catalogue| Arc::make_mut(catalogue).level = FeatureLevel::KEYED);
+    comes_by_itself(&cluster, &lost).await;
+    // More at once than one question may have is refused by name.
+    let marks = vec![peer::ClockMark::default(); kv_dynamo::limits::COMPARED + 1];
+    let ask = |marks| PeerRequest {
+        from: NodeId(1),
+        about: Address::default(),
+        deadline: Instant::now() + Duration::from_secs(1),
+        body: request_frame::Body::CompareClocks(peer::CompareClocks { marks }),
+    };
+    let five = &cluster.nodes[&NodeId(5)].dynamo;
+    let refused = five.handle(ask(marks.clone())).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::InvalidRequest, Applied::No));
+    assert!(five.handle(ask(marks[1..].to_vec())).await.is_ok());
 }
 
 /// The disk of one source has failed, or a row of it cannot be read: what the others have comes all the same.

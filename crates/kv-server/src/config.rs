@@ -207,11 +207,13 @@ pub struct DynamoSettings {
     /// Hints that this node holds for others at most; at the bound it refuses to be a fallback.
     #[serde(deserialize_with = "size")]
     pub max_hints_size: u64,
+    /// Compares with the other replicas which writes are there, and gets what does not come by itself.
+    pub compare_clocks: bool,
 }
 
 impl Default for DynamoSettings {
     fn default() -> Self {
-        Self { max_hints_size: 1 << 30 }
+        Self { max_hints_size: 1 << 30, compare_clocks: true }
     }
 }
 
@@ -749,7 +751,14 @@ mod tests {
         assert_eq!(format!("{:?}", config.dynamo), format!("{:?}", defaults.dynamo));
         assert_eq!(format!("{:?}", config.peer), format!("{:?}", defaults.peer));
         assert_eq!(format!("{:?}", config.limits), format!("{:?}", defaults.limits));
-        for key in ["heartbeat", "segment_size", "max_hints_size", "ping_every", "concurrent_requests"] {
+        for key in [
+            "heartbeat",
+            "segment_size",
+            "max_hints_size",
+            "compare_clocks",
+            "ping_every",
+            "concurrent_requests",
+        ] {
             shown(format!("\n{key} = "));
         }
         for key in ["disk_reserve_size", "snapshot_rate"] {

@@ -353,6 +353,7 @@ fn raft_config(config: &NodeConfig) -> RaftConfig {
 fn dynamo_config(config: &NodeConfig, tier_lost: bool) -> AvailableConfig {
     AvailableConfig {
         hint_bytes: config.dynamo.max_hints_size,
+        compares: config.dynamo.compare_clocks,
         ..AvailableConfig::new(config.node_id, tier_lost)
     }
 }

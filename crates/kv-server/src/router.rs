@@ -431,9 +431,10 @@ impl Router {
             | Body::RaftTransferLeader(_)
             | Body::RaftSurvey(_)
             | Body::RaftHistory(_) => self.strong.handle(request).await,
-            Body::ReplicaWrite(_) | Body::ReplicaRead(_) | Body::PullPartition(_) => {
-                self.available.handle(request).await
-            }
+            Body::ReplicaWrite(_)
+            | Body::ReplicaRead(_)
+            | Body::PullPartition(_)
+            | Body::CompareClocks(_) => self.available.handle(request).await,
             Body::Forward(message) => {
                 let left = request.deadline.saturating_duration_since(Instant::now());
                 // On the heap: the other messages have no room for it.

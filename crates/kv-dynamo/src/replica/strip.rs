@@ -3,6 +3,8 @@
 //! and is stripped again later: by then the clock usually has what was missing, and of a deleted key nothing
 //! is left.
 //!
+//! What other primaries say that they have counts as missing too.
+//!
 //! Not done: nothing seals an incarnation that is gone. A dot of it that no replica has, and that a client
 //! alone has seen, leaves the row of the key that it superseded in the list forever.
 
@@ -10,7 +12,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use kv_types::Failure;
-use kv_types::causal::{Context, State};
+use kv_types::causal::{Context, NodeClock, State};
+use kv_types::limits::MAX_CLOCK_RANGES;
 use tokio::time::Instant;
 
 use super::rows::{Rows, Stop, in_time, lock};
@@ -31,11 +34,19 @@ impl Partition {
         if self.ahead == 0 {
             self.claimed = Arc::default();
         }
-        if self.claimed.is_empty() {
-            return Context::new();
+        let mut missing = Context::new();
+        if !self.claimed.is_empty() {
+            missing = self.claimed.difference(self.clock.dots());
+            self.claimed = Arc::new(self.claimed.closing_gaps_of(&missing));
         }
-        let missing = self.claimed.difference(self.clock.dots());
-        self.claimed = Arc::new(self.claimed.closing_gaps_of(&missing));
+        if !self.heard.is_empty() {
+            // Keys that this node cannot take keep out of the clock what was pulled of all others.
+            let pulled = self.pulled.as_deref();
+            let mut heard = self.heard.difference(self.clock.dots());
+            pulled.into_iter().for_each(|pulled| heard.subtract(pulled.clock.dots()));
+            missing.merge(&heard);
+            self.heard = Arc::new(heard);
+        }
         missing
     }
 }
@@ -76,6 +87,17 @@ impl Replica {
         let missing = |guarded: &Mutex<Guarded>| lock(guarded).state.missing();
         let all = known.into_iter().map(|(slice, guarded)| (slice, missing(&guarded)));
         all.filter(|(_, missing)| !missing.is_empty()).collect()
+    }
+
+    /// Another primary has this clock. What it has beyond the one here is missing, until it comes.
+    pub(crate) fn hear_of(&self, slice: Slice, clock: &NodeClock) {
+        let partition = self.partition(slice);
+        let state = &mut lock(&partition).state;
+        let beyond = clock.dots().difference(state.clock.dots());
+        // With more gaps the clock would refuse it. What is known to be missing is enough to begin with.
+        if state.heard.ranges().len() + beyond.ranges().len() <= MAX_CLOCK_RANGES {
+            Arc::make_mut(&mut state.heard).merge(&beyond);
+        }
     }
 
     /// How many records are ahead of their clocks here.

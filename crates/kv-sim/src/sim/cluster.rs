@@ -92,8 +92,8 @@ impl Settings {
             checkpoint_interval: Duration::from_secs(dice.u64(1..5)),
             ..StorageSettings::default()
         };
-        let dynamo =
-            DynamoSettings { max_hints_size: *dice.choice(&[16_u64 << 10, 64 << 20]).unwrap_or(&(64 << 20)) };
+        let max_hints_size = *dice.choice(&[16_u64 << 10, 64 << 20]).unwrap_or(&(64 << 20));
+        let dynamo = DynamoSettings { max_hints_size, compare_clocks: false };
         // On some seeds proposals wait for their turn.
         raft.pipeline_entries = *dice.choice(&[1_u64, 2, 128]).unwrap_or(&128);
         Self { raft, storage, dynamo, peer: PeerSettings::default() }

@@ -27,7 +27,8 @@ use super::trace::{self, Trace};
 const START: Duration = Duration::from_secs(30);
 /// How long after the faults every replica may take to be like the others.
 const CONVERGENCE: Patience = Patience {
-    converges_within: Duration::from_secs(60),
+    // Clocks are compared, what is missing is waited for, and then it is pulled.
+    converges_within: Duration::from_secs(120),
     hints_end: Duration::from_secs(5),
     reads_within: Duration::from_secs(30),
     poll: POLL,
@@ -147,7 +148,7 @@ pub struct Report {
     /// From the end of the loads until all replicas were alike; if reads were needed, from those.
     pub converged_after: Option<Duration>,
     /// A node died, or lost its disk, while it may have coordinated a write, or had no room for a note: what
-    /// was not noted is not delivered, and until there is anti-entropy only a read finds it.
+    /// was not noted is not delivered, and where clocks are not compared only a read finds it.
     pub may_read: bool,
     /// Every key was read once, for hints had left ring partitions that differ: the keys of each of them, by
     /// namespace.
@@ -337,8 +338,9 @@ impl Clients {
         }
     }
 
-    /// Waits until all replicas are alike and nothing is left to be delivered. Hints alone owe that, unless a
-    /// node died: then every key is read once, and that owes it.
+    /// Waits until all replicas are alike and nothing is left to be delivered. Hints alone owe that, and
+    /// the comparing of clocks where it is on; if it is not and a node died every key is read once, and that
+    /// owes it.
     async fn converge(
         &self,
         addresses: &BTreeMap<NodeId, String>,
