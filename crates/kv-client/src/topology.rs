@@ -80,8 +80,12 @@ impl TryFrom<&admin::GetTopologyResponse> for Topology {
 
 impl Topology {
     /// Takes over what is newer in another node's view: the catalogue of the higher epoch, and of each group
-    /// the leader of the higher term.
+    /// the leader of the higher term. Nothing of another cluster, which may run at the address of a member
+    /// now: a client stays with the cluster that it met first.
     pub(crate) fn learn(&mut self, other: Self) {
+        if other.cluster_id != self.cluster_id {
+            return;
+        }
         let mut leaders = std::mem::take(&mut self.leaders);
         for (group, leader) in &other.leaders {
             let known = leaders.entry(*group).or_insert(*leader);
@@ -182,6 +186,9 @@ mod tests {
         assert_eq!(known.leader_address("bank"), Some("h:3"));
         assert_eq!(known.node_at("h:3"), Some(NodeId(3)));
         assert_eq!(known.leader_address("cart"), None);
+        let before = known.clone();
+        known.learn(Topology { cluster_id: ClusterId(9), ..view(90, 1, 90) });
+        assert_eq!(known, before, "another cluster's");
     }
 
     #[test]

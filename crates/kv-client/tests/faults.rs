@@ -964,7 +964,7 @@ async fn the_newest_topology_is_looked_for_at_every_member() {
         });
     }
     fakes[4].script(|script| script.silent = true);
-    let client = Client::connect(ClientOptions::new([members[0].clone()])).unwrap();
+    let client = Client::connect(ClientOptions::pinned(members[0].clone())).unwrap();
     let admin = client.admin();
     let known = admin.topology().await.unwrap();
     assert_eq!(known.epoch.0, 2);

@@ -534,16 +534,18 @@ impl Spread {
     fn account(&self, minted: &Minted) -> Account {
         let Wanted { view, order, w, .. } = &self.wanted;
         let asked = self.quorum.asked();
-        let replies: Vec<ReplicaReply> = asked
-            .iter()
-            .map(|asked| ReplicaReply {
-                node: asked.node,
-                fallback: asked.stands_in_for.is_some(),
-                answered: asked.answered,
-                fsynced: asked.answered,
-                knows: asked.answered,
-            })
-            .collect();
+        let reply = |node, fallback, answered| ReplicaReply {
+            node,
+            fallback,
+            answered,
+            fsynced: answered,
+            knows: answered,
+        };
+        // Of one that may answer yet there is nothing to say; of one that was not asked, that it was silent.
+        let told = asked.iter().filter(|asked| asked.answered || !asked.is_awaited());
+        let told = told.map(|asked| reply(asked.node, asked.stands_in_for.is_some(), asked.answered));
+        let unasked = view.primaries.iter().filter(|node| !asked.iter().any(|asked| asked.node == **node));
+        let replies: Vec<ReplicaReply> = told.chain(unasked.map(|node| reply(*node, false, false))).collect();
         let acknowledged = replies.iter().filter(|reply| reply.answered);
         let primaries = acknowledged.clone().filter(|reply| !reply.fallback).count();
         let elsewhere = acknowledged.filter(|reply| reply.fallback && reply.node != self.node.me).count();

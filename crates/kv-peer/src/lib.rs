@@ -3,6 +3,7 @@
 //! long-lived stream of frames per peer and [`Lane`], each on a connection of its own, so that bulk traffic
 //! never stands before a heartbeat.
 
+mod delay;
 mod limits;
 mod link;
 mod liveness;

@@ -38,6 +38,7 @@ pub(crate) struct Link {
     lane: Lane,
     dial: String,
     heard: Arc<Heard>,
+    began: Instant,
     state: Mutex<State>,
 }
 
@@ -157,7 +158,8 @@ impl Link {
             sender: None,
             gathered: false,
         });
-        Self { config, env, cluster_id, to, lane, dial, heard, state }
+        let began = Instant::now();
+        Self { config, env, cluster_id, to, lane, dial, heard, began, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -387,6 +389,11 @@ impl Link {
         self.close("this node has closed its links");
     }
 
+    /// For the receiver, who sees by it how long messages are on their way. Not 0: that is for unsaid.
+    fn sent_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+
     /// A ping whose answer is not waited for.
     fn greeting(&self) -> RequestFrame {
         RequestFrame {
@@ -394,6 +401,7 @@ impl Link {
             cluster_id: self.cluster_id.clone(),
             from_node: self.config.node_id.0,
             to_node: self.to.0,
+            sent_ms: self.sent_ms(),
             body: Some(request_frame::Body::Ping(Ping {})),
             ..RequestFrame::default()
         }
@@ -425,10 +433,10 @@ impl Link {
                     break;
                 }
                 let (id, queued) = next.remove_entry();
-                let left = match queued.patience {
-                    Patience::Until(deadline) => deadline.saturating_duration_since(now),
+                let (left, sent_ms) = match queued.patience {
+                    Patience::Until(deadline) => (deadline.saturating_duration_since(now), self.sent_ms()),
                     // From when the whole has arrived.
-                    Patience::WhileMoving { idle, .. } => idle,
+                    Patience::WhileMoving { idle, .. } => (idle, 0),
                 };
                 let left = left.as_millis();
                 let Some(deadline_ms) = u32::try_from(left).ok().or(Some(u32::MAX)).filter(|ms| *ms > 0)
@@ -451,6 +459,7 @@ impl Link {
                     namespace_id: queued.about.namespace.0,
                     epoch: queued.about.epoch.0,
                     deadline_ms,
+                    sent_ms,
                     body: Some(queued.body),
                 });
             }

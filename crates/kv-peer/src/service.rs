@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::delay::Delays;
 use crate::{Address, PeerConfig, PeerHandler, PeerRequest, Peers, limits};
 
 /// The peer service, ready for a tonic router.
@@ -138,6 +139,7 @@ impl Exchange {
     /// Serves until the stream ends. `arriving` counts what its connection has received.
     async fn run(self, mut requests: Streaming<ExchangeRequest>, arriving: ReceivedBytes) {
         let mut told = arriving.total();
+        let mut delays = Delays::new(Instant::now());
         // Since when bytes arrive that are not told of.
         let mut report = None;
         loop {
@@ -161,7 +163,11 @@ impl Exchange {
             told = arriving.total();
             for frame in message.frames {
                 let id = frame.id;
-                let answer = match self.begin(frame, arrived) {
+                let delay = match frame.sent_ms {
+                    0 => Duration::ZERO,
+                    sent_ms => delays.of(sent_ms, arrived),
+                };
+                let answer = match self.begin(frame, arrived, delay) {
                     Ok(None) => continue,
                     Ok(Some(body)) => body,
                     Err(failure) => refusal(&failure),
@@ -205,8 +211,14 @@ impl Exchange {
         Ok(Held { _place: place, _bytes: Some(bytes) })
     }
 
-    /// Checks a frame; an immediate answer, or none when the handler was begun.
-    fn begin(&self, frame: RequestFrame, arrived: Instant) -> Result<Option<response_frame::Body>, Failure> {
+    /// Checks a frame; an immediate answer, or none when the handler was begun. `delay`: how long it was held
+    /// up on its way, while its time ran.
+    fn begin(
+        &self,
+        frame: RequestFrame,
+        arrived: Instant,
+        delay: Duration,
+    ) -> Result<Option<response_frame::Body>, Failure> {
         let node = self.config.node_id;
         if frame.cluster_id != self.cluster_id {
             return Err(Failure::new(Reason::WrongCluster, format!("{node} belongs to another cluster")));
@@ -225,7 +237,8 @@ impl Exchange {
         if matches!(body, request_frame::Body::Ping(_)) {
             return Ok(Some(pong()));
         }
-        if frame.deadline_ms == 0 {
+        let left = Duration::from_millis(frame.deadline_ms.into()).saturating_sub(delay);
+        if left.is_zero() {
             return Err(expired());
         }
         let held = self.hold(&body)?;
@@ -236,7 +249,7 @@ impl Exchange {
                 namespace: NamespaceId(frame.namespace_id),
                 epoch: Epoch(frame.epoch),
             },
-            deadline: arrived + Duration::from_millis(frame.deadline_ms.into()),
+            deadline: arrived + left,
             body,
         };
         let (id, handler, out) = (frame.id, Arc::clone(&self.handler), self.out.clone());

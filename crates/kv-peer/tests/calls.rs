@@ -525,6 +525,23 @@ async fn expired_work_is_dropped_unstarted() {
     assert_eq!(echo.begun(), 1);
 }
 
+/// A cut holds a request back for longer than its time: when the network heals it is not begun any more.
+#[tokio::test]
+async fn what_a_cut_held_back_for_too_long_is_not_begun() {
+    let echo = Echo::new(UNBOUND);
+    let (address, _server) = serve(&echo, |_| {}).await;
+    let (through, flow) = proxy(address).await;
+    let peers = caller(N2, &through, |_| {});
+    assert!(call(&peers, "x", Duration::from_secs(5)).await.is_ok());
+    flow.send_replace(Flow::Swallow);
+    assert_eq!(call(&peers, "late", Duration::from_millis(300)).await, Err(PeerError::TimedOut));
+    let before = echo.begun();
+    flow.send_replace(Flow::Pass);
+    // What follows on the same stream arrives behind it, and is begun.
+    assert!(call(&peers, "x", Duration::from_secs(5)).await.is_ok());
+    assert_eq!(echo.begun(), before + 1);
+}
+
 /// Each stream may hold a message of the largest size while it arrives, so a connection has few.
 #[tokio::test]
 async fn a_connection_has_few_streams() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kv_proto::{admin, v1};
 use kv_types::catalogue::Catalogue;
 use kv_types::limits::MAX_NAMESPACE_NAME_BYTES;
-use kv_types::{Failure, Mutation, NamespaceId, NamespaceName, Reason};
+use kv_types::{Failure, Mutation, NamespaceId, NamespaceName, NodeId, Reason};
 use tokio::time::Instant;
 
 use crate::limits::{ANSWER_MARGIN, SUGGESTION_CANDIDATES, SUGGESTIONS};
@@ -90,6 +90,16 @@ pub(crate) fn unknown_namespace(catalogue: &Catalogue, name: &str) -> Failure {
     }
     let failure = Failure::new(Reason::NamespaceUnknown, message);
     if near.is_empty() { failure } else { failure.with("nearest", near.join(",")) }
+}
+
+/// Why a node that is cut off has no namespace of that name.
+pub(crate) fn unknowable_namespace(node: NodeId, name: &str) -> Failure {
+    let shown: String = name.chars().take(MAX_NAMESPACE_NAME_BYTES).collect();
+    let message = format!(
+        "{node} knows no namespace `{}`, and cannot ask whether there is one: it reaches no majority of the cluster",
+        shown.escape_debug()
+    );
+    Failure::new(Reason::NoQuorum, message)
 }
 
 pub(crate) fn not_ready() -> Failure {

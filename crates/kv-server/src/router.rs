@@ -16,7 +16,7 @@ use kv_storage::Storage;
 use kv_types::call::Kind;
 use kv_types::catalogue::Catalogue;
 use kv_types::{
-    Answer, Call, Failure, Hop, Mode, Mutation, Namespace, NamespaceId, NodeId, Reason, RequestId,
+    Answer, Call, Failure, GroupId, Hop, Mode, Mutation, Namespace, NamespaceId, NodeId, Reason, RequestId,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -146,6 +146,8 @@ impl Router {
         }
         let names = self.names();
         Err(match about {
+            // It may have been created since this node was cut off.
+            About::Name(name) if self.is_cut_off() => requests::unknowable_namespace(self.node(), name),
             About::Name(name) => requests::unknown_namespace(names.catalogue(), name),
             About::Id(id, version) => match names.of_id(id) {
                 Some(known) => self.other_settings(&known, version),
@@ -153,6 +155,13 @@ impl Router {
                 None => self.check_deleted(about).err().unwrap_or_else(requests::not_ready),
             },
         })
+    }
+
+    /// Whether this node knows the catalogue of old, and can ask no one for the present one.
+    fn is_cut_off(&self) -> bool {
+        let hears = |group: &admin::GroupStatus| group.leader > 0 && group.quorum;
+        !self.catalogue.borrow().members.is_empty()
+            && !self.strong.status().iter().any(|group| group.group == GroupId::CATALOGUE.0 && hears(group))
     }
 
     /// Refuses a request that another node read by a namespace which was deleted since.

@@ -456,6 +456,11 @@ async fn a_minority_refuses_on_one_side_and_answers_on_the_other() {
     assert_eq!(refused.applied, Applied::No, "{refused}");
     assert_eq!(kv_proto::code_of(refused.reason), tonic::Code::Unavailable, "{refused}");
     assert_eq!(failed(cluster.kv(2).get(within(get("bank", "k"))).await).applied, Applied::No);
+    // Another side may have created it: a node that is cut off does not say that it does not exist.
+    for id in [1, 2] {
+        let refused = failed(cluster.kv(id).get(within(get("nowhere", "k"))).await);
+        assert_eq!((refused.reason, refused.applied), (Reason::NoQuorum, Applied::No), "{refused}");
+    }
     // Ring partitions with all kinds of primaries: W=2 is met by the two nodes that are left.
     for i in 0..10 {
         let request = available_put(&mut cluster, &format!("k{i}"), "minority", observed());
