@@ -235,6 +235,7 @@ fn request_frame(id: u64, body: request_frame::Body) -> peer::RequestFrame {
         namespace_id: NAMESPACE.0,
         epoch: 12,
         deadline_ms: 4_990,
+        sent_ms: 1_000_000,
         body: Some(body),
     }
 }

@@ -74,8 +74,8 @@ pub struct AvailableEvidence {
     pub w: u8,
     /// Enough primaries answered for a strict quorum.
     pub strict: bool,
-    /// Those that answered and those that did not, in the order in which they were asked; at last the replicas
-    /// that were not asked because they seem to be down. One that may answer yet is left out.
+    /// Those that answered and those that did not, in the order in which they were asked; at last the
+    /// replicas that were not asked because they seem to be down. One that may answer yet is left out.
     pub replies: Vec<ReplicaReply>,
     /// Hints stored for this write.
     pub hints: u32,
