@@ -2,7 +2,7 @@
 //!
 //! The coordinator of a write goes on after its client was answered: until the deadline it waits for the
 //! other replicas, and then notes hints for those that stayed silent. If it dies before, they are not noted,
-//! and until there is anti-entropy only a read makes these replicas alike. Hints that were noted survive a
+//! and only a read makes these replicas alike at once. Hints that were noted survive a
 //! death, unless the disk is lost. So after deaths reads may be needed for keys of which a mutation was under
 //! way then, and for no other. A disk that refuses a note, for it is full, is as good as a death.
 

@@ -70,9 +70,8 @@ pub struct Asked<'a> {
 pub struct Meanwhile {
     /// Strong namespaces rest too, so every node must have applied as much of each Raft group.
     pub strong_rests: bool,
-    /// A node died before: a hint that it had not noted is lost, and until there is
-    /// anti-entropy only a read finds it. Every key is read once when hints are at their end. Otherwise hints
-    /// alone owe it.
+    /// A node died before: a hint that it had not noted is lost, and a read finds that before the nodes do.
+    /// Every key is read once when hints are at their end. Otherwise they owe it without.
     pub may_read: bool,
 }
 
