@@ -8,7 +8,7 @@ use kv_types::{Epoch, Failure, Reason};
 use crate::cli::Global;
 use crate::config::{Config, Context};
 use crate::line::Line;
-use crate::output::Output;
+use crate::output::{Output, failed_use};
 use crate::problem::Problem;
 
 /// The node that is asked when nothing names one: the first of a lab on its usual ports.
@@ -95,6 +95,13 @@ impl App {
 
     /// The namespace that is meant.
     pub(crate) fn namespace(&self) -> Result<String, Problem> {
+        if self.global.namespace.is_none()
+            && let Some(failed) = failed_use()
+        {
+            let message = format!("no namespace is selected: `{failed}` before it failed; say one with -n");
+            return Err(Problem::usage(message)
+                .try_this(self.line.other(&["ns", "list"]).to_string(), "which there are"));
+        }
         let named = self.global.namespace.clone().or(self.target()?.namespace);
         named.ok_or_else(|| {
             Problem::usage("which namespace? say it with -n, or set KVCTL_NAMESPACE")

@@ -120,7 +120,10 @@ pub(crate) async fn get(app: &App, args: &Get) -> Result<Exit, Problem> {
             let handle = if args.strict { handle.strict() } else { handle };
             let answer = handle.get(&key).await?;
             verbose(app, &answer);
-            siblings(app, &place, args, &key, &answer)
+            let exit = siblings(app, &place, args, &key, &answer)?;
+            // Only now: what was not shown was not seen, and `--seen` must not supersede it.
+            remember(app, &place, &key, &answer.value.context);
+            Ok(exit)
         }
     }
 }
@@ -158,8 +161,7 @@ fn siblings(
     key: &[u8],
     answer: &Answer<Siblings>,
 ) -> Result<Exit, Problem> {
-    let Siblings { presence, values, context } = &answer.value;
-    remember(app, place, key, context);
+    let Siblings { presence, values, .. } = &answer.value;
     if app.out.is_json() {
         app.out.json(&siblings_json(place, key, answer))?;
     }

@@ -81,7 +81,7 @@ beats the environment, which beats the context
 const SHELL: &str = "\
 In this shell
   use NAMESPACE     the namespace of the lines that follow, unless a line says
-                    another
+                    another; after one that fails none is selected
   put KEY VALUE --seen, del KEY --seen
                     supersede exactly what the last `get` of the key saw here:
                     this merges siblings

@@ -14,6 +14,14 @@ use crate::problem::Problem;
 /// Where the shell says to a command which line of its script it is; 0 where a person types.
 pub(crate) const SHELL_LINE: &str = "KVCTL_SHELL_LINE";
 
+/// Where the shell says to its lines that no namespace is selected, because this `use` failed.
+pub(crate) const FAILED_USE: &str = "KVCTL_SHELL_FAILED_USE";
+
+/// The `use` that failed in this shell. What is set elsewhere, as in the context, does not take its place.
+pub(crate) fn failed_use() -> Option<String> {
+    std::env::var(FAILED_USE).ok()
+}
+
 /// Whether this is one of the lines of `kvctl shell`.
 pub(crate) fn is_in_shell() -> bool {
     std::env::var_os(SHELL_LINE).is_some()

@@ -25,7 +25,7 @@ use crate::definition::definition;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::ns::deleted_until;
-use crate::output::SHELL_LINE;
+use crate::output::{FAILED_USE, SHELL_LINE, on_a_line};
 use crate::problem::Problem;
 use crate::seen::Memory;
 use crate::shell::complete::{Names, offers};
@@ -67,6 +67,11 @@ fn step(line: &str) -> Step {
     }
 }
 
+/// Whether a line that makes no sense was to select a namespace.
+fn is_use(line: &str) -> bool {
+    line.split_whitespace().find(|word| *word != "kvctl") == Some("use")
+}
+
 pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
     // From here on Ctrl-C ends a command and not the shell.
     let mut interrupts = signal(SignalKind::interrupt())?;
@@ -77,7 +82,8 @@ pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
             None
         }
     };
-    let mut shell = Shell { app, namespace: app.namespace().ok(), names: Arc::default(), memory };
+    let mut shell =
+        Shell { app, namespace: app.namespace().ok(), failed_use: None, names: Arc::default(), memory };
     if !std::io::stdin().is_terminal() {
         return shell.script(&mut interrupts).await;
     }
@@ -91,7 +97,7 @@ pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
     shell.learn().await;
     loop {
         let Some(line) = shell.ask(&mut editor)? else { return Ok(Exit::Done) };
-        match step(&line) {
+        match shell.read(&line) {
             Step::End => return Ok(Exit::Done),
             other => {
                 shell.take(other, &mut interrupts, Stdio::inherit(), 0).await?;
@@ -103,6 +109,9 @@ pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
 struct Shell<'a> {
     app: &'a App,
     namespace: Option<String>,
+    /// The `use` that failed last, until another one selects a namespace: what follows was written for the
+    /// one that was named, and must not meet another.
+    failed_use: Option<String>,
     names: Arc<Mutex<Names>>,
     memory: Option<Memory>,
 }
@@ -141,7 +150,8 @@ impl Shell<'_> {
                     return Err(problem);
                 }
             };
-            match step(&text) {
+            let step = self.read(&text);
+            match step {
                 Step::End => break,
                 other => match self.take(other, interrupts, Stdio::null(), number).await? {
                     Exit::Done => {}
@@ -151,6 +161,15 @@ impl Shell<'_> {
             }
         }
         Ok(ended)
+    }
+
+    /// What a line asks for. One that was to select a namespace, and makes no sense, selects none.
+    fn read(&mut self, line: &str) -> Step {
+        let step = step(line);
+        if matches!(step, Step::Wrong(_)) && is_use(line) {
+            self.select_none(on_a_line(line.trim().as_bytes()));
+        }
+        step
     }
 
     /// Does what a line asks for; `number` is its place in a script, 0 where there is none.
@@ -167,9 +186,10 @@ impl Shell<'_> {
                 self.app.out.at_line(number).problem(&Problem::usage(why));
                 Ok(Exit::Usage)
             }
-            Step::Use(namespace) => match self.choose(namespace).await {
+            Step::Use(namespace) => match self.choose(namespace.clone()).await {
                 Ok(()) => Ok(Exit::Done),
                 Err(problem) => {
+                    self.select_none(format!("use {}", on_a_line(namespace.as_bytes())));
                     self.app.out.at_line(number).problem(&problem);
                     Ok(problem.exit)
                 }
@@ -217,8 +237,12 @@ impl Shell<'_> {
                 self.app.out.note(format!("`{name}` is taken without knowing whether there is one: {why}"));
             }
         }
-        self.namespace = Some(name);
+        (self.namespace, self.failed_use) = (Some(name), None);
         Ok(())
+    }
+
+    fn select_none(&mut self, failed: String) {
+        (self.namespace, self.failed_use) = (None, Some(failed));
     }
 
     /// The program itself with these words. What the shell was told is in the environment, where a word of
@@ -236,6 +260,7 @@ impl Shell<'_> {
             }
         };
         set("KVCTL_NAMESPACE", self.namespace.clone());
+        set(FAILED_USE, self.failed_use.clone());
         set("KVCTL_CONTEXT", global.context.clone());
         set("KVCTL_ENDPOINT", (!global.endpoints.is_empty()).then(|| global.endpoints.join(",")));
         let timeout = global.timeout.map(|timeout| humantime::format_duration(timeout).to_string());
@@ -243,6 +268,9 @@ impl Shell<'_> {
         set("KVCTL_OUTPUT", self.app.out.is_json().then(|| "json".to_owned()));
         if let Some(memory) = &self.memory {
             memory.lend(&mut command);
+        }
+        if self.failed_use.is_some() {
+            command.env_remove("KVCTL_NAMESPACE");
         }
         if names_a_context(words) {
             command.env_remove("KVCTL_ENDPOINT");
@@ -277,7 +305,7 @@ impl Shell<'_> {
     }
 }
 
-/// The next line of standard input, with its end; `None` at the end of it.
+/// The next line of standard input; `None` at the end of it. Lines of a file may end as on Windows.
 fn next_line() -> Result<Option<String>, Problem> {
     let line = tokio::task::block_in_place(|| {
         let mut line = Vec::new();
@@ -290,7 +318,9 @@ fn next_line() -> Result<Option<String>, Problem> {
     if line.last() != Some(&b'\n') && line.len() as u64 >= MAX_LINE_BYTES {
         return Err(Problem::usage(format!("a line has more than {MAX_LINE_BYTES} bytes")));
     }
-    let text = String::from_utf8(line);
+    let text = line.strip_suffix(b"\n").unwrap_or(&line);
+    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    let text = String::from_utf8(text.to_vec());
     text.map(Some).map_err(|_| {
         Problem::usage("a line is not text: keys are written with --key-hex, other values come from files")
     })

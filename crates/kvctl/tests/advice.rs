@@ -9,10 +9,12 @@
     reason = "an integration test: clippy's exemption covers only unit tests"
 )]
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
+use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
 use kv_proto::{admin, status_from_failure, v1};
 use kv_types::{Failure, Reason};
 use tonic::transport::server::TcpIncoming;
@@ -31,7 +33,14 @@ struct Fake {
     /// It has seen the catalogue; otherwise it waits for the other one, to start for the first time.
     started: bool,
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// What the puts were to supersede.
+    superseded: Arc<Mutex<Vec<v1::WriteContext>>>,
+    /// What they were to store.
+    values: Arc<Mutex<Vec<Vec<u8>>>>,
 }
+
+/// The causal context of every key.
+const CONTEXT: &[u8] = b"all that there is";
 
 impl Fake {
     fn change(&self, what: &'static str, mutation: Option<v1::Mutation>) -> Result<(), Status> {
@@ -189,6 +198,52 @@ impl AdminService for Fake {
     }
 }
 
+/// The key `ss` has three concurrent values, any other key has one.
+#[tonic::async_trait]
+impl KvService for Fake {
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        let several = if request.into_inner().key == "ss" { 3 } else { 1 };
+        let sibling = |counter: u64| v1::Sibling {
+            value: format!("value {counter}").into(),
+            incarnation: 1 << 32,
+            counter,
+            client_id: vec![7; 16].into(),
+            seq: counter,
+            ..Default::default()
+        };
+        Ok(Response::new(v1::GetResponse {
+            presence: v1::Presence::Found.into(),
+            siblings: (1..=several).map(sibling).collect(),
+            context: CONTEXT.into(),
+            receipt: receipt(),
+            ..Default::default()
+        }))
+    }
+
+    async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
+        let request = request.into_inner();
+        self.change("put", request.mutation)?;
+        self.superseded.lock().unwrap().extend(request.context);
+        self.values.lock().unwrap().push(request.value.to_vec());
+        Ok(Response::new(v1::PutResponse {
+            context: CONTEXT.into(),
+            receipt: receipt(),
+            ..Default::default()
+        }))
+    }
+
+    async fn delete(&self, _: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
+        unused()
+    }
+
+    async fn compare_and_set(
+        &self,
+        _: Request<v1::CompareAndSetRequest>,
+    ) -> Result<Response<v1::CompareAndSetResponse>, Status> {
+        unused()
+    }
+}
+
 /// n1, which was cut off, and n2, which goes on.
 struct Two {
     nodes: [Fake; 2],
@@ -210,11 +265,14 @@ impl Two {
             quorum: id == 2,
             started,
             asked: Arc::default(),
+            superseded: Arc::default(),
+            values: Arc::default(),
         };
         let nodes = [node(1), node(2)];
         for (node, incoming) in nodes.iter().zip(incoming) {
-            let server =
-                tonic::transport::Server::builder().add_service(AdminServiceServer::new(node.clone()));
+            let server = tonic::transport::Server::builder()
+                .add_service(AdminServiceServer::new(node.clone()))
+                .add_service(KvServiceServer::new(node.clone()));
             tokio::spawn(server.serve_with_incoming(incoming));
         }
         Self { nodes, home: tempfile::tempdir().unwrap() }
@@ -229,6 +287,21 @@ impl Two {
         command.args(line.split(' ')).env_clear().stdin(Stdio::null());
         command.env("XDG_CONFIG_HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path());
         tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
+    }
+
+    /// The lines of a script in `kvctl shell`, which is given these words before.
+    async fn shell(&self, words: &str, script: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
+        command.args(words.split(' ')).arg("shell").env_clear();
+        command.env("XDG_CONFIG_HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let script = script.to_owned();
+        let run = move || {
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        };
+        tokio::task::spawn_blocking(run).await.unwrap()
     }
 }
 
@@ -332,4 +405,55 @@ async fn a_misspelt_namespace_is_named_as_it_is() {
     }
     let output = two.run(&format!("-e {} get -n ledger k", two.address(2))).await;
     assert!(String::from_utf8_lossy(&output.stderr).contains("--mode strong ledger"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_get_did_not_show_was_not_seen() {
+    let two = Two::serve();
+    let at = format!("-e {} -n cart", two.address(2));
+    // A pipe takes one value, and none was shown.
+    let refused = two.shell(&at, "get ss\nput ss MERGED --seen\n").await;
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{text}");
+    assert!(text.contains("line 1: error: cart/ss has 3 concurrent values"), "{text}");
+    assert!(text.contains("line 2: error: cart/ss was not read in this shell yet"), "{text}");
+    assert!(two.nodes[1].asked.lock().unwrap().is_empty(), "{text}");
+    for get in ["get ss --all", "get ss -o json", "get one", "get ss --all\nget ss"] {
+        let key = if get.contains("ss") { "ss" } else { "one" };
+        let merged = two.shell(&at, &format!("{get}\nput {key} MERGED --seen\n")).await;
+        let text = String::from_utf8_lossy(&merged.stderr).into_owned();
+        let superseded = two.nodes[1].superseded.lock().unwrap().pop().expect(&text);
+        let seen = v1::write_context::Context::Causal(CONTEXT.into());
+        assert_eq!(superseded.context, Some(seen), "{get}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failed_use_no_namespace_is_selected() {
+    let two = Two::serve();
+    let at = format!("-e {} -n cart", two.address(2));
+    for failing in ["use crat", "use No!", "use", "use cart x", "use 'cart", "kvctl use crat"] {
+        let script = format!("{failing}\nput alice 1\nput alice 2 -n cart\nuse cart\nput alice 3\n");
+        let output = two.shell(&at, &script).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("line 1: error: "), "{failing}: {text}");
+        assert!(text.contains("line 2: error: no namespace is selected: `"), "{failing}: {text}");
+        let done = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(done.matches("OK  cart/alice").count(), 2, "{failing}: {done}{text}");
+    }
+    // Nor does the one of the environment or of the context take its place.
+    assert_eq!(two.run(&format!("ctx add two -e {} -n cart", two.address(2))).await.status.code(), Some(0));
+    let output = two.shell("-c two", "use crat\nput alice 1\n").await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("line 2: error: no namespace is selected: `use crat` before it failed"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_of_a_script_may_end_as_on_windows() {
+    let two = Two::serve();
+    let at = format!("-e {} -n cart", two.address(2));
+    let output = two.shell(&at, "put crk v1\r\nput crk v2\r").await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let values: Vec<_> = two.nodes[1].values.lock().unwrap().clone();
+    assert_eq!(values, [b"v1", b"v2"], "{text}");
 }
