@@ -39,11 +39,15 @@ impl Target {
             let endpoints = global.endpoints.clone();
             return Ok(Self { endpoints, pinned, context: None, namespace: None, lab: None });
         }
-        let Some(name) = global.context.as_ref().or(config.current.as_ref()) else {
+        let selected = match &global.context {
+            Some(name) => Some((name, config.context(name)?)),
+            None => config.selected()?,
+        };
+        let Some((name, context)) = selected else {
             let endpoints = vec![DEFAULT_ENDPOINT.to_owned()];
             return Ok(Self { endpoints, pinned: false, context: None, namespace: None, lab: None });
         };
-        let Context { endpoints, namespace, lab } = config.context(name)?.clone();
+        let Context { endpoints, namespace, lab } = context.clone();
         Ok(Self { endpoints, pinned: false, context: Some(name.clone()), namespace, lab })
     }
 }
@@ -59,6 +63,21 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// A benchmark writes to the namespace that its own line names and to no other: one that is only set is
+    /// as if it were not, also in what is advised.
+    pub(crate) fn new(global: Global, out: Output, line: Line, config_path: PathBuf) -> Self {
+        let mut app = Self { global, out, line, config_path };
+        if app.is_bench() && !app.line.says("namespace") {
+            app.global.namespace = None;
+            app.line = app.line.without("namespace");
+        }
+        app
+    }
+
+    fn is_bench(&self) -> bool {
+        self.line.command() == ["bench"]
+    }
+
     pub(crate) fn config(&self) -> Result<Config, Problem> {
         Config::load(&self.config_path)
     }
@@ -95,6 +114,9 @@ impl App {
 
     /// The namespace that is meant.
     pub(crate) fn namespace(&self) -> Result<String, Problem> {
+        if self.global.namespace.is_none() && self.is_bench() {
+            return Err(Problem::usage("the benchmark has a namespace of its own; -n names another"));
+        }
         if self.global.namespace.is_none()
             && let Some(failed) = failed_use()
         {
@@ -196,6 +218,18 @@ mod tests {
         assert!(one.pinned && one.context.is_none() && one.endpoints == ["h:9"]);
         assert!(!target("kvctl -e h:8 -e h:9 version", &config).unwrap().pinned);
         assert!(target("kvctl -c nowhere version", &config).is_err());
+        // Where there are contexts, one has to be selected: the usual ports may be another cluster.
+        for current in [None, Some("gone".to_owned())] {
+            let config = Config { current, ..config.clone() };
+            let problem = target("kvctl get k", &config).unwrap_err();
+            let lines: Vec<&str> = problem.tries.iter().map(|(line, _)| line.as_str()).collect();
+            assert_eq!(lines, ["kvctl ctx use lab", "kvctl ctx use prod"], "{problem}");
+            assert_eq!(target("kvctl -c prod version", &config).unwrap().endpoints, ["h:2"]);
+            assert_eq!(target("kvctl -e h:9 version", &config).unwrap().endpoints, ["h:9"]);
+        }
+        let gone = Config { current: Some("gone".into()), ..Config::default() };
+        let problem = target("kvctl get k", &gone).unwrap_err();
+        assert!(problem.to_string().contains("kvctl lab up"), "{problem}");
         assert_eq!(target("kvctl version", &Config::default()).unwrap().endpoints, [DEFAULT_ENDPOINT]);
     }
 

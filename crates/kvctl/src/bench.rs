@@ -1,4 +1,4 @@
-//! `bench`: clients against one namespace, which is made for it where none is named. Each has its next
+//! `bench`: clients against one namespace, which is made for it where the line names none. Each has its next
 //! operation when the last was answered (a closed loop), or operations begin at a given rate whatever the
 //! answers do (an open one). It states durability and hardware, because a number without them is an
 //! advertisement.

@@ -693,7 +693,7 @@ pub(crate) struct Bench {
     /// How operations travel: many on one stream to each node, or each as a call of its own
     #[arg(long, value_enum, default_value = "session")]
     pub(crate) via: Travel,
-    /// Without -n: the mode of the namespace that is made for this [default: strong]
+    /// Without -n on this line: the mode of the namespace that is made for this [default: strong]
     #[arg(long, value_enum)]
     pub(crate) mode: Option<ModeArg>,
     /// Without -n: do not remove that namespace at the end

@@ -8,7 +8,7 @@ use std::{env, fs};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
-use crate::line::quoted;
+use crate::line::{Line, quoted};
 use crate::problem::Problem;
 
 /// A cluster and how to reach it.
@@ -24,6 +24,9 @@ pub(crate) struct Context {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lab: Option<PathBuf>,
 }
+
+/// Contexts that advice names, of more the first.
+const MOST_ADVISED: usize = 3;
 
 /// Version of the file: a later one is not understood, and not overwritten.
 const VERSION: u32 = 1;
@@ -113,6 +116,40 @@ impl Config {
             fs::rename(&fresh, path)
         };
         write().map_err(|error: std::io::Error| refused(error.to_string()))
+    }
+
+    /// The selected context. None while there is no context at all; where there are some and none of them is
+    /// selected an error: another cluster is never meant.
+    pub(crate) fn selected(&self) -> Result<Option<(&String, &Context)>, Problem> {
+        let Some(current) = &self.current else {
+            return match self.contexts.is_empty() {
+                true => Ok(None),
+                false => Err(self.advised(Problem::usage("no context is selected"))),
+            };
+        };
+        match self.contexts.get_key_value(current) {
+            Some(found) => Ok(Some(found)),
+            None => {
+                let message = format!("context `{current}` is selected, and there is none of that name");
+                Err(self.advised(Problem::usage(message)))
+            }
+        }
+    }
+
+    /// With the lines that select one of those there are.
+    fn advised(&self, problem: Problem) -> Problem {
+        let names = self.contexts.keys().take(MOST_ADVISED);
+        let mut advised = names.fold(problem, |problem, name| {
+            let select = Line::new(&["ctx", "use"]).operand("name", name);
+            problem.try_this(select.to_string(), "selects it")
+        });
+        if self.contexts.len() > MOST_ADVISED {
+            advised = advised.try_this("kvctl ctx list", "all of them");
+        }
+        match self.contexts.is_empty() {
+            true => advised.try_this("kvctl lab up", "starts a local cluster and selects it"),
+            false => advised,
+        }
     }
 
     /// The context of that name: an error that lists those there are.

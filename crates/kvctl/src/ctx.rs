@@ -81,6 +81,10 @@ async fn remove(app: &App, name: &str) -> Result<Exit, Problem> {
 fn list(app: &App) -> Result<Exit, Problem> {
     let config = app.config()?;
     let selected = |name: &String| config.current.as_ref() == Some(name);
+    if let Err(problem) = config.selected() {
+        let line = problem.tries.first().map_or("kvctl ctx use NAME", |(line, _)| line.as_str());
+        app.out.warn(format!("{}: {line}", problem.message));
+    }
     if app.out.is_json() {
         for (name, context) in &config.contexts {
             app.out.json(&json!({

@@ -63,10 +63,13 @@ pub(crate) async fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem
     }
     let config = app.config()?;
     let typed = which.dir.as_ref().filter(|_| app.line.has("dir"));
-    let name = name.or(config.current.as_ref());
-    if let Some(dir) = restored(app, &config, name.map_or(LAB, String::as_str)).await? {
+    let wanted = name.or(config.current.as_ref()).map_or(LAB, String::as_str);
+    if let Some(dir) = restored(app, &config, wanted).await? {
         return Ok(dir);
     }
+    // A selection of what is not there selects nothing.
+    let current = config.current.as_ref().filter(|current| config.contexts.contains_key(*current));
+    let name = name.or(current);
     match (name, typed) {
         (Some(name), Some(dir)) => {
             let (named, dir) = (lab_of(&config, name)?, absolute(dir)?);
@@ -74,7 +77,13 @@ pub(crate) async fn find(app: &App, which: &WhichLab) -> Result<PathBuf, Problem
             if named == dir { Ok(dir) } else { Err(Problem::usage(differs)) }
         }
         (Some(name), None) => lab_of(&config, name),
-        (None, _) => Ok(kv_lab::dir_of(LAB)),
+        (None, _) => match restored(app, &config, LAB).await? {
+            Some(dir) => Ok(dir),
+            None => {
+                let known = config.contexts.get(LAB).and_then(|context| context.lab.clone());
+                Ok(known.unwrap_or_else(|| kv_lab::dir_of(LAB)))
+            }
+        },
     }
 }
 
@@ -90,7 +99,10 @@ async fn restored(app: &App, config: &Config, name: &str) -> Result<Option<PathB
     let context = Context { endpoints, namespace: None, lab: Some(dir.clone()) };
     Config::change(&app.config_path, |config| {
         config.contexts.entry(name.to_owned()).or_insert(context);
-        config.current.get_or_insert_with(|| name.to_owned());
+        let known = config.current.as_ref().is_some_and(|current| config.contexts.contains_key(current));
+        if !known {
+            config.current = Some(name.to_owned());
+        }
         Ok(())
     })?;
     app.out.note(format!("the lab runs, and no context had its name: `{name}` is written again"));

@@ -22,6 +22,14 @@ struct Given {
     id: String,
     /// `-n bank`, or `--strict`.
     words: Vec<String>,
+    /// What `kvctl shell` handed to this line, which does not say it itself.
+    of_shell: bool,
+}
+
+impl Given {
+    fn new(id: impl Into<String>, words: Vec<String>) -> Self {
+        Self { id: id.into(), words, of_shell: false }
+    }
 }
 
 /// The arguments of one run, without the program.
@@ -46,18 +54,18 @@ impl Line {
         }
         for argument in command.get_arguments() {
             let id = argument.get_id().as_str();
-            match matches.value_source(id) {
-                Some(ValueSource::CommandLine) => {}
-                Some(ValueSource::EnvVariable) if in_shell && OF_SHELL.contains(&id) => {}
+            let of_shell = match matches.value_source(id) {
+                Some(ValueSource::CommandLine) => false,
+                Some(ValueSource::EnvVariable) if in_shell && OF_SHELL.contains(&id) => true,
                 _ => continue,
-            }
+            };
             let values = values(matches, id);
             if argument.is_positional() {
                 line.operands.extend(values.into_iter().map(|value| (id.to_owned(), value)));
                 continue;
             }
             let name = spelling(argument);
-            let mut add = |words| line.options.push(Given { id: id.to_owned(), words });
+            let mut add = |words| line.options.push(Given { of_shell, ..Given::new(id, words) });
             match argument.get_action() {
                 ArgAction::Count => (0..matches.get_count(id)).for_each(|_| add(vec![name.clone()])),
                 ArgAction::SetTrue => add(vec![name]),
@@ -97,9 +105,14 @@ impl Line {
         )
     }
 
-    /// Whether an option was typed.
+    /// Whether an option was typed, here or where `kvctl shell` was started or told.
     pub(crate) fn has(&self, id: &str) -> bool {
         self.options.iter().any(|given| given.id == id)
+    }
+
+    /// Whether an option was typed on this very line.
+    pub(crate) fn says(&self, id: &str) -> bool {
+        self.options.iter().any(|given| given.id == id && !given.of_shell)
     }
 
     /// The same without an option.
@@ -113,30 +126,30 @@ impl Line {
         let mut line = self.without("endpoints").without("context");
         if let Some(namespace) = namespace.filter(|_| !line.has("namespace")) {
             let words = vec!["-n".to_owned(), namespace.to_owned()];
-            line.options.push(Given { id: "namespace".into(), words });
+            line.options.push(Given::new("namespace", words));
         }
         let words = vec!["-e".to_owned(), address.to_owned()];
-        line.options.insert(0, Given { id: "endpoints".into(), words });
+        line.options.insert(0, Given::new("endpoints", words));
         line
     }
 
     /// The same at any node of a cluster that has a name.
     pub(crate) fn in_context(self, name: &str) -> Self {
         let mut line = self.without("endpoints").without("context");
-        line.options.insert(0, Given { id: "context".into(), words: vec!["-c".to_owned(), name.to_owned()] });
+        line.options.insert(0, Given::new("context", vec!["-c".to_owned(), name.to_owned()]));
         line
     }
 
     /// The same with an option more.
     pub(crate) fn with(mut self, option: &str, value: impl fmt::Display) -> Self {
         self.options.retain(|given| given.words.first().is_none_or(|name| name != option));
-        self.options.push(Given { id: option.to_owned(), words: vec![option.to_owned(), value.to_string()] });
+        self.options.push(Given::new(option, vec![option.to_owned(), value.to_string()]));
         self
     }
 
     /// The same with a flag more.
     pub(crate) fn flag(mut self, name: &str) -> Self {
-        self.options.push(Given { id: name.to_owned(), words: vec![name.to_owned()] });
+        self.options.push(Given::new(name, vec![name.to_owned()]));
         self
     }
 

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     if global.verbose > 1 {
         log_attempts(out.has_color());
     }
-    let app = App { global, out, line, config_path: config::path() };
+    let app = App::new(global, out, line, config::path());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

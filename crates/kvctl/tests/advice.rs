@@ -9,6 +9,7 @@
     reason = "an integration test: clippy's exemption covers only unit tests"
 )]
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,8 @@ struct Fake {
     superseded: Arc<Mutex<Vec<v1::WriteContext>>>,
     /// What they were to store.
     values: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// The namespaces that they were for.
+    written: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// The causal context of every key.
@@ -225,6 +228,7 @@ impl KvService for Fake {
         self.change("put", request.mutation)?;
         self.superseded.lock().unwrap().extend(request.context);
         self.values.lock().unwrap().push(request.value.to_vec());
+        self.written.lock().unwrap().insert(request.namespace);
         Ok(Response::new(v1::PutResponse {
             context: CONTEXT.into(),
             receipt: receipt(),
@@ -267,6 +271,7 @@ impl Two {
             asked: Arc::default(),
             superseded: Arc::default(),
             values: Arc::default(),
+            written: Arc::default(),
         };
         let nodes = [node(1), node(2)];
         for (node, incoming) in nodes.iter().zip(incoming) {
@@ -456,4 +461,27 @@ async fn lines_of_a_script_may_end_as_on_windows() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let values: Vec<_> = two.nodes[1].values.lock().unwrap().clone();
     assert_eq!(values, [b"v1", b"v2"], "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_benchmark_leaves_a_namespace_alone_that_its_line_does_not_name() {
+    let two = Two::serve();
+    assert_eq!(two.run(&format!("ctx add two -e {} -n cart", two.address(2))).await.status.code(), Some(0));
+    let bench = "bench --for 200ms --clients 1 --workload put --mode available\n";
+    for (words, script) in [
+        ("-c two", bench.to_owned()),
+        ("-n cart", bench.to_owned()),
+        ("-c two", format!("use cart\n{bench}")),
+        ("-c two", bench.replace(" --mode available", "")),
+    ] {
+        let output = two.shell(words, &script).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let asked: Vec<_> = two.nodes[1].asked.lock().unwrap().drain(..).map(|(what, ..)| what).collect();
+        assert_eq!(asked.first(), Some(&"create"), "{words}, {script}: {text}");
+        assert!(!two.nodes[1].written.lock().unwrap().contains("cart"), "{words}, {script}: {text}");
+    }
+    let line = "bench -n cart --for 200ms --clients 1 --workload put\n";
+    let output = two.shell("-c two", line).await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(two.nodes[1].written.lock().unwrap().contains("cart"), "{text}");
 }

@@ -392,6 +392,31 @@ fn contexts_are_listed_selected_and_shown() {
 }
 
 #[test]
+fn where_there_are_contexts_one_has_to_be_selected() {
+    let home = Home::new();
+    let two = "[context.a]\nendpoints = [\"h:1\"]\n[context.b]\nendpoints = [\"h:2\"]\n";
+    for (current, says) in
+        [("", "no context is selected"), ("current = \"gone\"\n", "context `gone` is selected")]
+    {
+        home.write_config(&format!("{current}{two}"));
+        for line in ["get -n bank k", "put -n bank k v", "ns list", "cluster status", "ctx show"] {
+            let output = home.run(line);
+            assert_eq!(output.status.code(), Some(2), "{line}: {}", stderr(&output));
+            let text = stderr(&output);
+            assert!(text.contains(says) && text.contains("  try: kvctl ctx use a "), "{line}: {text}");
+        }
+        let listed = home.run("ctx list");
+        assert!(stderr(&listed).contains(says) && stdout(&listed).contains("h:2"), "{}", stderr(&listed));
+        assert!(stderr(&home.run("lab status")).contains("no lab runs"));
+        assert_eq!(home.run("lab down").status.code(), Some(0));
+    }
+    home.write_config("current = \"gone\"\n");
+    let listed = stderr(&home.run("ctx list"));
+    assert!(listed.contains("context `gone` is selected"), "{listed}");
+    assert!(stderr(&home.run("get -n bank k")).contains("  try: kvctl lab up "));
+}
+
+#[test]
 fn a_damaged_file_of_contexts_stops_what_needs_it_and_nothing_else() {
     let home = Home::new();
     home.write_config("current = [[[");

@@ -23,7 +23,8 @@ pub(super) struct Own {
     made: AtomicBool,
 }
 
-/// The namespace that is named; none if the benchmark is to make its own.
+/// The namespace that the line itself names; none if the benchmark is to make its own. One that is only set,
+/// by the context, the environment or the `use` of a shell, holds what people keep, and is not written to.
 pub(super) fn named(app: &App, args: &Bench) -> Result<Option<String>, Problem> {
     let own = args.mode.is_some() || args.keep;
     match &app.global.namespace {
@@ -31,8 +32,7 @@ pub(super) fn named(app: &App, args: &Bench) -> Result<Option<String>, Problem> 
             "--mode and --keep are for a namespace that the benchmark makes itself, and `{name}` is named"
         ))),
         Some(name) => Ok(Some(name.clone())),
-        None if own => Ok(None),
-        None => Ok(app.target()?.namespace),
+        None => Ok(None),
     }
 }
 
@@ -112,14 +112,14 @@ mod tests {
     use crate::cli::{Cli, Command};
     use crate::config::{Config, Context};
     use crate::exit::Exit;
-    use crate::line::Line;
+    use crate::line::tests::line as typed;
     use crate::output::Output;
 
     fn asked(line: &str, config_path: PathBuf) -> Result<Option<String>, Problem> {
         let Cli { global, command } = Cli::try_parse_from(line.split(' ')).unwrap();
         let Command::Bench(args) = command else { panic!("not a benchmark") };
         let out = Output::new(global.output, global.quiet, false, global.color);
-        named(&App { global, out, line: Line::default(), config_path }, &args)
+        named(&App::new(global, out, typed(line), config_path), &args)
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_of_the_context_counts_unless_an_own_one_is_asked_for() {
+    fn a_namespace_of_the_context_is_left_alone() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("config.toml");
         let context =
@@ -146,7 +146,7 @@ mod tests {
             ..Config::default()
         };
         config.save(&path).unwrap();
-        assert_eq!(asked("kvctl bench", path.clone()).unwrap().as_deref(), Some("bank"));
+        assert_eq!(asked("kvctl bench", path.clone()).unwrap(), None);
         assert_eq!(asked("kvctl bench --mode strong", path).unwrap(), None);
     }
 
