@@ -355,7 +355,15 @@ impl Lab {
     }
 
     /// Starts a node again on an empty disk, killing it first if it runs: what was done, and that it listens.
+    /// Refused in a lab of one node: nothing would be left.
     pub async fn restart_empty(&self, node: NodeId) -> Result<[Proof; 2], LabError> {
+        self.known(node)?;
+        if self.options.nodes == 1 {
+            return Err(LabError::Usage(format!(
+                "{node} is the only node of this lab, and with an empty disk everything in it would be lost; \
+                 `kvctl lab down` and then `kvctl lab up --fresh` begin anew"
+            )));
+        }
         self.kill(node).await?;
         let data = self.data_dir(node);
         let (files, bytes) =
@@ -820,6 +828,17 @@ mod tests {
         // A zombie has been killed and only waits for its parent.
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")
+    }
+
+    #[tokio::test]
+    async fn the_only_node_keeps_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = Lab::spawn(LabOptions { nodes: 1, ..options(dir.path()) }).await.unwrap();
+        let before = lab.running().await;
+        let refused = lab.restart_empty(NodeId(1)).await.unwrap_err();
+        assert!(refused.exit_code() == 2 && refused.to_string().contains("--fresh"), "{refused}");
+        assert_eq!(lab.running().await, before, "it runs as before");
+        lab.stop().await;
     }
 
     #[tokio::test]

@@ -30,6 +30,8 @@ const MAX_LINE_BYTES: u64 = 256 << 10;
 const MAX_CONVERSATIONS: usize = 32;
 /// Longest wait for a reply: a restart waits for its node.
 const REPLY_WITHIN: Duration = Duration::from_secs(60);
+/// Longest wait for the process that runs a lab to say that it is there, before anything is asked of it.
+const THERE_WITHIN: Duration = Duration::from_secs(3);
 /// Longest wait for the last replies when a lab ends.
 const FAREWELL_WITHIN: Duration = Duration::from_millis(500);
 /// Longest wait for a lab to serve.
@@ -47,6 +49,8 @@ const MAX_SOCKET_PATH: usize = 107;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
+    /// Whether it is there: answered at once, whatever else is under way.
+    Hello,
     /// Who runs, and what is broken.
     Status,
     /// Adds a network partition to the faults in force.
@@ -266,26 +270,49 @@ pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> R
     }
 }
 
-/// Asks the lab in this folder.
+/// Asks the lab in this folder. `Silent` if its process does not even say that it is there.
 pub async fn ask(dir: &Path, request: Request) -> Result<Reply, LabError> {
-    let socket = socket_path(dir)?;
-    let not_running = || LabError::NotRunning { dir: dir.to_path_buf() };
-    let mut stream = UnixStream::connect(&socket).await.map_err(|_| not_running())?;
-    let talk = async {
-        stream.write_all(&line(&request)?).await?;
-        let mut reply = Vec::new();
-        BufReader::new(stream).take(MAX_LINE_BYTES).read_until(b'\n', &mut reply).await?;
-        serde_json::from_slice(&reply).map_err(std::io::Error::from)
-    };
-    match tokio::time::timeout(REPLY_WITHIN, talk).await {
+    there(dir).await?;
+    let stream = connect(dir).await?;
+    match tokio::time::timeout(REPLY_WITHIN, talk(stream, &request)).await {
         Ok(Ok(Reply::Error { message, exit_code })) => Err(LabError::Refused { message, exit_code }),
         Ok(Ok(reply)) => Ok(reply),
+        // Another one asked it to end too, and it has.
+        Ok(Err(_)) if request == Request::Down && connect(dir).await.is_err() => Ok(Reply::Done),
         Ok(Err(source)) => Err(LabError::System { what: "the supervisor broke off".into(), source }),
         Err(_) => Err(LabError::TooSlow {
             what: "the supervisor's reply".into(),
             seconds: REPLY_WITHIN.as_secs(),
             hint: String::new(),
         }),
+    }
+}
+
+/// Whether a lab runs in this folder, also one whose process is stopped.
+pub async fn runs(dir: &Path) -> bool {
+    connect(dir).await.is_ok()
+}
+
+async fn connect(dir: &Path) -> Result<UnixStream, LabError> {
+    let socket = socket_path(dir)?;
+    UnixStream::connect(&socket).await.map_err(|_| LabError::NotRunning { dir: dir.to_path_buf() })
+}
+
+/// One request, one reply.
+async fn talk(mut stream: UnixStream, request: &Request) -> std::io::Result<Reply> {
+    stream.write_all(&line(request)?).await?;
+    let mut reply = Vec::new();
+    BufReader::new(stream).take(MAX_LINE_BYTES).read_until(b'\n', &mut reply).await?;
+    serde_json::from_slice(&reply).map_err(std::io::Error::from)
+}
+
+/// A process that was stopped accepts connections all the same. Whatever this one says, it says something.
+async fn there(dir: &Path) -> Result<(), LabError> {
+    let stream = connect(dir).await?;
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    match tokio::time::timeout(THERE_WITHIN, talk(stream, &Request::Hello)).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(LabError::Silent { dir: dir.to_path_buf(), pid, seconds: THERE_WITHIN.as_secs() }),
     }
 }
 
@@ -399,6 +426,7 @@ impl Supervisor {
         let lab = &self.lab;
         let one = |from: NodeName, to: NodeName, flow| Faults::none().with(from.0, to.0, flow);
         let (faults, for_ms) = match request {
+            Request::Hello => return Ok(Reply::Done),
             Request::Status => return Ok(Reply::Status(self.status().await)),
             Request::List => {
                 let faults = self.asked.lock().await.list(Instant::now());
@@ -631,6 +659,21 @@ mod tests {
         fs::write(&file, whole).unwrap();
         check(&options).await.unwrap();
         assert_eq!(crate::folder::kept(dir.path()), Some((2, 7_300)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_says_nothing_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let _stopped = UnixListener::bind(socket_path(dir.path()).unwrap()).unwrap();
+        for request in [Request::Status, Request::Heal, Request::Down] {
+            let began = Instant::now();
+            let silent = ask(dir.path(), request).await.unwrap_err();
+            let says = silent.to_string();
+            assert!(matches!(silent, LabError::Silent { .. }) && silent.exit_code() == 3, "{says}");
+            let go_on = format!("\n  try: kill -CONT {}", std::process::id());
+            assert!(says.contains("does not answer within 3 s") && says.ends_with(&go_on), "{says}");
+            assert!(began.elapsed() < THERE_WITHIN * 2, "{says}");
+        }
     }
 
     #[test]

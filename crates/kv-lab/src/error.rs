@@ -67,6 +67,16 @@ pub enum LabError {
         /// The folder.
         dir: PathBuf,
     },
+    /// The process that runs the lab is there and says nothing, as one that was stopped.
+    #[error("the process that runs the lab in {dir}{} does not answer within {seconds} s{}", with_pid(*pid), goes_on(*pid))]
+    Silent {
+        /// The folder.
+        dir: PathBuf,
+        /// Its supervisor, if the system says which.
+        pid: Option<i32>,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// A node ended without being asked to.
     #[error("{node} ended ({status}); the end of {log}:\n{tail}")]
     NodeEnded {
@@ -153,6 +163,15 @@ pub enum LabError {
     Interrupted,
 }
 
+fn with_pid(pid: Option<i32>) -> String {
+    pid.map_or(String::new(), |pid| format!(" (process {pid})"))
+}
+
+/// What to type next: a stopped process goes on by it, and to any other one it does nothing.
+fn goes_on(pid: Option<i32>) -> String {
+    pid.map_or(String::new(), |pid| format!("\n  try: kill -CONT {pid}"))
+}
+
 /// The names of the nodes of a lab of so many.
 fn names(nodes: u64) -> String {
     if nodes == 1 { "n1".into() } else { format!("n1 to n{nodes}") }
@@ -171,7 +190,7 @@ impl LabError {
             | Self::WrongPlane { .. }
             | Self::NoNetns { .. }
             | Self::Usage(_) => 2,
-            Self::NotRunning { .. } => 3,
+            Self::NotRunning { .. } | Self::Silent { .. } => 3,
             Self::Interrupted => 130,
             Self::Refused { exit_code, .. } => *exit_code,
             Self::NotProven { .. }

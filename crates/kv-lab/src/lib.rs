@@ -29,7 +29,7 @@ pub mod process;
 pub mod server;
 
 pub use cluster::{Lab, LabOptions, Led};
-pub use control::dir_of;
+pub use control::{dir_of, runs};
 pub use error::LabError;
 pub use folder::kept;
 pub use installed::{Counters, Installed};

@@ -2,6 +2,7 @@
 //! asked stays in the table.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use kv_client::{GroupStatus, NamespaceInfo, NodeStatus, PeerState, PeerStatus, Topology};
 use kv_env::{Clock, SystemClock};
@@ -83,15 +84,18 @@ async fn latency(app: &App, node: Option<NodeId>) -> Result<Exit, Problem> {
     latency::show(app, &statuses)
 }
 
+/// How long a lab may take to say what is broken on purpose: what its nodes say is shown without it.
+const LAB_WITHIN: Duration = Duration::from_millis(400);
+
 /// What is broken on purpose, if the context is a lab that can be asked.
 pub(crate) async fn lab_line(app: &App) -> Option<String> {
     let dir = app.target().ok()?.lab?;
-    let kv_lab::control::Reply::Status(lab) =
-        kv_lab::control::ask(&dir, kv_lab::control::Request::Status).await.ok()?
-    else {
-        return None;
-    };
-    Some(format!("LAB  {}", crate::lab::broken(&lab)))
+    let asked = kv_lab::control::ask(&dir, kv_lab::control::Request::Status);
+    match tokio::time::timeout(LAB_WITHIN, asked).await {
+        Ok(Ok(kv_lab::control::Reply::Status(lab))) => Some(format!("LAB  {}", crate::lab::broken(&lab))),
+        Ok(_) => None,
+        Err(_) => Some("LAB  the process that runs it does not answer (kvctl lab status)".to_owned()),
+    }
 }
 
 /// A cluster in the eyes of one node.

@@ -64,7 +64,7 @@ fn add(app: &App, name: &str) -> Result<Exit, Problem> {
 /// Forgets a context. A lab that runs would be out of reach.
 async fn remove(app: &App, name: &str) -> Result<Exit, Problem> {
     if let Some(dir) = &app.config()?.context(name)?.lab
-        && kv_lab::control::ask(dir, kv_lab::control::Request::Status).await.is_ok()
+        && kv_lab::runs(dir).await
     {
         let down = Line::new(&["lab", "down"]).with("--name", name).to_string();
         return Err(Problem::usage(format!("the lab `{name}` runs")).try_this(down, "stops it first"));

@@ -182,7 +182,7 @@ async fn refuse_taken(app: &App, name: &str, dir: &Path) -> Result<Option<Contex
         let line = app.line.clone().with("--name", format!("{name}-lab"));
         return Err(Problem::usage(message).try_this(line.to_string(), "a lab of another name"));
     };
-    if lab == dir || control::ask(lab, Request::Status).await.is_err() {
+    if lab == dir || !kv_lab::runs(lab).await {
         return Ok(known);
     }
     let message =
