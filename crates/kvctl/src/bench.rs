@@ -72,8 +72,10 @@ async fn measure(
     let counters = Counters::of(&first, info.namespace.placement).await;
     let before = counters.fsyncs(&first).await;
     let measured = load::run(app, handles, args, ending).await?;
-    let fsyncs =
-        counters.fsyncs(&first).await.zip(before).map(|(after, before)| after.saturating_sub(before));
+    let fsyncs = match counters.are_those_of(&first, info.namespace.placement).await {
+        true => counters.fsyncs(&first).await.zip(before).and_then(|(after, before)| since(&before, &after)),
+        false => None,
+    };
     if let Some(error) = &measured.total.last_error {
         app.out.note(format!("last error: {error}"));
     }
@@ -234,6 +236,9 @@ fn as_text(args: &Bench, measured: &Measured, about: &About<'_>) -> String {
     ];
     if let Some(ratio) = fsyncs_per_write(measured, about) {
         lines.push(format!("fsyncs per acknowledged write: {ratio:.3} ({})", about.whose));
+    } else if !total.puts_us.is_empty() {
+        let why = "a node restarted or did not answer, or the leader changed";
+        lines.push(format!("fsyncs per acknowledged write: not known ({why})"));
     }
     let loop_of = match args.rate {
         Some(rate) => format!("open loop at {rate}/s, latency from when an operation was meant to begin"),
@@ -284,6 +289,16 @@ struct Counters {
     addresses: Vec<String>,
     nodes: BTreeMap<NodeId, bool>,
     whose: String,
+    /// The leader's term, which is another one also after a restart of the leader.
+    term: Option<u64>,
+}
+
+/// What was added to all of them; none if one began anew, as a node that was restarted.
+fn since(before: &[u64], after: &[u64]) -> Option<u64> {
+    if before.len() != after.len() {
+        return None;
+    }
+    before.iter().zip(after).map(|(before, after)| after.checked_sub(*before)).sum()
 }
 
 impl Counters {
@@ -291,7 +306,12 @@ impl Counters {
     /// coordinates.
     async fn of(client: &Client, placement: Placement) -> Self {
         let Ok(topology) = client.admin().topology().await else {
-            return Self { addresses: Vec::new(), nodes: BTreeMap::new(), whose: "unknown".into() };
+            return Self {
+                addresses: Vec::new(),
+                nodes: BTreeMap::new(),
+                whose: "unknown".into(),
+                term: None,
+            };
         };
         let views = views(client, &topology).await;
         let nodes = views.iter().map(|(node, view)| (*node, view.is_some())).collect();
@@ -307,12 +327,12 @@ impl Counters {
                         .filter(own)
                         .map(|known| (known.quorum, known.term, NodeId(status.node)))
                 });
-                leads.max().map(|(_, _, node)| node)
+                leads.max().map(|(_, term, node)| (term, node))
             }
             Placement::Available { .. } => None,
         };
         let (addresses, whose) = match leader {
-            Some(leader) => (
+            Some((_, leader)) => (
                 topology.address(leader).map(str::to_owned).into_iter().collect(),
                 format!("the leader, {leader}"),
             ),
@@ -321,16 +341,22 @@ impl Counters {
                 "all nodes together".into(),
             ),
         };
-        Self { addresses, nodes, whose }
+        Self { addresses, nodes, whose, term: leader.map(|(term, _)| term) }
     }
 
-    /// Their sum now; `None` when one cannot be asked.
-    async fn fsyncs(&self, client: &Client) -> Option<u64> {
+    /// Whether the same nodes would be counted now, in the same term.
+    async fn are_those_of(&self, client: &Client, placement: Placement) -> bool {
+        let now = Self::of(client, placement).await;
+        (&self.addresses, &self.whose, self.term) == (&now.addresses, &now.whose, now.term)
+    }
+
+    /// Those of each now; `None` when one cannot be asked.
+    async fn fsyncs(&self, client: &Client) -> Option<Vec<u64>> {
         let admin = client.admin();
         let asked = self.addresses.iter().map(|address| admin.status(address));
         let counts: Option<Vec<u64>> =
             join_all(asked).await.into_iter().map(|status| Some(status.ok()?.storage?.fsyncs)).collect();
-        counts.filter(|counts| !counts.is_empty()).map(|counts| counts.iter().sum())
+        counts.filter(|counts| !counts.is_empty())
     }
 }
 
@@ -365,6 +391,13 @@ mod tests {
     use super::*;
     use crate::cli::{Distribution, Travel, Workload};
     use std::time::Duration;
+
+    #[test]
+    fn fsyncs_of_a_node_that_began_anew_are_not_known() {
+        assert_eq!(since(&[10, 20], &[15, 21]), Some(6));
+        assert_eq!(since(&[10, 20], &[900, 3]), None, "the second was restarted");
+        assert_eq!(since(&[10], &[10, 1]), None);
+    }
 
     #[test]
     fn only_nodes_that_answer_share_the_machine() {

@@ -100,6 +100,18 @@ impl Global {
     }
 }
 
+impl Command {
+    /// The request of a write that was sent before, if this is one.
+    pub(crate) fn resends(&self) -> Option<WriteId> {
+        match self {
+            Self::Put(put) => put.options.again.request_id,
+            Self::Del(del) => del.options.again.request_id,
+            Self::Cas(cas) => cas.again.request_id,
+            _ => None,
+        }
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

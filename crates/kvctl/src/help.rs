@@ -21,16 +21,17 @@ Exit codes
         ok, history invalid
     2   usage: the command line or the configuration makes no sense
     3   unavailable, NOT APPLIED: safe to try again
-    4   UNKNOWN: a write may have been applied, or may still be; read, then
-        decide
+    4   UNKNOWN: a write may have been applied, or may still be; the same
+        request again, by --request-id as the error names it, settles it
     5   refused or internal: trying the same again changes nothing
     6   a pipe takes one value, and the key has several: `get --all`, `-o json`
   130   interrupted by Ctrl-C; a write that was under way is as after 4
 
 A script that repeats a write only where that is safe:
     until kvctl put -n bank alice 1; do [ $? -eq 3 ] || exit 1; sleep 1; done
-Under 4, `cas` is the safe way on: it changes nothing if the first try did
-succeed.";
+Under 4, a read settles nothing: the write may still be applied after it. The
+same request under its id is applied once, whatever became of it. `cas` is safe
+to try anew: it changes nothing if the first try did succeed.";
 
 const CONSISTENCY: &str = "\
 When the network is cut, a namespace can have one of two things. It chooses when

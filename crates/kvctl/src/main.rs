@@ -32,6 +32,7 @@ mod views;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, FromArgMatches};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -89,9 +90,9 @@ async fn run(app: &App, command: &Command) -> Exit {
     );
     let result = tokio::select! {
         biased;
-        Ok(()) = tokio::signal::ctrl_c(), if !own_ending => {
+        () = asked_to_end(), if !own_ending => {
             if matches!(command, Command::Put(_) | Command::Del(_) | Command::Cas(_)) {
-                app.out.note("interrupted: the write may have been applied, or may still be");
+                app.out.problem(&suggest::of_interrupted(app, command.resends()));
             }
             if matches!(command, Command::Ns(Ns::Create(_) | Ns::Delete(_) | Ns::Undelete(_) | Ns::Alter(_))) {
                 app.out.note("interrupted: it may have been done, or may still be (kvctl ns list)");
@@ -109,6 +110,17 @@ async fn run(app: &App, command: &Command) -> Exit {
             }
             problem.exit
         }
+    }
+}
+
+/// Resolves at Ctrl-C or SIGTERM; never where the system lets neither be heard.
+async fn asked_to_end() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        biased;
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        Some(()) = terminate.recv() => {}
+        else => std::future::pending().await,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kv_client::{Client, ClientOptions, Topology};
 use kv_lab::control::{self, Reply, Request};
-use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason};
+use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason, WriteId};
 use tokio::time::timeout;
 
 use crate::app::{App, NEAREST, nearest};
@@ -52,6 +52,25 @@ pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
     };
 }
 
+/// A write that was interrupted: what was done is not known. `resent`: the id that it was given, which is the
+/// only one that is known here.
+pub(crate) fn of_interrupted(app: &App, resent: Option<WriteId>) -> Problem {
+    let message = "interrupted: the write may have been applied, or may still be";
+    let failure = Failure::new(Reason::ResultUnknown, message);
+    let failure = match resent {
+        Some(id) => failure.of_request(id.request_id).with("write_id", id),
+        None => failure,
+    };
+    let problem = Problem { exit: Exit::Interrupted, ..Problem::from(failure) };
+    let line = &app.line;
+    let problem = match resent {
+        Some(_) => problem.try_this(line.to_string(), "the same request again: it is applied once"),
+        None => problem,
+    };
+    let get = line.other(&["get"]).operand("key", line.get("key").unwrap_or_default());
+    problem.try_this(get.to_string(), "what is there now; that settles nothing: it may still be applied")
+}
+
 /// A command about the same cluster, and no namespace.
 fn admin(line: &Line, commands: &[&str]) -> Line {
     line.other(commands).without("namespace")
@@ -76,7 +95,8 @@ async fn first_start(app: &App) -> Option<String> {
     crate::cluster::waits_for(&status)
 }
 
-/// What became of it is not known: a read at a node that can know, and the same request once more.
+/// What became of it is not known: the same request once more, which settles it, and a read. Both at a node
+/// that can know; where there is none, the nodes of a lab that are missing come first.
 async fn after_unknown(app: &App, failure: &Failure) -> Tries {
     let line = &app.line;
     let Some(key) = line.get("key") else { return after_unknown_change(app, failure).await };
@@ -90,7 +110,7 @@ async fn after_unknown(app: &App, failure: &Failure) -> Tries {
         // The one that was asked does not know, and those beside it may.
         (get, again) = (get.in_context(&name), again.in_context(&name));
     }
-    let mut found = tries([(&get, "read, then decide: it may have been applied, or may still be")]);
+    let mut found = if better.is_none() { in_trouble(app).await } else { Tries::new() };
     if let Some(id) = failure.detail("write_id").filter(|_| may_be_sent_again(failure)) {
         let why = if line.reads_value() {
             "the same request again, with the value on standard input: it is applied once"
@@ -99,6 +119,7 @@ async fn after_unknown(app: &App, failure: &Failure) -> Tries {
         };
         found.extend(tries([(&again.with("--request-id", id), why)]));
     }
+    found.extend(tries([(&get, "what is there now; that settles nothing: it may still be applied")]));
     found
 }
 
@@ -110,26 +131,28 @@ async fn after_unknown_change(app: &App, failure: &Failure) -> Tries {
         true => (admin(line, &["ns", "list"]), line.clone()),
         false => (admin(line, &["cluster", "status"]), line.clone()),
     };
+    let mut found = Tries::new();
     if of_catalogue {
         // A node that was cut off lists what it knew before.
-        match timeout(PROBE, better_node(app, Some(GroupId::CATALOGUE))).await.ok().flatten() {
+        match better_within(app, GroupId::CATALOGUE).await {
             Some(Better { address, .. }) => {
                 (look, again) = (look.at(&address, None), again.at(&address, None));
             }
             None => {
+                found = in_trouble(app).await;
                 if let Some(name) = wider(app) {
                     (look, again) = (look.in_context(&name), again.in_context(&name));
                 }
             }
         }
     }
-    let mut found = tries([(&look, "read, then decide: it may have been done, or may still be")]);
     // A benchmark makes a namespace of its own, and no other one.
     let id = failure.detail("write_id").filter(|_| line.command().first() == Some(&"ns"));
     if let Some(id) = id.filter(|_| may_be_sent_again(failure)) {
         let why = "the same request again: it is applied once, whatever became of it";
         found.extend(tries([(&again.with("--request-id", id), why)]));
     }
+    found.extend(tries([(&look, "what there is now; that settles nothing: it may still be done")]));
     found
 }
 
@@ -151,10 +174,15 @@ async fn without_quorum(app: &App) -> Tries {
             ),
             (&status, "who sees whom"),
         ]),
-        None => tries([
-            (&app.line, "again in a moment: an election takes about a second"),
-            (&status, "who sees whom"),
-        ]),
+        None => {
+            let mut found = in_trouble(app).await;
+            let why = match found.is_empty() {
+                true => "again in a moment: an election takes about a second",
+                false => "again, when they are back",
+            };
+            found.extend(tries([(&app.line, why), (&status, "who sees whom")]));
+            found
+        }
     }
 }
 
@@ -235,7 +263,7 @@ async fn unanswered(app: &App) -> Tries {
     // Without any context the lab on the usual ports is meant.
     let lab = dir.is_some() || (app.global.endpoints.is_empty() && named.is_none());
     let status = match &dir {
-        Some(dir) => control::ask(dir, Request::Status).await.ok(),
+        Some(dir) => timeout(PROBE, control::ask(dir, Request::Status)).await.ok().and_then(Result::ok),
         None => None,
     };
     let Some(Reply::Status(status)) = status else {
@@ -261,13 +289,7 @@ async fn unanswered(app: &App) -> Tries {
 /// Those that do not answer are started, and then it is tried again: why to look, and when to try.
 async fn until_up(app: &App, [which, when]: [&str; 2]) -> Tries {
     let line = &app.line;
-    let (name, dir) = lab_that_is_meant(app);
-    let mut found = Tries::new();
-    if let Some(dir) = dir
-        && let Ok(Reply::Status(status)) = control::ask(&dir, Request::Status).await
-    {
-        found.extend(troubled(&status, name.as_deref(), &[]));
-    }
+    let mut found = in_trouble(app).await;
     if found.is_empty() {
         let status = admin(line, &["cluster", "status"]).with("--as-seen-by", "all");
         found = tries([(&status, which)]);
@@ -275,6 +297,16 @@ async fn until_up(app: &App, [which, when]: [&str; 2]) -> Tries {
     let applied = if line.reads() { "" } else { ": nothing was applied" };
     found.extend(tries([(line, &format!("{when}{applied}"))]));
     found
+}
+
+/// Lines that bring back the nodes that are missing, if a lab is meant and says that some are.
+async fn in_trouble(app: &App) -> Tries {
+    let (name, dir) = lab_that_is_meant(app);
+    let Some(dir) = dir else { return Tries::new() };
+    match timeout(PROBE, control::ask(&dir, Request::Status)).await {
+        Ok(Ok(Reply::Status(status))) => troubled(&status, name.as_deref(), &[]),
+        _ => Tries::new(),
+    }
 }
 
 /// Lines that start the nodes of a lab that are down, or let go on those that stand still; of these addresses
@@ -356,9 +388,14 @@ async fn meant(app: &App, failure: &Failure, typed: &str) -> Option<String> {
 }
 
 /// A node that would do better than the one that was asked.
-struct Better {
+pub(crate) struct Better {
     node: NodeId,
-    address: String,
+    pub(crate) address: String,
+}
+
+/// The node that serves this group, if one is found soon.
+pub(crate) async fn better_within(app: &App, group: GroupId) -> Option<Better> {
+    timeout(PROBE, better_node(app, Some(group))).await.ok().flatten()
 }
 
 /// The node that leads this group, or that of the namespace, by the latest term and has a quorum, or one that
@@ -395,7 +432,7 @@ mod tests {
     use crate::line::tests::line;
     use crate::output::{Color, Format, Output};
     use clap::Parser;
-    use kv_types::{ClientId, RequestId, WriteId};
+    use kv_types::{ClientId, RequestId};
 
     const REASONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/reasons.txt");
 

@@ -10,10 +10,12 @@
 )]
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use kv_lab::NodeName;
+use kv_lab::control::{NodeView, Reply};
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
 use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
 use kv_proto::{admin, status_from_failure, v1};
@@ -259,14 +261,23 @@ impl Two {
         Self::serve_as(true)
     }
 
+    /// A cluster of which a majority is gone: what becomes of a change is known to no node.
+    fn serve_without_quorum() -> Self {
+        Self::serve_with(true, false)
+    }
+
     fn serve_as(started: bool) -> Self {
+        Self::serve_with(started, true)
+    }
+
+    fn serve_with(started: bool, quorum: bool) -> Self {
         let bind = || TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let incoming = [bind(), bind()];
         let addresses = [0, 1].map(|at| incoming[at].local_addr().unwrap().to_string());
         let node = |id: u64| Fake {
             id,
             addresses: addresses.clone(),
-            quorum: id == 2,
+            quorum: quorum && id == 2,
             started,
             asked: Arc::default(),
             superseded: Arc::default(),
@@ -337,7 +348,7 @@ async fn after_an_unknown_change_of_a_namespace_the_node_with_a_quorum_is_asked(
         let (lines, at_two) = (advised(&output), format!("-e {} ns ", two.address(2)));
         assert_eq!(lines.len(), 2, "{line}: {text}");
         assert!(lines.iter().all(|line| line.starts_with(&at_two)), "{line}: {text}");
-        assert!(lines[0].ends_with("ns list") && lines[1].contains("--request-id "), "{line}: {text}");
+        assert!(lines[0].contains("--request-id ") && lines[1].ends_with("ns list"), "{line}: {text}");
         for advice in &lines {
             let done = two.run(advice).await;
             assert_eq!(done.status.code(), Some(0), "{advice}: {}", String::from_utf8_lossy(&done.stderr));
@@ -484,4 +495,57 @@ async fn a_benchmark_leaves_a_namespace_alone_that_its_line_does_not_name() {
     let output = two.shell("-c two", line).await;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(two.nodes[1].written.lock().unwrap().contains("cart"), "{text}");
+}
+
+/// A lab in this folder of which all nodes but the last are down, as its process says.
+fn lab_of_dead_nodes(dir: &std::path::Path, addresses: &[String]) {
+    let node = |(id, address): (u64, &String)| NodeView {
+        node: NodeName(kv_types::NodeId(id)),
+        client_address: address.clone(),
+        peer_address: String::new(),
+        up: id == 2,
+        pid: None,
+        paused: false,
+    };
+    let status = Reply::Status(kv_lab::control::Status {
+        pid: 1,
+        dir: dir.to_owned(),
+        port_base: 7_100,
+        nodes: (1..).zip(addresses).map(node).collect(),
+        faults: Vec::new(),
+        faults_for_ms: None,
+    });
+    let said = serde_json::to_string(&status).unwrap() + "\n";
+    let socket = std::os::unix::net::UnixListener::bind(dir.join("control.sock")).unwrap();
+    std::thread::spawn(move || {
+        for stream in socket.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = String::new();
+            std::io::BufReader::new(&stream).read_line(&mut request).unwrap();
+            let _ = stream.write_all(said.as_bytes());
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_a_majority_is_dead_the_advice_begins_with_its_nodes() {
+    let two = Two::serve_without_quorum();
+    let dir = two.home.path().join("the-lab");
+    std::fs::create_dir_all(&dir).unwrap();
+    lab_of_dead_nodes(&dir, &two.nodes[0].addresses);
+    std::fs::create_dir_all(two.home.path().join("kvctl")).unwrap();
+    let endpoints = two.nodes[0].addresses.clone().map(|address| format!("\"{address}\"")).join(", ");
+    let lab =
+        format!("current = \"lab\"\n[context.lab]\nendpoints = [{endpoints}]\nlab = \"{}\"\n", dir.display());
+    std::fs::write(two.home.path().join("kvctl/config.toml"), lab).unwrap();
+    for line in ["put -n cart k v", "ns delete cart", "ns create x --mode strong", "bench --for 1s"] {
+        let output = two.run(&format!("{line} --timeout 500ms")).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{line}: {text}");
+        let lines = advised(&output);
+        assert!(lines.iter().any(|line| line == "lab restart --name lab n1"), "{line}: {text}");
+        let error = text.split("error: ").nth(1).unwrap();
+        assert!(error.contains("  try: kvctl lab restart --name lab n1 "), "{line}: {text}");
+        assert!(!text.contains("read, then decide"), "{line}: {text}");
+    }
 }

@@ -521,3 +521,27 @@ fn ctrl_c_exits_130() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     drop(open);
 }
+
+#[test]
+fn an_interrupted_write_is_an_error_whose_outcome_is_not_known() {
+    let id = "0123456789abcdef0123456789abcdef:1@1700000000000";
+    for signal in ["-INT", "-TERM"] {
+        for line in ["put -n bank k -", "cas -n bank k --expect-absent -"] {
+            let home = Home::new();
+            let line = format!("-e {} -o json {line} --request-id {id}", unserved());
+            // It waits for its value.
+            let mut command = home.command(&line);
+            let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let open = child.stdin.take();
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+            let output = child.wait_with_output().unwrap();
+            drop(open);
+            assert_eq!(output.status.code(), Some(130), "{signal} {line}: {}", stderr(&output));
+            let said: serde_json::Value = serde_json::from_str(&stderr(&output)).unwrap();
+            let error = &said["error"];
+            assert_eq!((&error["applied"], &error["exit"]), (&"unknown".into(), &130.into()), "{said}");
+            assert!(error["try"][0].as_str().unwrap().contains(&format!("--request-id {id}")), "{said}");
+        }
+    }
+}

@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kv_client::{Client, NamespaceInfo};
 use kv_env::Entropy;
-use kv_types::{Applied, Mode, NamespaceName, NamespaceSpec, Reason, Replication, majority};
+use kv_types::{Applied, GroupId, Mode, NamespaceName, NamespaceSpec, Reason, Replication, majority};
 
 use super::ending::Ending;
 use crate::app::App;
 use crate::cli::Bench;
 use crate::problem::Problem;
+use crate::suggest::better_within;
 
 /// Replicas per key of an available one, where there are as many nodes.
 const REPLICAS: u8 = 3;
@@ -92,7 +93,14 @@ impl Own {
         };
         match removed {
             Ok(()) => app.out.note(format!("removed {name}")),
-            Err(why) => app.out.note(format!("{name} was not removed ({why}); to remove it: {delete}")),
+            Err(why) => {
+                // A node that was cut off cannot, and would be asked again.
+                let delete = match better_within(app, GroupId::CATALOGUE).await {
+                    Some(better) => delete.at(&better.address, None),
+                    None => delete,
+                };
+                app.out.note(format!("{name} was not removed ({why}); to remove it: {delete}"));
+            }
         }
     }
 }
