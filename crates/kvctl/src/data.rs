@@ -383,7 +383,7 @@ fn removed(app: &App, place: &Place, key: &[u8], answer: &Answer<Removed>) -> Ex
         app.out.done(match saw_value {
             Some(true) => format!("deleted  {name}  at {at}"),
             Some(false) => format!("absent  {name}  no value was seen to delete; noted at {at}"),
-            None => format!("deleted  {name}  what the request covers, if there was a value; at {at}"),
+            None => format!("deleted  {name}  at {at}   (if there was a value: that was not read)"),
         })
     };
     app.out.acknowledged(said)
@@ -521,7 +521,7 @@ pub(crate) async fn read(file: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
         let mut bytes = Vec::new();
         if path == Path::new("-") {
             if is_nothing(Path::new("/dev/stdin")) {
-                let closed = "it is closed; an empty value is written as ''";
+                let closed = "it is closed, or /dev/null; an empty value is written as ''";
                 return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, closed));
             }
             std::io::stdin().lock().take(limit).read_to_end(&mut bytes)?;
