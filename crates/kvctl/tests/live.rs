@@ -355,9 +355,10 @@ fn a_shell_chooses_namespaces_and_merges(lab: &Lab) {
     let outside = lab.ends("put -n cart two x --seen", 2);
     assert!(outside.err.contains("kvctl shell") && outside.err.contains("--causal FILE"), "{}", outside.err);
     lab.ends("put -n bank two x --seen", 2);
-    // What was chosen before stays chosen.
+    // What was chosen before is not meant any more.
     let missed = shell("use cart\nuse crat\nget two\nput two\nget absent\n");
-    assert_eq!(missed.out, "abc\n", "{}", missed.err);
+    assert_eq!(missed.out, "", "{}", missed.err);
+    assert!(missed.err.contains("line 3: error: no namespace is selected"), "{}", missed.err);
     assert!(missed.err.contains("line 2: error: no namespace `crat`"), "{}", missed.err);
     assert!(missed.err.contains("did you mean `cart`?"), "{}", missed.err);
     let left = std::fs::read_dir(lab.0.path().join("state/quorate")).unwrap();
