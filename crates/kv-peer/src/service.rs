@@ -237,6 +237,7 @@ impl Exchange {
         if matches!(body, request_frame::Body::Ping(_)) {
             return Ok(Some(pong()));
         }
+        let delay = if runs_out_on_the_way(&body) { delay } else { Duration::ZERO };
         let left = Duration::from_millis(frame.deadline_ms.into()).saturating_sub(delay);
         if left.is_zero() {
             return Err(expired());
@@ -277,6 +278,12 @@ impl Exchange {
         });
         Ok(None)
     }
+}
+
+/// Whether a request is not to be begun once its sender has given up. Messages of Raft and writes to replicas
+/// do no harm when they are late, and good where a network has become slow: a late heartbeat is one.
+fn runs_out_on_the_way(body: &request_frame::Body) -> bool {
+    is_read(body) || matches!(body, request_frame::Body::Forward(_))
 }
 
 /// Whether a request changes nothing, so that its answer may be left out.
