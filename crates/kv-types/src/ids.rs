@@ -124,19 +124,37 @@ impl fmt::Display for WriteId {
 impl FromStr for WriteId {
     type Err = ParseIdError;
 
+    /// An error for what has another form, and for a part that is 0: no request has such an id, and whoever
+    /// made one up has not sent it before.
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let refused = |expected| ParseIdError { text: text.to_owned(), expected };
+        let number = |digits: &str| {
+            let plain = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+            digits.parse::<u64>().ok().filter(|_| plain)
+        };
         let parts = || {
             let (client, rest) = text.split_once(':')?;
             let (seq, issued) = rest.split_once('@')?;
             let hex = client.len() == 32 && client.bytes().all(|digit| digit.is_ascii_hexdigit());
-            let client = u128::from_str_radix(client, 16).ok().filter(|id| hex && *id > 0)?;
-            let seq = seq.parse().ok().filter(|seq| *seq > 0)?;
-            let request_id = RequestId { client_id: ClientId(client), seq };
-            Some(Self { request_id, issued_at_ms: issued.parse().ok()? })
+            let client = u128::from_str_radix(client, 16).ok().filter(|_| hex)?;
+            Some((client, number(seq)?, number(issued)?))
         };
-        let expected =
-            "a request id as an error names it (32 hexadecimal digits, `:`, a number, `@`, a time)";
-        parts().ok_or_else(|| ParseIdError { text: text.to_owned(), expected })
+        match parts() {
+            None => Err(refused(
+                "a request id as an error names it (32 hexadecimal digits, `:`, a number, `@`, a time)",
+            )),
+            Some((0, ..)) => Err(refused("the id of a request: its 32 digits, which are random, are all 0")),
+            Some((_, 0, _)) => {
+                Err(refused("the id of a request: the number after `:` is 0, and requests count from 1"))
+            }
+            Some((.., 0)) => {
+                Err(refused("the id of a request: the time after `@`, in milliseconds since 1970, is 0"))
+            }
+            Some((client, seq, issued_at_ms)) => {
+                let request_id = RequestId { client_id: ClientId(client), seq };
+                Ok(Self { request_id, issued_at_ms })
+            }
+        }
     }
 }
 
@@ -180,8 +198,18 @@ mod tests {
             &format!("{digits}1:1"),
             &format!("+{digits}:1@1"),
             &format!("{digits}1:1@"),
+            &format!("{digits}1:+1@1"),
         ] {
             assert!(wrong.parse::<WriteId>().is_err(), "{wrong:?}");
+        }
+        // What is zero is said by its place.
+        for (zero, says) in [
+            (format!("{digits}0:0@0"), "32 digits, which are random, are all 0"),
+            (format!("{digits}1:0@1"), "requests count from 1"),
+            (format!("{digits}1:1@0"), "since 1970, is 0"),
+        ] {
+            let refused = zero.parse::<WriteId>().unwrap_err().to_string();
+            assert!(refused.contains(says), "{refused}");
         }
     }
 

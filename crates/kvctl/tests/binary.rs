@@ -172,6 +172,7 @@ fn usage_errors_exit_2_and_help_exits_0() {
 
 #[test]
 fn words_of_other_tools_say_what_to_type() {
+        "-n b put --request-id 00000000000000000000000000000000:0@0 k v",
     let home = Home::new();
     for (word, line) in [("list", "kvctl ns list"), ("up", "kvctl lab up"), ("watch", "kvctl help")] {
         let output = home.run(word);
@@ -214,6 +215,20 @@ fn what_was_typed_does_nothing_to_a_terminal() {
 
 #[test]
 fn everything_is_json_when_that_was_asked_for() {
+    // An id that nobody was given names no request.
+    for (id, says) in [
+        ("00000000000000000000000000000000:1@1700000000000", "which are random, are all 0"),
+        ("0123456789abcdef0123456789abcdef:0@1700000000000", "requests count from 1"),
+        ("0123456789abcdef0123456789abcdef:1@0", "in milliseconds since 1970, is 0"),
+    ] {
+        for line in ["put -n b k v", "cas -n b --expect-absent k v", "del -n b k", "ns delete cart"] {
+            let output = home.run(&format!("{line} --request-id {id}"));
+            assert_eq!(output.status.code(), Some(2), "{line} {id}");
+            let (text, help) = (stderr(&output), line.split(" -n").next().unwrap().replace(" cart", ""));
+            assert!(text.contains("--request-id") && text.contains(says), "{line}: {text}");
+            assert!(text.contains(&format!("  try: kvctl help {help}")), "{line}: {text}");
+        }
+    }
     let home = Home::new();
     let line = |text: String| serde_json::from_str::<serde_json::Value>(&text).expect(&text);
     for wrong in ["-o json frobnicate", "list -o json", "get -o=json", "--output json get k --colour"] {
