@@ -415,7 +415,7 @@ pub(crate) enum Cluster {
         /// One node instead of all
         node: Option<NodeId>,
     },
-    /// ok, degraded or down; exits 0 only when ok
+    /// ok, degraded or down; exits 0 when ok, else 1, also where no node can be asked
     Health,
     /// Move the leadership of a Raft group
     TransferLeader {

@@ -636,9 +636,29 @@ fn owed(waiting: &BTreeMap<NodeId, u64>) -> Option<String> {
     (all > 0).then(|| format!("{hints} {wait} to be handed over to {}", targets.join(" ")))
 }
 
+/// A cluster of which no node can be asked is down, and that is an answer: a monitor wants the same word and
+/// the same exit code as where every node says so itself. Why not, and what to do, is said beside it.
+fn out_of_reach(app: &App, error: Problem) -> Problem {
+    if error.exit != Exit::Unavailable {
+        return error;
+    }
+    let complaints = [error.message.as_str()];
+    let said = if app.out.is_json() {
+        app.out.json(&json!({
+            "health": Health::Down.word(), "complaints": complaints, "hints_pending": null,
+        }))
+    } else {
+        app.out.line(format!("{}   no node that is known here can be asked", Health::Down.word()))
+    };
+    match said {
+        Ok(()) => Problem { exit: Exit::No, ..error },
+        Err(unsaid) => unsaid.into(),
+    }
+}
+
 async fn health(app: &App) -> Result<Exit, Problem> {
     let client = app.client()?;
-    let topology = client.admin().topology().await?;
+    let topology = client.admin().topology().await.map_err(|error| out_of_reach(app, error.into()))?;
     let views = views(&client, &topology).await;
     let (health, complaints) = judge(&views);
     let waiting = waiting_hints(&views);

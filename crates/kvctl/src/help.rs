@@ -18,7 +18,7 @@ const EXIT_CODES: &str = "\
 Exit codes
     0   done
     1   a definite \"no\": key absent (not of `del`), compare mismatch, health not
-        ok, history invalid
+        ok (also where no node can be asked: then it is down), history invalid
     2   usage: the command line or the configuration makes no sense
     3   unavailable, NOT APPLIED: safe to try again
     4   UNKNOWN: a write may have been applied, or may still be; the same

@@ -103,6 +103,26 @@ fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
 fn home_without_a_lab() -> Home {
     let home = Home::new();
     let address = unserved();
+/// For a monitor there is one way to be down, whoever says so.
+#[test]
+fn a_cluster_of_which_no_node_can_be_asked_is_down() {
+    let home = home_without_a_lab();
+    let output = home.run("cluster health");
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "down   no node that is known here can be asked\n");
+    let text = stderr(&output);
+    assert!(text.contains("reason: UNREACHABLE") && text.contains("  try: kvctl lab up "), "{text}");
+    let output = home.run("cluster health -o json");
+    assert_eq!(output.status.code(), Some(1));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&said["health"], &said["hints_pending"]), (&"down".into(), &serde_json::Value::Null));
+    assert!(said["complaints"][0].as_str().unwrap().contains("cannot reach"), "{said}");
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stderr).unwrap()["error"]["exit"], 1);
+    // What is wrong with the line is not the health of a cluster.
+    let wrong = home.run("-e localhost cluster health");
+    assert_eq!((wrong.status.code(), stdout(&wrong).as_str()), (Some(2), ""));
+}
+
     home.write_config(&format!(
         "current = \"lab\"\n[context.lab]\nendpoints = [\"{address}\"]\nlab = \"{}\"\n",
         home.0.path().display()

@@ -88,6 +88,7 @@ const COMMANDS: &[(&str, i32, &str)] = &[
     ("-c nowhere ctx show", 2, "a context that is not there"),
     ("lab down", 0, ""),
     ("fault list", 3, "a lab that does not run"),
+    ("cluster health", 1, "no node can be asked"),
     ("version", 0, ""),
     ("frobnicate", 2, "a word that is no command"),
 ];
