@@ -2,6 +2,7 @@
 //! which beats the file.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -28,6 +29,9 @@ pub(crate) struct Context {
 /// Contexts that advice names, of more the first.
 const MOST_ADVISED: usize = 3;
 
+/// Longest file of contexts, bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
 /// Version of the file: a later one is not understood, and not overwritten.
 const VERSION: u32 = 1;
 
@@ -47,14 +51,12 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads the file; one that is not there is empty.
+    /// Reads the file; one that is not there is empty. What stands in its place and is no text is an error
+    /// that says what it is and what to type.
     pub(crate) fn load(path: &Path) -> Result<Self, Problem> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => {
-                return Err(Problem::new(Exit::Usage, format!("cannot read {}: {error}", path.display())));
-            }
+        let text = match read(path)? {
+            Some(text) => text,
+            None => return Ok(Self::default()),
         };
         #[derive(Deserialize)]
         struct Head {
@@ -71,13 +73,7 @@ impl Config {
         }
         toml::from_str(&text).map_err(|error| {
             let message = format!("{} makes no sense: {error}", path.display());
-            let file = path.display().to_string();
-            let away = format!("mv {} {}", quoted(&file), quoted(&format!("{file}.damaged")));
-            Problem::usage(format!(
-                "{}\nmend it, or move it away: it holds the contexts and nothing else",
-                message.trim()
-            ))
-            .try_this(away, "the contexts are forgotten; -e HOST:PORT needs none")
+            damaged(path, message.trim(), "mend it, or move it away")
         })
     }
 
@@ -86,11 +82,9 @@ impl Config {
         path: &Path,
         change: impl FnOnce(&mut Self) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
-        let refused = |error: std::io::Error| {
-            Problem::new(Exit::Refused, format!("cannot write {}: {error}", path.display()))
-        };
+        let refused = |error: std::io::Error| unwritten(path, &error.to_string());
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(refused)?;
+            fs::create_dir_all(folder).map_err(|error| without_folder(folder, &error))?;
         }
         // Beside the file, which is replaced. The lock goes with the handle.
         let lock = fs::File::create(path.with_extension("lock")).map_err(refused)?;
@@ -103,8 +97,7 @@ impl Config {
 
     /// Writes the file, whole or not at all.
     pub(crate) fn save(&self, path: &Path) -> Result<(), Problem> {
-        let refused =
-            |what: String| Problem::new(Exit::Refused, format!("cannot write {}: {what}", path.display()));
+        let refused = |what: String| unwritten(path, &what);
         let versioned = Self { version: Some(VERSION), ..self.clone() };
         let text = toml::to_string(&versioned).map_err(|error| refused(error.to_string()))?;
         let fresh = path.with_extension(format!("toml.{}", std::process::id()));
@@ -166,6 +159,76 @@ impl Config {
                 .try_this("kvctl lab up", "starts a local cluster and selects it")
         })
     }
+}
+
+/// The text of the file; none if it is not there.
+fn read(path: &Path) -> Result<Option<String>, Problem> {
+    let shown = path.display();
+    let kind = match fs::metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unread(path, &error)),
+    };
+    if !kind.is_file() {
+        let what = if kind.is_dir() { "a folder" } else { "no plain file" };
+        let message = format!("{shown} is {what}, where the file of contexts belongs");
+        return Err(damaged(path, &message, "move it away"));
+    }
+    let mut bytes = Vec::new();
+    let opened = fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    match opened {
+        Ok(_) if bytes.len() as u64 <= MAX_FILE_BYTES => {}
+        Ok(_) => {
+            let message = format!("{shown} has more than the {MAX_FILE_BYTES} bytes that contexts need");
+            return Err(damaged(path, &message, "mend it, or move it away"));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unread(path, &error)),
+    }
+    String::from_utf8(bytes).map(Some).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes().iter().take(valid).filter(|byte| **byte == b'\n').count();
+        let message = format!("{shown} is no text: line {line} holds a byte that is not UTF-8");
+        damaged(path, &message, "mend it, or move it away")
+    })
+}
+
+/// Something that is no file of contexts is where it belongs: what can be done with it, and the line.
+fn damaged(path: &Path, message: &str, remedy: &str) -> Problem {
+    let file = path.display().to_string();
+    let away = format!("mv {} {}", quoted(&file), quoted(&format!("{file}.damaged")));
+    Problem::usage(format!("{message}\nnothing was done; {remedy}: it holds the contexts and nothing else"))
+        .try_this(away, "the contexts are forgotten; -e HOST:PORT needs none")
+}
+
+/// The system does not let it be read.
+fn unread(path: &Path, error: &std::io::Error) -> Problem {
+    let is_in_place = |above: &&Path| fs::metadata(above).is_ok_and(|found| !found.is_dir());
+    if let Some(above) = path.ancestors().skip(1).find(is_in_place) {
+        let message = format!("{} is no folder, where the one of the contexts belongs", above.display());
+        return damaged(above, &message, "move it away");
+    }
+    let message = format!("the contexts in {} cannot be read: {error}", path.display());
+    let look = format!("ls -ld {}", quoted(&path.display().to_string()));
+    let remedy = "nothing was done; make it readable for you, or name a node: -e HOST:PORT needs no contexts";
+    Problem::usage(format!("{message}\n{remedy}")).try_this(look, "whose it is")
+}
+
+/// The folder of the file is not there and cannot be made, as where a file has its name.
+fn without_folder(folder: &Path, error: &std::io::Error) -> Problem {
+    let message = format!("the folder of the contexts, {}, cannot be made: {error}", folder.display());
+    let look = format!("ls -ld {}", quoted(&folder.display().to_string()));
+    let remedy = "nothing was changed; another folder is named by XDG_CONFIG_HOME";
+    Problem::new(Exit::Refused, format!("{message}\n{remedy}")).try_this(look, "what is in its place")
+}
+
+/// The file was not written, so that its contexts are as they were.
+fn unwritten(path: &Path, why: &str) -> Problem {
+    let folder = path.parent().unwrap_or(path).display().to_string();
+    let message = format!("the contexts in {} cannot be written: {why}", path.display());
+    let remedy = "they are as they were; another folder is named by XDG_CONFIG_HOME";
+    Problem::new(Exit::Refused, format!("{message}\n{remedy}"))
+        .try_this(format!("ls -ld {}", quoted(&folder)), "whose folder it is")
 }
 
 /// Refuses a name that a person could not type, or a terminal would not show as it is.

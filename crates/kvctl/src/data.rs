@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::cli::{Again, Cas, Del, Get, KeyForm, Put, WriteOptions};
 use crate::exit::Exit;
+use crate::line::quoted;
 use crate::output::{
     self, Format, base64, from_base64, object, on_a_line, put_bytes, readable, receipt_json, receipt_line,
 };
@@ -471,7 +472,13 @@ async fn context(
     key: &[u8],
 ) -> Result<WriteContext, Problem> {
     match &options.causal {
-        Some(file) => read_context(file).await.map(WriteContext::Causal),
+        Some(file) => {
+            let context = read_context(file).await.map_err(|problem| {
+                let get = app.line.other(&["get"]).operand("key", app.line.get("key").unwrap_or_default());
+                problem.try_this(format!("{} > ctx.json", get.with("-o", "json")), "writes one")
+            });
+            context.map(WriteContext::Causal)
+        }
         None if options.seen => match seen::recall(&place.namespace, key) {
             Ok(Some(context)) => Ok(WriteContext::Causal(context)),
             unseen => Err(not_seen(app, place, key, unseen.err())),
@@ -509,7 +516,7 @@ async fn read_context(file: &Path) -> Result<CausalContext, Problem> {
     let context = serde_json::from_slice::<Value>(&text).ok();
     let context = context.and_then(|whole| from_base64(whole.get("context_b64")?.as_str()?));
     context.map(|bytes| CausalContext(bytes.into())).ok_or_else(|| {
-        let message = "holds no causal context: what `get -o json` says of the key has one";
+        let message = "holds no causal context: what `get -o json` says of the key has one; nothing was sent";
         Problem::usage(format!("{} {message}", file.display()))
     })
 }
@@ -530,12 +537,29 @@ pub(crate) async fn read(file: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
         }
         Ok::<_, std::io::Error>(bytes)
     });
-    let name = if file == Path::new("-") { "standard input".into() } else { file.display().to_string() };
-    let unreadable = |why: String| Problem::usage(format!("cannot read {name}: {why}"));
-    reading
-        .await
-        .map_err(|error| unreadable(error.to_string()))?
-        .map_err(|error| unreadable(error.to_string()))
+    let read = reading.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    read.map_err(|error| unreadable(file, &error))
+}
+
+/// A file that was named, and cannot be read: what is wrong with it, and the line that shows it.
+fn unreadable(file: &Path, error: &std::io::Error) -> Problem {
+    if file == Path::new("-") {
+        return Problem::usage(format!("cannot read standard input: {error}"));
+    }
+    let name = file.display();
+    let message = match error.kind() {
+        std::io::ErrorKind::NotFound => format!("there is no file {name}"),
+        std::io::ErrorKind::IsADirectory => format!("{name} is a folder, and a file is meant"),
+        std::io::ErrorKind::PermissionDenied => format!("{name} may not be read by this user"),
+        _ => format!("cannot read {name}: {error}"),
+    };
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let look = match error.kind() {
+        std::io::ErrorKind::NotFound => folder,
+        _ => file,
+    };
+    let look = format!("ls -ld {}", quoted(&look.display().to_string()));
+    Problem::usage(format!("{message}: nothing was sent")).try_this(look, "what is there")
 }
 
 /// Whether this is the device that has nothing to read, which also stands for an input that was closed.

@@ -34,8 +34,12 @@ impl Home {
     }
 
     fn write_config(&self, text: &str) {
+        self.write_config_bytes(text.as_bytes());
+    }
+
+    fn write_config_bytes(&self, bytes: &[u8]) {
         std::fs::create_dir_all(self.0.path().join("kvctl")).unwrap();
-        std::fs::write(self.0.path().join("kvctl/config.toml"), text).unwrap();
+        std::fs::write(self.0.path().join("kvctl/config.toml"), bytes).unwrap();
     }
 }
 
@@ -470,6 +474,86 @@ fn a_damaged_file_of_contexts_stops_what_needs_it_and_nothing_else() {
 }
 
 #[test]
+/// Whatever stands in the place of the file of contexts is named, with what to type; the words of the system
+/// never stand alone.
+#[test]
+fn what_is_no_file_of_contexts_is_said_by_name() {
+    type Make = fn(&Home);
+    let file = |home: &Home| home.0.path().join("kvctl/config.toml");
+    let cases: [(Make, &str); 6] = [
+        (
+            |home| home.write_config_bytes(b"current = \"lab\"\n# \xff\n"),
+            "is no text: line 2 holds a byte that is not UTF-8",
+        ),
+        (
+            |home| home.write_config_bytes(&vec![b'#'; (1 << 20) + 1]),
+            "has more than the 1048576 bytes that contexts need",
+        ),
+        (
+            |home| std::fs::create_dir_all(home.0.path().join("kvctl/config.toml")).unwrap(),
+            "is a folder, where the file of contexts belongs",
+        ),
+        (
+            |home| {
+                std::fs::create_dir_all(home.0.path().join("kvctl")).unwrap();
+                let made =
+                    Command::new("mkfifo").arg(home.0.path().join("kvctl/config.toml")).status().unwrap();
+                assert!(made.success());
+            },
+            "is no plain file, where the file of contexts belongs",
+        ),
+        (
+            |home| std::fs::write(home.0.path().join("kvctl"), "").unwrap(),
+            "is no folder, where the one of the contexts belongs",
+        ),
+        (|home| home.write_config("current = [[["), "makes no sense"),
+    ];
+    for (make, says) in cases {
+        let home = Home::new();
+        make(&home);
+        for line in [
+            "get -n bank k",
+            "put -n bank k v",
+            "ctx list",
+            "ctx show",
+            "lab status",
+            "top",
+            "cluster health",
+        ] {
+            let output = home.run(line);
+            let text = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{line}: {text}");
+            assert!(text.contains(says) && text.contains("\n       nothing was done; "), "{line}: {text}");
+            let away = text.split("  try: ").nth(1).expect(&text).split("   (").next().unwrap();
+            assert!(
+                away.starts_with("mv ") && away.contains(home.0.path().to_str().unwrap()),
+                "{line}: {text}"
+            );
+        }
+        // What is advised helps.
+        let text = stderr(&home.run("ctx list"));
+        let away = text.split("  try: ").nth(1).unwrap().split("   (").next().unwrap();
+        assert!(Command::new("sh").args(["-c", away]).status().unwrap().success(), "{away}");
+        assert_eq!(home.run("ctx add prod -e h:1").status.code(), Some(0), "{says}");
+        assert!(file(&home).is_file());
+    }
+    // A file that was named for a key, a context or a history is said by name too.
+    let home = Home::new();
+    let folder = home.0.path().display().to_string();
+    for line in ["put -n bank --key-file {} v", "get -n bank --key-file {}", "check {}"] {
+        let output = home.run(&format!("-e {} {}", unserved(), line.replace("{}", &folder)));
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{line}: {text}");
+        assert!(
+            text.contains("is a folder, and a file is meant") && text.contains("  try: ls -ld "),
+            "{text}"
+        );
+        assert!(!text.contains("os error"), "{text}");
+        let output = home.run(&format!("-e {} {}", unserved(), line.replace("{}", "nowhere")));
+        assert!(stderr(&output).contains("error: there is no file nowhere"), "{}", stderr(&output));
+    }
+}
+
 fn a_closed_input_is_not_an_empty_value() {
     let home = Home::new();
     // Standard input is /dev/null, which the system also puts in the place of one that was closed.
