@@ -27,8 +27,6 @@ macro_rules! say {
 const BAD_ARGUMENTS: u8 = 254;
 /// Exit code when the harness itself broke.
 const BROKEN: u8 = 255;
-/// Exit code after Ctrl-C.
-const INTERRUPTED: u8 = 130;
 /// The program of the simulation, found beside this one.
 const SIMULATION: &str = "kv-sim";
 /// Reasons that are printed for one run in a table.
@@ -258,7 +256,7 @@ async fn conclude(
 ) -> ExitCode {
     let outcome = tokio::select! {
         biased;
-        () = interrupted() => return ExitCode::from(INTERRUPTED),
+        signal = interrupted() => return ExitCode::from(signal.exit_code()),
         outcome = run => outcome,
     };
     match outcome {
@@ -287,7 +285,7 @@ async fn smoke(args: &SmokeArgs) -> ExitCode {
         }
         let row = tokio::select! {
             biased;
-            () = interrupted() => return ExitCode::from(INTERRUPTED),
+            signal = interrupted() => return ExitCode::from(signal.exit_code()),
             row = one(&scenario, &options) => row,
         };
         tell(&row, args.common.quiet);

@@ -114,7 +114,7 @@ pub async fn soak(
         let options = RunOptions { seed: run_seed, out, ..base.clone() };
         let row = tokio::select! {
             biased;
-            () = interrupted() => break,
+            _ = interrupted() => break,
             row = one(&scenario, &options) => row,
         };
         tell(&row);

@@ -119,9 +119,13 @@ impl Attempts {
         session.issue().ok_or_else(|| Failure::new(Reason::ClientLimit, "a new session has no room"))
     }
 
-    /// What the servers are told of a write beside its operation, and how it is named to send it again.
+    /// What the servers are told of a write beside its operation, and how it is named to send it again. The
+    /// caller's observer is told too: what is made here is about to be sent.
     pub(crate) fn mutation(&self, ticket: &Ticket) -> (v1::Mutation, WriteId) {
         let id = WriteId { request_id: ticket.request_id(), issued_at_ms: self.env.clock.wall_ms() };
+        if let Some(observer) = &self.options.observer {
+            observer.observe(id);
+        }
         let mutation = Mutation {
             request_id: id.request_id,
             issued_at_ms: id.issued_at_ms,

@@ -59,7 +59,7 @@ pub use admin::{
 pub use available::{Available, CausalContext, Removed, Sibling, Siblings, WriteContext};
 pub use client::Client;
 pub use kv_types::call::Presence;
-pub use options::{ClientOptions, Via};
+pub use options::{ClientOptions, Via, WriteObserver};
 pub use outcome::{Answer, Error};
 pub use strong::{Deleted, Expect, Revision, Strong, Swap, Versioned};
 pub use topology::{Leader, NamespaceInfo, Topology};

@@ -1,6 +1,10 @@
 //! How a client behaves.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use kv_types::WriteId;
 
 use crate::limits::{ADMIN_TIMEOUT, ATTEMPTS, MAX_IN_FLIGHT, READ_TIMEOUT, WRITE_TIMEOUT};
 
@@ -29,6 +33,33 @@ pub struct ClientOptions {
     pub spread: bool,
     /// How reads and writes travel.
     pub via: Via,
+    /// Told how each write is named, before it is sent for the first time: a caller that is to end before the
+    /// answer comes can still say which request it was. None by default.
+    pub observer: Option<WriteObserver>,
+}
+
+/// What is told of the writes of a client: their ids. See [`ClientOptions::observer`].
+#[derive(Clone)]
+pub struct WriteObserver(Arc<dyn Fn(WriteId) + Send + Sync>);
+
+impl WriteObserver {
+    /// One that calls this for each put, delete, compare-and-set and change of a namespace that is not itself
+    /// a resend, on the task that writes. It must not block. It is called once for a write, however many
+    /// attempts that takes; a write for which it was not called was not sent.
+    pub fn new(observe: impl Fn(WriteId) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(observe))
+    }
+
+    /// Tells it of a write that is about to be sent.
+    pub(crate) fn observe(&self, id: WriteId) {
+        (self.0)(id);
+    }
+}
+
+impl fmt::Debug for WriteObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WriteObserver")
+    }
 }
 
 /// How reads and writes travel; they mean the same either way.
@@ -55,6 +86,7 @@ impl ClientOptions {
             max_in_flight: MAX_IN_FLIGHT,
             spread: true,
             via: Via::default(),
+            observer: None,
         }
     }
 

@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use kv_client::limits::{ATTEMPTS, BUDGET_CAP, MAX_ATTEMPTS, RETRY_COST, SPEED_HALF_LIFE, TOPOLOGY_INTERVAL};
-use kv_client::{Available, Client, ClientOptions, Error, Expect, Swap, Via, WriteContext};
+use kv_client::{Available, Client, ClientOptions, Error, Expect, Swap, Via, WriteContext, WriteObserver};
 use kv_env::{Connection, Env, Listener, Network};
 use kv_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
 use kv_proto::v1::kv_service_server::{KvService, KvServiceServer};
@@ -618,6 +618,40 @@ async fn one_lost_connection_is_one_failure_however_many_calls_were_on_it() {
     // The node is there again: it is asked and not avoided.
     client.strong("bank").get("k").await.unwrap();
     assert_eq!(fake.script(|script| script.calls), CALLS + 1);
+}
+
+#[tokio::test]
+async fn an_observer_is_told_of_each_write_before_it_is_sent() {
+    // Two attempts of the first write, then one that is not answered while the caller waits.
+    let long = Act::Wait(Duration::from_secs(30));
+    let fake = Fake::plays([refuse(Reason::NoQuorum), Act::Answer, Act::Answer, Act::Answer, long]);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let observer = {
+        let (told, fake) = (Arc::clone(&told), fake.clone());
+        WriteObserver::new(move |id: kv_types::WriteId| {
+            told.lock().unwrap().push((id, fake.script(|script| script.mutations.len())));
+        })
+    };
+    let address = fake.start().await;
+    let options = ClientOptions { observer: Some(observer), ..ClientOptions::pinned(address) };
+    let client = Client::connect(options).unwrap();
+    let told = || told.lock().unwrap().clone();
+    client.strong("bank").put("k", "v").await.unwrap();
+    client.strong("bank").get("k").await.unwrap();
+    assert_eq!(told().len(), 1, "a write is named once, and a read not at all");
+    let id = told()[0].0;
+    client.available("cart").put("k", "v", WriteContext::Blind).await.unwrap();
+    // Given up before an answer comes: what is known of it was known before it was sent.
+    let cart = client.available("cart");
+    let waits = tokio::time::timeout(Duration::from_secs(1), cart.put("k", "v", WriteContext::Blind));
+    assert!(waits.await.is_err());
+    let sent = fake.script(|script| script.mutations.clone());
+    let sent: Vec<_> = sent.iter().filter(|(.., attempt, _)| *attempt == 1).map(|(id, ..)| *id).collect();
+    assert_eq!(told().iter().map(|(id, _)| id.request_id).collect::<Vec<_>>(), sent);
+    assert_eq!(told().iter().map(|(_, before)| *before).collect::<Vec<_>>(), [0, 2, 3]);
+    // The caller of a resend knows its name.
+    client.strong("bank").resending(id).put("k", "v").await.unwrap();
+    assert_eq!(told().len(), 3);
 }
 
 #[tokio::test]

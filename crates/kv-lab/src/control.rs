@@ -253,14 +253,14 @@ pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> R
         let late = Instant::now() > deadline;
         let stopped = tokio::select! {
             biased;
-            () = &mut end => true,
-            () = tokio::time::sleep(POLL) => false,
+            signal = &mut end => Some(signal),
+            () = tokio::time::sleep(POLL) => None,
         };
-        if late || stopped {
+        if late || stopped.is_some() {
             let _ = child.kill().await; // its nodes end with it
             return Err(match stopped {
-                true => LabError::Interrupted,
-                false => LabError::TooSlow {
+                Some(signal) => LabError::Interrupted(signal),
+                None => LabError::TooSlow {
                     what: "the start of the lab".into(),
                     seconds: UP_WITHIN.as_secs(),
                     hint: format!("; see {}", log.display()),
@@ -325,7 +325,7 @@ pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
     tokio::pin!(end);
     let lab = tokio::select! {
         biased;
-        () = &mut end => return Err(LabError::Interrupted),
+        signal = &mut end => return Err(LabError::Interrupted(signal)),
         lab = Lab::start(options) => Arc::new(lab?),
     };
     let (down, mut asked_down) = mpsc::channel(1);
@@ -335,7 +335,7 @@ pub async fn supervise(options: LabOptions) -> Result<(), LabError> {
     let farewell = loop {
         tokio::select! {
             biased;
-            () = &mut end => break None,
+            _ = &mut end => break None,
             Some(farewell) = asked_down.recv() => break Some(farewell),
             Some(_) = conversations.join_next() => {}
             accepted = socket.listener.accept(), if conversations.len() < MAX_CONVERSATIONS => {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kv_types::{NodeId, counted, noun};
 
+use crate::ending::EndSignal;
 use crate::plane::Plane;
 
 /// Why a lab did not do what was asked.
@@ -158,9 +159,9 @@ pub enum LabError {
         /// The exit code that goes with it.
         exit_code: u8,
     },
-    /// Ctrl-C.
+    /// Ctrl-C, or another signal by which it was asked to end.
     #[error("interrupted")]
-    Interrupted,
+    Interrupted(EndSignal),
 }
 
 fn with_pid(pid: Option<i32>) -> String {
@@ -178,7 +179,8 @@ fn names(nodes: u64) -> String {
 }
 
 impl LabError {
-    /// The exit code of a program that ends with this: 2 usage, 3 no lab, 130 interrupted, else 5.
+    /// The exit code of a program that ends with this: 2 usage, 3 no lab, 128 and the number of the signal
+    /// where it was asked to end, else 5.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NoServer { .. }
@@ -191,7 +193,7 @@ impl LabError {
             | Self::NoNetns { .. }
             | Self::Usage(_) => 2,
             Self::NotRunning { .. } | Self::Silent { .. } => 3,
-            Self::Interrupted => 130,
+            Self::Interrupted(signal) => signal.exit_code(),
             Self::Refused { exit_code, .. } => *exit_code,
             Self::NotProven { .. }
             | Self::NodeEnded { .. }

@@ -14,6 +14,7 @@
 pub mod cluster;
 pub mod control;
 pub mod durability;
+mod ending;
 mod error;
 mod fabric;
 mod folder;
@@ -30,6 +31,7 @@ pub mod server;
 
 pub use cluster::{Lab, LabOptions, Led};
 pub use control::{dir_of, runs};
+pub use ending::{EndSignal, interrupted};
 pub use error::LabError;
 pub use folder::kept;
 pub use installed::{Counters, Installed};
@@ -37,22 +39,3 @@ pub use matrix::{Direction, Fault, Faults, Flow, NodeName, Side, parse_groups};
 pub use plane::Plane;
 pub use process::Proof;
 pub use server::Program;
-
-/// Resolves when this process is asked to end: SIGINT, SIGTERM or SIGHUP.
-pub async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        () = wait(SignalKind::interrupt()) => {}
-        () = wait(SignalKind::terminate()) => {}
-        () = wait(SignalKind::hangup()) => {}
-    }
-}

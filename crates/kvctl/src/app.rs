@@ -1,9 +1,10 @@
 //! What every command needs: the cluster that is meant, the namespace, and how to speak.
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
-use kv_client::{Client, ClientOptions, NamespaceInfo, Topology};
-use kv_types::{Epoch, Failure, Reason};
+use kv_client::{Client, ClientOptions, NamespaceInfo, Topology, WriteObserver};
+use kv_types::{Epoch, Failure, Reason, WriteId};
 
 use crate::cli::Global;
 use crate::config::{Config, Context};
@@ -60,13 +61,16 @@ pub(crate) struct App {
     /// What was typed.
     pub(crate) line: Line,
     pub(crate) config_path: PathBuf,
+    /// The write that was sent, or is about to be: a command sends one. Where it is interrupted, that is what
+    /// it says of it.
+    sent: Arc<OnceLock<WriteId>>,
 }
 
 impl App {
     /// A benchmark writes to the namespace that its own line names and to no other: one that is only set is
     /// as if it were not, also in what is advised.
     pub(crate) fn new(global: Global, out: Output, line: Line, config_path: PathBuf) -> Self {
-        let mut app = Self { global, out, line, config_path };
+        let mut app = Self { global, out, line, config_path, sent: Arc::default() };
         if app.is_bench() && !app.line.says("namespace") {
             app.global.namespace = None;
             app.line = app.line.without("namespace");
@@ -102,10 +106,19 @@ impl App {
         Ok(options)
     }
 
+    /// How the write is named that this run sent; none while nothing was sent.
+    pub(crate) fn sent(&self) -> Option<WriteId> {
+        self.sent.get().copied()
+    }
+
     pub(crate) fn client(&self) -> Result<Client, Problem> {
-        let endpoints = self.options()?;
+        let sent = Arc::clone(&self.sent);
+        let observer = WriteObserver::new(move |id| {
+            sent.get_or_init(|| id);
+        });
+        let options = ClientOptions { observer: Some(observer), ..self.options()? };
         // An address that cannot be one is a slip of the command line or of the file.
-        let client = Client::connect(endpoints);
+        let client = Client::connect(options);
         client.map_err(|error| {
             Problem::usage(error.failure().message.clone())
                 .try_this("kvctl ctx show", "which cluster is meant, and why")

@@ -46,7 +46,7 @@ pub(crate) async fn run(app: &App, args: &Bench) -> Result<Exit, Problem> {
     };
     let result = match made {
         Ok(Some(info)) => measure(app, args, own.name.as_str(), Some(info), &ending).await,
-        Ok(None) => Ok(Exit::Interrupted),
+        Ok(None) => Ok(ending.exit()),
         Err(problem) if own::may_have_happened(&problem) => Err(problem),
         Err(problem) => return Err(problem),
     };
@@ -65,7 +65,7 @@ async fn measure(
     let is_own = own.is_some();
     let prepared = tokio::select! {
         biased;
-        () = ending.asked(0) => return Ok(Exit::Interrupted),
+        () = ending.asked(0) => return Ok(ending.exit()),
         prepared = prepare(app, args, namespace, own) => prepared?,
     };
     let Prepared { first, info, handles } = prepared;
@@ -99,7 +99,7 @@ async fn measure(
         return Err(problem);
     }
     Ok(match measured.total.answered() {
-        _ if measured.interrupted => Exit::Interrupted,
+        _ if measured.interrupted => ending.exit(),
         0 => Exit::Unavailable,
         _ => Exit::Done,
     })

@@ -101,12 +101,17 @@ impl Global {
 }
 
 impl Command {
-    /// The request of a write that was sent before, if this is one.
-    pub(crate) fn resends(&self) -> Option<WriteId> {
+    /// What a write, or a change of a namespace, says of having been sent before; none for what is neither.
+    pub(crate) fn again(&self) -> Option<&Again> {
         match self {
-            Self::Put(put) => put.options.again.request_id,
-            Self::Del(del) => del.options.again.request_id,
-            Self::Cas(cas) => cas.again.request_id,
+            Self::Put(Put { options, .. }) | Self::Del(Del { options, .. }) => Some(&options.again),
+            Self::Cas(Cas { again, .. })
+            | Self::Ns(
+                Ns::Create(NsCreate { again, .. })
+                | Ns::Delete(NsDelete { again, .. })
+                | Ns::Undelete(NsUndelete { again, .. })
+                | Ns::Alter(NsAlter { again, .. }),
+            ) => Some(again),
             _ => None,
         }
     }

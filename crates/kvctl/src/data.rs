@@ -173,10 +173,7 @@ fn siblings(
                 "only fallbacks without a copy of {} answered: this says nothing about the key",
                 shown(&place.namespace, key)
             );
-            return Err(Problem::new(Exit::Unavailable, message).try_this(
-                app.line.other(&["cluster", "status"]).to_string(),
-                "which nodes are out of reach",
-            ));
+            return Err(Failure::new(Reason::QuorumNotMet, message).of_read().into());
         }
         _ if app.out.is_json() => {}
         (Presence::Found, [one]) if !args.all => write_value(app, &one.value)?,

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use kv_lab::EndSignal;
 use kv_types::{Applied, Failure, Reason};
 
 /// How a command ended.
@@ -22,8 +23,12 @@ pub(crate) enum Exit {
     Refused = 5,
     /// A pipe takes one value, and the key has several.
     Siblings = 6,
+    /// SIGHUP, which a benchmark and a lab hear.
+    HungUp = 129,
     /// Ctrl-C.
     Interrupted = 130,
+    /// SIGTERM.
+    Terminated = 143,
 }
 
 impl From<Exit> for ExitCode {
@@ -35,11 +40,25 @@ impl From<Exit> for ExitCode {
 impl Exit {
     /// How a command ended that ran as a program of its own; none: a signal ended it.
     pub(crate) fn from_code(code: Option<i32>) -> Self {
-        let all = [Self::Done, Self::No, Self::Usage, Self::Unavailable, Self::Unknown, Self::Siblings];
-        match code {
-            None | Some(130) => Self::Interrupted,
-            Some(code) => all.into_iter().find(|exit| *exit as i32 == code).unwrap_or(Self::Refused),
+        let answers = [Self::Done, Self::No, Self::Usage, Self::Unavailable, Self::Unknown, Self::Siblings];
+        let ends = [Self::HungUp, Self::Interrupted, Self::Terminated];
+        let Some(code) = code else { return Self::Interrupted };
+        let known = answers.into_iter().chain(ends).find(|exit| *exit as i32 == code);
+        known.unwrap_or(Self::Refused)
+    }
+
+    /// How a command ends that was asked to end.
+    pub(crate) fn of_signal(signal: EndSignal) -> Self {
+        match signal {
+            EndSignal::HangUp => Self::HungUp,
+            EndSignal::Interrupt => Self::Interrupted,
+            EndSignal::Terminate => Self::Terminated,
         }
+    }
+
+    /// Whether it was asked to end, and did not come to its own end.
+    pub(crate) fn is_of_signal(self) -> bool {
+        matches!(self, Self::HungUp | Self::Interrupted | Self::Terminated)
     }
 
     /// The code of a failed operation.
@@ -120,8 +139,15 @@ mod tests {
         let all = [Exit::Done, Exit::No, Exit::Usage, Exit::Unavailable, Exit::Unknown, Exit::Refused];
         assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
         assert_eq!((Exit::Siblings as u8, Exit::Interrupted as u8), (6, 130));
-        for exit in all.into_iter().chain([Exit::Siblings, Exit::Interrupted]) {
+        assert_eq!((Exit::HungUp as u8, Exit::Terminated as u8), (129, 143));
+        for exit in all.into_iter().chain([Exit::Siblings, Exit::Interrupted, Exit::Terminated, Exit::HungUp])
+        {
             assert_eq!(Exit::from_code(Some(exit as i32)), exit);
+        }
+        for signal in [EndSignal::HangUp, EndSignal::Interrupt, EndSignal::Terminate] {
+            let exit = Exit::of_signal(signal);
+            assert_eq!(exit as u8, signal.exit_code());
+            assert!(exit.is_of_signal() && !all.iter().any(|other| other.is_of_signal()));
         }
         assert_eq!((Exit::from_code(None), Exit::from_code(Some(99))), (Exit::Interrupted, Exit::Refused));
     }

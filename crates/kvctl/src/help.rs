@@ -25,7 +25,8 @@ Exit codes
         request again, by --request-id as the error names it, settles it
     5   refused or internal: trying the same again changes nothing
     6   a pipe takes one value, and the key has several: `get --all`, `-o json`
-  130   interrupted by Ctrl-C; a write that was under way is as after 4
+  130   interrupted by Ctrl-C; 143 by SIGTERM. The error says whether a write
+        was sent; one that was is as after 4, and the error names its id
 
 A script that repeats a write only where that is safe:
     until kvctl put -n bank alice 1; do [ $? -eq 3 ] || exit 1; sleep 1; done

@@ -32,6 +32,7 @@ mod views;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, FromArgMatches};
+use kv_lab::EndSignal;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -90,14 +91,15 @@ async fn run(app: &App, command: &Command) -> Exit {
     );
     let result = tokio::select! {
         biased;
-        () = asked_to_end(), if !own_ending => {
-            if matches!(command, Command::Put(_) | Command::Del(_) | Command::Cas(_)) {
-                app.out.problem(&suggest::of_interrupted(app, command.resends()));
+        signal = asked_to_end(), if !own_ending => {
+            let exit = Exit::of_signal(signal);
+            if let Some(problem) = suggest::of_interrupted(app, command, exit) {
+                if app.out.shows_progress() && app.out.redraws() {
+                    app.out.passing("");
+                }
+                app.out.problem(&problem);
             }
-            if matches!(command, Command::Ns(Ns::Create(_) | Ns::Delete(_) | Ns::Undelete(_) | Ns::Alter(_))) {
-                app.out.note("interrupted: it may have been done, or may still be (kvctl ns list)");
-            }
-            return Exit::Interrupted;
+            return exit;
         }
         result = dispatch(app, command) => result,
     };
@@ -113,13 +115,14 @@ async fn run(app: &App, command: &Command) -> Exit {
     }
 }
 
-/// Resolves at Ctrl-C or SIGTERM; never where the system lets neither be heard.
-async fn asked_to_end() {
+/// Resolves at Ctrl-C or SIGTERM, and says which; never where the system lets neither be heard. SIGHUP ends
+/// the process as the system does, or not at all, as under `nohup`.
+async fn asked_to_end() -> EndSignal {
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
     tokio::select! {
         biased;
-        Ok(()) = tokio::signal::ctrl_c() => {}
-        Some(()) = terminate.recv() => {}
+        Ok(()) = tokio::signal::ctrl_c() => EndSignal::Interrupt,
+        Some(()) = terminate.recv() => EndSignal::Terminate,
         else => std::future::pending().await,
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use kv_client::Error;
 use kv_lab::LabError;
-use kv_types::{Failure, Reason, WriteId};
+use kv_types::{Applied, Failure, Reason, WriteId};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
@@ -21,11 +21,14 @@ pub(crate) struct Problem {
     pub(crate) exit: Exit,
     /// Of a command that changes nothing: that nothing was applied goes without saying.
     pub(crate) of_read: bool,
+    /// Of a write that did not come as far as an operation that could fail: nothing was sent.
+    pub(crate) not_sent: bool,
 }
 
 impl Problem {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { message: message.into(), failure: None, tries: Vec::new(), exit, of_read: false }
+        let message = message.into();
+        Self { message, failure: None, tries: Vec::new(), exit, of_read: false, not_sent: false }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -56,6 +59,9 @@ impl Problem {
             fields.insert("details".into(), failure.details.iter().cloned().collect());
         }
         if let Some(fields) = error.as_object_mut() {
+            if self.not_sent {
+                fields.insert("applied".into(), Applied::No.as_str().into());
+            }
             fields.insert("try".into(), self.tries.iter().map(|(line, _)| line.as_str()).collect());
         }
         json!({ "error": error })
@@ -69,6 +75,9 @@ impl fmt::Display for Problem {
         write!(f, "{}", lines.next().unwrap_or_default())?;
         for line in lines {
             write!(f, "\n       {line}")?;
+        }
+        if self.not_sent {
+            write!(f, "\n       applied: {}", Applied::No)?;
         }
         if let Some(failure) = &self.failure {
             let applied = match self.of_read {
@@ -103,7 +112,7 @@ impl From<Failure> for Problem {
             message = format!("{message}; the last attempt ended with {last}");
         }
         let exit = Exit::of(&failure);
-        Self { exit, message, failure: Some(Box::new(failure)), tries: Vec::new(), of_read: false }
+        Self { failure: Some(Box::new(failure)), ..Self::new(exit, message) }
     }
 }
 
@@ -118,8 +127,10 @@ impl From<LabError> for Problem {
         let exit = match error.exit_code() {
             2 => Exit::Usage,
             3 => Exit::Unavailable,
-            130 => Exit::Interrupted,
-            _ => Exit::Refused,
+            code => match Exit::from_code(Some(code.into())) {
+                exit if exit.is_of_signal() => exit,
+                _ => Exit::Refused,
+            },
         };
         // The lab's words may end with what to type next.
         let text = error.to_string();

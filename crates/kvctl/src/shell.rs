@@ -155,7 +155,7 @@ impl Shell<'_> {
                 Step::End => break,
                 other => match self.take(other, interrupts, Stdio::null(), number).await? {
                     Exit::Done => {}
-                    Exit::Interrupted => return Ok(Exit::Interrupted),
+                    ended if ended.is_of_signal() => return Ok(ended),
                     failed => ended = failed,
                 },
             }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use kv_client::{Client, ClientOptions, Topology};
 use kv_lab::control::{self, Reply, Request};
-use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason, WriteId};
+use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason};
 use tokio::time::timeout;
 
 use crate::app::{App, NEAREST, nearest};
+use crate::cli::{Cluster, Command, Fault, Lab};
 use crate::config::Context;
 use crate::exit::Exit;
 use crate::line::Line;
@@ -46,30 +47,61 @@ pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
                 until_up(app, [which, "again, when every node is up"]).await
             }
             Reason::NamespaceUnknown => unknown_namespace(app, &failure).await,
+            Reason::QuorumNotMet => without_replicas(app).await,
             Reason::Unreachable | Reason::DeadlineExpired | Reason::ConnectionLost => unanswered(app).await,
             _ => after(app, &failure),
         }
     };
 }
 
-/// A write that was interrupted: what was done is not known. `resent`: the id that it was given, which is the
-/// only one that is known here.
-pub(crate) fn of_interrupted(app: &App, resent: Option<WriteId>) -> Problem {
-    let message = "interrupted: the write may have been applied, or may still be";
-    let failure = Failure::new(Reason::ResultUnknown, message);
-    let failure = match resent {
-        Some(id) => failure.of_request(id.request_id).with("write_id", id),
-        None => failure,
-    };
-    let problem = Problem { exit: Exit::Interrupted, ..Problem::from(failure) };
+/// What is said of a change that was interrupted; none of a command that changes nothing. Of a write, whether
+/// it was sent, how it is named, and the line that sends the same again. Nothing is asked of a node: whoever
+/// interrupts does not want to wait.
+pub(crate) fn of_interrupted(app: &App, command: &Command, exit: Exit) -> Option<Problem> {
     let line = &app.line;
-    let problem = match resent {
-        Some(_) => problem.try_this(line.to_string(), "the same request again: it is applied once"),
-        None => problem,
+    let Some(again) = command.again() else { return of_interrupted_else(app, command, exit) };
+    let of_namespace = matches!(command, Command::Ns(_));
+    let what = if of_namespace { "change" } else { "write" };
+    let Some(id) = again.request_id.or_else(|| app.sent()) else {
+        let message = format!("interrupted before the {what} was sent: nothing was applied");
+        let problem = Problem { not_sent: true, ..Problem::new(exit, message) };
+        return Some(problem.try_this(line.to_string(), self::again(line)));
     };
-    let get = line.other(&["get"]).operand("key", line.get("key").unwrap_or_default());
-    problem.try_this(get.to_string(), "what is there now; that settles nothing: it may still be applied")
+    let message = format!("interrupted: the {what} may have been applied, or may still be");
+    let failure = Failure::new(Reason::ResultUnknown, message).of_request(id.request_id);
+    let problem = Problem { exit, ..Problem::from(failure.with("write_id", id)) };
+    let problem = problem.try_this(line.clone().with("--request-id", id).to_string(), same_again(line));
+    let look = match line.get("key").filter(|_| !of_namespace) {
+        Some(key) => line.other(&["get"]).operand("key", key),
+        None => admin(line, &["ns", "list"]),
+    };
+    Some(problem.try_this(look.to_string(), LOOK))
 }
+
+/// The same of changes that have no id: where it can be seen what became of them.
+fn of_interrupted_else(app: &App, command: &Command, exit: Exit) -> Option<Problem> {
+    let look = match command {
+        Command::Cluster(Cluster::TransferLeader { .. }) => admin(&app.line, &["cluster", "status"]),
+        Command::Lab(Lab::Down(_) | Lab::Kill(_) | Lab::Restart { .. } | Lab::Pause(_) | Lab::Resume(_)) => {
+            app.line.of_lab(&["lab", "status"])
+        }
+        Command::Fault(fault) if !matches!(fault, Fault::List(_)) => app.line.of_lab(&["fault", "list"]),
+        _ => return None,
+    };
+    let problem = Problem::new(exit, "interrupted: it may have been done, or may still be");
+    Some(problem.try_this(look.to_string(), "what there is now"))
+}
+
+/// Why the same request is sent again.
+fn same_again(line: &Line) -> &'static str {
+    match line.reads_value() {
+        true => "the same request again, with the value on standard input: it is applied once",
+        false => "the same request again: it is applied once, whatever became of it",
+    }
+}
+
+/// Why to look at what there is.
+const LOOK: &str = "what is there now; that settles nothing: it may still be applied";
 
 /// A command about the same cluster, and no namespace.
 fn admin(line: &Line, commands: &[&str]) -> Line {
@@ -112,14 +144,9 @@ async fn after_unknown(app: &App, failure: &Failure) -> Tries {
     }
     let mut found = if better.is_none() { in_trouble(app).await } else { Tries::new() };
     if let Some(id) = failure.detail("write_id").filter(|_| may_be_sent_again(failure)) {
-        let why = if line.reads_value() {
-            "the same request again, with the value on standard input: it is applied once"
-        } else {
-            "the same request again: it is applied once, whatever became of it"
-        };
-        found.extend(tries([(&again.with("--request-id", id), why)]));
+        found.extend(tries([(&again.with("--request-id", id), same_again(line))]));
     }
-    found.extend(tries([(&get, "what is there now; that settles nothing: it may still be applied")]));
+    found.extend(tries([(&get, LOOK)]));
     found
 }
 
@@ -149,8 +176,7 @@ async fn after_unknown_change(app: &App, failure: &Failure) -> Tries {
     // A benchmark makes a namespace of its own, and no other one.
     let id = failure.detail("write_id").filter(|_| line.command().first() == Some(&"ns"));
     if let Some(id) = id.filter(|_| may_be_sent_again(failure)) {
-        let why = "the same request again: it is applied once, whatever became of it";
-        found.extend(tries([(&again.with("--request-id", id), why)]));
+        found.extend(tries([(&again.with("--request-id", id), same_again(line))]));
     }
     found.extend(tries([(&look, "what there is now; that settles nothing: it may still be done")]));
     found
@@ -186,12 +212,29 @@ async fn without_quorum(app: &App) -> Tries {
     }
 }
 
+/// Too few replicas of the key are in reach. In a lab it is known which nodes are down, or that links are cut.
+async fn without_replicas(app: &App) -> Tries {
+    let look = admin(&app.line, &["cluster", "status"]);
+    let (name, status) = lab_status(app).await;
+    let mut found = status.as_ref().map_or_else(Tries::new, |status| troubled(status, name.as_deref(), &[]));
+    if !found.is_empty() {
+        found.extend(tries([(&app.line, "again, when they are back")]));
+        return found;
+    }
+    if status.is_some_and(|status| !status.faults.is_empty()) {
+        let list = name.iter().fold(Line::new(&["fault", "list"]), |list, name| list.with("--name", name));
+        found.extend(tries([(&list, "which links are cut on purpose; `fault heal` ends that")]));
+    }
+    found.extend(tries([(&look, "which nodes are out of reach")]));
+    found
+}
+
 /// What helps after a refusal of which the node that gave it is no part.
 fn after(app: &App, failure: &Failure) -> Tries {
     let line = &app.line;
     let get = |key: &str| line.other(&["get"]).operand("key", key).with("-o", "json");
     match failure.reason {
-        Reason::QuorumNotMet | Reason::LimitHints | Reason::LimitStorage | Reason::StorageFailed => {
+        Reason::LimitHints | Reason::LimitStorage | Reason::StorageFailed => {
             tries([(&admin(line, &["cluster", "status"]), "which nodes are out of reach, or full")])
         }
         Reason::DeletionPending => deleted(app, failure),
@@ -301,11 +344,19 @@ async fn until_up(app: &App, [which, when]: [&str; 2]) -> Tries {
 
 /// Lines that bring back the nodes that are missing, if a lab is meant and says that some are.
 async fn in_trouble(app: &App) -> Tries {
+    match lab_status(app).await {
+        (name, Some(status)) => troubled(&status, name.as_deref(), &[]),
+        (_, None) => Tries::new(),
+    }
+}
+
+/// The name of the cluster that is meant, and what the process of its lab says, if it is one and says it soon.
+async fn lab_status(app: &App) -> (Option<String>, Option<control::Status>) {
     let (name, dir) = lab_that_is_meant(app);
-    let Some(dir) = dir else { return Tries::new() };
+    let Some(dir) = dir else { return (name, None) };
     match timeout(PROBE, control::ask(&dir, Request::Status)).await {
-        Ok(Ok(Reply::Status(status))) => troubled(&status, name.as_deref(), &[]),
-        _ => Tries::new(),
+        Ok(Ok(Reply::Status(status))) => (name, Some(status)),
+        _ => (name, None),
     }
 }
 
@@ -432,14 +483,14 @@ mod tests {
     use crate::line::tests::line;
     use crate::output::{Color, Format, Output};
     use clap::Parser;
-    use kv_types::{ClientId, RequestId};
+    use kv_types::{ClientId, RequestId, WriteId};
 
     const REASONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/reasons.txt");
 
     fn app(words: &str) -> App {
         let global = Cli::try_parse_from(words.split(' ')).unwrap().global;
         let out = Output::new(Format::Text, false, false, Color::Never);
-        App { global, out, line: line(words), config_path: "/nowhere/config.toml".into() }
+        App::new(global, out, line(words), "/nowhere/config.toml".into())
     }
 
     /// As a person sees it, whatever went wrong: three parts, an exit code, and advice that can be typed.

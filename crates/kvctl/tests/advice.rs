@@ -42,19 +42,24 @@ struct Fake {
     values: Arc<Mutex<Vec<Vec<u8>>>>,
     /// The namespaces that they were for.
     written: Arc<Mutex<BTreeSet<String>>>,
+    /// It does not answer the first attempt of a change.
+    holds: bool,
 }
 
 /// The causal context of every key.
 const CONTEXT: &[u8] = b"all that there is";
 
 impl Fake {
-    fn change(&self, what: &'static str, mutation: Option<v1::Mutation>) -> Result<(), Status> {
+    async fn change(&self, what: &'static str, mutation: Option<v1::Mutation>) -> Result<(), Status> {
         if !self.started {
             return Err(not_started());
         }
         let mutation = mutation.unwrap();
         let asked = (what, mutation.client_id.to_vec(), mutation.seq, mutation.attempt);
         self.asked.lock().unwrap().push(asked);
+        if self.holds && mutation.attempt == 1 {
+            std::future::pending::<()>().await;
+        }
         let open = Failure::new(Reason::ResultUnknown, "not committed before the deadline");
         if self.quorum { Ok(()) } else { Err(status_from_failure(&open)) }
     }
@@ -102,7 +107,7 @@ impl AdminService for Fake {
         &self,
         request: Request<admin::CreateNamespaceRequest>,
     ) -> Result<Response<admin::CreateNamespaceResponse>, Status> {
-        self.change("create", request.into_inner().mutation)?;
+        self.change("create", request.into_inner().mutation).await?;
         Ok(Response::new(admin::CreateNamespaceResponse { namespace: cart(), receipt: receipt() }))
     }
 
@@ -110,7 +115,7 @@ impl AdminService for Fake {
         &self,
         request: Request<admin::DeleteNamespaceRequest>,
     ) -> Result<Response<admin::DeleteNamespaceResponse>, Status> {
-        self.change("delete --now", request.into_inner().mutation)?;
+        self.change("delete --now", request.into_inner().mutation).await?;
         Ok(Response::new(admin::DeleteNamespaceResponse { namespace: cart(), receipt: receipt() }))
     }
 
@@ -118,7 +123,7 @@ impl AdminService for Fake {
         &self,
         request: Request<admin::ScheduleDeletionRequest>,
     ) -> Result<Response<admin::ScheduleDeletionResponse>, Status> {
-        self.change("delete", request.into_inner().mutation)?;
+        self.change("delete", request.into_inner().mutation).await?;
         Ok(Response::new(admin::ScheduleDeletionResponse { namespace: cart(), receipt: receipt() }))
     }
 
@@ -126,7 +131,7 @@ impl AdminService for Fake {
         &self,
         request: Request<admin::UndeleteNamespaceRequest>,
     ) -> Result<Response<admin::UndeleteNamespaceResponse>, Status> {
-        self.change("undelete", request.into_inner().mutation)?;
+        self.change("undelete", request.into_inner().mutation).await?;
         Ok(Response::new(admin::UndeleteNamespaceResponse { namespace: cart(), receipt: receipt() }))
     }
 
@@ -134,7 +139,7 @@ impl AdminService for Fake {
         &self,
         request: Request<admin::AlterNamespaceRequest>,
     ) -> Result<Response<admin::AlterNamespaceResponse>, Status> {
-        self.change("alter", request.into_inner().mutation)?;
+        self.change("alter", request.into_inner().mutation).await?;
         Ok(Response::new(admin::AlterNamespaceResponse { namespace: cart(), receipt: receipt() }))
     }
 
@@ -203,11 +208,19 @@ impl AdminService for Fake {
     }
 }
 
-/// The key `ss` has three concurrent values, any other key has one.
+/// Of the key `few` too few replicas are in reach.
+fn few(key: &[u8]) -> Result<(), Status> {
+    let failure = Failure::new(Reason::QuorumNotMet, "1 of 3 replicas answered, 2 needed");
+    if key == b"few" { Err(status_from_failure(&failure)) } else { Ok(()) }
+}
+
+/// The key `ss` has three concurrent values, any other key has one. Of `far` only nodes without a copy answer.
 #[tonic::async_trait]
 impl KvService for Fake {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
-        let several = if request.into_inner().key == "ss" { 3 } else { 1 };
+        let key = request.into_inner().key;
+        few(&key)?;
+        let several = if key == "ss" { 3 } else { 1 };
         let sibling = |counter: u64| v1::Sibling {
             value: format!("value {counter}").into(),
             incarnation: 1 << 32,
@@ -217,7 +230,7 @@ impl KvService for Fake {
             ..Default::default()
         };
         Ok(Response::new(v1::GetResponse {
-            presence: v1::Presence::Found.into(),
+            presence: if key == "far" { v1::Presence::NoKnowledge } else { v1::Presence::Found }.into(),
             siblings: (1..=several).map(sibling).collect(),
             context: CONTEXT.into(),
             receipt: receipt(),
@@ -227,7 +240,8 @@ impl KvService for Fake {
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
         let request = request.into_inner();
-        self.change("put", request.mutation)?;
+        few(&request.key)?;
+        self.change("put", request.mutation).await?;
         self.superseded.lock().unwrap().extend(request.context);
         self.values.lock().unwrap().push(request.value.to_vec());
         self.written.lock().unwrap().insert(request.namespace);
@@ -238,15 +252,29 @@ impl KvService for Fake {
         }))
     }
 
-    async fn delete(&self, _: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>, Status> {
-        unused()
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        self.change("del", request.into_inner().mutation).await?;
+        Ok(Response::new(v1::DeleteResponse {
+            context: CONTEXT.into(),
+            receipt: receipt(),
+            ..Default::default()
+        }))
     }
 
     async fn compare_and_set(
         &self,
-        _: Request<v1::CompareAndSetRequest>,
+        request: Request<v1::CompareAndSetRequest>,
     ) -> Result<Response<v1::CompareAndSetResponse>, Status> {
-        unused()
+        self.change("cas", request.into_inner().mutation).await?;
+        Ok(Response::new(v1::CompareAndSetResponse {
+            swapped: true,
+            revision: 8,
+            receipt: receipt(),
+            ..Default::default()
+        }))
     }
 }
 
@@ -261,6 +289,11 @@ impl Two {
         Self::serve_as(true)
     }
 
+    /// A cluster that does not answer what it is asked to change, unless it is asked again.
+    fn serve_holding() -> Self {
+        Self::serve_each(true, true, true)
+    }
+
     /// A cluster of which a majority is gone: what becomes of a change is known to no node.
     fn serve_without_quorum() -> Self {
         Self::serve_with(true, false)
@@ -271,6 +304,10 @@ impl Two {
     }
 
     fn serve_with(started: bool, quorum: bool) -> Self {
+        Self::serve_each(started, quorum, false)
+    }
+
+    fn serve_each(started: bool, quorum: bool, holds: bool) -> Self {
         let bind = || TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let incoming = [bind(), bind()];
         let addresses = [0, 1].map(|at| incoming[at].local_addr().unwrap().to_string());
@@ -283,6 +320,7 @@ impl Two {
             superseded: Arc::default(),
             values: Arc::default(),
             written: Arc::default(),
+            holds,
         };
         let nodes = [node(1), node(2)];
         for (node, incoming) in nodes.iter().zip(incoming) {
@@ -298,11 +336,38 @@ impl Two {
         &self.nodes[0].addresses[node - 1]
     }
 
-    async fn run(&self, line: &str) -> Output {
+    fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvctl"));
         command.args(line.split(' ')).env_clear().stdin(Stdio::null());
         command.env("XDG_CONFIG_HOME", self.home.path()).env("XDG_STATE_HOME", self.home.path());
+        command
+    }
+
+    async fn run(&self, line: &str) -> Output {
+        let mut command = self.command(line);
         tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
+    }
+
+    /// From now on its context is that of a lab: see [`serve_lab`].
+    fn is_a_lab(&self, dead: bool) {
+        let dir = self.home.path().join("the-lab");
+        std::fs::create_dir_all(&dir).unwrap();
+        serve_lab(&dir, &self.nodes[0].addresses, dead);
+        std::fs::create_dir_all(self.home.path().join("kvctl")).unwrap();
+        let endpoints = self.nodes[0].addresses.clone().map(|address| format!("\"{address}\"")).join(", ");
+        let dir = dir.display();
+        let lab = format!("current = \"lab\"\n[context.lab]\nendpoints = [{endpoints}]\nlab = \"{dir}\"\n");
+        std::fs::write(self.home.path().join("kvctl/config.toml"), lab).unwrap();
+    }
+
+    /// A line that is told to end by this signal when `begun` says so.
+    async fn interrupted(&self, line: &str, signal: &str, begun: impl FnOnce()) -> Output {
+        let mut command = self.command(line);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        tokio::task::block_in_place(begun);
+        let told = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap()
     }
 
     /// The lines of a script in `kvctl shell`, which is given these words before.
@@ -497,22 +562,108 @@ async fn a_benchmark_leaves_a_namespace_alone_that_its_line_does_not_name() {
     assert!(two.nodes[1].written.lock().unwrap().contains("cart"), "{text}");
 }
 
-/// A lab in this folder of which all nodes but the last are down, as its process says.
-fn lab_of_dead_nodes(dir: &std::path::Path, addresses: &[String]) {
+/// How a signal is sent, and the exit code after it.
+const SIGNALS: [(&str, i32); 2] = [("-INT", 130), ("-TERM", 143)];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_change_is_named_and_can_be_sent_again() {
+    for (line, what) in [
+        ("put -n cart k v", "put"),
+        ("del -n cart k", "del"),
+        ("cas --expect-absent -n cart k v", "cas"),
+        ("ns create --mode strong x", "create"),
+        ("ns delete cart", "delete"),
+        ("ns delete --now cart", "delete --now"),
+        ("ns undelete cart", "undelete"),
+        ("ns alter --r 1 cart", "alter"),
+    ] {
+        for (signal, code) in SIGNALS {
+            let two = Two::serve_holding();
+            let node = &two.nodes[1];
+            let asked = || node.asked.lock().unwrap().first().cloned();
+            let begun = || {
+                while asked().is_none() {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+            };
+            let at = format!("-e {}", two.address(2));
+            let output = two.interrupted(&format!("{at} {line}"), signal, begun).await;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(code), "{signal} {line}: {text}");
+            assert!(
+                text.contains("applied: unknown    reason: RESULT_UNKNOWN    request: "),
+                "{line}: {text}"
+            );
+            // The very line, with the id under which the node has it.
+            let (_, client, number, _) = asked().unwrap();
+            let hex: String = client.iter().map(|byte| format!("{byte:02x}")).collect();
+            let lines = advised(&output);
+            let id = lines[0].split(' ').find(|word| word.contains('@')).expect(&text);
+            assert!(id.starts_with(&format!("{hex}:{number}@")), "{line}: {text}");
+            let same = lines[0].replace(&format!("--request-id {id} "), "");
+            assert_eq!(same, format!("{at} {line}"), "{text}");
+            let done = two.run(&lines[0]).await;
+            assert_eq!(
+                done.status.code(),
+                Some(0),
+                "{}: {}",
+                lines[0],
+                String::from_utf8_lossy(&done.stderr)
+            );
+            let again = node.asked.lock().unwrap()[1].clone();
+            assert_eq!(again, (what, client, number, 2), "{line}: the same request");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_interrupted_before_it_was_sent_was_not_applied() {
+    for (signal, code) in SIGNALS {
+        let two = Two::serve_holding();
+        let pipe = two.home.path().join("key");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let line = format!("-e {} -n cart put --key-file {} v", two.address(2), pipe.display());
+        // It reads its key, which does not come.
+        let mut open = None;
+        let begun = || open = Some(std::fs::File::options().write(true).open(&pipe).unwrap());
+        let output = two.interrupted(&line, signal, begun).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        let says = "error: interrupted before the write was sent: nothing was applied\n       applied: no\n";
+        assert!(text.starts_with(says), "{text}");
+        assert!(two.nodes[1].asked.lock().unwrap().is_empty() && !text.contains("--request-id"), "{text}");
+        drop(open);
+        let mut open = None;
+        let begun = || open = Some(std::fs::File::options().write(true).open(&pipe).unwrap());
+        let output = two.interrupted(&format!("{line} -o json"), signal, begun).await;
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(
+            (&said["error"]["applied"], &said["error"]["exit"]),
+            (&"no".into(), &code.into()),
+            "{said}"
+        );
+    }
+}
+
+/// A lab in this folder, as its process says: all nodes but the last are down, or the link between the first
+/// two is cut.
+fn serve_lab(dir: &std::path::Path, addresses: &[String], dead: bool) {
     let node = |(id, address): (u64, &String)| NodeView {
         node: NodeName(kv_types::NodeId(id)),
         client_address: address.clone(),
         peer_address: String::new(),
-        up: id == 2,
+        up: !dead || id == 2,
         pid: None,
         paused: false,
     };
+    let name = |id| NodeName(kv_types::NodeId(id));
+    let cut = kv_lab::Fault { from: name(1), to: name(2), flow: kv_lab::Flow::Swallow };
     let status = Reply::Status(kv_lab::control::Status {
         pid: 1,
         dir: dir.to_owned(),
         port_base: 7_100,
         nodes: (1..).zip(addresses).map(node).collect(),
-        faults: Vec::new(),
+        faults: if dead { Vec::new() } else { vec![cut] },
         faults_for_ms: None,
     });
     let said = serde_json::to_string(&status).unwrap() + "\n";
@@ -530,14 +681,7 @@ fn lab_of_dead_nodes(dir: &std::path::Path, addresses: &[String]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_a_majority_is_dead_the_advice_begins_with_its_nodes() {
     let two = Two::serve_without_quorum();
-    let dir = two.home.path().join("the-lab");
-    std::fs::create_dir_all(&dir).unwrap();
-    lab_of_dead_nodes(&dir, &two.nodes[0].addresses);
-    std::fs::create_dir_all(two.home.path().join("kvctl")).unwrap();
-    let endpoints = two.nodes[0].addresses.clone().map(|address| format!("\"{address}\"")).join(", ");
-    let lab =
-        format!("current = \"lab\"\n[context.lab]\nendpoints = [{endpoints}]\nlab = \"{}\"\n", dir.display());
-    std::fs::write(two.home.path().join("kvctl/config.toml"), lab).unwrap();
+    two.is_a_lab(true);
     for line in ["put -n cart k v", "ns delete cart", "ns create x --mode strong", "bench --for 1s"] {
         let output = two.run(&format!("{line} --timeout 500ms")).await;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -547,5 +691,37 @@ async fn where_a_majority_is_dead_the_advice_begins_with_its_nodes() {
         let error = text.split("error: ").nth(1).unwrap();
         assert!(error.contains("  try: kvctl lab restart --name lab n1 "), "{line}: {text}");
         assert!(!text.contains("read, then decide"), "{line}: {text}");
+    }
+}
+
+/// Where too few replicas are in reach, a lab is known to have nodes that are down, or links that are cut;
+/// elsewhere the cluster is looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_replicas_are_out_of_reach_the_advice_is_about_what_is_known_to_be_down() {
+    for (lab, first) in [
+        (Some(true), "lab restart --name lab n1"),
+        (Some(false), "fault list --name lab"),
+        (None, "-c two cluster status"),
+    ] {
+        let two = Two::serve();
+        let mut named = "";
+        match lab {
+            Some(dead) => two.is_a_lab(dead),
+            None => {
+                let add = format!("ctx add two -e {} -e {}", two.address(1), two.address(2));
+                assert_eq!(two.run(&add).await.status.code(), Some(0));
+                named = "-c two ";
+            }
+        }
+        for (line, code) in [("get -n cart few", 3), ("put -n cart few v", 3), ("get -n cart far", 3)] {
+            let output = two.run(&format!("{named}{line} --timeout 500ms")).await;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(code), "{line}: {text}");
+            assert!(text.contains("reason: QUORUM_NOT_MET"), "{line}: {text}");
+            let lines = advised(&output);
+            assert_eq!(lines.first().map(String::as_str), Some(first), "{line}: {text}");
+            let looks = lines.iter().any(|line| line.ends_with("cluster status"));
+            assert_eq!(looks, lab != Some(true), "{line}: {text}");
+        }
     }
 }

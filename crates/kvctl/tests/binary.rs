@@ -103,10 +103,6 @@ fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
     assert!(stderr(&usual).contains("kvctl lab up"), "{}", stderr(&usual));
 }
 
-/// A home whose only context is a lab that does not run.
-fn home_without_a_lab() -> Home {
-    let home = Home::new();
-    let address = unserved();
 /// For a monitor there is one way to be down, whoever says so.
 #[test]
 fn a_cluster_of_which_no_node_can_be_asked_is_down() {
@@ -127,6 +123,10 @@ fn a_cluster_of_which_no_node_can_be_asked_is_down() {
     assert_eq!((wrong.status.code(), stdout(&wrong).as_str()), (Some(2), ""));
 }
 
+/// A home whose only context is a lab that does not run.
+fn home_without_a_lab() -> Home {
+    let home = Home::new();
+    let address = unserved();
     home.write_config(&format!(
         "current = \"lab\"\n[context.lab]\nendpoints = [\"{address}\"]\nlab = \"{}\"\n",
         home.0.path().display()
@@ -172,6 +172,7 @@ fn usage_errors_exit_2_and_help_exits_0() {
         "scan",
         "--timeout 99999999999h -n b get k",
         "ctx add .x -e h:1",
+        "-n b put --request-id 00000000000000000000000000000000:0@0 k v",
     ] {
         assert_eq!(home.run(line).status.code(), Some(2), "{line}");
     }
@@ -191,12 +192,12 @@ fn usage_errors_exit_2_and_help_exits_0() {
         assert_eq!(output.status.code(), Some(0), "{line}");
         assert!(!output.stdout.is_empty(), "{line}");
     }
-    assert!(stdout(&home.run("help exit-codes")).contains("130"));
+    let codes = stdout(&home.run("help exit-codes"));
+    assert!(codes.contains("130") && codes.contains("143 by SIGTERM"), "{codes}");
 }
 
 #[test]
 fn words_of_other_tools_say_what_to_type() {
-        "-n b put --request-id 00000000000000000000000000000000:0@0 k v",
     let home = Home::new();
     for (word, line) in [("list", "kvctl ns list"), ("up", "kvctl lab up"), ("watch", "kvctl help")] {
         let output = home.run(word);
@@ -213,6 +214,20 @@ fn words_of_other_tools_say_what_to_type() {
         let output = home.run(typed);
         assert_eq!(output.status.code(), Some(2), "{typed}");
         assert!(stderr(&output).contains(&format!("  try: {line}   (")), "{typed}: {}", stderr(&output));
+    }
+    // An id that nobody was given names no request.
+    for (id, says) in [
+        ("00000000000000000000000000000000:1@1700000000000", "which are random, are all 0"),
+        ("0123456789abcdef0123456789abcdef:0@1700000000000", "requests count from 1"),
+        ("0123456789abcdef0123456789abcdef:1@0", "in milliseconds since 1970, is 0"),
+    ] {
+        for line in ["put -n b k v", "cas -n b --expect-absent k v", "del -n b k", "ns delete cart"] {
+            let output = home.run(&format!("{line} --request-id {id}"));
+            assert_eq!(output.status.code(), Some(2), "{line} {id}");
+            let (text, help) = (stderr(&output), line.split(" -n").next().unwrap().replace(" cart", ""));
+            assert!(text.contains("--request-id") && text.contains(says), "{line}: {text}");
+            assert!(text.contains(&format!("  try: kvctl help {help}")), "{line}: {text}");
+        }
     }
     assert!(stderr(&home.run("--timeout 1us get -n b k")).contains("a deadline is 10ms to 24h"));
     // The nearest word of kvctl itself is said by the parser.
@@ -239,20 +254,6 @@ fn what_was_typed_does_nothing_to_a_terminal() {
 
 #[test]
 fn everything_is_json_when_that_was_asked_for() {
-    // An id that nobody was given names no request.
-    for (id, says) in [
-        ("00000000000000000000000000000000:1@1700000000000", "which are random, are all 0"),
-        ("0123456789abcdef0123456789abcdef:0@1700000000000", "requests count from 1"),
-        ("0123456789abcdef0123456789abcdef:1@0", "in milliseconds since 1970, is 0"),
-    ] {
-        for line in ["put -n b k v", "cas -n b --expect-absent k v", "del -n b k", "ns delete cart"] {
-            let output = home.run(&format!("{line} --request-id {id}"));
-            assert_eq!(output.status.code(), Some(2), "{line} {id}");
-            let (text, help) = (stderr(&output), line.split(" -n").next().unwrap().replace(" cart", ""));
-            assert!(text.contains("--request-id") && text.contains(says), "{line}: {text}");
-            assert!(text.contains(&format!("  try: kvctl help {help}")), "{line}: {text}");
-        }
-    }
     let home = Home::new();
     let line = |text: String| serde_json::from_str::<serde_json::Value>(&text).expect(&text);
     for wrong in ["-o json frobnicate", "list -o json", "get -o=json", "--output json get k --colour"] {
@@ -473,7 +474,6 @@ fn a_damaged_file_of_contexts_stops_what_needs_it_and_nothing_else() {
     assert!(stderr(&by_environment).contains("no lab runs"), "{}", stderr(&by_environment));
 }
 
-#[test]
 /// Whatever stands in the place of the file of contexts is named, with what to type; the words of the system
 /// never stand alone.
 #[test]
@@ -554,6 +554,7 @@ fn what_is_no_file_of_contexts_is_said_by_name() {
     }
 }
 
+#[test]
 fn a_closed_input_is_not_an_empty_value() {
     let home = Home::new();
     // Standard input is /dev/null, which the system also puts in the place of one that was closed.
@@ -633,22 +634,24 @@ fn histories_are_judged() {
 }
 
 #[test]
-fn ctrl_c_exits_130() {
-    let home = Home::new();
-    // It waits for standard input, which stays open.
-    let mut child = home.command("check -").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let open = child.stdin.take(); // waiting for the child would close it
-    std::thread::sleep(Duration::from_millis(500));
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    drop(open);
+fn a_signal_that_ends_it_is_told_by_the_exit_code() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let home = Home::new();
+        // It waits for standard input, which stays open.
+        let mut child = home.command("check -").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let open = child.stdin.take(); // waiting for the child would close it
+        std::thread::sleep(Duration::from_millis(500));
+        let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}");
+        drop(open);
+    }
 }
 
 #[test]
 fn an_interrupted_write_is_an_error_whose_outcome_is_not_known() {
     let id = "0123456789abcdef0123456789abcdef:1@1700000000000";
-    for signal in ["-INT", "-TERM"] {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         for line in ["put -n bank k -", "cas -n bank k --expect-absent -"] {
             let home = Home::new();
             let line = format!("-e {} -o json {line} --request-id {id}", unserved());
@@ -660,10 +663,10 @@ fn an_interrupted_write_is_an_error_whose_outcome_is_not_known() {
             assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
             let output = child.wait_with_output().unwrap();
             drop(open);
-            assert_eq!(output.status.code(), Some(130), "{signal} {line}: {}", stderr(&output));
+            assert_eq!(output.status.code(), Some(code), "{signal} {line}: {}", stderr(&output));
             let said: serde_json::Value = serde_json::from_str(&stderr(&output)).unwrap();
             let error = &said["error"];
-            assert_eq!((&error["applied"], &error["exit"]), (&"unknown".into(), &130.into()), "{said}");
+            assert_eq!((&error["applied"], &error["exit"]), (&"unknown".into(), &code.into()), "{said}");
             assert!(error["try"][0].as_str().unwrap().contains(&format!("--request-id {id}")), "{said}");
         }
     }

@@ -244,13 +244,13 @@ fn what_the_readme_says_is_what_happens() {
     }
     assert!(!lab.ok("ns list").contains("bench-"));
     // Also when it is interrupted, or asked to end.
-    for signal in ["-INT", "-TERM"] {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let mut long = command(lab.0.path(), &["bench", "--workload", "put", "--for", "60s"]);
         let mut long = long.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         within(began, || lab.ok("ns list").contains("bench-").then_some(()));
         let interrupted = Command::new("kill").args([signal, &long.id().to_string()]).status().unwrap();
         assert!(interrupted.success());
-        assert_eq!(long.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(long.wait().unwrap().code(), Some(code), "{signal}");
         assert!(!lab.ok("ns list").contains("bench-"), "{signal}");
     }
     a_benchmark_says_that_its_namespace_was_deleted(&lab);

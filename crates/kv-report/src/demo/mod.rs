@@ -107,7 +107,7 @@ pub async fn run(mut options: DemoOptions) -> Result<Outcome, LabError> {
     let made = Made::create(&out)?;
     let outcome = tokio::select! {
         biased;
-        () = interrupted() => Err(LabError::Interrupted),
+        signal = interrupted() => Err(LabError::Interrupted(signal)),
         outcome = Stage::play(options) => outcome,
     };
     if outcome.is_err() {

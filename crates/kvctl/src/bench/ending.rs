@@ -3,12 +3,30 @@
 
 use std::future::pending;
 
+use kv_lab::EndSignal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// How often it was asked to end.
+use crate::exit::Exit;
+
+/// How often it was asked to end, and how first.
+#[derive(Debug, Clone, Copy, Default)]
+struct Asked {
+    times: u32,
+    first: Option<EndSignal>,
+}
+
+impl Asked {
+    /// Once more.
+    fn again(&mut self, how: EndSignal) {
+        self.times = self.times.saturating_add(1);
+        self.first.get_or_insert(how);
+    }
+}
+
+/// What has been heard.
 #[derive(Debug, Clone)]
-pub(super) struct Ending(watch::Receiver<u32>);
+pub(super) struct Ending(watch::Receiver<Asked>);
 
 impl Ending {
     /// From here on the signals are heard, and not the end of the process.
@@ -16,16 +34,16 @@ impl Ending {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let (tell, heard) = watch::channel(0_u32);
+        let (tell, heard) = watch::channel(Asked::default());
         tokio::spawn(async move {
             loop {
-                tokio::select! {
+                let how = tokio::select! {
                     biased;
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                    _ = hangup.recv() => {}
-                }
-                tell.send_modify(|times| *times = times.saturating_add(1));
+                    _ = interrupt.recv() => EndSignal::Interrupt,
+                    _ = terminate.recv() => EndSignal::Terminate,
+                    _ = hangup.recv() => EndSignal::HangUp,
+                };
+                tell.send_modify(|asked| asked.again(how));
             }
         });
         Ok(Self(heard))
@@ -33,12 +51,17 @@ impl Ending {
 
     /// How often it was asked to end until now.
     pub(super) fn times(&self) -> u32 {
-        *self.0.borrow()
+        self.0.borrow().times
+    }
+
+    /// How a benchmark ends that was asked to.
+    pub(super) fn exit(&self) -> Exit {
+        self.0.borrow().first.map_or(Exit::Interrupted, Exit::of_signal)
     }
 
     /// Resolves when it was asked more than so often, at once if that is so already.
     pub(super) async fn asked(&self, more_than: u32) {
-        if self.0.clone().wait_for(|times| *times > more_than).await.is_err() {
+        if self.0.clone().wait_for(|asked| asked.times > more_than).await.is_err() {
             // Signals are not heard any more.
             pending::<()>().await;
         }
@@ -51,17 +74,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_signal_is_heard_also_before_it_is_waited_for() {
-        let (tell, heard) = watch::channel(0);
+        let (tell, heard) = watch::channel(Asked::default());
         let ending = Ending(heard);
-        tell.send_modify(|times| *times += 1);
+        tell.send_modify(|asked| asked.again(EndSignal::Terminate));
         ending.asked(0).await;
-        assert_eq!(ending.times(), 1);
+        assert_eq!((ending.times(), ending.exit()), (1, Exit::Terminated));
         tokio::select! {
             biased;
             () = ending.asked(1) => panic!("it was asked once"),
             () = std::future::ready(()) => {}
         }
-        tell.send_modify(|times| *times += 1);
+        tell.send_modify(|asked| asked.again(EndSignal::Interrupt));
         ending.asked(1).await;
+        assert_eq!(ending.exit(), Exit::Terminated, "the first one counts");
     }
 }
