@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kv_check::history;
 use kv_check::linear::{Options, Verdict};
-use kv_check::{Json, Operation, available, linear, operation, strong};
+use kv_check::{Function, Json, Operation, available, linear, operation, strong};
 use kv_types::counted;
 use serde_json::json;
 
@@ -12,11 +12,14 @@ use crate::app::App;
 use crate::cli::Check;
 use crate::data::read;
 use crate::exit::Exit;
+use crate::line::Line;
 use crate::output::{on_a_line, readable};
 use crate::problem::Problem;
 
 /// Largest history that is read, bytes.
 const MAX_HISTORY_BYTES: u64 = 4 << 30;
+/// In a millisecond: histories count in them.
+const NANOSECONDS: u64 = 1_000_000;
 
 pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     let malformed = |error: history::Malformed| {
@@ -31,34 +34,63 @@ pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     if linearizable.is_empty() && leaderless.is_empty() {
         return Err(Problem::usage(format!("{} holds no operations", args.history.display())));
     }
+    let all: Vec<&Operation> = linearizable.iter().chain(&leaderless).collect();
+    let unsettled = args.settled_ms.is_none().then(|| not_judged(&app.line, &all));
     // Without a time given nothing is a final read, and only what needs none is judged.
-    let settled = args.settled_ms.map_or(u64::MAX, |ms| ms.saturating_mul(1_000_000));
+    let settled = args.settled_ms.map_or(u64::MAX, |ms| ms.saturating_mul(NANOSECONDS));
     let mut worst = Exit::Done;
     if !linearizable.is_empty() {
-        worst = worse(worst, check_strong(app, &linearizable, settled)?);
+        worst = worse(worst, check_strong(app, args, &linearizable, settled)?);
     }
     if !leaderless.is_empty() {
         let account = available::account(&leaderless, settled).map_err(malformed)?;
         report_available(app, args, leaderless.len(), &account)?;
         worst = worse(worst, if account.kept() { Exit::Done } else { Exit::No });
     }
+    if let Some(note) = unsettled {
+        app.out.note(note);
+    }
     Ok(worst)
 }
 
+/// What is said where no read is a final one: that losses were not judged, and the line that judges them, by
+/// when the last mutation ended.
+fn not_judged(line: &Line, operations: &[&Operation]) -> String {
+    const WHY: &str = "note: losses were not judged: without --settled-ms no read is a final one";
+    let ends = operations.iter().filter(|op| op.f.mutates()).map(|op| op.ret.unwrap_or(op.call));
+    let Some(last_ms) = ends.max().map(|last| last / NANOSECONDS) else {
+        return format!("{WHY}. There is no write that could be lost");
+    };
+    // The moment after.
+    let settled_ms = last_ms.saturating_add(1);
+    let after = |op: &&&Operation| {
+        op.f == Function::Read && op.ok() && op.call >= settled_ms.saturating_mul(NANOSECONDS)
+    };
+    match operations.iter().filter(after).count() {
+        0 => format!(
+            "{WHY}. No read came after the last write, which ended at {last_ms} ms: read each key once more at the end"
+        ),
+        reads => format!(
+            "{WHY}. The last write ended at {last_ms} ms, and {} came after it; if the network was whole by then: {}",
+            counted(reads, "read", "reads"),
+            line.clone().with("--settled-ms", settled_ms)
+        ),
+    }
+}
+
+/// A number of what was judged; of what was not, none is claimed.
+fn judged(args: &Check, count: usize) -> serde_json::Value {
+    args.settled_ms.map_or(serde_json::Value::Null, |_| count.into())
+}
+
 /// Judges operations on strong namespaces and reports the verdict.
-fn check_strong(app: &App, operations: &[Operation], settled: u64) -> Result<Exit, Problem> {
+fn check_strong(app: &App, args: &Check, operations: &[Operation], settled: u64) -> Result<Exit, Problem> {
     let verdict = linear::check(operations, &Options::default());
     let account = strong::account(operations, settled);
+    let lost = counted(account.lost.len(), "acknowledged write", "acknowledged writes");
     let (word, exit, detail) = match &verdict {
         Verdict::Valid if account.kept() => ("valid", Exit::Done, None),
-        Verdict::Valid => (
-            "invalid",
-            Exit::No,
-            Some(format!(
-                "{} lost",
-                counted(account.lost.len(), "acknowledged write", "acknowledged writes")
-            )),
-        ),
+        Verdict::Valid => ("invalid", Exit::No, Some(format!("{lost} lost"))),
         Verdict::Invalid(witness) => {
             let mut witness = witness.clone();
             witness.key = on_a_line(witness.key.as_bytes());
@@ -71,12 +103,17 @@ fn check_strong(app: &App, operations: &[Operation], settled: u64) -> Result<Exi
     if app.out.is_json() {
         app.out.json(&json!({
             "mode": "strong", "property": "linearizable", "verdict": word, "operations": operations.len(),
-            "acknowledged": account.acknowledged, "lost": account.lost.len(), "phantoms": account.phantoms.len(),
-            "unknown": account.unknown, "detail": detail,
+            "acknowledged": account.acknowledged, "lost": judged(args, account.lost.len()),
+            "phantoms": account.phantoms.len(), "unknown": account.unknown, "detail": detail,
+            "settled_ms": args.settled_ms,
         }))?;
     } else {
         let count = counted(operations.len(), "operation", "operations");
-        app.out.line(format!("strong      linearizable: {word}   {count}"))?;
+        let lost = match args.settled_ms {
+            Some(_) => format!("lost {} of {}", account.lost.len(), account.acknowledged),
+            None => "lost: not judged".to_owned(),
+        };
+        app.out.line(format!("strong      linearizable: {word}   {count}   {lost}"))?;
         if let Some(detail) = detail {
             app.out.line(readable(detail.as_bytes()))?;
         }
@@ -94,35 +131,39 @@ fn report_available(
     let word = if account.kept() { "valid" } else { "invalid" };
     // Never claim what was not looked at.
     let (property, promise) = match args.settled_ms {
-        Some(_) => ("convergent", "no write lost, none resurrected, replicas equal, siblings right"),
+        Some(_) => ("convergent", "nothing lost or resurrected, replicas equal, siblings right"),
         None => ("siblings", "no value from nowhere, no false conflict"),
     };
     if app.out.is_json() {
         return Ok(app.out.json(&json!({
             "mode": "available", "property": property, "verdict": word, "operations": operations,
-            "acknowledged": account.acknowledged, "lost": account.lost.len(),
-            "resurrected": account.resurrected.len(), "diverged": account.diverged.len(),
+            "acknowledged": account.acknowledged, "lost": judged(args, account.lost.len()),
+            "resurrected": judged(args, account.resurrected.len()),
+            "diverged": judged(args, account.diverged.len()),
             "phantoms": account.phantoms.len(), "false_conflicts": account.false_conflicts.len(),
             "stale_reads": account.stale.len(), "reads_with_siblings": account.reads_with_siblings,
-            "unread": account.unread.len(), "unknown": account.unknown,
+            "unread": judged(args, account.unread.len()), "unknown": account.unknown,
+            "settled_ms": args.settled_ms,
         }))?);
     }
-    app.out.line(format!(
-        "available   {promise}: {word}   {}   \
-         lost {}  resurrected {}  diverged {}  phantoms {}  false conflicts {}   (stale reads {}, allowed)",
-        counted(operations, "operation", "operations"),
-        account.lost.len(),
-        account.resurrected.len(),
-        account.diverged.len(),
+    let ends = match args.settled_ms {
+        Some(_) => format!(
+            "lost {} of {}   resurrected {}   diverged {}",
+            account.lost.len(),
+            account.acknowledged,
+            account.resurrected.len(),
+            account.diverged.len()
+        ),
+        None => "lost, resurrected, diverged: not judged".to_owned(),
+    };
+    app.out.line(format!("available   {promise}: {word}"))?;
+    app.out.line(format!("            {}   {ends}", counted(operations, "operation", "operations")))?;
+    Ok(app.out.line(format!(
+        "            phantoms {}   false conflicts {}   (stale reads {}, allowed)",
         account.phantoms.len(),
         account.false_conflicts.len(),
         account.stale.len()
-    ))?;
-    if args.settled_ms.is_none() {
-        app.out
-            .note("note: without --settled-ms no read is a final one: loss and convergence were not judged");
-    }
-    Ok(())
+    ))?)
 }
 
 /// A definite no outweighs not knowing, which outweighs all well.

@@ -80,7 +80,7 @@ const EXAMPLES: [(&str, &[&str]); 41] = [
         ],
     ),
     ("top", &["kvctl top", "kvctl -c lab top --every 2s", "kvctl top --once -o json"]),
-    ("check", &["kvctl check history.jsonl"]),
+    ("check", &["kvctl check history.jsonl", "kvctl check history.jsonl --settled-ms 26000"]),
     ("ctx add", &["kvctl ctx add prod -e db1:7101 -e db2:7101 -n bank"]),
     ("ctx use", &["kvctl ctx use lab"]),
     ("ctx remove", &["kvctl ctx remove prod"]),

@@ -627,10 +627,58 @@ fn histories_are_judged() {
     let valid = check("1");
     assert_eq!(valid.status.code(), Some(0), "{}", stderr(&valid));
     assert!(stdout(&valid).contains("linearizable: valid"));
+    assert!(stdout(&valid).contains("lost: not judged"), "{}", stdout(&valid));
     let invalid = check("2");
     assert_eq!(invalid.status.code(), Some(1));
     assert!(stdout(&invalid).contains("is not linearizable"));
     assert_eq!(home.run("check /nowhere").status.code(), Some(2));
+}
+
+/// Of what was not judged no number is said, and the line is that judges it.
+#[test]
+fn losses_that_were_not_judged_are_not_called_none() {
+    let home = Home::new();
+    let event = |ms: u64, kind: &str, f: &str, ns: &str, value: &str| {
+        format!(
+            "{{\"index\":{ms},\"time\":{},\"process\":1,\"type\":\"{kind}\",\"f\":\"{f}\",\"key\":\"k\",\"value\":{value},\"ns\":\"{ns}\"}}\n",
+            ms * 1_000_000
+        )
+    };
+    let write =
+        |ms: u64, ns: &str| event(ms, "invoke", "write", ns, "1") + &event(ms + 1, "ok", "write", ns, "1");
+    let read = |ms: u64, ns: &str, value: &str| {
+        event(ms, "invoke", "read", ns, "null") + &event(ms + 1, "ok", "read", ns, value)
+    };
+    // The strong namespace keeps what was written, the available one has lost it.
+    let early = read(1, "cart", "[]");
+    let history = early + &write(10, "bank") + &write(20, "cart");
+    let late = read(30, "bank", "1") + &read(40, "cart", "[]");
+    let file = home.0.path().join("history.jsonl");
+    std::fs::write(&file, history.clone() + &late).unwrap();
+    let check = |more: &str| home.run(&format!("check {}{more}", file.display()));
+    let judged_not = check("");
+    let (out, err) = (stdout(&judged_not), stderr(&judged_not));
+    assert_eq!(judged_not.status.code(), Some(0), "{out}{err}");
+    assert!(!out.contains("lost 0") && out.matches("not judged").count() == 2, "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+    assert!(
+        err.contains("losses were not judged") && err.contains("ended at 21 ms, and 2 reads came after it"),
+        "{err}"
+    );
+    assert!(err.trim_end().ends_with(&format!("kvctl check --settled-ms 22 {}", file.display())), "{err}");
+    for line in stdout(&check(" -o json")).lines() {
+        let said: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(said["lost"].is_null() && said["settled_ms"].is_null(), "{said}");
+    }
+    // With what is advised they are.
+    let judged = check(" --settled-ms 22");
+    let out = stdout(&judged);
+    assert_eq!(judged.status.code(), Some(1), "{out}");
+    assert!(out.contains("lost 0 of 1") && out.contains("lost 1 of 1   resurrected 0"), "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= 80) && stderr(&judged).is_empty(), "{out}");
+    // Where nothing came after the last write, there is nothing to advise.
+    std::fs::write(&file, history).unwrap();
+    assert!(stderr(&check("")).contains("read each key once more at the end"), "{}", stderr(&check("")));
 }
 
 #[test]
