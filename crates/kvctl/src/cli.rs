@@ -44,7 +44,8 @@ pub(crate) struct Global {
     /// Context to use instead of the selected one
     #[arg(short, long, global = true, env = "KVCTL_CONTEXT", hide_env_values = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
-    /// Node to talk to, host:port (repeat for several). One alone is the only one asked.
+    /// Node to talk to, host:port; several are divided by commas, or the option is repeated. One alone is the
+    /// only one asked
     #[arg(
         short,
         long = "endpoint",

@@ -31,9 +31,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         Err(_) if text.parse::<f64>().is_ok() => {
             Err(format!("it needs a unit, as in `{text}s` or `{text}ms`"))
         }
-        Err(error) => Err(error.to_string()),
+        Err(humantime::DurationError::UnknownUnit { unit, .. }) if !unit.is_empty() => {
+            Err(format!("`{unit}` is not a unit of time: {TIMES}"))
+        }
+        Err(_) => Err(format!("a duration is a number with a unit, as in `5s` or `200ms`: {TIMES}")),
     }
 }
+
+/// The units of a duration.
+const TIMES: &str = "ns, us, ms, s, m, h or days";
 
 /// How long a deletion can be undone: `1h`, `7days`.
 pub(crate) fn grace(text: &str) -> Result<Duration, String> {
@@ -70,7 +76,11 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
         "kB" | "KB" => 1_000,
         "MB" => 1_000_000,
         "" => return Err(format!("it needs a unit, as in `{text}B` or `{text}KiB`")),
-        other => return Err(format!("`{other}` is not a unit; use B, KiB or MiB")),
+        other => {
+            return Err(format!(
+                "`{other}` is not a unit of a size: B, kB (1000 bytes), MB, KiB (1024 bytes) or MiB"
+            ));
+        }
     };
     number.checked_mul(scale).ok_or_else(|| "that is too large".into())
 }
@@ -161,6 +171,13 @@ mod tests {
         for wrong in ["", "s", "-1s", "0s", "5 parsecs"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+        // All that could be typed instead is said, and can be.
+        let said = duration("5 parsecs").unwrap_err();
+        assert_eq!(said, "`parsecs` is not a unit of time: ns, us, ms, s, m, h or days");
+        for unit in ["ns", "us", "ms", "s", "m", "h"] {
+            assert!(duration(&format!("5{unit}")).is_ok(), "{unit}");
+        }
+        assert_eq!(grace("2days"), Ok(Duration::from_secs(2 * 24 * 3_600)));
     }
 
     #[test]
@@ -170,6 +187,12 @@ mod tests {
         assert_eq!(size("1 MiB"), Ok(1 << 20));
         assert_eq!(size("2kB"), Ok(2_000));
         assert!(size("100").unwrap_err().contains("`100B`"));
+        let said = size("5XB").unwrap_err();
+        assert_eq!(said, "`XB` is not a unit of a size: B, kB (1000 bytes), MB, KiB (1024 bytes) or MiB");
+        assert_eq!(per_second("5XB").unwrap_err(), said);
+        for unit in ["B", "kB", "MB", "KiB", "MiB"] {
+            assert!(size(&format!("5{unit}")).is_ok(), "{unit}");
+        }
         for wrong in ["", "B", "-1B", "1GiBi", "99999999999999999999B", "18446744073709551615MiB"] {
             assert!(size(wrong).is_err(), "{wrong}");
         }
