@@ -7,8 +7,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use kv_client::{
-    Answer, Available, CausalContext, Client, Expect, Presence, Removed, Revision, Siblings, Strong, Swap,
-    Versioned, WriteContext,
+    Answer, Available, CausalContext, Client, Expect, Presence, Removed, Revision, Sibling, Siblings, Strong,
+    Swap, Versioned, WriteContext,
 };
 use kv_types::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_types::{Failure, Mode, Reason};
@@ -178,17 +178,12 @@ fn siblings(
         _ if app.out.is_json() => {}
         (Presence::Found, [one]) if !args.all => write_value(app, &one.value)?,
         (Presence::Found, several) if app.out.format == Format::Text && app.out.terminal && !args.all => {
-            let merge = merging(app, &args.key);
-            app.out.line(format!("{} siblings (concurrent writes). To merge: {merge}", several.len()))?;
-            for (letter, sibling) in ('a'..='z').cycle().zip(several) {
-                app.out.line(format!(
-                    "  [{letter}] {}   {:08x}:{}   {}   written by {}",
-                    readable(&sibling.value),
-                    sibling.incarnation.0 >> 32,
-                    sibling.counter,
-                    output::time_of_day(sibling.written_at_ms),
-                    sibling.request_id
-                ))?;
+            app.out.line(format!("{} siblings (concurrent writes). To merge:", several.len()))?;
+            for line in merging(app, &args.key) {
+                app.out.line(format!("  {line}"))?;
+            }
+            for line in listed(several) {
+                app.out.line(line)?;
             }
         }
         (Presence::Found, several) if args.all => {
@@ -215,15 +210,41 @@ fn siblings(
     Ok(Exit::Done)
 }
 
-/// What merges siblings, but for the value: in a shell no file is needed.
-fn merging(app: &App, key: &str) -> String {
+/// The lines that merge siblings, but for the value: in a shell no file is needed.
+fn merging(app: &App, key: &str) -> Vec<String> {
     let put = app.line.other(&["put"]).operand("key", key);
     match app.out.is_in_shell() {
-        true => format!("{} VALUE", put.flag("--seen")),
+        true => vec![format!("{} VALUE", put.flag("--seen"))],
         false => {
             let get = app.line.clone().with("-o", "json");
-            format!("{get} > ctx.json; {} VALUE", put.with("--causal", "ctx.json"))
+            vec![format!("{get} > ctx.json"), format!("{} VALUE", put.with("--causal", "ctx.json"))]
         }
+    }
+}
+
+/// A line for each sibling, with a label of its own.
+fn listed(siblings: &[Sibling]) -> Vec<String> {
+    let widest = label(siblings.len().saturating_sub(1)).len() + 2;
+    let line = |(place, sibling): (usize, &Sibling)| {
+        format!(
+            "  {:<widest$} {}   {:08x}:{}   {}   written by {}",
+            format!("[{}]", label(place)),
+            readable(&sibling.value),
+            sibling.incarnation.0 >> 32,
+            sibling.counter,
+            output::time_of_day(sibling.written_at_ms),
+            sibling.request_id
+        )
+    };
+    siblings.iter().enumerate().map(line).collect()
+}
+
+/// `a` to `z`, then `aa`, `ab` and so on: no two places have the same.
+fn label(place: usize) -> String {
+    let letter = u8::try_from(place % 26).map_or('?', |step| char::from(b'a' + step));
+    match (place / 26).checked_sub(1) {
+        Some(above) => format!("{}{letter}", label(above)),
+        None => letter.to_string(),
     }
 }
 
@@ -574,6 +595,26 @@ mod tests {
     fn a_key_is_shown_on_one_line() {
         assert_eq!(shown("cart", b"user:42"), "cart/user:42");
         assert_eq!(shown("cart", b"a\nOK  cart/b\x1b[2J"), "cart/a\\nOK  cart/b\\x1b[2J");
+    }
+
+    #[test]
+    fn siblings_have_labels_of_their_own() {
+        let named = [0, 25, 26, 27, 51, 52, 701, 702].map(label);
+        assert_eq!(named, ["a", "z", "aa", "ab", "az", "ba", "zz", "aaa"]);
+        let sibling = |counter| Sibling {
+            value: Bytes::from_static(b"x"),
+            incarnation: kv_types::Incarnation(1 << 32),
+            counter,
+            written_at_ms: 0,
+            request_id: kv_types::RequestId::default(),
+        };
+        let most = u64::try_from(kv_types::limits::MAX_SIBLINGS).unwrap();
+        let lines = listed(&(1..=most).map(sibling).collect::<Vec<_>>());
+        let labels: std::collections::BTreeSet<_> = lines.iter().map(|line| &line[..6]).collect();
+        assert_eq!(labels.len(), lines.len());
+        assert_eq!((&lines[0][..8], &lines[26][..8]), ("  [a]  x", "  [aa] x"));
+        let few = listed(&[sibling(1), sibling(2)]);
+        assert_eq!(few[1], "  [b] x   00000001:2   00:00:00   written by 00000000:0");
     }
 
     #[tokio::test]
