@@ -315,7 +315,13 @@ fn traps_of_available() -> Vec<Trap> {
             "empty-disk-speaks",
             "a node without its disk asks before it speaks",
             Test("kv-dynamo-cluster", "a_wiped_node_pulls_before_it_serves"),
-            &["a_wiped_node"],
+            &["a_wiped_node", "pulls::a_wiped_node"],
+        ),
+        trap(
+            "log-without-record",
+            "who asks for missing writes gets their records",
+            Test("kv-dynamo-kv_dynamo", "who_lacks_some_writes_gets_the_records_of_their_keys_alone"),
+            &["who_lacks", "replica::tests::dot_log::who_lacks"],
         ),
     ]
 }

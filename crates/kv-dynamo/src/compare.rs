@@ -4,7 +4,10 @@
 //!
 //! From time to time a node sends every other member the hashes of the clocks of the ring partitions that
 //! both keep. The answer has the clocks that differ. What they have beyond this node's is on its way, or
-//! lost: [`crate::catch_up`] waits for it, and pulls the ring partition where it does not come.
+//! lost: [`crate::catch_up`] waits for it, and asks for it where it does not come. A node that was away is
+//! asked as soon as it is back.
+//!
+//! What another primary has this node's dot log need not keep for it (`replica::dot_log`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::layout::Slice;
 use crate::limits;
 use crate::node::{Node, stopped};
+use crate::replica::Compared;
 
 /// The ring partitions that a node keeps, by the other nodes that keep them.
 fn shared(catalogue: &Catalogue, me: NodeId) -> BTreeMap<NodeId, Vec<Slice>> {
@@ -51,23 +55,44 @@ fn mark(slice: Slice, clock: &NodeClock) -> peer::ClockMark {
     peer::ClockMark { ring: slice.ring.0, partition: slice.partition.0, hash: xxh3_64(&clock.encode()) }
 }
 
+/// When the others are asked. A value: time is an argument.
+#[derive(Debug, Default)]
+struct Turns {
+    /// How often a node was asked, and when it is asked again.
+    asked: BTreeMap<NodeId, (usize, Instant)>,
+}
+
+impl Turns {
+    /// The turn of a node that is due. One that is not up is due when it is back.
+    fn due(&mut self, other: NodeId, is_up: bool, now: Instant) -> Option<usize> {
+        let (turn, due) = self.asked.entry(other).or_insert((0, now));
+        if !is_up {
+            *due = now;
+        }
+        (is_up && *due <= now).then(|| {
+            *due = now + limits::COMPARE;
+            *turn += 1;
+            *turn - 1
+        })
+    }
+}
+
 /// Asks the others, until the node stops.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut stop = node.stop.subscribe();
-    for turn in 0.. {
+    let mut turns = Turns::default();
+    loop {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => return,
-            () = sleep(limits::COMPARE) => {}
+            () = sleep(limits::COMPARE_LOOK) => {}
         }
         let catalogue = node.catalogue();
         if !node.config.compares || !catalogue.allows(FeatureLevel::KEYED) || !node.is_whole() {
             continue;
         }
         for (other, slices) in shared(&catalogue, node.me) {
-            if !node.is_up(other) {
-                continue;
-            }
+            let Some(turn) = turns.due(other, node.is_up(other), Instant::now()) else { continue };
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => return,
@@ -85,8 +110,13 @@ impl Node {
         other: NodeId,
         slices: impl Iterator<Item = Slice>,
     ) -> Result<(), Failure> {
-        let asked: Vec<Slice> = slices.collect();
-        let marks = asked.iter().map(|slice| mark(*slice, &self.replica.clock(*slice).0)).collect();
+        let mut asked: Vec<(Slice, u64)> = Vec::new();
+        let mut marks = Vec::new();
+        for slice in slices {
+            let Compared { clock, last } = self.replica.compared(slice);
+            marks.push(mark(slice, &clock));
+            asked.push((slice, last));
+        }
         let body = request_frame::Body::CompareClocks(peer::CompareClocks { marks });
         let deadline = Instant::now() + limits::BACKGROUND_CALL;
         let reply = self.peers.call(other, Lane::Control, Address::default(), body, deadline).await;
@@ -99,8 +129,13 @@ impl Node {
         for told in reply.clocks {
             let slice = Slice { ring: RingId(told.ring), partition: RingPartition(told.partition) };
             let clock = NodeClock::decode(told.node_clock).map_err(|error| unusable(error.to_string()))?;
-            if asked.contains(&slice) {
-                self.replica.hear_of(slice, &clock);
+            if asked.iter().any(|(other, _)| *other == slice) {
+                self.replica.hear_of(slice, other, &clock);
+            }
+        }
+        for at in reply.alike {
+            if let Some((slice, last)) = usize::try_from(at).ok().and_then(|at| asked.get(at)) {
+                self.replica.is_alike(*slice, other, *last);
             }
         }
         Ok(())
@@ -122,7 +157,7 @@ impl Node {
         if self.replica.is_put_back() {
             return Ok(reply);
         }
-        for theirs in message.marks {
+        for (theirs, at) in message.marks.into_iter().zip(0..) {
             let slice = Slice { ring: RingId(theirs.ring), partition: RingPartition(theirs.partition) };
             if !self.keeps(slice) {
                 continue;
@@ -130,6 +165,8 @@ impl Node {
             let (clock, position) = self.replica.clock(slice);
             let node_clock: Bytes = clock.encode();
             if xxh3_64(&node_clock) == theirs.hash {
+                durable = durable.max(position);
+                reply.alike.push(at);
                 continue;
             }
             bytes += node_clock.len();
@@ -164,6 +201,19 @@ mod tests {
         assert_eq!(found[&NodeId(2)], [slice(0), slice(3)]);
         assert_eq!(found[&NodeId(3)], [slice(2)]);
         assert!(shared(&catalogue, NodeId(9)).is_empty());
+    }
+
+    #[test]
+    fn a_node_that_was_away_is_asked_when_it_is_back() {
+        let (other, begun) = (NodeId(2), Instant::now());
+        let mut turns = Turns::default();
+        assert_eq!(turns.due(other, true, begun), Some(0));
+        let soon = begun + limits::COMPARE_LOOK;
+        assert_eq!(turns.due(other, true, soon), None);
+        assert_eq!(turns.due(other, false, soon), None);
+        assert_eq!(turns.due(other, true, soon + limits::COMPARE_LOOK), Some(1));
+        assert_eq!(turns.due(other, true, soon + limits::COMPARE), None);
+        assert_eq!(turns.due(other, true, begun + 3 * limits::COMPARE), Some(2));
     }
 
     #[test]

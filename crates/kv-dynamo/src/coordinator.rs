@@ -26,7 +26,7 @@ use crate::node::{AvailableConfig, Node, ring_of};
 use crate::replica::Replica;
 use crate::standing::Standing;
 use crate::write::Change;
-use crate::{catch_up, compare, rebuild, removal, replay, strip};
+use crate::{catch_up, compare, missing, rebuild, removal, replay, strip};
 
 /// The available namespaces of one node. Clones share everything.
 #[derive(Clone)]
@@ -73,6 +73,7 @@ impl Available {
         tokio::spawn(strip::run(Arc::clone(&node)));
         tokio::spawn(compare::run(Arc::clone(&node)));
         tokio::spawn(catch_up::run(Arc::clone(&node)));
+        tokio::spawn(missing::trim(Arc::clone(&node)));
         tokio::spawn(removal::run(Arc::clone(&node)));
         Ok(Self { node })
     }
@@ -101,7 +102,8 @@ impl Available {
         self.node.write(namespace, change, deadline, hop).await
     }
 
-    /// Answers a peer: `replica_write`, `replica_read`, `pull_partition` and `compare_clocks`.
+    /// Answers a peer: `replica_write`, `replica_read`, `pull_partition`, `pull_missing` and
+    /// `compare_clocks`.
     pub fn handle(&self, request: PeerRequest) -> BoxFuture<'static, Result<response_frame::Body, Failure>> {
         let dynamo = self.clone();
         Box::pin(async move {
@@ -123,6 +125,9 @@ impl Available {
                     .compare_clocks(message, deadline)
                     .await
                     .map(response_frame::Body::CompareClocks),
+                request_frame::Body::PullMissing(message) => {
+                    dynamo.node.pull_missing(message, deadline).await.map(response_frame::Body::PullMissing)
+                }
                 _ => {
                     Err(Failure::new(Reason::InvalidRequest, "this message is not for available namespaces"))
                 }

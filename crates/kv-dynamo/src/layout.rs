@@ -1,4 +1,4 @@
-//! Where the rows of this crate are: tables 48 to 54 of kv-storage and a few entries of small state. Every
+//! Where the rows of this crate are: tables 48 to 55 of kv-storage and a few entries of small state. Every
 //! key begins with ring and ring partition (hints: with their target), so that a ring partition moves or goes
 //! as one range. Numbers and layouts are part of the format on disk.
 
@@ -24,6 +24,9 @@ pub(crate) const HINTS: TableId = TableId::new(52);
 pub(crate) const CONFLICTS: TableId = TableId::new(53);
 /// As `RECORDS`, without value: the records that claim what the node clock does not have.
 pub(crate) const AHEAD: TableId = TableId::new(54);
+/// A journal with a stream for each ring partition: which dots are of which key, in the order in which they
+/// came to this node. The ids are counted from 1.
+pub(crate) const DOT_LOG: TableId = TableId::new(55);
 
 /// Small state: this directory's incarnation.
 pub(crate) const INCARNATION: &[u8] = b"dynamo/incarnation";

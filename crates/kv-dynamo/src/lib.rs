@@ -25,6 +25,7 @@ mod compare;
 mod coordinator;
 mod layout;
 pub mod limits;
+mod missing;
 mod node;
 mod quorum;
 mod read;

@@ -71,12 +71,17 @@ pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
 pub const STRIP: (Duration, usize, Duration) = (Duration::from_secs(1), 64, Duration::from_millis(5));
 /// The longest pause while none of them can be stripped.
 pub const STRIP_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long a ring partition's clock stays behind before the other primaries are asked for the records of
+/// what is missing, by their dot logs.
+pub const CATCH_UP_BY_LOG: Duration = Duration::from_secs(3);
 /// How often it is looked for ring partitions whose clock stays behind, how long that lasts before the other
 /// primaries are asked for all of it, and how long it takes at most before they are asked again.
 pub const CATCH_UP: (Duration, Duration, Duration) =
     (Duration::from_secs(1), Duration::from_secs(15), Duration::from_secs(600));
 /// How often node clocks are compared with those of the other primaries.
 pub const COMPARE: Duration = Duration::from_secs(10);
+/// How often it is looked for nodes that are back: with those they are compared at once.
+pub const COMPARE_LOOK: Duration = Duration::from_secs(1);
 /// Clocks in one question, and bytes of those that differ in one answer; a single one may be longer.
 pub const COMPARED: usize = 4_096;
 /// As [`COMPARED`] says.
@@ -117,6 +122,20 @@ pub const PULL_TIME: (Duration, Duration) = (Duration::from_millis(500), Duratio
 /// Pulls of one ring partition that were given up and are remembered, each of which has what no later one
 /// has: as many as there may be other sources.
 pub const GIVEN_UP: usize = MAX_REPLICAS as usize;
+/// Entries of the dot log of one ring partition; beyond it the older half is given up.
+pub const LOG_ENTRIES: u64 = 1 << 16;
+/// Bytes on the disk of the dot logs of a node; beyond it the older half of each is given up. It is looked at
+/// every [`COMPARE`].
+pub const LOG_BYTES: u64 = 1 << 30;
+/// Moments of a dot log that are remembered, and ranges of a node clock with which one is.
+pub const LOG_MARKS: usize = 16;
+/// As [`LOG_MARKS`] says.
+pub const LOG_MARK_RANGES: usize = 256;
+/// Dots that one question about missing writes names as ranges, and dots of which one answer tells, nearly.
+pub const LOG_DOTS: usize = 2_048;
+/// Records that are read together for such an answer.
+pub const LOG_KEYS: usize = 8;
+const _: () = assert!(LOG_KEYS * (RECORD_BYTES + BESIDE_VALUES) <= kv_storage::limits::MAX_READ_BYTES);
 /// Ring partitions pulled at once.
 pub const PULLS: usize = 8;
 /// Rows read at a time where all rows of a ring partition are looked at.

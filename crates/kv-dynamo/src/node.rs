@@ -40,6 +40,8 @@ pub struct AvailableConfig {
     pub hint_bytes: u64,
     /// Whether node clocks are compared with those of the other primaries.
     pub compares: bool,
+    /// Bytes of the dot logs on the disk; beyond it the older half of each is given up.
+    pub log_bytes: u64,
 }
 
 impl AvailableConfig {
@@ -52,6 +54,7 @@ impl AvailableConfig {
             forward_patience: limits::FORWARD_PATIENCE,
             hint_bytes: limits::HINT_BYTES,
             compares: true,
+            log_bytes: limits::LOG_BYTES,
         }
     }
 }

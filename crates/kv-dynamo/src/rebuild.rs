@@ -349,12 +349,12 @@ impl PageSize {
     }
 }
 
-fn invalid(error: CodecError) -> Failure {
+pub(crate) fn invalid(error: CodecError) -> Failure {
     Failure::new(Reason::InvalidRequest, error.to_string())
 }
 
 /// The clock of a source.
-fn clock_of(bytes: Bytes) -> Result<NodeClock, PullError> {
+pub(crate) fn clock_of(bytes: Bytes) -> Result<NodeClock, PullError> {
     NodeClock::decode(bytes).map_err(|error| PullError::Source(invalid(error)))
 }
 
@@ -419,7 +419,7 @@ async fn pull_hints(node: &Arc<Node>, slice: Slice, fallback: NodeId) -> Result<
     }
 }
 
-fn decoded(slice: Slice, pulled: peer::PulledRecord) -> (Place, Result<State, Failure>) {
+pub(crate) fn decoded(slice: Slice, pulled: peer::PulledRecord) -> (Place, Result<State, Failure>) {
     let state = State::decode(pulled.record).map_err(invalid);
     (Place { slice, namespace: NamespaceId(pulled.namespace_id), key: pulled.key }, state)
 }
@@ -588,7 +588,9 @@ async fn merge_page(
 }
 
 /// Bulk writes are refused while the log has more urgent work.
-async fn patiently<'a>(apply: impl Fn(Instant) -> BoxFuture<'a, Result<(), Failure>>) -> Result<(), Failure> {
+pub(crate) async fn patiently<'a, T: Default>(
+    apply: impl Fn(Instant) -> BoxFuture<'a, Result<T, Failure>>,
+) -> Result<T, Failure> {
     let mut pause = Duration::from_millis(5);
     loop {
         match apply(Instant::now() + limits::BACKGROUND_READ).await {
@@ -597,7 +599,7 @@ async fn patiently<'a>(apply: impl Fn(Instant) -> BoxFuture<'a, Result<(), Failu
                 pause *= 2;
             }
             // The source has not removed what is left of a deleted namespace.
-            Err(failure) if failure.reason == Reason::NamespaceUnknown => return Ok(()),
+            Err(failure) if failure.reason == Reason::NamespaceUnknown => return Ok(T::default()),
             result => return result,
         }
     }
@@ -720,7 +722,7 @@ impl Node {
     }
 }
 
-fn pulled_record(place: Place, record: Bytes) -> peer::PulledRecord {
+pub(crate) fn pulled_record(place: Place, record: Bytes) -> peer::PulledRecord {
     peer::PulledRecord { namespace_id: place.namespace.0, key: place.key, record }
 }
 

@@ -36,6 +36,7 @@ use crate::layout::{
 use crate::limits;
 
 mod copy;
+mod dot_log;
 mod gaps;
 mod held;
 mod hints;
@@ -52,6 +53,7 @@ mod settling;
 mod strip;
 
 use copy::Copy;
+pub(crate) use dot_log::Compared;
 use held::Held;
 pub(crate) use mint::nothing_to_delete;
 use pulling::Pulling;
@@ -138,6 +140,10 @@ struct Partition {
     claimed: Arc<Context>,
     /// What other primaries have and the clock had not, when they were asked: in memory alone.
     heard: Arc<Context>,
+    /// The last entry of the dot log.
+    logged: u64,
+    /// How far the dot log has come with the other primaries.
+    marks: Arc<dot_log::Marks>,
     /// Where the log stands: what must be durable before a record is shown.
     settling: Settling,
     /// While the ring partition is pulled from a source.
@@ -400,6 +406,7 @@ impl Replica {
         if kv_types::mutant!(IncarnationReused) {
             partition.counter = 0;
         }
+        partition.logged = self.last_logged(slice);
         let requests = if learned { Requests::of_nothing() } else { Requests::default() };
         Guarded::new(partition, requests)
     }
@@ -619,6 +626,7 @@ impl Replica {
             None if stored.is_some() => rows.delete(RECORDS, place.record_key()),
             None => {}
         }
+        self.stage_log(place, &change.new, next, rows);
         if !change.new.is_empty() {
             self.stage_clock(place.slice, next, rows);
         }

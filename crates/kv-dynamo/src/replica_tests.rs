@@ -14,6 +14,8 @@ use super::*;
 
 #[path = "bounds_tests.rs"]
 mod bounds;
+#[path = "dot_log_tests.rs"]
+mod dot_log;
 #[path = "../tests/gate/mod.rs"]
 mod gate;
 #[path = "replica_promise_tests.rs"]

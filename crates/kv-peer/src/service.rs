@@ -293,6 +293,7 @@ fn is_read(body: &request_frame::Body) -> bool {
         request_frame::Body::ReplicaRead(_)
         | request_frame::Body::PullPartition(_)
         | request_frame::Body::CompareClocks(_)
+        | request_frame::Body::PullMissing(_)
         | request_frame::Body::RaftHistory(_) => true,
         request_frame::Body::Forward(forward) => matches!(forward.request, Some(Forwarded::Get(_))),
         _ => false,

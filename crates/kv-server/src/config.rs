@@ -207,13 +207,17 @@ pub struct DynamoSettings {
     /// Hints that this node holds for others at most; at the bound it refuses to be a fallback.
     #[serde(deserialize_with = "size")]
     pub max_hints_size: u64,
+    /// What the logs may have by which others get single writes that they miss; beyond it the older half of
+    /// each is given up.
+    #[serde(deserialize_with = "size")]
+    pub max_dot_log_size: u64,
     /// Compares with the other replicas which writes are there, and gets what does not come by itself.
     pub compare_clocks: bool,
 }
 
 impl Default for DynamoSettings {
     fn default() -> Self {
-        Self { max_hints_size: 1 << 30, compare_clocks: true }
+        Self { max_hints_size: 1 << 30, max_dot_log_size: 1 << 30, compare_clocks: true }
     }
 }
 
@@ -755,6 +759,7 @@ mod tests {
             "heartbeat",
             "segment_size",
             "max_hints_size",
+            "max_dot_log_size",
             "compare_clocks",
             "ping_every",
             "concurrent_requests",

@@ -354,6 +354,7 @@ fn dynamo_config(config: &NodeConfig, tier_lost: bool) -> AvailableConfig {
     AvailableConfig {
         hint_bytes: config.dynamo.max_hints_size,
         compares: config.dynamo.compare_clocks,
+        log_bytes: config.dynamo.max_dot_log_size,
         ..AvailableConfig::new(config.node_id, tier_lost)
     }
 }

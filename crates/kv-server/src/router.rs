@@ -443,6 +443,7 @@ impl Router {
             Body::ReplicaWrite(_)
             | Body::ReplicaRead(_)
             | Body::PullPartition(_)
+            | Body::PullMissing(_)
             | Body::CompareClocks(_) => self.available.handle(request).await,
             Body::Forward(message) => {
                 let left = request.deadline.saturating_duration_since(Instant::now());

@@ -18,7 +18,7 @@ use crate::{
 
 /// Entries of a stream from `from` to `to` (both inclusive), in order. What is in the files goes first; a
 /// page never has entries of both.
-fn entries(
+pub(crate) fn entries(
     parts: &Parts,
     place: &StreamId,
     (from, to): (u64, u64),
@@ -68,6 +68,11 @@ impl Storage {
         let (floor, last) = self.parts().memtable.read().streams.bounds(&place);
         let (floor_in_files, last_in_files) = self.parts().journals.bounds(&place);
         (floor.max(floor_in_files), last.max(last_in_files))
+    }
+
+    /// Bytes on the disk of what is kept of a stream; what is still in the memtable is not counted.
+    pub fn stream_bytes(&self, table: TableId, stream: &[u8]) -> u64 {
+        self.parts().journals.of(table).map_or(0, |journal| journal.stream_bytes(stream))
     }
 
     /// Names of the streams of a table from `from` (inclusive) to `to` (exclusive).

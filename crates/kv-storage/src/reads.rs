@@ -9,7 +9,9 @@ use tokio::sync::oneshot;
 use crate::{
     batch::{Position, Row, TableId, full_key, prefix_end, split_key},
     engine::Storage,
+    entries,
     error::StorageError,
+    journal::JournalEntry,
     limits,
     memtable::Seen,
     merge::{Merge, consistently},
@@ -176,6 +178,20 @@ impl Storage {
         let bytes = from.len() + to.as_ref().map_or(0, Vec::len);
         let job = move |parts: &Parts| range_chunk(parts, &from, to.as_deref(), limit_rows, limit_bytes);
         off_the_workers(self.parts(), Class::Client, bytes, job).await
+    }
+
+    /// As [`Storage::read_entries`], read on another thread. `Overloaded` when too many reads wait.
+    pub async fn read_stream(
+        &self,
+        table: TableId,
+        stream: &[u8],
+        ids: (u64, u64),
+        max_entries: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<JournalEntry>, StorageError> {
+        let place = (table, Bytes::copy_from_slice(stream));
+        let job = move |parts: &Parts| entries::entries(parts, &place, ids, max_entries, max_bytes);
+        off_the_workers(self.parts(), Class::Client, stream.len(), job).await
     }
 }
 

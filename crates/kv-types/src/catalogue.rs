@@ -132,8 +132,10 @@ impl FeatureLevel {
     /// The catalogue has a key under which causal contexts are authenticated, from the beginning of the
     /// cluster.
     pub const KEYED: Self = Self(4);
+    /// Replicas ask each other for single writes that they miss.
+    pub const LOGGED: Self = Self(5);
     /// The highest one that this program supports.
-    pub const SUPPORTED: Self = Self::KEYED;
+    pub const SUPPORTED: Self = Self::LOGGED;
 }
 
 impl fmt::Display for FeatureLevel {

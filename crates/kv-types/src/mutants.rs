@@ -133,6 +133,8 @@ mutants! {
     /// kv-types: a record is stored without what it claims beyond the node clock, so what it superseded is
     /// taken for new when it arrives after that.
     StripAhead = "strip-ahead", Node, "what was deleted does not come back";
+    /// kv-dynamo: who asks for missing writes is told of their keys without the records.
+    LogWithoutRecord = "log-without-record", Node, "replicas equal in the end";
     /// kv-dynamo: a read that met only fallbacks without knowledge says that the key is absent.
     AbsenceFromNoKnowledge = "absence-from-no-knowledge", Node, "no false absence";
     /// kv-dynamo: read repair hands over the context without the values that it covers.

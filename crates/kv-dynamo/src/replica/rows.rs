@@ -248,6 +248,11 @@ impl Rows<'_> {
         self.written.push((table, key, None));
     }
 
+    /// Adds an entry to a stream of a journal.
+    pub(super) fn append(&mut self, table: TableId, stream: &[u8], id: u64, content: &[u8]) {
+        self.batch.push_append(table, stream, id, content);
+    }
+
     pub(super) fn small_put(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         self.batch.push_small_put(key, value);
     }

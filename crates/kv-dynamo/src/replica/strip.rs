@@ -29,6 +29,15 @@ impl Partition {
         }
     }
 
+    /// Another primary has this clock.
+    pub(super) fn hear_of(&mut self, clock: &NodeClock) {
+        let beyond = clock.dots().difference(self.clock.dots());
+        // With more gaps the clock would refuse it. What is known to be missing is enough to begin with.
+        if self.heard.ranges().len() + beyond.ranges().len() <= MAX_CLOCK_RANGES {
+            Arc::make_mut(&mut self.heard).merge(&beyond);
+        }
+    }
+
     /// What of it the clock has not; what the clock has is forgotten.
     fn missing(&mut self) -> Context {
         if self.ahead == 0 {
@@ -87,17 +96,6 @@ impl Replica {
         let missing = |guarded: &Mutex<Guarded>| lock(guarded).state.missing();
         let all = known.into_iter().map(|(slice, guarded)| (slice, missing(&guarded)));
         all.filter(|(_, missing)| !missing.is_empty()).collect()
-    }
-
-    /// Another primary has this clock. What it has beyond the one here is missing, until it comes.
-    pub(crate) fn hear_of(&self, slice: Slice, clock: &NodeClock) {
-        let partition = self.partition(slice);
-        let state = &mut lock(&partition).state;
-        let beyond = clock.dots().difference(state.clock.dots());
-        // With more gaps the clock would refuse it. What is known to be missing is enough to begin with.
-        if state.heard.ranges().len() + beyond.ranges().len() <= MAX_CLOCK_RANGES {
-            Arc::make_mut(&mut state.heard).merge(&beyond);
-        }
     }
 
     /// How many records are ahead of their clocks here.

@@ -93,7 +93,7 @@ impl Settings {
             ..StorageSettings::default()
         };
         let max_hints_size = *dice.choice(&[16_u64 << 10, 64 << 20]).unwrap_or(&(64 << 20));
-        let dynamo = DynamoSettings { max_hints_size, compare_clocks: false };
+        let dynamo = DynamoSettings { max_hints_size, compare_clocks: false, ..DynamoSettings::default() };
         // On some seeds proposals wait for their turn.
         raft.pipeline_entries = *dice.choice(&[1_u64, 2, 128]).unwrap_or(&128);
         Self { raft, storage, dynamo, peer: PeerSettings::default() }

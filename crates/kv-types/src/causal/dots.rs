@@ -294,7 +294,8 @@ impl NodeClock {
         Self { dots: self.dots.difference(dots) }
     }
 
-    pub(super) fn of(dots: DotSet) -> Self {
+    /// The clock of a replica that has applied these and nothing else.
+    pub fn of(dots: DotSet) -> Self {
         Self { dots }
     }
 }
