@@ -124,8 +124,8 @@ impl fmt::Display for WriteId {
 impl FromStr for WriteId {
     type Err = ParseIdError;
 
-    /// An error for what has another form, and for a part that is 0: no request has such an id, and whoever
-    /// made one up has not sent it before.
+    /// An error for what has another form, and for a part that is 0: no request has such an id, so that
+    /// none was sent under it.
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let refused = |expected| ParseIdError { text: text.to_owned(), expected };
         let number = |digits: &str| {

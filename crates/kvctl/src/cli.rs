@@ -752,8 +752,8 @@ pub(crate) struct Check {
     /// Treat this namespace as strong (repeat)
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) strong: Vec<String>,
-    /// Reads called from this time on, milliseconds since the beginning, are the final ones; without it losses
-    /// and convergence are not judged
+    /// Reads called from this time on, milliseconds since the beginning, are the final ones; without it
+    /// losses and convergence are not judged
     #[arg(long, value_name = "MS")]
     pub(crate) settled_ms: Option<u64>,
 }

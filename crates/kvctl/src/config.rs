@@ -193,7 +193,7 @@ fn read(path: &Path) -> Result<Option<String>, Problem> {
     })
 }
 
-/// Something that is no file of contexts is where it belongs: what can be done with it, and the line.
+/// Something else is where the file of contexts belongs: what can be done with it, and the line.
 fn damaged(path: &Path, message: &str, remedy: &str) -> Problem {
     let file = path.display().to_string();
     let away = format!("mv {} {}", quoted(&file), quoted(&format!("{file}.damaged")));

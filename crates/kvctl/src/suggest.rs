@@ -55,8 +55,8 @@ pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
 }
 
 /// What is said of a change that was interrupted; none of a command that changes nothing. Of a write, whether
-/// it was sent, how it is named, and the line that sends the same again. Nothing is asked of a node: whoever
-/// interrupts does not want to wait.
+/// it was sent, how it is named, and the line that sends the same again. Nothing is asked of a node: a person
+/// who interrupts does not want to wait.
 pub(crate) fn of_interrupted(app: &App, command: &Command, exit: Exit) -> Option<Problem> {
     let line = &app.line;
     let Some(again) = command.again() else { return of_interrupted_else(app, command, exit) };
@@ -212,7 +212,7 @@ async fn without_quorum(app: &App) -> Tries {
     }
 }
 
-/// Too few replicas of the key are in reach. In a lab it is known which nodes are down, or that links are cut.
+/// Too few replicas of the key are in reach. A lab knows which nodes are down, or that links are cut.
 async fn without_replicas(app: &App) -> Tries {
     let look = admin(&app.line, &["cluster", "status"]);
     let (name, status) = lab_status(app).await;
@@ -350,7 +350,7 @@ async fn in_trouble(app: &App) -> Tries {
     }
 }
 
-/// The name of the cluster that is meant, and what the process of its lab says, if it is one and says it soon.
+/// The name of the cluster that is meant, and what the process of its lab says, if there is one that answers.
 async fn lab_status(app: &App) -> (Option<String>, Option<control::Status>) {
     let (name, dir) = lab_that_is_meant(app);
     let Some(dir) = dir else { return (name, None) };

@@ -214,7 +214,7 @@ fn few(key: &[u8]) -> Result<(), Status> {
     if key == b"few" { Err(status_from_failure(&failure)) } else { Ok(()) }
 }
 
-/// The key `ss` has three concurrent values, any other key has one. Of `far` only nodes without a copy answer.
+/// The key `ss` has three concurrent values, any other key one. Of `far` only nodes without a copy answer.
 #[tonic::async_trait]
 impl KvService for Fake {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {

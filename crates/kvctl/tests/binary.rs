@@ -103,7 +103,7 @@ fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
     assert!(stderr(&usual).contains("kvctl lab up"), "{}", stderr(&usual));
 }
 
-/// For a monitor there is one way to be down, whoever says so.
+/// For a monitor there is one way to be down, with or without a node that says so.
 #[test]
 fn a_cluster_of_which_no_node_can_be_asked_is_down() {
     let home = home_without_a_lab();
@@ -215,7 +215,7 @@ fn words_of_other_tools_say_what_to_type() {
         assert_eq!(output.status.code(), Some(2), "{typed}");
         assert!(stderr(&output).contains(&format!("  try: {line}   (")), "{typed}: {}", stderr(&output));
     }
-    // An id that nobody was given names no request.
+    // An id that no error ever named is not the id of a request.
     for (id, says) in [
         ("00000000000000000000000000000000:1@1700000000000", "which are random, are all 0"),
         ("0123456789abcdef0123456789abcdef:0@1700000000000", "requests count from 1"),
