@@ -134,13 +134,43 @@ pub(crate) async fn ask(app: &App, dir: &Path, request: Request) -> Result<Reply
     answered.map_err(|error| match error {
         LabError::NotRunning { .. } => {
             let up = app.line.of_lab(&["lab", "up"]).to_string();
-            Problem::from(error).try_this(up, "starts it")
+            let problem = Problem::from(error);
+            Problem { message: not_running(app, dir), ..problem }.try_this(up, "starts it")
         }
         error => error.into(),
     })
 }
 
 /// The name of the lab that is to start: the one named, that of the context, or the usual one.
+/// How the lab in this folder is called by the person who asks: none where they named the folder, or where no
+/// name stands for it.
+fn name_in_use(app: &App, dir: &Path) -> Option<String> {
+    if app.line.has("dir") {
+        return None;
+    }
+    let config = app.config().unwrap_or_default();
+    let is_it = |name: &&String| {
+        let context = config.contexts.get(*name);
+        context.is_some_and(|context| context.lab.as_deref() == Some(dir))
+    };
+    let known = config.current.iter().chain(config.contexts.keys()).find(is_it).cloned();
+    // A lab that no context names any more is still where its name puts it.
+    let usual = || {
+        let name = dir.file_name()?.to_str()?.to_owned();
+        (kv_lab::dir_of(&name) == dir).then_some(name)
+    };
+    known.or_else(usual)
+}
+
+/// That no lab runs, by the name that was meant, or else by its folder.
+fn not_running(app: &App, dir: &Path) -> String {
+    match name_in_use(app, dir) {
+        Some(name) if name == LAB => "no lab runs".to_owned(),
+        Some(name) => format!("the lab `{name}` does not run"),
+        None => format!("no lab runs in {}", dir.display()),
+    }
+}
+
 fn name_of(app: &App, args: &LabUp) -> Result<String, Problem> {
     let config = app.config()?;
     let is_lab = |name: &String| config.contexts.get(name).is_some_and(|context| context.lab.is_some());
@@ -280,14 +310,14 @@ async fn down(app: &App, dir: &Path) -> Result<Exit, Problem> {
         Err(error) => return Err(error.into()),
     };
     if app.out.is_json() {
-        app.out.json(&json!({ "lab": dir, "ran": ran, "down": true }))?;
+        let name = name_in_use(app, dir);
+        app.out.json(&json!({ "lab": dir, "name": name, "ran": ran, "down": true }))?;
     } else {
-        let name =
-            dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.display().to_string());
-        app.out.done(match ran {
-            true if name == LAB => "the lab is down".to_owned(),
-            true => format!("the lab {name} is down"),
-            false => format!("no lab runs in {}: nothing to do", dir.display()),
+        app.out.done(match (ran, name_in_use(app, dir)) {
+            (true, Some(name)) if name == LAB => "the lab is down".to_owned(),
+            (true, Some(name)) => format!("the lab `{name}` is down"),
+            (true, None) => format!("the lab in {} is down", dir.display()),
+            (false, _) => format!("{}: nothing to do", not_running(app, dir)),
         })?;
     }
     Ok(Exit::Done)

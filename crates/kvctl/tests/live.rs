@@ -537,7 +537,9 @@ fn second_labs_are_beside_the_first(lab: &Lab) {
     assert!(lab.ok("fault list").is_empty(), "the selected lab has none");
     assert!(lab.ok("fault list --name lab").contains("n5"));
     lab.ok("-c lab fault heal");
-    lab.ok("lab down --name other");
+    assert_eq!(lab.ok("lab down --name other"), "the lab `other` is down\n");
+    assert_eq!(lab.ok("lab down --name other"), "the lab `other` does not run: nothing to do\n");
+    assert!(lab.ends("lab status --name other", 3).err.starts_with("error: the lab `other` does not run\n"));
     lab.ends("-c other get -n bank alice", 3);
     lab.ok("ctx use lab");
     assert_eq!(lab.ok("get -n bank alice"), "7");
