@@ -24,6 +24,7 @@ use self::own::Own;
 use crate::app::App;
 use crate::cli::Bench;
 use crate::exit::Exit;
+use crate::fold::fold;
 use crate::output::{object, round, table};
 use crate::problem::Problem;
 use crate::views::views;
@@ -90,7 +91,7 @@ async fn measure(
     };
     match app.out.is_json() {
         true => app.out.json(&as_json(args, &measured, &about))?,
-        false => app.out.line(as_text(args, &measured, &about))?,
+        false => app.out.line(fold(&as_text(args, &measured, &about)))?,
     }
     if let Some(error) = measured.gone {
         let mut problem = Problem::from(error);

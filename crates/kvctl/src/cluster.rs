@@ -13,10 +13,10 @@ use crate::app::App;
 use crate::cli::{Cluster, Ring};
 use crate::data;
 use crate::exit::Exit;
-use crate::fold::WIDTH;
+use crate::fold::fold;
 use crate::latency;
 use crate::ns::deleted_until;
-use crate::output::{nodes, object, on_a_line, put_bytes, table, time_of_day};
+use crate::output::{nodes, object, on_a_line, put_bytes, table, table_of_named, time_of_day};
 use crate::problem::Problem;
 use crate::progress::while_waiting;
 use crate::views::{Views, views};
@@ -64,7 +64,7 @@ async fn status(app: &App, as_seen_by: Option<&str>, all: bool) -> Result<Exit, 
     } else {
         let most = if all { usize::MAX } else { MOST_NAMESPACES };
         let whole = app.line.clone().flag("--all").to_string();
-        app.out.line(view.text(lab_line(app).await, most, &whole))?;
+        app.out.line(fold(&view.text(lab_line(app).await, most, &whole)))?;
     }
     Ok(Exit::Done)
 }
@@ -179,8 +179,8 @@ fn serving(mut offers: Vec<Offer>, most: usize, whole: &str) -> String {
         offers.sort_by_key(|offer| !offer.is_troubled());
     }
     let hidden = offers.split_off(offers.len().min(most));
-    let shown = table(&["namespace", "mode", "serving here", "can lose"], offers.iter().map(Offer::row));
-    let shown = with_remarks(&shown, offers.iter().map(Offer::about));
+    let rows = offers.iter().map(|offer| (offer.row(), offer.about().to_owned()));
+    let shown = table_of_named(&["namespace", "mode", "serving here", "can lose"], rows.collect());
     if hidden.is_empty() {
         return shown;
     }
@@ -195,19 +195,6 @@ fn serving(mut offers: Vec<Offer>, most: usize, whole: &str) -> String {
         _ => some.join(", "),
     };
     format!("{shown}\n... and {} more, {how}; see: {whole}", hidden.len())
-}
-
-/// The rows of a table, each with what is said of it: beside it where a screen has room, or else below.
-fn with_remarks<'a>(table: &str, remarks: impl Iterator<Item = &'a str>) -> String {
-    let columns = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-    let row = |(line, remark): (&str, &str)| {
-        let beside = format!("{line:<columns$}  {remark}");
-        match beside.chars().count() <= WIDTH {
-            true => beside.trim_end().to_owned(),
-            false => format!("{line}\n    {remark}"),
-        }
-    };
-    table.lines().zip(std::iter::once("").chain(remarks)).map(row).collect::<Vec<_>>().join("\n")
 }
 
 impl View<'_> {
@@ -435,14 +422,16 @@ impl View<'_> {
         let leads = group.is_some_and(|group| group.leader == node.0);
         let role = match (leads, state == PeerState::Up) {
             (true, true) => "leader",
-            (true, false) => "? (leader when last heard)",
+            (true, false) => "? (was leader)",
             (false, _) => "-",
         };
         let term =
             if leads { group.map_or("-".to_owned(), |group| group.term.to_string()) } else { "-".into() };
         let hints = peer.map_or("-".to_owned(), |peer| peer.hints_pending.to_string());
         let heard = peer.and_then(|peer| peer.last_heard_ms).map_or("never".to_owned(), ago);
-        vec![node.to_string(), state.to_string(), role.into(), term, "-".into(), hints, heard]
+        // That is all that this node can know: the other one may be well.
+        let state = if state == PeerState::Down { "unreachable".to_owned() } else { state.to_string() };
+        vec![node.to_string(), state, role.into(), term, "-".into(), hints, heard]
     }
 
     fn json(&self) -> Value {
@@ -525,10 +514,16 @@ fn all_views(app: &App, topology: &Topology, views: &Views) -> Result<Exit, Prob
         }
         return Ok(Exit::Done);
     }
+    app.out.line(by_viewer(topology, views))?;
+    Ok(Exit::Done)
+}
+
+/// A row for each viewer. One that cannot be asked stays in the table.
+fn by_viewer(topology: &Topology, views: &Views) -> String {
+    let silent = || std::iter::repeat_n("-".to_owned(), 7);
     let rows = views.iter().map(|(node, view)| {
         let Some(status) = view else {
-            let address = topology.address(*node).unwrap_or("?");
-            return vec![node.to_string(), format!("unreachable from here ({address})")];
+            return [node.to_string(), "unreachable".to_owned()].into_iter().chain(silent()).collect();
         };
         let group = status.groups.iter().find(|group| group.group == GroupId::FIRST_DATA.0);
         let leader =
@@ -550,10 +545,12 @@ fn all_views(app: &App, topology: &Topology, views: &Views) -> Result<Exit, Prob
             seen(PeerState::Down),
         ]
     });
-    let header =
-        ["seen by", "it is", "term", "led by", "applied/log", "hints", "sees up", "suspects", "sees down"];
-    app.out.line(table(&header, rows))?;
-    Ok(Exit::Done)
+    let header = ["node", "role", "term", "leader", "applied/log", "hints", "hears", "doubts", "misses"];
+    let unreachable = views.iter().filter(|(_, view)| view.is_none()).map(|(node, _)| {
+        let address = topology.address(*node).unwrap_or("?");
+        format!("\n{node} does not answer at {address}, as seen from here")
+    });
+    table(&header, rows) + &unreachable.collect::<String>()
 }
 
 /// How well a cluster is.
@@ -587,7 +584,10 @@ fn judge(views: &Views) -> (Health, Vec<String>) {
         for group in &status.groups {
             let led = group.quorum && group.leader != 0;
             quorum &= led;
-            let id = GroupId(group.group);
+            let id = match GroupId(group.group) {
+                GroupId::CATALOGUE => "the catalogue".to_owned(),
+                id => id.to_string(),
+            };
             match group.impediment.as_str() {
                 "" if led => {}
                 "" if group.quorum || u64::from(group.reachable_voters) * 2 > group.voters.len() as u64 => {
@@ -674,7 +674,7 @@ async fn health(app: &App) -> Result<Exit, Problem> {
         };
         app.out.line(format!("{}   {what}", health.word()))?;
         for line in complaints.iter().chain(&owed(&waiting)) {
-            app.out.line(format!("  {line}"))?;
+            app.out.line(fold(&format!("  {line}")))?;
         }
     }
     Ok(if health == Health::Ok { Exit::Done } else { Exit::No })
@@ -702,7 +702,7 @@ pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
         let key = on_a_line(&key);
         app.out.line(format!("{key} → voters {}   (epoch {})", nodes(&owners.primaries), owners.epoch))?;
     } else {
-        app.out.line(format!(
+        app.out.line(fold(&format!(
             "{} → token 0x{:016x}   ring partition {}   primaries {}   fallbacks {}   (epoch {})",
             on_a_line(&key),
             owners.token,
@@ -710,7 +710,7 @@ pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
             nodes(&owners.primaries),
             nodes(&owners.fallbacks),
             owners.epoch
-        ))?;
+        )))?;
     }
     Ok(Exit::Done)
 }
@@ -722,6 +722,7 @@ fn ago(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fold::WIDTH;
 
     fn status(node: u64, quorum: bool, lost: &[u64]) -> NodeStatus {
         let state = |id: &u64| if lost.contains(id) { PeerState::Down } else { PeerState::Up };
@@ -776,8 +777,12 @@ mod tests {
         }
     }
 
+    /// As it is shown.
     fn text(view: &View<'_>) -> String {
-        view.text(None, MOST_NAMESPACES, "kvctl cluster status --all")
+        let text = fold(&view.text(None, MOST_NAMESPACES, "kvctl cluster status --all"));
+        let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > WIDTH).collect();
+        assert!(long.is_empty(), "{long:#?}");
+        text
     }
 
     /// A cluster with so many strong namespaces besides, of which every tenth is deleted.
@@ -925,13 +930,44 @@ mod tests {
         assert_eq!((available.can_lose, available.unavailable.len()), (0, 0));
         let text = text(&view);
         assert!(text.starts_with("Seen by n1, ") && text.contains("reads NO  writes NO"), "{text}");
+        assert!(text.contains("\nn3    unreachable  -") && !text.contains(" down "), "{text}");
         let rows = [
             "bank       strong     reads NO  writes NO    0 more\n    2 of 5 voters reachable, 3 needed",
             "cart       available  reads yes  writes yes  0 more\n",
         ];
         assert!(rows.iter().all(|row| text.contains(row)), "{text}");
-        let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > WIDTH).collect();
-        assert!(long.is_empty(), "{long:#?}");
+    }
+
+    /// As a golden file would have it: nothing is cut, and nothing is wider than a screen.
+    #[test]
+    fn what_each_node_sees_of_the_others_fits_a_screen() {
+        let topology = topology(Replication { n: 3, r: 2, w: 2, sloppy: true });
+        let mut views: Views = (1..=5)
+            .map(|id| (NodeId(id), Some(status(id, id > 2, if id > 2 { &[1, 2] } else { &[3, 4, 5] }))))
+            .collect();
+        for status in views.values_mut().flatten() {
+            status.hints_pending = 123_456;
+            status.groups[0].term = 1_234;
+            (status.groups[0].applied_index, status.groups[0].last_index) = (1_234_567, 1_234_568);
+        }
+        views.insert(NodeId(5), None);
+        let text = by_viewer(&topology, &views);
+        assert_eq!(
+            text,
+            "\
+node  role         term  leader  applied/log      hints   hears  doubts  misses
+n1    follower     1234  none    1234567/1234568  123456  n2     -       n3 n4
+                                                                         n5
+n2    follower     1234  none    1234567/1234568  123456  n1     -       n3 n4
+                                                                         n5
+n3    follower     1234  n3      1234567/1234568  123456  n4 n5  -       n1 n2
+n4    follower     1234  n3      1234567/1234568  123456  n3 n5  -       n1 n2
+n5    unreachable  -     -       -                -       -      -       -
+n5 does not answer at h:5, as seen from here"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        let small: Views = (1..=3).map(|id| (NodeId(id), Some(status(id, true, &[])))).collect();
+        assert!(by_viewer(&topology, &small).starts_with("node  role      term  leader"));
     }
 
     #[test]
@@ -979,6 +1015,17 @@ mod tests {
         let cut: Views = (1..=5).map(|id| (NodeId(id), Some(status(id, false, &[3])))).collect();
         assert_eq!(judge(&cut).0, Health::Down);
         assert!(judge(&cut).1.iter().any(|complaint| complaint.contains("does not hear n3")));
+        let catalogue = |status: &mut NodeStatus| {
+            let group = GroupStatus { group: 0, ..status.groups[0].clone() };
+            status.groups.push(group);
+        };
+        let mut cut = cut;
+        cut.values_mut().flatten().for_each(catalogue);
+        assert!(
+            judge(&cut).1.contains(&"n1: the catalogue knows no leader".to_owned()),
+            "{:?}",
+            judge(&cut).1
+        );
     }
 
     #[test]

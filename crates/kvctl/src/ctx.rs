@@ -6,6 +6,7 @@ use crate::app::App;
 use crate::cli::Ctx;
 use crate::config::{Config, Context, named};
 use crate::exit::Exit;
+use crate::fold::fold;
 use crate::line::Line;
 use crate::output::table;
 use crate::problem::Problem;
@@ -127,7 +128,7 @@ fn show(app: &App) -> Result<Exit, Problem> {
         let name = target.context.as_deref().unwrap_or("-");
         app.out.line(format!("context    {name}   ({why})"))?;
         let pinned = if target.pinned { "   (this node and no other)" } else { "" };
-        app.out.line(format!("endpoints  {}{pinned}", target.endpoints.join(" ")))?;
+        app.out.line(fold(&format!("endpoints  {}{pinned}", target.endpoints.join(" "))))?;
         app.out.line(format!("namespace  {}", target.namespace.as_deref().unwrap_or("-")))?;
         app.out
             .line(format!("lab        {}", target.lab.map_or("-".into(), |dir| dir.display().to_string())))?;

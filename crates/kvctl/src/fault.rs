@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::cli;
 use crate::exit::Exit;
-use crate::lab::{ask, find, process};
+use crate::lab::{ask, find, process, sides};
 use crate::output::table;
 use crate::problem::Problem;
 
@@ -127,41 +127,15 @@ enum Done {
     Healed,
 }
 
-/// The groups of nodes that hear each other in spite of the faults in force, directly or through others.
-fn sides(status: &Status) -> Vec<Vec<NodeName>> {
-    let cut = |a: NodeName, b: NodeName| {
-        let ways = [(a, b), (b, a)];
-        status
-            .faults
-            .iter()
-            .any(|fault| fault.flow == Flow::Swallow && ways.contains(&(fault.from, fault.to)))
-    };
-    let mut sides: Vec<Vec<NodeName>> = Vec::new();
-    for node in status.nodes.iter().map(|node| node.node) {
-        let (joined, mut apart): (Vec<_>, Vec<_>) =
-            sides.into_iter().partition(|side: &Vec<NodeName>| side.iter().any(|other| !cut(node, *other)));
-        let mut whole: Vec<NodeName> = joined.into_iter().flatten().chain([node]).collect();
-        whole.sort_unstable();
-        apart.push(whole);
-        apart.sort_unstable();
-        sides = apart;
-    }
-    sides
-}
-
 /// What is in force in all, where that is more than what was just done; `list` is the line that shows it.
 fn in_force(status: &Status, links: usize, list: &str) -> Option<String> {
     if status.faults.len() <= links {
         return None;
     }
-    let sides: Vec<String> = sides(status)
-        .into_iter()
-        .map(|side| side.iter().map(NodeName::to_string).collect::<Vec<_>>().join(","))
-        .collect();
+    let sides = sides(status);
     Some(format!(
-        "in force now, with what was before: {} ({list}), {}",
-        counted(status.faults.len(), "link", "links"),
-        sides.join(" / ")
+        "in force now, with what was before: {} ({list}), {sides}",
+        counted(status.faults.len(), "link", "links")
     ))
 }
 
@@ -245,6 +219,15 @@ mod tests {
         assert!(
             said.contains("14 links (kvctl fault list)") && said.ends_with(", n1 / n2 / n3,n4,n5"),
             "{said}"
+        );
+        assert_eq!(
+            crate::lab::broken(&Status { faults_for_ms: Some(3_000), ..lab(&minority) }),
+            "12 links cut or slow for 3 s: n1,n2 / n3,n4,n5"
+        );
+        assert_eq!(
+            crate::lab::broken(&Status { faults_for_ms: Some(3_000), ..lab(&[(1, 3)]) }),
+            "2 links cut or slow for 3 s",
+            "all hear each other through n2"
         );
         let bridge = [(1, 4), (1, 5), (2, 4), (2, 5)];
         assert!(in_force(&lab(&bridge), 2, "").unwrap().ends_with(", n1,n2,n3,n4,n5"), "n3 hears both");

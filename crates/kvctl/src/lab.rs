@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::cli::{Lab, LabNode, LabUp, WhichLab};
 use crate::config::{Config, Context, named};
 use crate::exit::Exit;
+use crate::fold::{WIDTH, fold};
 use crate::line::Line;
 use crate::output::{SHELL_LINE, readable, table};
 use crate::problem::Problem;
@@ -141,7 +142,6 @@ pub(crate) async fn ask(app: &App, dir: &Path, request: Request) -> Result<Reply
     })
 }
 
-/// The name of the lab that is to start: the one named, that of the context, or the usual one.
 /// How the lab in this folder is called by the person who asks: none where they named the folder, or where no
 /// name stands for it.
 fn name_in_use(app: &App, dir: &Path) -> Option<String> {
@@ -171,6 +171,7 @@ fn not_running(app: &App, dir: &Path) -> String {
     }
 }
 
+/// The name of the lab that is to start: the one named, that of the context, or the usual one.
 fn name_of(app: &App, args: &LabUp) -> Result<String, Problem> {
     let config = app.config()?;
     let is_lab = |name: &String| config.contexts.get(name).is_some_and(|context| context.lab.is_some());
@@ -417,10 +418,37 @@ fn status_json(status: &Status) -> Value {
     json!({ "lab": status })
 }
 
+/// The groups of nodes that hear each other in spite of the faults in force, directly or through others, as
+/// in `n1,n2 / n3`.
+pub(crate) fn sides(status: &Status) -> String {
+    let cut = |a: NodeName, b: NodeName| {
+        let ways = [(a, b), (b, a)];
+        status
+            .faults
+            .iter()
+            .any(|fault| fault.flow == kv_lab::Flow::Swallow && ways.contains(&(fault.from, fault.to)))
+    };
+    let mut sides: Vec<Vec<NodeName>> = Vec::new();
+    for node in status.nodes.iter().map(|node| node.node) {
+        let (joined, mut apart): (Vec<_>, Vec<_>) =
+            sides.into_iter().partition(|side: &Vec<NodeName>| side.iter().any(|other| !cut(node, *other)));
+        let mut whole: Vec<NodeName> = joined.into_iter().flatten().chain([node]).collect();
+        whole.sort_unstable();
+        apart.push(whole);
+        apart.sort_unstable();
+        sides = apart;
+    }
+    let named = |side: &Vec<NodeName>| side.iter().map(NodeName::to_string).collect::<Vec<_>>().join(",");
+    sides.iter().map(named).collect::<Vec<_>>().join(" / ")
+}
+
 /// What is broken on purpose, in one line.
 pub(crate) fn broken(status: &Status) -> String {
     let links = status.faults_for_ms.map(|ms| {
-        format!("{} cut or slow for {} s", counted(status.faults.len(), "link", "links"), ms / 1_000)
+        let links = counted(status.faults.len(), "link", "links");
+        let sides = Some(sides(status)).filter(|sides| sides.contains('/'));
+        let sides = sides.map_or(String::new(), |sides| format!(": {sides}"));
+        format!("{links} cut or slow for {} s{sides}", ms / 1_000)
     });
     let those = |what: &str, is: &dyn Fn(&control::NodeView) -> bool| {
         let nodes: Vec<String> =
@@ -440,7 +468,12 @@ fn show(app: &App, status: &Status) -> Result<(), Problem> {
     let list = app.line.of_lab(&["fault", "list"]);
     let listed = if status.faults.is_empty() { String::new() } else { format!(" ({list})") };
     let faults = format!("{}{listed}", broken(status));
-    app.out.line(format!("lab in {}   supervisor {}   {faults}", status.dir.display(), status.pid))?;
+    let name = name_in_use(app, &status.dir).map_or_else(|| "lab".to_owned(), |name| format!("lab `{name}`"));
+    let head = format!("{name}   supervisor {}", status.pid);
+    let beside = format!("{head}   {faults}");
+    let fits = beside.chars().count() <= WIDTH;
+    app.out.line(if fits { beside } else { format!("{head}\n{}", fold(&faults)) })?;
+    app.out.line(format!("in {}", status.dir.display()))?;
     let rows = status.nodes.iter().map(|node| {
         let pid = node.pid.map_or("-".to_owned(), |pid| pid.to_string());
         vec![

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use crate::app::{App, find};
 use crate::cli::{Again, Ns, NsAlter, NsCreate, NsDelete, NsUndelete};
 use crate::exit::Exit;
+use crate::fold::fold;
 use crate::line::Line;
-use crate::output::table;
+use crate::output::table_of_named;
 use crate::problem::Problem;
 use crate::progress::while_all_agree;
 use crate::units::moment;
@@ -291,9 +292,9 @@ async fn list(app: &App) -> Result<Exit, Problem> {
     let rows = namespaces.map(|info| {
         let name = info.namespace.name.to_string();
         let (mode, promises) = (info.namespace.mode().to_string(), info.namespace.guarantee.to_string());
-        vec![name, mode, promises, plan(info), deleted_until(info).unwrap_or_default()]
+        (vec![name, mode, promises, plan(info)], deleted_until(info).unwrap_or_default())
     });
-    app.out.line(table(&["namespace", "mode", "promises", "by", ""], rows))?;
+    app.out.line(table_of_named(&["namespace", "mode", "promises", "by"], rows.collect()))?;
     Ok(Exit::Done)
 }
 
@@ -314,7 +315,7 @@ async fn show(app: &App, name: &str) -> Result<Exit, Problem> {
         info.namespace.settings_version
     );
     let deleted = deleted_until(info).map(|until| format!("\n{until}")).unwrap_or_default();
-    app.out.line(text + &deleted)?;
+    app.out.line(fold(&(text + &deleted)))?;
     Ok(Exit::Done)
 }
 

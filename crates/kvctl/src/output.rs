@@ -8,7 +8,7 @@ use kv_types::{Degradation, Evidence, NodeId, ReadPath, Receipt, counted, noun};
 use serde_json::{Map, Value, json};
 
 use crate::exit::Exit;
-use crate::fold::{fold, fold_error};
+use crate::fold::{WIDTH, fold, fold_error};
 use crate::problem::Problem;
 
 /// Where the shell says to a command which line of its script it is; 0 where a person types.
@@ -26,6 +26,12 @@ pub(crate) fn failed_use() -> Option<String> {
 pub(crate) fn is_in_shell() -> bool {
     std::env::var_os(SHELL_LINE).is_some()
 }
+
+/// Columns between those of a table.
+const GAP: usize = 2;
+const PADDING: u16 = 2;
+/// Longest name that stands in its row.
+const LONG_NAME: usize = 28;
 
 /// The form of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -450,17 +456,96 @@ pub(crate) fn nodes(ids: &[u64]) -> String {
     ids.iter().map(|id| NodeId(*id).to_string()).collect::<Vec<_>>().join(" ")
 }
 
-/// A table without lines.
+/// A table without lines. Where it is wider than the narrowest screen, cells of several words are broken
+/// between them; a word never is.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let head = header.iter().map(|&name| name.to_owned()).collect();
+    let mut cells: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    narrow(&mut cells);
+    columns(cells)
+}
+
+/// The cells below each other.
+fn columns(cells: Vec<Vec<String>>) -> String {
+    let mut cells = cells.into_iter();
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(header);
-    for row in rows {
+    table.load_style(comfy_table::presets::NOTHING).set_header(cells.next().unwrap_or_default());
+    for row in cells {
         table.add_row(row);
     }
     for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+        column.set_padding((0, PADDING));
     }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Breaks cells, those of the widest column first, until the whole fits or nothing is left to break.
+fn narrow(cells: &mut [Vec<String>]) {
+    let columns = cells.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |text: &str| text.chars().count();
+    let widest = |column: usize, part: fn(&str) -> usize| {
+        cells.iter().filter_map(|row| row.get(column)).map(|cell| part(cell)).max().unwrap_or(0)
+    };
+    let longest_word = |text: &str| text.split(' ').map(|word| word.chars().count()).max().unwrap_or(0);
+    let mut widths: Vec<usize> = (0..columns).map(|column| widest(column, width)).collect();
+    let least: Vec<usize> = (0..columns).map(|column| widest(column, longest_word)).collect();
+    while widths.iter().sum::<usize>() + GAP * columns.saturating_sub(1) > WIDTH {
+        let breakable = widths.iter_mut().zip(&least).filter(|(width, least)| **width > **least);
+        let Some((width, _)) = breakable.max_by_key(|(width, _)| **width) else { break };
+        *width -= 1;
+    }
+    for row in cells {
+        for (cell, most) in row.iter_mut().zip(&widths).filter(|(cell, most)| width(cell) > **most) {
+            *cell = broken_at(cell, *most);
+        }
+    }
+}
+
+/// The words in lines of at most so many columns, unless a word has more.
+pub(crate) fn broken_at(text: &str, most: usize) -> String {
+    let (mut lines, mut at) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if at > 0 && at + 1 + width > most {
+            lines.push('\n');
+            at = 0;
+        } else if at > 0 {
+            lines.push(' ');
+            at += 1;
+        }
+        lines.push_str(word);
+        at += width;
+    }
+    lines
+}
+
+/// A table whose rows each have a name and something that is said of them: beside the row where a screen has
+/// room, or else below it. A name that would push the row off the screen stands above it.
+pub(crate) fn table_of_named(header: &[&str], rows: Vec<(Vec<String>, String)>) -> String {
+    let is_long = |row: &[String]| row.first().is_some_and(|name| name.chars().count() > LONG_NAME);
+    let above: Vec<Option<String>> =
+        rows.iter().map(|(row, _)| if is_long(row) { row.first().cloned() } else { None }).collect();
+    let (rows, remarks): (Vec<Vec<String>>, Vec<String>) = rows.into_iter().unzip();
+    let short = rows.into_iter().zip(&above).map(|(mut row, above)| {
+        if let (Some(_), Some(name)) = (above, row.first_mut()) {
+            name.clear();
+        }
+        row
+    });
+    let head = header.iter().map(|&name| name.to_owned()).collect();
+    // A row stays on its line.
+    let text = columns(std::iter::once(head).chain(short).collect());
+    let columns = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    let mut lines: Vec<String> = text.lines().next().map(str::to_owned).into_iter().collect();
+    for ((line, remark), above) in text.lines().skip(1).zip(&remarks).zip(above) {
+        lines.extend(above);
+        let beside = format!("{line:<columns$}  {remark}");
+        match beside.chars().count() <= WIDTH {
+            true => lines.push(beside.trim_end().to_owned()),
+            false => lines.push(format!("{line}\n    {remark}")),
+        }
+    }
+    lines.join("\n")
 }
 
 /// A number for JSON without digits that were not measured.
@@ -634,5 +719,47 @@ mod tests {
     fn tables_are_plain_columns() {
         let text = table(&["node", "state"], [vec!["n1".to_owned(), "up".to_owned()]]);
         assert_eq!(text.lines().map(str::trim_end).collect::<Vec<_>>(), ["node  state", "n1    up"]);
+    }
+
+    #[test]
+    fn a_wide_table_is_broken_between_words_until_it_fits() {
+        let addresses = (1..=9).map(|n| format!("127.0.0.1:{}", 7_100 + n)).collect::<Vec<_>>().join(" ");
+        let text = table(
+            &["", "context", "endpoints", ""],
+            [
+                vec!["*".to_owned(), "lab".to_owned(), addresses.clone(), "LAB".to_owned()],
+                vec![String::new(), "prod".to_owned(), "db1:7101".to_owned(), String::new()],
+            ],
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(addresses.split(' ').all(|address| text.contains(address)), "{text}");
+        // A word is left whole, however long it is.
+        let key = "k".repeat(2 * WIDTH);
+        assert!(table(&["key"], [vec![key.clone()]]).contains(&key));
+    }
+
+    #[test]
+    fn what_is_said_of_a_row_and_a_long_name_find_room() {
+        let row = |name: &str| vec![name.to_owned(), "strong".to_owned()];
+        let name = "n".repeat(64);
+        let rows = vec![
+            (row("bank"), "deleted".to_owned()),
+            (row(&name), "x".repeat(WIDTH - 4)),
+            (row("cart"), String::new()),
+        ];
+        let text = table_of_named(&["namespace", "mode"], rows);
+        let below = format!("    {}", "x".repeat(WIDTH - 4));
+        assert_eq!(
+            text.lines().collect::<Vec<_>>(),
+            [
+                "namespace  mode",
+                "bank       strong  deleted",
+                &name,
+                "           strong",
+                &below,
+                "cart       strong"
+            ]
+        );
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::app::App;
 use crate::cli::Top;
 use crate::exit::Exit;
+use crate::fold::WIDTH;
 use crate::problem::Problem;
 use crate::views::views;
 use screen::{Piece, Tone};
@@ -32,8 +33,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const SOONEST: Duration = Duration::from_millis(100);
 /// The key that is read; whether it is there does not matter.
 const PROBE_KEY: &str = "kvctl top";
-/// Width where nothing says how wide a line may be.
-const PIPE_WIDTH: usize = 100;
 /// Namespaces that are probed.
 const NAMESPACES: usize = 8;
 
@@ -48,7 +47,7 @@ pub(crate) async fn run(app: &App, args: &Top) -> Result<Exit, Problem> {
         if app.out.is_json() {
             app.out.json(&sight.json())?;
         } else {
-            for line in screen::draw(&sight, PIPE_WIDTH) {
+            for line in screen::draw(&sight, WIDTH, false) {
                 let text: String = line.into_iter().map(|piece| piece.text).collect();
                 app.out.line(text.trim_end())?;
             }
@@ -90,7 +89,7 @@ async fn watch(
         }
         if let Some(sight) = &shown {
             terminal.draw(|frame| {
-                let lines = screen::draw(sight, frame.area().width.into());
+                let lines = screen::draw(sight, frame.area().width.into(), true);
                 let rows = lines.into_iter().map(|line| row(line, app.out.has_color()));
                 frame.render_widget(Paragraph::new(Text::from_iter(rows)), frame.area());
             })?;

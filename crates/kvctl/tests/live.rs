@@ -59,7 +59,9 @@ impl Lab {
             }
         });
         let words: Vec<String> = words.collect();
-        kvctl(self.0.path(), &words.iter().map(String::as_str).collect::<Vec<_>>())
+        let said = kvctl(self.0.path(), &words.iter().map(String::as_str).collect::<Vec<_>>());
+        fits_a_screen(line, &said.out);
+        said
     }
 
     /// The first line that an error advises, without the name of the program.
@@ -543,6 +545,21 @@ fn second_labs_are_beside_the_first(lab: &Lab) {
     lab.ends("-c other get -n bank alice", 3);
     lab.ok("ctx use lab");
     assert_eq!(lab.ok("get -n bank alice"), "7");
+}
+
+/// What commands show is read on eighty columns. Values are as they are; a deed is told on one line into a
+/// pipe, and lines to type and paths are whole.
+fn fits_a_screen(line: &str, out: &str) {
+    let shows = ["status", "list", "ls", "health", "latency", "owners", "top", "show", "bench"];
+    if line.contains("-o json") || !line.split(' ').any(|word| shows.contains(&word)) {
+        return;
+    }
+    let whole = |text: &str| {
+        text.contains("kvctl ") || text.trim_start().starts_with("in /") || text.contains("file ")
+    };
+    let wide = out.lines().filter(|text| text.chars().count() > 80 && !whole(text));
+    let wide: Vec<&str> = wide.collect();
+    assert!(wide.is_empty(), "kvctl {line}: {wide:#?}");
 }
 
 /// Asks again until there is an answer.

@@ -48,8 +48,6 @@ const BEFORE: Duration = Duration::from_millis(2_500);
 const AFTER: Duration = Duration::from_millis(2_500);
 /// Replicas of every ring partition of the available namespace.
 const COPIES: u8 = 3;
-/// Width of a note that ends with a command.
-const STEP_NOTE: usize = 48;
 /// How often convergence is looked at.
 const POLL: Duration = Duration::from_millis(50);
 /// How long anything may take that has no bound of its own.
@@ -305,7 +303,7 @@ impl Stage {
                         }
                         _ => format!("bank's leader is {leader}, in the coming minority"),
                     };
-                    self.narrator.note(&format!("{moved:<STEP_NOTE$}kvctl cluster transfer-leader {leader}"));
+                    self.narrator.note_of(&moved, &format!("kvctl cluster transfer-leader {leader}"));
                     return Ok(());
                 }
                 Some(_) => {
@@ -356,9 +354,9 @@ impl Stage {
             let from = cut + second * 1_000_000_000;
             let row = pending.iter().filter(|sample| (from..from + 1_000_000_000).contains(&sample.intended));
             let row: Vec<_> = row.cloned().collect();
-            let remark = if second + 2 == seconds { "<- the same keys, written on both sides" } else { "" };
-            self.narrator.table_row(second, &row, &groups, remark);
+            self.narrator.table_row(second, &row, &groups);
         }
+        self.narrator.note("both sides of cart wrote the same keys");
         tokio::time::sleep_until(begun + self.options.cut).await;
         let decided = self.recorder.now();
         let held = self.lab.verify().await?;

@@ -16,17 +16,28 @@ use kv_workload::Sample;
 
 /// Steps of the story.
 const STEPS: usize = 6;
-/// Widths of the columns of the table of the cut: both sides of the strong namespace, then of the available
-/// one.
-const COLUMNS: [usize; 4] = [29, 38, 24, 24];
+/// Columns of the narrowest screen that is usual. Only what is typed, and where files are, may be wider.
+const WIDTH: usize = 80;
 /// Width of the words of a step, before its command.
-const STEP_WORDS: usize = 50;
+const STEP_WORDS: usize = 44;
+/// Where notes begin.
+const NOTE: usize = 8;
+/// Where it stands what is to be known of the lines to type.
+const ABOUT: usize = 6;
+/// Where the tables begin.
+const TABLE: usize = 4;
+/// Widths in the table of the cut: of the second, of the namespace, and of what a side answered.
+const SECOND: usize = 6;
+const NAMESPACE: usize = 6;
+const CELL: usize = 32;
 /// Width of the words of a line of the receipt.
-const LINE_WORDS: usize = 46;
+const LINE_WORDS: usize = 41;
 /// In nanoseconds.
 const MILLISECOND: u64 = 1_000_000;
 /// Width of a line's column for the strong namespace.
-const LINE_COLUMN: usize = 21;
+const LINE_COLUMN: usize = 18;
+
+const _: () = assert!(TABLE + SECOND + NAMESPACE + 2 * CELL == WIDTH);
 
 pub(crate) struct Narrator {
     /// What was written can be taken back: a terminal that knows escape sequences.
@@ -58,47 +69,50 @@ impl Narrator {
 
     /// A step and how to do it oneself.
     pub(crate) fn step(&self, number: usize, words: &str, command: &str) {
-        self.line(&format!("[{number}/{STEPS}] {words:<STEP_WORDS$}{command}"));
+        let number = format!("[{number}/{STEPS}] ");
+        self.lines(beside(&format!("{number}{words:<STEP_WORDS$}"), number.len(), command));
     }
 
     /// Something to know about the step.
     pub(crate) fn note(&self, words: &str) {
-        self.line(&format!("        {words}"));
+        self.lines(wrapped(words, NOTE));
     }
 
-    /// The head of the table of the cut: the four columns, by the first node of each side.
+    /// The same, and how to do it oneself.
+    pub(crate) fn note_of(&self, words: &str, command: &str) {
+        self.lines(beside(&format!("{:NOTE$}{words:<STEP_WORDS$}", ""), NOTE, command));
+    }
+
+    fn lines(&self, lines: impl IntoIterator<Item = String>) {
+        lines.into_iter().for_each(|line| self.line(&line));
+    }
+
+    /// The head of the table of the cut: both sides, by their nodes.
     pub(crate) fn table_head(&self, groups: &[Vec<NodeId>; 2]) {
-        self.row(
-            "t",
-            columns(groups).map(|(ns, side, nodes)| {
-                let first = nodes.first().copied().unwrap_or_default();
-                format!("{ns} @{first}.. ({side})")
-            }),
-            "",
-        );
+        let [minority, majority] = groups;
+        let side = |name: &str, nodes: &[NodeId]| {
+            let nodes: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
+            format!("{name}: {}", nodes.join(" "))
+        };
+        self.lines(row("t", "", &[side(MINORITY, minority), side(MAJORITY, majority)]));
     }
 
-    /// A row: what each namespace answered on each side in one second.
-    pub(crate) fn table_row(&self, second: u64, samples: &[Sample], groups: &[Vec<NodeId>; 2], remark: &str) {
-        let cells = columns(groups).map(|(ns, _, nodes)| {
-            summary(samples.iter().filter(|sample| sample.ns == ns && nodes.contains(&sample.node)))
-        });
-        self.row(&format!("+{second}s"), cells, remark);
-    }
-
-    fn row(&self, first: &str, cells: [String; 4], remark: &str) {
-        let mut row = format!("        {first:<6}");
-        for (cell, width) in cells.iter().zip(COLUMNS) {
-            row += &format!("{cell:<width$} ");
+    /// What each namespace answered on each side in one second: a row for each namespace.
+    pub(crate) fn table_row(&self, second: u64, samples: &[Sample], groups: &[Vec<NodeId>; 2]) {
+        for (namespace, first) in [(BANK, format!("+{second}s")), (CART, String::new())] {
+            let cells = groups.each_ref().map(|nodes| {
+                let here = |sample: &&Sample| sample.ns == namespace && nodes.contains(&sample.node);
+                summary(samples.iter().filter(here))
+            });
+            self.lines(row(&first, namespace, &cells));
         }
-        self.line(&(row + remark));
     }
 
     /// The receipt as a table, what was broken, and where to go on.
     pub(crate) fn receipt(&self, receipt: &Receipt, broken: &[String], checked_in: Duration, out: &Path) {
         let verified = verified(receipt, checked_in);
         for Row { words, strong, available } in figures(receipt).iter().chain([&verified]) {
-            self.line(&format!("        {words:<LINE_WORDS$}{strong:<LINE_COLUMN$}{available}"));
+            self.line(&format!("{:TABLE$}{words:<LINE_WORDS$}{strong:<LINE_COLUMN$}{available}", ""));
         }
         self.line("");
         for words in broken {
@@ -120,8 +134,60 @@ impl Narrator {
         for line in by_hand::lines(&by_hand::program(), port_base) {
             self.line(&format!("        {line}"));
         }
-        by_hand::ABOUT.iter().for_each(|words| self.line(&format!("      {words}")));
+        by_hand::ABOUT.iter().for_each(|words| self.lines(wrapped(words, ABOUT)));
     }
+}
+
+/// Words and how to do it oneself: beside them where there is room, or else below.
+fn beside(words: &str, column: usize, command: &str) -> Vec<String> {
+    let line = format!("{words}{command}");
+    match line.chars().count() <= WIDTH {
+        true => vec![line],
+        false => vec![words.trim_end().to_owned(), format!("{:column$}{command}", "")],
+    }
+}
+
+/// Words in lines that begin at this column and end on the screen.
+fn wrapped(words: &str, column: usize) -> Vec<String> {
+    let margin = " ".repeat(column);
+    let mut lines: Vec<String> = Vec::new();
+    for word in words.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("{margin}{word}")),
+        }
+    }
+    lines
+}
+
+/// A row of the table of the cut; what does not fit a cell goes on below it.
+fn row(second: &str, namespace: &str, cells: &[String; 2]) -> Vec<String> {
+    let [minority, majority] = cells.each_ref().map(|cell| parts(cell));
+    let count = minority.len().max(majority.len());
+    let heads = std::iter::once((second, namespace)).chain(std::iter::repeat(("", "")));
+    let part = |cell: &[String], at: usize| cell.get(at).cloned().unwrap_or_default();
+    let line = |(at, (second, namespace)): (usize, (&str, &str))| {
+        let (minority, majority) = (part(&minority, at), part(&majority, at));
+        format!("{:TABLE$}{second:<SECOND$}{namespace:<NAMESPACE$}{minority:<CELL$}{majority}", "")
+    };
+    (0..count).zip(heads).map(line).collect()
+}
+
+/// A cell in pieces that fit it, broken after commas.
+fn parts(cell: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for piece in cell.split_inclusive(", ") {
+        match parts.last_mut() {
+            Some(part) if part.chars().count() + piece.trim_end().chars().count() < CELL => {
+                part.push_str(piece)
+            }
+            _ => parts.push(piece.to_owned()),
+        }
+    }
+    parts.into_iter().map(|part| part.trim_end().to_owned()).collect()
 }
 
 /// A row of the receipt: what it is about, and both namespaces.
@@ -141,7 +207,7 @@ pub(crate) fn figures(receipt: &Receipt) -> Vec<Row> {
     let or_never = |ms: Option<u64>| ms.map_or_else(|| "never".into(), time);
     let unknown = |all: u64, applied: u64| match all {
         0 => "0".to_owned(),
-        _ => format!("{all} ({applied} seen applied)"),
+        _ => format!("{all} ({applied})"),
     };
     let none = || "-".to_owned();
     vec![
@@ -165,10 +231,10 @@ pub(crate) fn figures(receipt: &Receipt) -> Vec<Row> {
             bank.false_absent.to_string(),
             cart.false_absent.to_string(),
         ),
-        row("\"no knowledge\" (only nodes without a copy)", none(), cart.no_knowledge.to_string()),
+        row("\"no knowledge\" (no node with a copy)", none(), cart.no_knowledge.to_string()),
         row("keys with siblings after healing", none(), cart.keys_with_siblings.to_string()),
         row(
-            "unknown outcomes",
+            "unknown outcomes (those seen applied)",
             unknown(bank.unknown, bank.unknown_applied),
             unknown(cart.unknown, cart.unknown_applied),
         ),
@@ -192,24 +258,13 @@ fn verified(receipt: &Receipt, checked_in: Duration) -> Row {
         "DIVERGED"
     };
     Row {
-        words: format!("verified in {:.1} s from the history alone", checked_in.as_secs_f64()),
+        words: format!("verified from the history in {:.1} s", checked_in.as_secs_f64()),
         strong: linearizable.into(),
         available: convergent.into(),
     }
 }
 
-/// The four columns: namespace, side, and the side's nodes.
-fn columns(groups: &[Vec<NodeId>; 2]) -> [(&'static str, &'static str, &[NodeId]); 4] {
-    let [minority, majority] = groups;
-    [
-        (BANK, MINORITY, minority.as_slice()),
-        (BANK, MAJORITY, majority.as_slice()),
-        (CART, MINORITY, minority.as_slice()),
-        (CART, MAJORITY, majority.as_slice()),
-    ]
-}
-
-/// `ok 14  UNKNOWN 2  NO_QUORUM 9`, or `ok 20 (fallback 12)`.
+/// `ok 14, NO_QUORUM 9, UNKNOWN 2`, or `ok 20 (fallback 12)`.
 fn summary<'a>(samples: impl Iterator<Item = &'a Sample>) -> String {
     let (mut ok, mut fallback) = (0, 0);
     let mut others: BTreeMap<&str, usize> = BTreeMap::new();
@@ -264,5 +319,39 @@ mod tests {
         assert_eq!(summary(row.iter()), "ok 2, NO_QUORUM 1, UNKNOWN 1");
         assert_eq!(summary([sample(Outcome::Ok, None, true)].iter()), "ok 1 (fallback 1)");
         assert_eq!(summary([].iter()), "-");
+    }
+
+    #[test]
+    fn what_is_told_fits_a_screen() {
+        let cells =
+            ["ok 2, no answer 12, NO_QUORUM 9, UNKNOWN 2".to_owned(), "ok 40 (fallback 12)".to_owned()];
+        let rows = row("+10s", "bank", &cells);
+        assert_eq!(
+            rows,
+            [
+                "    +10s  bank  ok 2, no answer 12,             ok 40 (fallback 12)",
+                "                NO_QUORUM 9, UNKNOWN 2          ",
+            ]
+        );
+        let lines = beside("[4/6] network partition", 6, "kvctl fault partition n1,n2 / n3,n4,n5");
+        assert_eq!(lines.len(), 1);
+        let lines =
+            beside(&format!("[6/6] {:<44}", "receipt"), 6, &format!("kvctl check {}", "x".repeat(60)));
+        assert_eq!((lines.len(), lines[0].as_str()), (2, "[6/6] receipt"));
+        let about = by_hand::ABOUT.iter().flat_map(|words| wrapped(words, ABOUT));
+        for line in about.chain(rows) {
+            assert!(line.trim_end().chars().count() <= WIDTH, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_receipt_fits_a_screen() {
+        use super::super::judge::tests::{good, judged};
+        let receipt = judged(good()).receipt;
+        let rows = figures(&receipt);
+        for Row { words, strong, .. } in rows.iter().chain([&verified(&receipt, Duration::from_secs(12))]) {
+            assert!(words.chars().count() < LINE_WORDS && strong.chars().count() < LINE_COLUMN, "{words}");
+        }
+        assert!(TABLE + LINE_WORDS + LINE_COLUMN + "cart (available)".len() <= WIDTH);
     }
 }

@@ -69,7 +69,7 @@ pub(crate) fn report(
         }],
         marks: moments(receipt.strong.recovery_ms, marks),
         nodes: minority.into_iter().chain(majority).collect(),
-        notes: vec![FROM_HISTORY.into(), super::by_hand::ABOUT.join(" ")],
+        notes: vec![from_history(marks), super::by_hand::ABOUT.join(" ")],
         by_hand: super::by_hand::lines(&super::by_hand::program(), port_base),
         ..Report::default()
     };
@@ -101,7 +101,17 @@ const NON_CLAIMS: [&str; 3] = [
     "That one run proves it: this is one fault, one load and one seed. The scenarios of jepsen-tests go further.",
 ];
 
-const FROM_HISTORY: &str = "All figures come from history.jsonl, which holds what the clients saw; kvctl check history.jsonl judges it again. Only the moment of convergence is the nodes' own word: equal digests of every ring partition at all three replicas, and no hints left.";
+/// In nanoseconds.
+const MILLISECOND: u64 = 1_000_000;
+
+/// Where the figures come from, and how they are had again, with losses.
+fn from_history(marks: &Marks) -> String {
+    let settled_ms = marks.settled / MILLISECOND;
+    format!(
+        "All figures come from history.jsonl, which holds what the clients saw; kvctl check history.jsonl --settled-ms {settled_ms} judges it again. \
+         Only the moment of convergence is the nodes' own word: equal digests of every ring partition at all three replicas, and no hints left."
+    )
+}
 
 #[cfg(test)]
 mod tests {
@@ -130,6 +140,9 @@ mod tests {
             assert!(page.contains(expected), "{expected}");
         }
         assert!(page.contains("<pre>kvctl lab up --name by-hand --fresh\nkvctl ns create bank"));
+        let settled =
+            format!("kvctl check history.jsonl --settled-ms {} judges", marks().settled / MILLISECOND);
+        assert!(page.contains(&settled), "without it losses are not judged");
         assert!(strip_svg(&report).starts_with("<svg"));
         // Without samples the points come from the history.
         assert_eq!(report.points.len(), operation::pair(&events).unwrap().len());

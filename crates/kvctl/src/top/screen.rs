@@ -1,17 +1,24 @@
 //! How `kvctl top` looks: lines of pieces, each with a tone that a terminal may colour. Everything is said in
 //! words or signs too, and fits the width.
 
+use std::time::Duration;
+
 use kv_client::PeerState;
 use kv_types::{NodeId, counted};
 
 use super::sight::{Probed, Said, Sight, Tally};
-use crate::output::time_of_day;
+use crate::output::{broken_at, time_of_day};
 
 /// Narrowest picture: a narrower terminal cuts it.
 const NARROWEST: usize = 60;
 /// Width of the names of namespaces and of modes.
 const NAME: usize = 12;
 const MODE: usize = 10;
+/// Narrowest column of a node, in which a time fits, and of a name.
+const NARROW: usize = 7;
+/// Widths of what a node says of itself, where there is room and where there is little.
+const ROOMY: [usize; 6] = [6, 11, 6, 11, 8, 10];
+const TIGHT: [usize; 6] = [5, 10, 6, 11, 7, 9];
 
 /// How a piece is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +51,10 @@ fn cell(text: &str, width: usize, tone: Tone) -> Piece {
     piece(format!("{cut:<width$}"), tone)
 }
 
-/// The whole picture.
-pub(crate) fn draw(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
+/// The whole picture. `live`: it is drawn again and again, until a key ends that.
+pub(crate) fn draw(sight: &Sight, width: usize, live: bool) -> Vec<Vec<Piece>> {
     let width = width.max(NARROWEST);
-    let mut lines = vec![head(sight)];
+    let mut lines = head(sight, width);
     lines.push(Vec::new());
     lines.extend(serving(sight, width));
     lines.push(source(sight));
@@ -55,25 +62,33 @@ pub(crate) fn draw(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
     lines.push(tally("strong", &sight.strong));
     lines.push(tally("available", &sight.available));
     lines.push(Vec::new());
-    lines.extend(nodes(sight));
+    lines.extend(nodes(sight, width));
     lines.push(Vec::new());
-    lines.push(vec![piece(
-        "hears: + answers, ? silent for a moment, - silent for long.   q ends",
-        Tone::Plain,
-    )]);
+    let legend = "hears: + answers, ? silent for a moment, - silent for long";
+    let end = if live { "   q ends" } else { "" };
+    lines.push(vec![piece(format!("{legend}{end}"), Tone::Plain)]);
     lines
 }
 
-fn head(sight: &Sight) -> Vec<Piece> {
-    let mut head = vec![piece(format!("Quorate  {} UTC", time_of_day(sight.at_ms)), Tone::Head)];
+/// When it is, what is broken on purpose, and whether this is of now: beside each other, or else below.
+fn head(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
+    let mut lines = vec![vec![piece(format!("Quorate  {} UTC", time_of_day(sight.at_ms)), Tone::Head)]];
+    let mut add = |text: &str, tone| {
+        let used: usize = lines.last().into_iter().flatten().map(|piece| piece.text.chars().count()).sum();
+        match lines.last_mut() {
+            Some(line) if used + 3 + text.chars().count() <= width => {
+                line.push(piece(format!("   {text}"), tone));
+            }
+            _ => lines.extend(broken_at(text, width).lines().map(|line| vec![piece(line, tone)])),
+        }
+    };
     if let Some(faults) = &sight.faults {
-        let tone = if faults.contains("no faults") { Tone::Plain } else { Tone::Bad };
-        head.push(piece(format!("   {faults}"), tone));
+        add(faults, if faults.contains("no faults") { Tone::Plain } else { Tone::Bad });
     }
     if let Some(trouble) = &sight.trouble {
-        head.push(piece(format!("   NOT OF NOW: {trouble}"), Tone::Bad));
+        add(&format!("NOT OF NOW: {trouble}"), Tone::Bad);
     }
-    head
+    lines
 }
 
 /// Whose list of namespaces it is.
@@ -93,20 +108,21 @@ fn serving(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
             Tone::Plain,
         )]];
     }
-    let column = (width.saturating_sub(NAME + MODE) / sight.nodes.len().max(1)).clamp(7, 16);
+    let count = sight.nodes.len().max(1);
+    // Where there are many nodes, the names of namespaces give way.
+    let name = width.saturating_sub(MODE + count * NARROW).clamp(NARROW, NAME);
+    let column = (width.saturating_sub(name + MODE) / count).clamp(NARROW, 16);
     let mut lines = vec![
-        [cell("a read now", NAME, Tone::Head), cell("mode", MODE, Tone::Head)]
+        [cell("a read now", name, Tone::Head), cell("mode", MODE, Tone::Head)]
             .into_iter()
             .chain(sight.nodes.iter().map(|(node, _)| cell(&format!("at {node}"), column, Tone::Head)))
             .collect::<Vec<_>>(),
     ];
     for served in &sight.served {
         let mut line =
-            vec![cell(&served.name, NAME, Tone::Plain), cell(&served.mode.to_string(), MODE, Tone::Plain)];
+            vec![cell(&served.name, name, Tone::Plain), cell(&served.mode.to_string(), MODE, Tone::Plain)];
         line.extend(served.at.iter().map(|(_, probed)| match probed {
-            Some(Probed::Answered(took)) => {
-                cell(&format!("{:.1} ms", took.as_secs_f64() * 1e3), column, Tone::Good)
-            }
+            Some(Probed::Answered(took)) => cell(&ms(*took), column, Tone::Good),
             Some(Probed::Refused(reason)) => cell(reason.code_name(), column, Tone::Bad),
             None => cell("-", column, Tone::Unsure),
         }));
@@ -121,10 +137,14 @@ fn serving(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
     lines
 }
 
+/// A time in no more digits than are looked at.
+fn ms(took: Duration) -> String {
+    let ms = took.as_secs_f64() * 1e3;
+    if ms < 99.95 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+}
+
 fn tally(mode: &str, tally: &Tally) -> Vec<Piece> {
-    let ms = |took: Option<std::time::Duration>| {
-        took.map_or("-".to_owned(), |took| format!("{:.1} ms", took.as_secs_f64() * 1e3))
-    };
+    let ms = |took: Option<Duration>| took.map_or("-".to_owned(), ms);
     let percent = (100 * tally.answered).checked_div(tally.asked).unwrap_or(0);
     let tone = match (tally.asked, tally.answered == tally.asked) {
         (0, _) => Tone::Plain,
@@ -141,29 +161,35 @@ fn tally(mode: &str, tally: &Tally) -> Vec<Piece> {
     ]
 }
 
-fn nodes(sight: &Sight) -> Vec<Vec<Piece>> {
-    let columns = [("node", 6), ("role", 11), ("term", 6), ("log", 11), ("hints", 8), ("siblings", 10)];
-    let mut head: Vec<Piece> = columns.iter().map(|(name, width)| cell(name, *width, Tone::Head)).collect();
+fn nodes(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
+    const HEARS: &str = "hears ";
+    let names: usize = sight.nodes.iter().map(|(node, _)| node.to_string().len() + 1).sum();
+    let fits = |columns: &[usize]| columns.iter().sum::<usize>() + HEARS.len() + names <= width + 1;
+    let widths = if fits(&ROOMY) { ROOMY } else { TIGHT };
+    let columns = ["node", "role", "term", "log", "hints", "siblings"].into_iter().zip(widths);
+    let mut head: Vec<Piece> = columns.map(|(name, width)| cell(name, width, Tone::Head)).collect();
+    let [node_width, role_width, term_width, log_width, hints_width, siblings_width] = widths;
     let names: Vec<String> = sight.nodes.iter().map(|(node, _)| node.to_string()).collect();
-    head.push(piece(format!("hears {}", names.join(" ")), Tone::Head));
+    head.push(piece(format!("{HEARS}{}", names.join(" ")), Tone::Head));
     let mut lines = vec![head];
     for (node, said) in &sight.nodes {
         let Some(said) = said else {
             lines.push(vec![
-                cell(&node.to_string(), 6, Tone::Plain),
+                cell(&node.to_string(), node_width, Tone::Plain),
                 piece("does not answer here", Tone::Bad),
             ]);
             continue;
         };
         let tone = if said.role == "leader" { Tone::Good } else { Tone::Plain };
+        let some = |count| if count > 0 { Tone::Unsure } else { Tone::Plain };
         let mut line = vec![
-            cell(&node.to_string(), 6, Tone::Plain),
-            cell(&said.role, 11, tone),
-            cell(&said.term.to_string(), 6, Tone::Plain),
-            cell(&said.log.to_string(), 11, Tone::Plain),
-            cell(&said.hints.to_string(), 8, if said.hints > 0 { Tone::Unsure } else { Tone::Plain }),
-            cell(&said.siblings.to_string(), 10, if said.siblings > 0 { Tone::Unsure } else { Tone::Plain }),
-            piece("      ", Tone::Plain),
+            cell(&node.to_string(), node_width, Tone::Plain),
+            cell(&said.role, role_width, tone),
+            cell(&said.term.to_string(), term_width, Tone::Plain),
+            cell(&said.log.to_string(), log_width, Tone::Plain),
+            cell(&said.hints.to_string(), hints_width, some(said.hints)),
+            cell(&said.siblings.to_string(), siblings_width, some(said.siblings)),
+            piece(" ".repeat(HEARS.len()), Tone::Plain),
         ];
         line.extend(hears(*node, said, sight));
         lines.push(line);
@@ -194,7 +220,6 @@ mod tests {
     use super::*;
     use crate::top::sight::Served;
     use kv_types::{Mode, Reason};
-    use std::time::Duration;
 
     fn cut() -> Sight {
         let minority = [1, 2];
@@ -250,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_partition_is_read_off_in_eighty_columns_without_colour() {
-        let lines = text(draw(&cut(), 80));
+        let lines = text(draw(&cut(), 80, true));
         for line in &lines {
             assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
         }
@@ -265,8 +290,57 @@ mod tests {
         assert!(line("n5").contains("does not answer"));
         assert!(lines[0].contains("12 links cut"));
         assert!(line("namespaces as n1 knows them").ends_with("no majority: they may be old"));
-        let whole = text(draw(&Sight { may_be_old: false, ..cut() }, 80));
+        let whole = text(draw(&Sight { may_be_old: false, ..cut() }, 80, true));
         assert!(whole.contains(&"namespaces as n1 knows them".to_owned()), "{whole:?}");
+    }
+
+    /// The largest lab, all counts at their widest, and much to say of it.
+    #[test]
+    fn nine_nodes_fit_eighty_columns() {
+        let said = |node: u64| Said {
+            role: "candidate".into(),
+            term: 12_345,
+            log: 1_234_567_890,
+            hints: 123_456,
+            siblings: 1_234_567,
+            hears: (1..=9)
+                .filter(|other| *other != node)
+                .map(|other| (NodeId(other), PeerState::Up))
+                .collect(),
+        };
+        let slow = Some(Probed::Answered(Duration::from_micros(499_960)));
+        let tally = Tally {
+            asked: 4_320,
+            answered: 4_320,
+            median: Some(Duration::from_micros(499_960)),
+            longest: Some(Duration::from_micros(499_960)),
+        };
+        let nine = Sight {
+            nodes: (1..=9).map(|node| (NodeId(node), Some(said(node)))).collect(),
+            served: vec![Served {
+                name: "a-name-that-is-too-long".into(),
+                mode: Mode::Available,
+                at: (1..=9).map(|node| (NodeId(node), slow)).collect(),
+            }],
+            strong: tally,
+            available: tally,
+            faults: Some(
+                "LAB  72 links cut or slow for 12345 s, n1 n2 n3 n4 paused, n5 n6 n7 n8 down".into(),
+            ),
+            trouble: Some(
+                "cannot reach any of 127.0.0.1:7101, 127.0.0.1:7102, 127.0.0.1:7103 in time".into(),
+            ),
+            ..cut()
+        };
+        let lines = text(draw(&nine, 80, true));
+        for line in &lines {
+            assert!(line.trim_end().chars().count() <= 80, "{} columns: {line}", line.chars().count());
+        }
+        let whole = lines.join("\n");
+        assert!(whole.contains("n5 n6 n7 n8 down") && whole.contains("127.0.0.1:7103"), "{whole}");
+        assert_eq!(whole.matches("500 ms").count(), 9 + 4, "{whole}");
+        assert!(whole.contains("1234567890") && whole.ends_with("q ends"), "{whole}");
+        assert!(text(draw(&nine, 80, false)).join("\n").ends_with("- silent for long"));
     }
 
     #[test]
@@ -278,8 +352,8 @@ mod tests {
             trouble: Some("gone".into()),
             ..cut()
         };
-        let lines = text(draw(&empty, 0));
-        assert!(lines[0].contains("NOT OF NOW: gone"));
+        let lines = text(draw(&empty, 0, true));
+        assert_eq!(lines[1], "NOT OF NOW: gone", "below what is broken, where there is no room beside it");
         assert!(lines.iter().any(|line| line.contains("0 of 0 reads answered (0 %)")));
     }
 }
