@@ -229,7 +229,11 @@ mod tests {
         assert_eq!(target("kvctl -c prod version", &config).unwrap().endpoints, ["h:2"]);
         let one = target("kvctl -e h:9 version", &config).unwrap();
         assert!(one.pinned && one.context.is_none() && one.endpoints == ["h:9"]);
-        assert!(!target("kvctl -e h:8 -e h:9 version", &config).unwrap().pinned);
+        // Several, in either form.
+        for several in ["kvctl -e h:8 -e h:9 version", "kvctl -e h:8,h:9 version"] {
+            let target = target(several, &config).unwrap();
+            assert!(!target.pinned && target.endpoints == ["h:8", "h:9"], "{target:?}");
+        }
         assert!(target("kvctl -c nowhere version", &config).is_err());
         // Where there are contexts, one has to be selected: the usual ports may be another cluster.
         for current in [None, Some("gone".to_owned())] {

@@ -55,9 +55,17 @@ pub(crate) async fn run(app: &App, args: &Top) -> Result<Exit, Problem> {
         return Ok(Exit::Done);
     }
     let mut terminal = ratatui::try_init()?;
-    let ended = watch(app, args, &mut looker, &mut terminal).await;
-    ratatui::restore();
-    ended.map(|()| Exit::Done)
+    let _drawn = Drawn;
+    watch(app, args, &mut looker, &mut terminal).await.map(|()| Exit::Done)
+}
+
+/// Gives the terminal back as it was, also where a signal ends the drawing.
+struct Drawn;
+
+impl Drop for Drawn {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
 }
 
 /// Draws until somebody has seen enough.

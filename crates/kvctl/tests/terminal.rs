@@ -153,6 +153,20 @@ fn a_shell_works_on_any_terminal() {
     assert_eq!(shell.ends().1, Some(0));
 }
 
+/// Whatever ends it, the terminal is as it was before.
+#[test]
+fn a_picture_that_is_ended_gives_the_terminal_back() {
+    let home = tempfile::tempdir().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let line = format!("-e {} top --timeout 20s", silent.local_addr().unwrap());
+    let mut top = Terminal::run(home.path(), "xterm", &line);
+    top.sees("\u{1b}[?1049h");
+    assert!(Command::new("kill").args(["-TERM", &top.child.id().to_string()]).status().unwrap().success());
+    let (text, code) = top.ends();
+    assert_eq!(code, Some(143), "{text:?}");
+    assert!(text.contains("\u{1b}[?1049l"), "{text:?}");
+}
+
 /// What takes long is spoken of, on a terminal only.
 #[test]
 fn a_silent_node_is_waited_for_in_words() {
