@@ -19,8 +19,9 @@ use crate::strong::checked;
 use crate::topology::{Leader, NamespaceInfo, Topology};
 
 pub use kv_proto::admin::{
-    GetDigestResponse as Digest, GetRingOwnersResponse as RingOwners, GetStatusResponse as NodeStatus,
-    GroupRole, GroupStatus, PartLatency, PartitionDigest, PeerState, PeerStatus, RefusalCount, StorageStatus,
+    CopyState, ExplainKeyResponse as Explanation, ExplainedCopy, ExplainedValue, GetDigestResponse as Digest,
+    GetRingOwnersResponse as RingOwners, GetStatusResponse as NodeStatus, GroupRole, GroupStatus,
+    PartLatency, PartitionDigest, PeerState, PeerStatus, RefusalCount, StorageStatus,
 };
 
 /// The administrative handle.
@@ -186,6 +187,21 @@ impl Admin {
     pub async fn ring_owners(&self, namespace: &str, key: impl AsRef<[u8]>) -> Result<RingOwners, Error> {
         let request = admin::GetRingOwnersRequest { namespace: namespace.to_owned(), key: checked(key)? };
         self.read(request, Route::Any).await
+    }
+
+    /// What a node can find out about a key now: copies, values, and how many replicas a request would find.
+    /// With an endpoint: from the viewpoint of that node.
+    pub async fn explain(
+        &self,
+        endpoint: Option<&str>,
+        namespace: &str,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Explanation, Error> {
+        let request = admin::ExplainKeyRequest { namespace: namespace.to_owned(), key: checked(key)? };
+        match endpoint {
+            Some(endpoint) => self.read(request, Route::Node(&parse_address(endpoint)?)).await,
+            None => self.read(request, Route::Any).await,
+        }
     }
 
     /// Digests of what the node at this endpoint keeps of a namespace: of its ring partitions, or of a strong

@@ -53,8 +53,8 @@ mod strong;
 mod topology;
 
 pub use admin::{
-    Admin, Digest, GroupRole, GroupStatus, NodeStatus, PartLatency, PartitionDigest, PeerState, PeerStatus,
-    RefusalCount, RingOwners, StorageStatus,
+    Admin, CopyState, Digest, ExplainedCopy, ExplainedValue, Explanation, GroupRole, GroupStatus, NodeStatus,
+    PartLatency, PartitionDigest, PeerState, PeerStatus, RefusalCount, RingOwners, StorageStatus,
 };
 pub use available::{Available, CausalContext, Removed, Sibling, Siblings, WriteContext};
 pub use client::Client;

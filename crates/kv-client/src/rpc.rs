@@ -103,5 +103,6 @@ calls! { AdminServiceClient, admin, in sessions no:
     get_status(GetStatusRequest) -> GetStatusResponse;
     transfer_leader(TransferLeaderRequest) -> TransferLeaderResponse;
     get_ring_owners(GetRingOwnersRequest) -> GetRingOwnersResponse;
+    explain_key(ExplainKeyRequest) -> ExplainKeyResponse;
     get_digest(GetDigestRequest) -> GetDigestResponse;
 }

@@ -299,6 +299,13 @@ impl AdminService for Fake {
         Err(Status::unimplemented("not in this test"))
     }
 
+    async fn explain_key(
+        &self,
+        _: Request<admin::ExplainKeyRequest>,
+    ) -> Result<Response<admin::ExplainKeyResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
     async fn get_digest(
         &self,
         _: Request<admin::GetDigestRequest>,

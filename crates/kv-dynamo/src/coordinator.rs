@@ -1,7 +1,7 @@
 //! The node's side of available namespaces: what it offers to its server, and what it answers to peers.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -64,6 +64,7 @@ impl Available {
             room: Arc::new(Semaphore::new(limits::COORDINATED)),
             repairs: Arc::new(Semaphore::new(limits::REPAIRS)),
             answers: Arc::new(Semaphore::new(limits::ANSWER_BYTES)),
+            hint_heard: Mutex::default(),
             stop: watch::Sender::new(false),
         });
         tokio::spawn(rebuild::establish(Arc::clone(&node)));
@@ -173,6 +174,19 @@ impl Available {
         })
     }
 
+    /// What this node can find out about a key now.
+    pub async fn explain(
+        &self,
+        namespace: &Namespace,
+        key: &[u8],
+        deadline: Instant,
+    ) -> Result<admin::ExplainKeyResponse, Failure> {
+        let owners = self.owners(namespace, key)?;
+        let key = Key::new(Bytes::copy_from_slice(key))?;
+        let explained = self.node.explain(namespace, key, capped(deadline)).await?;
+        Ok(admin::ExplainKeyResponse { owners: Some(owners), ..explained })
+    }
+
     /// Number of hints that are held here, by target.
     pub fn hints_pending(&self) -> BTreeMap<NodeId, u64> {
         self.node.replica.hints_pending()
@@ -266,6 +280,9 @@ impl Node {
             return Err(Failure::new(Reason::InvalidRequest, message));
         }
         let bulk = about.epoch == Epoch(0);
+        if bulk {
+            self.note_hint();
+        }
         let keeper = if message.hint_for == 0 { self.me } else { NodeId(message.hint_for) };
         if !primaries.contains(&keeper) {
             return Err(Failure::new(

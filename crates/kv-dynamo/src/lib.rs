@@ -23,6 +23,7 @@ mod aside;
 mod catch_up;
 mod compare;
 mod coordinator;
+mod explain;
 mod layout;
 pub mod limits;
 mod missing;

@@ -21,6 +21,10 @@ pub const ANSWER_BYTES: usize = 128 << 20;
 /// An answer of at most so many bytes is not counted: [`COORDINATED`] bounds those.
 pub const SMALL_ANSWER_BYTES: usize = 1 << 10;
 const _: () = assert!(ANSWER_BYTES >= MAX_REPLICAS as usize * BATCH_BYTES);
+/// How long nodes have to answer where a key is explained.
+pub const EXPLAIN: Duration = Duration::from_millis(500);
+/// Fallbacks that are asked there, the first ones.
+pub const EXPLAINED_FALLBACKS: usize = 8;
 /// Read repairs under way.
 pub const REPAIRS: usize = 64;
 /// Bytes of hints that a node holds; beyond it the node refuses to be a fallback.
@@ -74,6 +78,11 @@ pub const STRIP_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long a ring partition's clock stays behind before the other primaries are asked for the records of
 /// what is missing, by their dot logs.
 pub const CATCH_UP_BY_LOG: Duration = Duration::from_secs(3);
+/// How long that waits while hints arrive, for this ring partition or others: they come in the order of
+/// their keys.
+pub const HINTS_FIRST: Duration = Duration::from_secs(60);
+/// Ring partitions for which logs are asked in one round.
+pub const ASKED_BY_LOG: usize = 32;
 /// How often it is looked for ring partitions whose clock stays behind, how long that lasts before the other
 /// primaries are asked for all of it, and how long it takes at most before they are asked again.
 pub const CATCH_UP: (Duration, Duration, Duration) =
@@ -124,13 +133,16 @@ pub const PULL_TIME: (Duration, Duration) = (Duration::from_millis(500), Duratio
 pub const GIVEN_UP: usize = MAX_REPLICAS as usize;
 /// Entries of the dot log of one ring partition; beyond it the older half is given up.
 pub const LOG_ENTRIES: u64 = 1 << 16;
-/// Bytes on the disk of the dot logs of a node; beyond it the older half of each is given up. It is looked at
-/// every [`COMPARE`].
-pub const LOG_BYTES: u64 = 1 << 30;
-/// Moments of a dot log that are remembered, and ranges of a node clock with which one is.
+/// Bytes of the dot logs of a node; beyond it the older half of each is given up. It is looked at every
+/// [`COMPARE`].
+pub const LOG_BYTES: u64 = 256 << 20;
+/// What an entry counts for beside its content: where entries are few, each has a block of its own in the
+/// journal, with a line in its directory and one in the index in memory.
+pub const LOG_ENTRY_BYTES: u64 = 192;
+/// Moments of a dot log that are remembered, and ranges of what is new in one.
 pub const LOG_MARKS: usize = 16;
 /// As [`LOG_MARKS`] says.
-pub const LOG_MARK_RANGES: usize = 256;
+pub const LOG_MARK_RANGES: usize = 1_024;
 /// Dots that one question about missing writes names as ranges, and dots of which one answer tells, nearly.
 pub const LOG_DOTS: usize = 2_048;
 /// Records that are read together for such an answer.

@@ -1,7 +1,7 @@
 //! The node as its requests and its background see it: what it is made of, what the catalogue says about a
 //! key, and what this node may do about it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) repairs: Arc<Semaphore>,
     /// What is left for the bytes of answers of replicas.
     pub(crate) answers: Arc<Semaphore>,
+    /// When a hint or a repair came last.
+    pub(crate) hint_heard: Mutex<Option<Instant>>,
     pub(crate) stop: watch::Sender<bool>,
 }
 
@@ -133,6 +135,17 @@ pub(crate) fn ring_of<'a>(
 impl Node {
     pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
         Arc::clone(&self.catalogue.borrow())
+    }
+
+    /// A hint or a repair has come.
+    pub(crate) fn note_hint(&self) {
+        *self.hint_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether hints or repairs have come lately: more are likely to.
+    pub(crate) fn hints_arrive(&self) -> bool {
+        let heard = *self.hint_heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|at| at.elapsed() < limits::CATCH_UP_BY_LOG)
     }
 
     /// Whether this node is a primary of a ring partition.

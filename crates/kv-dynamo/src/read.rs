@@ -24,14 +24,26 @@ use crate::quorum::{Asked, NotMet, ReadAction, ReadCoordinator, Reply};
 use crate::write::not_met;
 
 /// One node's answer.
-struct Heard {
+pub(crate) struct Heard {
     node: NodeId,
     /// It keeps the ring partition and knows all of it.
-    primary: bool,
-    known: bool,
-    state: State,
+    pub(crate) primary: bool,
+    pub(crate) known: bool,
+    pub(crate) state: State,
     /// Its bytes among those of all answers that this node holds.
-    _room: Option<OwnedSemaphorePermit>,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Heard {
+    /// An answer that holds no room.
+    pub(crate) fn of(node: NodeId, primary: bool, known: bool, state: State) -> Self {
+        Self { node, primary, known, state, room: None }
+    }
+
+    /// It holds this room as long as it lives.
+    pub(crate) fn hold(&mut self, room: Option<OwnedSemaphorePermit>) {
+        self.room = room;
+    }
 }
 
 /// The answer that a read gives. `by_primary`: a node that keeps the key told of it, so absence is known too.
@@ -112,7 +124,7 @@ impl Node {
         if !self.replica.is_durable(copy.position) {
             return None;
         }
-        Some(Heard { node: self.me, primary: true, known: copy.known, state: copy.state, _room: None })
+        Some(Heard::of(self.me, true, copy.known, copy.state))
     }
 
     /// R answers, or why there are fewer.
@@ -150,7 +162,7 @@ impl Node {
                 Some((node, answer)) = calls.next(), if !calls.is_empty() => {
                     let reply = if answer.is_some() { Reply::Ok } else { Reply::Failed };
                     if let Some(mut answer) = answer {
-                        answer._room = self.hold_answer(&answer.state)?;
+                        answer.hold(self.hold_answer(&answer.state)?);
                         heard.push(answer);
                     }
                     actions = quorum.on_reply(node, reply, begun.elapsed());
@@ -171,7 +183,7 @@ impl Node {
 
     /// Room for an answer until the read ends; none is needed for a small one. A read that is refused has
     /// changed nothing.
-    fn hold_answer(&self, state: &State) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    pub(crate) fn hold_answer(&self, state: &State) -> Result<Option<OwnedSemaphorePermit>, Failure> {
         let bytes = bytes_of(state);
         if bytes <= limits::SMALL_ANSWER_BYTES {
             return Ok(None);
@@ -184,7 +196,7 @@ impl Node {
         })
     }
 
-    fn ask(
+    pub(crate) fn ask(
         self: &Arc<Self>,
         view: &View,
         node: NodeId,
@@ -202,7 +214,7 @@ impl Node {
                 }
                 .ok()?;
                 me.durable_by(copy.position, deadline).await.ok()?;
-                return Some(Heard { node, primary, known: copy.known, state: copy.state, _room: None });
+                return Some(Heard::of(node, primary, copy.known, copy.state));
             }
             let message = peer::ReplicaRead {
                 ring: place.slice.ring.0,
@@ -214,7 +226,7 @@ impl Node {
                 response_frame::Body::ReplicaRead(reply) => {
                     let state =
                         if reply.knows { State::decode(reply.record).ok()? } else { State::default() };
-                    Some(Heard { node, primary: reply.primary, known: reply.knows, state, _room: None })
+                    Some(Heard::of(node, reply.primary, reply.knows, state))
                 }
                 _ => None,
             }

@@ -251,6 +251,7 @@ mod tests {
                 room: Arc::new(Semaphore::new(1)),
                 repairs: Arc::new(Semaphore::new(1)),
                 answers: Arc::new(Semaphore::new(1)),
+                hint_heard: std::sync::Mutex::default(),
                 stop: watch::Sender::new(false),
             });
             let world = Self { disk, storage, catalogue: sender, node };

@@ -123,6 +123,34 @@ impl Router {
         }
     }
 
+    /// What is known of a key now. Of a strong namespace: its voters and the leader.
+    pub(crate) async fn explain(
+        &self,
+        request: &admin::ExplainKeyRequest,
+        caller: &Caller,
+    ) -> Result<admin::ExplainKeyResponse, Failure> {
+        let (name, key) = (request.namespace.clone(), request.key.clone());
+        let namespace = self.namespace(About::Name(&name), caller).await.map_err(Failure::of_read)?;
+        match namespace.placement {
+            Placement::Available { .. } => {
+                let work = self.available.explain(&namespace, &key, caller.deadline.work);
+                self.read(caller.deadline, work).await
+            }
+            Placement::Strong { group } => {
+                let owners =
+                    self.owners(&admin::GetRingOwnersRequest { namespace: name, key }, caller).await?;
+                let leaders = self.strong.leaders();
+                let leader = leaders.iter().find(|known| known.group == group.0);
+                Ok(admin::ExplainKeyResponse {
+                    viewpoint: self.node().0,
+                    owners: Some(owners),
+                    leader: leader.map_or(0, |known| known.leader),
+                    ..Default::default()
+                })
+            }
+        }
+    }
+
     pub(crate) async fn digest(
         &self,
         request: &admin::GetDigestRequest,

@@ -194,6 +194,14 @@ impl AdminService for Services {
         unary(read(self.0.owners(&request, &caller).await, &caller))
     }
 
+    async fn explain_key(
+        &self,
+        request: Request<admin::ExplainKeyRequest>,
+    ) -> Answer<admin::ExplainKeyResponse> {
+        let (request, caller) = self.open(request)?;
+        unary(read(self.0.explain(&request, &caller).await, &caller))
+    }
+
     async fn get_digest(
         &self,
         request: Request<admin::GetDigestRequest>,

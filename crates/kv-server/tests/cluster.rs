@@ -392,6 +392,14 @@ async fn the_administrator_sees_and_moves() {
     let request = admin::GetRingOwnersRequest { namespace: "bank".into(), key: "k1".into() };
     let owners = cluster.admin(2).get_ring_owners(within(request)).await.unwrap().into_inner();
     assert_eq!((owners.ring, owners.primaries), (0, vec![1, 2, 3]));
+    let explain =
+        |namespace: &str| within(admin::ExplainKeyRequest { namespace: namespace.into(), key: "k1".into() });
+    let strong = cluster.admin(2).explain_key(explain("bank")).await.unwrap().into_inner();
+    assert!((1..=3).contains(&strong.leader) && strong.viewpoint == 2 && strong.copies.is_empty());
+    assert!(cluster.admin(2).explain_key(explain("nothing")).await.is_err());
+    let available = cluster.admin(2).explain_key(explain("cart")).await.unwrap().into_inner();
+    assert_eq!((available.viewpoint, available.copies.len(), available.strict_replicas), (2, 3, 3));
+    assert!(available.known && available.copies.iter().all(|copy| copy.primary));
 
     eventually("the digests of the strong namespace agree at one index", async || {
         let mut digests = Vec::new();

@@ -140,6 +140,8 @@ pub(crate) enum Command {
     /// Where keys live
     #[command(subcommand)]
     Ring(Ring),
+    /// Why a read of a key shows what it shows: each copy, what it lacks, what would be met now
+    Explain(Explain),
     /// A local cluster of real processes
     #[command(subcommand)]
     Lab(Lab),
@@ -728,6 +730,18 @@ impl Bench {
         let reads = self.workload != Workload::Put;
         self.preload.unwrap_or(if reads { self.keys } else { 0 })
     }
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The key
+    pub(crate) key: String,
+    #[command(flatten)]
+    pub(crate) form: KeyForm,
+    /// From the viewpoint of this node; otherwise of the one that answers first
+    #[arg(long, value_name = "NODE")]
+    pub(crate) as_seen_by: Option<NodeId>,
 }
 
 /// Arguments of `top`.

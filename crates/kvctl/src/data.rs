@@ -240,7 +240,7 @@ fn listed(siblings: &[Sibling]) -> Vec<String> {
 }
 
 /// `a` to `z`, then `aa`, `ab` and so on: no two places have the same.
-fn label(place: usize) -> String {
+pub(crate) fn label(place: usize) -> String {
     let letter = u8::try_from(place % 26).map_or('?', |step| char::from(b'a' + step));
     match (place / 26).checked_sub(1) {
         Some(above) => format!("{}{letter}", label(above)),

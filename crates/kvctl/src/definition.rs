@@ -9,7 +9,7 @@ use crate::cli::Cli;
 use crate::output;
 
 /// What each command looks like when it is typed. A test reads every line.
-const EXAMPLES: [(&str, &[&str]); 41] = [
+const EXAMPLES: [(&str, &[&str]); 42] = [
     (
         "get",
         &[
@@ -48,6 +48,7 @@ const EXAMPLES: [(&str, &[&str]); 41] = [
     ("cluster health", &["kvctl cluster health", "kvctl -q cluster health || echo not well"]),
     ("cluster transfer-leader", &["kvctl cluster transfer-leader n3"]),
     ("ring owners", &["kvctl ring owners -n cart user:42"]),
+    ("explain", &["kvctl explain -n cart user:42", "kvctl explain -n cart user:42 --as-seen-by n4"]),
     (
         "lab up",
         &["kvctl lab up", "kvctl lab up --nodes 3 --fresh", "kvctl lab up --name other --port-base 7300"],

@@ -11,6 +11,7 @@ mod ctx;
 mod data;
 mod definition;
 mod exit;
+mod explain;
 mod fault;
 mod fold;
 mod help;
@@ -136,6 +137,7 @@ async fn dispatch(app: &App, command: &Command) -> Result<Exit, Problem> {
         Command::Ns(command) => ns::run(app, command).await,
         Command::Cluster(command) => cluster::run(app, command).await,
         Command::Ring(command) => cluster::ring(app, command).await,
+        Command::Explain(args) => explain::run(app, args).await,
         Command::Lab(command) => lab::run(app, command).await,
         Command::Fault(command) => fault::run(app, command).await,
         Command::Bench(args) => bench::run(app, args).await,

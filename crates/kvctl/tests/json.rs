@@ -49,6 +49,8 @@ const COMMANDS: &[(&str, i32, &str)] = &[
     ("put -n cart user:7 two --blind", 0, ""),
     ("get -n cart user:7", 0, "available, several values"),
     ("ring owners -n cart user:42", 0, ""),
+    ("explain -n cart user:7", 0, "available"),
+    ("explain -n bank alice", 0, "strong"),
     ("cluster status", 0, ""),
     ("cluster status --as-seen-by all", 0, "a line for each node"),
     ("cluster latency n1", 0, ""),

@@ -116,6 +116,12 @@ fn what_the_readme_says_is_what_happens() {
     lab.ends("cas -n cart user:42 --expect-revision 1 x", 5);
     lab.ends("get -n nothing k", 5);
     assert!(lab.ok("ring owners -n cart user:42").contains("primaries"));
+    assert!(lab.ok("explain -n bank alice").contains("which alone answers"));
+    let explained = lab.ok("explain -n cart user:42");
+    assert_eq!(explained.matches("has values").count(), 3, "{explained}");
+    for part in ["reads  R=1 of 3: met by primaries", "writes W=2 of 3: met by primaries"] {
+        assert!(explained.contains(part), "{explained}");
+    }
     assert!(lab.ok("cluster transfer-leader n1").contains("n1"));
 
     // The cut: one side of CAP refuses in the minority, the other answers.

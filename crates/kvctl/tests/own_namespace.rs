@@ -151,6 +151,13 @@ impl AdminService for Fake {
         unused()
     }
 
+    async fn explain_key(
+        &self,
+        _: Request<admin::ExplainKeyRequest>,
+    ) -> Result<Response<admin::ExplainKeyResponse>, Status> {
+        unused()
+    }
+
     async fn get_digest(
         &self,
         _: Request<admin::GetDigestRequest>,
