@@ -118,6 +118,31 @@ async fn both_sides_of_a_silent_cut_go_on_and_converge_after_it() {
     assert_eq!(shown(&cluster.get(5, &keys[7], 3).await.unwrap()), vec!["both"]);
 }
 
+/// A receipt names each primary that was not heard, and none of those that may answer yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_names_the_replicas_that_were_silent_and_no_others() {
+    let cluster = Cluster::start().await;
+    let key = key_of(&cluster, "key", &[1, 5]);
+    let silent = |evidence: &v1::AvailableEvidence| -> Vec<u64> {
+        evidence.replies.iter().filter(|reply| !reply.answered).map(|reply| reply.node).collect()
+    };
+    let degraded = |receipt: Option<&v1::Receipt>| receipt.unwrap().degraded().collect::<Vec<_>>();
+    // All are up: W of them have answered, and of the third, which may answer yet, nothing is said.
+    let healthy = cluster.put(1, &key, "before").await.unwrap();
+    assert_eq!(silent(&available(healthy.receipt.as_ref())), [] as [u64; 0]);
+    assert!(degraded(healthy.receipt.as_ref()).is_empty());
+
+    cluster.cut(&[5]);
+    let away = |c: &Cluster| !c.nodes[&NodeId(1)].peers.liveness(NodeId(5)).is_up();
+    cluster.until("n1 knows that n5 is away", away).await;
+    let put = cluster.put(1, &key, "during").await.unwrap();
+    let evidence = available(put.receipt.as_ref());
+    assert_eq!(silent(&evidence), [5], "it was not even asked");
+    assert!(degraded(put.receipt.as_ref()).contains(&v1::Degradation::PrimarySilent));
+    let answered = evidence.replies.iter().filter(|reply| reply.answered);
+    assert!(answered.clone().count() >= 2 && answered.clone().all(|reply| reply.node != 5));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_resent_anywhere_is_one_write() {
     let cluster = Cluster::start().await;
