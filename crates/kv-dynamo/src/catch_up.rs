@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use kv_types::NodeId;
 use kv_types::catalogue::FeatureLevel;
 use kv_types::causal::Context;
 use tokio::time::{Instant, sleep};
@@ -25,17 +26,14 @@ use crate::missing::ask_for;
 use crate::node::{Node, stopped};
 use crate::rebuild::pull_from;
 
-/// How the others are asked for what is missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum How {
-    /// By their dot logs, for the records of these writes.
-    ByLog,
-    /// For the whole ring partition.
-    Whole,
+/// What is asked of whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// The records of writes, by the dot logs of these nodes: each is asked for what it was not asked before.
+    ByLog(Slice, Vec<(NodeId, Context)>),
+    /// The whole ring partition, of any that has some of this.
+    Whole(Slice, Context),
 }
-
-/// A ring partition to ask for, with what is missing.
-pub(crate) type Due = (Slice, How, Context);
 
 /// Which ring partitions are behind, and when the others are asked. A value: time is an argument.
 #[derive(Debug, Default)]
@@ -45,12 +43,16 @@ pub(crate) struct Behind {
 
 #[derive(Debug)]
 struct Wait {
+    since: Instant,
     by_log: Watch,
     whole: Watch,
-    /// Asked for by log; what of it is still missing the logs do not know.
-    in_vain: Context,
-    /// How long it waits once the others were asked for all of it.
-    pause: Duration,
+    /// What the log of a node did not bring, of what is still missing.
+    in_vain: BTreeMap<NodeId, Context>,
+    /// A log was asked since the last look: what has come since then may be all that was missing, or the
+    /// rest is in no log.
+    by_log_asked: bool,
+    /// How long it waits for a node that did not answer, and once the others were asked for all of it.
+    pauses: (Duration, Duration),
 }
 
 /// Dots that stay away.
@@ -85,56 +87,107 @@ impl Watch {
     }
 }
 
+impl Wait {
+    fn begin(missing: Context, now: Instant) -> Self {
+        let (by_log, (_, first, _)) = (limits::CATCH_UP_BY_LOG, limits::CATCH_UP);
+        Self {
+            since: now,
+            by_log: Watch::begin(missing.clone(), now + by_log),
+            whole: Watch::begin(missing, now + first),
+            in_vain: BTreeMap::new(),
+            by_log_asked: false,
+            pauses: (by_log, first),
+        }
+    }
+
+    /// Forgets of what was asked in vain what has come.
+    fn look(&mut self, missing: &Context) {
+        for vain in self.in_vain.values_mut() {
+            vain.subtract(&vain.difference(missing));
+        }
+        if std::mem::take(&mut self.by_log_asked) {
+            self.whole.dots.subtract(&self.whole.dots.difference(missing));
+        }
+    }
+
+    /// What of these dots each node was not asked for.
+    fn unasked(&self, dots: &Context, up: &[NodeId]) -> Vec<(NodeId, Context)> {
+        let of = |node: &NodeId| match self.in_vain.get(node) {
+            Some(vain) => dots.difference(vain),
+            None => dots.clone(),
+        };
+        up.iter().map(|node| (*node, of(node))).filter(|(_, dots)| !dots.is_empty()).collect()
+    }
+}
+
 impl Behind {
-    /// The ring partitions that are due, with what they have lacked since their wait began, of those that
-    /// are behind now. What others write keeps adding to what is missing, and comes at once; so only the dots
-    /// of the beginning count.
-    pub(crate) fn due(&mut self, behind: Vec<(Slice, Context)>, now: Instant) -> Vec<Due> {
+    /// What is due now, of the ring partitions that are behind now. What others write keeps adding to what
+    /// is missing, and comes at once; so only the dots of the beginning of a wait count. `up`: the other
+    /// primaries that are up; `arriving`: hints arrive, of whatever ring partition.
+    pub(crate) fn due(
+        &mut self,
+        behind: Vec<(Slice, Context)>,
+        up: impl Fn(Slice) -> Vec<NodeId>,
+        arriving: bool,
+        now: Instant,
+    ) -> Vec<Due> {
         let (by_log, (_, first, _)) = (limits::CATCH_UP_BY_LOG, limits::CATCH_UP);
         self.slices.retain(|slice, _| behind.iter().any(|(other, _)| other == slice));
-        let mut due = Vec::new();
+        let (mut due, mut asks) = (Vec::new(), 0);
         for (slice, missing) in behind {
             let wait = match self.slices.entry(slice) {
                 Entry::Vacant(new) => {
-                    new.insert(Wait {
-                        by_log: Watch::begin(missing.clone(), now + by_log),
-                        whole: Watch::begin(missing, now + first),
-                        in_vain: Context::new(),
-                        pause: first,
-                    });
+                    new.insert(Wait::begin(missing, now));
                     continue;
                 }
                 Entry::Occupied(known) => known.into_mut(),
             };
-            wait.in_vain.subtract(&wait.in_vain.difference(&missing));
-            let unasked = missing.difference(&wait.in_vain);
+            wait.look(&missing);
+            let up = up(slice);
+            let mut unasked = Context::new();
+            wait.unasked(&missing, &up).iter().for_each(|(_, dots)| unasked.merge(dots));
             if wait.by_log.dots.is_empty() {
-                wait.by_log.due = now + by_log;
+                wait.by_log.due = wait.by_log.due.max(now + by_log);
             }
-            if wait.by_log.is_over(&unasked, by_log, now) {
-                due.push((slice, How::ByLog, wait.by_log.dots.clone()));
-            } else if wait.whole.is_over(&missing, first, now) {
-                due.push((slice, How::Whole, wait.whole.dots.clone()));
+            let hints_first = arriving && now < wait.since + limits::HINTS_FIRST;
+            let over = wait.by_log.is_over(&unasked, by_log, now);
+            if over && !hints_first && asks < limits::ASKED_BY_LOG {
+                asks += 1;
+                due.push(Due::ByLog(slice, wait.unasked(&wait.by_log.dots, &up)));
+            } else if !over && wait.whole.is_over(&missing, first, now) {
+                due.push(Due::Whole(slice, wait.whole.dots.clone()));
             }
         }
         due
     }
 
-    /// The others were asked. For the whole of a ring partition they are asked after twice as long as the
-    /// last time.
-    pub(crate) fn asked(&mut self, (slice, how, dots): &Due, now: Instant) {
-        let (_, _, longest) = limits::CATCH_UP;
-        let Some(wait) = self.slices.get_mut(slice) else { return };
-        match how {
-            How::ByLog => {
-                wait.in_vain.merge(dots);
-                wait.by_log.dots = Context::new();
-            }
-            How::Whole => {
-                wait.pause = (wait.pause * 2).min(longest);
-                wait.whole = Watch::begin(Context::new(), now + wait.pause);
-            }
+    /// Logs were asked. Those that `answered` will not be asked for the same again; another one is, after a
+    /// while.
+    pub(crate) fn asked_by_log(
+        &mut self,
+        slice: Slice,
+        answered: Vec<(NodeId, Context)>,
+        all: bool,
+        now: Instant,
+    ) {
+        let Some(wait) = self.slices.get_mut(&slice) else { return };
+        for (node, dots) in answered {
+            wait.in_vain.entry(node).or_default().merge(&dots);
         }
+        let (pause, _) = &mut wait.pauses;
+        *pause = if all { limits::CATCH_UP_BY_LOG } else { (*pause * 2).min(limits::HINTS_FIRST) };
+        wait.by_log = Watch::begin(Context::new(), now + *pause);
+        wait.by_log_asked = true;
+    }
+
+    /// The others were asked for the whole of a ring partition: they are again after twice as long as the
+    /// last time.
+    pub(crate) fn asked_whole(&mut self, slice: Slice, now: Instant) {
+        let (_, _, longest) = limits::CATCH_UP;
+        let Some(wait) = self.slices.get_mut(&slice) else { return };
+        let (_, pause) = &mut wait.pauses;
+        *pause = (*pause * 2).min(longest);
+        wait.whole = Watch::begin(Context::new(), now + *pause);
     }
 }
 
@@ -152,31 +205,79 @@ pub(crate) async fn run(node: Arc<Node>) {
         if !node.is_whole() {
             continue;
         }
-        let due = behind.due(node.replica.slices_behind(), Instant::now());
-        let (by_log, whole): (Vec<Due>, Vec<Due>) =
-            due.into_iter().partition(|(_, how, _)| *how == How::ByLog);
-        let asks = stream::iter(by_log.clone().into_iter().map(|due| ask(Arc::clone(&node), due)));
         tokio::select! {
             biased;
             () = stopped(&mut stop) => return,
-            () = asks.buffer_unordered(limits::PULLS).collect::<()>() => {}
-        }
-        by_log.iter().for_each(|due| behind.asked(due, Instant::now()));
-        for due in whole {
-            tokio::select! {
-                biased;
-                () = stopped(&mut stop) => return,
-                () = ask(Arc::clone(&node), due.clone()) => behind.asked(&due, Instant::now()),
-            }
+            () = look(&node, &mut behind) => {}
         }
     }
 }
 
-/// Asks the other primaries one after the other, until nothing is missing.
-async fn ask(node: Arc<Node>, (slice, how, mut missing): Due) {
-    if how == How::ByLog && !node.catalogue().allows(FeatureLevel::LOGGED) {
-        return;
+async fn look(node: &Arc<Node>, behind: &mut Behind) {
+    let logged = node.catalogue().allows(FeatureLevel::LOGGED);
+    let up = |slice| {
+        let others = node.others_of(slice).filter(|_| logged).unwrap_or_default();
+        others.into_iter().filter(|other| node.is_up(*other)).collect()
+    };
+    let missing = node.replica.slices_behind();
+    let due = behind.due(missing, up, node.hints_arrive(), Instant::now());
+    let (mut asks, mut whole) = (Vec::new(), Vec::new());
+    for due in due {
+        match due {
+            Due::ByLog(slice, questions) => asks.push(ask_logs(Arc::clone(node), slice, questions)),
+            Due::Whole(slice, missing) => whole.push((slice, missing)),
+        }
     }
+    let mut asks = stream::iter(asks).buffer_unordered(limits::PULLS);
+    while let Some((slice, answered, all)) = asks.next().await {
+        behind.asked_by_log(slice, answered, all, Instant::now());
+    }
+    for (slice, missing) in whole {
+        pull(node, slice, missing).await;
+        behind.asked_whole(slice, Instant::now());
+    }
+}
+
+/// Asks one after the other, until nothing is missing. Which of them have answered, with what they were asked
+/// for, and whether all of them have that had to be asked.
+async fn ask_logs(
+    node: Arc<Node>,
+    slice: Slice,
+    questions: Vec<(NodeId, Context)>,
+) -> (Slice, Vec<(NodeId, Context)>, bool) {
+    let (mut answered, mut all) = (Vec::new(), true);
+    for (source, dots) in questions {
+        let missing = dots.difference(node.replica.clock(slice).0.dots());
+        if missing.is_empty() {
+            continue;
+        }
+        if node.replica.is_put_back() {
+            all = false;
+            break;
+        }
+        match ask_for(&node, slice, source, &missing).await {
+            Ok(records) => {
+                if records > 0 {
+                    tracing::info!(?slice, %source, records, "what stayed behind came by the log");
+                }
+                answered.push((source, missing));
+            }
+            Err(error) if error.is_of_own_storage() => {
+                let failure = error.failure();
+                tracing::error!(?slice, %source, %failure, "what stays behind cannot be stored");
+                return (slice, answered, false);
+            }
+            Err(error) => {
+                all = false;
+                tracing::debug!(?slice, %source, failure = %error.failure(), "a dot log did not answer");
+            }
+        }
+    }
+    (slice, answered, all)
+}
+
+/// Pulls from the other primaries one after the other, until nothing is missing.
+async fn pull(node: &Arc<Node>, slice: Slice, mut missing: Context) {
     for source in node.others_of(slice).unwrap_or_default() {
         missing.subtract(node.replica.clock(slice).0.dots());
         if missing.is_empty() {
@@ -185,22 +286,14 @@ async fn ask(node: Arc<Node>, (slice, how, mut missing): Due) {
         if !node.is_up(source) || node.replica.is_put_back() {
             continue;
         }
-        let asked = match how {
-            How::ByLog => ask_for(&node, slice, source, &missing).await.map(Some),
-            How::Whole => pull_from(&node, slice, source, Some(&missing)).await.map(|_| None),
-        };
-        match asked {
-            Ok(Some(0)) => {}
-            Ok(Some(records)) => {
-                tracing::info!(?slice, %source, records, "what stayed behind came by the log")
-            }
-            Ok(None) => tracing::info!(?slice, %source, "what stayed behind was pulled"),
+        match pull_from(node, slice, source, Some(&missing)).await {
+            Ok(_) => tracing::info!(?slice, %source, "what stayed behind was pulled"),
             Err(error) if error.is_of_own_storage() => {
                 let failure = error.failure();
-                return tracing::error!(?slice, %source, %failure, "what stays behind cannot be stored");
+                return tracing::error!(?slice, %source, %failure, "what stays behind cannot be pulled");
             }
             Err(error) => {
-                tracing::debug!(?slice, %source, ?how, failure = %error.failure(), "what stays behind did not come");
+                tracing::debug!(?slice, %source, failure = %error.failure(), "what stays behind was not pulled");
             }
         }
     }
@@ -223,16 +316,33 @@ mod tests {
         counters.into_iter().map(|counter| Dot { incarnation: Incarnation(1), counter }).collect()
     }
 
-    /// What is to be pulled whole; the logs know nothing.
-    fn whole(behind: &mut Behind, missing: Vec<(Slice, Context)>, now: Instant) -> Vec<(Slice, Context)> {
-        let mut found = Vec::new();
-        for due in behind.due(missing, now) {
-            match due.1 {
-                How::ByLog => behind.asked(&due, now),
-                How::Whole => found.push((due.0, due.2)),
-            }
+    const OTHERS: [NodeId; 2] = [NodeId(2), NodeId(3)];
+
+    /// Both others are up, their logs know nothing, and no hints arrive.
+    struct Quiet {
+        behind: Behind,
+        asked: Vec<(Slice, Vec<(NodeId, Context)>)>,
+    }
+
+    impl Quiet {
+        fn new() -> Self {
+            Self { behind: Behind::default(), asked: Vec::new() }
         }
-        found
+
+        /// What is to be pulled whole.
+        fn whole(&mut self, missing: Vec<(Slice, Context)>, now: Instant) -> Vec<(Slice, Context)> {
+            let mut found = Vec::new();
+            for due in self.behind.due(missing, |_| OTHERS.to_vec(), false, now) {
+                match due {
+                    Due::ByLog(slice, questions) => {
+                        self.asked.push((slice, questions.clone()));
+                        self.behind.asked_by_log(slice, questions, true, now);
+                    }
+                    Due::Whole(slice, dots) => found.push((slice, dots)),
+                }
+            }
+            found
+        }
     }
 
     #[test]
@@ -240,109 +350,154 @@ mod tests {
         let (_, first, longest) = limits::CATCH_UP;
         let (one, two) = ((slice(1), dots([5])), (slice(2), dots([7])));
         let both = || vec![one.clone(), two.clone()];
-        let (mut behind, begun) = (Behind::default(), Instant::now());
-        assert!(whole(&mut behind, vec![one.clone()], begun).is_empty());
+        let (mut quiet, begun) = (Quiet::new(), Instant::now());
+        assert!(quiet.whole(vec![one.clone()], begun).is_empty());
         let mut now = begun + first;
-        assert!(whole(&mut behind, vec![one.clone()], now - MS).is_empty());
-        assert_eq!(whole(&mut behind, both(), now), vec![one.clone()]);
+        assert!(quiet.whole(vec![one.clone()], now - MS).is_empty());
+        assert_eq!(quiet.whole(both(), now), vec![one.clone()]);
         let mut pause = first;
         for _ in 0..20 {
-            behind.asked(&(slice(1), How::Whole, dots([5])), now);
+            quiet.behind.asked_whole(slice(1), now);
             pause = (pause * 2).min(longest);
-            assert!(!whole(&mut behind, both(), now + pause - MS).contains(&one));
+            // Until the next look it is not known what is missing then.
+            assert!(!quiet.whole(both(), now + MS).contains(&one));
+            assert!(!quiet.whole(both(), now + pause - MS).contains(&one));
             now += pause;
-            assert!(whole(&mut behind, both(), now).contains(&one));
+            assert!(quiet.whole(both(), now).contains(&one));
         }
         // One that has caught up begins anew.
-        assert!(whole(&mut behind, vec![], now).is_empty());
-        assert!(whole(&mut behind, vec![one], now).is_empty());
+        assert!(quiet.whole(vec![], now).is_empty());
+        assert!(quiet.whole(vec![one], now).is_empty());
     }
 
     #[test]
-    fn the_logs_are_asked_first_and_once_for_each_dot() {
+    fn each_log_is_asked_first_and_once_for_each_dot() {
         let patience = limits::CATCH_UP_BY_LOG;
-        let (mut behind, begun) = (Behind::default(), Instant::now());
-        let mut due = |missing: Context, now: Instant| {
-            let due = behind.due(vec![(slice(1), missing)], now).pop();
-            due.iter().for_each(|due| behind.asked(due, now));
-            due.map(|(_, how, dots)| (how, dots))
-        };
-        assert_eq!(due(dots([5]), begun), None);
-        assert_eq!(due(dots([5]), begun + patience - MS), None);
-        assert_eq!(due(dots([5, 6]), begun + patience), Some((How::ByLog, dots([5]))), "6 has just begun");
-        let mut now = begun + patience;
-        let mut asked = Vec::new();
-        while asked.last().is_none_or(|(how, _)| *how == How::ByLog) {
+        let (mut quiet, begun) = (Quiet::new(), Instant::now());
+        let mut now = begun;
+        let mut pulled = Vec::new();
+        while pulled.is_empty() {
+            let missing = if now < begun + patience { dots([5]) } else { dots([5, 6]) };
+            pulled = quiet.whole(vec![(slice(1), missing)], now);
             now += limits::CATCH_UP.0;
-            asked.extend(due(dots([5, 6]), now));
         }
-        // 5 is in no log.
-        assert_eq!(asked, [(How::ByLog, dots([6])), (How::Whole, dots([5]))]);
-        assert!(now <= begun + limits::CATCH_UP.1 + limits::CATCH_UP.0);
+        let of = |counter| (slice(1), OTHERS.map(|node| (node, dots([counter]))).to_vec());
+        assert_eq!(quiet.asked, [of(5), of(6)]);
+        assert_eq!(
+            (pulled, now),
+            (vec![(slice(1), dots([5]))], begun + limits::CATCH_UP.1 + limits::CATCH_UP.0)
+        );
         // It comes, is lost again with a directory, and may be in a log by then.
-        assert_eq!(due(dots([6]), now), None);
-        let again: Vec<_> = (1..10).filter_map(|n| due(dots([5, 6]), now + n * patience)).collect();
-        assert_eq!(again[0], (How::ByLog, dots([5])));
+        quiet.whole(vec![(slice(1), dots([6]))], now);
+        for n in 1..5 {
+            quiet.whole(vec![(slice(1), dots([5, 6]))], now + n * patience);
+        }
+        assert_eq!(quiet.asked[2..], [of(5)]);
     }
 
-    /// Looks as often as the task does; when what is due is due, and what it is.
-    fn first_due(missing: impl Fn(u64) -> Context, seconds: u64, how: How) -> Option<(u64, Context)> {
+    #[test]
+    fn a_log_that_could_not_be_asked_is_asked_when_it_can_be() {
         let (mut behind, begun) = (Behind::default(), Instant::now());
-        (0..seconds).find_map(|second| {
-            let seen = Some(missing(second)).filter(|dots| !dots.is_empty()).map(|dots| (slice(1), dots));
+        let mut asked = Vec::new();
+        for second in 0..200 {
             let now = begun + Duration::from_secs(second);
-            let due = behind.due(seen.into_iter().collect(), now).pop();
-            due.iter().filter(|due| due.1 == How::ByLog).for_each(|due| behind.asked(due, now));
-            due.filter(|due| due.1 == how).map(|(_, _, dots)| (second, dots))
-        })
+            // n2 is away at first; n3 does not answer until later.
+            let up = |_| if second < 100 { vec![NodeId(3)] } else { OTHERS.to_vec() };
+            for due in behind.due(vec![(slice(1), dots([5]))], up, false, now) {
+                let Due::ByLog(slice, questions) = due else { continue };
+                let (answers, silent): (Vec<_>, Vec<_>) =
+                    questions.into_iter().partition(|(node, _)| *node == NodeId(2) || second > 60);
+                behind.asked_by_log(slice, answers.clone(), silent.is_empty(), now);
+                asked.push((second, answers.len() + silent.len(), answers.len()));
+            }
+        }
+        let in_vain = asked.iter().filter(|(_, _, answers)| *answers == 0).count();
+        assert!((2..10).contains(&in_vain), "ever more rarely: {asked:?}");
+        let answered: Vec<_> = asked.into_iter().filter(|(_, _, answers)| *answers > 0).collect();
+        assert_eq!(answered.len(), 2, "each of them once: {answered:?}");
+        assert!(answered[1].0 >= 100 && answered[1].1 == 1, "{answered:?}");
+    }
+
+    /// Looks as often as the task does; when a log is asked for the first time, and when all is to be pulled,
+    /// with what is missing then.
+    fn first_due(missing: impl Fn(u64) -> Context, seconds: u64) -> [Option<(u64, Context)>; 2] {
+        let (mut quiet, begun) = (Quiet::new(), Instant::now());
+        let (mut by_log, mut whole) = (None, None);
+        for second in 0..seconds {
+            let seen = Some(missing(second)).filter(|dots| !dots.is_empty()).map(|dots| (slice(1), dots));
+            let found = quiet.whole(seen.into_iter().collect(), begun + Duration::from_secs(second)).pop();
+            whole = whole.or_else(|| found.map(|(_, dots)| (second, dots)));
+            let first = quiet.asked.first().map(|(_, questions)| (second, questions[0].1.clone()));
+            by_log = by_log.or(first);
+        }
+        [by_log, whole]
     }
 
     #[test]
     fn a_node_that_is_being_brought_up_to_date_does_not_ask() {
         // After a long outage hints come for ten minutes, and more is written all the time.
         let hints = |second: u64| dots((second * 10..6_000).chain([10_000 + second]));
-        assert_eq!(first_due(hints, 600, How::ByLog), None);
-        assert_eq!(first_due(hints, 600, How::Whole), None);
+        assert_eq!(first_due(hints, 600), [None, None]);
         // They end halfway.
         let half = |second: u64| dots((second.min(300) * 10..6_000).chain([10_000 + second]));
-        let (at, what) = first_due(half, 1_000, How::ByLog).unwrap();
-        assert!((300..=310).contains(&at), "{at}");
-        assert_eq!(what, dots(3_000..6_000));
-        let (at, what) = first_due(half, 1_000, How::Whole).unwrap();
-        assert!((300..=340).contains(&at), "{at}");
-        assert_eq!(what, dots(3_000..6_000));
+        let [by_log, whole] = first_due(half, 1_000).map(Option::unwrap);
+        assert!((300..=310).contains(&by_log.0) && (300..=340).contains(&whole.0));
+        assert_eq!((by_log.1, whole.1), (dots(3_000..6_000), dots(3_000..6_000)));
+    }
+
+    /// Hints come in the order of their keys: of the last ring partition only in the end.
+    #[test]
+    fn logs_are_not_asked_while_hints_arrive_elsewhere_unless_that_takes_long() {
+        let asked_at = |until: u64| {
+            let (mut behind, begun) = (Behind::default(), Instant::now());
+            (0..200).find(|second| {
+                let now = begun + Duration::from_secs(*second);
+                let missing = vec![(slice(1), dots([5]))];
+                let due = behind.due(missing, |_| OTHERS.to_vec(), *second < until, now);
+                due.iter().any(|due| matches!(due, Due::ByLog(..)))
+            })
+        };
+        assert_eq!(asked_at(0), Some(limits::CATCH_UP_BY_LOG.as_secs()));
+        assert_eq!(asked_at(20), Some(20));
+        assert_eq!(asked_at(1_000), Some(limits::HINTS_FIRST.as_secs()));
     }
 
     #[test]
     fn what_never_comes_is_due_beside_all_that_comes_at_once() {
-        let first = limits::CATCH_UP.1.as_secs();
-        assert_eq!(first_due(|_| dots([3]), 100, How::Whole), Some((first, dots([3]))));
+        let (first, soon) = (limits::CATCH_UP.1.as_secs(), limits::CATCH_UP_BY_LOG.as_secs());
+        let three = |second| Some((second, dots([3])));
+        assert_eq!(first_due(|_| dots([3]), 100), [three(soon), three(first)]);
         // Others are missing for a moment each.
         let busy = |second: u64| dots([3, 100 + second]);
-        assert_eq!(first_due(busy, 100, How::Whole), Some((2 * first, dots([3]))));
-        assert_eq!(first_due(|second| dots([100 + second]), 1_000, How::Whole), None);
-        let soon = limits::CATCH_UP_BY_LOG.as_secs();
-        assert_eq!(first_due(busy, 100, How::ByLog), Some((2 * soon, dots([3]))));
-        assert_eq!(first_due(|second| dots([100 + second]), 1_000, How::ByLog), None);
+        assert_eq!(first_due(busy, 100), [three(2 * soon), three(first)]);
+        assert_eq!(first_due(|second| dots([100 + second]), 1_000), [None, None]);
+    }
+
+    /// The log brings some of what was missing: the rest is pulled no later than it would have been.
+    #[test]
+    fn what_the_log_brings_does_not_put_off_the_pull_of_the_rest() {
+        let (first, soon) = (limits::CATCH_UP.1.as_secs(), limits::CATCH_UP_BY_LOG.as_secs());
+        let some = |second: u64| if second <= soon { dots([3, 4, 5]) } else { dots([4]) };
+        let [_, whole] = first_due(some, 100);
+        assert_eq!(whole, Some((first, dots([4]))));
     }
 
     /// One dot was seen by a client alone; later another one is missed that others have.
     #[test]
     fn what_no_one_has_does_not_hide_what_is_missed_later() {
-        let (mut behind, begun) = (Behind::default(), Instant::now());
-        let (mut pulled, mut logged) = (Vec::new(), Vec::new());
+        let (mut quiet, begun) = (Quiet::new(), Instant::now());
+        let mut pulled = Vec::new();
         for second in 0..300 {
             let missing = if second < 60 { dots([3]) } else { dots([3, 9]) };
             let now = begun + Duration::from_secs(second);
-            for due in behind.due(vec![(slice(1), missing)], now) {
-                behind.asked(&due, now);
-                let asked = if due.1 == How::Whole { &mut pulled } else { &mut logged };
-                asked.push((second, due.2));
+            for (slice, dots) in quiet.whole(vec![(slice(1), missing)], now) {
+                pulled.push((second, dots));
+                quiet.behind.asked_whole(slice, now);
             }
         }
         assert!(pulled.len() > 2 && pulled.len() < 6, "{pulled:?}");
         assert_eq!(pulled.last().unwrap().1, dots([3, 9]));
-        let soon = limits::CATCH_UP_BY_LOG.as_secs();
-        assert_eq!(logged, [(soon, dots([3])), (60 + soon, dots([9]))]);
+        let of = |counter| (slice(1), OTHERS.map(|node| (node, dots([counter]))).to_vec());
+        assert_eq!(quiet.asked, [of(3), of(9)]);
     }
 }

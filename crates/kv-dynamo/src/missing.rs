@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::future::FutureExt;
-use kv_peer::{Address, Lane};
+use kv_peer::{Address, Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_storage::Position;
 use kv_types::causal::{Context, NodeClock};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use crate::layout::Slice;
 use crate::limits;
 use crate::node::{Node, stopped};
-use crate::rebuild::{PullError, clock_of, decoded, invalid, patiently, pulled_record};
+use crate::rebuild::{PageSize, PullError, clock_of, decoded, invalid, patiently, pulled_record};
 use crate::replica::is_too_large;
 
 /// As many of these dots as one question may name.
@@ -28,27 +28,38 @@ fn some_of(missing: &Context) -> Context {
 }
 
 /// Asks a source for the records of what is missing here, until it has told all that its log knows. How many
-/// records came.
+/// records came. What cannot be taken here counts as told.
 pub(crate) async fn ask_for(
     node: &Arc<Node>,
     slice: Slice,
     source: NodeId,
     missing: &Context,
 ) -> Result<usize, PullError> {
-    let mut came = 0;
-    let mut position = Position::DURABLE;
-    let mut left = missing.difference(node.replica.clock(slice).0.dots());
+    let (mut came, mut position, mut size) = (0, Position::DURABLE, PageSize::default());
+    let mut left = missing.clone();
     while !left.is_empty() {
-        let reply = ask_once(node, slice, source, &some_of(&left)).await?;
-        let clock = clock_of(reply.node_clock)?;
-        came += reply.records.len();
-        for pulled in reply.records {
-            position = position.max(take(node, slice, source, pulled, &clock).await?);
-        }
-        let before = std::mem::take(&mut left);
-        left = before.difference(node.replica.clock(slice).0.dots());
-        if !reply.more || left == before {
-            break;
+        let (mut asked, mut from) = (some_of(&left), 0);
+        left.subtract(&asked);
+        loop {
+            asked.subtract(node.replica.clock(slice).0.dots());
+            if asked.is_empty() {
+                break;
+            }
+            let reply = ask_once(node, slice, source, (&asked, from), &mut size).await?;
+            let clock = clock_of(reply.node_clock)?;
+            came += reply.records.len();
+            for pulled in reply.records {
+                position = position.max(take(node, slice, source, pulled, &clock).await?);
+            }
+            if reply.next == 0 {
+                break;
+            }
+            // At least one record comes with each answer that ends before the log does.
+            if reply.next <= from {
+                let message = format!("{source} does not get on with its log");
+                return Err(PullError::Source(Failure::new(Reason::Internal, message)));
+            }
+            from = reply.next;
         }
     }
     node.replica.durable(position).await?;
@@ -59,23 +70,32 @@ async fn ask_once(
     node: &Node,
     slice: Slice,
     source: NodeId,
-    missing: &Context,
+    (missing, from): (&Context, u64),
+    size: &mut PageSize,
 ) -> Result<peer::PullMissingReply, PullError> {
-    let message = peer::PullMissing {
-        ring: slice.ring.0,
-        partition: slice.partition.0,
-        dots: NodeClock::of(missing.clone()).encode(),
-        max_bytes: limits::PULL_PAGE_BYTES,
-    };
-    let body = request_frame::Body::PullMissing(message);
-    let deadline = Instant::now() + limits::PULL_TIME.1;
-    match node.peers.call(source, Lane::Bulk, Address::default(), body, deadline).await {
-        Ok(response_frame::Body::PullMissing(reply)) => Ok(reply),
-        Ok(_) => {
-            let message = format!("{source} sent an unexpected response type");
-            Err(PullError::Source(Failure::new(Reason::Internal, message)))
+    loop {
+        let message = peer::PullMissing {
+            ring: slice.ring.0,
+            partition: slice.partition.0,
+            dots: NodeClock::of(missing.clone()).encode(),
+            max_bytes: size.bytes(),
+            from,
+        };
+        let body = request_frame::Body::PullMissing(message);
+        let begun = Instant::now();
+        let reply = node.peers.call(source, Lane::Bulk, Address::default(), body, begun + size.wait()).await;
+        if matches!(reply, Err(PeerError::TimedOut)) && size.late() {
+            continue;
         }
-        Err(error) => Err(PullError::Source(error.into_failure(source))),
+        size.came(begun.elapsed());
+        return match reply {
+            Ok(response_frame::Body::PullMissing(reply)) => Ok(reply),
+            Ok(_) => {
+                let message = format!("{source} sent an unexpected response type");
+                Err(PullError::Source(Failure::new(Reason::Internal, message)))
+            }
+            Err(error) => Err(PullError::Source(error.into_failure(source))),
+        };
     }
 }
 
@@ -137,22 +157,23 @@ impl Node {
             return Err(Failure::new(Reason::InvalidRequest, message));
         }
         let max_bytes = message.max_bytes.min(limits::PULL_PAGE_BYTES) as usize;
-        let lacked = self.replica.lacked(slice, missing.dots(), max_bytes, deadline).await?;
+        let place = (message.from, max_bytes);
+        let lacked = self.replica.lacked(slice, missing.dots(), place, deadline).await?;
         self.durable_by(lacked.position, deadline).await?;
         let records = lacked.records.into_iter();
         Ok(peer::PullMissingReply {
             records: records.map(|(place, record)| pulled_record(place, record)).collect(),
             node_clock: lacked.clock.encode(),
-            more: lacked.more,
+            next: lacked.next.unwrap_or(0),
         })
     }
 
     /// Gives up entries of the dot logs that no other primary needs.
-    fn trim_logs(&self) -> Result<(), Failure> {
+    async fn trim_logs(&self) -> Result<(), Failure> {
         let catalogue = self.catalogue();
         let kept = catalogue.rings.values().flat_map(|ring| self.kept(ring));
         let slices: Vec<_> = kept.map(|slice| (slice, self.others_of(slice).unwrap_or_default())).collect();
-        self.replica.trim_logs(&slices, self.config.log_bytes)
+        self.replica.trim_logs(&slices, self.config.log_bytes).await
     }
 }
 
@@ -165,7 +186,7 @@ pub(crate) async fn trim(node: Arc<Node>) {
             () = stopped(&mut stop) => return,
             () = sleep(limits::COMPARE) => {}
         }
-        if let Err(failure) = node.trim_logs() {
+        if let Err(failure) = node.trim_logs().await {
             tracing::debug!(%failure, "the dot logs stay as they are for now");
         }
     }

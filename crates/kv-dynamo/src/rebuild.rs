@@ -322,7 +322,7 @@ impl From<Failure> for PullError {
 /// How much a source is asked for at a time, and how long that may take: by how its link carried what came
 /// before. An answer cannot be told from a source that does not answer until it is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct PageSize {
+pub(crate) struct PageSize {
     bytes: u32,
     wait: Duration,
 }
@@ -334,14 +334,22 @@ impl Default for PageSize {
 }
 
 impl PageSize {
-    fn came(&mut self, took: Duration) {
+    pub(crate) fn bytes(self) -> u32 {
+        self.bytes
+    }
+
+    pub(crate) fn wait(self) -> Duration {
+        self.wait
+    }
+
+    pub(crate) fn came(&mut self, took: Duration) {
         if took <= limits::PULL_TIME.0 {
             self.bytes = self.bytes.saturating_mul(2).min(limits::PULL_PAGE_BYTES);
         }
     }
 
     /// Whether to ask for less, or to wait longer.
-    fn late(&mut self) -> bool {
+    pub(crate) fn late(&mut self) -> bool {
         let before = *self;
         self.bytes = limits::PULL_PAGE_LEAST;
         self.wait = (self.wait * 2).min(limits::BACKGROUND_AT_MOST);

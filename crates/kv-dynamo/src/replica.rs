@@ -140,8 +140,8 @@ struct Partition {
     claimed: Arc<Context>,
     /// What other primaries have and the clock had not, when they were asked: in memory alone.
     heard: Arc<Context>,
-    /// The last entry of the dot log.
-    logged: u64,
+    /// What the dot log has.
+    logged: dot_log::Length,
     /// How far the dot log has come with the other primaries.
     marks: Arc<dot_log::Marks>,
     /// Where the log stands: what must be durable before a record is shown.
@@ -406,7 +406,7 @@ impl Replica {
         if kv_types::mutant!(IncarnationReused) {
             partition.counter = 0;
         }
-        partition.logged = self.last_logged(slice);
+        partition.logged = self.logged(slice);
         let requests = if learned { Requests::of_nothing() } else { Requests::default() };
         Guarded::new(partition, requests)
     }

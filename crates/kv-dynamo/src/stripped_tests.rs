@@ -722,7 +722,7 @@ async fn the_hints_of_a_fallback_are_pulled_raw_and_stay() {
 }
 
 /// A replica whose storage works when it is told to.
-async fn by_hand(world: &World) -> (Storage, Replica) {
+pub(super) async fn by_hand(world: &World) -> (Storage, Replica) {
     let options = StorageOptions { drive: kv_storage::Drive::Manual, ..options() };
     let (storage, _) =
         Storage::open(options, Arc::new(world.disk.clone()), Arc::new(world.tiers.clone())).unwrap();

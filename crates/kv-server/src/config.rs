@@ -217,7 +217,7 @@ pub struct DynamoSettings {
 
 impl Default for DynamoSettings {
     fn default() -> Self {
-        Self { max_hints_size: 1 << 30, max_dot_log_size: 1 << 30, compare_clocks: true }
+        Self { max_hints_size: 1 << 30, max_dot_log_size: 256 << 20, compare_clocks: true }
     }
 }
 

@@ -10,7 +10,7 @@
 //! compared, and keeps a few marks: how long the log was, and what the clock was. A primary that has all of a
 //! mark's clock needs nothing of the log up to there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -21,7 +21,7 @@ use kv_types::{ClientId, Failure, Incarnation, NamespaceId, NodeId, RequestId};
 use tokio::time::Instant;
 
 use super::rows::{Rows, Stop, Want, in_time, lock};
-use super::{Partition, RECORDS, Replica, corrupt, storage_failure};
+use super::{Partition, RECORDS, Replica, corrupt, is_too_large, storage_failure};
 use crate::layout::{DOT_LOG, Place, Slice};
 use crate::limits;
 
@@ -76,28 +76,58 @@ impl Entry {
 /// How far the log has come with the others: in memory alone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Marks {
-    /// The last entry, and the clock, of a moment; in their order.
+    /// The clock at the first mark, or at the last one that was trimmed.
+    base: Option<Context>,
+    /// The last entry of a moment, and what the clock had got since the mark before; in their order. Only what
+    /// is new, for a clock has a range for each start of a node.
     marks: Vec<(u64, Context)>,
     /// The last entry up to which a primary has everything.
     covered: BTreeMap<NodeId, u64>,
 }
 
 impl Marks {
-    /// Notes the present moment. A clock with many gaps is not kept: one that is alike says as much.
+    /// The clock at the last mark.
+    fn clock(&self) -> Context {
+        let mut clock = self.base.clone().unwrap_or_default();
+        self.marks.iter().for_each(|(_, new)| clock.merge(new));
+        clock
+    }
+
+    /// Notes the present moment. What filled very many gaps is not kept: a clock that is alike says as much.
     fn note(&mut self, last: u64, clock: &NodeClock) {
-        let known = self.marks.last().is_some_and(|(end, _)| *end == last);
-        if known || clock.dots().ranges().len() > limits::LOG_MARK_RANGES {
+        let Some(base) = &self.base else {
+            // All that the log has is of before this clock.
+            self.base = Some(clock.dots().clone());
+            self.marks.push((last, Context::new()));
+            return;
+        };
+        if self.marks.last().is_some_and(|(end, _)| *end == last) {
+            return;
+        }
+        let before = if self.marks.is_empty() { base.clone() } else { self.clock() };
+        let new = clock.dots().difference(&before);
+        if new.ranges().len() > limits::LOG_MARK_RANGES {
             return;
         }
         if self.marks.len() >= limits::LOG_MARKS {
-            // The first one frees room first; of the others every second goes.
-            let mut at = 0;
-            self.marks.retain(|_| {
-                at += 1;
-                at == 1 || at % 2 == 0
-            });
+            self.thin_out();
         }
-        self.marks.push((last, clock.dots().clone()));
+        self.marks.push((last, new));
+    }
+
+    /// Joins every second mark with the next one. The first stays: it frees room first.
+    fn thin_out(&mut self) {
+        let mut kept: Vec<(u64, Context)> = Vec::with_capacity(limits::LOG_MARKS);
+        for (at, (last, new)) in std::mem::take(&mut self.marks).into_iter().enumerate() {
+            match kept.last_mut().filter(|_| at > 1 && at % 2 == 0) {
+                Some(before) => {
+                    before.0 = last;
+                    before.1.merge(&new);
+                }
+                None => kept.push((last, new)),
+            }
+        }
+        self.marks = kept;
     }
 
     /// A primary has everything up to that entry.
@@ -108,8 +138,11 @@ impl Marks {
 
     /// A primary has these dots.
     fn cover_dots(&mut self, other: NodeId, dots: &Context) {
-        let all_of = self.marks.iter().rev().find(|(_, clock)| dots.contains_all(clock));
-        if let Some((last, _)) = all_of {
+        if self.base.as_ref().is_none_or(|base| !dots.contains_all(base)) {
+            return;
+        }
+        let all_of = self.marks.iter().take_while(|(_, new)| dots.contains_all(new));
+        if let Some((last, _)) = all_of.last() {
             self.cover(other, *last);
         }
     }
@@ -121,12 +154,40 @@ impl Marks {
     }
 
     fn trimmed(&mut self, to: u64) {
-        self.marks.retain(|(last, _)| *last > to);
+        let gone = self.marks.partition_point(|(last, _)| *last <= to);
+        for (_, new) in self.marks.drain(..gone) {
+            self.base.get_or_insert_default().merge(&new);
+        }
     }
 
     /// The last entry before which none of these dots is.
     fn before(&self, dots: &Context) -> u64 {
-        self.marks.iter().rev().find(|(_, clock)| !clock.meets(dots)).map_or(0, |(last, _)| *last)
+        if self.base.as_ref().is_none_or(|base| base.meets(dots)) {
+            return 0;
+        }
+        let without = self.marks.iter().take_while(|(_, new)| !new.meets(dots));
+        without.last().map_or(0, |(last, _)| *last)
+    }
+}
+
+/// What is in a log, counted: entries, and about their bytes, with what each costs in the journal's files and
+/// index.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Length {
+    /// The last entry.
+    pub(super) last: u64,
+    bytes: u64,
+}
+
+impl Length {
+    fn add(&mut self, content: usize) {
+        self.last += 1;
+        self.bytes += content as u64 + limits::LOG_ENTRY_BYTES;
+    }
+
+    /// Of `kept` entries the first are given up; which were large is not known.
+    fn trim(&mut self, gone: u64, kept: u64) {
+        self.bytes -= (u128::from(self.bytes) * u128::from(gone.min(kept)) / u128::from(kept.max(1))) as u64;
     }
 }
 
@@ -144,14 +205,24 @@ pub(crate) struct Lacked {
     pub(crate) clock: NodeClock,
     /// What must be durable before they are shown.
     pub(crate) position: Position,
-    /// The log knows of more.
-    pub(crate) more: bool,
+    /// Where the log is to be read on, if it may know of more.
+    pub(crate) next: Option<u64>,
+}
+
+/// A key that the log names, and the first entry that does.
+pub(super) struct Found {
+    first: u64,
+    entry: Entry,
 }
 
 impl Replica {
-    /// The last entry of a ring partition's log, as storage knows it.
-    pub(super) fn last_logged(&self, slice: Slice) -> u64 {
-        self.storage.stream_bounds(DOT_LOG, &slice.prefix()).1.unwrap_or(0)
+    /// A ring partition's log, as storage knows it.
+    pub(super) fn logged(&self, slice: Slice) -> Length {
+        let (first, last) = self.storage.stream_bounds(DOT_LOG, &slice.prefix());
+        let last = last.unwrap_or(0);
+        let kept = (last + 1).saturating_sub(first.max(1));
+        let bytes = self.storage.stream_bytes(DOT_LOG, &slice.prefix()) + kept * limits::LOG_ENTRY_BYTES;
+        Length { last, bytes }
     }
 
     /// Writes down which key got these dots, in the batch that brings them.
@@ -165,18 +236,18 @@ impl Replica {
         if new.is_empty() {
             return;
         }
-        next.logged += 1;
         let (namespace, key) = (place.namespace, place.key.clone());
-        let entry = Entry { namespace, key, writes: new.to_vec() };
-        rows.append(DOT_LOG, &place.slice.prefix(), next.logged, &entry.encode());
+        let entry = Entry { namespace, key, writes: new.to_vec() }.encode();
+        next.logged.add(entry.len());
+        rows.append(DOT_LOG, &place.slice.prefix(), next.logged.last, &entry);
     }
 
     /// The clock of a ring partition, to be compared with those of others.
     pub(crate) fn compared(&self, slice: Slice) -> Compared {
         let partition = self.partition(slice);
         let state = &mut lock(&partition).state;
-        Arc::make_mut(&mut state.marks).note(state.logged, &state.clock);
-        Compared { clock: state.clock.clone(), last: state.logged }
+        Arc::make_mut(&mut state.marks).note(state.logged.last, &state.clock);
+        Compared { clock: state.clock.clone(), last: state.logged.last }
     }
 
     /// Another primary had the same clock when this one's log was that long.
@@ -195,100 +266,132 @@ impl Replica {
 
     /// Gives up entries that no other primary needs, and the older half of logs that are too long. `slices`:
     /// the ring partitions that this node keeps, with the other primaries; `max_bytes`: of all logs together.
-    pub(crate) fn trim_logs(&self, slices: &[(Slice, Vec<NodeId>)], max_bytes: u64) -> Result<(), Failure> {
-        let of = |(slice, _): &(Slice, Vec<NodeId>)| self.storage.stream_bytes(DOT_LOG, &slice.prefix());
-        let crowded = slices.iter().map(of).sum::<u64>() > max_bytes;
+    ///
+    /// Not logged: a trim that is lost is made again. So there is room for it where writes find none.
+    pub(crate) async fn trim_logs(
+        &self,
+        slices: &[(Slice, Vec<NodeId>)],
+        max_bytes: u64,
+    ) -> Result<(), Failure> {
+        let bytes = |(slice, _): &(Slice, Vec<NodeId>)| lock(&self.partition(*slice)).state.logged.bytes;
+        let crowded = slices.iter().map(bytes).sum::<u64>() > max_bytes;
         let mut batch = Batch::new();
-        let mut trimmed = 0;
+        let mut trims = 0;
         for (slice, others) in slices {
             let stream = slice.prefix();
             let first = self.storage.stream_bounds(DOT_LOG, &stream).0.max(1);
             let partition = self.partition(*slice);
             let state = &mut lock(&partition).state;
-            let mut to = state.marks.covered_by_all(others, state.logged);
-            let kept = state.logged.saturating_sub(first - 1);
+            let last = state.logged.last;
+            let kept = (last + 1).saturating_sub(first);
+            let mut to = state.marks.covered_by_all(others, last);
             if kept > limits::LOG_ENTRIES || (crowded && kept > 1) {
-                to = to.max(state.logged - kept / 2);
+                to = to.max(last - kept / 2);
             }
             if to >= first {
                 batch.push_trim(DOT_LOG, &stream, to + 1);
                 Arc::make_mut(&mut state.marks).trimmed(to);
-                trimmed += 1;
+                state.logged.trim(to + 1 - first, kept);
+                trims += 1;
             }
         }
-        if trimmed > 0 {
-            self.storage.commit_bulk(batch).map_err(storage_failure)?;
-        }
-        Ok(())
+        if trims > 0 { self.storage.apply(batch).await.map_err(storage_failure) } else { Ok(()) }
     }
 
-    /// The records of the keys that `missing` is of, as far as this node has those dots and its log knows
-    /// them: `max_bytes` of them, but at least one.
+    /// The records of the keys that `missing` is of, as far as this node has those dots and its log names
+    /// them from the entry `from` on: about `max_bytes` of them, but at least one.
     pub(crate) async fn lacked(
         &self,
         slice: Slice,
         missing: &Context,
+        (from, max_bytes): (u64, usize),
+        deadline: Instant,
+    ) -> Result<Lacked, Failure> {
+        let found = self.find_logged(slice, missing, from, deadline).await?;
+        self.gather(slice, found, self.clock(slice), max_bytes, deadline).await
+    }
+
+    /// The records of these keys, to be filled by an earlier clock.
+    pub(super) async fn gather(
+        &self,
+        slice: Slice,
+        (found, next): (Vec<Found>, Option<u64>),
+        (clock, position): (NodeClock, Position),
         max_bytes: usize,
         deadline: Instant,
     ) -> Result<Lacked, Failure> {
-        let (found, mut more) = self.find_logged(slice, missing, deadline).await?;
-        let (clock, position) = self.clock(slice);
-        let mut lacked = Lacked { records: Vec::new(), clock, position, more: false };
+        let mut lacked = Lacked { records: Vec::new(), clock, position, next };
         let mut bytes = 0;
-        for some in found.chunks(limits::LOG_KEYS) {
-            if bytes >= max_bytes {
-                more = true;
-                break;
-            }
-            let read = |_: &mut Partition, rows: &mut Rows<'_>| self.lacked_now(slice, some, rows);
-            // The clock is older than these rows: so filled they claim less than they could.
-            for (place, state, at) in self.run(slice, deadline, read).await? {
+        let mut groups: VecDeque<&[Found]> = found.chunks(limits::LOG_KEYS).collect();
+        while let Some(some) = groups.pop_front() {
+            let read = |partition: &mut Partition, rows: &mut Rows<'_>| {
+                self.lacked_now(slice, some, partition, rows)
+            };
+            let rows = match self.run(slice, deadline, read).await {
+                // Each of them alone.
+                Err(failure) if is_too_large(&failure) && some.len() > 1 => {
+                    some.chunks(1).rev().for_each(|one| groups.push_front(one));
+                    continue;
+                }
+                rows => rows?,
+            };
+            for (found, (place, state, at)) in some.iter().zip(rows) {
+                if bytes >= max_bytes {
+                    lacked.next = Some(found.first);
+                    return Ok(lacked);
+                }
                 let record = state.encode_readable().map_err(|error| corrupt(&error.to_string()))?;
                 bytes += record.len() + place.key.len();
                 lacked.position = lacked.position.max(at);
                 lacked.records.push((place, record));
             }
         }
-        lacked.more = more;
         Ok(lacked)
     }
 
-    /// The rows of some keys with the writes that the log names.
+    /// The rows of some keys with the writes that the log names, and what must be durable before they are
+    /// shown by an older clock: so filled a row claims less than it could, and one that went meanwhile, whose
+    /// delete that clock has not, must have gone for good.
     fn lacked_now(
         &self,
         slice: Slice,
-        keys: &[Entry],
+        keys: &[Found],
+        partition: &Partition,
         rows: &mut Rows<'_>,
     ) -> Result<Vec<(Place, State, Position)>, Stop> {
         let place = |entry: &Entry| Place { slice, namespace: entry.namespace, key: entry.key.clone() };
-        rows.expect(keys.iter().map(|entry| Want::Row(RECORDS, place(entry).record_key().freeze())))?;
-        let mut found = Vec::with_capacity(keys.len());
-        for entry in keys {
+        let row = |found: &Found| Want::Row(RECORDS, place(&found.entry).record_key().freeze());
+        rows.expect(keys.iter().map(row))?;
+        let mut all = Vec::with_capacity(keys.len());
+        for Found { entry, .. } in keys {
             let place = place(entry);
             let stored = self.stored(&place, rows)?.filter(|_| !kv_types::mutant!(LogWithoutRecord));
-            let (mut state, at) = stored.unwrap_or((State::default(), Position::DURABLE));
+            let at = partition.settling.needed_by(stored.as_ref().map(|(_, position)| *position));
+            let mut state = stored.map(|(state, _)| state).unwrap_or_default();
             state.writes.extend(entry.writes.iter().copied());
-            found.push((place, state, at));
+            all.push((place, state, at));
         }
-        Ok(found)
+        Ok(all)
     }
 
-    /// The keys of these dots, each with all of them that are found; and whether there may be more.
-    async fn find_logged(
+    /// The keys of these dots, in the order in which the log names them, each with all of them that are
+    /// found; and where the log is to be read on, if it may name more.
+    pub(super) async fn find_logged(
         &self,
         slice: Slice,
         missing: &Context,
+        from: u64,
         deadline: Instant,
-    ) -> Result<(Vec<Entry>, bool), Failure> {
+    ) -> Result<(Vec<Found>, Option<u64>), Failure> {
         let stream = slice.prefix();
         let (mut from, last, wanted) = {
             let partition = self.partition(slice);
             let state = &lock(&partition).state;
             let wanted = missing.difference(&missing.difference(state.clock.dots()));
-            (state.marks.before(missing) + 1, state.logged, wanted)
+            (from.max(state.marks.before(missing) + 1), state.logged.last, wanted)
         };
-        let (mut found, mut at): (Vec<Entry>, HashMap<(NamespaceId, Bytes), usize>) = Default::default();
-        let mut dots = Context::new();
+        let (mut found, mut at): (Vec<Found>, HashMap<(NamespaceId, Bytes), usize>) = Default::default();
+        let (mut dots, mut count) = (Context::new(), 0);
         while from <= last && dots != wanted {
             let (rows, bytes) = (limits::SCAN_ROWS, limits::SCAN_BYTES);
             let read = self.storage.read_stream(DOT_LOG, &stream, (from, last), rows, bytes);
@@ -301,27 +404,28 @@ impl Replica {
             };
             let Some((end, _)) = page.last() else { break };
             from = end + 1;
-            for (_, content) in page {
+            for (id, content) in page {
                 let mut entry = Entry::decode(content).ok_or_else(|| corrupt("the dot log"))?;
                 entry.writes.retain(|(dot, _)| wanted.covers(*dot));
                 if entry.writes.is_empty() {
                     continue;
                 }
+                count += entry.writes.len();
                 entry.writes.iter().for_each(|(dot, _)| dots.insert(*dot));
                 let place = (entry.namespace, entry.key.clone());
                 match at.get(&place).and_then(|at| found.get_mut(*at)) {
-                    Some(known) => known.writes.extend(entry.writes),
+                    Some(known) => known.entry.writes.extend(entry.writes),
                     None => {
                         at.insert(place, found.len());
-                        found.push(entry);
+                        found.push(Found { first: id, entry });
                     }
                 }
             }
-            if found.iter().map(|entry| entry.writes.len()).sum::<usize>() >= limits::LOG_DOTS {
-                return Ok((found, true));
+            if count >= limits::LOG_DOTS {
+                return Ok((found, Some(from)));
             }
         }
-        Ok((found, false))
+        Ok((found, None))
     }
 }
 
@@ -400,12 +504,49 @@ mod tests {
             marks.note(last, &clock(last));
             assert!(marks.marks.len() <= limits::LOG_MARKS);
             assert_eq!((marks.marks[0].0, marks.marks.last().unwrap().0), (1, last));
+            assert_eq!(marks.clock(), *clock(last).dots(), "joined marks lose nothing");
         }
-        let mut gaps = NodeClock::new();
-        (0..=limits::LOG_MARK_RANGES as u64).for_each(|n| gaps.add(dot(2 * n + 1)));
+        for (other, has) in [(2, 1), (3, 700), (4, 999)] {
+            marks.cover_dots(NodeId(other), clock(has).dots());
+            let covered = marks.covered[&NodeId(other)];
+            assert!(covered <= has && (has == 700 || covered == has), "{covered} of {has}");
+        }
+        let mut gaps = clock(999);
+        (0..=limits::LOG_MARK_RANGES as u64).for_each(|n| gaps.add(dot(2 * n + 2_001)));
         let before = marks.marks.len();
         marks.note(1_000, &gaps);
-        assert_eq!(marks.marks.len(), before, "a clock with many gaps is not kept");
+        assert_eq!(marks.marks.len(), before, "what fills very many gaps is not kept");
+    }
+
+    /// Each start of a node adds a range to the clock, and none of them ever goes.
+    #[test]
+    fn marks_do_not_mind_how_many_lives_a_clock_names() {
+        let mut lives = NodeClock::new();
+        let life = |n: u64| Dot { incarnation: Incarnation(n), counter: 1 };
+        (0..4_000).for_each(|n| lives.add(life(n)));
+        let mut marks = Marks::default();
+        marks.note(5, &lives);
+        lives.add(life(9_000));
+        marks.note(6, &lives);
+        marks.cover_dots(NodeId(2), lives.dots());
+        assert_eq!(marks.covered_by_all(&[NodeId(2)], 6), 6);
+        marks.trimmed(6);
+        lives.add(life(9_001));
+        marks.note(7, &lives);
+        assert_eq!(marks.before(&[life(9_001)].into_iter().collect()), 0);
+        assert_eq!(marks.clock(), *lives.dots());
+    }
+
+    #[test]
+    fn what_a_log_has_is_counted_by_its_entries() {
+        let mut length = Length::default();
+        (0..10).for_each(|_| length.add(100));
+        assert_eq!((length.last, length.bytes), (10, 10 * (100 + limits::LOG_ENTRY_BYTES)));
+        length.trim(4, 10);
+        assert_eq!(length.bytes, 6 * (100 + limits::LOG_ENTRY_BYTES));
+        length.trim(6, 6);
+        assert_eq!(length.bytes, 0);
+        length.trim(1, 0);
     }
 
     #[test]

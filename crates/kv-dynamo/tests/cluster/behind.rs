@@ -79,6 +79,8 @@ async fn what_nothing_tells_of_is_found_by_comparing_clocks() {
     assert!(five.handle(ask(marks[1..].to_vec())).await.is_ok());
 }
 
+const DOT_LOG: kv_storage::TableId = kv_storage::TableId::new(55);
+
 /// How often any node was asked for pages of a ring partition, and by its log.
 fn asked(cluster: &Cluster) -> (u64, u64) {
     let of = |count: fn(&Asked) -> &AtomicU64| {
@@ -102,12 +104,22 @@ async fn a_lost_write_comes_alone_by_the_log_of_another() {
     assert_eq!(whole, 0);
     assert!(by_log > 0);
     cluster.converge().await;
+    // Once all have everything the logs are empty.
+    let kept = |node: &Node| {
+        let streams = node.storage.streams(DOT_LOG, &[], &[255]);
+        let bounds = streams.iter().map(|stream| node.storage.stream_bounds(DOT_LOG, stream));
+        bounds.filter(|(first, last)| last.is_some_and(|last| *first <= last)).count()
+    };
+    let begun = Instant::now();
+    while cluster.nodes.values().map(kept).sum::<usize>() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(90), "never");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// The logs of the others do not know the write any more: then all of the ring partition comes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_no_log_knows_comes_with_its_ring_partition() {
-    const DOT_LOG: kv_storage::TableId = kv_storage::TableId::new(55);
     let mut cluster = Cluster::start().await;
     cluster.catalogue.send_modify(|catalogue| Arc::make_mut(catalogue).level = FeatureLevel::LOGGED);
     let lost = lose_a_note(&mut cluster).await;
@@ -129,7 +141,13 @@ async fn a_question_about_missing_writes_is_checked() {
         from: NodeId(1),
         about: Address::default(),
         deadline: Instant::now() + Duration::from_secs(1),
-        body: request_frame::Body::PullMissing(peer::PullMissing { ring, partition, dots, max_bytes: 1 }),
+        body: request_frame::Body::PullMissing(peer::PullMissing {
+            ring,
+            partition,
+            dots,
+            max_bytes: 1,
+            from: 0,
+        }),
     };
     let key = key_of(&cluster, "key", &[5]);
     let five = &cluster.nodes[&NodeId(5)].dynamo;
@@ -146,7 +164,7 @@ async fn a_question_about_missing_writes_is_checked() {
     let most = kv_dynamo::limits::LOG_DOTS;
     let answered = five.handle(ask(owners.ring, owners.partition, gaps(most))).await;
     let Ok(response_frame::Body::PullMissing(reply)) = answered else { panic!("{answered:?}") };
-    assert!(reply.records.is_empty() && !reply.more);
+    assert!(reply.records.is_empty() && reply.next == 0);
     for (ring, partition, dots, reason) in [
         (owners.ring, owners.partition, gaps(most + 1), Reason::InvalidRequest),
         (owners.ring, owners.partition, Bytes::from_static(b"?"), Reason::InvalidRequest),
