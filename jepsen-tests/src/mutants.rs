@@ -215,7 +215,12 @@ fn traps_of_machines() -> Vec<Trap> {
             Test("kv-raft-kv_raft", "what_waits_for_its_turn_is_taken_back_and_never_applied"),
             &["what_waits_for_its_turn", "tests::pressure::what_waits_for_its_turn"],
         ),
-        trap("dedup-lost-in-snapshot", "a snapshot carries the sessions", Simulation(&[8, 38]), LINEARIZABLE),
+        trap(
+            "dedup-lost-in-snapshot",
+            "a snapshot carries the sessions",
+            Simulation(&[19, 8, 38]),
+            LINEARIZABLE,
+        ),
         trap(
             "snapshot-drops-values",
             "a snapshot carries all that was applied",
@@ -261,7 +266,7 @@ fn traps_of_namespaces() -> Vec<Trap> {
             &["a_clock_that_is_ahead"],
         ),
         trap("stale-cas", "a swap takes the present revision only", Simulation(&[0]), LINEARIZABLE),
-        trap("revision-reused", "a revision is used once", Simulation(&[0]), LINEARIZABLE),
+        trap("revision-reused", "a revision is used once", Simulation(&[1, 0]), LINEARIZABLE),
         trap(
             "timeout-as-refusal",
             "what may yet be applied is unknown, not refused",
@@ -284,7 +289,7 @@ fn traps_of_available() -> Vec<Trap> {
         ),
         trap("drop-sibling", "concurrent values are all kept", Simulation(&[0]), LOST),
         trap("ignore-context", "a write supersedes what its context covers, no more", Simulation(&[0]), LOST),
-        trap("merge-by-arrival", "replicas merge, whatever arrives first", Simulation(&[0]), LOST),
+        trap("merge-by-arrival", "replicas merge, whatever arrives first", Simulation(&[1, 0]), LOST),
         trap(
             "observed-resend-supersedes",
             "a resend supersedes nothing that it did not see",

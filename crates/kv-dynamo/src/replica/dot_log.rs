@@ -78,8 +78,8 @@ impl Entry {
 pub(super) struct Marks {
     /// The clock at the first mark, or at the last one that was trimmed.
     base: Option<Context>,
-    /// The last entry of a moment, and what the clock had got since the mark before; in their order. Only what
-    /// is new, for a clock has a range for each start of a node.
+    /// The last entry of a moment, and what the clock had got since the mark before; in their order. Only
+    /// what is new, for a clock has a range for each start of a node.
     marks: Vec<(u64, Context)>,
     /// The last entry up to which a primary has everything.
     covered: BTreeMap<NodeId, u64>,
