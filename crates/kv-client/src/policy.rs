@@ -177,6 +177,13 @@ impl Verdict {
             }
             _ => last,
         };
+        // One that is not there says nothing about the cluster; one that answered does.
+        if failure.reason == Reason::Unreachable
+            && failure.applied == Applied::No
+            && let Some(said) = self.cut_off.clone()
+        {
+            failure = said.with("last_reason", failure.reason).with("last_message", failure.message);
+        }
         // A node was silent: of a read nothing is open but its answer. What another one said tells more.
         if self.effectless && failure.reason == Reason::ResultUnknown {
             failure = match self.cut_off {
@@ -499,7 +506,9 @@ mod tests {
         verdict.add(&failure(Reason::NoQuorum));
         verdict.add(&failure(Reason::Unreachable));
         let whole = verdict.out_of_time(3);
-        assert_eq!((whole.reason, whole.applied), (Reason::Unreachable, Applied::No));
+        // Of the two the one that says something about the cluster.
+        assert_eq!((whole.reason, whole.applied), (Reason::NoQuorum, Applied::No));
+        assert_eq!(whole.detail("last_reason"), Some("UNREACHABLE"));
         assert_eq!(whole.detail("attempts"), Some("2"));
         let mut verdict = Verdict::default();
         verdict.add(&failure(Reason::ConnectionLost));

@@ -242,7 +242,12 @@ impl Strong {
             if group.leadership() != Leadership::Leads {
                 return Err(Unserved::Elsewhere(group.leader_and_term().0));
             }
-            if to != self.0.config.node_id && !self.0.peers.liveness(to).is_up() {
+            if to == self.0.config.node_id {
+                // Or it only believes so: one that was deposed behind a cut does not know.
+                let term = group.confirm(deadline).await?;
+                return Ok(admin::TransferLeaderResponse { leader: to.0, term });
+            }
+            if !self.0.peers.liveness(to).is_up() {
                 return Err(Failure::new(Reason::Unreachable, format!("{to} does not answer")).into());
             }
             let late =

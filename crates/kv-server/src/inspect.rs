@@ -139,12 +139,12 @@ impl Router {
             Placement::Strong { group } => {
                 let owners =
                     self.owners(&admin::GetRingOwnersRequest { namespace: name, key }, caller).await?;
-                let leaders = self.strong.leaders();
-                let leader = leaders.iter().find(|known| known.group == group.0);
+                let status = self.strong.status().into_iter().find(|known| known.group == group.0);
                 Ok(admin::ExplainKeyResponse {
                     viewpoint: self.node().0,
                     owners: Some(owners),
-                    leader: leader.map_or(0, |known| known.leader),
+                    leader: status.as_ref().map_or(0, |known| known.leader),
+                    quorum: status.is_some_and(|known| known.quorum && known.leader > 0),
                     ..Default::default()
                 })
             }

@@ -69,7 +69,9 @@ async fn measure(
         () = ending.asked(0) => return Ok(ending.exit()),
         prepared = prepare(app, args, namespace, own) => prepared?,
     };
-    let Prepared { first, info, handles } = prepared;
+    let Prepared { info, handles } = prepared;
+    // Not one that sends the load: that has no more in flight than it was given, and would refuse itself.
+    let first = app.client()?;
     let counters = Counters::of(&first, info.namespace.placement).await;
     let before = counters.fsyncs(&first).await;
     let measured = load::run(app, handles, args, ending).await?;
@@ -108,7 +110,6 @@ async fn measure(
 
 /// What is there before anything is measured.
 struct Prepared {
-    first: Client,
     info: NamespaceInfo,
     handles: Vec<Handle>,
 }
@@ -143,7 +144,7 @@ async fn prepare(
         app.out.note(format!("writing {} first", counted(preloaded, "key", "keys")));
         fill(&handles, preloaded, args.value_size).await?;
     }
-    Ok(Prepared { first, info, handles })
+    Ok(Prepared { info, handles })
 }
 
 /// What a figure means nothing without.

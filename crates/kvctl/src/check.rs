@@ -28,6 +28,15 @@ pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     let bytes = read(&args.history, MAX_HISTORY_BYTES).await?;
     let operations =
         operation::pair(&history::read(bytes.as_slice()).map_err(malformed)?).map_err(malformed)?;
+    if let Some(other) = operations.iter().find(|op| matches!(op.f, Function::Add | Function::Append)) {
+        let what = format!(
+            "{} has operations `{}`: it is a history of sets, counters or lists, and registers are judged here. \
+             `jepsen-tests check` judges those",
+            args.history.display(),
+            other.f.name()
+        );
+        return Err(Problem::usage(what));
+    }
     let available_names = available_namespaces(&operations, args);
     let (leaderless, linearizable): (Vec<Operation>, Vec<Operation>) =
         operations.into_iter().partition(|op| available_names.contains(op.ns.as_str()));

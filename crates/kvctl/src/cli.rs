@@ -225,7 +225,7 @@ pub(crate) struct WriteOptions {
     /// Available, in `kvctl shell`: supersede exactly what the last `get` or `put` of the key saw there
     #[arg(long, conflicts_with_all = ["causal", "blind"])]
     pub(crate) seen: bool,
-    /// Available: supersede nothing; the value becomes a sibling
+    /// Available: supersede nothing; a value becomes a sibling, and a delete takes none away
     #[arg(long)]
     pub(crate) blind: bool,
     /// Available: replicas that must acknowledge: a number, quorum or all

@@ -328,7 +328,7 @@ pub(crate) async fn del(app: &App, args: &Del) -> Result<Exit, Problem> {
         Mode::Available => {
             let context = context(app, &args.options, &place, &key).await?;
             let answer = place.available(&args.options).delete(&key, context).await?;
-            Ok(removed(app, &place, &key, &answer))
+            Ok(removed(app, &place, &key, &answer, args.options.blind))
         }
     }
 }
@@ -390,7 +390,7 @@ fn written_context(app: &App, place: &Place, key: &[u8], answer: &Answer<CausalC
 }
 
 /// A delete of an available namespace says no more than was seen: no node knows all of a key.
-fn removed(app: &App, place: &Place, key: &[u8], answer: &Answer<Removed>) -> Exit {
+fn removed(app: &App, place: &Place, key: &[u8], answer: &Answer<Removed>, blind: bool) -> Exit {
     verbose(app, answer);
     let Removed { context, saw_value } = &answer.value;
     remember(app, place, key, context);
@@ -402,7 +402,8 @@ fn removed(app: &App, place: &Place, key: &[u8], answer: &Answer<Removed>) -> Ex
         app.out.done(match saw_value {
             Some(true) => format!("deleted  {name}  at {at}"),
             Some(false) => format!("absent  {name}  no value was seen to delete; noted at {at}"),
-            None => format!("deleted  {name}  at {at}   (if there was a value: that was not read)"),
+            None if blind => format!("noted  {name}  at {at}   (blind: it takes no value away)"),
+            None => format!("deleted  {name}  at {at}   (what was seen before; anything newer stays)"),
         })
     };
     app.out.acknowledged(said)

@@ -49,26 +49,41 @@ fn lines(namespace: &str, key: &[u8], explained: &Explanation) -> Vec<String> {
     let name = format!("{namespace}/{}", on_a_line(key));
     let seen = format!("seen by {}", node(explained.viewpoint));
     if is_strong(explained) {
-        let leader = match explained.leader {
-            0 => "no leader is known".to_owned(),
-            leader => format!("led by {}, which alone answers", node(leader)),
+        let leader = match (explained.leader, explained.quorum) {
+            (0, _) => "no leader is known".to_owned(),
+            (leader, true) => format!("led by {}, which alone answers", node(leader)),
+            (leader, false) => format!("was led by {}", node(leader)),
         };
-        let voters = format!("voters {}: {leader}", nodes(&owners.primaries));
-        return vec![format!("{name}   strong, {seen}"), format!("  {voters}")];
+        let voters = format!("  voters {}: {leader}", nodes(&owners.primaries));
+        let refused = "  this node hears no leader with a majority: reads and writes are refused here";
+        let mut lines = vec![format!("{name}   strong, {seen}"), voters];
+        lines.extend((!explained.quorum).then(|| refused.to_owned()));
+        return lines;
     }
     let mut lines = vec![format!("{name}   ring partition {}, {seen}", owners.partition)];
     lines.extend(indented(&copies(explained)));
     lines.push(String::new());
-    match (explained.values.is_empty(), explained.known) {
-        (false, _) => lines.extend(indented(&values(&explained.values))),
-        (true, true) => lines.push("  no value: the key is absent".to_owned()),
-        (true, false) => {
-            lines.push("  no node that answered knows the key: not even that it is absent".to_owned())
-        }
+    if explained.values.is_empty() {
+        lines.push(format!("  {}", nothing(explained)));
+    } else {
+        lines.extend(indented(&values(&explained.values)));
     }
     lines.push(String::new());
     lines.extend(["R", "W"].map(|which| format!("  {}", reach(which, explained))));
     lines
+}
+
+/// What it means that no copy which answered has a value.
+fn nothing(explained: &Explanation) -> &'static str {
+    let found = if explained.sloppy { explained.sloppy_replicas } else { explained.strict_replicas };
+    match (explained.known, found >= explained.r) {
+        (false, _) => "no node that answered knows the key: not even that it is absent",
+        (true, false) => "no copy that answered has a value; too few did to say that the key is absent",
+        (true, true) if explained.strict_replicas < explained.n => {
+            "no value: a read says absent; a copy that does not answer may have one"
+        }
+        (true, true) => "no value: the key is absent",
+    }
 }
 
 fn indented(text: &str) -> Vec<String> {
@@ -136,7 +151,11 @@ fn whole(namespace: &str, key: &[u8], explained: &Explanation) -> Value {
     put_bytes(&mut whole, "key", key);
     if is_strong(explained) {
         let leader = (explained.leader != 0).then(|| node(explained.leader));
-        whole.extend(object([("voters", json!(names(&owners.primaries))), ("leader", json!(leader))]));
+        whole.extend(object([
+            ("voters", json!(names(&owners.primaries))),
+            ("leader", json!(leader)),
+            ("quorum", json!(explained.quorum)),
+        ]));
         return Value::Object(whole);
     }
     let copies: Vec<Value> = explained.copies.iter().map(copy_json).collect();
@@ -262,7 +281,12 @@ cart/user:42   ring partition 17, seen by n1
         let has = |explained: &Explanation, what: &str| {
             lines("cart", b"k", explained).iter().any(|line| line.contains(what))
         };
-        assert!(has(&explained, "the key is absent"));
+        assert!(has(&explained, "a copy that does not answer may have one"));
+        explained.strict_replicas = 3;
+        assert!(has(&explained, "no value: the key is absent"));
+        (explained.strict_replicas, explained.sloppy_replicas, explained.r) = (1, 1, 2);
+        assert!(has(&explained, "too few did to say that the key is absent"));
+        (explained.sloppy_replicas, explained.r) = (3, 1);
         explained.known = false;
         explained.strict_replicas = 0;
         assert!(
@@ -276,12 +300,19 @@ cart/user:42   ring partition 17, seen by n1
     fn of_a_strong_key_the_leader_is_named() {
         let owners = RingOwners { primaries: vec![1, 2, 3], ..Default::default() };
         let mut explained =
-            Explanation { viewpoint: 2, owners: Some(owners), leader: 3, ..Default::default() };
+            Explanation { viewpoint: 2, owners: Some(owners), leader: 3, quorum: true, ..Default::default() };
         assert_eq!(
             lines("bank", b"alice", &explained)[1],
             "  voters n1 n2 n3: led by n3, which alone answers"
         );
         assert_eq!(whole("bank", b"alice", &explained)["leader"], "n3");
+        explained.quorum = false;
+        let behind = lines("bank", b"alice", &explained);
+        assert!(
+            behind[1].ends_with("was led by n3") && behind[2].ends_with("are refused here"),
+            "{behind:?}"
+        );
+        assert!(behind.iter().all(|line| line.chars().count() <= 80));
         explained.leader = 0;
         assert!(lines("bank", b"alice", &explained)[1].ends_with("no leader is known"));
         assert_eq!(whole("bank", b"alice", &explained)["leader"], Value::Null);

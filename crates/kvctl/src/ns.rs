@@ -342,9 +342,10 @@ fn describe(info: &NamespaceInfo) -> String {
         }
         Placement::Available { replication, .. } => {
             let Replication { n, r, w, sloppy } = replication;
-            let most = r.max(w);
             let cut = match sloppy {
-                true => format!("goes on where {}", counted(most, "node answers", "nodes answer")),
+                true if r == w => format!("goes on where {}", counted(w, "node answers", "nodes answer")),
+                // Each for itself: to alter one of them is to choose which goes on longer.
+                true => format!("reads go on where {r}, writes where {w} answer"),
                 false => format!("writes need {w} of {}", counted(n, "replica", "replicas")),
             };
             format!("{name}   available   {}   siblings kept   reads may be stale; {cut}", plan(info))

@@ -12,12 +12,15 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use kv_lab::EndSignal;
 use kv_types::{Failure, NamespaceName, Reason};
 use reedline::{
     ColumnarMenu, Completer, Emacs, FileBackedHistory, KeyCode, KeyModifiers, MenuBuilder as _, Prompt,
     PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, Span, Suggestion,
     default_emacs_keybindings,
 };
+use rustix::process::{Pid, Signal as Posix, kill_process};
 use tokio::signal::unix::{Signal as Interrupts, SignalKind, signal};
 
 use crate::app::App;
@@ -73,8 +76,8 @@ fn is_use(line: &str) -> bool {
 }
 
 pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
-    // From here on Ctrl-C ends a command and not the shell.
-    let mut interrupts = signal(SignalKind::interrupt())?;
+    // From here on Ctrl-C ends a command and not the shell of a person. A script ends with it.
+    let mut signals = Signals { interrupts: signal(SignalKind::interrupt())?, terminations: None };
     let memory = match Memory::new() {
         Ok(memory) => Some(memory),
         Err(error) => {
@@ -85,7 +88,8 @@ pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
     let mut shell =
         Shell { app, namespace: app.namespace().ok(), failed_use: None, names: Arc::default(), memory };
     if !std::io::stdin().is_terminal() {
-        return shell.script(&mut interrupts).await;
+        signals.terminations = Some(signal(SignalKind::terminate())?);
+        return shell.script(&mut signals).await;
     }
     let mut editor = match app.out.speaks_to_terminal() && app.out.redraws() {
         true => Some(editor(app, &shell.names)?),
@@ -100,9 +104,43 @@ pub(crate) async fn run(app: &App) -> Result<Exit, Problem> {
         match shell.read(&line) {
             Step::End => return Ok(Exit::Done),
             other => {
-                shell.take(other, &mut interrupts, Stdio::inherit(), 0).await?;
+                shell.take(other, &mut signals, Stdio::inherit(), 0).await?;
             }
         }
+    }
+}
+
+/// What asks the shell to end.
+struct Signals {
+    interrupts: Interrupts,
+    /// Heard by a script alone.
+    terminations: Option<Interrupts>,
+}
+
+impl Signals {
+    async fn next(&mut self) -> EndSignal {
+        let terminated = async {
+            match &mut self.terminations {
+                Some(terminations) => terminations.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(()) = self.interrupts.recv() => EndSignal::Interrupt,
+            Some(()) = terminated => EndSignal::Terminate,
+            else => std::future::pending().await,
+        }
+    }
+}
+
+/// Tells a command of a script what the shell was asked. A terminal tells it too; the command ends once.
+fn tell(child: &tokio::process::Child, asked: EndSignal) {
+    let what = if asked == EndSignal::Terminate { Posix::TERM } else { Posix::INT };
+    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    // One that has ended meanwhile needs no word.
+    if let Some(id) = id {
+        let _ = kill_process(id, what);
     }
 }
 
@@ -139,9 +177,12 @@ impl Shell<'_> {
     }
 
     /// Lines from a pipe or a file. All are run; the exit code is that of the last one that failed.
-    async fn script(&mut self, interrupts: &mut Interrupts) -> Result<Exit, Problem> {
+    async fn script(&mut self, signals: &mut Signals) -> Result<Exit, Problem> {
         let mut ended = Exit::Done;
         for number in 1.. {
+            if let Some(asked) = signals.next().now_or_never() {
+                return Ok(Exit::of_signal(asked));
+            }
             let text = match next_line() {
                 Ok(Some(text)) => text,
                 Ok(None) => break,
@@ -153,7 +194,7 @@ impl Shell<'_> {
             let step = self.read(&text);
             match step {
                 Step::End => break,
-                other => match self.take(other, interrupts, Stdio::null(), number).await? {
+                other => match self.take(other, signals, Stdio::null(), number).await? {
                     Exit::Done => {}
                     ended if ended.is_of_signal() => return Ok(ended),
                     failed => ended = failed,
@@ -176,7 +217,7 @@ impl Shell<'_> {
     async fn take(
         &mut self,
         step: Step,
-        interrupts: &mut Interrupts,
+        signals: &mut Signals,
         input: Stdio,
         number: u64,
     ) -> Result<Exit, Problem> {
@@ -198,13 +239,20 @@ impl Shell<'_> {
                 let mut command = self.command(&words);
                 command.env(SHELL_LINE, number.to_string()).stdin(input);
                 let mut child = tokio::process::Command::from(command).spawn()?;
+                let (is_script, mut end) = (number > 0, None);
                 let ended = loop {
                     tokio::select! {
                         ended = child.wait() => break ended?,
-                        // The terminal tells the command too, which decides what that means.
-                        _ = interrupts.recv() => {}
+                        asked = signals.next() => if is_script && end.is_none() {
+                            end = Some(asked);
+                            tell(&child, asked);
+                        }
+                        // To a person's command the terminal says it, and the command decides what that means.
                     }
                 };
+                if let Some(asked) = end {
+                    return Ok(Exit::of_signal(asked));
+                }
                 if std::io::stdin().is_terminal() {
                     self.learn().await;
                 }

@@ -572,6 +572,30 @@ async fn a_benchmark_leaves_a_namespace_alone_that_its_line_does_not_name() {
 /// How a signal is sent, and the exit code after it.
 const SIGNALS: [(&str, i32); 2] = [("-INT", 130), ("-TERM", 143)];
 
+/// The command under way is told too, and no other line is begun: also where no terminal tells both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_a_script_with_the_line_that_it_is_at() {
+    for (signal, code) in SIGNALS {
+        let two = Two::serve_holding();
+        let node = Arc::clone(&two.nodes[1].asked);
+        let mut command = two.command(&format!("-e {} -n cart shell", two.address(2)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"put k first\nput k second\nput k third\n").unwrap();
+        let output = tokio::task::block_in_place(|| {
+            while node.lock().unwrap().is_empty() {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+            child.wait_with_output().unwrap()
+        });
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains("line 1: error: ") && text.contains("RESULT_UNKNOWN"), "{text}");
+        assert_eq!(node.lock().unwrap().len(), 1, "{text}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_change_is_named_and_can_be_sent_again() {
     for (line, what) in [

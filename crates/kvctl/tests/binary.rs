@@ -323,6 +323,20 @@ fn manual_pages_are_written_for_every_command() {
     assert_eq!(home.run("man /dev/null").status.code(), Some(2));
 }
 
+/// Sets, counters and lists are not registers, and are not judged as such.
+#[test]
+fn a_history_of_what_is_not_judged_here_is_refused_by_name() {
+    let home = Home::new();
+    let good = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../jepsen-tests/known-bad/good");
+    for name in ["counter-too-low", "append-lost", "set-element-lost", "set-element-lost-available"] {
+        let line = format!("check {}", good.join(format!("{name}.jsonl")).display());
+        let output = home.run(&line);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{name}: {text}");
+        assert!(text.contains("`jepsen-tests check` judges those"), "{name}: {text}");
+    }
+}
+
 #[test]
 fn a_shell_runs_the_lines_of_a_pipe() {
     let home = Home::new();
