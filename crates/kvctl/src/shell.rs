@@ -247,7 +247,7 @@ impl Shell<'_> {
                             end = Some(asked);
                             tell(&child, asked);
                         }
-                        // To a person's command the terminal says it, and the command decides what that means.
+                        // To a person's command the terminal says it, and that decides what it means.
                     }
                 };
                 if let Some(asked) = end {
