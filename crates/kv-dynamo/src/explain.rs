@@ -112,6 +112,10 @@ impl Node {
             });
         let mut asked = join_all(asks).await;
         for asked in &mut asked {
+            // This node speaks for itself as it does to others.
+            if asked.node == self.me && asked.primary && !self.knows(&view.place) {
+                asked.heard = None;
+            }
             if let Some(heard) = &mut asked.heard {
                 heard.hold(self.hold_answer(&heard.state)?);
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use kv_types::NodeId;
 use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -89,13 +89,14 @@ fn node(name: &'static str, arguments: &Arguments, node_env: NodeEnv) -> Result<
         .map_err(|error| StartError::Failed(format!("starting the runtime: {error}")))?;
     let result = runtime.block_on(async {
         let node = Node::start(config, node_env).await?;
+        // Before anyone is told that there is a node to stop.
+        let asked = asked_to_stop(arguments.until_stdin_closes, name)
+            .map_err(|error| StartError::Failed(format!("waiting for signals: {error}")))?;
         if let Some(path) = &arguments.ready_file {
             write_ready_file(path, arguments.node, &node).map_err(|error| {
                 StartError::ConfigInvalid(format!("cannot write the ready file {}: {error}", path.display()))
             })?;
         }
-        let asked = asked_to_stop(arguments.until_stdin_closes, name)
-            .map_err(|error| StartError::Failed(format!("waiting for signals: {error}")))?;
         let why = tokio::select! {
             biased;
             failure = node.stopped() => Some(failure),
@@ -211,10 +212,15 @@ fn write_ready_file(path: &Path, id: NodeId, node: &Node) -> std::io::Result<()>
 fn asked_to_stop(until_stdin_closes: bool, name: &'static str) -> std::io::Result<oneshot::Receiver<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (tell, asked) = oneshot::channel();
+    // From here on they are heard, however late the thread begins.
+    let (interrupts, terminations) = {
+        let _within = runtime.enter();
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    };
     std::thread::Builder::new().name("kv-signals".into()).spawn(move || {
         runtime.block_on(async {
-            let interrupted = signalled(SignalKind::interrupt());
-            let terminated = signalled(SignalKind::terminate());
+            let interrupted = signalled(interrupts);
+            let terminated = signalled(terminations);
             tokio::select! {
                 biased;
                 () = interrupted => {}
@@ -230,8 +236,8 @@ fn asked_to_stop(until_stdin_closes: bool, name: &'static str) -> std::io::Resul
     Ok(asked)
 }
 
-async fn signalled(kind: SignalKind) {
-    match signal(kind) {
+async fn signalled(signals: std::io::Result<Signal>) {
+    match signals {
         Ok(mut signals) => {
             signals.recv().await;
         }

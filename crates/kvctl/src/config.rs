@@ -206,7 +206,14 @@ fn unread(path: &Path, error: &std::io::Error) -> Problem {
     let is_in_place = |above: &&Path| fs::metadata(above).is_ok_and(|found| !found.is_dir());
     if let Some(above) = path.ancestors().skip(1).find(is_in_place) {
         let message = format!("{} is no folder, where the one of the contexts belongs", above.display());
-        return damaged(above, &message, "move it away");
+        if path.parent() == Some(above) {
+            return damaged(above, &message, "move it away");
+        }
+        // Of what stands above that nothing is known: it may be a device.
+        let look = format!("ls -ld {}", quoted(&above.display().to_string()));
+        let remedy =
+            "nothing was done; another folder is named by XDG_CONFIG_HOME; -e HOST:PORT needs no contexts";
+        return Problem::usage(format!("{message}\n{remedy}")).try_this(look, "what is in its place");
     }
     let message = format!("the contexts in {} cannot be read: {error}", path.display());
     let look = format!("ls -ld {}", quoted(&path.display().to_string()));

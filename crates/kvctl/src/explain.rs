@@ -76,10 +76,11 @@ fn lines(namespace: &str, key: &[u8], explained: &Explanation) -> Vec<String> {
 /// What it means that no copy which answered has a value.
 fn nothing(explained: &Explanation) -> &'static str {
     let found = if explained.sloppy { explained.sloppy_replicas } else { explained.strict_replicas };
-    match (explained.known, found >= explained.r) {
-        (false, _) => "no node that answered knows the key: not even that it is absent",
+    let is_silent = |copy: &ExplainedCopy| copy.state() == CopyState::Silent;
+    match (explained.known && explained.strict_replicas > 0, found >= explained.r) {
+        (false, _) => "no node that keeps the key has answered: not even absence is known",
         (true, false) => "no copy that answered has a value; too few did to say that the key is absent",
-        (true, true) if explained.strict_replicas < explained.n => {
+        (true, true) if explained.copies.iter().any(is_silent) => {
             "no value: a read says absent; a copy that does not answer may have one"
         }
         (true, true) => "no value: the key is absent",
@@ -130,7 +131,9 @@ fn reach(which: &str, explained: &Explanation) -> String {
     let met = |found: u32| found >= needed;
     let outcome = match (met(strict), explained.sloppy && met(sloppy)) {
         (true, _) => "met by primaries".to_owned(),
-        (false, true) if which == "R" && !explained.known => "met by fallbacks that know nothing".to_owned(),
+        (false, true) if which == "R" && (strict == 0 || !explained.known) => {
+            "met by fallbacks, which may know nothing".to_owned()
+        }
         (false, true) => "met with fallbacks".to_owned(),
         (false, false) => "not met: refused".to_owned(),
     };
@@ -282,16 +285,15 @@ cart/user:42   ring partition 17, seen by n1
             lines("cart", b"k", explained).iter().any(|line| line.contains(what))
         };
         assert!(has(&explained, "a copy that does not answer may have one"));
-        explained.strict_replicas = 3;
+        let silent = explained.copies.remove(1);
         assert!(has(&explained, "no value: the key is absent"));
+        explained.copies.insert(1, silent);
         (explained.strict_replicas, explained.sloppy_replicas, explained.r) = (1, 1, 2);
         assert!(has(&explained, "too few did to say that the key is absent"));
         (explained.sloppy_replicas, explained.r) = (3, 1);
         explained.known = false;
         explained.strict_replicas = 0;
-        assert!(
-            has(&explained, "not even that it is absent") && has(&explained, "fallbacks that know nothing")
-        );
+        assert!(has(&explained, "not even absence is known") && has(&explained, "which may know nothing"));
         explained.sloppy = false;
         assert!(has(&explained, "not met: refused"));
     }

@@ -96,7 +96,7 @@ impl Line {
     pub(crate) fn reads(&self) -> bool {
         matches!(
             self.command().as_slice(),
-            ["get" | "top" | "ls" | "ring" | "check", ..]
+            ["get" | "top" | "ls" | "ring" | "explain" | "check", ..]
                 | ["ns", "list" | "show"]
                 | ["cluster", "status" | "latency" | "health"]
                 | ["ctx", "list" | "show"]

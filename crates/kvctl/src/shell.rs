@@ -12,7 +12,6 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use kv_lab::EndSignal;
 use kv_types::{Failure, NamespaceName, Reason};
 use reedline::{
@@ -180,10 +179,15 @@ impl Shell<'_> {
     async fn script(&mut self, signals: &mut Signals) -> Result<Exit, Problem> {
         let mut ended = Exit::Done;
         for number in 1.. {
-            if let Some(asked) = signals.next().now_or_never() {
-                return Ok(Exit::of_signal(asked));
-            }
-            let text = match next_line() {
+            // On a thread of its own: what writes the script may never write the next line.
+            let reading = tokio::task::spawn_blocking(next_line);
+            let read = tokio::select! {
+                biased;
+                asked = signals.next() => return Ok(Exit::of_signal(asked)),
+                read = reading => read,
+            };
+            let line = read.unwrap_or_else(|error| Err(Problem::new(Exit::Refused, error.to_string())));
+            let text = match line {
                 Ok(Some(text)) => text,
                 Ok(None) => break,
                 Err(mut problem) => {

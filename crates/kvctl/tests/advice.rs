@@ -578,16 +578,20 @@ async fn a_signal_ends_a_script_with_the_line_that_it_is_at() {
     for (signal, code) in SIGNALS {
         let two = Two::serve_holding();
         let node = Arc::clone(&two.nodes[1].asked);
-        let mut command = two.command(&format!("-e {} -n cart shell", two.address(2)));
+        let mut command = two.command(&format!("-e {} -n cart --timeout 30s shell", two.address(2)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(b"put k first\nput k second\nput k third\n").unwrap();
+        // Nothing says that the script is at its end.
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(b"put k first\nput k second\n").unwrap();
         let output = tokio::task::block_in_place(|| {
             while node.lock().unwrap().is_empty() {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
             assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
-            child.wait_with_output().unwrap()
+            let output = child.wait_with_output().unwrap();
+            drop(input);
+            output
         });
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{text}");
