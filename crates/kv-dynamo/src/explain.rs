@@ -2,7 +2,6 @@
 //! reads and writes would find enough nodes. It changes nothing and repairs nothing; it is the viewpoint of
 //! this node, and another one may see more or less.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -121,16 +120,14 @@ impl Node {
             }
         }
         let merged = merged(&asked);
-        let ways: BTreeMap<bool, u32> =
-            [true, false].map(|strict| (strict, most(&asked, view.replication.n, strict))).into();
         Ok(admin::ExplainKeyResponse {
             viewpoint: self.me.0,
             n: view.replication.n.into(),
             r: view.replication.r.into(),
             w: view.replication.w.into(),
             sloppy: view.replication.sloppy,
-            strict_replicas: ways.get(&true).copied().unwrap_or(0),
-            sloppy_replicas: ways.get(&false).copied().unwrap_or(0),
+            strict_replicas: most(&asked, view.replication.n, true),
+            sloppy_replicas: most(&asked, view.replication.n, false),
             known: asked.iter().any(Asked::knows),
             copies: asked.iter().map(|asked| copy_of(asked, &merged)).collect(),
             values: merged.record.values().into_iter().map(value_of).collect(),

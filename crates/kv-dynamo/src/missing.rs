@@ -47,7 +47,8 @@ pub(crate) async fn ask_for(
             }
             let reply = ask_once(node, slice, source, (&asked, from), &mut size).await?;
             let clock = clock_of(reply.node_clock)?;
-            came += reply.records.len();
+            let told = reply.records.len();
+            came += told;
             for pulled in reply.records {
                 position = position.max(take(node, slice, source, pulled, &clock).await?);
             }
@@ -55,7 +56,7 @@ pub(crate) async fn ask_for(
                 break;
             }
             // At least one record comes with each answer that ends before the log does.
-            if reply.next <= from {
+            if told == 0 || reply.next <= from {
                 let message = format!("{source} does not get on with its log");
                 return Err(PullError::Source(Failure::new(Reason::Internal, message)));
             }

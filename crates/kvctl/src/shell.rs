@@ -133,7 +133,8 @@ impl Signals {
     }
 }
 
-/// Tells a command of a script what the shell was asked. A terminal tells it too; the command ends once.
+/// Tells a command of a script what the shell was asked: where the signal came from no terminal, only the
+/// shell has heard it.
 fn tell(child: &tokio::process::Child, asked: EndSignal) {
     let what = if asked == EndSignal::Terminate { Posix::TERM } else { Posix::INT };
     let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);

@@ -276,12 +276,12 @@ impl Replica {
         let bytes = |(slice, _): &(Slice, Vec<NodeId>)| lock(&self.partition(*slice)).state.logged.bytes;
         let crowded = slices.iter().map(bytes).sum::<u64>() > max_bytes;
         let mut batch = Batch::new();
-        let mut trims = 0;
+        let mut trims = Vec::new();
         for (slice, others) in slices {
             let stream = slice.prefix();
             let first = self.storage.stream_bounds(DOT_LOG, &stream).0.max(1);
             let partition = self.partition(*slice);
-            let state = &mut lock(&partition).state;
+            let state = &lock(&partition).state;
             let last = state.logged.last;
             let kept = (last + 1).saturating_sub(first);
             let mut to = state.marks.covered_by_all(others, last);
@@ -290,12 +290,21 @@ impl Replica {
             }
             if to >= first {
                 batch.push_trim(DOT_LOG, &stream, to + 1);
-                Arc::make_mut(&mut state.marks).trimmed(to);
-                state.logged.trim(to + 1 - first, kept);
-                trims += 1;
+                trims.push((*slice, to, to + 1 - first, kept));
             }
         }
-        if trims > 0 { self.storage.apply(batch).await.map_err(storage_failure) } else { Ok(()) }
+        if trims.is_empty() {
+            return Ok(());
+        }
+        self.storage.apply(batch).await.map_err(storage_failure)?;
+        // What was refused is still there, and counts.
+        for (slice, to, gone, kept) in trims {
+            let partition = self.partition(slice);
+            let state = &mut lock(&partition).state;
+            Arc::make_mut(&mut state.marks).trimmed(to);
+            state.logged.trim(gone, kept);
+        }
+        Ok(())
     }
 
     /// The records of the keys that `missing` is of, as far as this node has those dots and its log names
