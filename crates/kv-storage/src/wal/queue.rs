@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -182,6 +182,8 @@ struct Waiting {
     small: SmallState,
     last_seq: u64,
     closed: bool,
+    /// The writer found nothing and waits to be woken. One that works looks again by itself.
+    asleep: bool,
 }
 
 impl Waiting {
@@ -256,9 +258,13 @@ impl Queue {
         }
     }
 
-    fn wake_writer(&self) {
+    /// Something was added: the writer is told if it sleeps.
+    fn added(&self, mut q: MutexGuard<'_, Waiting>) {
+        let asleep = std::mem::take(&mut q.asleep);
+        drop(q);
         match self.life.has_threads() {
-            true => self.filled.notify_one(),
+            true if asleep => self.filled.notify_one(),
+            true => {}
             false => self.life.wake_driver(),
         }
     }
@@ -294,8 +300,7 @@ impl Queue {
         if has_small {
             q.small.apply(ops);
         }
-        drop(q);
-        self.wake_writer();
+        self.added(q);
         Ok(seq)
     }
 
@@ -321,8 +326,7 @@ impl Queue {
         change(&mut q.small);
         self.raft_pushed.fetch_add(items.len() as u64, Ordering::AcqRel);
         items.into_iter().for_each(|item| q.push(item));
-        drop(q);
-        self.wake_writer();
+        self.added(q);
     }
 
     /// Changes small state with the next write, without causing one.
@@ -379,6 +383,7 @@ impl Queue {
     pub(crate) fn wait_for_work(&self) {
         let mut q = lock(&self.waiting);
         while q.is_empty() && self.life.check().is_ok() {
+            q.asleep = true;
             q = self.filled.wait_timeout(q, limits::IDLE_WAIT).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
