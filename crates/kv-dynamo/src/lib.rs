@@ -28,6 +28,7 @@ mod layout;
 pub mod limits;
 mod missing;
 mod node;
+mod patience;
 mod quorum;
 mod read;
 mod rebuild;

@@ -222,7 +222,7 @@ impl Node {
                 key: place.key.clone(),
             };
             let body = request_frame::Body::ReplicaRead(message);
-            match me.peers.call(node, Lane::Data, address, body, deadline).await.ok()? {
+            match me.ask_replica(node, address, body, deadline).await.ok()? {
                 response_frame::Body::ReplicaRead(reply) => {
                     let state =
                         if reply.knows { State::decode(reply.record).ok()? } else { State::default() };
@@ -241,7 +241,7 @@ impl Node {
         view: &View,
         deadline: Instant,
     ) -> Option<(Seen, bool)> {
-        let until = deadline.min(Instant::now() + self.config.patience);
+        let until = deadline.min(Instant::now() + self.patience_with(node));
         let heard = self.ask(view, node, until).await?;
         Some((heard.state.seen(), heard.primary || heard.known))
     }

@@ -278,7 +278,9 @@ impl Node {
         change: &Change,
         deadline: Instant,
     ) -> Forwarded {
-        let until = deadline.min(Instant::now() + self.config.forward_patience);
+        // It has its own patience with others, and the same disk to wait for.
+        let longer = self.patience_with(to).saturating_sub(self.config.patience);
+        let until = deadline.min(Instant::now() + self.config.forward_patience + longer);
         let call = self.peers.call(to, Lane::Data, view.address(), change.forward(namespace), until);
         tokio::pin!(call);
         let reply = loop {
@@ -455,7 +457,7 @@ impl Spread {
                             (Arc::clone(&self.node), self.wanted.view.address(), self.deadline);
                         let slice = self.wanted.view.place.slice;
                         calls.push(async move {
-                            let reply = match node.peers.call(to, Lane::Data, about, body, deadline).await {
+                            let reply = match node.ask_replica(to, about, body, deadline).await {
                                 Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Reply::Ok,
                                 _ if kv_types::mutant!(SilenceAsAck) => Reply::Ok,
                                 Err(PeerError::Refused(failure)) => {
@@ -509,6 +511,15 @@ impl Spread {
             if let WriteAction::HintHere { target } = action {
                 self.note(&minted, target);
             }
+        }
+        // How late an answer is tells how long the next one is worth waiting for.
+        if !calls.is_empty()
+            && let Ok(room) = Arc::clone(&self.node.late).try_acquire_owned()
+        {
+            tokio::spawn(async move {
+                let _room = room;
+                while calls.next().await.is_some() {}
+            });
         }
     }
 
