@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::select_ok;
 use kv_env::Env;
 use kv_proto::{admin, v1};
-use kv_types::{Applied, Failure, Mutation, Placement, Reason, WriteId};
+use kv_types::{Applied, Failure, Mutation, Placement, Reason, WriteId, counted, noun};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -165,8 +165,9 @@ impl Attempts {
     ) -> Result<Q::Reply, Error> {
         let mut verdict = Verdict::of(effect).in_one_log(effect, !matches!(route, Route::Replica(..)));
         let Ok(_permit) = self.in_flight.try_acquire() else {
-            let message =
-                format!("{} operations of this client are in flight already", self.options.max_in_flight);
+            let most = self.options.max_in_flight;
+            let (operations, are) = (counted(most, "operation", "operations"), noun(most, "is", "are"));
+            let message = format!("{operations} of this client {are} in flight already");
             return Err(verdict.conclude(Failure::new(Reason::ClientLimit, message), 0).into());
         };
         let pinned = self.options.pinned || matches!(route, Route::Node(_));
@@ -204,7 +205,7 @@ impl Attempts {
                 sleep(self.policy.pause(1, None, self.env.entropy.next_u64())).await;
                 continue;
             }
-            let next = self.policy.next(effect, attempt - awaited, &failure, replicas);
+            let next = self.next(&verdict, effect, attempt - awaited, &failure, replicas);
             if next == Next::Await {
                 awaited += 1;
                 // They refused for the moment. Those that cannot be reached stay last.
@@ -219,6 +220,23 @@ impl Attempts {
                 Retry::After(pause) => sleep(pause).await,
             }
             attempt += 1;
+        }
+    }
+
+    /// What to do after an attempt that failed so: a write whose fate is open is sent again under its id
+    /// until its deadline, however often that is refused for the moment.
+    fn next(
+        &self,
+        verdict: &Verdict,
+        effect: Effect,
+        attempt: u32,
+        failure: &Failure,
+        replicas: bool,
+    ) -> Next {
+        match self.policy.next(effect, attempt, failure, replicas) {
+            Next::Redirect => Next::Redirect,
+            _ if self.options.attempts > 1 && verdict.waits_out(failure) => Next::Await,
+            next => next,
         }
     }
 

@@ -35,8 +35,9 @@ pub(crate) enum Next {
     Elsewhere,
     /// Try again where it was tried: the place is right but busy.
     Same,
-    /// The cluster elects a leader or starts: ask again while there is time, elsewhere where there is an
-    /// elsewhere. Such refusals are cheap, and none of them counts as an attempt.
+    /// The cluster elects a leader or starts, or a write whose fate is open was refused for the moment: ask
+    /// again while there is time, elsewhere where there is an elsewhere. Such refusals are cheap, and none of
+    /// them counts as an attempt.
     Await,
 }
 
@@ -76,6 +77,8 @@ impl RetryPolicy {
             // A replica has its own disk; a leader's is the one that counts.
             Reason::LimitStorage if !replicas => Next::Stop,
             Reason::PartialWrite | Reason::ResultUnknown | Reason::ConnectionLost => Next::Elsewhere,
+            // What passed is the time that this attempt had, or the longest that a node allows.
+            Reason::DeadlineExpired => Next::Elsewhere,
             // So does a replica have its own table of requests.
             Reason::LimitRequests if replicas => Next::Elsewhere,
             reason if refused_for_itself(reason) => Next::Elsewhere,
@@ -159,6 +162,24 @@ impl Verdict {
             self.cut_off = Some(failure.clone());
         }
         self.last = Some(failure.clone());
+    }
+
+    /// Whether this refusal of a resend is waited out: what became of an earlier attempt is open, and the
+    /// same request under its id settles it as soon as a node takes it. Only what passes by itself is waited
+    /// for: a full disk is not.
+    pub(crate) fn waits_out(&self, failure: &Failure) -> bool {
+        let passes = matches!(
+            failure.reason,
+            Reason::NoQuorum
+                | Reason::QuorumNotMet
+                | Reason::NotLeader
+                | Reason::NotReady
+                | Reason::ShuttingDown
+                | Reason::Unreachable
+                | Reason::Overloaded
+                | Reason::DeadlineExpired
+        );
+        self.open.is_some() && failure.applied == Applied::No && passes
     }
 
     /// The failure to report where no time was left to send attempt number `attempts`: what the attempt

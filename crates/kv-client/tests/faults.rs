@@ -509,6 +509,53 @@ async fn unknown_stays_unknown_whatever_a_resend_is_told() {
     }
 }
 
+/// A node that is cut off for longer than three attempts take. Nothing else tells what became of the write.
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_fate_is_open_is_sent_again_until_its_deadline() {
+    let node = "a:1".to_owned();
+    let client = |fake: &Fake, timeout| {
+        let network = Arc::new(InMemory(BTreeMap::from([(node.clone(), fake.clone())])));
+        let options = ClientOptions { write_timeout: timeout, ..ClientOptions::pinned(node.clone()) };
+        Client::connect_in(options, Env { network, ..Env::real() }).unwrap()
+    };
+    let cut_off = || {
+        let said = Failure::new(Reason::NoQuorum, "2 of 5").with("reachable", 2).with("required", 3);
+        Act::Refuse(said.retry_after_ms(100))
+    };
+    let open = || std::iter::once(refuse(Reason::ResultUnknown));
+    // It is healed after more refusals than there are attempts.
+    let fake = Fake::plays(open().chain(std::iter::repeat_with(cut_off).take(8)).chain([Act::Answer]));
+    client(&fake, Duration::from_secs(20)).strong("bank").put("alice", "1").await.unwrap();
+    let mutations = fake.script(|script| script.mutations.clone());
+    assert_eq!(mutations.len(), 10);
+    assert_eq!(mutations.iter().map(|(id, ..)| id).collect::<BTreeSet<_>>().len(), 1, "one request");
+    let attempts: Vec<u32> = mutations.iter().map(|(_, attempt, _)| *attempt).collect();
+    assert_eq!((attempts[0], &attempts[1..]), (1, &[2; 9][..]), "one that was taken, and its resends");
+    // It is not healed: that is said at the deadline and not before.
+    let timeout = Duration::from_secs(5);
+    let fake = Fake::plays(open().chain(std::iter::repeat_with(cut_off).take(1_000)));
+    let begun = Instant::now();
+    let error = client(&fake, timeout).strong("bank").put("alice", "1").await.unwrap_err();
+    let last = error.failure().detail("last_reason");
+    assert!(error.is_unknown() && last == Some("NO_QUORUM"), "{error:?}");
+    let took = begun.elapsed();
+    assert!(took > timeout * 3 / 4 && took <= timeout + Duration::from_millis(100), "{took:?}");
+    // What was never taken is refused after as many attempts as there are.
+    let fake = Fake::plays(std::iter::repeat_with(cut_off).take(1_000));
+    let error = client(&fake, timeout).strong("bank").put("alice", "1").await.unwrap_err();
+    assert!(!error.is_unknown() && fake.script(|script| script.calls) == ATTEMPTS as usize, "{error:?}");
+}
+
+/// An attempt has a part of the time. That it passed does not end the operation.
+#[tokio::test]
+async fn a_deadline_of_one_attempt_is_not_that_of_the_operation() {
+    let fake = Fake::plays([refuse(Reason::DeadlineExpired), Act::Answer]);
+    pinned(&fake).await.strong("bank").put("alice", "1").await.unwrap();
+    let fake = Fake::plays([refuse(Reason::DeadlineExpired), Act::Answer]);
+    pinned(&fake).await.strong("bank").get("alice").await.unwrap();
+    assert_eq!(fake.script(|script| script.calls), 2);
+}
+
 #[tokio::test]
 async fn foreign_words_prove_nothing_about_a_write() {
     for status in [Status::unavailable("a proxy"), Status::internal("?"), Status::unimplemented("?")] {

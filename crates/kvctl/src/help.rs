@@ -101,7 +101,8 @@ Limits
               {together} bytes together: a write beyond either is refused
   namespaces  {namespaces}; a name has up to {name} bytes: a letter, then a-z 0-9 - _ .
   N, R, W     up to {replicas}, and no more than there are nodes
-  deadline    {deadline} s, however long --timeout is
+  deadline    a node works {deadline} s at most for one attempt; --timeout may be
+              longer, and what is open then is sent again under its id
 
 Ports, unless the cluster file says otherwise
   7101, 7102, ...   clients and administrators, one for each node of a lab

@@ -111,6 +111,9 @@ impl From<Failure> for Problem {
         if let Some(last) = failure.detail("last_reason") {
             message = format!("{message}; the last attempt ended with {last}");
         }
+        if let Some(why) = failure.detail("gave_up") {
+            message = format!("{message}; it was given up before its deadline: {why}");
+        }
         let exit = Exit::of(&failure);
         Self { failure: Some(Box::new(failure)), ..Self::new(exit, message) }
     }
