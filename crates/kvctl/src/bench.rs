@@ -25,6 +25,7 @@ use crate::app::App;
 use crate::cli::Bench;
 use crate::exit::Exit;
 use crate::fold::fold;
+use crate::line::Line;
 use crate::output::{object, round, table};
 use crate::problem::Problem;
 use crate::views::views;
@@ -95,6 +96,9 @@ async fn measure(
         true => app.out.json(&as_json(args, &measured, &about))?,
         false => app.out.line(fold(&as_text(args, &measured, &about)))?,
     }
+    if !is_own && measured.gone.is_none() && measured.keys > 0 {
+        app.out.note(left(&app.line, namespace, measured.keys));
+    }
     if let Some(error) = measured.gone {
         let mut problem = Problem::from(error);
         problem.message = format!("`{namespace}` was deleted meanwhile: {}", problem.message);
@@ -106,6 +110,21 @@ async fn measure(
         0 => Exit::Unavailable,
         _ => Exit::Done,
     })
+}
+
+/// What is said of so many keys that stay in a namespace which the benchmark did not make: with what was
+/// there of the same names before, so that they are not removed unasked.
+fn left(line: &Line, namespace: &str, keys: u64) -> String {
+    let shell = line.cluster(&["shell"]).with("-n", namespace).flag("-q");
+    let last = keys.saturating_sub(1);
+    format!(
+        "up to {} of the benchmark {} in `{namespace}`, {} to {}; to remove them:\n  \
+         seq -f 'del bench/%07.0f' 0 {last} | {shell}",
+        counted(keys, "key", "keys"),
+        noun(keys, "stays", "stay"),
+        key(0),
+        key(last)
+    )
 }
 
 /// What is there before anything is measured.
@@ -409,13 +428,24 @@ mod tests {
         assert_eq!(answering(&nodes(&[1, 2, 4, 5])), "1 node (n1 n2 n4 n5 do not answer)");
     }
 
+    #[test]
+    fn what_stays_in_a_namespace_of_another_is_said_with_what_removes_it() {
+        let line = crate::line::tests::line("kvctl -e h:1 bench -n bank --for 5s");
+        let said = left(&line, "bank", 12);
+        let ends = "  seq -f 'del bench/%07.0f' 0 11 | kvctl -e h:1 shell -n bank -q";
+        assert_eq!(said.lines().last(), Some(ends));
+        assert!(
+            said.contains("up to 12 keys of the benchmark stay in `bank`, bench/0000000 to bench/0000011")
+        );
+    }
+
     /// One line for programs with what was asked and measured; a table for people without rows of nothing.
     #[test]
     fn what_was_measured_is_told_to_programs_and_people() {
         let mut total = Tally::new().unwrap();
         (1..=1_000).for_each(|us| total.puts_us.saturating_record(us * 10));
         total.not_applied = 3;
-        let measured = Measured { total, gone: None, seconds: 2.0, interrupted: false };
+        let measured = Measured { total, gone: None, seconds: 2.0, interrupted: false, keys: 1_000 };
         let args = Bench {
             workload: Workload::Put,
             distribution: Distribution::New,

@@ -700,7 +700,7 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) clients: u32,
     /// Size of a value
-    #[arg(long, default_value = "100B", value_parser = units::size, value_name = "SIZE")]
+    #[arg(long, default_value = "100B", value_parser = units::value_size, value_name = "SIZE")]
     pub(crate) value_size: usize,
     /// Number of keys
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
@@ -721,7 +721,13 @@ pub(crate) struct Bench {
     #[arg(long)]
     pub(crate) keep: bool,
     /// How long
-    #[arg(long = "for", default_value = "10s", value_parser = units::duration, value_name = "DURATION")]
+    #[arg(
+        long = "for",
+        alias = "duration",
+        default_value = "10s",
+        value_parser = units::duration,
+        value_name = "DURATION"
+    )]
     pub(crate) lasting: Duration,
 }
 

@@ -87,6 +87,11 @@ impl Line {
     }
 
     /// A command for the same lab.
+    /// Another command for the same cluster, whatever namespace this one is for.
+    pub(crate) fn cluster(&self, commands: &[&str]) -> Self {
+        self.other(commands).without("namespace").without("key_hex").without("key_file")
+    }
+
     pub(crate) fn of_lab(&self, commands: &[&str]) -> Self {
         let kept = |given: &&Given| ["context", "name", "dir"].contains(&given.id.as_str());
         Self { options: self.options.iter().filter(kept).cloned().collect(), ..Self::new(commands) }

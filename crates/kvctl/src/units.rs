@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kv_types::ReplicaCount;
-use kv_types::limits::{MAX_DELETION_GRACE, MIN_DELETION_GRACE};
+use kv_types::limits::{MAX_DELETION_GRACE, MAX_VALUE_BYTES, MIN_DELETION_GRACE};
 
 /// Longest time that can be said: nothing here lasts longer.
 const LONGEST: Duration = Duration::from_secs(24 * 3_600);
@@ -83,6 +83,17 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
         }
     };
     number.checked_mul(scale).ok_or_else(|| "that is too large".into())
+}
+
+/// How large a value is: no larger than a value may be.
+pub(crate) fn value_size(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        bytes if bytes > MAX_VALUE_BYTES => Err(format!(
+            "a value has at most {MAX_VALUE_BYTES} bytes ({}MiB): nothing was sent",
+            MAX_VALUE_BYTES >> 20
+        )),
+        bytes => Ok(bytes),
+    }
 }
 
 /// The least that a link may carry in a second, bytes: with less a probe of it takes longer than anyone
@@ -196,6 +207,13 @@ mod tests {
         for wrong in ["", "B", "-1B", "1GiBi", "99999999999999999999B", "18446744073709551615MiB"] {
             assert!(size(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_value_is_no_larger_than_it_may_be() {
+        assert_eq!((value_size("100B"), value_size("1MiB")), (Ok(100), Ok(MAX_VALUE_BYTES)));
+        assert!(value_size("2MB").unwrap_err().contains("at most 1048576 bytes (1MiB)"));
+        assert!(value_size("100").unwrap_err().contains("`100B`"));
     }
 
     #[test]

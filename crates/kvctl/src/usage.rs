@@ -118,7 +118,24 @@ fn unread(error: &clap::Error, definition: &Command, words: &[OsString]) -> Prob
         };
         return problem.try_this(line.to_string(), format!("`{right}` is the nearest that there is"));
     }
+    if let Some(line) = text(ContextKind::InvalidValue).and_then(|value| with_unit(definition, words, value))
+    {
+        return problem.try_this(line.to_string(), "with a unit");
+    }
     problem.try_this(help_on(definition, words).to_string(), "how it is said")
+}
+
+/// The line with a unit behind this number, where that makes it one that can be read: seconds, or bytes.
+fn with_unit(definition: &Command, words: &[OsString], number: &str) -> Option<Line> {
+    number.parse::<f64>().ok()?;
+    let places = words.iter().enumerate().rev().filter(|(_, word)| is_it(word, number));
+    places.flat_map(|(at, word)| ["s", "B"].map(|unit| (at, format!("{}{unit}", word.display())))).find_map(
+        |(at, word)| {
+            let mut others = words.to_vec();
+            *others.get_mut(at)? = word.into();
+            read(definition, &others)
+        },
+    )
 }
 
 /// Whether the parser means this word: also `--mode=strnog`, of which it names a half.
@@ -391,6 +408,12 @@ mod tests {
             ("kvctl put -n get k", "kvctl help put"),
             ("kvctl xyzzy", "kvctl help"),
             ("kvctl lab logs n1 --lines 0", "kvctl help lab logs"),
+            ("kvctl bench --for 5", "kvctl bench --for 5s"),
+            ("kvctl bench --duration 5", "kvctl bench --for 5s"),
+            ("kvctl bench --for=5 --clients 5", "kvctl bench --clients 5 --for 5s"),
+            ("kvctl bench --value-size 100", "kvctl bench --value-size 100B"),
+            ("kvctl bench --value-size 2MB", "kvctl help bench"),
+            ("kvctl get -n bank k --timeout 1", "kvctl get -n bank --timeout 1s k"),
         ] {
             let problem = refused(typed);
             assert!(!problem.message.contains("tip:"), "{typed}: {problem}");

@@ -2,23 +2,34 @@
 //! it ends. They are heard from the beginning on, whatever is under way, and none is missed in between.
 
 use std::future::pending;
+use std::time::Duration;
 
 use kv_lab::EndSignal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::exit::Exit;
+
+/// What comes sooner than this after what was heard is the same word once more: of Ctrl-C a line of a script
+/// is told by the terminal, and by its shell. No person asks twice so fast.
+const SAME: Duration = Duration::from_millis(400);
 
 /// How often it was asked to end, and how first.
 #[derive(Debug, Clone, Copy, Default)]
 struct Asked {
     times: u32,
     first: Option<EndSignal>,
+    last: Option<Instant>,
 }
 
 impl Asked {
-    /// Once more.
-    fn again(&mut self, how: EndSignal) {
+    /// Once more, at this time, unless it is the same word.
+    fn again(&mut self, how: EndSignal, now: Instant) {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < SAME) {
+            return;
+        }
+        self.last = Some(now);
         self.times = self.times.saturating_add(1);
         self.first.get_or_insert(how);
     }
@@ -43,7 +54,7 @@ impl Ending {
                     _ = terminate.recv() => EndSignal::Terminate,
                     _ = hangup.recv() => EndSignal::HangUp,
                 };
-                tell.send_modify(|asked| asked.again(how));
+                tell.send_modify(|asked| asked.again(how, Instant::now()));
             }
         });
         Ok(Self(heard))
@@ -76,7 +87,10 @@ mod tests {
     async fn a_signal_is_heard_also_before_it_is_waited_for() {
         let (tell, heard) = watch::channel(Asked::default());
         let ending = Ending(heard);
-        tell.send_modify(|asked| asked.again(EndSignal::Terminate));
+        let now = Instant::now();
+        tell.send_modify(|asked| asked.again(EndSignal::Terminate, now));
+        // Of the terminal and of the shell: that is one word.
+        tell.send_modify(|asked| asked.again(EndSignal::Interrupt, now + SAME / 2));
         ending.asked(0).await;
         assert_eq!((ending.times(), ending.exit()), (1, Exit::Terminated));
         tokio::select! {
@@ -84,7 +98,7 @@ mod tests {
             () = ending.asked(1) => panic!("it was asked once"),
             () = std::future::ready(()) => {}
         }
-        tell.send_modify(|asked| asked.again(EndSignal::Interrupt));
+        tell.send_modify(|asked| asked.again(EndSignal::Interrupt, now + SAME));
         ending.asked(1).await;
         assert_eq!(ending.exit(), Exit::Terminated, "the first one counts");
     }

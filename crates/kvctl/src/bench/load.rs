@@ -222,6 +222,8 @@ pub(super) struct Measured {
     pub(super) gone: Option<Error>,
     pub(super) seconds: f64,
     pub(super) interrupted: bool,
+    /// Keys that may have been written: those of smaller numbers.
+    pub(super) keys: u64,
 }
 
 /// Runs a worker for every handle. Ctrl-C and SIGTERM end the load early, and what was measured until then
@@ -292,7 +294,18 @@ pub(super) async fn run(
         }
     }
     let gone = total.last_error.clone().filter(|error| gone.load(Ordering::Relaxed) && says_gone(error));
-    Ok(Measured { total, gone, seconds: begun.elapsed().as_secs_f64(), interrupted })
+    let keys = written(args, fresh.load(Ordering::Relaxed));
+    Ok(Measured { total, gone, seconds: begun.elapsed().as_secs_f64(), interrupted, keys })
+}
+
+/// How many keys may have been written, where the next new one would be `fresh`.
+fn written(args: &Bench, fresh: u64) -> u64 {
+    let by_load = match (args.workload, args.distribution) {
+        (Workload::Get, _) => 0,
+        (_, Distribution::New) => fresh,
+        (_, Distribution::Uniform | Distribution::Zipfian) => args.keys,
+    };
+    by_load.max(args.preloaded())
 }
 
 fn keys(args: &Bench, fresh: &Arc<AtomicU64>) -> Result<Keys, Problem> {
@@ -311,6 +324,20 @@ fn keys(args: &Bench, fresh: &Arc<AtomicU64>) -> Result<Keys, Problem> {
 mod tests {
     use super::*;
     use kv_types::Failure;
+
+    #[test]
+    fn keys_that_may_have_been_written_are_counted() {
+        use clap::Parser as _;
+        let count = |line: &str, fresh| {
+            let cli = crate::cli::Cli::try_parse_from(line.split(' ')).unwrap();
+            let crate::cli::Command::Bench(args) = cli.command else { panic!("not a benchmark") };
+            written(&args, fresh)
+        };
+        assert_eq!(count("kvctl bench --keys 7", 0), 7);
+        assert_eq!(count("kvctl bench --keys 7 --preload 9", 0), 9);
+        assert_eq!(count("kvctl bench --workload get --preload 0", 0), 0);
+        assert_eq!(count("kvctl bench --workload put --distribution new", 31), 31);
+    }
 
     #[test]
     fn tallies_add_up() {
