@@ -121,7 +121,7 @@ impl App {
         let client = Client::connect(options);
         client.map_err(|error| {
             Problem::usage(error.failure().message.clone())
-                .try_this("kvctl ctx show", "which cluster is meant, and why")
+                .try_this(self.line.cluster(&["ctx", "show"]).to_string(), "which cluster is meant, and why")
         })
     }
 

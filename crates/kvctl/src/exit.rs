@@ -27,6 +27,9 @@ pub(crate) enum Exit {
     HungUp = 129,
     /// Ctrl-C.
     Interrupted = 130,
+    /// A line tells its shell so that no one reads what it says, as SIGPIPE would. The shell ends; no command
+    /// that is typed ends with it.
+    Unread = 141,
     /// SIGTERM.
     Terminated = 143,
 }
@@ -41,7 +44,7 @@ impl Exit {
     /// How a command ended that ran as a program of its own; none: a signal ended it.
     pub(crate) fn from_code(code: Option<i32>) -> Self {
         let answers = [Self::Done, Self::No, Self::Usage, Self::Unavailable, Self::Unknown, Self::Siblings];
-        let ends = [Self::HungUp, Self::Interrupted, Self::Terminated];
+        let ends = [Self::HungUp, Self::Interrupted, Self::Terminated, Self::Unread];
         let Some(code) = code else { return Self::Interrupted };
         let known = answers.into_iter().chain(ends).find(|exit| *exit as i32 == code);
         known.unwrap_or(Self::Refused)
@@ -140,8 +143,8 @@ mod tests {
         assert_eq!(all.map(|exit| exit as u8), [0, 1, 2, 3, 4, 5]);
         assert_eq!((Exit::Siblings as u8, Exit::Interrupted as u8), (6, 130));
         assert_eq!((Exit::HungUp as u8, Exit::Terminated as u8), (129, 143));
-        for exit in all.into_iter().chain([Exit::Siblings, Exit::Interrupted, Exit::Terminated, Exit::HungUp])
-        {
+        let others = [Exit::Siblings, Exit::Interrupted, Exit::Terminated, Exit::HungUp, Exit::Unread];
+        for exit in all.into_iter().chain(others) {
             assert_eq!(Exit::from_code(Some(exit as i32)), exit);
         }
         for signal in [EndSignal::HangUp, EndSignal::Interrupt, EndSignal::Terminate] {

@@ -13,8 +13,9 @@ const LONGEST_VALUE: usize = 200;
 /// Options that say which cluster, which namespace, and how a key is written.
 const KEPT: [&str; 5] = ["context", "endpoints", "namespace", "key_hex", "key_file"];
 
-/// Options that `kvctl shell` hands to its lines through the environment.
-const OF_SHELL: [&str; 3] = ["context", "endpoints", "namespace"];
+/// Options that `kvctl shell` hands to its lines through the environment. A line that is advised says them,
+/// so that it can be typed in that shell and outside of it alike.
+const OF_SHELL: [&str; 6] = ["context", "endpoints", "namespace", "timeout", "output", "color"];
 
 /// An option or a flag as it was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,12 +87,12 @@ impl Line {
         Self { options: self.options.iter().filter(kept).cloned().collect(), ..Self::new(commands) }
     }
 
-    /// A command for the same lab.
     /// Another command for the same cluster, whatever namespace this one is for.
     pub(crate) fn cluster(&self, commands: &[&str]) -> Self {
         self.other(commands).without("namespace").without("key_hex").without("key_file")
     }
 
+    /// A command for the same lab.
     pub(crate) fn of_lab(&self, commands: &[&str]) -> Self {
         let kept = |given: &&Given| ["context", "name", "dir"].contains(&given.id.as_str());
         Self { options: self.options.iter().filter(kept).cloned().collect(), ..Self::new(commands) }

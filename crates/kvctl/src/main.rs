@@ -107,10 +107,12 @@ async fn run(app: &App, command: &Command) -> Exit {
     match result {
         Ok(exit) => exit,
         Err(mut problem) => {
-            suggest::suggest(app, &mut problem).await;
-            if problem.exit != Exit::Done {
-                app.out.problem(&problem);
+            // The reader of our output has read enough.
+            if problem.exit == Exit::Done {
+                return app.out.unread();
             }
+            suggest::suggest(app, &mut problem).await;
+            app.out.problem(&problem);
             problem.exit
         }
     }

@@ -160,14 +160,22 @@ impl Output {
     /// What a change that was applied ends with, once it was said. Where it cannot be said it stays applied,
     /// and a script must not take it for refused.
     pub(crate) fn acknowledged(&self, said: io::Result<()>) -> Exit {
-        // A reader that has read enough missed nothing that it wanted.
-        if let Err(error) = said
-            && error.kind() != io::ErrorKind::BrokenPipe
-        {
-            let what = "it was applied, but standard output cannot be written";
-            self.warn(format!("{what}: {error}"));
+        match said {
+            Ok(()) => Exit::Done,
+            // A reader that has read enough missed nothing that it wanted.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.unread(),
+            Err(error) => {
+                let what = "it was applied, but standard output cannot be written";
+                self.warn(format!("{what}: {error}"));
+                Exit::Done
+            }
         }
-        Exit::Done
+    }
+
+    /// How a command ends whose reader has read enough: well; a line of a shell tells it so, for the lines
+    /// that follow have no reader either.
+    pub(crate) fn unread(&self) -> Exit {
+        if self.is_in_shell() { Exit::Unread } else { Exit::Done }
     }
 
     /// Bytes as they are.

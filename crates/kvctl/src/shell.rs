@@ -6,12 +6,14 @@ mod complete;
 use std::borrow::Cow;
 use std::fs;
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use kv_lab::EndSignal;
 use kv_types::{Failure, NamespaceName, Reason};
 use reedline::{
@@ -20,6 +22,8 @@ use reedline::{
     default_emacs_keybindings,
 };
 use rustix::process::{Pid, Signal as Posix, kill_process};
+use tokio::io::Interest;
+use tokio::net::unix::pipe::Sender;
 use tokio::signal::unix::{Signal as Interrupts, SignalKind, signal};
 
 use crate::app::App;
@@ -27,7 +31,7 @@ use crate::definition::definition;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::ns::deleted_until;
-use crate::output::{FAILED_USE, SHELL_LINE, on_a_line};
+use crate::output::{Color, FAILED_USE, Format, SHELL_LINE, on_a_line};
 use crate::problem::Problem;
 use crate::seen::Memory;
 use crate::shell::complete::{Names, offers};
@@ -176,15 +180,19 @@ impl Shell<'_> {
         next_line()
     }
 
-    /// Lines from a pipe or a file. All are run; the exit code is that of the last one that failed.
+    /// Lines from a pipe or a file. All are run, unless their reader has read enough; the exit code is that
+    /// of the last one that failed.
     async fn script(&mut self, signals: &mut Signals) -> Result<Exit, Problem> {
         let mut ended = Exit::Done;
+        let unread = unread();
+        tokio::pin!(unread);
         for number in 1.. {
             // On a thread of its own: what writes the script may never write the next line.
             let reading = tokio::task::spawn_blocking(next_line);
             let read = tokio::select! {
                 biased;
                 asked = signals.next() => return Ok(Exit::of_signal(asked)),
+                () = &mut unread => return Ok(ended),
                 read = reading => read,
             };
             let line = read.unwrap_or_else(|error| Err(Problem::new(Exit::Refused, error.to_string())));
@@ -201,6 +209,7 @@ impl Shell<'_> {
                 Step::End => break,
                 other => match self.take(other, signals, Stdio::null(), number).await? {
                     Exit::Done => {}
+                    Exit::Unread => return Ok(ended),
                     ended if ended.is_of_signal() => return Ok(ended),
                     failed => ended = failed,
                 },
@@ -318,12 +327,19 @@ impl Shell<'_> {
         set("KVCTL_ENDPOINT", (!global.endpoints.is_empty()).then(|| global.endpoints.join(",")));
         let timeout = global.timeout.map(|timeout| humantime::format_duration(timeout).to_string());
         set("KVCTL_TIMEOUT", timeout.map(|text| text.replace(' ', "")));
-        set("KVCTL_OUTPUT", self.app.out.is_json().then(|| "json".to_owned()));
         if let Some(memory) = &self.memory {
             memory.lend(&mut command);
         }
         if self.failed_use.is_some() {
             command.env_remove("KVCTL_NAMESPACE");
+        }
+        // What was said to the shell beats what is set outside of it, also where it is what is usual.
+        let chosen = [said(global.output, Format::Text), said(global.color, Color::Auto)];
+        for (name, word) in ["KVCTL_OUTPUT", "KVCTL_COLOR"].into_iter().zip(chosen) {
+            match word {
+                Some(word) => command.env(name, word),
+                None => command.env_remove(name),
+            };
         }
         if names_a_context(words) {
             command.env_remove("KVCTL_ENDPOINT");
@@ -356,6 +372,27 @@ impl Shell<'_> {
         names.namespaces = topology.namespaces.into_keys().collect();
         names.nodes = topology.members.keys().map(ToString::to_string).collect();
     }
+}
+
+/// Resolves when no one reads standard output any more, as after `| head -1`; never where that cannot be
+/// seen, as of a file.
+async fn unread() {
+    let copy = std::io::stdout().as_fd().try_clone_to_owned().map(fs::File::from);
+    // It is watched and never written to: that it would block does not matter.
+    let watched = copy.and_then(Sender::from_file_unchecked);
+    let closed = match &watched {
+        Ok(watched) => watched.ready(Interest::ERROR).await.is_ok(),
+        Err(_) => false,
+    };
+    if !closed {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The word for what was chosen; none for what is usual.
+fn said<T: ValueEnum + PartialEq>(chosen: T, usual: T) -> Option<String> {
+    let word = chosen.to_possible_value().map(|value| value.get_name().to_owned());
+    word.filter(|_| chosen != usual)
 }
 
 /// The next line of standard input; `None` at the end of it. Lines of a file may end as on Windows.

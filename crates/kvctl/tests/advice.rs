@@ -569,6 +569,93 @@ async fn a_benchmark_leaves_a_namespace_alone_that_its_line_does_not_name() {
     assert!(two.nodes[1].written.lock().unwrap().contains("cart"), "{text}");
 }
 
+/// What is asked of the nodes is not counted with the load: with one client all of them are asked at
+/// once. And what stays in a namespace of another is said, with the line that removes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_benchmark_asks_nodes_beside_its_load_and_says_what_it_leaves() {
+    let two = Two::serve();
+    let line = format!("-e {} bench -n cart --clients 1 --keys 7 --workload put --for 200ms", two.address(2));
+    let output = two.run(&format!("{line} -o json")).await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&text);
+    let hardware = said["hardware"].as_str().unwrap();
+    assert!(hardware.ends_with("shared by the client and 2 nodes"), "{hardware}");
+    let text = String::from_utf8_lossy(&two.run(&line).await.stderr).into_owned();
+    let removes = format!("  seq -f 'del bench/%07.0f' 0 6 | kvctl -e {} shell -n cart -q", two.address(2));
+    assert!(text.lines().any(|line| line == removes), "{text}");
+    two.nodes[1].asked.lock().unwrap().clear();
+    let typed = removes.replace("kvctl", env!("CARGO_BIN_EXE_kvctl"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &typed]).env("XDG_CONFIG_HOME", two.home.path());
+    shell.env("XDG_STATE_HOME", two.home.path()).stdin(Stdio::null());
+    let removed = tokio::task::spawn_blocking(move || shell.output()).await.unwrap().unwrap();
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    let asked: Vec<_> = two.nodes[1].asked.lock().unwrap().iter().map(|(what, ..)| *what).collect();
+    assert_eq!(asked, ["del"; 7]);
+    // What a benchmark made for itself it removes, and nothing stays.
+    let own = format!("-e {} bench --for 200ms --clients 1 --workload put", two.address(2));
+    let text = String::from_utf8_lossy(&two.run(&own).await.stderr).into_owned();
+    assert!(!text.contains("seq -f"), "{text}");
+}
+
+/// A line that is advised in a shell can be typed outside of it as well: it says all that the shell was told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_shell_advises_says_what_the_shell_was_told() {
+    let two = Two::serve();
+    let at = two.address(2);
+    for (told, says) in [
+        (format!("-e {at} --timeout 700ms"), format!("-e {at} get --timeout 700ms -n cart k")),
+        (format!("-e {at} -v --color never"), format!("-e {at} get -v --color never -n cart k")),
+        (format!("-e {at} -o raw"), format!("-e {at} get -o raw -n cart k")),
+    ] {
+        let output = two.shell(&told, "get -n CART k\n").await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
+        let advice = advised(&output);
+        assert_eq!(advice.first().map(|line| words(line)), Some(words(&says)), "{told}: {text}");
+        assert_eq!(two.run(&advice[0]).await.status.code(), Some(0), "{}", advice[0]);
+    }
+    // One that asks about the cluster asks the same one.
+    let output = two.run("-e localhost get -n cart k").await;
+    assert_eq!(advised(&output), ["-e localhost ctx show"]);
+    // What the shell was told beats what is set around it.
+    let mut shell = two.command(&format!("-e {at} -o text shell"));
+    shell.env("KVCTL_OUTPUT", "json").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = shell.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"version\n").unwrap();
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap();
+    assert!(output.stdout.starts_with(b"kvctl "), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// As `kvctl shell < lines | head -1`: what no one reads is not done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_ends_when_no_one_reads_what_it_says() {
+    let two = Two::serve();
+    for format in ["", "-o json "] {
+        two.nodes[1].values.lock().unwrap().clear();
+        let mut command = two.command(&format!("{format}-e {} -n cart shell", two.address(2)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
+        input.write_all(b"put a 1\n").unwrap();
+        let mut first = String::new();
+        output.read_line(&mut first).unwrap();
+        drop(output);
+        // The first of these may be under way before it is known that no one reads on.
+        let written = input.write_all(b"put b 2\nput c 3\nput d 4\nversion\n");
+        let broken = written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+        assert!(written.is_ok() || broken, "{written:?}");
+        // Its input stays open: it ends by itself.
+        let ended = tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap();
+        drop(input);
+        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!((ended.status.code(), text.as_str()), (Some(0), ""), "{first}");
+        let values = two.nodes[1].values.lock().unwrap().clone();
+        assert!(values.len() <= 2 && values[0] == b"1", "{values:?}");
+    }
+}
+
 /// How a signal is sent, and the exit code after it.
 const SIGNALS: [(&str, i32); 2] = [("-INT", 130), ("-TERM", 143)];
 
@@ -602,15 +689,16 @@ async fn a_signal_ends_a_script_with_the_line_that_it_is_at() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_change_is_named_and_can_be_sent_again() {
+    // Longer than anything waits here: without an answer to the first attempt a second one would be sent.
     for (line, what) in [
-        ("put -n cart k v", "put"),
-        ("del -n cart k", "del"),
-        ("cas --expect-absent -n cart k v", "cas"),
-        ("ns create --mode strong x", "create"),
-        ("ns delete cart", "delete"),
-        ("ns delete --now cart", "delete --now"),
-        ("ns undelete cart", "undelete"),
-        ("ns alter --r 1 cart", "alter"),
+        ("put -n cart --timeout 24h k v", "put"),
+        ("del -n cart --timeout 24h k", "del"),
+        ("cas --expect-absent -n cart --timeout 24h k v", "cas"),
+        ("ns create --mode strong --timeout 24h x", "create"),
+        ("ns delete --timeout 24h cart", "delete"),
+        ("ns delete --now --timeout 24h cart", "delete --now"),
+        ("ns undelete --timeout 24h cart", "undelete"),
+        ("ns alter --r 1 --timeout 24h cart", "alter"),
     ] {
         for (signal, code) in SIGNALS {
             let two = Two::serve_holding();
