@@ -20,9 +20,11 @@ use tonic::{Code, Status};
 
 use crate::limits::{CONNECT_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_ENDPOINTS};
 use crate::policy::{Breaker, refused_for_itself};
-use crate::session_stream::{SessionStream, Unanswered};
+use crate::session_stream::{NO_NODE, SessionStream, Unanswered, is_no_node};
 use crate::speed::{Candidate, Speed};
 
+/// The detail of a failure that names an address where something else than a node listens.
+const NOT_A_NODE: &str = "not_a_node";
 /// Largest message that a client accepts or sends.
 pub(crate) const MESSAGE_BYTES: usize = MAX_PUBLIC_MESSAGE_BYTES;
 
@@ -272,6 +274,11 @@ impl Endpoint {
                 return Ok(answer);
             }
             Err(status) if refused_to_connect(&status) => self.unreachable(status.message()),
+            Err(status) if is_no_node(&status) => {
+                // As likely as anything; it proves nothing about what was sent.
+                Failure::new(Reason::ConnectionLost, format!("{}: {NO_NODE}", self.address))
+                    .with(NOT_A_NODE, &self.address)
+            }
             Err(status) => {
                 let failure = failure_from_status(&status);
                 match (failure.reason, status.code()) {

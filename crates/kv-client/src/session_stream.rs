@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -154,6 +155,7 @@ async fn drive(channel: Channel, mut queue: mpsc::Receiver<Ask>, over: Arc<Atomi
     queue.close();
     let why: Arc<str> = match &ended {
         Ok(()) => "the node has ended the stream".into(),
+        Err(status) if is_no_node(status) => NO_NODE.into(),
         Err(status) => format!("{}: {}", status.code(), status.message()).into(),
     };
     for (_, (_, caller)) in std::mem::take(&mut open.waiting) {
@@ -280,6 +282,23 @@ fn no_more(next: &mut Option<Ask>, queue: &mut mpsc::Receiver<Ask>, over: &Atomi
     over.store(true, Ordering::Release);
     queue.close();
     refuse(next.take(), queue, &Unanswered::NotSent("the node takes no more requests".into()));
+}
+
+/// What is said of an address where something else than a node listens.
+pub(crate) const NO_NODE: &str = "what listens there is no kvd: it does not speak gRPC";
+
+/// Whether what was answered is not even HTTP/2, as by a web server, a mail server or a shell.
+pub(crate) fn is_no_node(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        // What this side found wrong with the bytes that came, and no break of the connection.
+        let said = error.to_string();
+        if said.starts_with("connection error detected: ") {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn refuse(next: Option<Ask>, queue: &mut mpsc::Receiver<Ask>, why: &Unanswered) {

@@ -48,6 +48,10 @@ pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
             }
             Reason::NamespaceUnknown => unknown_namespace(app, &failure).await,
             Reason::QuorumNotMet => without_replicas(app).await,
+            _ if failure.detail("not_a_node").is_some() => tries([
+                (&app.line.cluster(&["ctx", "show"]), "which address is meant, and why"),
+                (&Line::new(&["ctx", "list"]), "which clusters are known"),
+            ]),
             Reason::Unreachable | Reason::DeadlineExpired | Reason::ConnectionLost => unanswered(app).await,
             _ => after(app, &failure),
         }
@@ -217,15 +221,18 @@ async fn without_replicas(app: &App) -> Tries {
     let look = admin(&app.line, &["cluster", "status"]);
     let (name, status) = lab_status(app).await;
     let mut found = status.as_ref().map_or_else(Tries::new, |status| troubled(status, name.as_deref(), &[]));
-    if !found.is_empty() {
-        found.extend(tries([(&app.line, "again, when they are back")]));
-        return found;
-    }
-    if status.is_some_and(|status| !status.faults.is_empty()) {
+    let are_down = !found.is_empty();
+    // Also where nodes are down: with those back alone it may still be refused.
+    let are_cut = status.is_some_and(|status| !status.faults.is_empty());
+    if are_cut {
         let list = name.iter().fold(Line::new(&["fault", "list"]), |list, name| list.with("--name", name));
         found.extend(tries([(&list, "which links are cut on purpose; `fault heal` ends that")]));
     }
-    found.extend(tries([(&look, "which nodes are out of reach")]));
+    found.extend(match (are_down, are_cut) {
+        (true, false) => tries([(&app.line, "again, when they are back")]),
+        (true, true) => tries([(&app.line, "again, when they are back and the links are healed")]),
+        (false, _) => tries([(&look, "which nodes are out of reach")]),
+    });
     found
 }
 
@@ -260,7 +267,7 @@ fn after(app: &App, failure: &Failure) -> Tries {
         }
         Reason::DeadlineMissing => tries([(&line.clone().with("--timeout", "2s"), "with a deadline")]),
         Reason::WrongCluster | Reason::WrongNode | Reason::WrongGroup => {
-            tries([(&line.other(&["ctx", "show"]).without("namespace"), "which cluster is meant, and why")])
+            tries([(&line.cluster(&["ctx", "show"]), "which cluster is meant, and why")])
         }
         Reason::InvalidRequest | Reason::NamespaceInvalid | Reason::ModeMissing => {
             tries([(&help(line), "how it is said")])

@@ -356,10 +356,10 @@ impl Two {
     }
 
     /// From now on its context is that of a lab: see [`serve_lab`].
-    fn is_a_lab(&self, dead: bool) {
+    fn is_a_lab(&self, broken: Broken) {
         let dir = self.home.path().join("the-lab");
         std::fs::create_dir_all(&dir).unwrap();
-        serve_lab(&dir, &self.nodes[0].addresses, dead);
+        serve_lab(&dir, &self.nodes[0].addresses, broken);
         std::fs::create_dir_all(self.home.path().join("kvctl")).unwrap();
         let endpoints = self.nodes[0].addresses.clone().map(|address| format!("\"{address}\"")).join(", ");
         let dir = dir.display();
@@ -768,9 +768,19 @@ async fn what_was_interrupted_before_it_was_sent_was_not_applied() {
     }
 }
 
-/// A lab in this folder, as its process says: all nodes but the last are down, or the link between the first
-/// two is cut.
-fn serve_lab(dir: &std::path::Path, addresses: &[String], dead: bool) {
+/// What is broken in a lab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// All nodes but the last are down.
+    Nodes,
+    /// The link between the first two is cut.
+    Links,
+    Both,
+}
+
+/// A lab in this folder, as its process says.
+fn serve_lab(dir: &std::path::Path, addresses: &[String], broken: Broken) {
+    let dead = broken != Broken::Links;
     let node = |(id, address): (u64, &String)| NodeView {
         node: NodeName(kv_types::NodeId(id)),
         client_address: address.clone(),
@@ -786,7 +796,7 @@ fn serve_lab(dir: &std::path::Path, addresses: &[String], dead: bool) {
         dir: dir.to_owned(),
         port_base: 7_100,
         nodes: (1..).zip(addresses).map(node).collect(),
-        faults: if dead { Vec::new() } else { vec![cut] },
+        faults: if broken == Broken::Nodes { Vec::new() } else { vec![cut] },
         faults_for_ms: None,
     });
     let said = serde_json::to_string(&status).unwrap() + "\n";
@@ -804,7 +814,7 @@ fn serve_lab(dir: &std::path::Path, addresses: &[String], dead: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_a_majority_is_dead_the_advice_begins_with_its_nodes() {
     let two = Two::serve_without_quorum();
-    two.is_a_lab(true);
+    two.is_a_lab(Broken::Nodes);
     for line in ["put -n cart k v", "ns delete cart", "ns create x --mode strong", "bench --for 1s"] {
         let output = two.run(&format!("{line} --timeout 500ms")).await;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -822,14 +832,15 @@ async fn where_a_majority_is_dead_the_advice_begins_with_its_nodes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_replicas_are_out_of_reach_the_advice_is_about_what_is_known_to_be_down() {
     for (lab, first) in [
-        (Some(true), "lab restart --name lab n1"),
-        (Some(false), "fault list --name lab"),
+        (Some(Broken::Nodes), "lab restart --name lab n1"),
+        (Some(Broken::Both), "lab restart --name lab n1"),
+        (Some(Broken::Links), "fault list --name lab"),
         (None, "-c two cluster status"),
     ] {
         let two = Two::serve();
         let mut named = "";
         match lab {
-            Some(dead) => two.is_a_lab(dead),
+            Some(broken) => two.is_a_lab(broken),
             None => {
                 let add = format!("ctx add two -e {} -e {}", two.address(1), two.address(2));
                 assert_eq!(two.run(&add).await.status.code(), Some(0));
@@ -844,7 +855,9 @@ async fn where_replicas_are_out_of_reach_the_advice_is_about_what_is_known_to_be
             let lines = advised(&output);
             assert_eq!(lines.first().map(String::as_str), Some(first), "{line}: {text}");
             let looks = lines.iter().any(|line| line.ends_with("cluster status"));
-            assert_eq!(looks, lab != Some(true), "{line}: {text}");
+            assert_eq!(looks, matches!(lab, None | Some(Broken::Links)), "{line}: {text}");
+            let cut = lines.iter().any(|line| line == "fault list --name lab");
+            assert_eq!(cut, matches!(lab, Some(Broken::Links | Broken::Both)), "{line}: {text}");
         }
     }
 }

@@ -103,6 +103,47 @@ fn without_a_cluster_the_error_is_quick_and_has_three_parts() {
     assert!(stderr(&usual).contains("kvctl lab up"), "{}", stderr(&usual));
 }
 
+/// Something else listens there, and speaks otherwise.
+#[test]
+fn what_is_no_kvd_is_said_to_be_none() {
+    use std::io::Read as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || {
+                let (mut stream, mut some) = (stream.unwrap(), [0; 1_024]);
+                // More than a greeting: the request.
+                let mut came = 0;
+                while came < 120
+                    && let Ok(more @ 1..) = stream.read(&mut some)
+                {
+                    came += more;
+                }
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+                while matches!(stream.read(&mut some), Ok(1..)) {}
+            });
+        }
+    });
+    let home = Home::new();
+    for (line, code) in [
+        ("get -n bank k", 3),
+        ("put -n bank k v", 3),
+        ("cas -n bank --expect-absent k v", 3),
+        ("ns list", 3),
+        ("explain -n bank k", 3),
+        ("cluster status", 3),
+        ("cluster health", 1),
+    ] {
+        let output = home.run(&format!("-e {address} {line}"));
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{line}: {text}");
+        assert!(text.contains("what listens there is no kvd"), "{line}: {text}");
+        assert!(!text.contains("h2 ") && !text.contains("http2"), "{line}: {text}");
+        assert!(text.contains("  try: kvctl "), "{line}: {text}");
+    }
+}
+
 /// For a monitor there is one way to be down, with or without a node that says so.
 #[test]
 fn a_cluster_of_which_no_node_can_be_asked_is_down() {
