@@ -390,7 +390,7 @@ impl Lab {
         self.known(node)?;
         let proof = match self.processes.lock().await.get_mut(&node) {
             Some(process) => process.pause(node).await?,
-            None => return Err(LabError::NotProven { node, what: "it does not run".into() }),
+            None => return Err(LabError::NodeDown { node }),
         };
         self.mark(node, "was paused")?;
         Ok(proof)
@@ -399,10 +399,12 @@ impl Lab {
     /// Lets a node that was paused go on.
     pub async fn resume(&self, node: NodeId) -> Result<Proof, LabError> {
         self.known(node)?;
-        self.mark(node, "goes on")?;
         match self.processes.lock().await.get_mut(&node) {
-            Some(process) => process.resume(node).await,
-            None => Err(LabError::NotProven { node, what: "it does not run".into() }),
+            Some(process) => {
+                self.mark(node, "goes on")?;
+                process.resume(node).await
+            }
+            None => Err(LabError::NodeDown { node }),
         }
     }
 

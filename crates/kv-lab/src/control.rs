@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -225,6 +226,9 @@ pub async fn check(options: &LabOptions) -> Result<(), LabError> {
 /// Starts a lab in the background; returns when it serves. `supervise` is a command whose process calls
 /// [`supervise`] with the same options.
 pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> Result<Status, LabError> {
+    // From here on: one that comes between two steps must not leave nodes behind.
+    let end = interrupted();
+    tokio::pin!(end);
     check(options).await?;
     drop(alone(&options.dir).await?);
     let system = |what: &str| LabError::system(format!("cannot {what} in {}", options.dir.display()));
@@ -238,10 +242,10 @@ pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> R
     let mut command = tokio::process::Command::from(supervise);
     let mut child = command.spawn().map_err(system("start a supervisor"))?;
     let deadline = Instant::now() + UP_WITHIN;
-    let end = interrupted();
-    tokio::pin!(end);
     loop {
-        if let Ok(Reply::Status(status)) = ask(&options.dir, Request::Status).await {
+        let serves = ask(&options.dir, Request::Status).await;
+        let asked_to_end = end.as_mut().now_or_never();
+        if let (Ok(Reply::Status(status)), None) = (serves, asked_to_end) {
             return Ok(status);
         }
         if let Ok(Some(status)) = child.try_wait() {
@@ -251,10 +255,13 @@ pub async fn launch(options: &LabOptions, supervise: std::process::Command) -> R
             return Err(LabError::Refused { message, exit_code });
         }
         let late = Instant::now() > deadline;
-        let stopped = tokio::select! {
-            biased;
-            signal = &mut end => Some(signal),
-            () = tokio::time::sleep(POLL) => None,
+        let stopped = match asked_to_end {
+            Some(signal) => Some(signal),
+            None => tokio::select! {
+                biased;
+                signal = &mut end => Some(signal),
+                () = tokio::time::sleep(POLL) => None,
+            },
         };
         if late || stopped.is_some() {
             let _ = child.kill().await; // its nodes end with it

@@ -24,21 +24,30 @@ impl EndSignal {
     }
 }
 
-/// Resolves when this process is asked to end, and says how.
-pub async fn interrupted() -> EndSignal {
-    let wait = |kind, how| async move {
-        match signal(kind) {
-            Ok(mut signal) => {
-                signal.recv().await;
-                how
+/// Resolves when this process is asked to end, and says how. The signals are heard from this call on, also
+/// before it is waited for what comes of it.
+pub fn interrupted() -> impl Future<Output = EndSignal> {
+    let hear = |kind, how| {
+        let heard = signal(kind);
+        async move {
+            match heard {
+                Ok(mut heard) => {
+                    heard.recv().await;
+                    how
+                }
+                Err(_) => std::future::pending().await,
             }
-            Err(_) => std::future::pending().await,
         }
     };
-    tokio::select! {
-        biased;
-        how = wait(SignalKind::interrupt(), EndSignal::Interrupt) => how,
-        how = wait(SignalKind::terminate(), EndSignal::Terminate) => how,
-        how = wait(SignalKind::hangup(), EndSignal::HangUp) => how,
+    let interrupt = hear(SignalKind::interrupt(), EndSignal::Interrupt);
+    let terminate = hear(SignalKind::terminate(), EndSignal::Terminate);
+    let hangup = hear(SignalKind::hangup(), EndSignal::HangUp);
+    async move {
+        tokio::select! {
+            biased;
+            how = interrupt => how,
+            how = terminate => how,
+            how = hangup => how,
+        }
     }
 }

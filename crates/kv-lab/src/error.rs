@@ -108,6 +108,12 @@ pub enum LabError {
         /// How many there are.
         nodes: u64,
     },
+    /// A node that does not run was to stand still, or to go on.
+    #[error("{node} does not run: it can neither stand still nor go on, and nothing was done")]
+    NodeDown {
+        /// The node.
+        node: NodeId,
+    },
     /// A fault that is made on another plane.
     #[error(
         "{what} cannot be made on the plane `{plane}`\n  delay, slow links and resets need proxies; loss and carriers need netns"
@@ -159,7 +165,7 @@ pub enum LabError {
         /// The exit code that goes with it.
         exit_code: u8,
     },
-    /// Ctrl-C, or another signal by which it was asked to end.
+    /// Ctrl-C, or another signal by which it was asked to end: of a start, what had started was ended again.
     #[error("interrupted")]
     Interrupted(EndSignal),
 }
@@ -196,6 +202,7 @@ impl LabError {
             Self::Interrupted(signal) => signal.exit_code(),
             Self::Refused { exit_code, .. } => *exit_code,
             Self::NotProven { .. }
+            | Self::NodeDown { .. }
             | Self::NodeEnded { .. }
             | Self::TooSlow { .. }
             | Self::System { .. }

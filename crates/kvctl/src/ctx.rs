@@ -70,13 +70,28 @@ async fn remove(app: &App, name: &str) -> Result<Exit, Problem> {
         let down = Line::new(&["lab", "down"]).with("--name", name).to_string();
         return Err(Problem::usage(format!("the lab `{name}` runs")).try_this(down, "stops it first"));
     }
+    let was_selected = app.config()?.current.as_deref() == Some(name);
     Config::change(&app.config_path, |config| {
         config.context(name)?;
         config.contexts.remove(name);
         config.current.take_if(|current| current == name);
         Ok(())
     })?;
-    done(app, name, "is removed")
+    let config = app.config()?;
+    if app.out.is_json() {
+        app.out.json(&json!({ "context": name, "is": "is removed", "selected": config.current }))?;
+        return Ok(Exit::Done);
+    }
+    app.out.done(format!("context `{name}` is removed"))?;
+    match config.contexts.keys().next() {
+        Some(other) if was_selected && config.current.is_none() => {
+            let select = Line::new(&["ctx", "use"]).operand("name", other).to_string();
+            app.out.note(format!("it was the one selected, and none is now. To select one: {select}"));
+        }
+        None if was_selected => app.out.note("it was the one selected, and there is no other"),
+        _ => {}
+    }
+    Ok(Exit::Done)
 }
 
 fn list(app: &App) -> Result<Exit, Problem> {

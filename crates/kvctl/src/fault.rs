@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::cli;
 use crate::exit::Exit;
-use crate::lab::{ask, find, process, sides};
+use crate::lab::{ask, find, process, sides, to_start};
 use crate::output::table;
 use crate::problem::Problem;
 
@@ -46,7 +46,14 @@ pub(crate) async fn run(app: &App, command: &cli::Fault) -> Result<Exit, Problem
         cli::Fault::Slow { .. } => Done::Slowed,
         _ => Done::Healed,
     };
-    match ask(app, &folder, request).await? {
+    let asked = ask(app, &folder, request).await;
+    let reply = match (asked, command) {
+        (Err(problem), cli::Fault::Pause(of) | cli::Fault::Resume(of)) => {
+            return Err(to_start(app, &folder, of.node, problem).await);
+        }
+        (asked, _) => asked?,
+    };
+    match reply {
         Reply::Installed(installed) => {
             let now = match ask(app, &folder, Request::Status).await {
                 Ok(Reply::Status(now)) => Some(now),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kv_lab::control::{self, Reply, Request, Status};
 use kv_lab::{LabError, LabOptions, NodeName, Proof};
-use kv_types::{counted, noun};
+use kv_types::{NodeId, counted, noun};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -292,6 +292,11 @@ fn elsewhere(app: &App, options: &LabOptions, error: LabError) -> Problem {
         }
         LabError::Damaged { .. } => Problem::usage(error.to_string())
             .try_this(app.line.clone().flag("--fresh").to_string(), "begins anew, without its data"),
+        LabError::Interrupted(signal) => {
+            let message =
+                "interrupted: the lab was not up yet. What had started is ended, and its data stays";
+            Problem::new(Exit::of_signal(*signal), message).try_this(app.line.to_string(), "starts it again")
+        }
         LabError::AlreadyRunning { .. } => {
             let this = |words: &[&str]| Line::new(words).with("--dir", options.dir.display()).to_string();
             Problem::usage(error.to_string())
@@ -330,10 +335,23 @@ async fn change(
     args: &LabNode,
     request: impl FnOnce(NodeName) -> Request,
 ) -> Result<Exit, Problem> {
-    match ask(app, &find(app, &args.which).await?, request(NodeName(args.node))).await? {
-        Reply::Process(proof) => process(app, &proof),
-        _ => Ok(Exit::Done),
+    let dir = find(app, &args.which).await?;
+    match ask(app, &dir, request(NodeName(args.node))).await {
+        Ok(Reply::Process(proof)) => process(app, &proof),
+        Ok(_) => Ok(Exit::Done),
+        Err(problem) => Err(to_start(app, &dir, args.node, problem).await),
     }
+}
+
+/// With the line that starts the node, if it is one that does not run.
+pub(crate) async fn to_start(app: &App, dir: &Path, node: NodeId, problem: Problem) -> Problem {
+    let Ok(Reply::Status(status)) = control::ask(dir, Request::Status).await else { return problem };
+    let is_down = status.nodes.iter().any(|known| known.node == NodeName(node) && !known.up);
+    if !is_down || !problem.tries.is_empty() {
+        return problem;
+    }
+    let restart = app.line.of_lab(&["lab", "restart"]).operand("node", node.to_string());
+    problem.try_this(restart.to_string(), "starts it")
 }
 
 /// What was done to a process, with what shows it.
@@ -369,9 +387,19 @@ pub(crate) fn process(app: &App, proof: &Proof) -> Result<Exit, Problem> {
 
 /// The last lines of a node's log, which is there also when the lab is down.
 async fn logs(app: &App, args: &LabNode, lines: u32) -> Result<Exit, Problem> {
-    let file = find(app, &args.which).await?.join("logs").join(format!("{}.log", args.node));
+    let dir = find(app, &args.which).await?;
+    let file = dir.join("logs").join(format!("{}.log", args.node));
     let unreadable = |error: std::io::Error| {
-        Problem::usage(format!("cannot read {}: {error}", file.display()))
+        let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+        let message = match kv_lab::kept(&dir).filter(|_| is_missing) {
+            Some((nodes, _)) if args.node.0 > nodes => {
+                LabError::UnknownNode { node: args.node, nodes }.to_string()
+            }
+            Some(_) => format!("{} has no log yet: {} is not there", args.node, file.display()),
+            None if is_missing => format!("there is no lab in {}, so no log of {}", dir.display(), args.node),
+            None => format!("cannot read {}: {error}", file.display()),
+        };
+        Problem::usage(message)
             .try_this(app.line.of_lab(&["lab", "status"]).to_string(), "which nodes there are")
     };
     let mut log = std::fs::File::open(&file).map_err(unreadable)?;

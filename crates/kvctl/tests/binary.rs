@@ -336,7 +336,18 @@ fn contexts_are_added_and_removed() {
     let taken = home.run("ctx add prod -e h3:1");
     assert_eq!(taken.status.code(), Some(2));
     assert!(stderr(&taken).contains("kvctl ctx remove prod"), "{}", stderr(&taken));
-    assert_eq!(home.run("ctx remove prod").status.code(), Some(0));
+    assert_eq!(home.run("ctx add other -e h3:1").status.code(), Some(0));
+    // Without the one that was selected, none is; that is said, with the line that selects another.
+    let removed = home.run("ctx remove other");
+    assert_eq!((removed.status.code(), stdout(&removed).as_str()), (Some(0), "context `other` is removed\n"));
+    let note = "it was the one selected, and none is now. To select one: kvctl ctx use prod\n";
+    assert_eq!(stderr(&removed), note);
+    assert_eq!(home.run("ctx use prod").status.code(), Some(0));
+    assert_eq!(home.run("ctx add third -e h3:1").status.code(), Some(0));
+    assert_eq!(home.run("ctx use prod").status.code(), Some(0));
+    assert!(stderr(&home.run("ctx remove third")).is_empty(), "another one is selected");
+    let last = home.run("ctx remove prod");
+    assert_eq!((last.status.code(), stderr(&last).contains("there is no other")), (Some(0), true));
     assert_eq!(home.run("ctx remove prod").status.code(), Some(2));
     assert!(!stdout(&home.run("ctx list")).contains("prod"));
 }

@@ -286,6 +286,15 @@ fn what_the_readme_says_is_what_happens() {
     lab.ok("ns create cart --mode available");
     assert!(lab.ok("lab kill n5").contains("n5 was killed"));
     assert!(lab.ok("lab kill n5").contains("n5 did not run"));
+    for line in ["lab pause n5", "lab resume n5", "fault pause n5", "fault resume n5"] {
+        let refused = lab.ends(line, 5).err;
+        assert!(refused.starts_with("error: n5 does not run: "), "{line}: {refused}");
+        assert_eq!(lab.advice(&refused).as_deref(), Some("lab restart n5"), "{line}");
+    }
+    for line in ["lab logs n9", "lab pause n9", "lab kill n9"] {
+        let refused = lab.ends(line, 2).err;
+        assert!(refused.starts_with("error: this lab has no n9, only n1 to n5\n"), "{line}: {refused}");
+    }
     assert!(lab.ok("lab status").contains("down"));
     let down = lab.ends("@n5 get -n bank alice", 3).err;
     assert!(down.contains("kvctl -c lab get -n bank alice"), "{down}");
@@ -554,6 +563,38 @@ fn second_labs_are_beside_the_first(lab: &Lab) {
     lab.ends("-c other get -n bank alice", 3);
     lab.ok("ctx use lab");
     assert_eq!(lab.ok("get -n bank alice"), "7");
+    a_start_that_is_interrupted_leaves_no_nodes(lab);
+}
+
+/// Whenever Ctrl-C comes: what had started ends, and that is said.
+fn a_start_that_is_interrupted_leaves_no_nodes(lab: &Lab) {
+    let ports = (PORT_BASE + 300).to_string();
+    let up = ["lab", "up", "--name", "third", "--nodes", "1", "--port-base", &ports];
+    let log = lab.0.path().join("state/quorate/third/supervisor.log");
+    let interrupted = within(Duration::from_secs(30), || {
+        let _ = std::fs::remove_file(&log);
+        let mut up = command(lab.0.path(), &up);
+        let mut child = up.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while !log.exists() && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().is_ok());
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        // It was up before the signal came, or the node of the try before still ends.
+        lab.run("lab down --name third");
+        lab.run("ctx use lab");
+        (output.status.code() == Some(130)).then_some(text)
+    });
+    assert!(interrupted.starts_with("error: interrupted: the lab was not up yet. "), "{interrupted}");
+    let again = lab.advice(&interrupted).unwrap();
+    assert!(again.starts_with("lab up ") && again.contains("--name third"), "{interrupted}");
+    // The port of its node is free again.
+    let up = up.join(" ");
+    within(Duration::from_secs(20), || (lab.run(&up).code == 0).then_some(()));
+    lab.ok("lab down --name third");
+    lab.ok("ctx remove third");
+    lab.ok("ctx use lab");
 }
 
 /// What commands show is read on eighty columns. Values are as they are; a deed is told on one line into a
