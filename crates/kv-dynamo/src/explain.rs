@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use kv_proto::admin;
 use kv_types::causal::{Dot, Sibling, State};
 use kv_types::{Failure, Key, Namespace, NodeId, Reason};
@@ -41,7 +41,8 @@ fn merged(asked: &[Asked]) -> State {
     merged
 }
 
-/// How many replicas a read, or a write, could have now, from this viewpoint: `strict` without fallbacks.
+/// How many replicas answer a read now, from this viewpoint: `strict` without fallbacks. A write finds at
+/// least as many: a primary that rebuilds what it keeps refuses reads, and takes writes.
 fn most(asked: &[Asked], n: u8, strict: bool) -> u32 {
     let primaries = asked.iter().filter(|asked| asked.primary && asked.counts()).count();
     let fallbacks = asked.iter().filter(|asked| !asked.primary && asked.counts()).count();
@@ -86,7 +87,8 @@ fn value_of((dot, sibling): (Dot, &Sibling)) -> admin::ExplainedValue {
 impl Node {
     /// Asks those that may have a copy of the key, and says what came.
     ///
-    /// Errors: `OVERLOADED` where this node coordinates as many requests as it may.
+    /// Errors: `OVERLOADED` where this node coordinates as many requests, or holds as many bytes of answers,
+    /// as it may.
     pub(crate) async fn explain(
         self: &Arc<Self>,
         namespace: &Namespace,
@@ -102,23 +104,24 @@ impl Node {
         let primaries = view.primaries.iter().map(|node| (*node, true));
         let fallbacks = view.fallbacks.iter().take(limits::EXPLAINED_FALLBACKS).map(|node| (*node, false));
         let until = deadline.min(Instant::now() + limits::EXPLAIN);
-        let asks =
-            primaries.chain(fallbacks).map(|(node, primary)| {
-                let ask = self.ask(&view, node, until);
-                async move {
-                    Asked { node, primary, heard: tokio::time::timeout_at(until, ask).await.ok().flatten() }
-                }
-            });
-        let mut asked = join_all(asks).await;
-        for asked in &mut asked {
+        let asks = primaries.chain(fallbacks).zip(0_usize..).map(|((node, primary), place)| {
+            let ask = self.ask(&view, node, until);
+            async move { (place, node, primary, tokio::time::timeout_at(until, ask).await.ok().flatten()) }
+        });
+        let mut asks: FuturesUnordered<_> = asks.collect();
+        let mut asked = Vec::with_capacity(asks.len());
+        // Each counts as soon as it is here, as those of a read do.
+        while let Some((place, node, primary, heard)) = asks.next().await {
             // This node speaks for itself as it does to others.
-            if asked.node == self.me && asked.primary && !self.knows(&view.place) {
-                asked.heard = None;
-            }
-            if let Some(heard) = &mut asked.heard {
+            let speaks = node != self.me || !primary || self.knows(&view.place);
+            let mut heard = heard.filter(|_| speaks);
+            if let Some(heard) = &mut heard {
                 heard.hold(self.hold_answer(&heard.state)?);
             }
+            asked.push((place, Asked { node, primary, heard }));
         }
+        asked.sort_by_key(|(place, _)| *place);
+        let asked: Vec<Asked> = asked.into_iter().map(|(_, asked)| asked).collect();
         let merged = merged(&asked);
         Ok(admin::ExplainKeyResponse {
             viewpoint: self.me.0,

@@ -14,7 +14,7 @@ use kv_types::call::{Delete, Put};
 use kv_types::causal::Seen;
 use kv_types::{
     Answer, Applied, AvailableEvidence, Call, Degradation, Evidence, Failure, Hop, Mutation, Namespace,
-    NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext,
+    NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext, counted, noun,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -387,7 +387,8 @@ fn is_of_the_node(reason: Reason) -> bool {
 
 pub(crate) fn not_met(missing: NotMet, sent: bool) -> Failure {
     let reason = if sent { Reason::PartialWrite } else { Reason::QuorumNotMet };
-    let message = format!("{} nodes can be reached; {} are needed", missing.reached, missing.needed);
+    let (reached, is) = (counted(missing.reached, "node", "nodes"), noun(missing.needed, "is", "are"));
+    let message = format!("{reached} can be reached; {} {is} needed", missing.needed);
     Failure::new(reason, message)
         .with("reachable", missing.reached)
         .with("required", missing.needed)

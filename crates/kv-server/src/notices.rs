@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kv_peer::{Liveness, PeerState};
 use kv_proto::admin::GroupStatus;
-use kv_types::NodeId;
+use kv_types::{NodeId, counted};
 
 use crate::limits::{WAIT_BEFORE_NOTICE, WAIT_BETWEEN_NOTICES};
 
@@ -48,10 +48,12 @@ impl fmt::Display for Notice {
             Self::Back { node } => write!(f, "{node} is back: it answers"),
             Self::Leads { group, leader, term } => write!(f, "{leader} leads group {group} in term {term}"),
             Self::NoLeader { group, reachable, voters } => {
-                write!(f, "group {group} hears no leader here: {reachable} of {voters} voters can be reached")
+                let of = counted(*voters, "voter", "voters");
+                write!(f, "group {group} hears no leader here: {reachable} of {of} can be reached")
             }
             Self::NoQuorum { group, reachable, voters } => {
-                write!(f, "group {group} has no quorum here: {reachable} of {voters} voters can be reached")
+                let of = counted(*voters, "voter", "voters");
+                write!(f, "group {group} has no quorum here: {reachable} of {of} can be reached")
             }
             Self::Quorum { group } => write!(f, "group {group} has a quorum here"),
             Self::Waits { absent } if absent.is_empty() => {

@@ -253,14 +253,21 @@ impl View<'_> {
         (serves, serves, spare, why)
     }
 
-    /// What is said of a group while voters that are reached do not make up for others yet.
+    /// What is said of a group while voters that are reached do not make up for others yet: they join, need a
+    /// snapshot, or their answers do not come in time, as over slow links of this node's own.
     fn starting(&self, group: GroupId) -> String {
         let known = self.status.groups.iter().find(|known| known.group == group.0);
         match known.map(|known| (known.able_voters, known.reachable_voters)) {
             Some((able, reachable)) if able < reachable => {
                 let waits = reachable - able;
-                let (of, catch) = (counted(reachable, "voter", "voters"), noun(waits, "catches", "catch"));
-                format!("more in a moment: {waits} of {of} still {catch} up")
+                let of = counted(reachable, "voter", "voters");
+                // All that this node knows: they are heard, and have not said that they take entries.
+                let why = noun(
+                    waits,
+                    "does not count yet: it catches up, or answers",
+                    "do not count yet: they catch up, or answer",
+                );
+                format!("{waits} of {of} {why} too slowly")
             }
             _ => String::new(),
         }
@@ -909,7 +916,7 @@ mod tests {
         whole.groups[0].able_voters = 3;
         assert_eq!(can_lose(&whole), 0, "all are reached, two of them join or wait for a snapshot");
         let view = View { topology: &topology, status: &whole };
-        let says = "more in a moment: 2 of 5 voters still catch up";
+        let says = "2 of 5 voters do not count yet: they catch up, or answer too slowly";
         assert!(text(&view).contains(says), "{}", text(&view));
         assert_eq!(
             (&view.json()["namespaces"][0]["remark"], &view.json()["namespaces"][0]["why"]),

@@ -2,7 +2,7 @@
 //! and lacks, and how many replicas a read or a write would find now, from the viewpoint of one node.
 
 use kv_client::{CopyState, ExplainedCopy, ExplainedValue, Explanation};
-use kv_types::NodeId;
+use kv_types::{NodeId, counted};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -70,8 +70,18 @@ fn lines(namespace: &str, key: &[u8], explained: &Explanation) -> Vec<String> {
     }
     lines.push(String::new());
     lines.extend(["R", "W"].map(|which| format!("  {}", reach(which, explained))));
+    let is_silent = |copy: &ExplainedCopy| copy.primary && copy.state() == CopyState::Silent;
+    if explained.strict_replicas < explained.w && explained.copies.iter().any(is_silent) {
+        lines.push("  a primary that rebuilds what it keeps answers no read, and is not counted;".to_owned());
+        lines.push("  it takes writes".to_owned());
+    }
     lines
 }
+
+/// Values that are shown; programs get all.
+const MOST_VALUES: usize = 20;
+/// Labels that are shown of one copy.
+const MOST_LABELS: usize = 5;
 
 /// What it means that no copy which answered has a value.
 fn nothing(explained: &Explanation) -> &'static str {
@@ -95,7 +105,11 @@ fn indented(text: &str) -> Vec<String> {
 fn labels(dots: &[String], values: &[ExplainedValue]) -> String {
     let place = |dot: &String| values.iter().position(|value| value.dot == *dot);
     let all: Vec<String> = dots.iter().filter_map(place).map(label).collect();
-    if all.is_empty() { "-".to_owned() } else { all.join(" ") }
+    let shown = all.iter().take(if all.len() > MOST_LABELS + 1 { MOST_LABELS } else { all.len() });
+    let mut words: Vec<String> = shown.cloned().collect();
+    let hidden = all.len().saturating_sub(words.len());
+    words.extend((hidden > 0).then(|| format!("+{hidden}")));
+    if words.is_empty() { "-".to_owned() } else { words.join(" ") }
 }
 
 fn copies(explained: &Explanation) -> String {
@@ -121,10 +135,16 @@ fn values(values: &[ExplainedValue]) -> String {
         let (bytes, written) = (value.bytes.to_string(), time_of_day(value.written_ms));
         vec![label(place), bytes, written, value.request.clone()]
     };
-    table(&["value", "bytes", "written (UTC)", "by request"], values.iter().enumerate().map(row))
+    let shown = values.iter().enumerate().take(MOST_VALUES);
+    let text = table(&["value", "bytes", "written (UTC)", "by request"], shown.map(row));
+    match values.len().saturating_sub(MOST_VALUES) {
+        0 => text,
+        hidden => format!("{text}\n... and {hidden} more; -o json has all"),
+    }
 }
 
-/// What a read, or a write, of as many replicas as the namespace says would find now.
+/// What a read, or a write, of as many replicas as the namespace says would find now, by the answers to
+/// reads.
 fn reach(which: &str, explained: &Explanation) -> String {
     let needed = if which == "R" { explained.r } else { explained.w };
     let (strict, sloppy) = (explained.strict_replicas, explained.sloppy_replicas);
@@ -139,7 +159,8 @@ fn reach(which: &str, explained: &Explanation) -> String {
     };
     let with = if explained.sloppy { format!(", {sloppy} with fallbacks") } else { String::new() };
     let what = if which == "R" { "reads" } else { "writes" };
-    format!("{what:<6} {which}={needed} of {}: {outcome} ({strict} primaries answer{with})", explained.n)
+    let primaries = counted(strict, "primary answers", "primaries answer");
+    format!("{what:<6} {which}={needed} of {}: {outcome} ({primaries}{with})", explained.n)
 }
 
 fn whole(namespace: &str, key: &[u8], explained: &Explanation) -> Value {
@@ -273,9 +294,34 @@ cart/user:42   ring partition 17, seen by n1
   b      5      12:34:56       0123456789abcdef0123456789abcdef-7
 
   reads  R=1 of 3: met by primaries (2 primaries answer, 3 with fallbacks)
-  writes W=3 of 3: met with fallbacks (2 primaries answer, 3 with fallbacks)";
+  writes W=3 of 3: met with fallbacks (2 primaries answer, 3 with fallbacks)
+  a primary that rebuilds what it keeps answers no read, and is not counted;
+  it takes writes";
         assert_eq!(lines.join("\n"), expected);
         assert!(lines.iter().all(|line| line.chars().count() <= 80));
+    }
+
+    /// A key with as many values as it may have still fits a screen.
+    #[test]
+    fn of_many_values_the_first_are_shown_and_the_others_counted() {
+        let dots: Vec<String> = (0..100).map(|counter| format!("9:{counter}")).collect();
+        let all: Vec<&str> = dots.iter().map(String::as_str).collect();
+        let explained = Explanation {
+            copies: vec![
+                copy(1, true, CopyState::Values, &all, &[]),
+                copy(2, true, CopyState::Values, &all[..6], &all[6..]),
+            ],
+            values: dots.iter().map(|dot| value(dot)).collect(),
+            strict_replicas: 1,
+            ..cut_in_two()
+        };
+        let lines = lines("cart", b"k", &explained);
+        assert!(lines.len() < 35 && lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
+        assert!(lines[2].contains("  a b c d e +95  -"), "{}", lines[2]);
+        assert!(lines[3].contains("  a b c d e f    g h i j k +89  -"), "{}", lines[3]);
+        assert!(lines.iter().any(|line| line == "  ... and 80 more; -o json has all"), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains("(1 primary answers, ")), "{lines:#?}");
+        assert_eq!(whole("cart", b"k", &explained)["values"].as_array().unwrap().len(), 100);
     }
 
     #[test]
