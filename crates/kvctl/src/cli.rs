@@ -206,7 +206,7 @@ pub(crate) struct Get {
     /// Available: write all concurrent values, each on a line of its own, also into a pipe
     #[arg(long)]
     pub(crate) all: bool,
-    /// With --all: end each value with a zero byte instead of a newline
+    /// With --all: end each value with a zero byte instead of a newline, and escape nothing
     #[arg(short = '0', long, requires = "all")]
     pub(crate) null: bool,
     /// Available: replicas that must answer: a number, quorum or all

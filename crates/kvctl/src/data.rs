@@ -190,7 +190,8 @@ fn siblings(
             let end = if args.null { 0 } else { b'\n' };
             for sibling in several {
                 if app.out.terminal && app.out.format == Format::Text && !args.null {
-                    app.out.line(readable(&sibling.value))?;
+                    // A newline in one would look like the beginning of another one.
+                    app.out.line(on_a_line(&sibling.value))?;
                 } else {
                     app.out.bytes(&[sibling.value.as_ref(), &[end]].concat())?;
                 }
@@ -229,7 +230,7 @@ fn listed(siblings: &[Sibling]) -> Vec<String> {
         format!(
             "  {:<widest$} {}   {:08x}:{}   {}   written by {}",
             format!("[{}]", label(place)),
-            readable(&sibling.value),
+            on_a_line(&sibling.value),
             sibling.incarnation.0 >> 32,
             sibling.counter,
             output::time_of_day(sibling.written_at_ms),
@@ -616,6 +617,10 @@ mod tests {
         assert_eq!((&lines[0][..8], &lines[26][..8]), ("  [a]  x", "  [aa] x"));
         let few = listed(&[sibling(1), sibling(2)]);
         assert_eq!(few[1], "  [b] x   00000001:2   00:00:00   written by 00000000:0");
+        // No value can look like the line of another one.
+        let forged = Bytes::from_static(b"x\n  [b] y   00000001:2");
+        let line = listed(&[Sibling { value: forged, ..sibling(1) }]).remove(0);
+        assert!(line.starts_with("  [a] x\\n  [b] y   00000001:2   ") && !line.contains('\n'), "{line}");
     }
 
     #[tokio::test]

@@ -90,6 +90,58 @@ const EXAMPLES: [(&str, &[&str]); 42] = [
     ("man", &["kvctl man /usr/local/share/man/man1"]),
 ];
 
+/// What has to be known of a command beside its options: whom it asks, and what its words mean.
+const NOTES: [(&str, &str); 6] = [
+    (
+        "del",
+        "In an available namespace the key is read first, by the R of the namespace, and
+what that read saw is deleted; a value that comes meanwhile stays. Where the
+read fails nothing is applied. With --causal, --seen or --blind nothing is read.",
+    ),
+    (
+        "cluster status",
+        "The view is that of one node: the one that -e names alone, or --as-seen-by, else
+the first that answers. Hints are those that this node holds, by the node that
+they are for; `kvctl cluster health` adds up those of all nodes.",
+    ),
+    (
+        "cluster health",
+        "Every member of the cluster is asked, from here. -e says only which node names
+the members, and one that cannot be reached from here speaks against `ok`.",
+    ),
+    (
+        "explain",
+        "It is what one node finds out now: the one that -e names alone, or --as-seen-by,
+else the first that answers. Another one may see more or less.
+
+  primary    a node that keeps the key
+  fallback   a node that stands in while a primary is missing
+  copy       what the node has of the key
+  has        which of the values below it has
+  lacks      which of them it has never heard of. A value in neither column
+             it knows to be superseded
+  old        how many values it has that another copy knows to be superseded
+  R, W       replicas that a read and a write need, and how many answer a read
+             now. A primary that rebuilds what it keeps answers none, and takes
+             writes all the same",
+    ),
+    (
+        "ring owners",
+        "Any node can say it: each knows the members and the ring. -e names the node that
+is asked.",
+    ),
+    (
+        "shell",
+        "Options of the shell hold for its lines, where they do not say otherwise. A line
+that is advised says them, so that it can be typed here and elsewhere.
+A script (`kvctl shell < commands.txt`) ends when no one reads what it says.",
+    ),
+];
+
+fn notes(path: &str) -> Option<&'static str> {
+    NOTES.iter().find(|(known, _)| *known == path).map(|(_, text)| *text)
+}
+
 /// The whole tree, built.
 pub(crate) fn definition() -> Command {
     let mut root = Cli::command().color(output::of_parser());
@@ -114,9 +166,10 @@ fn dressed(command: Command, path: &str) -> Command {
     });
     let examples = EXAMPLES.iter().find(|(known, _)| *known == path).map(|(_, lines)| lines.join("\n  "));
     let more = "Options of every command (-c, -e, -n, -o, --timeout, -q, -v, --color): kvctl --help";
+    let notes = notes(path).map_or(String::new(), |text| format!("{text}\n\n"));
     match examples {
-        Some(lines) => whole.after_help(format!("Examples:\n  {lines}\n\n{more}")),
-        None => whole.after_help(more),
+        Some(lines) => whole.after_help(format!("{notes}Examples:\n  {lines}\n\n{more}")),
+        None => whole.after_help(format!("{notes}{more}")),
     }
 }
 
@@ -149,6 +202,9 @@ fn commands(text: &mut String, command: &Command, path: &str) {
         let known = path.trim_start_matches("kvctl ");
         if let Some((_, lines)) = EXAMPLES.iter().find(|(example, _)| *example == known) {
             let _ = write!(text, "\n```\n{}\n```\n", lines.join("\n"));
+        }
+        if let Some(notes) = notes(known) {
+            let _ = write!(text, "\n```\n{notes}\n```\n");
         }
         let own: Vec<_> = inner
             .get_arguments()
@@ -210,6 +266,10 @@ mod tests {
         for path in leaves(&root, "") {
             let plain = ["ctx list", "ctx show", "help", "version"].contains(&path.as_str());
             assert!(plain || EXAMPLES.iter().any(|(known, _)| *known == path), "{path} has no example");
+        }
+        for (path, text) in NOTES {
+            assert!(leaves(&root, "").iter().any(|known| known == path), "{path} is no command");
+            assert!(text.lines().all(|line| line.chars().count() <= crate::fold::WIDTH), "{path}: {text}");
         }
         for (path, lines) in EXAMPLES {
             for line in lines {

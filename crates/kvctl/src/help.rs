@@ -25,8 +25,9 @@ Exit codes
         request again, by --request-id as the error names it, settles it
     5   refused or internal: trying the same again changes nothing
     6   a pipe takes one value, and the key has several: `get --all`, `-o json`
-  130   interrupted by Ctrl-C; 143 by SIGTERM. The error says whether a write
-        was sent; one that was is as after 4, and the error names its id
+  130   interrupted by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP (of `bench` and
+        `lab`). The error says whether a write was sent; one that was is as
+        after 4, and the error names its id
 
 A script that repeats a write only where that is safe:
     until kvctl put -n bank alice 1; do [ $? -eq 3 ] || exit 1; sleep 1; done
@@ -70,8 +71,9 @@ errors only.
           are UTF-8, else \"key_b64\". Errors too, on standard error:
           {\"v\":1,\"error\":{\"reason\":...,\"applied\":\"yes|no|unknown\",\"exit\":3,...}}
 -o raw    the bytes of the value, also on a terminal.
-A key is shown on one line, its other characters escaped; so is a value on a
-terminal, but for its newlines.
+A key is shown on one line, its other characters escaped; so is a value among
+several on a terminal. A value alone keeps its newlines there. Into a pipe
+nothing is escaped: `get --all -0` keeps several values apart.
 In `kvctl shell` each value ends with a newline, and errors of a script name its
 line.
 A value `-` is read from standard input. NO_COLOR and --color are honoured.

@@ -234,7 +234,10 @@ fn usage_errors_exit_2_and_help_exits_0() {
         assert!(!output.stdout.is_empty(), "{line}");
     }
     let codes = stdout(&home.run("help exit-codes"));
-    assert!(codes.contains("130") && codes.contains("143 by SIGTERM"), "{codes}");
+    assert!(
+        codes.contains("130") && codes.contains("143 by SIGTERM") && codes.contains("129 by SIGHUP"),
+        "{codes}"
+    );
 }
 
 #[test]
