@@ -186,6 +186,25 @@ async fn leadership_moves_on_request() {
     cluster.stop().await;
 }
 
+/// One that was deposed behind a cut does not know it: it asks its quorum before it says that it leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_no_quorum_confirms_does_not_say_that_it_leads() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let leader = cluster.leader(GroupId::FIRST_DATA).await;
+    let itself = || admin::TransferLeaderRequest { group: 1, to: leader };
+    let led = cluster.strong(leader).transfer_leader(itself(), soon(), Hop::Client).await.unwrap();
+    assert_eq!((led.leader, led.term), (leader, cluster.data(leader).term));
+    for id in (1..=3).filter(|id| *id != leader) {
+        cluster.kill(id).await;
+    }
+    // It has not lost its role: nothing told it of another leader.
+    assert_eq!(cluster.data(leader).role(), admin::GroupRole::Leader);
+    let refused = cluster.strong(leader).transfer_leader(itself(), soon(), Hop::Client).await.unwrap_err();
+    let why = matches!(refused.reason, Reason::NoQuorum | Reason::NotLeader);
+    assert!(why && refused.applied == Applied::No, "{refused:?}");
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stops_hands_over_first() {
     let cluster = Cluster::start(|_| {}).await;
