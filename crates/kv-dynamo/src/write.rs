@@ -508,20 +508,29 @@ impl Spread {
                 }
             }
         }
+        self.note_open(&minted);
+        self.listen(calls);
+    }
+
+    /// The primaries that have not answered get hints.
+    fn note_open(&mut self, minted: &Minted) {
         for action in self.quorum.on_deadline() {
             if let WriteAction::HintHere { target } = action {
-                self.note(&minted, target);
+                self.note(minted, target);
             }
         }
-        // How late an answer is tells how long the next one is worth waiting for.
-        if !calls.is_empty()
-            && let Ok(room) = Arc::clone(&self.node.late).try_acquire_owned()
-        {
-            tokio::spawn(async move {
-                let _room = room;
-                while calls.next().await.is_some() {}
-            });
+    }
+
+    /// How late an answer is tells how long the next one is worth waiting for.
+    fn listen(&self, calls: FuturesUnordered<impl Future<Output = (NodeId, Reply)> + Send + 'static>) {
+        if calls.is_empty() {
+            return;
         }
+        let Ok(room) = Arc::clone(&self.node.late).try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let _room = room;
+            calls.for_each(|_| std::future::ready(())).await;
+        });
     }
 
     fn note(&mut self, minted: &Minted, target: NodeId) {

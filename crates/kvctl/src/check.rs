@@ -47,17 +47,26 @@ pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     let unsettled = args.settled_ms.is_none().then(|| not_judged(&app.line, &all));
     // Without a time given nothing is a final read, and only what needs none is judged.
     let settled = args.settled_ms.map_or(u64::MAX, |ms| ms.saturating_mul(NANOSECONDS));
-    let mut worst = Exit::Done;
+    let (mut worst, mut unread) = (Exit::Done, 0);
     if !linearizable.is_empty() {
-        worst = worse(worst, check_strong(app, args, &linearizable, settled)?);
+        let (exit, not_read) = check_strong(app, args, &linearizable, settled)?;
+        (worst, unread) = (worse(worst, exit), not_read);
     }
     if !leaderless.is_empty() {
         let account = available::account(&leaderless, settled).map_err(malformed)?;
         report_available(app, args, leaderless.len(), &account)?;
         worst = worse(worst, if account.kept() { Exit::Done } else { Exit::No });
+        unread += account.unread.len();
     }
     if let Some(note) = unsettled {
         app.out.note(note);
+    } else if unread > 0 {
+        app.out.note(format!(
+            "note: whether {} lost is not known: no read from --settled-ms on is of that key. \
+             Read each key once more at the end, or name the time from which on reads are the final ones",
+            counted(unread, "acknowledged write was", "acknowledged writes were")
+        ));
+        worst = worse(worst, Exit::Unknown);
     }
     Ok(worst)
 }
@@ -92,8 +101,22 @@ fn judged(args: &Check, count: usize) -> serde_json::Value {
     args.settled_ms.map_or(serde_json::Value::Null, |_| count.into())
 }
 
-/// Judges operations on strong namespaces and reports the verdict.
-fn check_strong(app: &App, args: &Check, operations: &[Operation], settled: u64) -> Result<Exit, Problem> {
+/// What is known of losses: of which writes, and of how many nothing.
+fn losses(lost: usize, acknowledged: usize, unread: usize) -> String {
+    match unread {
+        0 => format!("lost {lost} of {acknowledged}"),
+        _ => format!("lost {lost} of {}, not read in the end {unread}", acknowledged.saturating_sub(unread)),
+    }
+}
+
+/// Judges operations on strong namespaces and reports the verdict. Also how many acknowledged writes no final
+/// read tells of.
+fn check_strong(
+    app: &App,
+    args: &Check,
+    operations: &[Operation],
+    settled: u64,
+) -> Result<(Exit, usize), Problem> {
     let verdict = linear::check(operations, &Options::default());
     let account = strong::account(operations, settled);
     let lost = counted(account.lost.len(), "acknowledged write", "acknowledged writes");
@@ -113,13 +136,13 @@ fn check_strong(app: &App, args: &Check, operations: &[Operation], settled: u64)
         app.out.json(&json!({
             "mode": "strong", "property": "linearizable", "verdict": word, "operations": operations.len(),
             "acknowledged": account.acknowledged, "lost": judged(args, account.lost.len()),
-            "phantoms": account.phantoms.len(), "unknown": account.unknown, "detail": detail,
-            "settled_ms": args.settled_ms,
+            "phantoms": account.phantoms.len(), "unread": judged(args, account.unread.len()),
+            "unknown": account.unknown, "detail": detail, "settled_ms": args.settled_ms,
         }))?;
     } else {
         let count = counted(operations.len(), "operation", "operations");
         let lost = match args.settled_ms {
-            Some(_) => format!("lost {} of {}", account.lost.len(), account.acknowledged),
+            Some(_) => losses(account.lost.len(), account.acknowledged, account.unread.len()),
             None => "lost: not judged".to_owned(),
         };
         app.out.line(format!("strong      linearizable: {word}   {count}   {lost}"))?;
@@ -127,7 +150,7 @@ fn check_strong(app: &App, args: &Check, operations: &[Operation], settled: u64)
             app.out.line(readable(detail.as_bytes()))?;
         }
     }
-    Ok(exit)
+    Ok((exit, args.settled_ms.map_or(0, |_| account.unread.len())))
 }
 
 /// Reports what became of the promises of available namespaces.
@@ -137,7 +160,11 @@ fn report_available(
     operations: usize,
     account: &available::Account,
 ) -> Result<(), Problem> {
-    let word = if account.kept() { "valid" } else { "invalid" };
+    let word = match account.kept() {
+        true if args.settled_ms.is_some() && !account.unread.is_empty() => "unknown",
+        true => "valid",
+        false => "invalid",
+    };
     // Never claim what was not looked at.
     let (property, promise) = match args.settled_ms {
         Some(_) => ("convergent", "nothing lost or resurrected, replicas equal, siblings right"),
@@ -157,9 +184,8 @@ fn report_available(
     }
     let ends = match args.settled_ms {
         Some(_) => format!(
-            "lost {} of {}   resurrected {}   diverged {}",
-            account.lost.len(),
-            account.acknowledged,
+            "{}   resurrected {}   diverged {}",
+            losses(account.lost.len(), account.acknowledged, account.unread.len()),
             account.resurrected.len(),
             account.diverged.len()
         ),

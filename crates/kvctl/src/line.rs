@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use std::fmt;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
+
+use crate::cli::Cli;
 
 /// Longest argument that advice repeats, bytes: a longer value is to be read from standard input instead.
 const LONGEST_VALUE: usize = 200;
@@ -13,9 +15,24 @@ const LONGEST_VALUE: usize = 200;
 /// Options that say which cluster, which namespace, and how a key is written.
 const KEPT: [&str; 5] = ["context", "endpoints", "namespace", "key_hex", "key_file"];
 
+/// Those of them that only commands with a key have.
+const OF_A_KEY: [&str; 2] = ["key_hex", "key_file"];
+
 /// Options that `kvctl shell` hands to its lines through the environment. A line that is advised says them,
 /// so that it can be typed in that shell and outside of it alike.
 const OF_SHELL: [&str; 6] = ["context", "endpoints", "namespace", "timeout", "output", "color"];
+
+/// Whether a command is about a key.
+fn has_key(commands: &[&str]) -> bool {
+    let mut command = Cli::command();
+    for name in commands {
+        match command.find_subcommand(name) {
+            Some(found) => command = found.clone(),
+            None => return false,
+        }
+    }
+    command.get_arguments().any(|argument| OF_A_KEY.contains(&argument.get_id().as_str()))
+}
 
 /// An option or a flag as it was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,13 +100,16 @@ impl Line {
 
     /// Another command for the same cluster and namespace.
     pub(crate) fn other(&self, commands: &[&str]) -> Self {
-        let kept = |given: &&Given| KEPT.contains(&given.id.as_str());
+        let kept = |given: &&Given| {
+            let id = given.id.as_str();
+            KEPT.contains(&id) && (!OF_A_KEY.contains(&id) || has_key(commands))
+        };
         Self { options: self.options.iter().filter(kept).cloned().collect(), ..Self::new(commands) }
     }
 
     /// Another command for the same cluster, whatever namespace this one is for.
     pub(crate) fn cluster(&self, commands: &[&str]) -> Self {
-        self.other(commands).without("namespace").without("key_hex").without("key_file")
+        self.other(commands).without("namespace")
     }
 
     /// A command for the same lab.
@@ -316,6 +336,11 @@ pub(crate) mod tests {
         assert_eq!(get.to_string(), "kvctl -e h:1 get -n bank bob");
         assert_eq!(get.at("h:3", Some("other")).to_string(), "kvctl -e h:3 get -n bank bob");
         assert_eq!(put.clone().replaced("key", "eve").get("key"), Some("eve"));
+        let by_hex = line("kvctl -e h:1 get -n bank --key-hex 61");
+        assert_eq!(by_hex.other(&["explain"]).to_string(), "kvctl -e h:1 explain --key-hex -n bank");
+        for others in [&["ns", "list"][..], &["ns", "create"], &["cluster", "status"], &["fault", "heal"]] {
+            assert!(!by_hex.other(others).to_string().contains("--key-hex"), "{others:?}");
+        }
         let named = line("kvctl -c prod get k").at("h:3", Some("bank"));
         assert_eq!(named.to_string(), "kvctl -e h:3 get -n bank k");
         let any = line("kvctl -e h:1 get -n bank k").in_context("prod");

@@ -748,6 +748,20 @@ fn losses_that_were_not_judged_are_not_called_none() {
     // Where nothing came after the last write, there is nothing to advise.
     std::fs::write(&file, history).unwrap();
     assert!(stderr(&check("")).contains("read each key once more at the end"), "{}", stderr(&check("")));
+    // A time that no read is from: nothing is known of what became of the writes, and nothing is claimed.
+    let unread = check(" --settled-ms 22");
+    let (out, err) = (stdout(&unread), stderr(&unread));
+    assert_eq!(unread.status.code(), Some(4), "{out}{err}");
+    assert_eq!(out.matches("lost 0 of 0, not read in the end 1").count(), 2, "{out}");
+    assert!(
+        out.contains("siblings right: unknown") && err.contains("2 acknowledged writes were lost"),
+        "{out}{err}"
+    );
+    for line in stdout(&check(" --settled-ms 22 -o json")).lines() {
+        let said: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(said["unread"], 1, "{said}");
+        assert_eq!(said["verdict"] == "unknown", said["mode"] == "available", "{said}");
+    }
 }
 
 #[test]
