@@ -221,7 +221,6 @@ impl Node {
     /// lately.
     pub(crate) fn plan(&self, view: &View, needed: u8, strict: bool, avoid: &[NodeId]) -> Plan {
         let worth = |node: NodeId| self.is_up(node) && !avoid.contains(&node);
-        let slow = self.latencies().slow(view.primaries.iter().chain(&view.fallbacks).copied());
         Plan {
             me: self.me,
             primaries: view.primaries.iter().map(|node| (*node, worth(*node))).collect(),
@@ -234,7 +233,7 @@ impl Node {
             needed: usize::from(needed),
             strict,
             patience: self.config.patience,
-            slow,
+            slow: Vec::new(),
         }
     }
 
@@ -242,13 +241,20 @@ impl Node {
         self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long another node may be silent.
-    pub(crate) fn patience_with(&self, node: NodeId) -> Duration {
-        self.latencies().patience(node)
+    /// The nodes that may be silent for longer than others, when they are written to: at most a third of the
+    /// time that is left, so that another can stand in.
+    pub(crate) fn slow(&self, view: &View, deadline: Instant) -> Vec<(NodeId, Duration)> {
+        let mut slow = self.latencies().slow(view.primaries.iter().chain(&view.fallbacks).copied());
+        if !slow.is_empty() {
+            let most = deadline.saturating_duration_since(Instant::now()) / 3;
+            slow.iter_mut().for_each(|(_, patience)| *patience = (*patience).min(most));
+            slow.retain(|(_, patience)| *patience > self.config.patience);
+        }
+        slow
     }
 
-    /// Asks a replica, and notes how long it took to answer.
-    pub(crate) async fn ask_replica(
+    /// Sends a write to a replica, and notes how long it took to answer, or was silent.
+    pub(crate) async fn write_at(
         &self,
         to: NodeId,
         about: Address,
@@ -257,7 +263,7 @@ impl Node {
     ) -> Result<response_frame::Body, PeerError> {
         let begun = Instant::now();
         let answer = self.peers.call(to, Lane::Data, about, body, deadline).await;
-        if answer.is_ok() {
+        if matches!(answer, Ok(_) | Err(PeerError::TimedOut)) {
             self.latencies().observe(to, begun.elapsed());
         }
         answer

@@ -3,9 +3,9 @@
 //! waited for; with a fixed patience each of its writes would become a hint that it has to take as well, and
 //! a slow disk would get more to do the slower it is.
 //!
-//! What never answers counts for nothing here: a node that is gone is suspected, and no request waits for
-//! those. Nor does a long silence count for more than the longest patience: it is over soon once answers come
-//! quickly again.
+//! Only writes are waited for and count here: a read leaves no hint behind and is answered in another time,
+//! so it asks another node soon. A node that is gone is suspected, and no request waits for those. A long
+//! silence counts for no more than the longest patience, and is soon made up for by quick answers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,12 +53,11 @@ impl Latencies {
     /// A node has answered, however late.
     pub(crate) fn observe(&mut self, node: NodeId, took: Duration) {
         let took = took.min(self.most);
-        let estimate = self.of.entry(node).or_insert_with(|| Estimate::first(took));
-        estimate.observe(took);
+        self.of.entry(node).and_modify(|of| of.observe(took)).or_insert_with(|| Estimate::first(took));
     }
 
     /// How long a node may be silent.
-    pub(crate) fn patience(&self, node: NodeId) -> Duration {
+    fn patience(&self, node: NodeId) -> Duration {
         self.of.get(&node).map_or(self.least, |of| of.patience().clamp(self.least, self.most))
     }
 

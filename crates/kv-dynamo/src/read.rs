@@ -99,6 +99,7 @@ impl Node {
         } else {
             view.fallbacks.contains(&self.me)
         };
+        // A read leaves no hint behind: it asks another node soon.
         let plan = self.plan(&view, r, strict, &[]);
         let mut quorum = ReadCoordinator::new(plan, i_count).map_err(|missing| not_met(missing, false))?;
         let heard = self.collect(&view, &mut quorum, r, deadline).await?;
@@ -222,7 +223,7 @@ impl Node {
                 key: place.key.clone(),
             };
             let body = request_frame::Body::ReplicaRead(message);
-            match me.ask_replica(node, address, body, deadline).await.ok()? {
+            match me.peers.call(node, Lane::Data, address, body, deadline).await.ok()? {
                 response_frame::Body::ReplicaRead(reply) => {
                     let state =
                         if reply.knows { State::decode(reply.record).ok()? } else { State::default() };
@@ -241,7 +242,7 @@ impl Node {
         view: &View,
         deadline: Instant,
     ) -> Option<(Seen, bool)> {
-        let until = deadline.min(Instant::now() + self.patience_with(node));
+        let until = deadline.min(Instant::now() + self.config.patience);
         let heard = self.ask(view, node, until).await?;
         Some((heard.state.seen(), heard.primary || heard.known))
     }

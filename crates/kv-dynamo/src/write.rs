@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -17,7 +18,7 @@ use kv_types::{
     NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext, counted, noun,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::limits;
 use crate::node::{Node, View, context_of, count, replica_write};
@@ -278,8 +279,12 @@ impl Node {
         change: &Change,
         deadline: Instant,
     ) -> Forwarded {
-        // It has its own patience with others, and the same disk to wait for.
-        let longer = self.patience_with(to).saturating_sub(self.config.patience);
+        // It waits for its own disk, and then as long as for the slowest of the others.
+        let slow = self.slow(view, deadline);
+        let longer = |patience: Duration| patience.saturating_sub(self.config.patience);
+        let own = slow.iter().filter(|(node, _)| *node == to).map(|(_, patience)| longer(*patience)).max();
+        let others = slow.iter().map(|(_, patience)| longer(*patience)).max();
+        let longer = own.unwrap_or_default() + others.unwrap_or_default();
         let until = deadline.min(Instant::now() + self.config.forward_patience + longer);
         let call = self.peers.call(to, Lane::Data, view.address(), change.forward(namespace), until);
         tokio::pin!(call);
@@ -335,7 +340,8 @@ impl Node {
                 "the deadline passed before the write was begun",
             ));
         }
-        let plan = self.plan(&wanted.view, wanted.w, wanted.strict, avoid);
+        let mut plan = self.plan(&wanted.view, wanted.w, wanted.strict, avoid);
+        plan.slow = self.slow(&wanted.view, deadline);
         let quorum = WriteCoordinator::new(plan).map_err(|missing| not_met(missing, false))?;
         let (place, catalogue) = (wanted.view.place.clone(), Arc::clone(&wanted.view.catalogue));
         let (sender, answer) = oneshot::channel();
@@ -458,7 +464,7 @@ impl Spread {
                             (Arc::clone(&self.node), self.wanted.view.address(), self.deadline);
                         let slice = self.wanted.view.place.slice;
                         calls.push(async move {
-                            let reply = match node.ask_replica(to, about, body, deadline).await {
+                            let reply = match node.write_at(to, about, body, deadline).await {
                                 Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Reply::Ok,
                                 _ if kv_types::mutant!(SilenceAsAck) => Reply::Ok,
                                 Err(PeerError::Refused(failure)) => {
@@ -521,7 +527,8 @@ impl Spread {
         }
     }
 
-    /// How late an answer is tells how long the next one is worth waiting for.
+    /// How late an answer is tells how long the next one is worth waiting for. What comes later than the
+    /// longest patience teaches nothing.
     fn listen(&self, calls: FuturesUnordered<impl Future<Output = (NodeId, Reply)> + Send + 'static>) {
         if calls.is_empty() {
             return;
@@ -529,7 +536,7 @@ impl Spread {
         let Ok(room) = Arc::clone(&self.node.late).try_acquire_owned() else { return };
         tokio::spawn(async move {
             let _room = room;
-            calls.for_each(|_| std::future::ready(())).await;
+            let _ = timeout(limits::PATIENCE_MOST, calls.for_each(|_| std::future::ready(()))).await;
         });
     }
 

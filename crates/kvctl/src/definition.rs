@@ -134,7 +134,7 @@ is asked.",
         "shell",
         "Options of the shell hold for its lines, where they do not say otherwise. A line
 that is advised says them, so that it can be typed here and elsewhere.
-A script (`kvctl shell < commands.txt`) ends when no one reads what it says.",
+A script (`kvctl shell < commands.txt`) ends with 141 if no one reads on.",
     ),
 ];
 

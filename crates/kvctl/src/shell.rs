@@ -44,6 +44,8 @@ const MAX_LINE_BYTES: u64 = (kv_types::limits::MAX_VALUE_BYTES as u64) + (64 << 
 const LEARN_WITHIN: Duration = Duration::from_millis(200);
 /// How long it may take to find out whether there is a namespace.
 const CHOOSE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a script whose reader has gone has to say that it is at its end.
+const END_OF_SCRIPT: Duration = Duration::from_millis(200);
 /// Name of the menu of completions.
 const MENU: &str = "words";
 
@@ -180,20 +182,24 @@ impl Shell<'_> {
         next_line()
     }
 
-    /// Lines from a pipe or a file. All are run, unless their reader has read enough; the exit code is that
-    /// of the last one that failed.
+    /// Lines from a pipe or a file. All are run, unless their reader has gone (141); the exit code is that of
+    /// the last one that failed.
     async fn script(&mut self, signals: &mut Signals) -> Result<Exit, Problem> {
         let mut ended = Exit::Done;
         let unread = unread();
         tokio::pin!(unread);
         for number in 1.. {
             // On a thread of its own: what writes the script may never write the next line.
-            let reading = tokio::task::spawn_blocking(next_line);
+            let mut reading = tokio::task::spawn_blocking(next_line);
             let read = tokio::select! {
                 biased;
                 asked = signals.next() => return Ok(Exit::of_signal(asked)),
-                () = &mut unread => return Ok(ended),
-                read = reading => read,
+                () = &mut unread => {
+                    // A script at its end says so at once; of any other, lines were not run.
+                    let next = tokio::time::timeout(END_OF_SCRIPT, reading).await;
+                    return Ok(if matches!(next, Ok(Ok(Ok(None)))) { ended } else { Exit::Unread });
+                }
+                read = &mut reading => read,
             };
             let line = read.unwrap_or_else(|error| Err(Problem::new(Exit::Refused, error.to_string())));
             let text = match line {
@@ -209,7 +215,7 @@ impl Shell<'_> {
                 Step::End => break,
                 other => match self.take(other, signals, Stdio::null(), number).await? {
                     Exit::Done => {}
-                    Exit::Unread => return Ok(ended),
+                    Exit::Unread => return Ok(Exit::Unread),
                     ended if ended.is_of_signal() => return Ok(ended),
                     failed => ended = failed,
                 },
