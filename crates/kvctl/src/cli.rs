@@ -70,8 +70,8 @@ pub(crate) struct Global {
         default_value = "text"
     )]
     pub(crate) output: Format,
-    /// Deadline of an operation, all attempts included: a write whose fate is open is sent again under its id
-    /// until then [default: read 1s, write 2s, cluster change 10s]
+    /// Deadline of an operation, all attempts included: a write whose fate is open is sent again under its
+    /// id, at most until then [default: read 1s, write 2s, cluster change 10s]
     #[arg(long, global = true, env = "KVCTL_TIMEOUT", hide_env_values = true, value_parser = units::timeout, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
     /// Only results and errors
