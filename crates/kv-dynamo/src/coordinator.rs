@@ -23,7 +23,6 @@ use crate::aside::Aside;
 use crate::layout::{Place, Slice};
 use crate::limits;
 use crate::node::{AvailableConfig, Node, ring_of};
-use crate::patience::Latencies;
 use crate::replica::Replica;
 use crate::standing::Standing;
 use crate::write::Change;
@@ -54,7 +53,6 @@ impl Available {
         let opened = Replica::open(storage, env, catalogue.clone(), config.tier_lost, config.hint_bytes);
         let replica = opened.await?;
         let standing = Standing::new(replica.is_whole());
-        let latencies = Latencies::new(config.patience, limits::PATIENCE_MOST);
         let node = Arc::new(Node {
             me: config.node_id,
             config,
@@ -63,8 +61,6 @@ impl Available {
             catalogue,
             standing,
             aside: Aside::default(),
-            latencies: Mutex::new(latencies),
-            late: Arc::new(Semaphore::new(limits::LATE)),
             room: Arc::new(Semaphore::new(limits::COORDINATED)),
             repairs: Arc::new(Semaphore::new(limits::REPAIRS)),
             answers: Arc::new(Semaphore::new(limits::ANSWER_BYTES)),

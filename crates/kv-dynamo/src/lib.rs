@@ -28,7 +28,6 @@ mod layout;
 pub mod limits;
 mod missing;
 mod node;
-mod patience;
 mod quorum;
 mod read;
 mod rebuild;

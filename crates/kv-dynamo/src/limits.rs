@@ -8,12 +8,7 @@ use kv_types::limits::{
 };
 
 /// How long a replica may be silent before another stands in for it: several round trips and a slow fsync.
-/// One whose answers take longer is waited for longer ([`crate::patience`]), up to [`PATIENCE_MOST`].
 pub const PATIENCE: Duration = Duration::from_millis(120);
-/// The longest patience: what is slower is not worth waiting for.
-pub const PATIENCE_MOST: Duration = Duration::from_secs(1);
-/// Writes that need nothing more and whose late answers are listened for, to learn how late they are.
-pub const LATE: usize = 16;
 /// How long an entry node waits for the replica that coordinates on its behalf: it has its own [`PATIENCE`]
 /// with others.
 pub const FORWARD_PATIENCE: Duration = Duration::from_millis(250);

@@ -1,12 +1,12 @@
 //! The node as its requests and its background see it: what it is made of, what the catalogue says about a
 //! key, and what this node may do about it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_peer::{Address, Lane, PeerError, Peers};
-use kv_proto::peer::{self, request_frame, response_frame};
+use kv_peer::{Address, Peers};
+use kv_proto::peer::{self, request_frame};
 use kv_storage::Position;
 use kv_types::catalogue::{Catalogue, Ring, token};
 use kv_types::causal::{Seen, decode_context_token, encode_context_token};
@@ -20,7 +20,6 @@ use tokio::time::{Instant, timeout_at};
 use crate::aside::Aside;
 use crate::layout::{Place, Slice};
 use crate::limits;
-use crate::patience::Latencies;
 use crate::quorum::Plan;
 use crate::replica::Replica;
 use crate::standing::Standing;
@@ -33,10 +32,9 @@ pub struct AvailableConfig {
     /// `kv_storage::Recovery::tier_lost`: this directory lost data that others rely on. The server
     /// acknowledges it to storage only after [`Available::start`] returned.
     pub tier_lost: bool,
-    /// How long a replica may be silent before another stands in, unless its answers took longer lately.
+    /// How long a replica may be silent before another stands in.
     pub patience: Duration,
-    /// How long an entry node waits for the replica that coordinates for it, and as much longer as that one's
-    /// answers take.
+    /// How long an entry node waits for the replica that coordinates for it.
     pub forward_patience: Duration,
     /// Bytes of hints that this node holds at most.
     pub hint_bytes: u64,
@@ -70,10 +68,6 @@ pub(crate) struct Node {
     pub(crate) standing: Standing,
     /// Hints that their targets do not take.
     pub(crate) aside: Aside,
-    /// How long the replicas took to answer.
-    pub(crate) latencies: Mutex<Latencies>,
-    /// Writes whose late answers are listened for.
-    pub(crate) late: Arc<Semaphore>,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) repairs: Arc<Semaphore>,
     /// What is left for the bytes of answers of replicas.
@@ -233,40 +227,7 @@ impl Node {
             needed: usize::from(needed),
             strict,
             patience: self.config.patience,
-            slow: Vec::new(),
         }
-    }
-
-    fn latencies(&self) -> MutexGuard<'_, Latencies> {
-        self.latencies.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The nodes that may be silent for longer than others, when they are written to: at most a third of the
-    /// time that is left, so that another can stand in.
-    pub(crate) fn slow(&self, view: &View, deadline: Instant) -> Vec<(NodeId, Duration)> {
-        let mut slow = self.latencies().slow(view.primaries.iter().chain(&view.fallbacks).copied());
-        if !slow.is_empty() {
-            let most = deadline.saturating_duration_since(Instant::now()) / 3;
-            slow.iter_mut().for_each(|(_, patience)| *patience = (*patience).min(most));
-            slow.retain(|(_, patience)| *patience > self.config.patience);
-        }
-        slow
-    }
-
-    /// Sends a write to a replica, and notes how long it took to answer, or was silent.
-    pub(crate) async fn write_at(
-        &self,
-        to: NodeId,
-        about: Address,
-        body: request_frame::Body,
-        deadline: Instant,
-    ) -> Result<response_frame::Body, PeerError> {
-        let begun = Instant::now();
-        let answer = self.peers.call(to, Lane::Data, about, body, deadline).await;
-        if matches!(answer, Ok(_) | Err(PeerError::TimedOut)) {
-            self.latencies().observe(to, begun.elapsed());
-        }
-        answer
     }
 
     /// Waits for the log, until the deadline of the request.

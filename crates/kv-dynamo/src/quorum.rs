@@ -2,7 +2,7 @@
 //! asked, which stand in for others, when a write or a read is done, and when it is known to be impossible.
 //! The drivers feed replies and time in and carry the actions out.
 //!
-//! A request names the primaries first, then as many fallbacks at most: 2N nodes. With every node there is a
+//! A request names the primaries first, then as many fallbacks at most: 2N nodes. Every primary has a
 //! patience; when it runs out, or the primary is known to be unreachable, a fallback stands in for it (sloppy
 //! requests only). A node counts once. Time is a duration since the request began.
 
@@ -26,16 +26,9 @@ pub(crate) struct Plan {
     pub(crate) strict: bool,
     /// How long a node may be silent before another stands in.
     pub(crate) patience: Duration,
-    /// Those that may be silent for longer.
-    pub(crate) slow: Vec<(NodeId, Duration)>,
 }
 
 impl Plan {
-    fn patience_with(&self, node: NodeId) -> Duration {
-        let slow = self.slow.iter().find(|(slow, _)| *slow == node);
-        slow.map_or(self.patience, |(_, patience)| *patience)
-    }
-
     fn i_am_primary(&self) -> bool {
         self.primaries.iter().any(|(node, _)| *node == self.me)
     }
@@ -267,7 +260,7 @@ impl WriteCoordinator {
     }
 
     fn send(&mut self, to: NodeId, hint_for: Option<NodeId>, now: Duration, actions: &mut Vec<WriteAction>) {
-        let state = Wait::Until(now + self.plan.patience_with(to));
+        let state = Wait::Until(now + self.plan.patience);
         self.asked.push(Asked { node: to, stands_in_for: hint_for, answered: false, state });
         actions.push(WriteAction::Send { to, hint_for });
     }
@@ -456,7 +449,7 @@ impl ReadCoordinator {
             return;
         }
         if let Some((node, stands_in_for)) = self.candidates.pop_front() {
-            let state = Wait::Until(now + self.plan.patience_with(node));
+            let state = Wait::Until(now + self.plan.patience);
             self.asked.push(Asked { node, stands_in_for, answered: false, state });
             actions.push(ReadAction::Ask { node });
         }

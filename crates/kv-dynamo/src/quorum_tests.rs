@@ -22,7 +22,6 @@ fn plan(n: u64, me: u64, needed: usize, strict: bool, up: impl Fn(u64) -> bool) 
         needed,
         strict,
         patience: PATIENCE,
-        slow: Vec::new(),
     }
 }
 
@@ -223,26 +222,6 @@ fn a_met_write_needs_no_fallback_for_the_last_primary() {
     assert!(!quorum.is_settled(), "the third may still answer");
     assert_eq!(quorum.on_tick(PATIENCE), vec![WriteAction::HintHere { target: node(3) }]);
     assert!(quorum.is_settled());
-}
-
-#[test]
-fn a_slow_node_is_waited_for_longer_than_the_others() {
-    let slow = Plan { slow: vec![(node(3), 4 * PATIENCE)], ..plan(3, 1, 3, false, |_| true) };
-    let mut quorum = WriteCoordinator::new(slow.clone()).unwrap();
-    quorum.begin(Duration::ZERO);
-    let stands_in =
-        |target| vec![WriteAction::Send { to: node(10 + target - 1), hint_for: Some(node(target)) }];
-    assert_eq!(quorum.next_tick(), Some(PATIENCE));
-    assert_eq!(quorum.on_tick(PATIENCE), stands_in(2));
-    assert_eq!(quorum.on_tick(2 * PATIENCE).len(), 1, "the fallback is as silent, and another stands in");
-    assert_eq!(quorum.on_tick(3 * PATIENCE).len(), 1);
-    let last = quorum.on_tick(4 * PATIENCE);
-    assert!(
-        matches!(last[..], [WriteAction::HintHere { target }] if target == node(3)) || last.len() == 2,
-        "{last:?}"
-    );
-    let mut quorum = ReadCoordinator::new(Plan { needed: 1, me: node(3), ..slow }, false).unwrap();
-    assert_eq!(quorum.begin(Duration::ZERO), [ReadAction::Ask { node: node(1) }]);
 }
 
 #[test]

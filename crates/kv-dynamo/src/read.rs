@@ -99,7 +99,6 @@ impl Node {
         } else {
             view.fallbacks.contains(&self.me)
         };
-        // A read leaves no hint behind: it asks another node soon.
         let plan = self.plan(&view, r, strict, &[]);
         let mut quorum = ReadCoordinator::new(plan, i_count).map_err(|missing| not_met(missing, false))?;
         let heard = self.collect(&view, &mut quorum, r, deadline).await?;

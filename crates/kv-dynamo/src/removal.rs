@@ -168,7 +168,6 @@ mod tests {
     use super::*;
     use crate::layout::{AHEAD, Place, REQUESTS};
     use crate::node::AvailableConfig;
-    use crate::patience::Latencies;
     use crate::replica::{Order, Replica, Role, Supersedes};
     use crate::standing::Standing;
 
@@ -248,9 +247,7 @@ mod tests {
                 peers: Peers::new(PeerConfig::new(ClusterId(1), ME), env),
                 catalogue: sender.subscribe(),
                 standing: Standing::new(true),
-                latencies: std::sync::Mutex::new(Latencies::new(limits::PATIENCE, limits::PATIENCE_MOST)),
                 aside: crate::aside::Aside::default(),
-                late: Arc::new(Semaphore::new(1)),
                 room: Arc::new(Semaphore::new(1)),
                 repairs: Arc::new(Semaphore::new(1)),
                 answers: Arc::new(Semaphore::new(1)),

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -18,7 +17,7 @@ use kv_types::{
     NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext, counted, noun,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use crate::limits;
 use crate::node::{Node, View, context_of, count, replica_write};
@@ -279,13 +278,7 @@ impl Node {
         change: &Change,
         deadline: Instant,
     ) -> Forwarded {
-        // It waits for its own disk, and then as long as for the slowest of the others.
-        let slow = self.slow(view, deadline);
-        let longer = |patience: Duration| patience.saturating_sub(self.config.patience);
-        let own = slow.iter().filter(|(node, _)| *node == to).map(|(_, patience)| longer(*patience)).max();
-        let others = slow.iter().map(|(_, patience)| longer(*patience)).max();
-        let longer = own.unwrap_or_default() + others.unwrap_or_default();
-        let until = deadline.min(Instant::now() + self.config.forward_patience + longer);
+        let until = deadline.min(Instant::now() + self.config.forward_patience);
         let call = self.peers.call(to, Lane::Data, view.address(), change.forward(namespace), until);
         tokio::pin!(call);
         let reply = loop {
@@ -340,8 +333,7 @@ impl Node {
                 "the deadline passed before the write was begun",
             ));
         }
-        let mut plan = self.plan(&wanted.view, wanted.w, wanted.strict, avoid);
-        plan.slow = self.slow(&wanted.view, deadline);
+        let plan = self.plan(&wanted.view, wanted.w, wanted.strict, avoid);
         let quorum = WriteCoordinator::new(plan).map_err(|missing| not_met(missing, false))?;
         let (place, catalogue) = (wanted.view.place.clone(), Arc::clone(&wanted.view.catalogue));
         let (sender, answer) = oneshot::channel();
@@ -464,7 +456,7 @@ impl Spread {
                             (Arc::clone(&self.node), self.wanted.view.address(), self.deadline);
                         let slice = self.wanted.view.place.slice;
                         calls.push(async move {
-                            let reply = match node.write_at(to, about, body, deadline).await {
+                            let reply = match node.peers.call(to, Lane::Data, about, body, deadline).await {
                                 Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Reply::Ok,
                                 _ if kv_types::mutant!(SilenceAsAck) => Reply::Ok,
                                 Err(PeerError::Refused(failure)) => {
@@ -514,30 +506,11 @@ impl Spread {
                 }
             }
         }
-        self.note_open(&minted);
-        self.listen(calls);
-    }
-
-    /// The primaries that have not answered get hints.
-    fn note_open(&mut self, minted: &Minted) {
         for action in self.quorum.on_deadline() {
             if let WriteAction::HintHere { target } = action {
-                self.note(minted, target);
+                self.note(&minted, target);
             }
         }
-    }
-
-    /// How late an answer is tells how long the next one is worth waiting for. What comes later than the
-    /// longest patience teaches nothing.
-    fn listen(&self, calls: FuturesUnordered<impl Future<Output = (NodeId, Reply)> + Send + 'static>) {
-        if calls.is_empty() {
-            return;
-        }
-        let Ok(room) = Arc::clone(&self.node.late).try_acquire_owned() else { return };
-        tokio::spawn(async move {
-            let _room = room;
-            let _ = timeout(limits::PATIENCE_MOST, calls.for_each(|_| std::future::ready(()))).await;
-        });
     }
 
     fn note(&mut self, minted: &Minted, target: NodeId) {

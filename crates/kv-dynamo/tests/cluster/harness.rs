@@ -76,8 +76,6 @@ impl Network for CutNetwork {
 pub(crate) struct Asked {
     pub(crate) whole: AtomicU64,
     pub(crate) by_log: AtomicU64,
-    /// How long it rests before it takes a write of another node, in milliseconds.
-    pub(crate) rests_ms: AtomicU64,
 }
 
 impl Asked {
@@ -100,13 +98,6 @@ impl PeerHandler for Handler {
         use kv_proto::peer::forward::Request as Forwarded;
         let (available, namespace, deadline) = (self.0.clone(), self.1.clone(), request.deadline);
         self.2.count(&request.body);
-        let rests = Duration::from_millis(self.2.rests_ms.load(Ordering::Relaxed));
-        if matches!(request.body, request_frame::Body::ReplicaWrite(_)) && !rests.is_zero() {
-            return Box::pin(async move {
-                sleep(rests).await;
-                available.handle(request).await
-            });
-        }
         let request_frame::Body::Forward(message) = request.body else { return available.handle(request) };
         Box::pin(async move {
             let (_, call) = match message.request.unwrap() {

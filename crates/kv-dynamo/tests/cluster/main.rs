@@ -421,31 +421,3 @@ async fn a_state_that_names_writes_and_has_no_record_is_refused() {
         assert_eq!((refused.reason, refused.applied), (Reason::InvalidRequest, Applied::No));
     }
 }
-
-/// A slow replica would otherwise get each write twice, and its coordinator keep a hint of each.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_replica_is_waited_for_and_gets_no_hints() {
-    let cluster = Cluster::start().await;
-    let slow = &cluster.nodes[&NodeId(3)];
-    slow.asked.rests_ms.store(300, Ordering::Relaxed);
-    let hints = |c: &Cluster| c.nodes[&NodeId(1)].dynamo.hints_pending().values().sum::<u64>();
-    // Twice the patience and more: the first ones become hints, and their late answers are the lesson.
-    for n in 0..3 {
-        let key = key_of(&cluster, &format!("lesson {n}"), &[1, 2, 3]);
-        cluster.put(1, &key, "v").await.unwrap();
-    }
-    let slow_has = |n: u64| slow.dynamo.rows_of(cluster.namespace.id).unwrap() as u64 >= n;
-    cluster.until("the slow one has them, and no hint is left", |c| slow_has(3) && hints(c) == 0).await;
-    for n in 0..5 {
-        let key = key_of(&cluster, &format!("later {n}"), &[1, 2, 3]);
-        let answer = cluster.put(1, &key, "v").await.unwrap();
-        assert_eq!(available(answer.receipt.as_ref()).hints, 0);
-        let until = "the slow one has it";
-        cluster
-            .until(until, |c| {
-                assert_eq!(hints(c), 0, "a hint for a node that is slow and answers");
-                slow_has(4 + n)
-            })
-            .await;
-    }
-}
