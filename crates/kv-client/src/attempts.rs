@@ -224,7 +224,8 @@ impl Attempts {
     }
 
     /// What to do after an attempt that failed so: a write whose fate is open is sent again under its id
-    /// until its deadline, however often that is refused for the moment.
+    /// until its deadline, however often that is refused for the moment, while the retry budget lasts. A
+    /// resend that leaves it open again counts as an attempt.
     fn next(
         &self,
         verdict: &Verdict,

@@ -1,8 +1,9 @@
 //! Up to which data batch the log is durable, and the waiters for that.
 //!
-//! The log's thread hands those whom a write concerns to a task of the runtime that they wait in, and that
-//! task tells them. So the runtime is woken once for a write of the log and finds all of them ready together,
-//! and what they send next goes in few messages.
+//! The log's thread hands those whom a write concerns to one task, and that task tells them. It runs in the
+//! runtime in which one waited first: a node has one, and is to use no other that could stand still. So the
+//! runtime is woken once for a write of the log and finds all of them ready together, and what they send next
+//! goes in few messages.
 
 use std::{
     collections::BTreeMap,
