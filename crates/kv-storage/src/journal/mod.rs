@@ -23,7 +23,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    ops::RangeInclusive,
+    ops::{Range, RangeInclusive},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -262,6 +262,10 @@ impl Journal {
         for (place, number) in numbers.iter().enumerate() {
             journal.recover(*number, place == 0, Some(*number) == newest)?;
         }
+        if newest.is_some() {
+            // The name of the newest may be in the cache alone, as its last run may.
+            journal.disk.sync_dir(&journal.dir).map_err(failed("sync the journal's folder"))?;
+        }
         Ok(journal)
     }
 
@@ -303,7 +307,10 @@ impl Journal {
         JournalError::Foreign { file: path_of(&self.dir, self.table, file).display().to_string(), what }
     }
 
-    /// Reads the runs of a file. The tail of the newest is cut where it is torn.
+    /// Reads the runs of a file. The tail of the newest is cut where it is torn, and its last run is written
+    /// again: its sync may have failed before this start, and then it may be in the cache alone. The next
+    /// sync would say that it is on the disk (Linux drops the pages of a sync that fails), and what follows
+    /// it must not outlive it.
     fn recover(&mut self, number: u64, oldest: bool, newest: bool) -> Result<(), JournalError> {
         let path = path_of(&self.dir, self.table, number);
         let file = self.disk.open(&path, false).map_err(failed("open a journal file"))?;
@@ -342,10 +349,13 @@ impl Journal {
             if let Err(index::Contradiction(what)) = taken {
                 return Err(self.foreign(number, what));
             }
-            (at, runs, next_run, last) = (run.end, runs + 1, run.number + 1, Some(run.end));
+            last = Some(at..run.end);
+            (at, runs, next_run) = (run.end, runs + 1, run.number + 1);
         }
-        let end = last.unwrap_or(0);
+        let last = last.unwrap_or(0..0);
+        let end = last.end;
         if newest {
+            write_again(&*file, last).map_err(failed("write the last run of a journal again"))?;
             let cut = clear(&*file, end).and_then(|()| match file.len()? {
                 len if len < self.file_bytes => file.set_len(self.file_bytes),
                 _ => Ok(()),
@@ -828,6 +838,21 @@ impl Journal {
         }
         Ok(true)
     }
+}
+
+/// Writes what is in these places once more, so that a sync has to bring it to the disk.
+fn write_again(file: &dyn DiskFile, places: Range<u64>) -> io::Result<()> {
+    let mut at = places.start;
+    let mut buffer = vec![0; (places.end - at).min(COMPARE_BYTES as u64) as usize];
+    while at < places.end {
+        let most = buffer.len().min((places.end - at) as usize);
+        let part = buffer.get_mut(..most).unwrap_or_default();
+        // What cannot be read is damage that was there before, and is met when it is asked for.
+        let Ok(read @ 1..) = file.read_at(part, at) else { return Ok(()) };
+        file.write_at(part.get(..read).unwrap_or_default(), at)?;
+        at += read as u64;
+    }
+    Ok(())
 }
 
 /// Makes a file zeros from `end` on: nothing of a torn run may be found behind a shorter one later.
