@@ -4,7 +4,7 @@
 //!
 //! A request names the primaries first, then as many fallbacks at most: 2N nodes. Every primary has a
 //! patience; when it runs out, or the primary is known to be unreachable, a fallback stands in for it (sloppy
-//! requests only). A node counts once. Time is a duration since the request began.
+//! requests only), which has less. A node counts once. Time is a duration since the request began.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -260,9 +260,19 @@ impl WriteCoordinator {
     }
 
     fn send(&mut self, to: NodeId, hint_for: Option<NodeId>, now: Duration, actions: &mut Vec<WriteAction>) {
-        let state = Wait::Until(now + self.plan.patience);
+        let state = Wait::Until(now + self.patience(hint_for.is_some()));
         self.asked.push(Asked { node: to, stands_in_for: hint_for, answered: false, state });
         actions.push(WriteAction::Send { to, hint_for });
+    }
+
+    /// How long one may be silent. After a cut that no node has noticed yet one stand-in after the other may
+    /// be on its other side: each further one is given half as long, so that all of them are tried in the
+    /// time of two patiences, which is what an entry node waits for who coordinates for it.
+    fn patience(&self, stands_in: bool) -> Duration {
+        let before =
+            self.asked.iter().filter(|asked| asked.stands_in_for.is_some() && asked.node != self.plan.me);
+        let halvings = if stands_in { before.count() + 1 } else { 0 };
+        self.plan.patience / (1 << halvings.min(3))
     }
 
     fn settle(&mut self, target: NodeId) {

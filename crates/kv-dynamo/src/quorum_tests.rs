@@ -116,6 +116,28 @@ fn write(plan: Plan, fate: impl Fn(NodeId) -> Fate) -> Result<Outcome, NotMet> {
     Ok(outcome)
 }
 
+/// After a cut that no node has noticed yet: all who are on its other side are passed over before an entry
+/// node gives the coordinator up.
+#[test]
+fn stand_ins_that_are_silent_one_after_the_other_are_passed_over_ever_sooner() {
+    let mut quorum = WriteCoordinator::new(plan(3, 1, 2, false, |_| true)).unwrap();
+    let (mut now, mut asked) = (Duration::ZERO, Vec::new());
+    let mut actions = quorum.begin(now);
+    loop {
+        for action in std::mem::take(&mut actions) {
+            if let WriteAction::Send { to, hint_for: Some(_) } = action {
+                asked.push((to.0, now.as_millis()));
+            }
+        }
+        let Some(tick) = quorum.next_tick() else { break };
+        now = tick;
+        actions = quorum.on_tick(now);
+    }
+    assert_eq!(asked, [(11, 120), (12, 180), (13, 210)]);
+    assert!(crate::limits::FORWARD_PATIENCE > Duration::from_millis(225));
+    assert!(quorum.on_reply(node(13), Reply::Ok, now).contains(&WriteAction::Done), "a late answer counts");
+}
+
 /// Every node of a plan has each fate: with N=3 and three fallbacks all of them.
 fn fates(count: usize) -> impl Iterator<Item = Vec<Fate>> {
     const ALL: [Fate; 5] = [Fate::Acks, Fate::AcksLate, Fate::Fails, Fate::Silent, Fate::Suspected];
