@@ -328,6 +328,18 @@ fn traps_of_available() -> Vec<Trap> {
             Test("kv-dynamo-kv_dynamo", "who_lacks_some_writes_gets_the_records_of_their_keys_alone"),
             &["who_lacks", "replica::tests::dot_log::who_lacks"],
         ),
+        trap(
+            "clock-without-log",
+            "a node clock survives a start",
+            Test("kv-dynamo-kv_dynamo", "a_clock_is_its_row_and_what_the_log_got_since"),
+            &["a_clock_is_its_row", "replica::tests::promises::a_clock_is_its_row"],
+        ),
+        trap(
+            "log-trimmed-early",
+            "a node clock survives what its log gives up",
+            Test("kv-dynamo-kv_dynamo", "a_clock_is_its_row_and_what_the_log_got_since"),
+            &["a_clock_is_its_row", "replica::tests::promises::a_clock_is_its_row"],
+        ),
     ]
 }
 

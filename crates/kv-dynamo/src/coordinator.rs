@@ -69,8 +69,6 @@ impl Available {
         });
         tokio::spawn(rebuild::establish(Arc::clone(&node)));
         tokio::spawn(replay::run(Arc::clone(&node)));
-        tokio::spawn(replay::sweep(Arc::clone(&node)));
-        tokio::spawn(replay::learn(Arc::clone(&node)));
         tokio::spawn(strip::run(Arc::clone(&node)));
         tokio::spawn(compare::run(Arc::clone(&node)));
         tokio::spawn(catch_up::run(Arc::clone(&node)));

@@ -144,25 +144,30 @@ async fn the_log_outlives_the_power_and_says_nothing_of_what_a_disk_has_lost() {
     world.cut(&storage);
     let missing = clock(&a).difference(&clock(&b));
     let (_, a) = world.open(true, 1 << 20).await;
+    assert_eq!(lock(&a.partition(slice())).requests.len(), 0);
     let nothing = a.lacked(slice(), &missing, (0, PAGE), soon()).await.unwrap();
     assert!(nothing.records.is_empty() && nothing.clock.is_empty());
 }
 
 #[tokio::test]
-async fn an_entry_goes_once_all_others_have_it() {
-    let ((_, storage, a), (_, _, b)) = two(430, &["k15"]).await;
+async fn an_entry_goes_once_all_others_have_it_and_its_request_is_forgotten() {
+    let ((world, storage, a), (_, _, b)) = two(430, &["k15"]).await;
+    let later = NOW + limits::REQUEST_KEPT.as_millis() as u64 + 1;
+    world.clock.0.store(later, std::sync::atomic::Ordering::Relaxed);
     let slices = [(slice(), OTHERS.to_vec())];
     let compared = a.compared(slice());
     a.is_alike(slice(), OTHERS[0], compared.last);
-    a.trim_logs(&slices, u64::MAX).await.unwrap();
+    a.trim_logs(&slices, u64::MAX, true).await.unwrap();
     assert_eq!(kept(&storage), (1, 60));
     a.hear_of(slice(), OTHERS[1], &b.clock(slice()).0);
-    a.trim_logs(&slices, u64::MAX).await.unwrap();
+    a.trim_logs(&slices, u64::MAX, true).await.unwrap();
     assert_eq!(kept(&storage), (1, 60), "the other one lacks something of it");
     bring(&a, &b).await;
-    mint(&a, "later", &order(100, "l", Supersedes::Nothing)).await;
+    let written = order(100, "l", Supersedes::Nothing);
+    mint(&a, "later", &Order { mutation: Mutation { issued_at_ms: later, ..written.mutation }, ..written })
+        .await;
     a.hear_of(slice(), OTHERS[1], &b.clock(slice()).0);
-    a.trim_logs(&slices, u64::MAX).await.unwrap();
+    a.trim_logs(&slices, u64::MAX, true).await.unwrap();
     assert_eq!(kept(&storage), (61, 61));
     assert_eq!(bring(&a, &b).await, ["later"]);
     // Who asks for what is gone is told nothing, and no untruth.
@@ -173,24 +178,26 @@ async fn an_entry_goes_once_all_others_have_it() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_too_long_gives_up_its_older_half() {
+async fn a_log_that_is_too_long_gives_up_its_oldest_entries() {
     let ((_, storage, a), _) = two(440, &[]).await;
     let slices = [(slice(), OTHERS.to_vec())];
     let most = 60 * (limits::LOG_ENTRY_BYTES + 200);
-    a.trim_logs(&slices, most).await.unwrap();
+    a.trim_logs(&slices, most, false).await.unwrap();
     assert_eq!(kept(&storage), (1, 60));
-    a.trim_logs(&slices, most / 3).await.unwrap();
-    assert_eq!(kept(&storage), (31, 60));
+    a.trim_logs(&slices, most / 3, false).await.unwrap();
+    let (first, last) = kept(&storage);
+    assert!((20..45).contains(&first) && last == 60, "{first}");
     // By their number.
-    for seq in 1_000..1_000 + limits::LOG_ENTRIES + 2_048 {
+    for seq in 1_000..1_000 + limits::LOG_ENTRIES + 8_192 {
         mint(&a, "k", &order(seq, "v", Supersedes::Observed)).await;
-        if seq % 1_024 == 0 {
-            a.trim_logs(&slices, u64::MAX).await.unwrap();
+        if seq % 4_096 == 0 {
+            a.trim_logs(&slices, u64::MAX, false).await.unwrap();
             let (first, last) = kept(&storage);
-            assert!(last - first <= limits::LOG_ENTRIES + 1_024);
+            assert!(last - first <= limits::LOG_ENTRIES + 4_096);
         }
     }
-    assert!(kept(&storage).0 > 31);
+    assert!(kept(&storage).0 > limits::LOG_ENTRIES / 8 - 4_096);
+    assert!(lock(&a.partition(slice())).requests.len() <= limits::LOG_ENTRIES + 4_096);
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Where the rows of this crate are: tables 48 to 55 of kv-storage and a few entries of small state. Every
+//! Where the rows of this crate are: tables 48 to 55 of kv-storage, without 50 and 51 (where requests were
+//! once), and a few entries of small state. Every
 //! key begins with ring and ring partition (hints: with their target), so that a ring partition moves or goes
 //! as one range. Numbers and layouts are part of the format on disk.
 
@@ -7,17 +8,13 @@ use std::fmt;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_storage::TableId;
 use kv_types::catalogue::token;
-use kv_types::causal::{CodecError, Dot, State};
-use kv_types::{ClientId, Incarnation, NamespaceId, NodeId, RequestId, RingId, RingPartition};
+use kv_types::causal::{CodecError, Dot, NodeClock, State};
+use kv_types::{Incarnation, NamespaceId, NodeId, RingId, RingPartition};
 
 /// ring, ring partition, namespace, key: the state of a key.
 pub const RECORDS: TableId = TableId::new(48);
-/// ring, ring partition: length of its request table, node clock.
+/// ring, ring partition: [`ClockRow`].
 pub(crate) const CLOCKS: TableId = TableId::new(49);
-/// ring, ring partition, request id: the result.
-pub(crate) const REQUESTS: TableId = TableId::new(50);
-/// ring, ring partition, time of issue, request id: the order in which requests are forgotten.
-pub(crate) const REQUEST_TIMES: TableId = TableId::new(51);
 /// target, ring, ring partition, namespace, key, number: what the target has still to get.
 pub(crate) const HINTS: TableId = TableId::new(52);
 /// As `RECORDS`, without value: the keys that have siblings.
@@ -58,28 +55,6 @@ impl Slice {
 
     pub(crate) fn clock_key(self) -> BytesMut {
         self.prefix()
-    }
-
-    /// Small state: the last dot minted here.
-    pub(crate) fn counter_key(self) -> BytesMut {
-        let mut out = BytesMut::from(&b"dynamo/dot/"[..]);
-        out.extend_from_slice(&self.prefix());
-        out
-    }
-
-    pub(crate) fn request_key(self, request: RequestId) -> BytesMut {
-        let mut out = self.prefix();
-        out.put_u128(request.client_id.0);
-        out.put_u64(request.seq);
-        out
-    }
-
-    pub(crate) fn request_time_key(self, issued_at_ms: u64, request: RequestId) -> BytesMut {
-        let mut out = self.prefix();
-        out.put_u64(issued_at_ms);
-        out.put_u128(request.client_id.0);
-        out.put_u64(request.seq);
-        out
     }
 
     pub(crate) fn namespace_prefix(self, namespace: NamespaceId) -> BytesMut {
@@ -196,6 +171,8 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 /// Version 1, of both, was without this byte. No release wrote it.
 const VERSION: u8 = 2;
+/// Of [`ClockRow`]. Before it the row began with a count, whose first byte was 0.
+const CLOCK_VERSION: u8 = 3;
 
 /// A row of the hint table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -243,7 +220,45 @@ pub(crate) struct Due {
     pub(crate) value: Bytes,
 }
 
-/// A row of the request table.
+/// The node clock of a ring partition, as it was when the dot log was so long. What the log got since is
+/// added to it when it is read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct ClockRow {
+    /// The last entry of the dot log whose dots the clock has.
+    pub(crate) entry: u64,
+    /// Requests that were issued before this may have been forgotten.
+    pub(crate) forgotten_ms: u64,
+    pub(crate) clock: NodeClock,
+}
+
+impl ClockRow {
+    pub(crate) fn encode(&self) -> BytesMut {
+        let clock = self.clock.encode();
+        let mut out = BytesMut::with_capacity(17 + clock.len());
+        out.put_u8(CLOCK_VERSION);
+        out.put_u64(self.entry);
+        out.put_u64(self.forgotten_ms);
+        out.put_slice(&clock);
+        out
+    }
+
+    /// Errors: what is wrong with it.
+    pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, &'static str> {
+        let version = bytes.try_get_u8().map_err(|_| "a node clock is empty")?;
+        if version != CLOCK_VERSION {
+            return Err(
+                "the node clocks are of another version of the store: start the one that wrote this data directory, or an empty directory",
+            );
+        }
+        let short = |_| "a node clock is too short";
+        let (entry, forgotten_ms) =
+            (bytes.try_get_u64().map_err(short)?, bytes.try_get_u64().map_err(short)?);
+        let clock = NodeClock::decode(bytes).map_err(|_| "a node clock cannot be read")?;
+        Ok(Self { entry, forgotten_ms, clock })
+    }
+}
+
+/// What is known of a request that was taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Taken {
     pub(crate) issued_at_ms: u64,
@@ -298,21 +313,6 @@ impl Taken {
     }
 }
 
-/// The reverse of [`Slice::request_key`].
-pub(crate) fn of_request_key(mut bytes: &[u8]) -> Option<(Slice, RequestId)> {
-    let slice = Slice::read(&mut bytes)?;
-    let client_id = ClientId(bytes.try_get_u128().ok()?);
-    Some((slice, RequestId { client_id, seq: bytes.try_get_u64().ok()? }))
-}
-
-/// The reverse of [`Slice::request_time_key`].
-pub(crate) fn of_request_time_key(mut bytes: &[u8]) -> Option<(u64, RequestId)> {
-    Slice::read(&mut bytes)?;
-    let issued_at_ms = bytes.try_get_u64().ok()?;
-    let client_id = ClientId(bytes.try_get_u128().ok()?);
-    Some((issued_at_ms, RequestId { client_id, seq: bytes.try_get_u64().ok()? }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,9 +327,6 @@ mod tests {
         let hint = place.hint_key(NodeId(4), 7).freeze();
         assert_eq!(prefix_of_hint_key(&hint), Some(place.hint_prefix(NodeId(4)).freeze()));
         assert_eq!(prefix_of_hint_key(&Bytes::from_static(b"1")), None);
-        let request = RequestId { client_id: ClientId(9), seq: 2 };
-        assert_eq!(of_request_time_key(&slice.request_time_key(5, request)), Some((5, request)));
-        assert_eq!(of_request_key(&slice.request_key(request)), Some((slice, request)));
     }
 
     #[test]
@@ -347,6 +344,16 @@ mod tests {
             assert_eq!(Hint::decode(hint.encode().unwrap()), Some(hint));
         }
         assert_eq!(Hint::decode(Bytes::new()), None);
+        let mut clock = NodeClock::new();
+        (1..9).for_each(|counter| clock.add(Dot { incarnation: Incarnation(4), counter }));
+        let row = ClockRow { entry: 7, forgotten_ms: 8, clock };
+        let bytes = row.encode().freeze();
+        assert_eq!(ClockRow::decode(bytes.clone()), Ok(row));
+        for cut in 0..bytes.len() {
+            assert!(ClockRow::decode(bytes.slice(..cut)).is_err(), "{cut}");
+        }
+        let before = [&9u64.to_be_bytes()[..], &NodeClock::new().encode()].concat();
+        assert!(ClockRow::decode(before.into()).unwrap_err().contains("another version"));
     }
 
     #[test]

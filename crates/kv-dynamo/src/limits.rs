@@ -55,21 +55,15 @@ pub const SET_ASIDE_FOR: (Duration, Duration) = (Duration::from_secs(1), Duratio
 pub const REFUSAL_TOLD: Duration = Duration::from_secs(60);
 /// Records that a rebuild leaves out because this node cannot take them; with more of them it does not end.
 pub const LACKING: usize = 1024;
-/// Entries of the request table of one ring partition; beyond it new writes are refused.
-pub const REQUESTS: u64 = 1 << 17;
-/// How long an entry of the request table stays after its request was issued: twice the window, so that nodes
-/// whose clocks differ do not forget what another still has to prove.
+/// How long a request is known after it was issued: twice the window, so that nodes whose clocks differ do
+/// not forget what another still has to prove.
 pub const REQUEST_KEPT: Duration = Duration::from_secs(2 * REQUEST_WINDOW.as_secs());
-/// How many entries make a table crowded: then they go by their age alone.
-pub const REQUESTS_CROWDED: u64 = REQUESTS / 2;
-/// How long an entry of a crowded table stays after its request was issued: as long as any node takes a
-/// resend of it, by its clock, and as what is minted then may take to get here.
+/// How long a request is known after it was issued where a dot log is more than half as long as it may be:
+/// as long as any node takes a resend of it, by its clock, and as what is minted then may take to get here.
 pub const REQUEST_KEPT_CROWDED: Duration = Duration::from_millis(
     (REQUEST_WINDOW.as_millis() + 2 * MAX_CLOCK_SKEW.as_millis() + BACKGROUND_AT_MOST.as_millis()) as u64,
 );
 const _: () = assert!(REQUEST_KEPT_CROWDED.as_millis() < REQUEST_KEPT.as_millis());
-/// How often expired entries are looked for, and how many go at a time.
-pub const SWEEP: (Duration, usize) = (Duration::from_secs(1), 512);
 /// How often records that were ahead of the node clock are stripped again, how many are looked at in one
 /// step, and the pause between steps.
 pub const STRIP: (Duration, usize, Duration) = (Duration::from_secs(1), 64, Duration::from_millis(5));
@@ -111,8 +105,7 @@ pub const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 pub const RECORD_BYTES: usize = kv_types::limits::MAX_SIBLINGS_BYTES;
 /// Bytes that kv-storage has to take in one batch (`StorageOptions::max_record_bytes`).
 pub const BATCH_BYTES: usize = 16 << 20;
-/// Room in a batch for what stands beside the values of one copy: keys, contexts, writes, request table, node
-/// clock.
+/// Room in a batch for what stands beside the values of one copy: keys, contexts, writes, dot log, clock.
 const BESIDE_VALUES: usize = 256 << 10;
 const _: () = assert!(MAX_REPLICAS as usize * (RECORD_BYTES + BESIDE_VALUES) <= BATCH_BYTES);
 const _: () = assert!(MAX_VALUE_BYTES + MAX_KEY_BYTES <= RECORD_BYTES);
@@ -131,11 +124,15 @@ pub const PULL_TIME: (Duration, Duration) = (Duration::from_millis(500), Duratio
 /// Pulls of one ring partition that were given up and are remembered, each of which has what no later one
 /// has: as many as there may be other sources.
 pub const GIVEN_UP: usize = MAX_REPLICAS as usize;
-/// Entries of the dot log of one ring partition; beyond it the older half is given up.
-pub const LOG_ENTRIES: u64 = 1 << 16;
-/// Bytes of the dot logs of a node; beyond it the older half of each is given up. It is looked at every
-/// [`COMPARE`].
+/// How often it is looked for entries of dot logs that can go.
+pub const TRIM: Duration = Duration::from_secs(5);
+/// Entries of the dot log of one ring partition, and requests that they name; beyond it the oldest are given
+/// up, with their requests. In memory a request takes about 130 bytes.
+pub const LOG_ENTRIES: u64 = 1 << 17;
+/// Bytes of the dot logs of a node; beyond it the oldest entries of each are given up.
 pub const LOG_BYTES: u64 = 256 << 20;
+/// So many entries after the clock was written down it is written again, with a write.
+pub const LOG_CLOCK_EVERY: u64 = 256;
 /// What an entry counts for beside its content: where entries are few, each has a block of its own in the
 /// journal, with a line in its directory and one in the index in memory.
 pub const LOG_ENTRY_BYTES: u64 = 192;
@@ -162,5 +159,3 @@ const _: () = assert!(READ_KEYS <= kv_storage::limits::MAX_READ_KEYS);
 pub const READ_ROUNDS: usize = 16;
 /// How long one read of the background, or of a node that starts, may take.
 pub const BACKGROUND_READ: Duration = Duration::from_secs(10);
-/// How long the reading of the request tables after a start pauses when a read is refused.
-pub const LEARN_PAUSE: Duration = Duration::from_millis(50);

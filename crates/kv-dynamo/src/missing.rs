@@ -2,15 +2,18 @@
 //! that one: the records of their keys and no others. What the other node has and its log does not know any
 //! more stays missing, and is pulled with the whole ring partition ([`crate::catch_up`]).
 //!
-//! Also the background of a node's own dot logs: entries that no other primary needs go.
+//! Also the background of a node's own dot logs: entries go that no other primary needs and whose requests
+//! are forgotten.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::FutureExt;
 use kv_peer::{Address, Lane, PeerError};
 use kv_proto::peer::{self, request_frame, response_frame};
 use kv_storage::Position;
 use kv_types::causal::{Context, NodeClock};
+use kv_types::limits::REQUEST_WINDOW;
 use kv_types::{Failure, NodeId, Reason, RingId, RingPartition};
 use tokio::time::{Instant, sleep};
 
@@ -169,25 +172,48 @@ impl Node {
         })
     }
 
-    /// Gives up entries of the dot logs that no other primary needs.
-    async fn trim_logs(&self) -> Result<(), Failure> {
+    /// Gives up entries of the dot logs that nothing needs any more.
+    async fn trim_logs(&self, calm: bool) -> Result<(), Failure> {
         let catalogue = self.catalogue();
         let kept = catalogue.rings.values().flat_map(|ring| self.kept(ring));
         let slices: Vec<_> = kept.map(|slice| (slice, self.others_of(slice).unwrap_or_default())).collect();
-        self.replica.trim_logs(&slices, self.config.log_bytes).await
+        self.replica.trim_logs(&slices, self.config.log_bytes, calm).await
+    }
+}
+
+/// Since when every member has been up and no hint pending here.
+#[derive(Debug, Default)]
+struct Calm {
+    since: Option<Duration>,
+}
+
+impl Calm {
+    /// Whether it is calm, and has been for longer than any request can be resent: hints of other nodes have
+    /// been delivered by then too, because they are sent as soon as their targets are up.
+    fn lasts(&mut self, calm: bool, now: Duration) -> bool {
+        if !calm {
+            self.since = None;
+            return false;
+        }
+        now.saturating_sub(*self.since.get_or_insert(now)) > REQUEST_WINDOW
     }
 }
 
 /// Trims the dot logs from time to time, until the node stops.
 pub(crate) async fn trim(node: Arc<Node>) {
+    let begun = Instant::now();
+    let mut calm = Calm::default();
     let mut stop = node.stop.subscribe();
     loop {
         tokio::select! {
             biased;
             () = stopped(&mut stop) => return,
-            () = sleep(limits::COMPARE) => {}
+            () = sleep(limits::TRIM) => {}
         }
-        if let Err(failure) = node.trim_logs().await {
+        // Members alone: a node that is named in the file and not yet one has no hints.
+        let all_up = node.catalogue().members.keys().all(|member| node.is_up(*member));
+        let calm = calm.lasts(all_up && node.replica.hints_pending().is_empty(), begun.elapsed());
+        if let Err(failure) = node.trim_logs(calm).await {
             tracing::debug!(%failure, "the dot logs stay as they are for now");
         }
     }
@@ -208,5 +234,16 @@ mod tests {
         };
         assert_eq!(some_of(&dots(7)), dots(7));
         assert_eq!(some_of(&dots(limits::LOG_DOTS + 7)), dots(limits::LOG_DOTS));
+    }
+
+    #[test]
+    fn only_a_long_calm_counts() {
+        let mut calm = Calm::default();
+        let (start, tick) = (Duration::from_secs(5), Duration::from_millis(1));
+        assert!(!calm.lasts(true, start));
+        assert!(!calm.lasts(true, start + REQUEST_WINDOW));
+        assert!(calm.lasts(true, start + REQUEST_WINDOW + tick));
+        assert!(!calm.lasts(false, start + REQUEST_WINDOW + tick * 2));
+        assert!(!calm.lasts(true, start + REQUEST_WINDOW + tick * 3), "it begins again");
     }
 }

@@ -106,8 +106,7 @@ impl Node {
         let mut merged = State::default();
         heard.iter().for_each(|heard| merged.merge(&heard.state));
         // A single value too: it may be the late twin of one that was deleted.
-        let patience = deadline.min(Instant::now() + self.config.patience);
-        self.replica.bury_known(&view.place, &mut merged, patience).await;
+        self.replica.bury_known(&view.place, &mut merged);
         let repair = self.repair(&view, &heard, &merged);
         let by_primary = heard.iter().any(|heard| heard.primary);
         let receipt = self.read_receipt(namespace, &view, r, quorum.asked(), &heard);

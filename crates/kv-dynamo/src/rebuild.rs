@@ -25,8 +25,9 @@
 //! key alone: the node speaks for the rest, leaves the key to the other primaries, and pulls again after its
 //! next start.
 //!
-//! What a source has is merged in one order: its request table, so that twins are known; its records, and
-//! with each page the keys that it does not have; its node clock, which says that all of it is known here.
+//! What a source has is merged in one order: the requests that it knows, so that twins are known; its
+//! records, and with each page the keys that it does not have; its node clock, which says that all of it is
+//! known here.
 //!
 //! The question is sent as a pull of ring 0, which does not exist. The answer is in the field of the node
 //! clock.
@@ -557,7 +558,7 @@ async fn learn_taken(
     for peer::PulledRequest { client_id, seq, taken } in requests {
         let client_id = <[u8; 16]>::try_from(client_id.as_ref()).ok().map(u128::from_be_bytes);
         let (Some(client_id), Some(taken)) = (client_id, Taken::decode(taken)) else {
-            let message = "a row of the request table of the source cannot be read";
+            let message = "a request that the source names cannot be read";
             return Err(PullError::Source(Failure::new(Reason::InvalidRequest, message)));
         };
         told.push((RequestId { client_id: ClientId(client_id), seq }, taken));
@@ -670,7 +671,7 @@ impl Node {
             ..Default::default()
         };
         if resume.of == Table::Requests {
-            let page = self.replica.page_of_requests(slice, &resume.last, max_bytes, deadline).await?;
+            let page = self.replica.page_of_requests(slice, &resume.last, max_bytes)?;
             self.durable_by(page.position, deadline).await?;
             let requests = page.rows.into_iter().map(|(request, taken)| peer::PulledRequest {
                 client_id: Bytes::copy_from_slice(&request.client_id.0.to_be_bytes()),

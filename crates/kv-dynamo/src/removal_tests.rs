@@ -85,7 +85,6 @@ async fn a_deleted_namespace_goes_in_steps_and_the_counts_follow() {
     let listed = replica.remove_listed(List::Conflicts, slice, (1, 7), None, soon());
     assert_eq!(listed.await.unwrap().last, None);
     assert_eq!(replica.keys_with_siblings(), 1);
-    assert_eq!(lock(&replica.partition(slice)).state.requests, 2);
     // In the middle of the hints the power goes: what is left is found again.
     assert!(replica.remove_hints(target, slice, (1, 7), None, soon()).await.unwrap().last.is_some());
     let left = replica.hints_pending()[&target];
@@ -98,12 +97,12 @@ async fn a_deleted_namespace_goes_in_steps_and_the_counts_follow() {
     assert_eq!(replica.remove_records(slice, (1, 7), None, soon()).await.unwrap().last, None);
     assert_eq!(replica.hints_pending()[&target], 1);
     assert_eq!(replica.keys_with_siblings(), 1);
-    let tables = [RECORDS, CONFLICTS, REQUESTS, REQUEST_TIMES, crate::layout::HINTS];
+    let tables = [RECORDS, CONFLICTS, crate::layout::HINTS];
     let mut found = Vec::new();
     for table in tables {
         found.push(rows_in(&storage, table).await);
     }
-    assert_eq!(found, [1, 1, 2, 2, 1], "all that is of the other namespace");
+    assert_eq!(found, [1, 1, 1], "all that is of the other namespace");
     // Which is as it was, dots included.
     assert_eq!(values(&replica.read(&other, soon()).await.unwrap()).len(), 2);
     let clock = replica.clock(slice).0;
@@ -155,61 +154,6 @@ async fn what_lists_have_of_a_deleted_namespace_goes_with_it() {
     assert_eq!(replica.keys_with_siblings(), 1);
     assert_eq!((replica.records_ahead(), rows_in(&storage, AHEAD).await), (0, 0), "the other was stripped");
     assert_eq!(rows_in(&storage, CONFLICTS).await, 1);
-}
-
-/// The one that reads first and comes late finds less than it read: what the other took is not counted again.
-#[tokio::test]
-async fn a_sweep_and_a_removal_that_meet_count_each_request_once() {
-    for sweeps_late in [true, false] {
-        let world = World::new(63);
-        world.catalogued(false);
-        let (storage, replica, gate) = gated(&world).await;
-        let slice = place("k").slice;
-        let later = NOW + limits::REQUEST_KEPT.as_millis() as u64 + 1;
-        // Of the namespace that goes, of the other one from the same time, and of the other one from now.
-        for seq in 0..18 {
-            let key = format!("k{seq}");
-            let at = if seq < 10 { place(&key) } else { other_place(&key) };
-            let mut write = order(seq, "v", Supersedes::Observed);
-            if seq >= 13 {
-                world.clock.0.store(later, std::sync::atomic::Ordering::Relaxed);
-                write.mutation.issued_at_ms = later;
-            }
-            replica.mint(&at, Role::Primary, &write, soon()).await.unwrap();
-        }
-        storage.checkpoint().await.unwrap();
-        assert_eq!(lock(&replica.partition(slice)).state.requests, 18);
-        world.catalogued(true);
-
-        let remove = async |replica: &Replica| {
-            let removed = replica.remove_records(slice, (1, 7), None, soon()).await.unwrap();
-            assert!(removed.last.is_some());
-        };
-        let sweep = async |replica: &Replica| assert_eq!(replica.sweep(slice, soon()).await.unwrap(), 13);
-        gate.hold(1);
-        let late = async { if sweeps_late { sweep(&replica).await } else { remove(&replica).await } };
-        let other = async {
-            until("the one that comes late has read", || gate.waiting() == 1).await;
-            if sweeps_late {
-                remove(&replica).await
-            } else {
-                sweep(&replica).await
-            }
-            assert_eq!(gate.waiting(), 1, "it comes late");
-            gate.release();
-        };
-        tokio::join!(late, other);
-        assert!(!gate.is_overdue());
-        let left = [rows_in(&storage, REQUESTS).await, rows_in(&storage, REQUEST_TIMES).await];
-        assert_eq!(left, [5, 5], "those from now; the sweep comes late: {sweeps_late}");
-        assert_eq!(lock(&replica.partition(slice)).state.requests, 5, "the sweep comes late: {sweeps_late}");
-        // What is counted on the disk is the same.
-        let env = Env { clock: world.clock.clone(), ..Env::real() };
-        let replica =
-            Replica::open(storage.clone(), env, world.catalogue.subscribe(), false, 1 << 20).await.unwrap();
-        assert_eq!(lock(&replica.partition(slice)).state.requests, 5);
-        world.cut(&storage);
-    }
 }
 
 /// A namespace that this node has not heard of yet is not one that was deleted.

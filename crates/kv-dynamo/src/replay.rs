@@ -1,5 +1,4 @@
-//! Delivers hints to their targets as soon as these are up, many at a time, until none is left. Also removes
-//! requests from the request table that can no longer be resent.
+//! Delivers hints to their targets as soon as these are up, many at a time, until none is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +7,6 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use kv_peer::{Address, Lane, Patience, PeerError, Unsent};
 use kv_proto::peer::response_frame;
-use kv_types::limits::REQUEST_WINDOW;
 use kv_types::{Epoch, Failure, NodeId, Reason};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -255,54 +253,6 @@ async fn deliver(node: &Arc<Node>, target: NodeId, due: &Due, room: &Room) -> Fa
     }
 }
 
-/// Brings the requests that were taken before the start into memory.
-pub(crate) async fn learn(node: Arc<Node>) {
-    let mut stop = node.stop.subscribe();
-    tokio::select! {
-        biased;
-        () = stopped(&mut stop) => {}
-        () = node.replica.learn_requests() => {}
-    }
-}
-
-/// Since when every member has been up and no hint pending here.
-#[derive(Debug, Default)]
-struct Calm {
-    since: Option<Duration>,
-}
-
-impl Calm {
-    /// Whether it is calm, and has been for longer than any request can be resent: hints of other nodes have
-    /// been delivered by then too, because they are sent as soon as their targets are up.
-    fn lasts(&mut self, calm: bool, now: Duration) -> bool {
-        if !calm {
-            self.since = None;
-            return false;
-        }
-        now.saturating_sub(*self.since.get_or_insert(now)) > REQUEST_WINDOW
-    }
-}
-
-/// Forgets old requests once every member has been up for long and no hint is pending: until then a hint
-/// somewhere may carry the twin of a request that only the table can recognize. Crowded tables do not wait
-/// for that.
-pub(crate) async fn sweep(node: Arc<Node>) {
-    let begun = Instant::now();
-    let mut calm = Calm::default();
-    let mut stop = node.stop.subscribe();
-    loop {
-        tokio::select! {
-            biased;
-            () = stopped(&mut stop) => return,
-            () = sleep(limits::SWEEP.0) => {}
-        }
-        // Members alone: a node that is named in the file and not yet one has no hints.
-        let all_up = node.catalogue().members.keys().all(|member| node.is_up(*member));
-        let calm = calm.lasts(all_up && node.replica.hints_pending().is_empty(), begun.elapsed());
-        node.replica.sweep_all(calm, limits::BACKGROUND_READ).await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,17 +294,6 @@ mod tests {
         ] {
             assert_eq!(fate_of(&failure), expected, "{failure}");
         }
-    }
-
-    #[test]
-    fn only_a_long_calm_counts() {
-        let mut calm = Calm::default();
-        let (start, tick) = (Duration::from_secs(5), Duration::from_millis(1));
-        assert!(!calm.lasts(true, start));
-        assert!(!calm.lasts(true, start + REQUEST_WINDOW));
-        assert!(calm.lasts(true, start + REQUEST_WINDOW + tick));
-        assert!(!calm.lasts(false, start + REQUEST_WINDOW + tick * 2));
-        assert!(!calm.lasts(true, start + REQUEST_WINDOW + tick * 3), "it begins again");
     }
 
     #[test]

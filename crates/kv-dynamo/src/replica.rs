@@ -1,4 +1,5 @@
-//! What one node keeps, on kv-storage: records, node clocks, the request table and hints. Every change is
+//! What one node keeps, on kv-storage: records, node clocks, dot logs with the requests that were taken, and
+//! hints. Every change is
 //! short and synchronous under the lock of one ring partition: load, merge, one batch, commit. Rows that are
 //! not in memory are read before, without the lock ([`rows`]), until the deadline of the caller. The position
 //! that comes back must be durable before anything about it leaves the node; the callers see to that.
@@ -23,15 +24,15 @@ use kv_env::Env;
 use kv_storage::{Batch, Position, Row, RowChunk, Storage, TableId};
 use kv_types::catalogue::{Catalogue, token};
 use kv_types::causal::primary::{self, Change};
-use kv_types::causal::{Context, Dot, Hlc, NodeClock, Seen, State, Write};
+use kv_types::causal::{Context, Hlc, NodeClock, Seen, State};
 use kv_types::limits::MAX_CLOCK_SKEW;
-use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason, RequestId};
+use kv_types::{Failure, Incarnation, Mutation, NamespaceId, NodeId, Reason};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::layout::{
-    AHEAD, CLOCKS, CONFLICTS, INCARNATION, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, Taken, WHOLE,
-    key_after, prefix_end,
+    AHEAD, CLOCKS, CONFLICTS, ClockRow, DOT_LOG, INCARNATION, Place, RECORDS, Slice, WHOLE, key_after,
+    prefix_end,
 };
 use crate::limits;
 
@@ -46,7 +47,6 @@ mod pulling;
 mod put_back;
 mod readable;
 mod removal;
-mod request_table;
 mod requests;
 mod rows;
 mod settling;
@@ -126,13 +126,11 @@ struct Partition {
     clock: NodeClock,
     /// The last dot minted here under the present incarnation.
     counter: u64,
-    /// Rows of the request table.
-    requests: u64,
     /// Rows of the list of keys that have siblings.
     conflicts: u64,
-    /// The request table may have forgotten requests that were issued before this. By the clock of this node
-    /// that is too long ago to be sent again, unless the clock was set back since.
-    swept_ms: u64,
+    /// Requests that were issued before this may have been forgotten: too long ago to be sent again, or too
+    /// many have come since.
+    forgotten_ms: u64,
     /// Rows of the list of records that are ahead of the clock.
     ahead: u64,
     /// What those claim, with what of it the clock has: in memory alone. Never less than they claim, but for
@@ -142,6 +140,8 @@ struct Partition {
     heard: Arc<Context>,
     /// What the dot log has.
     logged: dot_log::Length,
+    /// The last entry of the dot log when the clock was written down last.
+    written: u64,
     /// How far the dot log has come with the other primaries.
     marks: Arc<dot_log::Marks>,
     /// Where the log stands: what must be durable before a record is shown.
@@ -201,13 +201,6 @@ impl Partition {
 
 type Guarded = rows::Guarded<Partition>;
 
-#[derive(Debug, Default)]
-struct Partitions {
-    known: BTreeMap<Slice, Arc<Mutex<Guarded>>>,
-    /// The request tables from before the start are known: a ring partition that appears now has none.
-    learned: bool,
-}
-
 /// One node's share of all rings.
 pub(crate) struct Replica {
     storage: Storage,
@@ -216,7 +209,7 @@ pub(crate) struct Replica {
     catalogue: watch::Receiver<Arc<Catalogue>>,
     /// Of this start.
     incarnation: Incarnation,
-    partitions: Mutex<Partitions>,
+    partitions: Mutex<BTreeMap<Slice, Arc<Mutex<Guarded>>>>,
     stamp: Mutex<Hlc>,
     held: Mutex<Held>,
     /// Requests issued before this cannot be told from new ones: their traces may have been lost.
@@ -252,29 +245,10 @@ impl Replica {
         let known = storage.small_get(INCARNATION).filter(|_| !tier_lost);
         let directory = match known.and_then(|bytes| <[u8; 8]>::try_from(bytes.as_ref()).ok()) {
             Some(bytes) => Incarnation(u64::from_be_bytes(bytes)),
-            None => {
-                let directory = Incarnation(env.entropy.next_u64().max(1));
-                let mut batch =
-                    Batch::new().small_put(INCARNATION, directory.0.to_be_bytes()).small_delete(WHOLE);
-                for (key, _) in storage.small_scan(b"dynamo/dot/") {
-                    batch.push_small_delete(key);
-                }
-                // What is left of the node clocks may claim writes that are gone. The other tables stay: what
-                // is left of them is true, and merging what is pulled completes them. Records that were
-                // stripped by a clock that is gone claim less than they could, which is no untruth.
-                each_row(&storage, CLOCKS, |key, _| batch.push_delete(CLOCKS, key)).await?;
-                let position = storage.commit(batch).map_err(storage_failure)?;
-                storage.durable(position).await.map_err(storage_failure)?;
-                tracing::info!(%directory, tier_lost, "a directory begins anew");
-                directory
-            }
+            None => begin_anew(&storage, &env).await?,
         };
-        let incarnation = match kv_types::mutant!(IncarnationReused) {
-            true => directory,
-            false => put_back::incarnation_of(directory, env.entropy.next_u64()),
-        };
-        let replica = Self {
-            incarnation,
+        let mut replica = Self {
+            incarnation: incarnation_of(directory, &env),
             partitions: Mutex::default(),
             stamp: Mutex::default(),
             held: Mutex::new(Held::new(hint_bytes_max)),
@@ -286,7 +260,16 @@ impl Replica {
             env,
             catalogue,
         };
-        replica.load_partitions().await?;
+        if !replica.load_partitions().await? {
+            tracing::error!(
+                "the disk has lost entries of the dot logs: the directory begins anew, and pulls"
+            );
+            replica.incarnation =
+                incarnation_of(begin_anew(&replica.storage, &replica.env).await?, &replica.env);
+            if !replica.load_partitions().await? {
+                return Err(corrupt("the dot logs"));
+            }
+        }
         if kv_types::mutant!(HintsInMemoryOnly) {
             replica.lose_hints().await?;
         }
@@ -357,20 +340,26 @@ impl Replica {
         self.storage.durable(position).await.map_err(storage_failure)
     }
 
-    /// Reads the node clocks and counts what the partitions need to know from the start.
-    async fn load_partitions(&self) -> Result<(), Failure> {
+    /// Reads the node clocks and the dot logs, and counts what the partitions need to know from the start.
+    /// Whether nothing is lost of what the clocks need.
+    async fn load_partitions(&self) -> Result<bool, Failure> {
         let mut loaded: BTreeMap<Slice, Partition> = BTreeMap::new();
-        let mut unreadable = false;
-        each_row(&self.storage, CLOCKS, |key, value| match read_clock_row(key, value) {
-            Some((slice, requests, clock)) => {
-                let partition = loaded.entry(slice).or_default();
-                (partition.requests, partition.clock) = (requests, clock);
+        let mut unreadable = None;
+        each_row(&self.storage, CLOCKS, |key, value| {
+            let mut key = key.as_ref();
+            match (Slice::read(&mut key), ClockRow::decode(value)) {
+                (Some(slice), Ok(row)) if key.is_empty() => {
+                    let partition = loaded.entry(slice).or_default();
+                    (partition.written, partition.forgotten_ms) = (row.entry, row.forgotten_ms);
+                    partition.clock = row.clock;
+                }
+                (_, Err(why)) => unreadable = Some(why),
+                _ => unreadable = Some("the key of a node clock cannot be read"),
             }
-            None => unreadable = true,
         })
         .await?;
-        if unreadable {
-            return Err(corrupt("the node clocks"));
+        if let Some(why) = unreadable {
+            return Err(Failure::new(Reason::StorageFailed, why));
         }
         each_row(&self.storage, CONFLICTS, |key, _| {
             if let Some(place) = Place::of_record_key(key) {
@@ -384,38 +373,29 @@ impl Replica {
             }
         })
         .await?;
-        let deadline = Instant::now() + limits::BACKGROUND_READ;
-        let first = in_time(deadline, self.storage.read_range(REQUESTS, &[], None, 1, limits::SCAN_BYTES));
-        let learned = first.await?.rows.is_empty();
-        let mut partitions = lock(&self.partitions);
-        partitions.learned = learned;
-        for (slice, partition) in loaded {
-            let guarded = self.guarded(slice, partition, learned);
-            partitions.known.insert(slice, Arc::new(Mutex::new(guarded)));
+        for stream in self.storage.streams(DOT_LOG, &[], &[u8::MAX; 9]) {
+            let slice = Slice::read(&mut stream.as_ref()).ok_or_else(|| corrupt("the dot logs"))?;
+            loaded.entry(slice).or_default();
         }
-        Ok(())
-    }
-
-    /// A ring partition as its first operation finds it. `learned`: nothing is in its request table.
-    fn guarded(&self, slice: Slice, mut partition: Partition, learned: bool) -> Guarded {
-        let minted = self.storage.small_get(&slice.counter_key()).and_then(|mut bytes| {
-            let incarnation = Incarnation(bytes.try_get_u64().ok()?);
-            bytes.try_get_u64().ok().filter(|_| incarnation == self.incarnation)
-        });
-        partition.counter = minted.unwrap_or(0).max(partition.clock.highest(self.incarnation));
-        if kv_types::mutant!(IncarnationReused) {
-            partition.counter = 0;
+        let mut known = BTreeMap::new();
+        for (slice, mut partition) in loaded {
+            let mut requests = Requests::default();
+            if !self.load_log(slice, &mut partition, &mut requests).await? {
+                return Ok(false);
+            }
+            partition.counter = match kv_types::mutant!(IncarnationReused) {
+                true => 0,
+                false => partition.clock.highest(self.incarnation),
+            };
+            known.insert(slice, Arc::new(Mutex::new(Guarded::new(partition, requests))));
         }
-        partition.logged = self.logged(slice);
-        let requests = if learned { Requests::of_nothing() } else { Requests::default() };
-        Guarded::new(partition, requests)
+        *lock(&self.partitions) = known;
+        Ok(true)
     }
 
     fn partition(&self, slice: Slice) -> Arc<Mutex<Guarded>> {
         let mut partitions = lock(&self.partitions);
-        let learned = partitions.learned;
-        let new = || Arc::new(Mutex::new(self.guarded(slice, Partition::default(), learned)));
-        Arc::clone(partitions.known.entry(slice).or_insert_with(new))
+        Arc::clone(partitions.entry(slice).or_default())
     }
 
     /// Runs an operation on a ring partition: see [`rows::run`].
@@ -433,72 +413,13 @@ impl Replica {
         Ok(rows.row(RECORDS, place.record_key())?.map(stored_of).transpose()?)
     }
 
-    fn taken(
-        &self,
-        slice: Slice,
-        request: RequestId,
-        rows: &mut Rows<'_>,
-    ) -> Result<Option<(Taken, Position)>, Stop> {
-        let row = rows.row(REQUESTS, slice.request_key(request))?;
-        Ok(row.map(taken_of).transpose()?)
-    }
-
-    /// The dots of a request that are known to be of this key. A client that uses a request id again for
-    /// another key breaks its promise, and must not lose what is there.
-    fn dots_of(
-        &self,
-        place: &Place,
-        request: RequestId,
-        rows: &mut Rows<'_>,
-    ) -> Result<Option<Vec<Dot>>, Stop> {
-        let taken = self.taken(place.slice, request, rows)?;
-        Ok(taken.filter(|(taken, _)| taken.is_of(place)).map(|(taken, _)| taken.dots))
-    }
-
-    /// Runs a change of a record with what the request table knows of its requests.
-    fn with_known<T>(
-        &self,
-        place: &Place,
-        rows: &mut Rows<'_>,
-        change: impl FnOnce(&mut dyn FnMut(RequestId) -> Vec<Dot>) -> T,
-    ) -> Result<T, Stop> {
-        let mut failed = None;
-        // All of them, so that those which only the tier can tell are read together.
-        let changed = change(&mut |request| match self.dots_of(place, request, rows) {
-            Ok(dots) => dots.unwrap_or_default(),
-            Err(stop) => {
-                failed = Some(stop);
-                Vec::new()
-            }
-        });
-        failed.map_or(Ok(changed), Err)
-    }
-
     /// The rule of twins for what a read merged, with the requests that this node knows: records carry the
-    /// last few only. What is not read by the deadline stays unknown.
-    pub(crate) async fn bury_known(&self, place: &Place, merged: &mut State, deadline: Instant) {
-        let mut asked: Vec<RequestId> = merged.record.siblings.values().map(|s| s.request).collect();
-        asked.sort_unstable();
-        asked.dedup();
-        {
-            let partition = self.partition(place.slice);
-            let guarded = lock(&partition);
-            asked.retain(|request| !guarded.requests.lacks(&place.slice.request_key(*request)));
-        }
-        let mut known: BTreeMap<RequestId, Vec<Dot>> = BTreeMap::new();
-        for some in asked.chunks(limits::READ_KEYS) {
-            let keys = some.iter().map(|request| (REQUESTS, place.slice.request_key(*request).to_vec()));
-            // What cannot be known shows both; nothing is lost by it.
-            let Ok(rows) = in_time(deadline, self.storage.read_rows(keys.collect())).await else { break };
-            for (request, row) in some.iter().zip(rows) {
-                if let Some(Ok((taken, _))) = row.map(taken_of)
-                    && taken.is_of(place)
-                {
-                    known.insert(*request, taken.dots);
-                }
-            }
-        }
-        merged.bury_twins(|request| known.get(&request).cloned().unwrap_or_default());
+    /// last few only.
+    pub(crate) fn bury_known(&self, place: &Place, merged: &mut State) {
+        let token = token(place.namespace, &place.key);
+        let partition = self.partition(place.slice);
+        let guarded = lock(&partition);
+        merged.bury_twins(|request| guarded.requests.dots_of(request, token));
     }
 
     /// The copy of a key, of a node that keeps the ring partition; none where only the tier can tell, or
@@ -549,17 +470,16 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) -> Result<Position, Stop> {
         self.refuse_deleted(place.namespace)?;
-        let unseen = incoming.writes.iter().filter(|(dot, _)| !partition.clock.has(**dot));
-        self.expect(place, unseen.map(|(_, write)| write.request), partition, rows)?;
+        self.expect(place, partition, rows)?;
         let stored = self.stored(place, rows)?;
         let at = stored.as_ref().map_or(Position::DURABLE, |(_, position)| *position);
         let stored = stored.map(|(state, _)| state);
         let filled = partition.fill(place, stored.clone());
-        self.refuse_reuse(place, incoming, &filled, partition, rows)?;
+        self.refuse_reuse(incoming, &filled, partition, rows)?;
         let mut next = partition.clone();
-        let clock = &mut next.clock;
-        let change =
-            self.with_known(place, rows, |known| primary::merge(Some(filled), incoming, clock, known))?;
+        let token = token(place.namespace, &place.key);
+        let mut known = |request| rows.requests().dots_of(request, token);
+        let change = primary::merge(Some(filled), incoming, &mut next.clock, &mut known);
         self.refuse_gaps(&change, partition)?;
         if !self.stage(place, stored.as_ref(), &change, &mut next, rows)? {
             return Ok(partition.settling.changed().max(at));
@@ -582,29 +502,20 @@ impl Replica {
     }
 
     /// Looks for the rows that a change of a record needs, so that what is missing is read together.
-    fn expect(
-        &self,
-        place: &Place,
-        requests: impl IntoIterator<Item = RequestId>,
-        partition: &Partition,
-        rows: &mut Rows<'_>,
-    ) -> Result<(), Stop> {
+    fn expect(&self, place: &Place, partition: &Partition, rows: &mut Rows<'_>) -> Result<(), Stop> {
         let key = place.record_key().freeze();
         // Without a key in the list this one is not in it.
         let listed = (partition.conflicts > 0).then(|| Want::Row(CONFLICTS, key.clone()));
-        let requests =
-            requests.into_iter().map(|id| Want::Row(REQUESTS, place.slice.request_key(id).freeze()));
-        rows.expect(requests.chain(listed).chain([Want::Row(RECORDS, key)]))
+        rows.expect(listed.into_iter().chain([Want::Row(RECORDS, key)]))
     }
 
-    /// Prepares the batch by which a record replaces the one before it, with the lists that it stands in, its
-    /// new requests and the clock. False if nothing changes.
+    /// Prepares the batch by which a record replaces the one before it, with the lists that it stands in and
+    /// what is new in the dot log. False if nothing changes.
     ///
     /// Errors: of [`readable::row_of`].
     ///
-    /// A row carries the last few superseded writes of its key ([`State::carry`]): the request table does not
-    /// tell by key which there were. Those of a deleted key have no row, and are known by their requests
-    /// alone.
+    /// A row carries the last few superseded writes of its key ([`State::carry`]): the requests do not tell
+    /// by key which there were. Those of a deleted key have no row, and are known by their requests alone.
     fn stage(
         &self,
         place: &Place,
@@ -620,16 +531,12 @@ impl Replica {
             return Ok(false);
         }
         self.stage_ahead(place, stored, row.as_ref(), next, rows);
-        self.stage_requests(place, &change.new, next, rows)?;
         match &row {
             Some(row) => rows.put(RECORDS, place.record_key(), readable::row_of(row)?),
             None if stored.is_some() => rows.delete(RECORDS, place.record_key()),
             None => {}
         }
         self.stage_log(place, &change.new, next, rows);
-        if !change.new.is_empty() {
-            self.stage_clock(place.slice, next, rows);
-        }
         Ok(true)
     }
 
@@ -655,62 +562,6 @@ impl Replica {
             _ => {}
         }
         Ok(listed != conflict)
-    }
-
-    /// Remembers the requests of new writes in the request table.
-    fn stage_requests(
-        &self,
-        place: &Place,
-        new: &[(Dot, Write)],
-        next: &mut Partition,
-        rows: &mut Rows<'_>,
-    ) -> Result<(), Stop> {
-        let forgotten = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
-        let mut remembered: BTreeMap<RequestId, Taken> = BTreeMap::new();
-        for (dot, write) in new {
-            if write.issued_at_ms < forgotten {
-                // By this clock, which may be ahead: what has no row is not told from what is new.
-                next.swept_ms = next.swept_ms.max(write.issued_at_ms.saturating_add(1));
-                continue;
-            }
-            let row = match remembered.get_mut(&write.request) {
-                Some(row) => row,
-                None => {
-                    let known = self.taken(place.slice, write.request, rows)?;
-                    // The row of another key stays as it is.
-                    if known.as_ref().is_some_and(|(taken, _)| !taken.is_of(place)) {
-                        continue;
-                    }
-                    if known.is_none() {
-                        next.requests += 1;
-                        let at = place.slice.request_time_key(write.issued_at_ms, write.request);
-                        rows.put(REQUEST_TIMES, at, Bytes::new());
-                    }
-                    let first = || Taken {
-                        issued_at_ms: write.issued_at_ms,
-                        body: write.body,
-                        token: token(place.namespace, &place.key),
-                        dots: Vec::new(),
-                    };
-                    let row = known.map_or_else(first, |(taken, _)| taken);
-                    remembered.entry(write.request).or_insert(row)
-                }
-            };
-            if !row.dots.contains(dot) {
-                row.dots.push(*dot);
-            }
-        }
-        for (request, row) in remembered {
-            rows.put(REQUESTS, place.slice.request_key(request), row.encode());
-        }
-        Ok(())
-    }
-
-    fn stage_clock(&self, slice: Slice, next: &Partition, rows: &mut Rows<'_>) {
-        let mut row = BytesMut::new();
-        row.put_u64(next.requests);
-        row.put_slice(&next.clock.encode());
-        rows.put(CLOCKS, slice.clock_key(), row);
     }
 
     /// Rows of a table, read for the background.
@@ -743,7 +594,7 @@ impl Replica {
 
     /// How many keys have more than one value here.
     pub(crate) fn keys_with_siblings(&self) -> u64 {
-        let known = lock(&self.partitions).known.clone();
+        let known = lock(&self.partitions).clone();
         known.values().map(|guarded| lock(guarded).state.conflicts).sum()
     }
 }
@@ -753,16 +604,30 @@ fn stored_of(row: Row) -> Result<(State, Position), Failure> {
     Ok((state, row.position))
 }
 
-fn taken_of(row: Row) -> Result<(Taken, Position), Failure> {
-    let taken = Taken::decode(row.value).ok_or_else(|| corrupt("the requests"))?;
-    Ok((taken, row.position))
+/// The incarnation of this start of a directory.
+fn incarnation_of(directory: Incarnation, env: &Env) -> Incarnation {
+    match kv_types::mutant!(IncarnationReused) {
+        true => directory,
+        false => put_back::incarnation_of(directory, env.entropy.next_u64()),
+    }
 }
 
-/// Ring partition, rows of its request table, node clock.
-fn read_clock_row(mut key: &[u8], mut value: Bytes) -> Option<(Slice, u64, NodeClock)> {
-    let slice = Slice::read(&mut key).filter(|_| key.is_empty())?;
-    let requests = value.try_get_u64().ok()?;
-    Some((slice, requests, NodeClock::decode(value).ok()?))
+/// Begins a directory that is new, or has lost something. What is left of the node clocks and the dot logs
+/// may claim writes that are gone. The other tables stay: what is left of them is true, and merging what is
+/// pulled completes them. Records that were stripped by a clock that is gone claim less than they could,
+/// which is no untruth.
+async fn begin_anew(storage: &Storage, env: &Env) -> Result<Incarnation, Failure> {
+    let directory = Incarnation(env.entropy.next_u64().max(1));
+    let mut batch = Batch::new().small_put(INCARNATION, directory.0.to_be_bytes()).small_delete(WHOLE);
+    each_row(storage, CLOCKS, |key, _| batch.push_delete(CLOCKS, key)).await?;
+    for stream in storage.streams(DOT_LOG, &[], &[u8::MAX; 9]) {
+        let last = storage.stream_bounds(DOT_LOG, &stream).1.unwrap_or(0);
+        batch.push_trim(DOT_LOG, &stream, last + 1);
+    }
+    let position = storage.commit(batch).map_err(storage_failure)?;
+    storage.durable(position).await.map_err(storage_failure)?;
+    tracing::info!(%directory, "a directory begins anew");
+    Ok(directory)
 }
 
 /// Rows of a table, read for the background or at a start.

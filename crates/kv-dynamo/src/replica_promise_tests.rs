@@ -72,7 +72,7 @@ async fn a_request_id_used_for_another_key_buries_nothing_there() {
     assert_eq!(shown(a.read(&place("l"), soon()).await.unwrap().state), ["x", "y"]);
     // Neither does a read.
     let mut merged = a.read(&place("l"), soon()).await.unwrap().state;
-    a.bury_known(&place("l"), &mut merged, soon()).await;
+    a.bury_known(&place("l"), &mut merged);
     assert_eq!(shown(merged), ["x", "y"]);
     // The row stays that of "k": its dots are those of "k" alone.
     let again =
@@ -126,11 +126,12 @@ async fn a_delete_of_what_is_observed_is_not_acknowledged_where_nothing_can_be()
 impl World {
     /// What this directory knows of its writes goes back to before the first one.
     async fn put_back(&self, storage: &Storage, replica: &Replica, key: &str) -> (Storage, Replica) {
-        let slice = place(key).slice;
-        let mut batch = Batch::new().small_put(slice.counter_key(), replica.counter_mark(0));
-        for table in [CLOCKS, RECORDS, REQUESTS, REQUEST_TIMES] {
+        let (stream, mut batch) = (place(key).slice.prefix(), Batch::new());
+        for table in [CLOCKS, RECORDS] {
             each_row(storage, table, |row, _| batch.push_delete(table, row)).await.unwrap();
         }
+        let last = lock(&replica.partition(place(key).slice)).state.logged.last;
+        batch.push_trim(DOT_LOG, &stream, last + 1);
         let position = storage.commit(batch).unwrap();
         storage.durable(position).await.unwrap();
         self.cut(storage);
@@ -317,7 +318,7 @@ async fn a_write_that_comes_again_is_no_reuse_of_its_dot() {
     }
     for (set_to, swept) in [(3 * REQUEST_WINDOW.as_millis() as u64, sent.len()), (0, 0)] {
         world_b.clock.0.store(NOW + set_to, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(b.sweep(place("k").slice, soon()).await.unwrap(), swept);
+        assert_eq!(forget_old(&b).await, swept as u64);
         for state in &sent {
             b.apply(&place("k"), state, false, soon()).await.unwrap();
         }
@@ -373,81 +374,206 @@ fn of_partition(partition: u32, key: &str) -> Place {
     Place { slice: Slice { partition: RingPartition(partition), ..place.slice }, ..place }
 }
 
-#[tokio::test]
-async fn a_full_table_of_requests_makes_room_by_age_alone() {
-    let world = World::new(83);
-    let (_, replica) = world.open(false, 1 << 20).await;
-    let slice = place("k").slice;
-    let age = limits::REQUEST_KEPT_CROWDED.as_millis() as u64 + 1;
-    let issued = |seq, ms| {
-        let mut order = order(seq, &seq.to_string(), Supersedes::Observed);
-        order.mutation.issued_at_ms = NOW + ms;
-        order
-    };
-    let mint = async |order: Order| replica.mint(&place("k"), Role::Primary, &order, soon()).await;
-    for seq in 1..=3 {
-        mint(issued(seq, 0)).await.unwrap();
-    }
-    world.clock.0.store(NOW + age, std::sync::atomic::Ordering::Relaxed);
-    let count = |rows: Option<u64>| {
-        let partition = replica.partition(slice);
-        let requests = &mut lock(&partition).state.requests;
-        rows.inspect(|rows| *requests = *rows);
-        *requests
-    };
-    // With room they stay as long as twins of them may come.
-    assert_eq!(replica.sweep(slice, soon()).await.unwrap(), 0);
-    assert_eq!(count(None), 3);
-    count(Some(limits::REQUESTS));
-    assert_eq!(reason(mint(issued(4, age)).await), Reason::LimitRequests);
-    replica.sweep_all(false, Duration::from_secs(5)).await;
-    mint(issued(4, age)).await.unwrap();
-    assert_eq!(count(None), limits::REQUESTS - 2, "three went, one came");
-    // Those that can still be sent again do not go: then another primary may have room.
-    count(Some(limits::REQUESTS));
-    replica.sweep_all(false, Duration::from_secs(5)).await;
-    let refused = mint(issued(5, age)).await.unwrap_err();
-    assert_eq!((refused.reason, refused.applied), (Reason::LimitRequests, kv_types::Applied::No));
-    assert!(mint(issued(4, age)).await.unwrap().deduplicated);
-    let old =
-        mint(Order { mutation: Mutation { attempt: 2, ..issued(1, 0).mutation }, ..issued(1, 0) }).await;
-    assert_eq!(reason(old), Reason::RequestExpired, "what has gone is never taken for new");
-    // Nor once the clock, which was ahead, is set right. What was never sent before is taken.
-    world.clock.0.store(NOW, std::sync::atomic::Ordering::Relaxed);
-    count(Some(3));
-    let resent = Order { mutation: Mutation { attempt: 2, ..issued(1, 0).mutation }, ..issued(1, 0) };
-    let refused = mint(resent).await.unwrap_err();
-    assert_eq!((refused.reason, refused.applied), (Reason::RequestExpired, kv_types::Applied::Unknown));
-    assert!(!mint(issued(6, 0)).await.unwrap().deduplicated);
+/// The others have everything: then requests alone keep entries of the log.
+fn covered(replica: &Replica, slice: Slice) -> [(Slice, Vec<NodeId>); 1] {
+    let compared = replica.compared(slice);
+    replica.is_alike(slice, NodeId(2), compared.last);
+    [(slice, vec![NodeId(2)])]
 }
 
 #[tokio::test]
-async fn a_sweep_that_is_refused_holds_up_no_other() {
+async fn requests_are_known_as_long_as_they_can_come_again() {
+    let world = World::new(83);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let slice = place("k").slice;
+    let at = |ms: u64| world.clock.0.store(NOW + ms, std::sync::atomic::Ordering::Relaxed);
+    let issued = |seq, attempt, ms| {
+        let mut order = order(seq, &seq.to_string(), Supersedes::Observed);
+        order.mutation = Mutation { issued_at_ms: NOW + ms, attempt, ..order.mutation };
+        order
+    };
+    let mint = async |replica: &Replica, order: Order| {
+        replica.mint(&place("k"), Role::Primary, &order, soon()).await
+    };
+    let first = |storage: &Storage| storage.stream_bounds(DOT_LOG, &slice.prefix()).0.max(1);
+    for seq in 1..=3 {
+        mint(&replica, issued(seq, 1, 0)).await.unwrap();
+    }
+    let trim = async |calm: bool| replica.trim_logs(&covered(&replica, slice), u64::MAX, calm).await.unwrap();
+    // Long enough that none is sent again, but a hint may carry a twin.
+    let crowded = limits::REQUEST_KEPT_CROWDED.as_millis() as u64 + 1;
+    at(crowded);
+    trim(true).await;
+    assert_eq!(first(&storage), 1, "with room they stay longer");
+    let late = limits::REQUEST_KEPT.as_millis() as u64 + 1;
+    at(late);
+    mint(&replica, issued(4, 1, late)).await.unwrap();
+    trim(false).await;
+    assert_eq!(first(&storage), 1, "until no hint can");
+    trim(true).await;
+    assert_eq!(first(&storage), 4);
+    assert!(mint(&replica, issued(4, 2, late)).await.unwrap().deduplicated);
+    // What has gone is never taken for new, not even once the clock, which was ahead, is set right.
+    at(0);
+    let refused = mint(&replica, issued(1, 2, 0)).await.unwrap_err();
+    assert_eq!((refused.reason, refused.applied), (Reason::RequestExpired, kv_types::Applied::Unknown));
+    assert!(!mint(&replica, issued(6, 1, 0)).await.unwrap().deduplicated);
+}
+
+#[tokio::test]
+async fn a_log_that_is_too_long_forgets_and_takes_every_write() {
     let world = World::new(84);
-    let (storage, replica, gate) = gated(&world).await;
-    for (seq, partition) in (1..).zip([3, 4, 5]) {
-        let written = order(seq, "v", Supersedes::Observed);
-        replica.mint(&of_partition(partition, "k"), Role::Primary, &written, soon()).await.unwrap();
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let slice = place("k").slice;
+    let resent = |seq| {
+        let first = order(seq, "v", Supersedes::Nothing);
+        Order { mutation: Mutation { attempt: 2, ..first.mutation }, ..first }
+    };
+    let mint = async |replica: &Replica, order: &Order| {
+        replica
+            .mint(&place(&format!("k{}", order.mutation.request_id.seq)), Role::Primary, order, soon())
+            .await
+    };
+    for seq in 1..=100 {
+        mint(&replica, &order(seq, "v", Supersedes::Nothing)).await.unwrap();
+    }
+    // No other primary has any of it.
+    let bytes = lock(&replica.partition(slice)).state.logged.bytes();
+    replica.trim_logs(&[(slice, vec![NodeId(2)])], bytes / 2, false).await.unwrap();
+    let first = storage.stream_bounds(DOT_LOG, &slice.prefix()).0;
+    assert!((50..70).contains(&first), "{first}");
+    let left = lock(&replica.partition(slice)).requests.len();
+    assert_eq!(left, 101 - first);
+    let check = async |replica: &Replica| {
+        assert!(mint(replica, &resent(first)).await.unwrap().deduplicated);
+        let refused = mint(replica, &resent(first - 1)).await.unwrap_err();
+        assert_eq!((refused.reason, refused.applied), (Reason::RequestExpired, kv_types::Applied::Unknown));
+    };
+    check(&replica).await;
+    let clock = replica.clock(slice).0;
+    // A start knows no less, and no more once the trim is on the disk.
+    storage.checkpoint().await.unwrap();
+    world.cut(&storage);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    check(&replica).await;
+    assert_eq!(replica.clock(slice).0, clock);
+    assert!(!mint(&replica, &order(200, "v", Supersedes::Nothing)).await.unwrap().deduplicated);
+    // Of no log at all the clock stays, and all requests are forgotten.
+    replica.trim_logs(&[(slice, vec![NodeId(2)])], 1, false).await.unwrap();
+    assert_eq!(lock(&replica.partition(slice)).requests.len(), 0);
+    let clock = replica.clock(slice).0;
+    storage.checkpoint().await.unwrap();
+    world.cut(&storage);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    assert_eq!(replica.clock(slice).0, clock);
+    assert_eq!(values(&replica.read(&place("k7"), soon()).await.unwrap()), ["v"]);
+    assert_eq!(reason(mint(&replica, &resent(200)).await), Reason::RequestExpired);
+}
+
+/// The clock is written down with every so many writes, and after a start it is what it was, wherever the
+/// power went; a write costs no row of it.
+#[tokio::test]
+async fn a_clock_is_its_row_and_what_the_log_got_since() {
+    let world = World::new(88);
+    let (mut storage, mut replica) = world.open(false, 1 << 20).await;
+    let slice = place("k").slice;
+    let row = |storage: &Storage| {
+        let row = storage.get(CLOCKS, &slice.clock_key()).unwrap();
+        row.map(|row| ClockRow::decode(row.value).unwrap())
+    };
+    let every = limits::LOG_CLOCK_EVERY;
+    let mut seq = 0;
+    for writes in [1, every - 2, 1, 1, every + 7] {
+        for _ in 0..writes {
+            seq += 1;
+            let written = order(seq, "v", Supersedes::Observed);
+            replica.mint(&place("k"), Role::Primary, &written, soon()).await.unwrap();
+        }
+        assert_eq!(row(&storage).map(|row| row.entry), Some(seq / every * every).filter(|entry| *entry > 0));
+        let (clock, position) = replica.clock(slice);
+        replica.durable(position).await.unwrap();
+        world.cut(&storage);
+        (storage, replica) = world.open(false, 1 << 20).await;
+        assert_eq!(replica.clock(slice).0, clock, "{seq}");
+    }
+    // Nothing of what the clock has needs what was trimmed.
+    let trim = async |replica: &Replica| {
+        replica.trim_logs(&[(slice, Vec::new())], 1, false).await.unwrap();
+    };
+    trim(&replica).await;
+    assert_eq!(row(&storage).unwrap().entry, seq);
+    let clock = replica.clock(slice).0;
+    world.cut(&storage);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    assert_eq!(replica.clock(slice).0, clock);
+    world.cut(&storage);
+}
+
+/// The disk has lost an entry: one that the clock needs begins the directory anew, another is forgotten.
+#[tokio::test]
+async fn a_log_that_is_damaged_is_not_taken_for_a_whole_one() {
+    for needed in [true, false] {
+        let world = World::new(89);
+        let (storage, replica) = world.open(false, 1 << 20).await;
+        let slice = place("k").slice;
+        let written = |seq| order(seq, "v", Supersedes::Observed);
+        for seq in 1..=3 {
+            replica.mint(&place("k"), Role::Primary, &written(seq), soon()).await.unwrap();
+        }
+        if !needed {
+            let write_down = |partition: &mut Partition, rows: &mut Rows<'_>| {
+                replica.stage_clock(slice, partition, rows);
+                rows.commit(false).map_err(Stop::from)
+            };
+            let position = replica.run(slice, soon(), write_down).await.unwrap();
+            replica.durable(position).await.unwrap();
+        }
+        storage.checkpoint().await.unwrap();
+        // What is damaged at the end of a journal is lost: that is for storage to say.
+        replica.mint(&of_partition(9, "other"), Role::Primary, &written(9), soon()).await.unwrap();
+        storage.checkpoint().await.unwrap();
+        world.cut(&storage);
+        let file = std::path::Path::new("/data/journals/0037-0000000000000001.jrn");
+        let entry = [2, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+        let at = world.disk.contents(file).unwrap().windows(entry.len()).position(|bytes| bytes == entry);
+        world.disk.flip(file, at.unwrap() as u64, 1).unwrap();
+        let (_, replica) = world.open_with(options(), false, 1 << 20).await;
+        assert_eq!(replica.is_whole(), !needed);
+    }
+}
+
+/// One that does not come in time, or is refused, holds up no other.
+#[tokio::test]
+async fn a_trim_without_room_for_its_row_holds_up_no_other() {
+    let world = World::new(91);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    let slices = [3, 4].map(|partition| (of_partition(partition, "k").slice, vec![NodeId(2)]));
+    // The first has its clock written down, the second has not.
+    for (partition, writes) in [(3, limits::LOG_CLOCK_EVERY), (4, 1)] {
+        for seq in 1..=writes {
+            let written = order(1_000 * u64::from(partition) + seq, "v", Supersedes::Observed);
+            replica.mint(&of_partition(partition, "k"), Role::Primary, &written, soon()).await.unwrap();
+        }
+        let slice = of_partition(partition, "k").slice;
+        let compared = replica.compared(slice);
+        replica.is_alike(slice, NodeId(2), compared.last);
+        lock(&replica.partition(slice)).requests.forget(u64::MAX);
+        replica.durable(replica.clock(slice).1).await.unwrap();
     }
     storage.checkpoint().await.unwrap();
-    let later = NOW + limits::REQUEST_KEPT.as_millis() as u64 + 1;
-    world.clock.0.store(later, std::sync::atomic::Ordering::Relaxed);
-    let left = || {
-        let slices = replica.slices();
-        slices.into_iter().map(|slice| slice.partition.0).collect::<Vec<_>>()
+    world.disk.set_capacity(Some(world.disk.used()));
+    let begun = Instant::now();
+    let refused = || storage.commit(Batch::new().small_put(b"test", b"test")).is_err();
+    while !refused() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the disk is full");
+        sleep(Duration::from_millis(1)).await;
+    }
+    replica.trim_logs(&slices, u64::MAX, true).await.unwrap();
+    let kept = |(slice, _): &(Slice, Vec<NodeId>)| {
+        let (first, last) = storage.stream_bounds(DOT_LOG, &slice.prefix());
+        last.unwrap_or(0) + 1 - first.max(1)
     };
-    // Without calm only a table that is more than half full is swept.
-    let patience = Duration::from_millis(200);
-    replica.sweep_all(false, patience).await;
-    assert_eq!(left(), [3, 4, 5]);
-    lock(&replica.partition(of_partition(5, "k").slice)).state.requests = limits::REQUESTS / 2 + 2;
-    replica.sweep_all(false, patience).await;
-    assert_eq!(lock(&replica.partition(of_partition(5, "k").slice)).state.requests, limits::REQUESTS / 2 + 1);
-    gate.hold(1);
-    replica.sweep_all(true, patience).await;
-    gate.release();
-    assert_eq!(left(), [3, 5], "the read of the first came late");
-    assert!(!gate.is_overdue());
+    assert_eq!([kept(&slices[0]), kept(&slices[1])], [0, 1]);
 }
 
 /// A page of hints whose keys cannot be read is not the end of the hints.

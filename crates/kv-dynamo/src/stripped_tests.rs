@@ -158,7 +158,7 @@ async fn a_read_of_two_replicas_says_absent_and_its_repair_brings_nothing_back()
     let (of_a, of_b) = (read(&a, "k").await, read(&b, "k").await);
     let mut merged = of_a.clone();
     merged.merge(&of_b);
-    a.bury_known(&place("k"), &mut merged, soon()).await;
+    a.bury_known(&place("k"), &mut merged);
     assert!(merged.record.siblings.is_empty());
     assert!(of_a.record.knows_values_of(&merged.record), "nothing is to be repaired there");
     assert!(!of_b.record.knows_values_of(&merged.record));
@@ -424,7 +424,7 @@ impl<'a> Pull<'a> {
         let slice = place("").slice;
         let clock = source.clock(slice).0;
         target.begin_pull(slice, &clock, target.is_whole(), soon()).await.unwrap();
-        let requests = source.page_of_requests(slice, &[], 1 << 20, soon()).await.unwrap();
+        let requests = source.page_of_requests(slice, &[], 1 << 20).unwrap();
         let decode = |(request, row)| (request, Taken::decode(row).unwrap());
         let told: Vec<_> = requests.rows.into_iter().map(decode).collect();
         target.learn_taken(slice, &told, soon()).await.unwrap();
@@ -626,7 +626,6 @@ async fn a_page_has_rows_and_clock_of_one_moment() {
         mint(&replica, key, &order(seq, key, Supersedes::Observed)).await;
     }
     storage.checkpoint().await.unwrap();
-    replica.learn_requests().await;
     let page = tokio::spawn({
         let (replica, gate) = (Arc::clone(&replica), gate.clone());
         let slice = place("").slice;
@@ -667,7 +666,7 @@ async fn a_page_has_rows_and_clock_of_one_moment() {
     }
 }
 
-/// A twin of which the request table of the source tells: no record does any more.
+/// A twin of which the requests of the source tell: no record does any more.
 #[tokio::test]
 async fn a_pull_tells_of_twins_that_no_record_names() {
     let (world_a, world_b, world_c) = (World::new(109), World::new(110), World::new(111));

@@ -51,8 +51,6 @@ enum Settled {
 /// The result of a forward.
 enum Forwarded {
     Answer(Box<Result<Answer, Failure>>),
-    /// It has no room for another request id; another primary may have.
-    Full(Failure),
     /// Another node may be asked; `open`: this one may still do it.
     Next {
         open: bool,
@@ -153,13 +151,7 @@ impl Node {
     ) -> Result<Answer, Failure> {
         let view = &wanted.view;
         if self.may_coordinate(view) {
-            return match self.coordinate(namespace, change, wanted, &[], deadline).await {
-                Err(full) if hop == Hop::Client && full.reason == Reason::LimitRequests => {
-                    let wanted = change.check(self, namespace)?;
-                    Box::pin(self.pass_on(namespace, change, wanted, Some(full), deadline)).await
-                }
-                answer => answer,
-            };
+            return self.coordinate(namespace, change, wanted, &[], deadline).await;
         }
         let may_stand_in = !wanted.strict && view.fallbacks.contains(&self.me);
         if hop == Hop::Forwarded {
@@ -170,18 +162,15 @@ impl Node {
             return Err(Failure::new(Reason::NotReady, message));
         }
         // On the heap: those that are coordinated here have no room for it.
-        Box::pin(self.pass_on(namespace, change, wanted, None, deadline)).await
+        Box::pin(self.pass_on(namespace, change, wanted, deadline)).await
     }
 
-    /// Lets another node coordinate: a primary, then this node in its place, then a fallback. `full`: this
-    /// primary has no room for another request id. Where a primary has none, no fallback takes the write: it
-    /// would come back to the primaries as a hint, and their tables have a bound.
+    /// Lets another node coordinate: a primary, then this node in its place, then a fallback.
     async fn pass_on(
         self: &Arc<Self>,
         namespace: &Namespace,
         change: &Change,
         mut wanted: Wanted,
-        mut full: Option<Failure>,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let view = &wanted.view;
@@ -199,12 +188,8 @@ impl Node {
             }
             match self.forward(*primary, namespace, view, &change, deadline).await {
                 Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
-                Forwarded::Full(failure) => full = Some(failure),
                 Forwarded::Next { open: maybe } => open |= maybe,
             }
-        }
-        if let Some(full) = full {
-            return Err(open_if(open, full));
         }
         if may_stand_in {
             let answer = self.coordinate(namespace, &change, wanted, &tried, deadline).await;
@@ -224,7 +209,6 @@ impl Node {
             }
             match self.forward(*fallback, namespace, view, &change, deadline).await {
                 Forwarded::Answer(answer) => return answer.map_err(|failure| open_if(open, failure)),
-                Forwarded::Full(_) => {}
                 Forwarded::Next { open: maybe } => open |= maybe,
             }
         }
@@ -303,10 +287,7 @@ impl Node {
             Err(PeerError::Refused(failure))
                 if failure.applied == Applied::No && is_of_the_node(failure.reason) =>
             {
-                match failure.reason {
-                    Reason::LimitRequests => Forwarded::Full(failure),
-                    _ => Forwarded::Next { open: false },
-                }
+                Forwarded::Next { open: false }
             }
             Err(PeerError::Refused(failure)) => Forwarded::answer(Err(failure)),
             Err(error) => Forwarded::Next { open: error.was_sent() },

@@ -207,8 +207,8 @@ pub struct DynamoSettings {
     /// Hints that this node holds for others at most; at the bound it refuses to be a fallback.
     #[serde(deserialize_with = "size")]
     pub max_hints_size: u64,
-    /// What the logs may have by which others get single writes that they miss; beyond it the older half of
-    /// each is given up.
+    /// What the logs may have by which others get single writes that they miss, and resends are told from
+    /// new writes; beyond it the oldest are given up.
     #[serde(deserialize_with = "size")]
     pub max_dot_log_size: u64,
     /// Compares with the other replicas which writes are there, and gets what does not come by itself.

@@ -135,6 +135,10 @@ mutants! {
     StripAhead = "strip-ahead", Node, "what was deleted does not come back";
     /// kv-dynamo: who asks for missing writes is told of their keys without the records.
     LogWithoutRecord = "log-without-record", Node, "replicas equal in the end";
+    /// kv-dynamo: a start reads the node clock without what the dot log got since it was written down.
+    ClockWithoutLog = "clock-without-log", Node, "what was deleted does not come back";
+    /// kv-dynamo: entries of the dot log go before the clock that has them is written down.
+    LogTrimmedEarly = "log-trimmed-early", Node, "what was deleted does not come back";
     /// kv-dynamo: a read that met only fallbacks without knowledge says that the key is absent.
     AbsenceFromNoKnowledge = "absence-from-no-knowledge", Node, "no false absence";
     /// kv-dynamo: read repair hands over the context without the values that it covers.

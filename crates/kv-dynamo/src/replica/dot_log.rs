@@ -2,13 +2,17 @@
 //! written with the record, in one batch. A primary that lacks some dots asks another one for the records of
 //! their keys, and gets those alone (log-based anti-entropy: Gonçalves et al., "DottedDB", 2017).
 //!
-//! What the log says of a dot counts as long as the node clock has it: after the loss of a tier the log knows
-//! more than the node. An answer may be incomplete, for the log is bounded and does not know what a pull
-//! brought. Who asks sees which dots still miss, and pulls the ring partition.
+//! An answer from it may be incomplete, for the log is bounded and does not know what a pull brought. Who
+//! asks sees which dots still miss, and pulls the ring partition.
 //!
-//! An entry goes once all other primaries have its dots. The node learns of their clocks when clocks are
-//! compared, and keeps a few marks: how long the log was, and what the clock was. A primary that has all of a
-//! mark's clock needs nothing of the log up to there.
+//! The log is also where requests are on the disk ([`Requests`]), and what the node clock got since it was
+//! written down last: a write adds one entry, and no other row beside its record's.
+//!
+//! An entry goes once all other primaries have its dots, no resend of its requests is taken any more, and no
+//! hint can carry a twin of one ([`Replica::trim_logs`]). Of a log that is too long the oldest are given up:
+//! a resend of what may have been forgotten is refused then, as one whose fate is open. The node learns of
+//! the others' clocks when clocks are compared, and keeps a few marks: how long the log was, and what the
+//! clock was. A primary that has all of a mark's clock needs nothing of the log up to there.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,17 +20,23 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_storage::journal::JournalError;
 use kv_storage::{Batch, Position, StorageError};
+use kv_types::catalogue::token;
 use kv_types::causal::{Context, Dot, NodeClock, State, Write};
+use kv_types::limits::MAX_CLOCK_SKEW;
 use kv_types::{ClientId, Failure, Incarnation, NamespaceId, NodeId, RequestId};
 use tokio::time::Instant;
 
+use super::requests::Requests;
 use super::rows::{Rows, Stop, Want, in_time, lock};
-use super::{Partition, RECORDS, Replica, corrupt, is_too_large, storage_failure};
-use crate::layout::{DOT_LOG, Place, Slice};
+use super::{CLOCKS, Partition, RECORDS, Replica, corrupt, is_too_large, storage_failure};
+use crate::layout::{ClockRow, DOT_LOG, Place, Slice, Taken};
 use crate::limits;
 
-/// Of an entry.
-const VERSION: u8 = 1;
+/// Of an entry. The first one had no kind.
+const VERSION: u8 = 2;
+/// Its kinds: what a key got, and which requests a source of a pull named.
+const OF_KEY: u8 = 0;
+const OF_REQUESTS: u8 = 1;
 
 /// What a key got: its dots with what they stand for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +48,9 @@ struct Entry {
 
 impl Entry {
     fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(13 + self.key.len() + 52 * self.writes.len());
+        let mut out = BytesMut::with_capacity(14 + self.key.len() + 52 * self.writes.len());
         out.put_u8(VERSION);
+        out.put_u8(OF_KEY);
         out.put_u64(self.namespace.0);
         out.put_u32(u32::try_from(self.key.len()).unwrap_or(u32::MAX));
         out.put_slice(&self.key);
@@ -55,9 +66,6 @@ impl Entry {
     }
 
     fn decode(mut bytes: Bytes) -> Option<Self> {
-        if bytes.try_get_u8().ok()? != VERSION {
-            return None;
-        }
         let namespace = NamespaceId(bytes.try_get_u64().ok()?);
         let length = usize::try_from(bytes.try_get_u32().ok()?).ok().filter(|n| *n <= bytes.len())?;
         let (key, mut writes) = (bytes.split_to(length), Vec::new());
@@ -70,6 +78,54 @@ impl Entry {
             writes.push((dot, Write { issued_at_ms, request, body: bytes.try_get_u32().ok()? }));
         }
         Some(Self { namespace, key, writes })
+    }
+}
+
+fn encode_told(told: &[(RequestId, Taken)]) -> Bytes {
+    let mut out = BytesMut::with_capacity(2 + 66 * told.len());
+    out.put_u8(VERSION);
+    out.put_u8(OF_REQUESTS);
+    for (request, taken) in told {
+        let taken = taken.encode();
+        out.put_u128(request.client_id.0);
+        out.put_u64(request.seq);
+        out.put_u32(u32::try_from(taken.len()).unwrap_or(u32::MAX));
+        out.put_slice(&taken);
+    }
+    out.freeze()
+}
+
+fn decode_told(mut bytes: Bytes) -> Option<Vec<(RequestId, Taken)>> {
+    let mut told = Vec::new();
+    while bytes.has_remaining() {
+        let client_id = ClientId(bytes.try_get_u128().ok()?);
+        let request = RequestId { client_id, seq: bytes.try_get_u64().ok()? };
+        let length = usize::try_from(bytes.try_get_u32().ok()?).ok().filter(|n| *n <= bytes.len())?;
+        told.push((request, Taken::decode(bytes.split_to(length))?));
+    }
+    Some(told)
+}
+
+/// An entry of either kind.
+#[derive(Debug, PartialEq, Eq)]
+enum Logged {
+    Key(Entry),
+    Requests(Vec<(RequestId, Taken)>),
+}
+
+impl Logged {
+    fn decode(mut bytes: Bytes) -> Result<Self, Failure> {
+        let unreadable = || corrupt("the dot log");
+        if bytes.try_get_u8().ok() != Some(VERSION) {
+            return Err(unreadable());
+        }
+        let kind = bytes.try_get_u8().map_err(|_| unreadable())?;
+        let entry = match kind {
+            OF_KEY => Entry::decode(bytes).map(Self::Key),
+            OF_REQUESTS => decode_told(bytes).map(Self::Requests),
+            _ => None,
+        };
+        entry.ok_or_else(unreadable)
     }
 }
 
@@ -180,6 +236,11 @@ pub(super) struct Length {
 }
 
 impl Length {
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     fn add(&mut self, content: usize) {
         self.last += 1;
         self.bytes += content as u64 + limits::LOG_ENTRY_BYTES;
@@ -225,7 +286,9 @@ impl Replica {
         Length { last, bytes }
     }
 
-    /// Writes down which key got these dots, in the batch that brings them.
+    /// Writes down which key got these dots, in the batch that brings them, and with them their requests.
+    /// After some entries the clock is written too: so a start has few to read for it, and the log can be
+    /// trimmed where there is no room for a row.
     pub(super) fn stage_log(
         &self,
         place: &Place,
@@ -240,6 +303,94 @@ impl Replica {
         let entry = Entry { namespace, key, writes: new.to_vec() }.encode();
         next.logged.add(entry.len());
         rows.append(DOT_LOG, &place.slice.prefix(), next.logged.last, &entry);
+        let forgotten = self.env.clock.wall_ms().saturating_sub(limits::REQUEST_KEPT.as_millis() as u64);
+        let token = token(place.namespace, &place.key);
+        for (dot, write) in new {
+            if write.issued_at_ms < forgotten {
+                // By this clock, which may be ahead: what is not known is not told from what is new.
+                next.forgotten_ms = next.forgotten_ms.max(write.issued_at_ms.saturating_add(1));
+                continue;
+            }
+            rows.take(write.request, taken_of(*dot, write, token), next.logged.last);
+        }
+        if next.logged.last.saturating_sub(next.written) >= limits::LOG_CLOCK_EVERY {
+            self.stage_clock(place.slice, next, rows);
+        }
+    }
+
+    /// Writes down which requests a source of a pull has named.
+    pub(super) fn stage_told(
+        &self,
+        slice: Slice,
+        told: &[(RequestId, Taken)],
+        next: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) {
+        let entry = encode_told(told);
+        next.logged.add(entry.len());
+        rows.append(DOT_LOG, &slice.prefix(), next.logged.last, &entry);
+        told.iter().for_each(|(request, taken)| rows.take(*request, taken.clone(), next.logged.last));
+    }
+
+    /// Writes down the clock, with how long the log is now.
+    pub(super) fn stage_clock(&self, slice: Slice, next: &mut Partition, rows: &mut Rows<'_>) {
+        next.written = next.logged.last;
+        let (entry, forgotten_ms) = (next.written, next.forgotten_ms);
+        let row = ClockRow { entry, forgotten_ms, clock: next.clock.clone() };
+        rows.put(CLOCKS, slice.clock_key(), row.encode());
+    }
+
+    /// Completes a ring partition of which the clock's row was read with what its log got since, and reads
+    /// which requests it took. Whether nothing is lost of what the clock needs.
+    pub(super) async fn load_log(
+        &self,
+        slice: Slice,
+        partition: &mut Partition,
+        requests: &mut Requests,
+    ) -> Result<bool, Failure> {
+        partition.logged = self.logged(slice);
+        let (stream, last) = (slice.prefix(), partition.logged.last);
+        let mut from = 1;
+        while from <= last {
+            let deadline = Instant::now() + limits::BACKGROUND_READ;
+            let (rows, bytes) = (limits::SCAN_ROWS, limits::SCAN_BYTES);
+            let read = self.storage.read_stream(DOT_LOG, &stream, (from, last), rows, bytes);
+            let page = match in_time_or(deadline, read).await? {
+                Ok(page) => page,
+                Err(Gone { trimmed, next }) => {
+                    // Without a row nothing is trimmed, but where a directory begins anew.
+                    let began_anew = trimmed && partition.written == 0;
+                    if next.saturating_sub(1) > partition.written && !began_anew {
+                        return Ok(false);
+                    }
+                    if !trimmed {
+                        let lost = self.env.clock.wall_ms() + MAX_CLOCK_SKEW.as_millis() as u64;
+                        partition.forgotten_ms = partition.forgotten_ms.max(lost);
+                    }
+                    from = next;
+                    continue;
+                }
+            };
+            let Some((end, _)) = page.last() else { return Ok(false) };
+            from = end + 1;
+            for (id, content) in page {
+                match Logged::decode(content)? {
+                    Logged::Key(entry) => {
+                        let token = token(entry.namespace, &entry.key);
+                        for (dot, write) in entry.writes {
+                            if !kv_types::mutant!(ClockWithoutLog) {
+                                partition.clock.add(dot);
+                            }
+                            requests.add(write.request, &taken_of(dot, &write, token), id);
+                        }
+                    }
+                    Logged::Requests(told) => {
+                        told.iter().for_each(|(request, taken)| requests.add(*request, taken, id));
+                    }
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// The clock of a ring partition, to be compared with those of others.
@@ -264,47 +415,87 @@ impl Replica {
         Arc::make_mut(&mut state.marks).cover_dots(other, clock.dots());
     }
 
-    /// Gives up entries that no other primary needs, and the older half of logs that are too long. `slices`:
-    /// the ring partitions that this node keeps, with the other primaries; `max_bytes`: of all logs together.
+    /// Gives up entries that no other primary needs and whose requests are forgotten, and the oldest of logs
+    /// that are too long. `slices`: the ring partitions that this node keeps, with the other primaries;
+    /// `max_bytes`: of all logs together; `calm`: no hint can carry a twin of an old request any more.
     ///
-    /// Not logged: a trim that is lost is made again. So there is room for it where writes find none.
+    /// The trims are not logged: one that is lost is made again. So there is room for them where writes find
+    /// none, but for those that first need a row.
     pub(crate) async fn trim_logs(
         &self,
         slices: &[(Slice, Vec<NodeId>)],
         max_bytes: u64,
+        calm: bool,
     ) -> Result<(), Failure> {
         let bytes = |(slice, _): &(Slice, Vec<NodeId>)| lock(&self.partition(*slice)).state.logged.bytes;
-        let crowded = slices.iter().map(bytes).sum::<u64>() > max_bytes;
-        let mut batch = Batch::new();
-        let mut trims = Vec::new();
+        let room = Room { bytes: slices.iter().map(bytes).sum(), max_bytes, calm };
+        let (mut cuts, mut position) = (Vec::new(), Position::DURABLE);
         for (slice, others) in slices {
-            let stream = slice.prefix();
-            let first = self.storage.stream_bounds(DOT_LOG, &stream).0.max(1);
-            let partition = self.partition(*slice);
-            let state = &lock(&partition).state;
-            let last = state.logged.last;
-            let kept = (last + 1).saturating_sub(first);
-            let mut to = state.marks.covered_by_all(others, last);
-            if kept > limits::LOG_ENTRIES || (crowded && kept > 1) {
-                to = to.max(last - kept / 2);
-            }
-            if to >= first {
-                batch.push_trim(DOT_LOG, &stream, to + 1);
-                trims.push((*slice, to, to + 1 - first, kept));
+            let deadline = Instant::now() + limits::BACKGROUND_READ;
+            let cut = |partition: &mut Partition, rows: &mut Rows<'_>| {
+                self.cut_now(*slice, others, &room, partition, rows)
+            };
+            match self.run(*slice, deadline, cut).await {
+                Ok(Some((cut, at))) => {
+                    position = position.max(at);
+                    cuts.push((*slice, cut));
+                }
+                Ok(None) => {}
+                Err(failure) => tracing::debug!(?slice, %failure, "a dot log stays as it is for now"),
             }
         }
-        if trims.is_empty() {
+        if cuts.is_empty() {
             return Ok(());
         }
+        self.durable(position).await?;
+        let mut batch = Batch::new();
+        cuts.iter().for_each(|(slice, cut)| batch.push_trim(DOT_LOG, &slice.prefix(), cut.to + 1));
         self.storage.apply(batch).await.map_err(storage_failure)?;
         // What was refused is still there, and counts.
-        for (slice, to, gone, kept) in trims {
+        for (slice, Cut { to, gone, kept }) in cuts {
             let partition = self.partition(slice);
-            let state = &mut lock(&partition).state;
-            Arc::make_mut(&mut state.marks).trimmed(to);
-            state.logged.trim(gone, kept);
+            let guarded = &mut *lock(&partition);
+            Arc::make_mut(&mut guarded.state.marks).trimmed(to);
+            guarded.state.logged.trim(gone, kept);
+            guarded.requests.forget(to);
         }
         Ok(())
+    }
+
+    /// What of a log can go, and what must be durable before it does: the clock has it then without the log,
+    /// and it is known which requests may be forgotten.
+    fn cut_now(
+        &self,
+        slice: Slice,
+        others: &[NodeId],
+        room: &Room,
+        partition: &mut Partition,
+        rows: &mut Rows<'_>,
+    ) -> Result<Option<(Cut, Position)>, Stop> {
+        let first = self.storage.stream_bounds(DOT_LOG, &slice.prefix()).0.max(1);
+        let last = partition.logged.last;
+        let kept = (last + 1).saturating_sub(first);
+        let requests = rows.requests();
+        let needed = requests.needed_since(room.needed_since(kept, self.env.clock.wall_ms()));
+        let calmly = partition.marks.covered_by_all(others, last);
+        let calmly = needed.map_or(calmly, |needed| calmly.min(needed.saturating_sub(1)));
+        let over = room.too_many(kept.max(requests.len()), kept);
+        let to = calmly.max((first + over).saturating_sub(1)).min(last);
+        if to < first {
+            return Ok(None);
+        }
+        let cut = Cut { to, gone: to + 1 - first, kept };
+        let forgotten = requests.last_issued(to).map_or(0, |issued| issued.saturating_add(1));
+        let mut next = partition.clone();
+        next.forgotten_ms = next.forgotten_ms.max(forgotten);
+        let mut position = partition.settling.changed();
+        let unwritten = next.written < to && !kv_types::mutant!(LogTrimmedEarly);
+        if unwritten || (to > calmly && next.forgotten_ms > partition.forgotten_ms) {
+            self.stage_clock(slice, &mut next, rows);
+            position = rows.commit(true)?;
+        }
+        *partition = next;
+        Ok(Some((cut, position)))
     }
 
     /// The records of the keys that `missing` is of, as far as this node has those dots and its log names
@@ -406,15 +597,15 @@ impl Replica {
             let read = self.storage.read_stream(DOT_LOG, &stream, (from, last), rows, bytes);
             let page = match in_time_or(deadline, read).await? {
                 Ok(page) => page,
-                Err(behind) => {
-                    from = behind;
+                Err(Gone { next, .. }) => {
+                    from = next;
                     continue;
                 }
             };
             let Some((end, _)) = page.last() else { break };
             from = end + 1;
             for (id, content) in page {
-                let mut entry = Entry::decode(content).ok_or_else(|| corrupt("the dot log"))?;
+                let Logged::Key(mut entry) = Logged::decode(content)? else { continue };
                 entry.writes.retain(|(dot, _)| wanted.covers(*dot));
                 if entry.writes.is_empty() {
                     continue;
@@ -438,16 +629,73 @@ impl Replica {
     }
 }
 
-/// A page of the log, or the first entry behind those that were trimmed or are lost.
+/// What an entry says of a request.
+fn taken_of(dot: Dot, write: &Write, token: u64) -> Taken {
+    Taken { issued_at_ms: write.issued_at_ms, body: write.body, token, dots: vec![dot] }
+}
+
+/// What of a log goes: the entries up to one, how many these are, and of how many.
+#[derive(Debug)]
+struct Cut {
+    to: u64,
+    gone: u64,
+    kept: u64,
+}
+
+/// How much room the logs of a node have.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Of all of them.
+    bytes: u64,
+    max_bytes: u64,
+    /// No hint can carry a twin of an old request.
+    calm: bool,
+}
+
+impl Room {
+    /// Requests that were issued then or later are needed, in a log of so many entries. While it is not calm
+    /// all of them are, as long as there is room.
+    fn needed_since(&self, kept: u64, now_ms: u64) -> u64 {
+        let crowded = kept > limits::LOG_ENTRIES / 2 || self.bytes > self.max_bytes / 2;
+        match (crowded, self.calm) {
+            (true, _) => now_ms.saturating_sub(limits::REQUEST_KEPT_CROWDED.as_millis() as u64),
+            (false, true) => now_ms.saturating_sub(limits::REQUEST_KEPT.as_millis() as u64),
+            (false, false) => 0,
+        }
+    }
+
+    /// How many of `kept` entries are too many: an eighth more than that, so that it is not every time one.
+    /// They count as `most`, if they name so many requests.
+    fn too_many(&self, most: u64, kept: u64) -> u64 {
+        let share = |have: u64, max: u64| match have > max {
+            // Rounded up.
+            true => (u128::from(kept) * u128::from(have - max / 8 * 7)).div_ceil(u128::from(have)) as u64,
+            false => 0,
+        };
+        share(most, limits::LOG_ENTRIES).max(share(self.bytes, self.max_bytes)).min(kept)
+    }
+}
+
+/// Entries that were trimmed or are lost: where the log goes on.
+struct Gone {
+    trimmed: bool,
+    next: u64,
+}
+
+/// A page of the log, or where it goes on behind entries that are gone.
 async fn in_time_or<T>(
     deadline: Instant,
     read: impl Future<Output = Result<T, StorageError>>,
-) -> Result<Result<T, u64>, Failure> {
+) -> Result<Result<T, Gone>, Failure> {
     let read = async {
         match read.await {
             Ok(page) => Ok(Ok(page)),
-            Err(StorageError::Journal(JournalError::Trimmed { floor })) => Ok(Err(floor)),
-            Err(StorageError::Journal(JournalError::Damaged { last, .. })) => Ok(Err(last.saturating_add(1))),
+            Err(StorageError::Journal(JournalError::Trimmed { floor })) => {
+                Ok(Err(Gone { trimmed: true, next: floor }))
+            }
+            Err(StorageError::Journal(JournalError::Damaged { last, .. })) => {
+                Ok(Err(Gone { trimmed: false, next: last.saturating_add(1) }))
+            }
             Err(error) => Err(error),
         }
     };
@@ -475,14 +723,45 @@ mod tests {
         let (namespace, key) = (NamespaceId(3), Bytes::from_static(b"k\0\xff"));
         let entry = Entry { namespace, key, writes: vec![(dot(1), write), (dot(5), write)] };
         let bytes = entry.encode();
-        assert_eq!(Entry::decode(bytes.clone()), Some(entry.clone()));
+        assert_eq!(Logged::decode(bytes.clone()).unwrap(), Logged::Key(entry.clone()));
         let none = Entry { writes: Vec::new(), ..entry };
-        assert_eq!(Entry::decode(none.encode()), Some(none));
+        assert_eq!(Logged::decode(none.encode()).unwrap(), Logged::Key(none));
         for cut in 1..52 {
-            assert_eq!(Entry::decode(bytes.slice(..bytes.len() - cut)), None, "{cut}");
+            assert!(Logged::decode(bytes.slice(..bytes.len() - cut)).is_err(), "{cut}");
         }
-        assert_eq!(Entry::decode(Bytes::from_static(&[2, 0])), None);
-        assert_eq!(Entry::decode(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 1, 255, 0, 0, 0])), None);
+        let taken = |dots: Vec<Dot>| Taken { issued_at_ms: 1, body: 2, token: 3, dots };
+        let told = vec![(write.request, taken(vec![dot(1), dot(9)])), (write.request, taken(Vec::new()))];
+        let bytes = encode_told(&told);
+        assert_eq!(Logged::decode(bytes.clone()).unwrap(), Logged::Requests(told));
+        for cut in 1..49 {
+            assert!(Logged::decode(bytes.slice(..bytes.len() - cut)).is_err(), "{cut}");
+        }
+        for bad in
+            [&[][..], &[VERSION], &[1, 0], &[VERSION, 2], &[VERSION, 0, 0, 0, 0, 0, 0, 0, 0, 1, 255, 0, 0, 0]]
+        {
+            assert!(Logged::decode(Bytes::copy_from_slice(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_log_has_room_until_it_is_full_and_is_crowded_before() {
+        let room = |bytes: u64, calm: bool| Room { bytes, max_bytes: 1_000, calm };
+        let now = 10 * limits::REQUEST_KEPT.as_millis() as u64;
+        let since = |room: Room, kept: u64| now - room.needed_since(kept, now);
+        let (long, short) =
+            (limits::REQUEST_KEPT.as_millis() as u64, limits::REQUEST_KEPT_CROWDED.as_millis() as u64);
+        let half = limits::LOG_ENTRIES / 2;
+        assert_eq!((since(room(500, true), half), since(room(500, false), half)), (long, now));
+        for calm in [true, false] {
+            assert_eq!((since(room(501, calm), 1), since(room(0, calm), half + 1)), (short, short));
+        }
+        let most = limits::LOG_ENTRIES;
+        assert_eq!(room(1_000, true).too_many(most, most), 0);
+        assert_eq!(room(0, true).too_many(most + 1, most + 1), most / 8 + 1);
+        assert_eq!(room(0, true).too_many(2 * most, 4), 3, "few entries that name many requests");
+        assert_eq!(room(2_000, true).too_many(100, 100), 57, "to seven eighths of 1,000, rounded up");
+        assert_eq!(room(1_001, true).too_many(1, 1), 1, "a single one that is too large goes");
+        assert_eq!(Room { max_bytes: 0, ..room(5, true) }.too_many(9, 9), 9);
     }
 
     #[test]

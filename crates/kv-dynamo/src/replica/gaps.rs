@@ -54,7 +54,7 @@ impl Replica {
             if new.is_empty() {
                 return Ok(());
             }
-            self.stage_clock(slice, &next, rows);
+            self.stage_clock(slice, &mut next, rows);
             let put_back = self.stage_put_back(slice, new.iter().copied(), partition, rows);
             let position = rows.commit(!put_back)?;
             next.settling.change(position, false, new, |position| self.is_durable(position));

@@ -1,9 +1,9 @@
 //! A client's write at the node that coordinates it: what it supersedes, its dot, and the one batch in which
-//! value, dot, clock and request are committed; or the proof that it was taken before.
+//! value, dot and request are committed; or the proof that it was taken before.
 
 use std::collections::BTreeMap;
 
-use bytes::{BufMut, BytesMut};
+use kv_types::catalogue::token;
 use kv_types::causal::primary::{self, Change};
 use kv_types::causal::{Dot, Hlc, Seen, Sibling, State, Write};
 use kv_types::limits::{MAX_SIBLINGS, REQUEST_WINDOW};
@@ -70,7 +70,7 @@ impl Replica {
         let mut stored = None;
         let before = match role {
             Role::Primary => {
-                self.expect(place, [request], partition, rows)?;
+                self.expect(place, partition, rows)?;
                 let row = self.stored(place, rows)?;
                 stored = row.as_ref().map(|(state, _)| state.clone());
                 partition.copy(place, row)
@@ -110,7 +110,6 @@ impl Replica {
                 (state, growth, None)
             }
         };
-        rows.small_put(place.slice.counter_key(), self.counter_mark(dot.counter));
         let position = rows.commit(false)?;
         lock(&self.held).grow(&growth);
         if let Some(change) = &change {
@@ -132,9 +131,9 @@ impl Replica {
         rows: &mut Rows<'_>,
     ) -> Result<Change, Stop> {
         let mut clock = next.clock.clone();
-        let change = self.with_known(place, rows, |known| {
-            primary::write(Some(filled), supersedes, (dot, write), sibling, &mut clock, known)
-        })?;
+        let token = token(place.namespace, &place.key);
+        let mut known = |request| rows.requests().dots_of(request, token);
+        let change = primary::write(Some(filled), supersedes, (dot, write), sibling, &mut clock, &mut known);
         self.refuse_gaps(&change, next)?;
         next.clock = clock;
         self.check_size(&change.state, order)?;
@@ -198,13 +197,6 @@ impl Replica {
         }
     }
 
-    pub(super) fn counter_mark(&self, counter: u64) -> BytesMut {
-        let mut mark = BytesMut::with_capacity(16);
-        mark.put_u64(self.incarnation.0);
-        mark.put_u64(counter);
-        mark
-    }
-
     /// The proof that this request was taken before, if there is one.
     fn taken_before(
         &self,
@@ -212,14 +204,14 @@ impl Replica {
         role: Role<'_>,
         order: &Order,
         before: &Copy,
-        rows: &mut Rows<'_>,
-    ) -> Result<Option<Minted>, Stop> {
+        rows: &Rows<'_>,
+    ) -> Result<Option<Minted>, Failure> {
         let request = order.mutation.request_id;
-        let mut position = before.position;
+        // With the record here is the entry that names the request: they came in one batch.
+        let position = before.position;
         let (body, dots, same_key) = match role {
-            Role::Primary => match self.taken(place.slice, request, rows)? {
-                Some((taken, at)) => {
-                    position = position.max(at);
+            Role::Primary => match rows.requests().get(request) {
+                Some(taken) => {
                     let same_key = taken.is_of(place);
                     (taken.body, taken.dots, same_key)
                 }
@@ -236,7 +228,7 @@ impl Replica {
         };
         if body != order.body || !same_key {
             let message = format!("request {request} was used before for something else");
-            return Err(Failure::new(Reason::RequestIdReused, message).into());
+            return Err(Failure::new(Reason::RequestIdReused, message));
         }
         // A node that catches up learns of requests before it has their writes. To answer for one of those
         // would acknowledge what is not here: it is taken as a twin.
@@ -256,7 +248,7 @@ impl Replica {
         Ok(Some(Minted { state: before.state.clone(), covered, position, deduplicated: true }))
     }
 
-    /// Whether a new request may still be told from an old one, and has room.
+    /// Whether a new request may still be told from an old one.
     fn admit(&self, partition: &Partition, role: Role<'_>, order: &Order) -> Result<(), Failure> {
         let now = self.env.clock.wall_ms();
         let window = REQUEST_WINDOW.as_millis() as u64;
@@ -277,17 +269,13 @@ impl Replica {
                 Ok(())
             };
         }
-        if order.is_resent() && issued < partition.swept_ms {
+        if order.is_resent() && issued < partition.forgotten_ms {
             let message = "this replica has forgotten requests of that time and cannot tell whether it was taken: read, then decide";
             return Err(Failure::new(Reason::RequestExpired, message));
         }
         if issued < *lock(&self.proves_since_ms) {
             let message = "this replica lost its disk after the request was issued and cannot tell whether it was taken";
             return Err(Failure::new(Reason::RequestExpired, message));
-        }
-        if partition.requests >= limits::REQUESTS {
-            let message = "the table of request ids of this ring partition is full";
-            return Err(Failure::new(Reason::LimitRequests, message).with("limit", limits::REQUESTS));
         }
         Ok(())
     }

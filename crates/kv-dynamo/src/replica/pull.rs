@@ -1,8 +1,8 @@
 //! What a ring partition gives to a node that pulls it, and what that node does with it.
 //!
-//! A source gives its request table, then its records a page at a time, each page with the node clock of its
-//! moment, and all of it with the node clock as it was before the first row was read. Who has everything has
-//! the effect of every dot of that first clock, and adopts it. Until then:
+//! A source gives the requests that it knows, then its records a page at a time, each page with the node
+//! clock of its moment, and all of it with the node clock as it was before the first row was read. Who has
+//! everything has the effect of every dot of that first clock, and adopts it. Until then:
 //!
 //! - Pulled records do not move the clock of this node: it would have a gap for each of them.
 //! - What the pull has passed is filled with the source's first clock as well, so that a late message about a
@@ -17,20 +17,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use kv_storage::Position;
+use kv_types::catalogue::token;
 use kv_types::causal::primary::{self, Change};
 use kv_types::causal::{NodeClock, State};
 use kv_types::limits::MAX_CLOCK_RANGES;
-use kv_types::{Failure, NodeId, Reason, RequestId};
+use kv_types::{ClientId, Failure, NodeId, Reason, RequestId};
 use tokio::time::Instant;
 
 use super::pulling::Pulling;
-use super::rows::{Rows, Stop, Want, in_time, lock};
+use super::rows::{Rows, Stop, in_time, lock};
 use super::{Partition, Replica, corrupt};
-use crate::layout::{
-    HINTS, Hint, Place, REQUEST_TIMES, REQUESTS, Slice, Taken, key_after, of_request_key, prefix_end,
-};
+use crate::layout::{HINTS, Hint, Place, Slice, Taken, key_after, prefix_end};
 use crate::limits;
 
 /// A page of the records of a ring partition, as they are stored.
@@ -82,25 +81,35 @@ impl Replica {
         .await
     }
 
-    /// A page of the request table of a ring partition after a key of it.
-    pub(crate) async fn page_of_requests(
+    /// A page of the requests that a ring partition took, behind the one that `after` names.
+    ///
+    /// Errors: `INVALID_REQUEST` where it names none.
+    pub(crate) fn page_of_requests(
         &self,
         slice: Slice,
         after: &[u8],
         max_bytes: usize,
-        deadline: Instant,
     ) -> Result<RowPage<(RequestId, Bytes)>, Failure> {
-        let prefix = slice.prefix();
-        let from = if after.is_empty() { prefix.to_vec() } else { key_after(after) };
-        let to = prefix_end(&prefix);
-        let read = self.storage.read_range(REQUESTS, &from, to.as_deref(), limits::SCAN_ROWS, max_bytes);
-        let chunk = in_time(deadline, read).await?;
-        let next = chunk.rows.last().filter(|_| chunk.more).map(|(key, _)| key.clone());
-        let mut page = RowPage { rows: Vec::new(), position: Position::DURABLE, next };
-        for (key, row) in chunk.rows {
-            page.position = page.position.max(row.position);
-            let (_, request) = of_request_key(&key).ok_or_else(|| corrupt("the requests"))?;
-            page.rows.push((request, row.value));
+        let after = match after {
+            [] => None,
+            name => Some(request_of(name).ok_or_else(|| {
+                Failure::new(Reason::InvalidRequest, "`after` is not a place to resume from")
+            })?),
+        };
+        let partition = self.partition(slice);
+        let guarded = lock(&partition);
+        let mut page = RowPage { rows: Vec::new(), position: guarded.state.settling.changed(), next: None };
+        let mut bytes = 0;
+        for (request, taken) in guarded.requests.behind(after) {
+            if let Some((last, _)) = page.rows.last()
+                && (bytes >= max_bytes || page.rows.len() >= limits::SCAN_ROWS)
+            {
+                page.next = Some(name_of(*last));
+                break;
+            }
+            let taken = taken.encode().freeze();
+            bytes += taken.len() + size_of::<RequestId>();
+            page.rows.push((request, taken));
         }
         Ok(page)
     }
@@ -211,31 +220,19 @@ impl Replica {
         deadline: Instant,
     ) -> Result<(), Failure> {
         let learn = |partition: &mut Partition, rows: &mut Rows<'_>| {
-            let key = |request: &RequestId| slice.request_key(*request).freeze();
-            rows.expect(told.iter().map(|(request, _)| Want::Row(REQUESTS, key(request))))?;
+            let is_new = |(request, theirs): &&(RequestId, Taken)| match rows.requests().get(*request) {
+                Some(mut mine) => mine.merge(theirs),
+                None => true,
+            };
+            let new: Vec<(RequestId, Taken)> = told.iter().filter(is_new).cloned().collect();
+            if new.is_empty() {
+                return Ok(());
+            }
             let mut next = partition.clone();
-            let mut changed = false;
-            for (request, theirs) in told {
-                let row = match self.taken(slice, *request, rows)? {
-                    Some((mut mine, _)) => match mine.merge(theirs) {
-                        true => mine,
-                        false => continue,
-                    },
-                    None => {
-                        next.requests += 1;
-                        let at = slice.request_time_key(theirs.issued_at_ms, *request);
-                        rows.put(REQUEST_TIMES, at, Bytes::new());
-                        theirs.clone()
-                    }
-                };
-                changed = true;
-                rows.put(REQUESTS, key(request), row.encode());
-            }
-            if changed {
-                self.stage_clock(slice, &next, rows);
-                rows.commit(true)?;
-                *partition = next;
-            }
+            self.stage_told(slice, &new, &mut next, rows);
+            let position = rows.commit(true)?;
+            next.settling.learn(position);
+            *partition = next;
             Ok(())
         };
         self.run(slice, deadline, learn).await
@@ -266,20 +263,16 @@ impl Replica {
             let message = "the pull that this record belongs to was given up";
             return Err(Failure::new(Reason::Internal, message).into());
         };
-        self.expect(
-            place,
-            incoming.record.siblings.values().map(|sibling| sibling.request),
-            partition,
-            rows,
-        )?;
+        self.expect(place, partition, rows)?;
         let stored = self.stored(place, rows)?.map(|(state, _)| state);
         let mut next = partition.clone();
         let mut both = next.clock.clone();
         both.adopt(&pulling.clock);
         let mut state = partition.fill(place, stored.clone());
-        self.refuse_reuse(place, incoming, &state, partition, rows)?;
+        self.refuse_reuse(incoming, &state, partition, rows)?;
         state.merge(incoming);
-        self.with_known(place, rows, |known| state.bury_twins(known))?;
+        let token = token(place.namespace, &place.key);
+        state.bury_twins(|request| rows.requests().dots_of(request, token));
         // What came after the first clock.
         let new: Vec<_> = state.applied().filter(|(dot, _)| !both.has(*dot)).collect();
         for (dot, _) in &new {
@@ -399,7 +392,7 @@ impl Replica {
             refuse_ranges(&next.clock)?;
             next.pulling = None;
             next.given_up.clear();
-            self.stage_clock(slice, &next, rows);
+            self.stage_clock(slice, &mut next, rows);
             let unknown = clock.dots().difference(partition.clock.dots());
             let put_back = self.stage_put_back(slice, unknown.last_dots(), partition, rows);
             let position = rows.commit(!put_back)?;
@@ -409,6 +402,17 @@ impl Replica {
         })
         .await
     }
+}
+
+/// A request as the place to resume from.
+fn name_of(request: RequestId) -> Bytes {
+    [&request.client_id.0.to_be_bytes()[..], &request.seq.to_be_bytes()].concat().into()
+}
+
+fn request_of(mut name: &[u8]) -> Option<RequestId> {
+    let client_id = ClientId(name.try_get_u128().ok()?);
+    let seq = name.try_get_u64().ok().filter(|_| name.is_empty())?;
+    Some(RequestId { client_id, seq })
 }
 
 fn refuse_ranges(clock: &NodeClock) -> Result<(), Failure> {

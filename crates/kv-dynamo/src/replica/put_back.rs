@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::rows::{Rows, Stop, lock};
 use super::{Partition, Replica};
-use crate::layout::{INCARNATION, Place, Slice, WHOLE};
+use crate::layout::{INCARNATION, Slice, WHOLE};
 use crate::limits;
 
 /// The details of a refusal that name a dot which stands for two requests.
@@ -87,24 +87,21 @@ impl Replica {
     /// and the other one would be acknowledged.
     ///
     /// The record here tells what its last dots stand for: only that is proof enough to name the dot, which
-    /// stops its minter. Beyond that a dot that was applied here has its request in the request table, in the
-    /// same batch; that is asked for live values whose request is new enough to be there still, and one that
-    /// is not there is refused without a name.
+    /// stops its minter. Beyond that a dot that was applied here has its request in the dot log, in the same
+    /// batch; that is asked for live values whose request is new enough to be there still, and one that is
+    /// not there is refused without a name.
     pub(super) fn refuse_reuse(
         &self,
-        place: &Place,
         incoming: &State,
         here: &State,
         partition: &Partition,
-        rows: &mut Rows<'_>,
-    ) -> Result<(), Stop> {
+        rows: &Rows<'_>,
+    ) -> Result<(), Failure> {
         let window = REQUEST_WINDOW.as_millis() as u64;
         // What was pulled brought no requests along, and a client may have issued them by a clock that is
-        // ahead by as much as the window. Nor is it remembered across a start what a sweep took by a clock
-        // that was ahead.
+        // ahead by as much as the window.
         let since = (*lock(&self.proves_since_ms)).max(self.opened_ms).saturating_add(window);
-        let provable = self.env.clock.wall_ms().saturating_sub(window).max(since).max(partition.swept_ms);
-        let mut missing = None;
+        let provable = self.env.clock.wall_ms().saturating_sub(window).max(since).max(partition.forgotten_ms);
         for (dot, write) in incoming.writes.iter().filter(|(dot, _)| partition.clock.has(**dot)) {
             let message = || {
                 format!(
@@ -116,19 +113,15 @@ impl Replica {
                 Some(_) => {
                     let refused = Failure::new(Reason::InvalidRequest, message());
                     let refused = refused.with(INCARNATION_OF, dot.incarnation.0);
-                    return Err(refused.with(COUNTER_OF, dot.counter).into());
+                    return Err(refused.with(COUNTER_OF, dot.counter));
                 }
                 None if !incoming.record.siblings.contains_key(dot) || write.issued_at_ms < provable => {}
-                None => match self.taken(place.slice, write.request, rows) {
-                    // A request that a client used for two keys stands under the first.
-                    Ok(Some(_)) => {}
-                    Ok(None) => return Err(Failure::new(Reason::InvalidRequest, message()).into()),
-                    // The rest is looked for too, so that what only the tier can tell is read together.
-                    Err(stop) => missing = Some(stop),
-                },
+                // A request that a client used for two keys stands under the first.
+                None if rows.requests().get(write.request).is_some() => {}
+                None => return Err(Failure::new(Reason::InvalidRequest, message())),
             }
         }
-        missing.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// What another node refused may tell that this directory was put back: see [`Self::refuse_reuse`].

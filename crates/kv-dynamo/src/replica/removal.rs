@@ -1,25 +1,18 @@
 //! Removes what is stored of deleted namespaces from one ring partition, a few rows at a time. The counts of
-//! the ring partition follow: its lists of records, its requests, its hints. The node clock stays: its dots
-//! were minted, and are never minted again.
-//!
-//! A row of the request table does not say its namespace. Those that the records name go with them; what is
-//! older is forgotten as all old requests are.
+//! the ring partition follow: its lists of records, and its hints. The node clock stays: its dots were
+//! minted, and are never minted again. What the dot log has goes with time, as all old entries do.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_storage::{RowChunk, StorageError, TableId};
-use kv_types::catalogue::token;
 use kv_types::causal::State;
-use kv_types::{Failure, NamespaceId, NodeId, RequestId};
+use kv_types::{Failure, NamespaceId, NodeId};
 use tokio::time::Instant;
 
 use super::rows::{Rows, Stop, Want, in_time, lock};
-use super::{Partition, Replica, corrupt};
-use crate::layout::{
-    AHEAD, CONFLICTS, HINTS, Place, RECORDS, REQUEST_TIMES, REQUESTS, Slice, hints_of, key_after, rows_of,
-};
+use super::{Partition, Replica};
+use crate::layout::{AHEAD, CONFLICTS, HINTS, Place, RECORDS, Slice, hints_of, key_after, rows_of};
 use crate::limits::REMOVED_AT_ONCE;
 
 /// What a step removed: bytes of keys and values, and the last key if there may be more behind it.
@@ -34,11 +27,9 @@ fn from_there(first: &[u8], after: Option<&Bytes>) -> Vec<u8> {
     after.map_or_else(|| first.to_vec(), |last| key_after(last))
 }
 
-/// A record that goes, with the requests that it names.
+/// A record that goes.
 struct Going {
     key: Bytes,
-    token: u64,
-    requests: Vec<RequestId>,
     ahead: bool,
 }
 
@@ -68,7 +59,7 @@ impl List {
 }
 
 impl Replica {
-    /// Rows of a namespace, but for requests, which do not say theirs.
+    /// Rows of a namespace, without what the dot log has.
     pub(crate) fn rows_of(&self, namespace: NamespaceId) -> Result<usize, StorageError> {
         let of_record =
             |key: &[u8]| Place::of_record_key(key).is_some_and(|place| place.namespace == namespace);
@@ -118,36 +109,26 @@ impl Replica {
         let mut going = Vec::new();
         for (key, row) in chunk.rows {
             removed.bytes += (key.len() + row.value.len()) as u64;
-            let place = Place::of_record_key(&key).ok_or_else(|| corrupt("the records"))?;
-            // One that cannot be read goes too; its requests go when they expire.
-            let state = State::decode(row.value).unwrap_or_default();
-            let mut requests: Vec<RequestId> = state.writes.values().map(|write| write.request).collect();
-            requests.sort_unstable();
-            requests.dedup();
-            let (token, ahead) = (token(place.namespace, &place.key), state.record.is_ahead());
-            going.push(Going { key, token, requests, ahead });
+            // One that cannot be read goes too.
+            let ahead = State::decode(row.value).is_ok_and(|state| state.record.is_ahead());
+            going.push(Going { key, ahead });
         }
         let remove =
-            |partition: &mut Partition, rows: &mut Rows<'_>| self.remove_now(slice, &going, partition, rows);
+            |partition: &mut Partition, rows: &mut Rows<'_>| self.remove_now(&going, partition, rows);
         self.run(slice, deadline, remove).await.map(|()| removed)
     }
 
     fn remove_now(
         &self,
-        slice: Slice,
         going: &[Going],
         partition: &mut Partition,
         rows: &mut Rows<'_>,
     ) -> Result<(), Stop> {
         let conflicts = partition.conflicts > 0;
-        let wants = going.iter().flat_map(|one| {
-            let requests = one.requests.iter().map(|id| Want::Row(REQUESTS, slice.request_key(*id).freeze()));
-            requests.chain(conflicts.then(|| Want::Row(CONFLICTS, one.key.clone())))
-        });
-        rows.expect(wants)?;
+        let listed = going.iter().filter(|_| conflicts);
+        rows.expect(listed.map(|one| Want::Row(CONFLICTS, one.key.clone())))?;
         let mut next = partition.clone();
-        let mut forgotten: BTreeMap<RequestId, u64> = BTreeMap::new();
-        for Going { key, token, requests, ahead } in going {
+        for Going { key, ahead } in going {
             if *ahead {
                 next.ahead = next.ahead.saturating_sub(1);
                 // What the others claim is looked at again.
@@ -158,23 +139,7 @@ impl Replica {
                 next.conflicts = next.conflicts.saturating_sub(1);
                 rows.delete(CONFLICTS, key.clone());
             }
-            for request in requests {
-                // One that a client used for something else too stays.
-                if let Some((taken, _)) = self.taken(slice, *request, rows)?
-                    && taken.token == *token
-                {
-                    forgotten.insert(*request, taken.issued_at_ms);
-                }
-            }
             rows.delete(RECORDS, key.clone());
-        }
-        for (request, issued_at_ms) in &forgotten {
-            rows.delete(REQUESTS, slice.request_key(*request));
-            rows.delete(REQUEST_TIMES, slice.request_time_key(*issued_at_ms, *request));
-        }
-        if !forgotten.is_empty() {
-            next.requests = next.requests.saturating_sub(forgotten.len() as u64);
-            self.stage_clock(slice, &next, rows);
         }
         rows.commit(true)?;
         *partition = next;

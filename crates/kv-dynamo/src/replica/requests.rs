@@ -1,160 +1,173 @@
-//! Which requests a ring partition may have taken: almost every write asks for one that is not in the table,
-//! and is told so from memory.
+//! The requests that a ring partition took, in memory: so a resend is told from a new write, and twins of one
+//! request from different writes. The dot log has them on the disk; they are read from it at the start, and
+//! go with its entries.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
-use fastbloom::BloomFilter;
+use kv_types::causal::Dot;
+use kv_types::{ClientId, RequestId};
 
-use crate::limits;
+use crate::layout::Taken;
 
-/// Share of absent keys for which a full layer says that they may be there: such a write reads the tier, and
-/// waits for it when it stalls. It costs 19 bits for a key: 22 MiB for ten million requests.
-const FALSE_POSITIVES: f64 = 0.000_1;
-/// Keys of the first layer; each further one has room for four times as many, until it has room for all rows
-/// that a table may have.
-const FIRST_LAYER: usize = 1024;
-/// The same on every node and in every run: a client that finds collisions makes its own writes slower.
-const SEED: u128 = 0x51_75_6f_72_61_74_65;
-
-/// A set of keys that never forgets one and may claim one too many.
-#[derive(Default)]
-struct Filter {
-    layers: Vec<BloomFilter>,
-    /// Keys that the last layer still has room for.
-    room: usize,
-    keys: usize,
+/// A request, as small as it can be: there may be as many as a dot log has entries.
+#[derive(Debug, Clone)]
+struct Known {
+    issued_at_ms: u64,
+    token: u64,
+    /// The last entry of the log that names the request.
+    entry: u64,
+    body: u32,
+    dot: Option<Dot>,
+    /// Further dots. Almost no request has any.
+    #[allow(clippy::box_collection, reason = "8 bytes instead of 24 in each")]
+    twins: Option<Box<Vec<Dot>>>,
 }
 
-impl Filter {
-    fn add(&mut self, key: &[u8]) {
-        if self.room == 0 {
-            let layers = u32::try_from(self.layers.len()).unwrap_or(u32::MAX);
-            let most = usize::try_from(limits::REQUESTS).unwrap_or(usize::MAX);
-            let keys = FIRST_LAYER.saturating_mul(4usize.saturating_pow(layers)).min(most);
-            self.layers.push(BloomFilter::with_false_pos(FALSE_POSITIVES).seed(&SEED).expected_items(keys));
-            self.room = keys;
-        }
-        if let Some(layer) = self.layers.last_mut() {
-            layer.insert(key);
-        }
-        self.room -= 1;
-        self.keys += 1;
+impl Known {
+    fn dots(&self) -> impl Iterator<Item = Dot> + '_ {
+        self.dot.into_iter().chain(self.twins.iter().flat_map(|twins| twins.iter().copied()))
     }
 
-    fn may_have(&self, key: &[u8]) -> bool {
-        self.layers.iter().any(|layer| layer.contains(key))
+    fn taken(&self) -> Taken {
+        let (issued_at_ms, body, token) = (self.issued_at_ms, self.body, self.token);
+        Taken { issued_at_ms, body, token, dots: self.dots().collect() }
+    }
+
+    fn add(&mut self, dot: Dot) {
+        if self.dots().any(|known| known == dot) {
+            return;
+        }
+        match self.dot {
+            None => self.dot = Some(dot),
+            Some(_) => self.twins.get_or_insert_default().push(dot),
+        }
     }
 }
 
-/// The keys of a request table, as far as memory knows them.
-#[derive(Default)]
+/// The requests of a ring partition by their ids.
+#[derive(Debug, Default)]
 pub(super) struct Requests {
-    known: Filter,
-    /// The rows that were there at the start are in `known` too.
-    complete: bool,
-    /// What takes the place of `known` once it has all rows: without those that were forgotten.
-    next: Option<Filter>,
-}
-
-impl fmt::Debug for Requests {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Requests").field("keys", &self.known.keys).field("complete", &self.complete).finish()
-    }
+    known: BTreeMap<RequestId, Known>,
 }
 
 impl Requests {
-    /// Of a table without rows.
-    pub(super) fn of_nothing() -> Self {
-        Self { complete: true, ..Self::default() }
+    /// What is known of a request.
+    pub(super) fn get(&self, request: RequestId) -> Option<Taken> {
+        self.known.get(&request).map(Known::taken)
     }
 
-    /// The table has no such row.
-    pub(super) fn lacks(&self, key: &[u8]) -> bool {
-        self.complete && !self.known.may_have(key)
+    /// The dots of a request that are known to be of the key with that token: usually one. A client that uses
+    /// a request id again for another key breaks its promise, and must not lose what is there.
+    pub(super) fn dots_of(&self, request: RequestId, token: u64) -> Vec<Dot> {
+        let known = self.known.get(&request).filter(|known| known.token == token);
+        known.map(|known| known.dots().collect()).unwrap_or_default()
     }
 
-    /// The table has got a row, or has had it since before the start.
-    pub(super) fn add(&mut self, key: &[u8]) {
-        self.known.add(key);
-        if let Some(next) = &mut self.next {
-            next.add(key);
+    /// What an entry of the log says of a request. Of one that was used for two keys the first stays.
+    pub(super) fn add(&mut self, request: RequestId, taken: &Taken, entry: u64) {
+        let Taken { issued_at_ms, body, token, .. } = *taken;
+        let first = || Known { issued_at_ms, token, entry, body, dot: None, twins: None };
+        let known = self.known.entry(request).or_insert_with(first);
+        if known.token == token {
+            known.entry = known.entry.max(entry);
+            taken.dots.iter().for_each(|dot| known.add(*dot));
         }
     }
 
-    /// All rows from before the start have been added.
-    pub(super) fn complete(&mut self) {
-        self.complete = true;
+    /// How many there are.
+    pub(super) fn len(&self) -> u64 {
+        self.known.len() as u64
     }
 
-    /// Whether most of what is known here has been forgotten by the table, which has `rows`: then the rows
-    /// are worth reading again.
-    pub(super) fn is_stale(&self, rows: u64) -> bool {
-        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-        self.complete && self.known.keys > rows.saturating_mul(2).saturating_add(4 * FIRST_LAYER)
+    /// Some of them in the order of their ids, from behind one on.
+    pub(super) fn behind(&self, after: Option<RequestId>) -> impl Iterator<Item = (RequestId, Taken)> + '_ {
+        let from = after.map_or(FIRST, |RequestId { client_id, seq }| match seq.checked_add(1) {
+            Some(seq) => RequestId { client_id, seq },
+            None => RequestId { client_id: ClientId(client_id.0.saturating_add(1)), seq: 0 },
+        });
+        self.known.range(from..).map(|(request, known)| (*request, known.taken()))
     }
 
-    /// Begins anew: rows that are added from now on, and those given to [`Self::renew`].
-    pub(super) fn begin_renewal(&mut self) {
-        self.next = Some(Filter::default());
+    /// The first entry of the log that is needed for a request that was issued then or later.
+    pub(super) fn needed_since(&self, issued_at_ms: u64) -> Option<u64> {
+        let young = self.known.values().filter(|known| known.issued_at_ms >= issued_at_ms);
+        young.map(|known| known.entry).min()
     }
 
-    /// Rows that the table has.
-    pub(super) fn renew(&mut self, keys: &[bytes::Bytes]) {
-        if let Some(next) = &mut self.next {
-            keys.iter().for_each(|key| next.add(key));
-        }
+    /// When the last of those was issued that go with the entries up to that one.
+    pub(super) fn last_issued(&self, to: u64) -> Option<u64> {
+        let going = self.known.values().filter(|known| known.entry <= to);
+        going.map(|known| known.issued_at_ms).max()
     }
 
-    /// All rows of the table have been given, or (`whole` is false) could not be read.
-    pub(super) fn end_renewal(&mut self, whole: bool) {
-        if let Some(next) = self.next.take().filter(|_| whole) {
-            self.known = next;
-        }
+    /// Forgets those whose entries are gone up to that one.
+    pub(super) fn forget(&mut self, to: u64) {
+        self.known.retain(|_, known| known.entry > to);
     }
 }
 
+const FIRST: RequestId = RequestId { client_id: ClientId(0), seq: 0 };
+
 #[cfg(test)]
 mod tests {
+    use kv_types::Incarnation;
+
     use super::*;
 
-    fn key(n: u32) -> bytes::Bytes {
-        bytes::Bytes::copy_from_slice(&n.to_be_bytes())
+    fn request(seq: u64) -> RequestId {
+        RequestId { client_id: ClientId(1), seq }
+    }
+
+    fn dot(counter: u64) -> Dot {
+        Dot { incarnation: Incarnation(1), counter }
+    }
+
+    fn taken(issued_at_ms: u64, token: u64, counter: u64) -> Taken {
+        Taken { issued_at_ms, body: 3, token, dots: vec![dot(counter)] }
     }
 
     #[test]
-    fn no_row_is_ever_denied_and_few_are_claimed_that_are_not_there() {
-        let mut requests = Requests::of_nothing();
-        let most = u32::try_from(limits::REQUESTS).unwrap();
-        assert!(requests.lacks(&key(0)));
-        (0..most).for_each(|n| requests.add(&key(n)));
-        assert!((0..most).all(|n| !requests.lacks(&key(n))));
-        let claimed = (most..2 * most).filter(|n| !requests.lacks(&key(*n))).count();
-        assert!(claimed < most as usize / 1_000, "{claimed} of {most}");
-        assert!(!requests.is_stale(limits::REQUESTS) && requests.is_stale(limits::REQUESTS / 4));
-    }
-
-    #[test]
-    fn before_the_stored_rows_are_known_nothing_is_denied() {
+    fn twins_are_known_and_another_key_changes_nothing() {
         let mut requests = Requests::default();
-        requests.add(&key(1));
-        assert!(!requests.lacks(&key(2)), "it may be a row from before the start");
-        requests.complete();
-        assert!(requests.lacks(&key(2)) && !requests.lacks(&key(1)));
+        assert_eq!(requests.get(request(1)), None);
+        requests.add(request(1), &taken(10, 7, 1), 1);
+        requests.add(request(1), &taken(10, 7, 1), 2);
+        assert_eq!(requests.get(request(1)), Some(taken(10, 7, 1)));
+        for counter in [4, 5, 4] {
+            requests.add(request(1), &taken(10, 7, counter), 3);
+        }
+        requests.add(request(1), &taken(10, 8, 9), 4);
+        assert_eq!(requests.dots_of(request(1), 7), [dot(1), dot(4), dot(5)]);
+        assert!(requests.dots_of(request(1), 8).is_empty() && requests.dots_of(request(2), 7).is_empty());
+        assert_eq!(requests.len(), 1);
+        // One that is known before its writes are.
+        requests.add(request(2), &Taken { dots: Vec::new(), ..taken(10, 7, 0) }, 5);
+        assert_eq!(requests.get(request(2)).unwrap().dots, []);
+        requests.add(request(2), &taken(10, 7, 6), 6);
+        assert_eq!(requests.dots_of(request(2), 7), [dot(6)]);
     }
 
     #[test]
-    fn a_renewal_forgets_what_the_table_has_forgotten_and_nothing_that_came_meanwhile() {
-        let mut requests = Requests::of_nothing();
-        (0..10_000).for_each(|n| requests.add(&key(n)));
-        requests.begin_renewal();
-        requests.renew(&[key(1)]);
-        requests.add(&key(20_000));
-        assert!(!requests.lacks(&key(9_999)), "not before it is whole");
-        requests.end_renewal(true);
-        assert!(!requests.lacks(&key(1)) && !requests.lacks(&key(20_000)));
-        assert!((2..10_000).filter(|n| requests.lacks(&key(*n))).count() > 9_000);
-        requests.begin_renewal();
-        requests.end_renewal(false);
-        assert!(!requests.lacks(&key(1)), "what could not be read changes nothing");
+    fn they_go_with_their_last_entries() {
+        let mut requests = Requests::default();
+        for n in 1..=10 {
+            requests.add(request(n), &taken(100 + n, 7, n), n);
+        }
+        requests.add(request(2), &taken(102, 7, 20), 20);
+        assert_eq!((requests.needed_since(0), requests.needed_since(105)), (Some(1), Some(5)));
+        assert_eq!(requests.needed_since(102), Some(3), "the second one is named again at the end");
+        assert_eq!(requests.needed_since(111), None);
+        assert_eq!((requests.last_issued(4), requests.last_issued(0)), (Some(104), None));
+        requests.forget(4);
+        let left: Vec<u64> = requests.behind(None).map(|(request, _)| request.seq).collect();
+        assert_eq!(left, [2, 5, 6, 7, 8, 9, 10]);
+        let behind: Vec<u64> = requests.behind(Some(request(8))).map(|(request, _)| request.seq).collect();
+        assert_eq!(behind, [9, 10]);
+        assert_eq!(requests.behind(Some(request(u64::MAX))).count(), 0);
+    }
+
+    #[test]
+    fn one_takes_little_memory() {
+        assert!(size_of::<(RequestId, Known)>() <= 96, "{}", size_of::<(RequestId, Known)>());
     }
 }

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use kv_storage::{Batch, Position, Row, Storage, StorageError, TableId};
-use kv_types::{Failure, Reason};
+use kv_types::{Failure, Reason, RequestId};
 use tokio::time::{Instant, timeout_at};
 
 use super::requests::Requests;
-use crate::layout::{self, HINTS, RECORDS, REQUESTS};
+use crate::layout::{self, HINTS, RECORDS, Taken};
 use crate::limits;
 
 /// What an operation reads.
@@ -152,9 +152,21 @@ pub(super) struct Rows<'a> {
     missing: BTreeSet<Want>,
     batch: Batch,
     written: Vec<(TableId, Bytes, Option<Bytes>)>,
+    /// Requests that entries of the dot log name which are in the batch.
+    taken: Vec<(RequestId, Taken, u64)>,
 }
 
 impl Rows<'_> {
+    /// The requests that were taken, but for those of this run.
+    pub(super) fn requests(&self) -> &Requests {
+        self.requests
+    }
+
+    /// A request that an entry of the batch names.
+    pub(super) fn take(&mut self, request: RequestId, taken: Taken, entry: u64) {
+        self.taken.push((request, taken, entry));
+    }
+
     /// A row, if it exists. `Stop::Missing` if only the tier can tell.
     pub(super) fn row(&mut self, table: TableId, key: impl Into<Bytes>) -> Result<Option<Row>, Stop> {
         self.now(&Want::Row(table, key.into())).ok_or(Stop::Missing)
@@ -220,9 +232,6 @@ impl Rows<'_> {
     /// What was committed since the row was pinned, what memory has, what was fetched.
     fn look(&mut self, want: &Want) -> Option<Option<Row>> {
         let Want::Row(table, key) = want else { return None };
-        if *table == REQUESTS && self.requests.lacks(key) {
-            return Some(None);
-        }
         if let Some(row) = self.pins.since(want).and_then(|since| since.get(key)) {
             return Some(row.clone());
         }
@@ -253,10 +262,6 @@ impl Rows<'_> {
         self.batch.push_append(table, stream, id, content);
     }
 
-    pub(super) fn small_put(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
-        self.batch.push_small_put(key, value);
-    }
-
     pub(super) fn small_delete(&mut self, key: impl AsRef<[u8]>) {
         self.batch.push_small_delete(key);
     }
@@ -266,12 +271,13 @@ impl Rows<'_> {
     pub(super) fn commit(&mut self, bulk: bool) -> Result<Position, Failure> {
         self.seen.clear();
         let (batch, written) = (std::mem::take(&mut self.batch), std::mem::take(&mut self.written));
+        let taken = std::mem::take(&mut self.taken);
         let committed = if bulk { self.storage.commit_bulk(batch) } else { self.storage.commit(batch) };
         let position = committed.map_err(storage_failure)?;
+        for (request, taken, entry) in taken {
+            self.requests.add(request, &taken, entry);
+        }
         for (table, key, value) in written {
-            if table == REQUESTS && value.is_some() {
-                self.requests.add(&key);
-            }
             self.pins.committed(table, key, value.map(|value| Row { value, position }));
         }
         Ok(position)
@@ -328,6 +334,7 @@ pub(super) async fn run<S, T>(
                 missing: BTreeSet::new(),
                 batch: Batch::new(),
                 written: Vec::new(),
+                taken: Vec::new(),
             };
             match operation(state, &mut rows) {
                 Ok(done) => return Ok(done),

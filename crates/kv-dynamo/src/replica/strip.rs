@@ -92,7 +92,7 @@ impl Replica {
     /// What is missing, by ring partition: the dots that records which are ahead claim, and that the clock
     /// has not. After a start it is known once such records were looked at to be stripped.
     pub(crate) fn slices_behind(&self) -> Vec<(Slice, Context)> {
-        let known = lock(&self.partitions).known.clone();
+        let known = lock(&self.partitions).clone();
         let missing = |guarded: &Mutex<Guarded>| lock(guarded).state.missing();
         let all = known.into_iter().map(|(slice, guarded)| (slice, missing(&guarded)));
         all.filter(|(_, missing)| !missing.is_empty()).collect()
@@ -100,7 +100,7 @@ impl Replica {
 
     /// How many records are ahead of their clocks here.
     pub(crate) fn records_ahead(&self) -> u64 {
-        let known = lock(&self.partitions).known.clone();
+        let known = lock(&self.partitions).clone();
         known.values().map(|guarded| lock(guarded).state.ahead).sum()
     }
 

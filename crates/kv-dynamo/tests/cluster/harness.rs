@@ -131,6 +131,7 @@ pub(crate) struct Cluster {
     pub(crate) catalogue: watch::Sender<Arc<Catalogue>>,
     pub(crate) namespace: Namespace,
     pub(crate) options: StorageOptions,
+    pub(crate) log_bytes: u64,
     pub(crate) seq: std::sync::atomic::AtomicU64,
 }
 
@@ -176,6 +177,7 @@ impl Cluster {
             catalogue: watch::Sender::new(Arc::new(catalogue)),
             namespace,
             options: StorageOptions { max_record_bytes: 1 << 20, ..options },
+            log_bytes: kv_dynamo::limits::LOG_BYTES,
             seq: 0.into(),
         };
         for (id, listener) in (1..).map(NodeId).zip(listeners) {
@@ -209,7 +211,8 @@ impl Cluster {
         let tiers = GatedTiers(MemTiers::new(), gate.clone());
         let (storage, recovery) =
             Storage::open(self.options.clone(), Arc::new(disk.clone()), Arc::new(tiers)).unwrap();
-        let config = AvailableConfig::new(id, recovery.tier_lost);
+        let log_bytes = self.log_bytes;
+        let config = AvailableConfig { log_bytes, ..AvailableConfig::new(id, recovery.tier_lost) };
         let catalogue = self.catalogue.subscribe();
         let dynamo = Available::start(config, storage.clone(), peers.clone(), env, catalogue).await.unwrap();
         let asked = Arc::new(Asked::default());

@@ -209,7 +209,7 @@ async fn records_that_a_node_cannot_take_hold_up_no_others() {
 /// The disk of one source has failed, or a row of it cannot be read: what the others have comes all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_whose_own_rows_cannot_be_read_ends_the_rebuild_from_no_other() {
-    const REQUESTS: kv_storage::TableId = kv_storage::TableId::new(50);
+    const RECORDS: kv_storage::TableId = kv_storage::TableId::new(48);
     let mut cluster = Cluster::start().await;
     let key = key_of(&cluster, "key", &[1, 5]);
     cluster.put(1, &key, "kept").await.unwrap();
@@ -219,7 +219,7 @@ async fn a_source_whose_own_rows_cannot_be_read_ends_the_rebuild_from_no_other()
     // The one that is asked first.
     let broken = &cluster.nodes[&NodeId(of_others[0])].storage.clone();
     let row = [&owners.ring.to_be_bytes()[..], &owners.partition.to_be_bytes(), &[0]].concat();
-    let damaged = broken.commit(kv_storage::Batch::new().put(REQUESTS, &row, [0])).unwrap();
+    let damaged = broken.commit(kv_storage::Batch::new().put(RECORDS, &row, [0])).unwrap();
     broken.durable(damaged).await.unwrap();
 
     let five = NodeId(5);
@@ -228,7 +228,7 @@ async fn a_source_whose_own_rows_cannot_be_read_ends_the_rebuild_from_no_other()
     cluster.until("another source was asked", |c| rows(c) > 0).await;
     assert!(cluster.nodes[&five].dynamo.rebuilding_partitions() > 0, "two of them are needed");
     // The same later.
-    let mended = broken.commit(kv_storage::Batch::new().delete(REQUESTS, &row)).unwrap();
+    let mended = broken.commit(kv_storage::Batch::new().delete(RECORDS, &row)).unwrap();
     broken.durable(mended).await.unwrap();
     cluster.until("it serves again", |c| c.nodes[&five].dynamo.rebuilding_partitions() == 0).await;
     assert_eq!(shown(&cluster.get_from(5, &key, 1, true).await.unwrap()), ["kept"]);

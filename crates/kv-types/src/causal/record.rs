@@ -195,7 +195,7 @@ impl State {
     }
 
     /// Applies the rule of twins: a value is dead if another dot of its request was superseded. `known` adds
-    /// the dots of a request that stand in the request table.
+    /// the dots of a request that are known from elsewhere.
     pub fn bury_twins(&mut self, mut known: impl FnMut(RequestId) -> Vec<Dot>) {
         let record = &self.record;
         let dead = |dot: &Dot| record.context.covers(*dot) && !record.siblings.contains_key(dot);
