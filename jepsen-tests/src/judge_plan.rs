@@ -10,7 +10,7 @@ use kv_check::service::{self, Window};
 
 use crate::nemesis::Done;
 use crate::recorded::Marks;
-use crate::scenario::{FaultKind, Mode, Namespace, Scenario, judged};
+use crate::scenario::{FaultKind, Mode, Namespace, Promise, Scenario, judged};
 
 /// How long a leader that is cut off may take to notice: two election timeouts.
 const NOTICED_WITHIN: Duration = Duration::from_secs(1);
@@ -22,7 +22,11 @@ pub fn plan(scenario: &Scenario, marks: &Marks, faults: &[Done]) -> Plan {
     let namespaces = scenario.namespaces.iter().filter_map(|namespace| {
         let load = scenario.workloads.iter().find(|load| load.namespace == namespace.name)?;
         let strong = namespace.mode == Mode::Strong;
-        let expect = Expectation { lost: namespace.may_lose, stale: namespace.stale.expectation() };
+        let expect = Expectation {
+            lost: namespace.may_lose,
+            stale: namespace.stale.expectation(),
+            monotonic: namespace.promise == Promise::MonotonicReads,
+        };
         Some((namespace.name.clone(), NamespacePlan { strong, workload: judged(load.kind), expect }))
     });
     // A single node has no other to be equal with.

@@ -329,6 +329,12 @@ fn traps_of_available() -> Vec<Trap> {
             &["who_lacks", "replica::tests::dot_log::who_lacks"],
         ),
         trap(
+            "read-unsettled",
+            "a read misses nothing that an earlier one showed",
+            Test("kv-dynamo-cluster", "promises::what_a_read_has_shown_no_later_read_misses"),
+            &["what_a_read_has_shown", "promises::what_a_read_has_shown"],
+        ),
+        trap(
             "clock-without-log",
             "a node clock survives a start",
             Test("kv-dynamo-kv_dynamo", "a_clock_is_its_row_and_what_the_log_got_since"),

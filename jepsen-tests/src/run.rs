@@ -245,7 +245,10 @@ async fn create_namespaces(scenario: &Scenario, lab: &Lab) -> Result<(), Broke> 
             Replication { n: namespace.n, r: namespace.r, w: namespace.w, sloppy: namespace.sloppy };
         specs.push(match namespace.mode {
             Mode::Strong => NamespaceSpec::strong(name),
-            Mode::Available => NamespaceSpec::available(name, replication),
+            Mode::Available => {
+                let guarantee = namespace.promise.into();
+                NamespaceSpec { guarantee, ..NamespaceSpec::available(name, replication) }
+            }
         });
     }
     for fault in &scenario.faults {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kv_types::Guarantee;
 use kv_types::limits::{MAX_VALUE_BYTES, MAX_VOTERS};
 use kv_workload::Kind;
 use serde::Deserialize;
@@ -26,7 +27,7 @@ pub use fault::{Fault, FaultKind, Role, Shape};
 use fault::{FaultEntry, fault};
 
 /// The scenarios that come with the program: name and text.
-pub const BUILT_IN: [(&str, &str); 36] = [
+pub const BUILT_IN: [(&str, &str); 37] = [
     ("majority-cut", include_str!("../scenarios/majority-cut.toml")),
     ("leader-in-minority", include_str!("../scenarios/leader-in-minority.toml")),
     ("ring", include_str!("../scenarios/ring.toml")),
@@ -61,6 +62,7 @@ pub const BUILT_IN: [(&str, &str); 36] = [
     ("observed-writes", include_str!("../scenarios/observed-writes.toml")),
     ("register", include_str!("../scenarios/register.toml")),
     ("shatter", include_str!("../scenarios/shatter.toml")),
+    ("promises", include_str!("../scenarios/promises.toml")),
     ("stale-reads", include_str!("../scenarios/stale-reads.toml")),
     ("consistency-table", include_str!("../scenarios/consistency-table.toml")),
 ];
@@ -147,6 +149,9 @@ pub struct Namespace {
     /// Available: whether fallbacks count.
     #[serde(default = "yes")]
     pub sloppy: bool,
+    /// Available: what it promises.
+    #[serde(default)]
+    pub promise: Promise,
     /// Stale reads.
     #[serde(default)]
     pub stale: Stale,
@@ -176,6 +181,32 @@ fn two() -> u8 {
 
 fn yes() -> bool {
     true
+}
+
+/// What an available namespace promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Promise {
+    /// That replicas converge.
+    #[default]
+    Eventual,
+    /// That who wrote sees it.
+    ReadYourWrites,
+    /// That a read sees what was acknowledged before it.
+    StrictQuorum,
+    /// That no read goes back, too.
+    MonotonicReads,
+}
+
+impl From<Promise> for Guarantee {
+    fn from(promise: Promise) -> Self {
+        match promise {
+            Promise::Eventual => Self::Eventual,
+            Promise::ReadYourWrites => Self::ReadYourWrites,
+            Promise::StrictQuorum => Self::StrictQuorum,
+            Promise::MonotonicReads => Self::MonotonicReads,
+        }
+    }
 }
 
 /// What is expected of the reads of an available namespace.

@@ -91,6 +91,9 @@ pub struct Account {
     /// sent more than once, so two replicas may have taken it, each under a dot of its own. Until the dots
     /// meet, the one that was not superseded looks like a write of its own. The promise is: none in the end.
     pub late_twins: usize,
+    /// Reads (by index) that miss a write, or show one that had been deleted, though a read that was over
+    /// before they were called had not. Only where that is promised it is none.
+    pub went_back: Vec<u64>,
     /// Successful reads.
     pub reads: usize,
     /// Reads that missed a mutation acknowledged before they were called. This is the price of answering
@@ -334,7 +337,49 @@ impl<'a> KeyHistory<'a> {
         (may_be_gone, must_be_gone)
     }
 
+    /// Since when a read had shown each write (it was over by then), and since when one had shown that a delete
+    /// had taken effect on a write: that had been acknowledged before the read was called, and was missing
+    /// although nothing that the read showed may cover it.
+    fn shown_since(&self) -> (BTreeMap<Id, u64>, BTreeMap<Id, u64>) {
+        let (mut there, mut gone) = (BTreeMap::new(), BTreeMap::new());
+        for read in &self.reads {
+            let Some(ret) = read.ret else { continue };
+            let shown = self.shown(read);
+            let perhaps_superseded = self.perhaps_superseded(self.mutations(&shown));
+            for (id, write) in self.writes.iter().enumerate() {
+                if shown.contains(&id) {
+                    lower(&mut there, id, ret);
+                } else if write.ok() && write.ended_before(read.call) && !perhaps_superseded.contains(&id) {
+                    lower(&mut gone, id, ret);
+                }
+            }
+        }
+        (there, gone)
+    }
+
+    /// Whether a read goes back behind one that was over before it was called.
+    fn goes_back(
+        &self,
+        read: &Operation,
+        (there, gone): &(BTreeMap<Id, u64>, BTreeMap<Id, u64>),
+        may_be_gone: &BTreeMap<Id, u64>,
+    ) -> bool {
+        let shown = self.shown(read);
+        let perhaps_superseded = self.perhaps_superseded(self.mutations(&shown));
+        let before = |since: &&u64| **since < read.call;
+        let excused = |id: &Id| may_be_gone.get(id).is_some_and(|call| Some(*call) < read.ret);
+        let misses = there
+            .iter()
+            .filter(|(_, since)| before(since))
+            .any(|(id, _)| !shown.contains(id) && !perhaps_superseded.contains(id) && !excused(id));
+        // Where no delete may have taken it, its absence was no proof of one.
+        let risen =
+            shown.iter().any(|id| gone.get(id).filter(before).is_some() && may_be_gone.contains_key(id));
+        misses || risen
+    }
+
     fn judge_reads(&self, settled: u64, account: &mut Account) {
+        let shown_since = self.shown_since();
         let (may_be_gone, must_be_gone) = self.gone();
         let deletes = self.deletes.iter().map(|(delete, _)| delete);
         let mut acknowledgements: Vec<u64> =
@@ -345,6 +390,9 @@ impl<'a> KeyHistory<'a> {
             let superseded = self.superseded(shown.iter().copied());
             let perhaps_superseded = self.perhaps_superseded(self.mutations(&shown));
             account.reads += 1;
+            if self.goes_back(read, &shown_since, &may_be_gone) {
+                account.went_back.push(read.index);
+            }
             account.reads_with_siblings += usize::from(read.values_read().len() > 1);
             account.max_siblings = account.max_siblings.max(read.values_read().len());
             let refused = |id: &Id| self.writes.get(*id).is_none_or(|op| op.outcome == Outcome::Fail);
@@ -642,6 +690,25 @@ mod tests {
         assert_eq!(stale(history().read(20..21, values(&["a"]))), 1);
         assert_eq!(stale(history().read(20..21, absent())), 1);
         assert_eq!(stale(history().delete(10..12, &[]).of_what_is_there().read(20..21, absent())), 0);
+    }
+
+    #[test]
+    fn a_read_goes_back_only_behind_one_that_was_over() {
+        let back = |history: History| account_of(history).went_back.len();
+        // Of a write whose fate is open: it is not stale to miss it, until it was seen.
+        let open = || History::new().write(1..2, "a", &[]).unknown_write(3, "b", &["a"]);
+        assert_eq!(back(open().read(10..20, values(&["a"])).read(30..40, values(&["b"]))), 0);
+        assert_eq!(back(open().read(10..20, values(&["b"])).read(30..40, values(&["a"]))), 1);
+        assert_eq!(back(open().read(10..20, values(&["b"])).read(20..40, values(&["a"]))), 0, "they meet");
+        assert_eq!(back(open().read(10..20, values(&["b"])).read(30..40, absent())), 1);
+        assert_eq!(
+            back(open().read(10..20, values(&["b"])).write(21..22, "c", &["b"]).read(30..40, values(&["c"]))),
+            0
+        );
+        // A delete whose fate is open: once it was seen the value does not come back.
+        let gone = || History::new().write(1..2, "a", &[]).unknown_delete(3, &["a"]);
+        assert_eq!(back(gone().read(10..20, values(&["a"])).read(30..40, absent())), 0);
+        assert_eq!(back(gone().read(10..20, absent()).read(30..40, values(&["a"]))), 1);
     }
 
     #[test]

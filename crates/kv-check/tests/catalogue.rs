@@ -37,7 +37,8 @@ fn cases() -> Vec<Case> {
         };
         let stale = (columns[3] == "no-stale").then_some(false);
         let strong = columns[1] == "strong";
-        let namespace = NamespacePlan { strong, workload, expect: Expectation { lost: false, stale } };
+        let namespace =
+            NamespacePlan { strong, workload, expect: Expectation { stale, ..Expectation::default() } };
         let mut plan = Plan { namespaces: [("t".into(), namespace)].into(), ..Plan::default() };
         if columns[3] == "cut" {
             let side = |n| if n < 3 { "minority" } else { "majority" };

@@ -250,6 +250,21 @@ pub(crate) fn count(asked: Option<ReplicaCount>, default: u8, n: u8) -> Result<u
     asked.map_or(Ok(default), |asked| asked.of(n))
 }
 
+/// Whether a request by these numbers can keep what its namespace promises.
+///
+/// Errors: `INVALID_REQUEST`.
+pub(crate) fn keeps_promise(namespace: &Namespace, asked: Replication) -> Result<(), Failure> {
+    match asked.falls_short_of(namespace.guarantee) {
+        None => Ok(()),
+        Some(why) => {
+            let Namespace { name, guarantee, .. } = namespace;
+            let message =
+                format!("namespace `{name}` promises {guarantee}, and this request could not: {why}");
+            Err(Failure::new(Reason::InvalidRequest, message))
+        }
+    }
+}
+
 /// A message that carries a state to one replica.
 pub(crate) fn replica_write(
     place: &Place,

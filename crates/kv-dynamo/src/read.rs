@@ -12,14 +12,14 @@ use kv_proto::peer::{self, request_frame, response_frame};
 use kv_types::call::{Get, Presence, Read};
 use kv_types::causal::{Seen, State};
 use kv_types::{
-    Answer, AvailableEvidence, Degradation, Epoch, Evidence, Failure, Namespace, NodeId, Outcome, Reason,
-    Receipt, ReplicaReply,
+    Answer, AvailableEvidence, Degradation, Epoch, Evidence, Failure, Guarantee, Namespace, NodeId, Outcome,
+    Reason, Receipt, ReplicaReply, Replication,
 };
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::limits;
-use crate::node::{Node, View, count, replica_write};
+use crate::node::{Node, View, count, keeps_promise, replica_write};
 use crate::quorum::{Asked, NotMet, ReadAction, ReadCoordinator, Reply};
 use crate::write::not_met;
 
@@ -38,6 +38,11 @@ impl Heard {
     /// An answer that holds no room.
     pub(crate) fn of(node: NodeId, primary: bool, known: bool, state: State) -> Self {
         Self { node, primary, known, state, room: None }
+    }
+
+    /// It keeps the key, and a merge with what a read found would change nothing that a reader can see.
+    fn has(&self, found: &State) -> bool {
+        self.primary && self.state.record.knows_values_of(&found.record)
     }
 
     /// It holds this room as long as it lives.
@@ -79,17 +84,20 @@ impl Node {
     ) -> Result<Answer, Failure> {
         let view = self.view(namespace, get.key)?;
         let r = count(get.quorum.replicas, view.replication.r, view.replication.n)?;
+        keeps_promise(namespace, Replication { r, ..view.replication })?;
         let strict = get.quorum.strict || !view.replication.sloppy;
         let busy = |_| {
             Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may")
                 .retry_after_ms(50)
         };
         let _room = self.room.try_acquire().map_err(busy)?;
+        let settles = namespace.guarantee == Guarantee::MonotonicReads;
         if r == 1
+            && !settles
             && let Some(own) = self.own(&view)
         {
             let asked = [Asked::answered(self.me)];
-            let receipt = self.read_receipt(namespace, &view, r, &asked, std::slice::from_ref(&own));
+            let receipt = self.read_receipt(namespace, &view, r, &asked, std::slice::from_ref(&own), 1);
             // Neither buried nor repaired: a record is stored with the rule of twins applied, by all that
             // this node knows of its requests, and each that it learns of later changes the record.
             return Ok(answer(&view, own.state, true, (receipt, false)));
@@ -107,10 +115,63 @@ impl Node {
         heard.iter().for_each(|heard| merged.merge(&heard.state));
         // A single value too: it may be the late twin of one that was deleted.
         self.replica.bury_known(&view.place, &mut merged);
-        let repair = self.repair(&view, &heard, &merged);
+        let mut have: BTreeSet<NodeId> =
+            heard.iter().filter(|heard| heard.has(&merged)).map(|heard| heard.node).collect();
+        let wanted = usize::from(view.replication.w);
+        let repair = if settles && have.len() < wanted && !kv_types::mutant!(ReadUnsettled) {
+            self.settle_read(&view, &merged, (&mut have, wanted), deadline).await?;
+            true
+        } else {
+            self.repair(&view, &heard, &merged)
+        };
         let by_primary = heard.iter().any(|heard| heard.primary);
-        let receipt = self.read_receipt(namespace, &view, r, quorum.asked(), &heard);
+        let receipt = self.read_receipt(namespace, &view, r, quorum.asked(), &heard, have.len());
         Ok(answer(&view, merged, by_primary, (receipt, repair)))
+    }
+
+    /// Gives what a read found to primaries until as many have it as a write needs: then each strict read that
+    /// begins later asks one of them, and no value that was shown disappears but for what supersedes it.
+    ///
+    /// Errors: `QUORUM_NOT_MET` where too few take it by the deadline. Those that have taken it keep it.
+    async fn settle_read(
+        self: &Arc<Self>,
+        view: &View,
+        found: &State,
+        (have, wanted): (&mut BTreeSet<NodeId>, usize),
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let record = found.encode();
+        let lacking = view.primaries.iter().copied().filter(|node| !have.contains(node) && self.is_up(*node));
+        let mut calls: FuturesUnordered<_> = lacking
+            .map(|node| {
+                let (me, place, state) = (Arc::clone(self), view.place.clone(), found.clone());
+                let (_, body) = replica_write(&view.place, record.clone(), None);
+                let about = view.address();
+                async move {
+                    if node == me.me {
+                        let position = me.replica.apply(&place, &state, false, deadline).await.ok()?;
+                        return me.durable_by(position, deadline).await.ok().map(|()| node);
+                    }
+                    match me.peers.call(node, Lane::Data, about, body, deadline).await {
+                        Ok(response_frame::Body::ReplicaWrite(reply)) if reply.fsynced => Some(node),
+                        Err(PeerError::Refused(failure)) => {
+                            me.replica.learn_of_reuse(place.slice, &failure).await;
+                            None
+                        }
+                        _ => None,
+                    }
+                }
+            })
+            .collect();
+        while have.len() < wanted {
+            match timeout_at(deadline, calls.next()).await {
+                Ok(Some(taken)) => have.extend(taken),
+                Ok(None) | Err(_) => {
+                    return Err(not_met(NotMet { needed: wanted, reached: have.len() }, false));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What this node itself has of a key that it keeps and serves: a read asks it first. None where that is
@@ -250,7 +311,7 @@ impl Node {
     fn repair(self: &Arc<Self>, view: &View, heard: &[Heard], merged: &State) -> bool {
         let lacking: Vec<NodeId> = heard
             .iter()
-            .filter(|heard| heard.primary && !heard.state.record.knows_values_of(&merged.record))
+            .filter(|heard| heard.primary && !heard.has(merged))
             .map(|heard| heard.node)
             .collect();
         if lacking.is_empty() {
@@ -295,6 +356,7 @@ impl Node {
         r: u8,
         asked: &[Asked],
         heard: &[Heard],
+        have: usize,
     ) -> Receipt {
         let replies: Vec<ReplicaReply> = asked
             .iter()
@@ -326,6 +388,7 @@ impl Node {
                 r,
                 w: view.replication.w,
                 strict: primaries >= usize::from(r),
+                settled: have >= usize::from(view.replication.w),
                 replies,
                 hints: 0,
                 repair: false,

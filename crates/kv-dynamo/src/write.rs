@@ -14,13 +14,13 @@ use kv_types::call::{Delete, Put};
 use kv_types::causal::Seen;
 use kv_types::{
     Answer, Applied, AvailableEvidence, Call, Degradation, Evidence, Failure, Hop, Mutation, Namespace,
-    NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext, counted, noun,
+    NodeId, Outcome, Reason, Receipt, ReplicaReply, Replication, WriteContext, counted, noun,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::limits;
-use crate::node::{Node, View, context_of, count, replica_write};
+use crate::node::{Node, View, context_of, count, keeps_promise, replica_write};
 use crate::quorum::{NotMet, Reply, WriteAction, WriteCoordinator};
 use crate::replica::{Minted, Order, Role, Supersedes, nothing_to_delete};
 
@@ -88,6 +88,7 @@ impl Change {
         body = crc32c::crc32c_append(body, key.as_bytes());
         body = crc32c::crc32c_append(body, value.as_deref().unwrap_or_default());
         let w = count(quorum.replicas, view.replication.w, view.replication.n)?;
+        keeps_promise(namespace, Replication { w, ..view.replication })?;
         let strict = quorum.strict || !view.replication.sloppy;
         Ok(Wanted { view, order: Order { mutation, body, value, supersedes }, w, strict })
     }
@@ -538,6 +539,7 @@ impl Spread {
             r: view.replication.r,
             w: *w,
             strict: primaries >= usize::from(*w),
+            settled: primaries >= usize::from(view.replication.w),
             hints: self.notes + u32::try_from(elsewhere + here).unwrap_or(u32::MAX),
             repair: false,
             siblings: u32::try_from(minted.state.record.values().len()).unwrap_or(u32::MAX),

@@ -128,6 +128,7 @@ impl From<Guarantee> for v1::Guarantee {
             Guarantee::ReadYourWrites => Self::ReadYourWrites,
             Guarantee::MonotonicReads => Self::MonotonicReads,
             Guarantee::Eventual => Self::Eventual,
+            Guarantee::StrictQuorum => Self::StrictQuorum,
         }
     }
 }
@@ -143,6 +144,7 @@ impl TryFrom<v1::Guarantee> for Guarantee {
             v1::Guarantee::ReadYourWrites => Ok(Self::ReadYourWrites),
             v1::Guarantee::MonotonicReads => Ok(Self::MonotonicReads),
             v1::Guarantee::Eventual => Ok(Self::Eventual),
+            v1::Guarantee::StrictQuorum => Ok(Self::StrictQuorum),
         }
     }
 }
@@ -216,6 +218,7 @@ impl From<&Receipt> for v1::Receipt {
                 r: available.r.into(),
                 w: available.w.into(),
                 strict: available.strict,
+                settled: available.settled,
                 replies: available
                     .replies
                     .iter()
@@ -266,6 +269,7 @@ impl TryFrom<&v1::Receipt> for Receipt {
                 r: narrow(available.r, "R")?,
                 w: narrow(available.w, "W")?,
                 strict: available.strict,
+                settled: available.settled,
                 replies: available
                     .replies
                     .iter()
@@ -473,6 +477,7 @@ mod tests {
                 r: 2,
                 w: 2,
                 strict: false,
+                settled: false,
                 replies: vec![ReplicaReply {
                     node: NodeId(4),
                     fallback: true,

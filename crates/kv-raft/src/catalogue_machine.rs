@@ -267,7 +267,15 @@ impl CatalogueMachine {
                 return Err(Failure::new(Reason::ModeMismatch, message).with("mode", namespace.mode()));
             };
             *replication = counts(*replication);
-            replication.check_counts()
+            replication.check_counts()?;
+            match replication.falls_short_of(namespace.guarantee) {
+                None => Ok(()),
+                Some(why) => {
+                    let promise = namespace.guarantee;
+                    let message = format!("namespace `{name}` promises {promise}, and could not: {why}");
+                    Err(Failure::new(Reason::NamespaceInvalid, message))
+                }
+            }
         })
     }
 

@@ -134,8 +134,10 @@ impl FeatureLevel {
     pub const KEYED: Self = Self(4);
     /// Replicas ask each other for single writes that they miss.
     pub const LOGGED: Self = Self(5);
+    /// Available namespaces may promise more than that replicas converge.
+    pub const PROMISES: Self = Self(6);
     /// The highest one that this program supports.
-    pub const SUPPORTED: Self = Self::LOGGED;
+    pub const SUPPORTED: Self = Self::PROMISES;
 }
 
 impl fmt::Display for FeatureLevel {

@@ -143,6 +143,8 @@ mutants! {
     AbsenceFromNoKnowledge = "absence-from-no-knowledge", Node, "no false absence";
     /// kv-dynamo: read repair hands over the context without the values that it covers.
     ReadRepairDrops = "read-repair-drops", Node, "no acknowledged write is lost without being superseded";
+    /// kv-dynamo: a read that promises never to go back answers before enough primaries have what it found.
+    ReadUnsettled = "read-unsettled", Node, "a read misses nothing that an earlier one showed";
     /// kv-dynamo: a replica that did not answer counts as one that did.
     SilenceAsAck = "silence-as-ack", Node, "no stale read where R + W > N";
     /// kv-dynamo: a node that lost its disk speaks for what it does not know.

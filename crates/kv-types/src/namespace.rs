@@ -32,12 +32,14 @@ pub enum Guarantee {
     Linearizable,
     /// At most a stated age behind.
     BoundedStaleness,
-    /// A session sees its own writes.
+    /// Who wrote sees it, with every read that begins after the write was acknowledged.
     ReadYourWrites,
-    /// A session never goes back.
+    /// As [`Self::StrictQuorum`], and what one read has shown no later read misses.
     MonotonicReads,
     /// Replicas converge when writes stop.
     Eventual,
+    /// A read sees every write that was acknowledged before it began, or what superseded it.
+    StrictQuorum,
 }
 
 impl fmt::Display for Guarantee {
@@ -48,6 +50,7 @@ impl fmt::Display for Guarantee {
             Self::ReadYourWrites => "read your writes",
             Self::MonotonicReads => "monotonic reads",
             Self::Eventual => "eventual",
+            Self::StrictQuorum => "strict quorum",
         })
     }
 }
@@ -110,6 +113,30 @@ impl Replication {
     /// Whether every read set meets every write set among the primaries. This is *not* linearizability.
     pub fn intersects(&self) -> bool {
         self.r + self.w > self.n && !self.sloppy
+    }
+
+    /// Why these numbers do not imply a guarantee, if they do not.
+    pub fn falls_short_of(&self, guarantee: Guarantee) -> Option<String> {
+        let Self { n, r, w, .. } = *self;
+        match guarantee {
+            Guarantee::Eventual => None,
+            Guarantee::Linearizable => {
+                Some("leaderless quorums are not linearizable: use a strong namespace".into())
+            }
+            Guarantee::BoundedStaleness => {
+                Some("nothing proves how old an answer of a leaderless quorum is".into())
+            }
+            Guarantee::StrictQuorum | Guarantee::ReadYourWrites | Guarantee::MonotonicReads => {
+                if self.sloppy {
+                    return Some(
+                        "with a sloppy quorum a write may be on fallbacks alone: make it strict".into(),
+                    );
+                }
+                let more =
+                    "some reads would ask none of the replicas that have a write: R+W must be more than N";
+                (!self.intersects()).then(|| format!("with N={n}, R={r}, W={w} {more}"))
+            }
+        }
     }
 }
 
@@ -220,6 +247,11 @@ impl NamespaceSpec {
         Self { name, mode: Mode::Available, replication: Some(replication), guarantee: Guarantee::Eventual }
     }
 
+    /// Whether it is an available namespace that promises more than that replicas converge.
+    pub fn promises_more(&self) -> bool {
+        self.mode == Mode::Available && self.guarantee != Guarantee::Eventual
+    }
+
     /// Whether the settings hold together and imply the promise, in a cluster of `members`:
     /// `NAMESPACE_INVALID`.
     pub fn check(&self, members: usize) -> Result<(), Failure> {
@@ -233,7 +265,7 @@ impl NamespaceSpec {
                 refuse(format!("a strong namespace promises linearizable, not {}", self.guarantee))
             }
             (Mode::Available, None) => refuse("an available namespace needs N, R and W".into()),
-            (Mode::Available, Some(replication @ Replication { n, r, w, .. })) => {
+            (Mode::Available, Some(replication @ Replication { n, .. })) => {
                 if n == 0 || n > MAX_REPLICAS || usize::from(n) > members {
                     return refuse(format!(
                         "N={n} is out of range: 1 to {} in a cluster of {members} nodes",
@@ -241,13 +273,10 @@ impl NamespaceSpec {
                     ));
                 }
                 replication.check_counts()?;
-                if self.guarantee != Guarantee::Eventual {
-                    return refuse(format!(
-                        "N={n} R={r} W={w} cannot promise {}: leaderless quorums promise eventual (R+W>N is not linearizability)",
-                        self.guarantee
-                    ));
+                match replication.falls_short_of(self.guarantee) {
+                    None => Ok(()),
+                    Some(why) => refuse(format!("it cannot promise {}: {why}", self.guarantee)),
                 }
-                Ok(())
             }
         }
     }
@@ -284,6 +313,32 @@ mod tests {
         let mut spec = available(3, 3, 3);
         spec.guarantee = Guarantee::Linearizable;
         assert!(spec.check(5).is_err());
+    }
+
+    #[test]
+    fn a_promise_is_refused_that_the_numbers_do_not_imply() {
+        use Guarantee::{
+            BoundedStaleness, Eventual, Linearizable, MonotonicReads, ReadYourWrites, StrictQuorum,
+        };
+        for n in 1..=MAX_REPLICAS {
+            for (r, w) in (1..=n).flat_map(|r| (1..=n).map(move |w| (r, w))) {
+                for sloppy in [true, false] {
+                    let mut spec = available(n, r, w);
+                    spec.replication = Some(Replication { n, r, w, sloppy });
+                    let mut promises = |guarantee| {
+                        spec.guarantee = guarantee;
+                        spec.check(usize::from(MAX_REPLICAS)).is_ok()
+                    };
+                    assert!(promises(Eventual) && !promises(Linearizable) && !promises(BoundedStaleness));
+                    for guarantee in [StrictQuorum, ReadYourWrites, MonotonicReads] {
+                        assert_eq!(promises(guarantee), !sloppy && r + w > n, "{n} {r} {w} {sloppy}");
+                    }
+                }
+            }
+        }
+        let mut strong = NamespaceSpec::strong(NamespaceName::new("bank").unwrap());
+        strong.guarantee = StrictQuorum;
+        assert_eq!(strong.check(5).unwrap_err().reason, Reason::NamespaceInvalid);
     }
 
     #[test]

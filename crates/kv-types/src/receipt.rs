@@ -74,6 +74,9 @@ pub struct AvailableEvidence {
     pub w: u8,
     /// Enough primaries answered for a strict quorum.
     pub strict: bool,
+    /// As many primaries as a write needs (W) have, by fsync, all that was read or written here: no later
+    /// strict read misses it.
+    pub settled: bool,
     /// Those that answered and those that did not, in the order in which they were asked; at last the
     /// replicas that were not asked because they seem to be down. One that may answer yet is left out.
     pub replies: Vec<ReplicaReply>,
@@ -123,10 +126,15 @@ impl Receipt {
                 ReadPath::ReadIndex | ReadPath::Lease | ReadPath::Log => Guarantee::Linearizable,
                 ReadPath::Stale => Guarantee::Eventual,
             },
-            Evidence::Available(available) => match available.staleness_bound_ms {
-                Some(_) => Guarantee::BoundedStaleness,
-                None => Guarantee::Eventual,
-            },
+            Evidence::Available(available) => {
+                let meet = available.strict && available.r + available.w > available.n;
+                match self.promised {
+                    Guarantee::StrictQuorum | Guarantee::ReadYourWrites if meet => self.promised,
+                    Guarantee::MonotonicReads if meet && available.settled => self.promised,
+                    _ if available.staleness_bound_ms.is_some() => Guarantee::BoundedStaleness,
+                    _ => Guarantee::Eventual,
+                }
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kv_types::limits::MAX_REPLICAS;
-use kv_types::{Mode, NodeId, ReplicaCount, WriteId};
+use kv_types::{Guarantee, Mode, NodeId, ReplicaCount, WriteId};
 
 use crate::output::{Color, Format};
 use crate::units;
@@ -352,8 +352,35 @@ pub(crate) struct NsCreate {
     /// Available: only primaries count
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Available: what it promises [default: eventual]
+    #[arg(long, value_enum)]
+    pub(crate) promise: Option<PromiseArg>,
     #[command(flatten)]
     pub(crate) again: Again,
+}
+
+/// What an available namespace can promise. All but the first take R+W more than N, and only primaries count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PromiseArg {
+    /// Replicas converge
+    Eventual,
+    /// Who wrote sees it
+    ReadYourWrites,
+    /// A read sees what was acknowledged before it
+    StrictQuorum,
+    /// And no read misses what another has shown
+    MonotonicReads,
+}
+
+impl From<PromiseArg> for Guarantee {
+    fn from(promise: PromiseArg) -> Self {
+        match promise {
+            PromiseArg::Eventual => Self::Eventual,
+            PromiseArg::ReadYourWrites => Self::ReadYourWrites,
+            PromiseArg::StrictQuorum => Self::StrictQuorum,
+            PromiseArg::MonotonicReads => Self::MonotonicReads,
+        }
+    }
 }
 
 /// Arguments of `ns undelete`.

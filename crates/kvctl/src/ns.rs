@@ -3,7 +3,8 @@
 
 use kv_client::{Admin, Client, NamespaceInfo, Topology};
 use kv_types::{
-    GroupId, Mode, NamespaceName, NamespaceSpec, NodeId, Placement, Reason, Replication, counted, majority,
+    GroupId, Guarantee, Mode, NamespaceName, NamespaceSpec, NodeId, Placement, Reason, Replication, counted,
+    majority,
 };
 use serde_json::{Value, json};
 
@@ -51,7 +52,8 @@ fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
     match Mode::from(mode) {
         Mode::Strong => {
             let counts = [("--n", args.n.is_some()), ("--r", args.r.is_some()), ("--w", args.w.is_some())];
-            let given = counts.into_iter().chain([("--strict", args.strict)]).find(|(_, given)| *given);
+            let others = [("--strict", args.strict), ("--promise", args.promise.is_some())];
+            let given = counts.into_iter().chain(others).find(|(_, given)| *given);
             if let Some((option, _)) = given {
                 return Err(Problem::usage(format!(
                     "{option} belongs to available namespaces; a strong one lives in a Raft group"
@@ -69,7 +71,14 @@ fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
                     return Err(Problem::usage(message));
                 }
             }
-            Ok(NamespaceSpec::available(name, Replication { n, r, w, sloppy: !args.strict }))
+            let guarantee = args.promise.map_or(Guarantee::Eventual, Guarantee::from);
+            // Nothing else can keep more.
+            let sloppy = !args.strict && guarantee == Guarantee::Eventual;
+            let replication = Replication { n, r, w, sloppy };
+            if let Some(why) = replication.falls_short_of(guarantee) {
+                return Err(Problem::usage(format!("it cannot promise {guarantee}: {why}")));
+            }
+            Ok(NamespaceSpec { guarantee, ..NamespaceSpec::available(name, replication) })
         }
     }
 }
@@ -348,7 +357,11 @@ fn describe(info: &NamespaceInfo) -> String {
                 true => format!("reads go on where {r}, writes where {w} answer"),
                 false => format!("writes need {w} of {}", counted(n, "replica", "replicas")),
             };
-            format!("{name}   available   {}   siblings kept   reads may be stale; {cut}", plan(info))
+            let reads = match info.namespace.guarantee {
+                Guarantee::Eventual => "reads may be stale".to_owned(),
+                promise => format!("promises {promise}"),
+            };
+            format!("{name}   available   {}   siblings kept   {reads}; {cut}", plan(info))
         }
     }
 }

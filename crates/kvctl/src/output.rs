@@ -357,7 +357,7 @@ pub(crate) fn receipt_json(receipt: &Receipt) -> Value {
             json!({
                 "n": available.n, "r": available.r, "w": available.w, "strict": available.strict, "replies": replies,
                 "hints": available.hints, "repair": available.repair, "siblings": available.siblings,
-                "staleness_bound_ms": available.staleness_bound_ms,
+                "staleness_bound_ms": available.staleness_bound_ms, "settled": available.settled,
             })
         }
     };
@@ -668,6 +668,7 @@ mod tests {
                 n: 3,
                 r: 2,
                 w: 2,
+                settled: false,
                 strict: false,
                 replies,
                 hints: 2,

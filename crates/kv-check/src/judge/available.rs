@@ -56,6 +56,8 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
     let refused = reads(&account.refused, "a value that was reported as not applied");
     let conflicts = reads(&account.false_conflicts, "a value beside one that supersedes it");
 
+    let back = reads(&account.went_back, "a read before it had shown more");
+
     let name = "no acknowledged write lost";
     case.none_lost(name, CHECKER, account.acknowledged, account.unread.len(), &lost);
     let finals = case.operations.iter().filter(|op| op.ok() && op.call >= settled && op.f == Function::Read);
@@ -79,6 +81,9 @@ fn siblings(case: &mut Case<'_>) -> Result<(), Malformed> {
     };
     case.none("no false conflict", CHECKER, account.reads, &conflicts, &twins);
     case.stale = account.stale.iter().map(|read| read.index).collect();
+    if case.namespace.expect.monotonic {
+        case.none("no read goes back", CHECKER, account.reads, &back, "");
+    }
     Ok(())
 }
 

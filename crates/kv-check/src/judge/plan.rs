@@ -49,6 +49,8 @@ pub struct Expectation {
     /// Available namespaces. `false`: no read may be stale; `true`: at least one must be, which proves the
     /// meter.
     pub stale: Option<bool>,
+    /// Available namespaces: no read may miss what one had shown that was over before it was called.
+    pub monotonic: bool,
 }
 
 /// One namespace of the plan.

@@ -14,6 +14,7 @@ mod deleted;
 #[path = "../gate/mod.rs"]
 mod gate;
 mod harness;
+mod promises;
 mod pulls;
 
 use std::collections::BTreeMap;

@@ -115,6 +115,7 @@ impl CatalogueCommand {
     /// The level of the cluster from which on it may be proposed.
     pub(crate) fn needs(&self) -> FeatureLevel {
         match self {
+            Self::CreateNamespace { spec, .. } if spec.promises_more() => FeatureLevel::PROMISES,
             Self::InitCluster { .. }
             | Self::RaiseLevel { .. }
             | Self::CreateNamespace { again: None, .. } => FeatureLevel::FIRST,

@@ -61,12 +61,13 @@ pub(super) fn deletion(reader: &mut Reader) -> Result<Deletion, CodecError> {
     Ok(Deletion { due_ms: reader.u64()?, grace_ms: reader.u64()? })
 }
 
-const GUARANTEES: [Guarantee; 5] = [
+const GUARANTEES: [Guarantee; 6] = [
     Guarantee::Linearizable,
     Guarantee::BoundedStaleness,
     Guarantee::ReadYourWrites,
     Guarantee::MonotonicReads,
     Guarantee::Eventual,
+    Guarantee::StrictQuorum,
 ];
 
 pub(super) fn guarantee_number(guarantee: Guarantee) -> u8 {

@@ -27,7 +27,10 @@ pub(super) fn namespace_spec(
         let fewer = u32::try_from(members).unwrap_or(DEFAULT_N).clamp(1, DEFAULT_N);
         let n = count(if request.n == 0 { fewer } else { request.n })?;
         let of = |asked: u32| if asked == 0 { Ok(majority(n)) } else { count(asked) };
-        Some(Replication { n, r: of(request.r)?, w: of(request.w)?, sloppy: !request.strict })
+        // Nothing else can keep such a promise.
+        let strict = request.strict
+            || !matches!(request.guarantee(), v1::Guarantee::Unspecified | v1::Guarantee::Eventual);
+        Some(Replication { n, r: of(request.r)?, w: of(request.w)?, sloppy: !strict })
     } else {
         None
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kv_check::judge::{Expectation, NamespacePlan, SETTLED, Workload};
 use kv_client::{Admin, Client, ClientOptions, GroupRole, NodeStatus, WriteContext};
 use kv_env::{Entropy, Env};
-use kv_types::{NamespaceName, NamespaceSpec, NodeId, Replication};
+use kv_types::{Guarantee, NamespaceName, NamespaceSpec, NodeId, Replication};
 use kv_workload::converge::{Asked, Copies, Meanwhile, Patience, converge};
 use kv_workload::{Driving, Kind, Load, Phase, Recorder, drive};
 use tokio::sync::watch;
@@ -114,7 +114,16 @@ fn part(
     // miss what was written.
     let meets = replication
         .is_some_and(|replication| !replication.sloppy && replication.r + replication.w > replication.n);
-    let expect = Expectation { stale: meets.then_some(false), ..Expectation::default() };
+    let (mut spec, load) = (spec, load);
+    if meets {
+        // By what the dice have said already: every other one promises that no read goes back.
+        spec.guarantee = match load.keys % 2 {
+            0 => Guarantee::StrictQuorum,
+            _ => Guarantee::MonotonicReads,
+        };
+    }
+    let monotonic = spec.guarantee == Guarantee::MonotonicReads;
+    let expect = Expectation { stale: meets.then_some(false), monotonic, ..Expectation::default() };
     let plan = NamespacePlan { strong: replication.is_none(), workload, expect };
     Ok(Part { spec, load, plan })
 }
