@@ -182,7 +182,10 @@ impl Attempts {
             request.stamp(verdict.attempt());
             let known = tried.len();
             let number = (attempt, attempt - awaited - looked);
+            let begun = Instant::now();
             let asked = self.ask_one(&request, route, hint.take(), &mut tried, number, deadline).await;
+            // Less than a third of the time that there was: more of such attempts still fit.
+            let soon = begun.elapsed() < time_left(deadline) / 2;
             let mut failure = match asked {
                 None => return Err(verdict.out_of_time(attempt).into()),
                 Some(Ok(reply)) => return Ok(reply),
@@ -205,27 +208,25 @@ impl Attempts {
                 sleep(self.policy.pause(1, None, self.env.entropy.next_u64())).await;
                 continue;
             }
-            let next = self.next(&verdict, effect, attempt - awaited, &failure, replicas);
+            let next = self.next(&verdict, effect, attempt - awaited, &failure, replicas, soon);
             if next == Next::Await {
                 awaited += 1;
-                // They refused for the moment. Those that cannot be reached stay last.
-                tried.retain(|address| !self.pool.at(address).is_connected());
+                self.forget_refusals(&failure, route, &mut tried);
             }
             match self.plan(next, attempt, &failure, pinned, route, &tried, deadline).await {
                 Retry::Stop(why) => {
                     let whole = verdict.conclude(failure, attempt);
                     return Err(why.map_or(whole.clone(), |why| whole.with("gave_up", why)).into());
                 }
-                Retry::At(leader) => hint = Some(leader),
-                Retry::After(pause) => sleep(pause).await,
+                Retry::Now(leader) => hint = leader,
             }
             attempt += 1;
         }
     }
 
-    /// What to do after an attempt that failed so: a write whose fate is open is sent again under its id
-    /// until its deadline, however often that is refused for the moment, while the retry budget lasts. A
-    /// resend that leaves it open again counts as an attempt.
+    /// What to do after an attempt that failed so, `soon` or after a good part of the time: a write whose
+    /// fate is open is sent again under its id until its deadline, however often that is refused for the
+    /// moment or leaves it open again soon, while the retry budget lasts.
     fn next(
         &self,
         verdict: &Verdict,
@@ -233,11 +234,22 @@ impl Attempts {
         attempt: u32,
         failure: &Failure,
         replicas: bool,
+        soon: bool,
     ) -> Next {
+        let resends = self.options.attempts > 1 && matches!(effect, Effect::Once | Effect::Again);
         match self.policy.next(effect, attempt, failure, replicas) {
             Next::Redirect => Next::Redirect,
-            _ if self.options.attempts > 1 && verdict.waits_out(failure) => Next::Await,
+            _ if resends && verdict.waits_out(failure, soon) => Next::Await,
             next => next,
+        }
+    }
+
+    /// Before the next of attempts that are waited out. Who refused did so for the moment, and those that
+    /// cannot be reached stay last. Who left a write open comes again when all others were asked.
+    fn forget_refusals(&self, failure: &Failure, route: Route<'_>, tried: &mut Vec<String>) {
+        let others = || self.candidates(route, None).iter().any(|address| !tried.contains(address));
+        if failure.applied == Applied::No || !others() {
+            tried.retain(|address| !self.pool.at(address).is_connected());
         }
     }
 
@@ -296,7 +308,7 @@ impl Attempts {
     fn looks_past(&self, failure: &Failure, route: Route<'_>, tried: &[String], deadline: Instant) -> bool {
         failure.reason == Reason::ResultUnknown
             && self.others_are_left(route, tried, deadline)
-            && lock(&self.budget).spend()
+            && lock(&self.budget).spend().is_some()
     }
 
     fn others_are_left(&self, route: Route<'_>, tried: &[String], deadline: Instant) -> bool {
@@ -305,6 +317,7 @@ impl Attempts {
             && self.candidates(route, None).iter().any(|address| !tried.contains(address))
     }
 
+    /// Whether there is another attempt, and where. It is waited for here.
     async fn plan(
         &self,
         next: Next,
@@ -318,31 +331,34 @@ impl Attempts {
         if next == Next::Stop {
             return Retry::Stop(None);
         }
-        if next == Next::Redirect
-            && !pinned
-            && let Some(leader) = failure.detail("leader_address").and_then(|text| parse_address(text).ok())
-            && time_left(deadline) > MIN_ATTEMPT
-        {
-            if let Route::Leader(namespace) = route {
-                self.learn_leader(namespace, &leader);
-            }
-            return Retry::At(leader);
+        let leader = Some(failure).filter(|_| !pinned && matches!(next, Next::Redirect | Next::Await));
+        let leader = leader.and_then(|failure| parse_address(failure.detail("leader_address")?).ok());
+        if let (Some(leader), Route::Leader(namespace)) = (&leader, route) {
+            self.learn_leader(namespace, leader);
         }
-        if !lock(&self.budget).spend() {
-            return Retry::Stop(Some("the retry budget is used up"));
+        if next == Next::Redirect && leader.is_some() && time_left(deadline) > MIN_ATTEMPT {
+            return Retry::Now(leader);
         }
-        if !pinned && next != Next::Same {
+        let spent = lock(&self.budget).spend();
+        let Some(left) = spent else { return Retry::Stop(Some("the retry budget is used up")) };
+        if !pinned && next != Next::Same && leader.is_none() {
             self.refresh(tried, deadline).await;
         }
         let retry_after = failure.retry_after_ms.map(|ms| Duration::from_millis(ms.into()));
-        let pause = self.policy.pause(attempt, retry_after, self.env.entropy.next_u64());
+        let random = self.env.entropy.next_u64();
+        let pause = match next {
+            Next::Await => self.policy.wait(attempt, retry_after, time_left(deadline), left, random),
+            _ => self.policy.pause(attempt, retry_after, random),
+        };
         let longest = time_left(deadline).saturating_sub(MIN_ATTEMPT);
         // What passes may have passed a moment before the deadline.
-        match pause < longest {
-            true => Retry::After(pause),
-            false if next == Next::Await && longest > MIN_SHARE => Retry::After(longest - MIN_SHARE),
-            false => Retry::Stop(None),
-        }
+        let pause = match pause < longest {
+            true => pause,
+            false if next == Next::Await && longest > MIN_SHARE => longest - MIN_SHARE,
+            false => return Retry::Stop(None),
+        };
+        sleep(pause).await;
+        Retry::Now(leader)
     }
 
     /// One attempt at the node that was picked for `route`. `None`: no time was left to send anything.
@@ -543,8 +559,8 @@ impl Attempts {
 /// What follows a failed attempt.
 enum Retry {
     Stop(Option<&'static str>),
-    At(String),
-    After(Duration),
+    /// The next attempt, at this node if one is known to lead.
+    Now(Option<String>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -19,6 +19,9 @@ pub const MAX_ATTEMPTS: u32 = 5;
 pub const BACKOFF_BASE: Duration = Duration::from_millis(25);
 /// Longest step of the back-off.
 pub const BACKOFF_CAP: Duration = Duration::from_secs(1);
+/// Longest step of the back-off of what is waited out until the deadline, where the retry budget would not
+/// last with shorter ones.
+pub const WAIT_CAP: Duration = Duration::from_secs(5);
 /// Longest pause that a server may ask for and get.
 pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(5);
 /// Tokens in a full retry budget.

@@ -20,13 +20,13 @@ pub struct ClientOptions {
     pub read_timeout: Duration,
     /// Deadline of a write, over all attempts. A node honours at most
     /// [`kv_types::limits::MAX_DEADLINE`] of it at a time; a write whose fate is open is sent again under its
-    /// id until this deadline, or until the retry budget is used up.
+    /// id until this deadline, ever less often, or until the retry budget is used up.
     pub write_timeout: Duration,
     /// Deadline of a change of the cluster, over all attempts: a new namespace, a moved leadership.
     pub admin_timeout: Duration,
     /// Attempts of one operation, the first one included; 1 to [`crate::limits::MAX_ATTEMPTS`]. Refusals that
-    /// pass by themselves, as while a group elects, or as those of a write whose fate is open, count only for
-    /// the retry budget, and with 1 nothing is tried again.
+    /// pass by themselves, as while a group elects, or as those of a write whose fate is open, and answers
+    /// that leave it open again soon, count only for the retry budget; with 1 nothing is tried again.
     pub attempts: u32,
     /// Operations in flight; one more fails at once with `CLIENT_LIMIT`.
     pub max_in_flight: usize,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::limits::{
     ATTEMPTS, BACKOFF_BASE, BACKOFF_CAP, BREAKER_CAP, BREAKER_FAILURES, BREAKER_FIRST, BUDGET_CAP,
-    MAX_ATTEMPTS, MIN_SHARE, RETRY_AFTER_CAP, RETRY_COST,
+    MAX_ATTEMPTS, MIN_SHARE, RETRY_AFTER_CAP, RETRY_COST, WAIT_CAP,
 };
 
 /// What sending an operation twice would do.
@@ -35,9 +35,9 @@ pub(crate) enum Next {
     Elsewhere,
     /// Try again where it was tried: the place is right but busy.
     Same,
-    /// The cluster elects a leader or starts, or a write whose fate is open was refused for the moment: ask
-    /// again while there is time, elsewhere where there is an elsewhere. Such refusals are cheap, and none of
-    /// them counts as an attempt.
+    /// The cluster elects a leader or starts, or a write whose fate is open was refused for the moment, or
+    /// left open again soon: ask again while there is time, elsewhere where there is an elsewhere. Such
+    /// answers are cheap; each costs the retry budget, and none of them counts as an attempt.
     Await,
 }
 
@@ -94,10 +94,25 @@ impl RetryPolicy {
     /// The pause before retry number `retry` (from 1): a random part of the exponential step, after what the
     /// server asked for.
     pub(crate) fn pause(self, retry: u32, retry_after: Option<Duration>, random: u64) -> Duration {
-        let step = BACKOFF_BASE.saturating_mul(1 << retry.saturating_sub(1).min(16)).min(BACKOFF_CAP);
-        let micros = u64::try_from(step.as_micros()).unwrap_or(u64::MAX);
-        let jitter = Duration::from_micros(random % micros.saturating_add(1));
-        retry_after.unwrap_or_default().min(RETRY_AFTER_CAP) + jitter
+        jittered(step(retry), retry_after, random)
+    }
+
+    /// The same of what is waited out for `remaining`, where the retry budget pays for `left` more: once the
+    /// step has grown to the longest of a pause, it is so long that these last, [`WAIT_CAP`] at most.
+    pub(crate) fn wait(
+        self,
+        retry: u32,
+        retry_after: Option<Duration>,
+        remaining: Duration,
+        left: u32,
+        random: u64,
+    ) -> Duration {
+        let mut step = step(retry);
+        if step == BACKOFF_CAP {
+            // Of a step a random part is waited, half of it as a rule.
+            step = (remaining.saturating_mul(2) / left.max(1)).clamp(BACKOFF_CAP, WAIT_CAP);
+        }
+        jittered(step, retry_after, random)
     }
 
     /// How much of the remaining time `attempt` may use: half of it while others may follow, so that one
@@ -105,6 +120,18 @@ impl RetryPolicy {
     pub(crate) fn share(self, attempt: u32, remaining: Duration) -> Duration {
         if attempt >= self.attempts { remaining } else { (remaining / 2).max(MIN_SHARE).min(remaining) }
     }
+}
+
+/// The step before retry number `retry`, from 1: each is twice the one before.
+fn step(retry: u32) -> Duration {
+    BACKOFF_BASE.saturating_mul(1 << retry.saturating_sub(1).min(16)).min(BACKOFF_CAP)
+}
+
+/// A random part of a step, after what the server asked for.
+fn jittered(step: Duration, retry_after: Option<Duration>, random: u64) -> Duration {
+    let micros = u64::try_from(step.as_micros()).unwrap_or(u64::MAX);
+    let jitter = Duration::from_micros(random % micros.saturating_add(1));
+    retry_after.unwrap_or_default().min(RETRY_AFTER_CAP) + jitter
 }
 
 /// The outcome of an operation over all its attempts: once one attempt's fate is open, a later refusal of a
@@ -164,10 +191,14 @@ impl Verdict {
         self.last = Some(failure.clone());
     }
 
-    /// Whether this refusal of a resend is waited out: what became of an earlier attempt is open, and the
-    /// same request under its id settles it as soon as a node takes it. Only what passes by itself is waited
-    /// for: a full disk is not.
-    pub(crate) fn waits_out(&self, failure: &Failure) -> bool {
+    /// Whether this is waited out: what became of an attempt is open, and the same request under its id
+    /// settles it as soon as a node takes it. Only what passes by itself is waited for: a refusal for the
+    /// moment, and not a full disk. Or that a node which took it could not settle it, if it said so `soon`:
+    /// what took long has used up the time of an attempt, and a connection that broke may be the node's end.
+    pub(crate) fn waits_out(&self, failure: &Failure, soon: bool) -> bool {
+        if failure.applied == Applied::Unknown {
+            return soon && matches!(failure.reason, Reason::PartialWrite | Reason::ResultUnknown);
+        }
         let passes = matches!(
             failure.reason,
             Reason::NoQuorum
@@ -179,7 +210,7 @@ impl Verdict {
                 | Reason::Overloaded
                 | Reason::DeadlineExpired
         );
-        self.open.is_some() && failure.applied == Applied::No && passes
+        self.open.is_some() && passes
     }
 
     /// The failure to report where no time was left to send attempt number `attempts`: what the attempt
@@ -279,11 +310,10 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Pays for a retry, if there is enough.
-    pub(crate) fn spend(&mut self) -> bool {
-        let left = self.tokens.checked_sub(RETRY_COST);
-        self.tokens = left.unwrap_or(self.tokens);
-        left.is_some()
+    /// Pays for a retry, if there is enough: for how many more there is, then.
+    pub(crate) fn spend(&mut self) -> Option<u32> {
+        self.tokens = self.tokens.checked_sub(RETRY_COST)?;
+        Some(self.tokens / RETRY_COST)
     }
 
     /// An operation succeeded at its first try.
@@ -431,6 +461,47 @@ mod tests {
     }
 
     #[test]
+    fn what_is_waited_out_is_paced_so_that_the_budget_lasts() {
+        let policy = RetryPolicy::default();
+        let second = Duration::from_secs(1);
+        // Soon at first, whatever time there is.
+        for (retry, random) in (1..=6).flat_map(|retry| [0, 24_999, u64::MAX].map(|random| (retry, random))) {
+            let pause = policy.pause(retry, None, random);
+            assert_eq!(policy.wait(retry, None, second * 60, 30, random), pause, "{retry}");
+        }
+        // Then so that as many as can be paid for last, on average half of a step each.
+        let longest = |remaining: Duration, left| {
+            (0..4_000_u64).map(|part| policy.wait(9, None, remaining, left, part * 1_999)).max().unwrap()
+        };
+        let (minute, near) = (longest(second * 60, 30), Duration::from_millis(10));
+        assert!(minute <= second * 4 && minute + near > second * 4, "{minute:?}");
+        assert!(longest(second * 5, 30) <= BACKOFF_CAP);
+        // None is longer than the bound, and none is left without one.
+        assert!(longest(second * 86_400, 30) <= WAIT_CAP);
+        assert!(longest(second * 2, 0) <= second * 4);
+        assert!(policy.wait(9, Some(second), second * 60, 30, 0) >= second, "the server's own");
+    }
+
+    #[test]
+    fn what_is_open_is_waited_out_where_that_was_said_soon() {
+        let open = || {
+            let mut verdict = Verdict::of(Effect::Once);
+            verdict.add(&failure(Reason::PartialWrite));
+            verdict
+        };
+        for reason in [Reason::PartialWrite, Reason::ResultUnknown] {
+            assert!(open().waits_out(&failure(reason), true), "{reason}");
+            assert!(!open().waits_out(&failure(reason), false), "{reason}: it had its time");
+        }
+        // Who sends a request twice to nodes that end of it ends the cluster.
+        assert!(!open().waits_out(&failure(Reason::ConnectionLost), true));
+        assert!(!open().waits_out(&failure(Reason::Internal).after_sending(), true));
+        assert!(open().waits_out(&failure(Reason::NoQuorum), false), "a refusal");
+        assert!(!open().waits_out(&failure(Reason::LimitStorage), true));
+        assert!(!Verdict::of(Effect::Once).waits_out(&failure(Reason::NoQuorum), true), "nothing is open");
+    }
+
+    #[test]
     fn an_attempt_leaves_time_for_the_next_one() {
         let policy = RetryPolicy::default();
         let second = Duration::from_secs(1);
@@ -541,13 +612,14 @@ mod tests {
     #[test]
     fn the_budget_runs_dry_and_recovers_slowly() {
         let mut budget = Budget::default();
-        let paid = (0..1_000).filter(|_| budget.spend()).count();
-        assert_eq!(paid, usize::try_from(BUDGET_CAP / RETRY_COST).unwrap());
-        assert!(!budget.spend());
+        let most = BUDGET_CAP / RETRY_COST;
+        let left: Vec<u32> = (0..1_000).filter_map(|_| budget.spend()).collect();
+        assert_eq!(left, (0..most).rev().collect::<Vec<_>>(), "each says for how many there is enough");
+        assert_eq!(budget.spend(), None);
         for _ in 0..RETRY_COST {
             budget.earn();
         }
-        assert!(budget.spend());
+        assert_eq!(budget.spend(), Some(0));
         for _ in 0..10_000 {
             budget.earn();
         }

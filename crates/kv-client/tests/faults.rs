@@ -546,6 +546,101 @@ async fn a_write_whose_fate_is_open_is_sent_again_until_its_deadline() {
     assert!(!error.is_unknown() && fake.script(|script| script.calls) == ATTEMPTS as usize, "{error:?}");
 }
 
+/// A resend that a node takes and cannot settle leaves the fate open as the first one did. It is not for more
+/// than three of them that it ends before its deadline; nor is a cluster in trouble flooded with them.
+#[tokio::test(start_paused = true)]
+async fn a_resend_that_leaves_it_open_again_does_not_end_a_write_early() {
+    let names = ["a:1", "b:1", "c:1"].map(str::to_owned);
+    let paid = (BUDGET_CAP / RETRY_COST) as usize;
+    let cluster = |acts: &dyn Fn() -> Vec<Act>, timeout| {
+        let nodes = [acts(), acts(), acts()].map(Fake::plays);
+        for node in &nodes {
+            node.script(|script| (script.members, script.replicas) = (names.to_vec(), vec![3, 1]));
+        }
+        let network = Arc::new(InMemory(names.iter().cloned().zip(nodes.iter().cloned()).collect()));
+        let options =
+            ClientOptions { spread: false, write_timeout: timeout, ..ClientOptions::new(names.to_vec()) };
+        (Client::connect_in(options, Env { network, ..Env::real() }).unwrap(), nodes)
+    };
+    let sent = |nodes: &[Fake; 3]| -> Vec<_> {
+        nodes.iter().flat_map(|node| node.script(|script| script.mutations.clone())).collect()
+    };
+    for reason in [Reason::PartialWrite, Reason::ResultUnknown] {
+        // Each node leaves it open three times, and then it can be done.
+        let (client, nodes) = cluster(&|| vec![refuse(reason); 3], Duration::from_secs(20));
+        client.available("cart").put("k", "v", WriteContext::Blind).await.unwrap();
+        let all = sent(&nodes);
+        assert!(all.len() > ATTEMPTS as usize, "{reason}: {}", all.len());
+        assert_eq!(all.iter().map(|(id, ..)| id).collect::<BTreeSet<_>>().len(), 1, "one request");
+        let numbers: BTreeSet<u32> = all.iter().map(|(_, attempt, _)| *attempt).collect();
+        assert_eq!(numbers.len(), all.len(), "no two bear the same number");
+        // It cannot be done: that is said at the deadline, and what was sent was paid for.
+        for timeout in [5, 60].map(Duration::from_secs) {
+            let (client, nodes) = cluster(&|| vec![refuse(reason); 1_000], timeout);
+            let begun = Instant::now();
+            let error = client.available("cart").put("k", "v", WriteContext::Blind).await.unwrap_err();
+            assert!(error.is_unknown() && error.reason() == reason, "{error:?}");
+            let took = begun.elapsed();
+            assert!(took > timeout * 3 / 4 && took <= timeout + Duration::from_millis(100), "{took:?}");
+            let all = sent(&nodes);
+            assert!(all.len() <= paid + 1, "{reason}: {} in {took:?}", all.len());
+            let asked = nodes.iter().filter(|node| node.script(|script| script.calls) > 1).count();
+            assert_eq!(asked, 3, "{reason}: others are asked too");
+        }
+    }
+    // Nodes that are silent have as much of the time as before: three attempts, however long it is.
+    let silent = || vec![Act::Wait(Duration::from_secs(600)); 50];
+    let (client, nodes) = cluster(&silent, Duration::from_secs(4));
+    let error = client.available("cart").put("k", "v", WriteContext::Blind).await.unwrap_err();
+    assert!(error.is_unknown(), "{error:?}");
+    assert_eq!(sent(&nodes).len(), ATTEMPTS as usize);
+    // Nor is a write with which connections break sent to one node after the other.
+    let (client, nodes) = cluster(&|| vec![refuse(Reason::ConnectionLost); 50], Duration::from_secs(20));
+    let error = client.available("cart").put("k", "v", WriteContext::Blind).await.unwrap_err();
+    assert!(error.is_unknown(), "{error:?}");
+    assert_eq!(sent(&nodes).len(), ATTEMPTS as usize);
+}
+
+/// A node that names the leader ends the search for it, also where all attempts are used up and a write is
+/// only sent again because its fate is open.
+#[tokio::test(start_paused = true)]
+async fn a_hint_is_followed_where_no_attempt_is_left() {
+    let names = ["a:1", "b:1", "c:1"].map(str::to_owned);
+    let hint = Failure::new(Reason::NotLeader, "n3 leads").with("leader_address", &names[2]);
+    let nodes = [
+        Fake::plays(std::iter::repeat_n(refuse(Reason::ConnectionLost), 9)),
+        Fake::plays(std::iter::repeat_n(Act::Refuse(hint), 9)),
+        Fake::default(),
+    ];
+    for node in &nodes {
+        node.script(|script| (script.members, script.leader) = (names.to_vec(), 1));
+    }
+    let network = Arc::new(InMemory(names.iter().cloned().zip(nodes.iter().cloned()).collect()));
+    let options = ClientOptions { spread: false, attempts: 2, ..ClientOptions::new(names.to_vec()) };
+    let client = Client::connect_in(options, Env { network, ..Env::real() }).unwrap();
+    client.strong("bank").put("k", "v").await.unwrap();
+    let calls = nodes.each_ref().map(|node| node.script(|script| script.calls));
+    assert_eq!(calls, [1, 1, 1], "the leader, another one, and the leader that it named");
+    // Two that name each other are not asked one after the other without end.
+    let [a, b] =
+        [0, 1].map(|at| Failure::new(Reason::NotLeader, "it leads").with("leader_address", &names[at]));
+    let circle = [
+        Fake::plays(
+            [refuse(Reason::ResultUnknown)].into_iter().chain((0..10_000).map(|_| Act::Refuse(b.clone()))),
+        ),
+        Fake::plays((0..10_000).map(|_| Act::Refuse(a.clone()))),
+    ];
+    for node in &circle {
+        node.script(|script| (script.members, script.leader) = (names[..2].to_vec(), 1));
+    }
+    let network = Arc::new(InMemory(names.iter().cloned().zip(circle.iter().cloned()).collect()));
+    let options = ClientOptions { spread: false, ..ClientOptions::new(names[..2].to_vec()) };
+    let client = Client::connect_in(options, Env { network, ..Env::real() }).unwrap();
+    assert!(client.strong("bank").put("k", "v").await.unwrap_err().is_unknown());
+    let calls: usize = circle.iter().map(|node| node.script(|script| script.calls)).sum();
+    assert!(calls <= (BUDGET_CAP / RETRY_COST + ATTEMPTS) as usize, "{calls} calls");
+}
+
 /// An attempt has a part of the time. That it passed does not end the operation.
 #[tokio::test]
 async fn a_deadline_of_one_attempt_is_not_that_of_the_operation() {
