@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 
 use crate::limits::{CONNECT_TIMEOUT, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_ENDPOINTS};
 use crate::policy::{Breaker, refused_for_itself};
-use crate::session_stream::{NO_NODE, SessionStream, Unanswered, is_no_node};
+use crate::session_stream::{End, SessionStream, Unanswered, is_no_node};
 use crate::speed::{Candidate, Speed};
 
 /// The detail of a failure that names an address where something else than a node listens.
@@ -246,11 +246,17 @@ impl Endpoint {
                     return Some(Err(failure));
                 }
                 Err(Unanswered::Silent) => return Some(Err(self.silent())),
-                Err(Unanswered::NotSent(reason)) => why = Some(reason),
-                Err(Unanswered::Lost(reason)) => {
-                    let what = format!("the session stream to {} ended: {reason}", self.address);
+                Err(Unanswered::NotSent(end)) if why != Some(End::NoNode) => why = Some(end),
+                Err(Unanswered::NotSent(_)) => {}
+                Err(Unanswered::Lost(end)) => {
                     self.broke(on);
-                    let mut failure = Failure::new(Reason::ConnectionLost, what);
+                    let mut failure = match end {
+                        End::NoNode => self.no_node(Reason::ConnectionLost),
+                        End::Other(why) => {
+                            let what = format!("the session stream to {} ended: {why}", self.address);
+                            Failure::new(Reason::ConnectionLost, what)
+                        }
+                    };
                     if kv_types::mutant!(StreamEndNotApplied) {
                         failure.applied = Applied::No;
                     }
@@ -262,7 +268,11 @@ impl Endpoint {
             }
         }
         self.broke(on);
-        Some(Err(self.unreachable(&why.unwrap_or_else(|| "no stream was opened".into()))))
+        Some(Err(match why {
+            Some(End::NoNode) => self.no_node(Reason::Unreachable),
+            Some(End::Other(why)) => self.unreachable(&why),
+            None => self.unreachable("no stream was opened"),
+        }))
     }
 
     /// What became of a call that was handed to connection `on`: the node's own words where it sent some,
@@ -274,11 +284,8 @@ impl Endpoint {
                 return Ok(answer);
             }
             Err(status) if refused_to_connect(&status) => self.unreachable(status.message()),
-            Err(status) if is_no_node(&status) => {
-                // As likely as anything; it proves nothing about what was sent.
-                Failure::new(Reason::ConnectionLost, format!("{}: {NO_NODE}", self.address))
-                    .with(NOT_A_NODE, &self.address)
-            }
+            // As likely as anything; it proves nothing about what was sent.
+            Err(status) if is_no_node(&status) => self.no_node(Reason::ConnectionLost),
             Err(status) => {
                 let failure = failure_from_status(&status);
                 match (failure.reason, status.code()) {
@@ -321,6 +328,12 @@ impl Endpoint {
         Failure::new(Reason::ResultUnknown, format!("{} did not answer in time", self.address))
     }
 
+    /// Something else than a node listens there; `reason` says whether a request was sent to it.
+    fn no_node(&self, reason: Reason) -> Failure {
+        let what = format!("what listens at {} is no kvd: it does not speak gRPC", self.address);
+        Failure::new(reason, what).with("endpoint", &self.address).with(NOT_A_NODE, &self.address)
+    }
+
     fn unreachable(&self, why: &str) -> Failure {
         Failure::new(Reason::Unreachable, format!("cannot reach {}: {why}", self.address))
             .with("endpoint", &self.address)
@@ -357,12 +370,16 @@ impl Pool {
 pub(crate) fn parse_address(text: &str) -> Result<String, Failure> {
     let address = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
     let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-    if port.is_some_and(|port| port.parse::<u16>().is_ok()) && !address.contains('/') {
-        return Ok(address.to_owned());
-    }
+    let port = port.and_then(|port| port.parse::<u16>().ok()).filter(|_| !address.contains('/'));
+    let why = match port {
+        Some(1..) => return Ok(address.to_owned()),
+        // It stands for a port that the system chooses, where one is opened.
+        Some(0) => ": no node can be reached at port 0",
+        None => "",
+    };
     Err(Failure::new(
         Reason::InvalidRequest,
-        format!("`{text}` is not an endpoint; write host:port, as in 127.0.0.1:7101"),
+        format!("`{text}` is not an endpoint{why}; write host:port, as in 127.0.0.1:7101"),
     ))
 }
 
@@ -407,8 +424,12 @@ mod tests {
         assert_eq!(parse_address("127.0.0.1:7101").as_deref(), Ok("127.0.0.1:7101"));
         assert_eq!(parse_address("http://node:1/").as_deref(), Ok("node:1"));
         assert_eq!(parse_address("[::1]:80").as_deref(), Ok("[::1]:80"));
-        for wrong in ["", "node", ":1", "node:", "node:99999", "https://node:1", "node:1/path"] {
+        for wrong in ["", "node", ":1", "node:", "node:99999", "https://node:1", "node:1/path", "node:0/"] {
             assert!(parse_address(wrong).is_err(), "{wrong:?}");
+        }
+        for zero in ["127.0.0.1:0", "[::1]:00", "http://node:0"] {
+            let refused = parse_address(zero).unwrap_err();
+            assert!(refused.message.contains("no node can be reached at port 0"), "{}", refused.message);
         }
     }
 }

@@ -24,13 +24,37 @@ use tonic::{Code, Status, Streaming};
 
 use crate::limits::{ATTEMPT_GRACE, CONNECT_TIMEOUT, STREAM_FRAME_BYTES, STREAM_QUEUE};
 
+/// Why a stream has ended, or did not open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// What listens there is no node.
+    NoNode,
+    /// Anything else, in words.
+    Other(Arc<str>),
+}
+
+impl From<&Status> for End {
+    fn from(status: &Status) -> Self {
+        match is_no_node(status) {
+            true => Self::NoNode,
+            false => Self::Other(format!("{}: {}", status.code(), status.message()).into()),
+        }
+    }
+}
+
+impl From<&str> for End {
+    fn from(words: &str) -> Self {
+        Self::Other(words.into())
+    }
+}
+
 /// Why a request has no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unanswered {
     /// It was not sent: the stream takes nothing any more.
-    NotSent(Arc<str>),
+    NotSent(End),
     /// It may have been sent.
-    Lost(Arc<str>),
+    Lost(End),
     /// The node knows no such streams, so nothing was sent.
     Unknown,
     /// The node said why it opens none, so nothing was sent.
@@ -153,13 +177,9 @@ async fn drive(channel: Channel, mut queue: mpsc::Receiver<Ask>, over: Arc<Atomi
     };
     over.store(true, Ordering::Release);
     queue.close();
-    let why: Arc<str> = match &ended {
-        Ok(()) => "the node has ended the stream".into(),
-        Err(status) if is_no_node(status) => NO_NODE.into(),
-        Err(status) => format!("{}: {}", status.code(), status.message()).into(),
-    };
+    let why = ended.as_ref().map_or_else(End::from, |_| "the node has ended the stream".into());
     for (_, (_, caller)) in std::mem::take(&mut open.waiting) {
-        let _ = caller.send(Err(Unanswered::Lost(Arc::clone(&why))));
+        let _ = caller.send(Err(Unanswered::Lost(why.clone())));
     }
     let unsent = match ended {
         Err(status) if status.code() == Code::Unimplemented => Unanswered::Unknown,
@@ -284,17 +304,16 @@ fn no_more(next: &mut Option<Ask>, queue: &mut mpsc::Receiver<Ask>, over: &Atomi
     refuse(next.take(), queue, &Unanswered::NotSent("the node takes no more requests".into()));
 }
 
-/// What is said of an address where something else than a node listens.
-pub(crate) const NO_NODE: &str = "what listens there is no kvd: it does not speak gRPC";
-
-/// Whether what was answered is not even HTTP/2, as by a web server, a mail server or a shell.
+/// Whether what was answered is not even HTTP/2, as by a web server, a mail server or a shell: this side
+/// found bytes that are no frames, and ended the connection. One that breaks is none of it, nor is one that
+/// the other side ends.
 pub(crate) fn is_no_node(status: &Status) -> bool {
+    let no_frames = [h2::Reason::PROTOCOL_ERROR, h2::Reason::FRAME_SIZE_ERROR];
     let mut source = status.source();
     while let Some(error) = source {
-        // What this side found wrong with the bytes that came, and no break of the connection.
-        let said = error.to_string();
-        if said.starts_with("connection error detected: ") {
-            return true;
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let found = error.reason().is_some_and(|reason| no_frames.contains(&reason));
+            return found && error.is_go_away() && error.is_library();
         }
         source = error.source();
     }

@@ -265,6 +265,54 @@ async fn a_client_that_wants_none_opens_none() {
     assert_eq!(fake.script(|script| script.streams), 0);
 }
 
+/// Something that listens and is no node, as a web server: the same words and the same detail whichever way
+/// it was asked, and no other failure is said so.
+#[tokio::test]
+async fn what_is_no_node_is_named_the_same_on_both_ways() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let serve = async |answer: &'static [u8]| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    // More than a greeting: the request.
+                    let (mut came, mut some) = (0, [0; 1_024]);
+                    while came < 120
+                        && let Ok(more @ 1..) = socket.read(&mut some).await
+                    {
+                        came += more;
+                    }
+                    let _ = socket.write_all(answer).await;
+                    while !answer.is_empty() && matches!(socket.read(&mut some).await, Ok(1..)) {}
+                });
+            }
+        });
+        address
+    };
+    let web: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+    let mail: &[u8] = b"220 mail.example.com ESMTP\r\n500 no such command\r\n";
+    // It closes the connection and says nothing.
+    let silent: &[u8] = b"";
+    for (answer, is_named) in [(web, true), (mail, true), (silent, false)] {
+        let address = serve(answer).await;
+        for via in [Via::Session, Via::Unary] {
+            let options = ClientOptions { via, attempts: 1, ..ClientOptions::pinned(address.clone()) };
+            let bank = Client::connect(options).unwrap().strong("bank");
+            let read = bank.get("k").await.unwrap_err();
+            for error in [read, put(&bank).await.unwrap_err()] {
+                let failure = error.failure();
+                let named = is_named.then_some(address.as_str());
+                assert_eq!(failure.detail("not_a_node"), named, "{via:?}: {failure}");
+                let says = format!("what listens at {address} is no kvd: it does not speak gRPC");
+                assert_eq!(failure.message == says, is_named, "{via:?}: {failure}");
+                // Of what waited for a stream it is known that it was not sent.
+                assert!(via == Via::Unary || !error.is_unknown(), "{failure}");
+            }
+        }
+    }
+}
+
 /// A node that opens no stream: what waits for one was never sent.
 #[tokio::test]
 async fn what_waits_for_a_stream_that_does_not_open_was_not_applied() {

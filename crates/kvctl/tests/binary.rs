@@ -138,9 +138,13 @@ fn what_is_no_kvd_is_said_to_be_none() {
         let output = home.run(&format!("-e {address} {line}"));
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{line}: {text}");
-        assert!(text.contains("what listens there is no kvd"), "{line}: {text}");
+        let says = format!("what listens at {address} is no kvd");
+        assert!(text.contains(&says), "{line}: {text}");
         assert!(!text.contains("h2 ") && !text.contains("http2"), "{line}: {text}");
         assert!(text.contains("  try: kvctl "), "{line}: {text}");
+        // However it was asked, it leads to the address that was meant.
+        let shows = text.contains(&format!("  try: kvctl -e {address} ctx show "));
+        assert!(shows || line.starts_with("cluster"), "{line}: {text}");
     }
 }
 
