@@ -372,6 +372,26 @@ struct Asked {
 }
 
 impl Asked {
+    /// Adds one that ends by itself, or not. Asked for once more, or with another figure, it takes the place
+    /// of the earlier one, which is returned with its number; but only for good: one that ends by itself ends
+    /// nothing but itself, and the earlier one is there after it.
+    ///
+    /// Errors: as many as may be are in force.
+    fn put(&mut self, faults: Faults, ends: bool) -> Result<(u64, Option<(u64, Faults)>), LabError> {
+        let same = |(id, earlier): (&u64, &Faults)| {
+            (!ends && !self.timed.contains_key(id) && earlier.is_about_the_same(&faults)).then_some(*id)
+        };
+        let same = self.faults.iter().find_map(same);
+        if self.faults.len() >= MAX_FAULTS + usize::from(same.is_some()) {
+            return Err(LabError::Usage(format!("{MAX_FAULTS} faults are in force: heal them first")));
+        }
+        let earlier = same.and_then(|id| self.faults.remove_entry(&id));
+        let id = self.next;
+        self.next += 1;
+        self.faults.insert(id, faults);
+        Ok((id, earlier))
+    }
+
     /// What they come to together.
     fn together(&self) -> Faults {
         self.faults.values().fold(Faults::none(), |all, faults| all.and(faults))
@@ -479,22 +499,15 @@ impl Supervisor {
     async fn add(self: &Arc<Self>, faults: Faults, for_ms: Option<u64>) -> Result<Installed, LabError> {
         faults.check(&self.lab.nodes())?;
         let mut asked = self.asked.lock().await;
-        // Asked for once more, or with another figure: it takes the place of the earlier one.
-        let same = |(id, earlier): (&u64, &Faults)| {
-            (!asked.timed.contains_key(id) && earlier.is_about_the_same(&faults)).then_some(*id)
+        let (id, earlier) = asked.put(faults, for_ms.is_some())?;
+        let installed = match self.lab.install(asked.together()).await {
+            Ok(installed) => installed,
+            Err(error) => {
+                asked.faults.remove(&id);
+                asked.faults.extend(earlier);
+                return Err(error);
+            }
         };
-        if let Some(earlier) = asked.faults.iter().find_map(same) {
-            asked.faults.remove(&earlier);
-        }
-        if asked.faults.len() >= MAX_FAULTS {
-            return Err(LabError::Usage(format!("{MAX_FAULTS} faults are in force: heal them first")));
-        }
-        let id = asked.next;
-        asked.next += 1;
-        asked.faults.insert(id, faults);
-        let installed = self.lab.install(asked.together()).await.inspect_err(|_| {
-            asked.faults.remove(&id);
-        })?;
         if let Some(ms) = for_ms {
             let end = Instant::now() + Duration::from_millis(ms);
             asked.timed.insert(id, end);
@@ -697,6 +710,41 @@ mod tests {
         assert_eq!(flow(n3, n2), Flow::Pass);
         asked.faults.remove(&0);
         assert_eq!(asked.together().list().len(), 2);
+    }
+
+    /// As `fault partition` and then the same with `--for 5s`.
+    #[test]
+    fn one_that_ends_by_itself_ends_no_other() {
+        let [n1, n2] = [1, 2].map(NodeId);
+        let cut = || Faults::partition(&[vec![n1], vec![n2]]);
+        let slow = |bytes_per_second| Faults::none().with(n1, n2, Flow::Slow { bytes_per_second });
+        let flow = |asked: &Asked| asked.together().flow(Direction::new(n1, n2));
+        let mut asked = Asked::default();
+        let (first, _) = asked.put(cut(), false).unwrap();
+        let (timed, earlier) = asked.put(cut(), true).unwrap();
+        assert_eq!((asked.faults.len(), earlier), (2, None));
+        asked.faults.remove(&timed);
+        assert!(asked.faults.contains_key(&first) && flow(&asked) == Flow::Swallow);
+        // For good it takes the place of the earlier one; of another figure for a while it is beside it.
+        let (second, earlier) = asked.put(cut(), false).unwrap();
+        assert_eq!((asked.faults.len(), earlier), (1, Some((first, cut()))));
+        asked.faults.remove(&second);
+        asked.put(slow(1_000), false).unwrap();
+        let (timed, _) = asked.put(slow(50), true).unwrap();
+        assert_eq!(flow(&asked), Flow::Slow { bytes_per_second: 50 });
+        asked.timed.insert(timed, Instant::now());
+        // Nor is it replaced by one that stays.
+        asked.put(slow(70), false).unwrap();
+        assert_eq!((asked.faults.len(), flow(&asked)), (2, Flow::Slow { bytes_per_second: 70 }));
+        asked.faults.remove(&timed);
+        assert_eq!(flow(&asked), Flow::Slow { bytes_per_second: 70 });
+        // At the bound one more is refused, and one that takes a place is not.
+        while asked.faults.len() < MAX_FAULTS {
+            asked.put(cut(), true).unwrap();
+        }
+        assert!(matches!(asked.put(cut(), true), Err(LabError::Usage(_))));
+        asked.put(slow(80), false).unwrap();
+        assert_eq!(asked.faults.len(), MAX_FAULTS);
     }
 
     #[tokio::test(start_paused = true)]
