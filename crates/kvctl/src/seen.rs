@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use kv_client::CausalContext;
@@ -25,31 +25,65 @@ struct Seen {
     context_b64: String,
 }
 
-/// The memory of one shell.
+/// What the name of each memory begins with: a name that no lab can have.
+const NAME: &str = ".shell-seen-";
+/// How often a file is made again that another shell took for one that was left behind.
+const TRIES: usize = 8;
+
+/// The memory of one shell, whose file goes with it. Where a shell is killed its file stays, until another
+/// one begins.
 #[derive(Debug)]
-pub(crate) struct Memory(PathBuf);
+pub(crate) struct Memory {
+    path: PathBuf,
+    /// Locked while the shell runs: the lock goes with its process, however that ends.
+    _lock: fs::File,
+}
 
 impl Memory {
     /// An empty one.
     pub(crate) fn new() -> io::Result<Self> {
-        // A name that no lab can have.
-        let path = kv_lab::dir_of(&format!(".shell-seen-{}", std::process::id()));
+        let path = kv_lab::dir_of(&format!("{NAME}{}", std::process::id()));
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
+            sweep(folder);
         }
-        write(&path, &[])?;
-        Ok(Self(path))
+        Self::at(path)
+    }
+
+    fn at(path: PathBuf) -> io::Result<Self> {
+        for _ in 0..TRIES {
+            write(&path, &[])?;
+            let lock = fs::File::open(&path)?;
+            lock.lock()?;
+            // Between the two another shell may have swept it away.
+            let is_it = |there: fs::Metadata| there.ino() == lock.metadata().map_or(0, |own| own.ino());
+            if fs::metadata(&path).is_ok_and(is_it) {
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+        Err(io::ErrorKind::ResourceBusy.into())
     }
 
     /// Hands it to a line.
     pub(crate) fn lend(&self, command: &mut std::process::Command) {
-        command.env(FILE, &self.0);
+        command.env(FILE, &self.path);
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Removes the memories of shells that are gone. What cannot be looked at stays.
+fn sweep(folder: &Path) {
+    for found in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_memory = found.file_name().to_str().is_some_and(|name| name.starts_with(NAME));
+        let opened = if is_memory { fs::File::open(found.path()).ok() } else { None };
+        if opened.is_some_and(|file| file.try_lock().is_ok()) {
+            let _ = fs::remove_file(found.path());
+        }
     }
 }
 
@@ -97,6 +131,23 @@ fn write(file: &Path, all: &[Seen]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_shell_that_was_killed_left_goes_with_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let running = Memory::at(file(".shell-seen-1")).unwrap();
+        write(&file(".shell-seen-2"), &[]).unwrap();
+        fs::write(file(".shell-history"), "get k\n").unwrap();
+        sweep(folder.path());
+        let there = |name: &str| file(name).exists();
+        assert_eq!([".shell-seen-1", ".shell-seen-2", ".shell-history"].map(there), [true, false, true]);
+        // Its lines write and read it meanwhile.
+        add(&running.path, "cart", b"k", &CausalContext(vec![1].into())).unwrap();
+        assert!(find(&running.path, "cart", b"k").unwrap().is_some());
+        drop(running);
+        assert!(!there(".shell-seen-1"));
+    }
 
     #[test]
     fn what_was_seen_last_of_a_key_is_remembered_and_no_more_than_so_many() {

@@ -2,6 +2,7 @@
 //! program of its own, so that it prints and ends as it does when it is typed without the shell.
 
 mod complete;
+mod menu;
 
 use std::borrow::Cow;
 use std::fs;
@@ -17,9 +18,8 @@ use clap::ValueEnum;
 use kv_lab::EndSignal;
 use kv_types::{Failure, NamespaceName, Reason};
 use reedline::{
-    ColumnarMenu, Completer, Emacs, FileBackedHistory, KeyCode, KeyModifiers, MenuBuilder as _, Prompt,
-    PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, Span, Suggestion,
-    default_emacs_keybindings,
+    Completer, Emacs, FileBackedHistory, KeyCode, KeyModifiers, Prompt, PromptEditMode, PromptHistorySearch,
+    Reedline, ReedlineEvent, ReedlineMenu, Signal, Span, Suggestion, default_emacs_keybindings,
 };
 use rustix::process::{Pid, Signal as Posix, kill_process};
 use tokio::io::Interest;
@@ -35,6 +35,7 @@ use crate::output::{Color, FAILED_USE, Format, SHELL_LINE, on_a_line};
 use crate::problem::Problem;
 use crate::seen::Memory;
 use crate::shell::complete::{Names, offers};
+use crate::shell::menu::Choice;
 
 /// Lines of history that are kept.
 const MAX_HISTORY: usize = 1_000;
@@ -46,8 +47,6 @@ const LEARN_WITHIN: Duration = Duration::from_millis(200);
 const CHOOSE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a script whose reader has gone has to say that it is at its end.
 const END_OF_SCRIPT: Duration = Duration::from_millis(200);
-/// Name of the menu of completions.
-const MENU: &str = "words";
 
 /// What a line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -436,13 +435,15 @@ fn names_a_context(words: &[String]) -> bool {
 
 fn editor(app: &App, names: &Arc<Mutex<Names>>) -> Result<Reedline, Problem> {
     let mut keys = default_emacs_keybindings();
-    let complete = vec![ReedlineEvent::Menu(MENU.into()), ReedlineEvent::MenuNext];
+    let complete = vec![ReedlineEvent::Menu(menu::NAME.into()), ReedlineEvent::MenuNext];
     keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, ReedlineEvent::UntilFound(complete));
     let words = Words { root: definition(), names: Arc::clone(names) };
     let editor = Reedline::create()
         .with_ansi_colors(app.out.has_color())
         .with_completer(Box::new(words))
-        .with_menu(ReedlineMenu::EngineCompleter(Box::new(ColumnarMenu::default().with_name(MENU))))
+        .with_menu(ReedlineMenu::EngineCompleter(Box::new(Choice::new())))
+        // The only word that may follow needs no choice, and no Enter of its own.
+        .with_quick_completions(true)
         .with_edit_mode(Box::new(Emacs::new(keys)))
         .with_history_exclusion_prefix(Some(" ".into()));
     Ok(match history() {

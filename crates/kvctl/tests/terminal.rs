@@ -21,7 +21,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 /// How long a terminal waits to see something.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A program on a terminal that answers no question.
+/// A program on a terminal.
 struct Terminal {
     keys: File,
     seen: Receiver<Vec<u8>>,
@@ -30,7 +30,13 @@ struct Terminal {
 }
 
 impl Terminal {
+    /// One that answers no question.
     fn run(home: &std::path::Path, term: &str, line: &str) -> Self {
+        Self::start(home, term, line, false)
+    }
+
+    /// `answers`: it says where its cursor is when it is asked, so that lines can be edited.
+    fn start(home: &std::path::Path, term: &str, line: &str, answers: bool) -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&ours).unwrap();
         unlockpt(&ours).unwrap();
@@ -46,9 +52,13 @@ impl Terminal {
         let keys = File::from(ours);
         let (send, seen) = sync_channel(64);
         let mut screen = keys.try_clone().unwrap();
+        let mut cursor = keys.try_clone().unwrap();
         std::thread::spawn(move || {
             let mut some = [0; 4_096];
             while let Ok(length @ 1..) = screen.read(&mut some) {
+                if answers && some[..length].windows(4).any(|asked| asked == b"\x1b[6n") {
+                    let _ = cursor.write_all(b"\x1b[1;1R");
+                }
                 if send.send(some[..length].to_vec()).is_err() {
                     return;
                 }
@@ -151,6 +161,31 @@ fn a_shell_works_on_any_terminal() {
     shell.sees("kvctl 0.");
     shell.types("\u{4}");
     assert_eq!(shell.ends().1, Some(0));
+}
+
+/// Tab completes the only word that may follow, and says nothing where none may: Enter is the line's.
+#[test]
+fn what_leaves_no_choice_asks_for_none() {
+    let home = tempfile::tempdir().unwrap();
+    let unserved = format!("127.0.0.1:{}", kv_env::choose_port().unwrap());
+    let mut shell = Terminal::start(home.path(), "xterm", &format!("-e {unserved} shell"), true);
+    shell.sees("> ");
+    shell.types("vers\t");
+    shell.sees("version");
+    shell.types("\r");
+    shell.sees("kvctl 0.");
+    shell.sees("> ");
+    shell.types("zzz\t\r");
+    shell.sees("error:");
+    shell.sees("> ");
+    // Of several one is chosen, and the line goes on.
+    shell.types("co\t");
+    shell.sees("completion");
+    shell.types("\u{3}");
+    shell.sees("> ");
+    shell.types("exit\r");
+    let (text, code) = shell.ends();
+    assert_eq!(code, Some(0), "{text:?}");
 }
 
 /// Whatever ends it, the terminal is as it was before.
