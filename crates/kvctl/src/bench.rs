@@ -193,7 +193,7 @@ fn as_json(args: &Bench, measured: &Measured, about: &About<'_>) -> Value {
     let latencies = |histogram: &Histogram<u64>| {
         object([
             ("ops", json!(histogram.len())),
-            ("ops_per_s", json!(round(histogram.len() as f64 / seconds, 1))),
+            ("ops_per_s", json!(round(histogram.len() as f64 / seconds, 3))),
             ("p50_us", json!(histogram.value_at_quantile(0.5))),
             ("p90_us", json!(histogram.value_at_quantile(0.9))),
             ("p99_us", json!(histogram.value_at_quantile(0.99))),
@@ -232,20 +232,34 @@ fn as_json(args: &Bench, measured: &Measured, about: &About<'_>) -> Value {
     Value::Object(line)
 }
 
+/// What people are told of latencies: the quantile, and of how many answers at least. Of fewer it would be
+/// the slowest one again.
+const QUANTILES: [(f64, u64); 4] = [(0.5, 2), (0.9, 10), (0.99, 100), (0.999, 1_000)];
+
+/// A rate in as many digits as mean something: a low one is not none.
+fn per_second(rate: f64) -> String {
+    let digits = [(100.0, 0), (10.0, 1), (0.1, 2)].into_iter().find(|(least, _)| rate >= *least);
+    format!("{rate:.*}", digits.map_or(4, |(_, digits)| digits))
+}
+
 #[allow(clippy::cast_precision_loss, reason = "counts of a benchmark fit a float well enough")]
 fn as_text(args: &Bench, measured: &Measured, about: &About<'_>) -> String {
     let Measured { total, seconds, .. } = measured;
     let ms = |us: u64| format!("{:.2}", us as f64 / 1e3);
     let rows = [("put", &total.puts_us), ("get", &total.gets_us)].into_iter().filter(|(_, h)| !h.is_empty());
-    let rows = rows.map(|(what, histogram)| {
-        let quantiles = [0.5, 0.9, 0.99, 0.999].map(|quantile| ms(histogram.value_at_quantile(quantile)));
-        let head = [
-            what.to_owned(),
-            histogram.len().to_string(),
-            format!("{:.0}", histogram.len() as f64 / seconds),
-        ];
-        head.into_iter().chain(quantiles).chain([ms(histogram.max())]).collect()
-    });
+    let mut too_few = false;
+    let rows: Vec<Vec<String>> = rows
+        .map(|(what, histogram)| {
+            let quantiles = QUANTILES.map(|(quantile, least)| {
+                let is_known = histogram.len() >= least;
+                too_few |= !is_known;
+                if is_known { ms(histogram.value_at_quantile(quantile)) } else { "-".to_owned() }
+            });
+            let head =
+                [what.to_owned(), histogram.len().to_string(), per_second(histogram.len() as f64 / seconds)];
+            head.into_iter().chain(quantiles).chain([ms(histogram.max())]).collect()
+        })
+        .collect();
     let header = ["", "answered", "per second", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms"];
     let mut lines = vec![
         format!(
@@ -255,6 +269,9 @@ fn as_text(args: &Bench, measured: &Measured, about: &About<'_>) -> String {
         table(&header, rows),
         format!("not applied {}   unknown {}", total.not_applied, total.unknown),
     ];
+    if too_few {
+        lines.push("-: too few answers for that percentile".to_owned());
+    }
     if let Some(ratio) = fsyncs_per_write(measured, about) {
         lines.push(format!("fsyncs per acknowledged write: {ratio:.3} ({})", about.whose));
     } else if !total.puts_us.is_empty() {
@@ -482,5 +499,16 @@ mod tests {
         let text = as_text(&args, &measured, &about);
         assert!(text.contains("put  ") && !text.contains("get  "), "{text}");
         assert!(text.contains("open loop at 500/s") && text.contains("p99.9 ms"), "{text}");
+        assert!(!text.contains("too few"), "{text}");
+        // Three in three seconds: no rate of none, no percentile of what was not seen.
+        let mut total = Tally::new().unwrap();
+        [4_000, 5_000, 6_000].into_iter().for_each(|us| total.puts_us.saturating_record(us));
+        let few = Measured { total, seconds: 3.0, ..measured };
+        let text = as_text(&Bench { rate: Some(1.0), ..args }, &few, &about);
+        let row = text.lines().find(|line| line.starts_with("put")).unwrap();
+        let words: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(words, ["put", "3", "1.00", "5.00", "-", "-", "-", "6.00"], "{text}");
+        assert!(text.contains("-: too few") && !text.contains("NaN"), "{text}");
+        assert_eq!([1_234.5, 12.34, 0.5, 0.001].map(per_second), ["1234", "12.3", "0.50", "0.0010"]);
     }
 }

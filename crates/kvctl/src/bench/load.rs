@@ -11,6 +11,7 @@ use kv_types::{Mode, Reason, counted};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep_until, timeout_at};
 
@@ -153,20 +154,49 @@ struct Pace {
     end: Instant,
     /// Of an open loop: between two of all workers, and how many have begun.
     every: Option<(Duration, AtomicU64)>,
-    stopped: AtomicBool,
+    /// Whether no operation is begun any more.
+    stopped: watch::Sender<bool>,
 }
 
 impl Pace {
+    fn new(begun: Instant, end: Instant, rate: Option<f64>) -> Self {
+        let every = rate.map(|rate| (Duration::from_secs_f64(1.0 / rate), AtomicU64::new(0)));
+        Self { begun, end, every, stopped: watch::Sender::new(false) }
+    }
+
+    fn stop_if(&self, over: bool) {
+        self.stopped.send_if_modified(|stopped| over && !std::mem::replace(stopped, true));
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// Waits until an operation is meant to begin; false if it is not begun any more.
+    async fn is_due(&self, meant: Instant) -> bool {
+        // A timer that is due takes up to a millisecond all the same.
+        if meant <= Instant::now() {
+            return true;
+        }
+        let mut stopped = self.stopped.subscribe();
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => false,
+            () = sleep_until(meant) => true,
+        }
+    }
+
     /// When the next operation is meant to begin: now in a closed loop, by the clock in an open one, where it
     /// may be in the past. `None` at the end.
     fn next(&self) -> Option<Instant> {
         let now = Instant::now();
-        if now >= self.end || self.stopped.load(Ordering::Relaxed) {
+        if now >= self.end || self.is_stopped() {
             return None;
         }
         let Some((every, number)) = &self.every else { return Some(now) };
-        let number = u32::try_from(number.fetch_add(1, Ordering::Relaxed)).ok()?;
-        Some(self.begun + every.checked_mul(number)?).filter(|at| *at < self.end)
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        let since = every.as_nanos().checked_mul(number.into())?;
+        Some(self.begun + Duration::from_nanos(u64::try_from(since).ok()?)).filter(|at| *at < self.end)
     }
 }
 
@@ -186,9 +216,8 @@ struct Worker {
 impl Worker {
     async fn run(mut self, mut tally: Tally) -> Tally {
         while let Some(meant) = self.pace.next() {
-            // A timer that is due takes up to a millisecond all the same.
-            if meant > Instant::now() {
-                sleep_until(meant).await;
+            if !self.pace.is_due(meant).await {
+                break;
             }
             let write = match self.workload {
                 Workload::Put => true,
@@ -235,9 +264,8 @@ pub(super) async fn run(
     ending: &Ending,
 ) -> Result<Measured, Problem> {
     let begun = Instant::now();
-    let every = args.rate.map(|rate| (Duration::from_secs_f64(1.0 / rate), AtomicU64::new(0)));
     let end = begun + args.lasting;
-    let pace = Arc::new(Pace { begun, end, every, stopped: AtomicBool::new(false) });
+    let pace = Arc::new(Pace::new(begun, end, args.rate));
     let answered = Arc::new(AtomicU64::new(0));
     let gone = Arc::new(AtomicBool::new(false));
     let fresh = Arc::new(AtomicU64::new(args.preloaded()));
@@ -269,7 +297,7 @@ pub(super) async fn run(
             biased;
             () = &mut asked_to_end, if !interrupted => {
                 interrupted = true;
-                pace.stopped.store(true, Ordering::Relaxed);
+                pace.stop_if(true);
                 latest = Instant::now() + LATEST;
                 app.out.note("interrupted: what is under way is waited for");
             }
@@ -287,15 +315,17 @@ pub(super) async fn run(
                     counted(now - told, "operation", "operations")
                 ));
                 // One node may not have heard of it yet; for a second, all have.
-                let over = now == told && gone.load(Ordering::Relaxed);
-                pace.stopped.fetch_or(over, Ordering::Relaxed);
+                pace.stop_if(now == told && gone.load(Ordering::Relaxed));
                 told = now;
             }
         }
     }
     let gone = total.last_error.clone().filter(|error| gone.load(Ordering::Relaxed) && says_gone(error));
     let keys = written(args, fresh.load(Ordering::Relaxed));
-    Ok(Measured { total, gone, seconds: begun.elapsed().as_secs_f64(), interrupted, keys })
+    // Also where the last operation of a low rate was answered before the time was over.
+    let least = if pace.is_stopped() { Duration::ZERO } else { args.lasting };
+    let seconds = begun.elapsed().max(least).as_secs_f64();
+    Ok(Measured { total, gone, seconds, interrupted, keys })
 }
 
 /// How many keys may have been written, where the next new one would be `fresh`.
@@ -379,17 +409,34 @@ mod tests {
     async fn an_open_loop_begins_by_the_clock_and_a_closed_one_when_it_can() {
         let begun = Instant::now();
         let end = begun + Duration::from_millis(35);
-        let pace = |every| Pace { begun, end, every, stopped: AtomicBool::new(false) };
-        let open = pace(Some((Duration::from_millis(10), AtomicU64::new(0))));
+        let pace = |rate| Pace::new(begun, end, rate);
+        let open = pace(Some(100.0));
         tokio::time::advance(Duration::from_millis(15)).await;
         // Those that are late are begun all the same, and are late from when they were meant to begin.
         let meant: Vec<_> = std::iter::from_fn(|| open.next()).map(|at| (at - begun).as_millis()).collect();
         assert_eq!(meant, [0, 10, 20, 30]);
         let closed = pace(None);
         assert_eq!(closed.next(), Some(Instant::now()));
-        closed.stopped.store(true, Ordering::Relaxed);
+        closed.stop_if(true);
         assert_eq!(closed.next(), None);
         tokio::time::advance(Duration::from_millis(20)).await;
         assert_eq!(pace(None).next(), None);
+    }
+    /// Of a rate below one a second the next operation may be meant for long after the end is asked for.
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_its_time_ends_when_that_is_asked() {
+        let begun = Instant::now();
+        let slow = Arc::new(Pace::new(begun, begun + Duration::from_secs(3_600), Some(0.001)));
+        let (first, second) = (slow.next().unwrap(), slow.next().unwrap());
+        assert!(slow.is_due(first).await && begun.elapsed().is_zero());
+        let waits = tokio::spawn({
+            let slow = Arc::clone(&slow);
+            async move { slow.is_due(second).await }
+        });
+        sleep_until(begun + Duration::from_secs(5)).await;
+        slow.stop_if(true);
+        assert!(!waits.await.unwrap());
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+        assert_eq!(slow.next(), None);
     }
 }
