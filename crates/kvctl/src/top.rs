@@ -47,7 +47,7 @@ pub(crate) async fn run(app: &App, args: &Top) -> Result<Exit, Problem> {
         if app.out.is_json() {
             app.out.json(&sight.json())?;
         } else {
-            for line in screen::draw(&sight, WIDTH, false) {
+            for line in screen::draw(&sight, WIDTH, usize::MAX, false) {
                 let text: String = line.into_iter().map(|piece| piece.text).collect();
                 app.out.line(text.trim_end())?;
             }
@@ -97,7 +97,8 @@ async fn watch(
         }
         if let Some(sight) = &shown {
             terminal.draw(|frame| {
-                let lines = screen::draw(sight, frame.area().width.into(), true);
+                let (width, height) = (frame.area().width.into(), frame.area().height.into());
+                let lines = screen::draw(sight, width, height, true);
                 let rows = lines.into_iter().map(|line| row(line, app.out.has_color()));
                 frame.render_widget(Paragraph::new(Text::from_iter(rows)), frame.area());
             })?;

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use kv_client::PeerState;
-use kv_types::{NodeId, counted};
+use kv_types::{NodeId, counted, noun};
 
-use super::sight::{Probed, Said, Sight, Tally};
+use super::sight::{Probed, Said, Served, Sight, Tally};
 use crate::output::{broken_at, time_of_day};
 
 /// Narrowest picture: a narrower terminal cuts it.
@@ -51,19 +51,56 @@ fn cell(text: &str, width: usize, tone: Tone) -> Piece {
     piece(format!("{cut:<width$}"), tone)
 }
 
-/// The whole picture. `live`: it is drawn again and again, until a key ends that.
-pub(crate) fn draw(sight: &Sight, width: usize, live: bool) -> Vec<Vec<Piece>> {
-    let width = width.max(NARROWEST);
+/// What of the picture is shown.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    /// Lines between its parts.
+    gaps: bool,
+    /// Whose list of namespaces it is.
+    source: bool,
+    /// So many namespaces and nodes.
+    namespaces: usize,
+    nodes: usize,
+}
+
+/// The whole picture, or of it what fits so many lines, and how much more there is. `live`: it is drawn again
+/// and again, until a key ends that.
+pub(crate) fn draw(sight: &Sight, width: usize, height: usize, live: bool) -> Vec<Vec<Piece>> {
+    let (namespaces, nodes) = (sight.served.len(), sight.nodes.len());
+    let mut shown = Shown { gaps: true, source: true, namespaces, nodes };
+    loop {
+        let mut lines = part(sight, width.max(NARROWEST), shown, live);
+        if lines.len() <= height {
+            return lines;
+        }
+        match shown {
+            Shown { gaps: true, .. } => shown.gaps = false,
+            Shown { namespaces: 2.., .. } => shown.namespaces -= 1,
+            Shown { source: true, .. } if !sight.may_be_old => shown.source = false,
+            Shown { nodes: 2.., .. } => shown.nodes -= 1,
+            _ => {
+                let hidden = lines.split_off(height.saturating_sub(1)).len();
+                let more =
+                    format!("... {} more: a taller terminal shows all", counted(hidden, "line", "lines"));
+                lines.push(vec![piece(more, Tone::Plain)]);
+                return lines;
+            }
+        }
+    }
+}
+
+fn part(sight: &Sight, width: usize, shown: Shown, live: bool) -> Vec<Vec<Piece>> {
+    let gap = || shown.gaps.then(Vec::new);
     let mut lines = head(sight, width);
-    lines.push(Vec::new());
-    lines.extend(serving(sight, width));
-    lines.push(source(sight));
-    lines.push(Vec::new());
+    lines.extend(gap());
+    lines.extend(serving(sight, width, shown.namespaces));
+    lines.extend(shown.source.then(|| source(sight)));
+    lines.extend(gap());
     lines.push(tally("strong", &sight.strong));
     lines.push(tally("available", &sight.available));
-    lines.push(Vec::new());
-    lines.extend(nodes(sight, width));
-    lines.push(Vec::new());
+    lines.extend(gap());
+    lines.extend(nodes(sight, width, shown.nodes));
+    lines.extend(gap());
     let legend = "hears: + answers, ? silent for a moment, - silent for long";
     let end = if live { "   q ends" } else { "" };
     lines.push(vec![piece(format!("{legend}{end}"), Tone::Plain)]);
@@ -100,8 +137,9 @@ fn source(sight: &Sight) -> Vec<Piece> {
     }
 }
 
-/// A read of each namespace at each node, a second ago at most.
-fn serving(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
+/// A read of each namespace at each node, a second ago at most; of more than `most` those that some node
+/// refuses come first.
+fn serving(sight: &Sight, width: usize, most: usize) -> Vec<Vec<Piece>> {
     if sight.served.is_empty() {
         return vec![vec![piece(
             "no namespaces yet: kvctl ns create NAME --mode strong|available",
@@ -118,7 +156,14 @@ fn serving(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
             .chain(sight.nodes.iter().map(|(node, _)| cell(&format!("at {node}"), column, Tone::Head)))
             .collect::<Vec<_>>(),
     ];
-    for served in &sight.served {
+    let mut all: Vec<&Served> = sight.served.iter().collect();
+    if all.len() > most {
+        let refused =
+            |served: &Served| served.at.iter().any(|(_, how)| matches!(how, Some(Probed::Refused(_))));
+        all.sort_by_key(|served| !refused(served));
+    }
+    let more = sight.more + all.split_off(all.len().min(most)).len();
+    for served in all {
         let mut line =
             vec![cell(&served.name, name, Tone::Plain), cell(&served.mode.to_string(), MODE, Tone::Plain)];
         line.extend(served.at.iter().map(|(_, probed)| match probed {
@@ -128,13 +173,14 @@ fn serving(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
         }));
         lines.push(line);
     }
-    if sight.more > 0 {
-        lines.push(vec![piece(
-            format!("and {} more", counted(sight.more, "namespace", "namespaces")),
-            Tone::Plain,
-        )]);
-    }
+    lines.extend(and_more(more, "namespace", "namespaces"));
     lines
+}
+
+/// How many are not shown, if some are not.
+fn and_more(count: usize, one: &str, several: &str) -> Option<Vec<Piece>> {
+    let said = format!("and {count} more {}", noun(count, one, several));
+    (count > 0).then(|| vec![piece(said, Tone::Plain)])
 }
 
 /// A time in no more digits than are looked at.
@@ -161,7 +207,8 @@ fn tally(mode: &str, tally: &Tally) -> Vec<Piece> {
     ]
 }
 
-fn nodes(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
+/// What so many of the nodes say of themselves.
+fn nodes(sight: &Sight, width: usize, most: usize) -> Vec<Vec<Piece>> {
     const HEARS: &str = "hears ";
     let names: usize = sight.nodes.iter().map(|(node, _)| node.to_string().len() + 1).sum();
     let fits = |columns: &[usize]| columns.iter().sum::<usize>() + HEARS.len() + names <= width + 1;
@@ -172,7 +219,7 @@ fn nodes(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
     let names: Vec<String> = sight.nodes.iter().map(|(node, _)| node.to_string()).collect();
     head.push(piece(format!("{HEARS}{}", names.join(" ")), Tone::Head));
     let mut lines = vec![head];
-    for (node, said) in &sight.nodes {
+    for (node, said) in sight.nodes.iter().take(most) {
         let Some(said) = said else {
             lines.push(vec![
                 cell(&node.to_string(), node_width, Tone::Plain),
@@ -194,6 +241,7 @@ fn nodes(sight: &Sight, width: usize) -> Vec<Vec<Piece>> {
         line.extend(hears(*node, said, sight));
         lines.push(line);
     }
+    lines.extend(and_more(sight.nodes.len().saturating_sub(most), "node", "nodes"));
     lines
 }
 
@@ -218,7 +266,6 @@ fn hears(node: NodeId, said: &Said, sight: &Sight) -> Vec<Piece> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::top::sight::Served;
     use kv_types::{Mode, Reason};
 
     fn cut() -> Sight {
@@ -275,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_partition_is_read_off_in_eighty_columns_without_colour() {
-        let lines = text(draw(&cut(), 80, true));
+        let lines = text(draw(&cut(), 80, usize::MAX, true));
         for line in &lines {
             assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
         }
@@ -290,7 +337,7 @@ mod tests {
         assert!(line("n5").contains("does not answer"));
         assert!(lines[0].contains("12 links cut"));
         assert!(line("namespaces as n1 knows them").ends_with("no majority: they may be old"));
-        let whole = text(draw(&Sight { may_be_old: false, ..cut() }, 80, true));
+        let whole = text(draw(&Sight { may_be_old: false, ..cut() }, 80, usize::MAX, true));
         assert!(whole.contains(&"namespaces as n1 knows them".to_owned()), "{whole:?}");
     }
 
@@ -332,7 +379,7 @@ mod tests {
             ),
             ..cut()
         };
-        let lines = text(draw(&nine, 80, true));
+        let lines = text(draw(&nine, 80, usize::MAX, true));
         for line in &lines {
             assert!(line.trim_end().chars().count() <= 80, "{} columns: {line}", line.chars().count());
         }
@@ -340,7 +387,37 @@ mod tests {
         assert!(whole.contains("n5 n6 n7 n8 down") && whole.contains("127.0.0.1:7103"), "{whole}");
         assert_eq!(whole.matches("500 ms").count(), 9 + 4, "{whole}");
         assert!(whole.contains("1234567890") && whole.ends_with("q ends"), "{whole}");
-        assert!(text(draw(&nine, 80, false)).join("\n").ends_with("- silent for long"));
+        assert!(text(draw(&nine, 80, usize::MAX, false)).join("\n").ends_with("- silent for long"));
+    }
+
+    /// 66 namespaces in twelve lines, as below an editor: what fits, and how many are not shown.
+    #[test]
+    fn a_low_terminal_shows_what_fits_and_says_how_much_more_there_is() {
+        let well = Served { at: cut().served[1].at.clone(), ..cut().served[1].clone() };
+        let served = (0..7).map(|n| Served { name: format!("ns{n}"), ..well.clone() });
+        // The one in trouble is the last of those that are probed.
+        let served: Vec<Served> = served.chain([cut().served[0].clone()]).collect();
+        let many = Sight { served, more: 58, may_be_old: false, ..cut() };
+        let at = |height| text(draw(&many, 80, height, true));
+        let whole = at(usize::MAX);
+        for height in [whole.len(), whole.len() - 1, 20, 15, 12] {
+            let lines = at(height);
+            assert!(lines.len() <= height, "{height}: {lines:#?}");
+            let said = lines.join("\n");
+            let namespaces =
+                lines.iter().filter(|line| line.contains("ms") && !line.contains("median")).count();
+            assert!(said.contains(&format!("and {} more namespaces", 66 - namespaces)), "{said}");
+            let shown =
+                lines.iter().filter(|line| (1..=5).any(|n| line.starts_with(&format!("n{n} ")))).count();
+            let hidden = format!("and {} more {}", 5 - shown, noun(5 - shown, "node", "nodes"));
+            assert_eq!(said.contains(&hidden), shown < 5, "{said}");
+            assert!(said.contains("bank") && said.contains("q ends"), "{said}");
+        }
+        for height in [1, 2, 5] {
+            let lines = at(height);
+            assert_eq!(lines.len(), height);
+            assert!(lines[height - 1].contains("lines more: a taller terminal"), "{lines:?}");
+        }
     }
 
     #[test]
@@ -352,7 +429,7 @@ mod tests {
             trouble: Some("gone".into()),
             ..cut()
         };
-        let lines = text(draw(&empty, 0, true));
+        let lines = text(draw(&empty, 0, usize::MAX, true));
         assert_eq!(lines[1], "NOT OF NOW: gone", "below what is broken, where there is no room beside it");
         assert!(lines.iter().any(|line| line.contains("0 of 0 reads answered (0 %)")));
     }
