@@ -104,12 +104,7 @@ fn list(app: &App, faults: &[InForce], paused: &[NodeName]) -> Result<(), Proble
         return Ok(());
     }
     if !faults.is_empty() {
-        let row = |found: &InForce| {
-            let Fault { from, to, flow } = found.fault;
-            let ends = found.ends_in_ms.map_or("-".to_owned(), |ms| format!("in {} s", ms.div_ceil(1_000)));
-            vec![from.to_string(), to.to_string(), flow.to_string(), ends, words(&found.beneath).join(", ")]
-        };
-        app.out.line(table(&["from", "to", "flow", "ends", "beneath"], faults.iter().map(row)))?;
+        app.out.line(links(faults))?;
     }
     for node in paused {
         let resume = app.line.of_lab(&["lab", "resume"]).operand("node", node.to_string());
@@ -119,6 +114,38 @@ fn list(app: &App, faults: &[InForce], paused: &[NodeName]) -> Result<(), Proble
         app.out.note("no faults");
     }
     Ok(())
+}
+
+/// What is in force between nodes, a row for each link: the same both ways is said once. What lies beneath is
+/// said where there is something, each kind once.
+fn links(faults: &[InForce]) -> String {
+    let ends = |found: &InForce| found.ends_in_ms.map(|ms| ms.div_ceil(1_000));
+    let beneath = |found: &InForce| {
+        let mut words: Vec<String> = found.beneath.iter().map(Flow::to_string).collect();
+        words.dedup();
+        words.join(", ")
+    };
+    let same =
+        |a: &InForce, b: &InForce| (a.fault.flow, ends(a), beneath(a)) == (b.fault.flow, ends(b), beneath(b));
+    let back = |of: &InForce| {
+        let is_back = |other: &&InForce| (other.fault.from, other.fault.to) == (of.fault.to, of.fault.from);
+        faults.iter().find(is_back).filter(|back| same(back, of))
+    };
+    let has_beneath = faults.iter().any(|found| !found.beneath.is_empty());
+    let row = |found: &InForce| {
+        let Fault { from, to, flow } = found.fault;
+        let link = match back(found) {
+            Some(_) if from > to => return None,
+            Some(_) => format!("{from} and {to}"),
+            None => format!("{from} to {to}"),
+        };
+        let ends = ends(found).map_or("-".to_owned(), |seconds| format!("in {seconds} s"));
+        let beneath = has_beneath.then(|| beneath(found));
+        Some([link, flow.to_string(), ends].into_iter().chain(beneath).collect())
+    };
+    let heads = ["link", "flow", "ends", "beneath"];
+    let heads = heads.get(..if has_beneath { 4 } else { 3 }).unwrap_or_default();
+    table(heads, faults.iter().filter_map(row))
 }
 
 fn flow(from: kv_types::NodeId, to: kv_types::NodeId, flow: Flow, for_ms: Option<u64>) -> Request {
@@ -215,6 +242,41 @@ mod tests {
             faults: cut.iter().flat_map(|(a, b)| [fault(*a, *b), fault(*b, *a)]).collect(),
             faults_for_ms: None,
         }
+    }
+
+    #[test]
+    fn a_link_that_is_cut_both_ways_is_listed_once() {
+        let found = |from: u64, to: u64, flow, ends_in_ms, beneath: &[Flow]| InForce {
+            fault: Fault { from: NodeName(NodeId(from)), to: NodeName(NodeId(to)), flow },
+            ends_in_ms,
+            beneath: beneath.to_vec(),
+        };
+        let slow = Flow::Slow { bytes_per_second: 4_000 };
+        let rows = |faults: &[InForce]| -> Vec<Vec<String>> {
+            let text = links(faults);
+            let cells = |line: &str| {
+                line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+            };
+            text.lines().map(cells).collect()
+        };
+        let cut = Flow::Swallow;
+        // A moment between the two of one cut makes no difference.
+        let both = [
+            found(1, 2, cut, Some(4_100), &[]),
+            found(2, 1, cut, Some(4_099), &[]),
+            found(1, 3, slow, None, &[]),
+        ];
+        let said = rows(&both);
+        assert_eq!(said[0], ["link", "flow", "ends"]);
+        assert_eq!(said[1], ["n1 and n2".to_owned(), cut.to_string(), "in 5 s".to_owned()]);
+        assert_eq!(said[2], ["n1 to n3".to_owned(), slow.to_string(), "-".to_owned()]);
+        assert_eq!(said.len(), 3);
+        // Other ways are other rows; what lies beneath is said once.
+        let ways = [found(1, 2, cut, None, &[slow, slow]), found(2, 1, cut, None, &[])];
+        let said = rows(&ways);
+        assert_eq!(said[0], ["link", "flow", "ends", "beneath"]);
+        assert_eq!(said[1], ["n1 to n2".to_owned(), cut.to_string(), "-".to_owned(), slow.to_string()]);
+        assert_eq!(said[2], ["n2 to n1".to_owned(), cut.to_string(), "-".to_owned()]);
     }
 
     #[test]

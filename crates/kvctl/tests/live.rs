@@ -116,7 +116,7 @@ fn what_the_readme_says_is_what_happens() {
     lab.ends("cas -n cart user:42 --expect-revision 1 x", 5);
     lab.ends("get -n nothing k", 5);
     assert!(lab.ok("ring owners -n cart user:42").contains("primaries"));
-    assert!(lab.ok("explain -n bank alice").contains("which alone answers"));
+    assert!(lab.ok("explain -n bank alice").contains("through which reads and writes go"));
     // Two of three replicas have acknowledged; the third has it a moment later.
     let explained = within(std::time::Duration::from_secs(10), || {
         let said = lab.ok("explain -n cart user:42");
@@ -213,10 +213,10 @@ fn what_the_readme_says_is_what_happens() {
     lab.ok("fault slow n4 n3 --bytes 100kB");
     lab.ok("fault slow n4 n1 --bytes 50kB");
     let listed = lab.ok("fault list");
-    assert_eq!(listed.matches("cut").count(), 8, "{listed}");
+    // Three links are cut both ways; of the fourth one way is slow beneath.
+    assert_eq!((listed.matches("cut").count(), listed.matches(" and ").count()), (5, 3), "{listed}");
     let row = |from: &str, to: &str| {
-        let row =
-            listed.lines().find(|line| line.starts_with(from) && line[2..].trim_start().starts_with(to));
+        let row = listed.lines().find(|line| line.starts_with(&format!("{from} to {to} ")));
         row.unwrap_or_else(|| panic!("{from} to {to}: {listed}")).to_owned()
     };
     assert!(row("n4", "n3").contains("100000") && row("n4", "n3").ends_with("  -"), "{listed}");
