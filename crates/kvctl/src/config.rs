@@ -82,6 +82,7 @@ impl Config {
         path: &Path,
         change: impl FnOnce(&mut Self) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
+        let path = &behind_links(path)?;
         let refused = |error: std::io::Error| unwritten(path, &error.to_string());
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|error| without_folder(folder, &error))?;
@@ -95,8 +96,10 @@ impl Config {
         Ok(changed)
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file, whole or not at all. Of a symbolic link that which it leads to: it stays a link. Who
+    /// may read the file stays so.
     pub(crate) fn save(&self, path: &Path) -> Result<(), Problem> {
+        let path = &behind_links(path)?;
         let refused = |what: String| unwritten(path, &what);
         let versioned = Self { version: Some(VERSION), ..self.clone() };
         let text = toml::to_string(&versioned).map_err(|error| refused(error.to_string()))?;
@@ -106,6 +109,9 @@ impl Config {
                 fs::create_dir_all(folder)?;
             }
             fs::write(&fresh, text)?;
+            if let Ok(found) = fs::metadata(path) {
+                fs::set_permissions(&fresh, found.permissions())?;
+            }
             fs::rename(&fresh, path)
         };
         write().map_err(|error: std::io::Error| refused(error.to_string()))
@@ -159,6 +165,20 @@ impl Config {
                 .try_this("kvctl lab up", "starts a local cluster and selects it")
         })
     }
+}
+
+/// Symbolic links that are followed one after the other, as the system does.
+const MOST_LINKS: usize = 40;
+
+/// The file that this path leads to, which need not be there.
+fn behind_links(path: &Path) -> Result<PathBuf, Problem> {
+    let mut at = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        // What is no link, or not there, is the end of them; what else is wrong is said when it is opened.
+        let Ok(next) = fs::read_link(&at) else { return Ok(at) };
+        at = at.parent().unwrap_or(Path::new("")).join(next);
+    }
+    Err(unwritten(path, &format!("more than {MOST_LINKS} symbolic links lead on from it")))
 }
 
 /// The text of the file; none if it is not there.
@@ -287,6 +307,40 @@ mod tests {
         let refused = Config::change(&path, |_| Ok(())).unwrap_err();
         assert!(refused.message.contains("version 2"), "{}", refused.message);
         assert_eq!(fs::read_to_string(&path).unwrap(), later);
+    }
+
+    #[test]
+    fn a_link_stays_one_and_what_it_leads_to_is_written() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let (kept, path) =
+            (folder.path().join("dotfiles/kvctl.toml"), folder.path().join("kvctl/config.toml"));
+        fs::create_dir_all(kept.parent().unwrap()).unwrap();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        // Over a second one, and from where it stands.
+        symlink("../dotfiles/kvctl.toml", folder.path().join("kvctl/own")).unwrap();
+        symlink("own", &path).unwrap();
+        let add = |name: &str| {
+            Config::change(&path, |config| {
+                config.contexts.insert(name.to_owned(), Context::default());
+                Ok(())
+            })
+            .unwrap();
+            assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
+        };
+        // It leads to nothing yet; then to what only its owner may read.
+        add("first");
+        assert!(fs::symlink_metadata(&kept).unwrap().is_file());
+        fs::set_permissions(&kept, fs::Permissions::from_mode(0o600)).unwrap();
+        add("second");
+        assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(Config::load(&kept).unwrap().contexts.len(), 2);
+        assert_eq!(Config::load(&path).unwrap(), Config::load(&kept).unwrap());
+        // One that leads to itself leads nowhere.
+        fs::remove_file(&path).unwrap();
+        symlink("config.toml", &path).unwrap();
+        let refused = Config::default().save(&path).unwrap_err();
+        assert!(refused.message.contains("symbolic links"), "{}", refused.message);
     }
 
     #[test]
