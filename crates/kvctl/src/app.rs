@@ -13,7 +13,7 @@ use crate::output::{Output, failed_use};
 use crate::problem::Problem;
 
 /// The node that is asked when nothing names one: the first of a lab on its usual ports.
-const DEFAULT_ENDPOINT: &str = "127.0.0.1:7101";
+pub(crate) const DEFAULT_ENDPOINT: &str = "127.0.0.1:7101";
 
 /// The detail of a failure that says which name was probably meant; nodes say it too.
 pub(crate) const NEAREST: &str = "nearest";
@@ -33,6 +33,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// Whether this address is one that is asked.
+    pub(crate) fn asks(&self, address: &str) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint == address)
+    }
+
     /// Flags and environment before the file (clap has merged the first two).
     pub(crate) fn resolve(global: &Global, config: &Config) -> Result<Self, Problem> {
         if !global.endpoints.is_empty() {

@@ -206,7 +206,7 @@ pub(crate) struct Get {
     /// Available: write all concurrent values, each on a line of its own, also into a pipe
     #[arg(long)]
     pub(crate) all: bool,
-    /// With --all: end each value with a zero byte instead of a newline, and escape nothing
+    /// With --all into a pipe: end each value with a zero byte instead of a newline
     #[arg(short = '0', long, requires = "all")]
     pub(crate) null: bool,
     /// Available: replicas that must answer: a number, quorum or all
@@ -801,7 +801,8 @@ pub(crate) struct Check {
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) strong: Vec<String>,
     /// Reads called from this time on, milliseconds since the beginning, are the final ones; without it
-    /// losses and convergence are not judged
+    /// losses and convergence are not judged. An acknowledged write of which no final read tells, and that no
+    /// later one replaced, is counted as not read in the end
     #[arg(long, value_name = "MS")]
     pub(crate) settled_ms: Option<u64>,
 }

@@ -18,7 +18,8 @@ use crate::latency;
 use crate::ns::deleted_until;
 use crate::output::{nodes, object, on_a_line, put_bytes, table, table_of_named, time_of_day};
 use crate::problem::Problem;
-use crate::progress::while_waiting;
+use crate::transfer;
+use crate::units::ago;
 use crate::views::{Views, views};
 
 /// Lines about namespaces that fit a screen beside the nodes.
@@ -29,19 +30,7 @@ pub(crate) async fn run(app: &App, command: &Cluster) -> Result<Exit, Problem> {
         Cluster::Status { as_seen_by, all } => status(app, as_seen_by.as_deref(), *all).await,
         Cluster::Latency { node } => latency(app, *node).await,
         Cluster::Health => health(app).await,
-        Cluster::TransferLeader { node, group } => {
-            let admin = app.client()?.admin();
-            let moving = admin.transfer_leader(GroupId(*group), *node);
-            let what = format!("{node} leads {}", GroupId(*group));
-            let leader = while_waiting(app, &what, moving).await?;
-            let now = leader.node.map_or("none".to_owned(), |node| node.to_string());
-            if app.out.is_json() {
-                app.out.json(&json!({ "group": group, "leader": now, "term": leader.term }))?;
-            } else {
-                app.out.done(format!("{} is now led by {now}, term {}", GroupId(*group), leader.term))?;
-            }
-            Ok(if leader.node == Some(*node) { Exit::Done } else { Exit::No })
-        }
+        Cluster::TransferLeader { node, group } => transfer::run(app, *node, GroupId(*group)).await,
     }
 }
 
@@ -689,7 +678,7 @@ async fn health(app: &App) -> Result<Exit, Problem> {
 
 pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
     let Ring::Owners { key, form } = command;
-    let key = data::key(key, form).await?;
+    let key = data::key(app, key, form).await?;
     let namespace = app.namespace()?;
     let owners = app.client()?.admin().ring_owners(&namespace, &key).await?;
     if app.out.is_json() {
@@ -720,10 +709,6 @@ pub(crate) async fn ring(app: &App, command: &Ring) -> Result<Exit, Problem> {
         )))?;
     }
     Ok(Exit::Done)
-}
-
-fn ago(ms: u64) -> String {
-    if ms < 1_000 { format!("{ms} ms") } else { format!("{}.{} s", ms / 1_000, ms % 1_000 / 100) }
 }
 
 #[cfg(test)]

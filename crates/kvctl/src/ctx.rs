@@ -2,13 +2,13 @@
 
 use serde_json::json;
 
-use crate::app::App;
+use crate::app::{App, DEFAULT_ENDPOINT};
 use crate::cli::Ctx;
 use crate::config::{Config, Context, named};
 use crate::exit::Exit;
 use crate::fold::fold;
 use crate::line::Line;
-use crate::output::table;
+use crate::output::{on_a_line, table};
 use crate::problem::Problem;
 
 pub(crate) async fn run(app: &App, command: &Ctx) -> Result<Exit, Problem> {
@@ -20,7 +20,9 @@ pub(crate) async fn run(app: &App, command: &Ctx) -> Result<Exit, Problem> {
                 config.current = Some(name.clone());
                 Ok(())
             })?;
-            done(app, name, "is selected")
+            let done = done(app, name, "is selected");
+            warn_of_environment(app, name);
+            done
         }
         Ctx::Add { name } => add(app, name),
         Ctx::Remove { name } => remove(app, name).await,
@@ -43,7 +45,8 @@ fn add(app: &App, name: &str) -> Result<Exit, Problem> {
     let endpoints = app.global.endpoints.clone();
     if endpoints.is_empty() {
         let message = format!("where is the cluster `{name}`? name a node or several with -e HOST:PORT");
-        return Err(Problem::usage(message));
+        let line = app.line.clone().with("-e", DEFAULT_ENDPOINT).to_string();
+        return Err(Problem::usage(message).try_this(line, "a node of this machine, as an example"));
     }
     kv_client::Client::connect(kv_client::ClientOptions::new(endpoints.clone()))
         .map_err(|error| Problem::usage(error.failure().message.clone()))?;
@@ -59,7 +62,27 @@ fn add(app: &App, name: &str) -> Result<Exit, Problem> {
         config.current = Some(name.to_owned());
         Ok(())
     })?;
-    done(app, name, "is added and selected")
+    let done = done(app, name, "is added and selected");
+    warn_of_environment(app, name);
+    done
+}
+
+/// What is set in the environment beats what is selected in the file: until it is taken away, the one that
+/// was selected is not the one that is meant.
+pub(crate) fn warn_of_environment(app: &App, selected: &str) {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let endpoint = set("KVCTL_ENDPOINT").map(|nodes| ("KVCTL_ENDPOINT", nodes));
+    let context = set("KVCTL_CONTEXT").filter(|name| name != selected).map(|name| ("KVCTL_CONTEXT", name));
+    let Some((variable, value)) = endpoint.or(context) else { return };
+    let value = on_a_line(value.as_bytes());
+    app.out.warn(match app.out.is_in_shell() {
+        true => format!(
+            "this shell was told {value}, and its lines still mean that: end it, or say -c {selected} on them"
+        ),
+        false => format!(
+            "{variable}={value} is set and beats what is selected, so `{selected}` is not used yet: unset {variable}"
+        ),
+    });
 }
 
 /// Forgets a context. A lab that runs would be out of reach.

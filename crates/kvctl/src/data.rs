@@ -1,7 +1,7 @@
 //! `get`, `put`, `del`, `cas`. A pipe gets the bytes of the value and nothing else.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::Read;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
@@ -66,25 +66,26 @@ impl Place {
         }
     }
 
-    /// Options of available namespaces mean nothing to a strong one.
-    fn refuse_options(&self, options: &[(&str, bool)]) -> Result<(), Problem> {
-        match options.iter().find(|(_, given)| self.mode == Mode::Strong && *given) {
-            None => Ok(()),
-            Some((option, _)) => Err(Problem::usage(format!(
-                "{option} belongs to available namespaces; {} is strong",
-                self.namespace
-            ))),
-        }
+    /// Options of available namespaces mean nothing to a strong one. Each with its name in the definition.
+    fn refuse_options(&self, app: &App, options: &[(&str, &str, bool)]) -> Result<(), Problem> {
+        let mut given = options.iter().filter(|(.., given)| self.mode == Mode::Strong && *given);
+        let Some((option, ..)) = given.next() else { return Ok(()) };
+        let message = format!("{option} belongs to available namespaces; {} is strong", self.namespace);
+        let without = options.iter().fold(app.line.clone(), |line, (_, id, _)| line.without(id));
+        Err(Problem::usage(message)
+            .try_this(without.to_string(), "as a strong namespace does it, with a majority")
+            .try_this("kvctl help consistency", "what each mode offers"))
     }
 
-    fn refuse_write_options(&self, options: &WriteOptions) -> Result<(), Problem> {
-        self.refuse_options(&[
-            ("--causal", options.causal.is_some()),
-            ("--seen", options.seen),
-            ("--blind", options.blind),
-            ("-w", options.w.is_some()),
-            ("--strict", options.strict),
-        ])
+    fn refuse_write_options(&self, app: &App, options: &WriteOptions) -> Result<(), Problem> {
+        let given = [
+            ("--causal", "causal", options.causal.is_some()),
+            ("--seen", "seen", options.seen),
+            ("--blind", "blind", options.blind),
+            ("-w", "w", options.w.is_some()),
+            ("--strict", "strict", options.strict),
+        ];
+        self.refuse_options(app, &given)
     }
 
     fn json<T>(
@@ -104,9 +105,15 @@ impl Place {
 }
 
 pub(crate) async fn get(app: &App, args: &Get) -> Result<Exit, Problem> {
-    let key = key(&args.key, &args.form).await?;
+    let key = key(app, &args.key, &args.form).await?;
     let place = Place::find(app).await?;
-    place.refuse_options(&[("-r", args.r.is_some()), ("--strict", args.strict), ("--all", args.all)])?;
+    let of_available = [
+        ("-r", "r", args.r.is_some()),
+        ("--strict", "strict", args.strict),
+        ("--all", "all", args.all),
+        ("-0", "null", args.null),
+    ];
+    place.refuse_options(app, &of_available)?;
     match place.mode {
         Mode::Strong => {
             let answer = place.client.strong(&place.namespace).get(&key).await?;
@@ -187,15 +194,12 @@ fn siblings(
             }
         }
         (Presence::Found, several) if args.all => {
-            let end = if args.null { 0 } else { b'\n' };
-            for sibling in several {
-                if app.out.terminal && app.out.format == Format::Text && !args.null {
-                    // A newline in one would look like the beginning of another one.
-                    app.out.line(on_a_line(&sibling.value))?;
-                } else {
-                    app.out.bytes(&[sibling.value.as_ref(), &[end]].concat())?;
-                }
+            let shown = all_of(several, app.out.terminal, args.null);
+            let as_they_are = shown == all_of(several, false, args.null);
+            if !as_they_are {
+                app.out.note("(each on a line, escaped for the terminal; into a pipe they go as they are)");
             }
+            app.out.bytes(&shown)?;
         }
         (Presence::Found, several) => {
             let message = format!(
@@ -209,6 +213,18 @@ fn siblings(
         }
     }
     Ok(Exit::Done)
+}
+
+/// All values as `--all` writes them: into a pipe as they are, each with its end; on a terminal each on a
+/// line of its own, in which no byte can do anything, whatever was asked for.
+fn all_of(siblings: &[Sibling], terminal: bool, null: bool) -> Vec<u8> {
+    let end = if null { 0 } else { b'\n' };
+    let one = |sibling: &Sibling| match terminal {
+        // A newline in one would look like the beginning of another one, and other bytes do more.
+        true => [on_a_line(&sibling.value).as_bytes(), b"\n"].concat(),
+        false => [&sibling.value[..], &[end]].concat(),
+    };
+    siblings.iter().flat_map(one).collect()
 }
 
 /// The lines that merge siblings, but for the value: in a shell no file is needed.
@@ -288,10 +304,10 @@ fn siblings_json(place: &Place, key: &[u8], answer: &Answer<Siblings>) -> Value 
 }
 
 pub(crate) async fn put(app: &App, args: &Put) -> Result<Exit, Problem> {
-    let key = key(&args.key, &args.form).await?;
+    let key = key(app, &args.key, &args.form).await?;
     let value = value(&args.value).await?;
     let place = Place::find_for(app, &args.options.again).await?;
-    place.refuse_write_options(&args.options)?;
+    place.refuse_write_options(app, &args.options)?;
     match place.mode {
         Mode::Strong => {
             let answer = place.strong(&args.options.again).put(&key, value).await?;
@@ -306,9 +322,9 @@ pub(crate) async fn put(app: &App, args: &Put) -> Result<Exit, Problem> {
 }
 
 pub(crate) async fn del(app: &App, args: &Del) -> Result<Exit, Problem> {
-    let key = key(&args.key, &args.form).await?;
+    let key = key(app, &args.key, &args.form).await?;
     let place = Place::find_for(app, &args.options.again).await?;
-    place.refuse_write_options(&args.options)?;
+    place.refuse_write_options(app, &args.options)?;
     match place.mode {
         Mode::Strong => {
             let answer = place.strong(&args.options.again).delete(&key).await?;
@@ -335,7 +351,7 @@ pub(crate) async fn del(app: &App, args: &Del) -> Result<Exit, Problem> {
 }
 
 pub(crate) async fn cas(app: &App, args: &Cas) -> Result<Exit, Problem> {
-    let key = key(&args.key, &args.form).await?;
+    let key = key(app, &args.key, &args.form).await?;
     let (namespace, client) = (app.namespace()?, app.client()?);
     // The server says what a namespace offers: no look-up, and the error is its own.
     let place = Place { client, namespace, mode: Mode::Strong };
@@ -450,8 +466,17 @@ fn write_value(app: &App, value: &[u8]) -> Result<(), Problem> {
     Ok(app.out.line(text)?)
 }
 
-/// The key that is meant, as it was written.
-pub(crate) async fn key(written: &str, form: &KeyForm) -> Result<Vec<u8>, Problem> {
+/// The key that is meant, as it was written. One that standard input held is not there to be read again:
+/// lines that are advised name it.
+pub(crate) async fn key(app: &App, written: &str, form: &KeyForm) -> Result<Vec<u8>, Problem> {
+    let key = bytes_of_key(written, form).await?;
+    if form.key_file && written == "-" {
+        app.line.learn_key(&key);
+    }
+    Ok(key)
+}
+
+async fn bytes_of_key(written: &str, form: &KeyForm) -> Result<Vec<u8>, Problem> {
     if form.key_file {
         // One byte more than fits is enough for the proper error.
         let limit = u64::try_from(MAX_KEY_BYTES).unwrap_or(u64::MAX).saturating_add(1);
@@ -541,24 +566,39 @@ async fn read_context(file: &Path) -> Result<CausalContext, Problem> {
     })
 }
 
-/// A file or, for `-`, standard input, on a thread that may wait: Ctrl-C must still be heard.
+/// A file or, for `-`, standard input, of which so many bytes are read at most.
 pub(crate) async fn read(file: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
-    let path = file.to_owned();
-    let reading = tokio::task::spawn_blocking(move || {
+    let whole = move |reader: Box<dyn Read>| {
         let mut bytes = Vec::new();
-        if path == Path::new("-") {
-            if is_nothing(Path::new("/dev/stdin")) {
-                let closed = "it is closed, or /dev/null; an empty value is written as ''";
-                return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, closed));
-            }
-            std::io::stdin().lock().take(limit).read_to_end(&mut bytes)?;
-        } else {
-            fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-        }
+        reader.take(limit).read_to_end(&mut bytes)?;
         Ok::<_, std::io::Error>(bytes)
+    };
+    reading(file, whole).await
+}
+
+/// What this makes of a file or, for `-`, of standard input, on a thread that may wait: Ctrl-C must still be
+/// heard.
+pub(crate) async fn reading<T: Send + 'static>(
+    file: &Path,
+    make: impl FnOnce(Box<dyn Read>) -> std::io::Result<T> + Send + 'static,
+) -> Result<T, Problem> {
+    let path = file.to_owned();
+    let made = tokio::task::spawn_blocking(move || {
+        if path != Path::new("-") {
+            let opened = fs::File::open(path)?;
+            if opened.metadata()?.is_dir() {
+                return Err(std::io::ErrorKind::IsADirectory.into());
+            }
+            return make(Box::new(opened));
+        }
+        if is_nothing(Path::new("/dev/stdin")) {
+            let closed = "it is closed, or /dev/null; an empty value is written as ''";
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, closed));
+        }
+        make(Box::new(std::io::stdin().lock()))
     });
-    let read = reading.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    read.map_err(|error| unreadable(file, &error))
+    let made = made.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    made.map_err(|error| unreadable(file, &error))
 }
 
 /// A file that was named, and cannot be read: what is wrong with it, and the line that shows it.
@@ -623,19 +663,43 @@ mod tests {
         assert!(line.starts_with("  [a] x\\n  [b] y   00000001:2   ") && !line.contains('\n'), "{line}");
     }
 
+    #[test]
+    fn no_byte_of_a_sibling_reaches_a_terminal_as_it_is() {
+        let sibling = |value: &'static [u8]| Sibling {
+            value: Bytes::from_static(value),
+            incarnation: kv_types::Incarnation(1 << 32),
+            counter: 1,
+            written_at_ms: 0,
+            request_id: kv_types::RequestId::default(),
+        };
+        let two = [sibling(b"a\nb"), sibling(b"\x1b[2J\xff")];
+        assert_eq!(all_of(&two, false, false), b"a\nb\n\x1b[2J\xff\n");
+        assert_eq!(all_of(&two, false, true), b"a\nb\0\x1b[2J\xff\0");
+        for null in [false, true] {
+            assert_eq!(all_of(&two, true, null), b"a\\nb\n\\x1b[2J\\xff\n", "{null}");
+        }
+    }
+
     #[tokio::test]
     async fn keys_are_any_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
         fs::write(&file, [0, 255, 10]).unwrap();
         let form = |key_hex, key_file| KeyForm { key_hex, key_file };
-        assert_eq!(key("00ff", &form(false, false)).await.unwrap(), b"00ff");
-        assert_eq!(key("00fF0a", &form(true, false)).await.unwrap(), [0, 255, 10]);
-        assert_eq!(key(&file.display().to_string(), &form(false, true)).await.unwrap(), [0, 255, 10]);
+        assert_eq!(bytes_of_key("00ff", &form(false, false)).await.unwrap(), b"00ff");
+        assert_eq!(bytes_of_key("00fF0a", &form(true, false)).await.unwrap(), [0, 255, 10]);
+        assert_eq!(
+            bytes_of_key(&file.display().to_string(), &form(false, true)).await.unwrap(),
+            [0, 255, 10]
+        );
         for wrong in ["0", "0g", "+1", "é"] {
-            assert_eq!(key(wrong, &form(true, false)).await.unwrap_err().exit, Exit::Usage, "{wrong}");
+            assert_eq!(
+                bytes_of_key(wrong, &form(true, false)).await.unwrap_err().exit,
+                Exit::Usage,
+                "{wrong}"
+            );
         }
-        assert_eq!(key("/nowhere", &form(false, true)).await.unwrap_err().exit, Exit::Usage);
+        assert_eq!(bytes_of_key("/nowhere", &form(false, true)).await.unwrap_err().exit, Exit::Usage);
     }
 
     #[tokio::test]

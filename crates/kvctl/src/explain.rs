@@ -13,7 +13,7 @@ use crate::output::{nodes, object, on_a_line, put_bytes, table, time_of_day};
 use crate::problem::Problem;
 
 pub(crate) async fn run(app: &App, args: &Explain) -> Result<Exit, Problem> {
-    let key = data::key(&args.key, &args.form).await?;
+    let key = data::key(app, &args.key, &args.form).await?;
     let namespace = app.namespace()?;
     let client = app.client()?;
     let endpoint = match args.as_seen_by {
@@ -51,7 +51,7 @@ fn lines(namespace: &str, key: &[u8], explained: &Explanation) -> Vec<String> {
     if is_strong(explained) {
         let leader = match (explained.leader, explained.quorum) {
             (0, _) => "no leader is known".to_owned(),
-            (leader, true) => format!("led by {}, which alone answers", node(leader)),
+            (leader, true) => format!("led by {}, through which reads and writes go", node(leader)),
             (leader, false) => format!("was led by {}", node(leader)),
         };
         let voters = format!("  voters {}: {leader}", nodes(&owners.primaries));
@@ -351,7 +351,7 @@ cart/user:42   ring partition 17, seen by n1
             Explanation { viewpoint: 2, owners: Some(owners), leader: 3, quorum: true, ..Default::default() };
         assert_eq!(
             lines("bank", b"alice", &explained)[1],
-            "  voters n1 n2 n3: led by n3, which alone answers"
+            "  voters n1 n2 n3: led by n3, through which reads and writes go"
         );
         assert_eq!(whole("bank", b"alice", &explained)["leader"], "n3");
         explained.quorum = false;

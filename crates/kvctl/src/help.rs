@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::definition::{definition, reference};
 use crate::exit::Exit;
 use crate::fold::fold;
+use crate::line::quoted;
 use crate::problem::Problem;
 use kv_types::limits::{
     MAX_DEADLINE, MAX_KEY_BYTES, MAX_NAMESPACE_NAME_BYTES, MAX_NAMESPACES, MAX_REPLICAS, MAX_SIBLINGS,
@@ -179,8 +180,11 @@ pub(crate) fn man(app: &App, folder: &Path) -> Result<Exit, Problem> {
     let written =
         std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(definition(), folder));
     written.map_err(|error| {
+        let there = folder.ancestors().find(|above| above.exists()).unwrap_or(Path::new("."));
+        let look = format!("ls -ld {}", quoted(&there.display().to_string()));
         let folder = folder.display();
         Problem::usage(format!("cannot write the manual pages into {folder}: {error}"))
+            .try_this(look, "what is there, and whose it is")
     })?;
     let page = folder.join("kvctl.1");
     if app.out.is_json() {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::cli::{Lab, LabNode, LabUp, WhichLab};
 use crate::config::{Config, Context, named};
+use crate::ctx::warn_of_environment;
 use crate::exit::Exit;
 use crate::fold::{WIDTH, fold};
 use crate::line::Line;
@@ -241,6 +242,7 @@ async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
         let (nodes, ports) = (options.nodes, u64::from(options.port_base));
         let endpoints = (1..=nodes).map(|node| format!("127.0.0.1:{}", ports + node)).collect();
         select(app, &name, before, endpoints, options.dir.clone())?;
+        warn_of_environment(app, &name);
         app.out.note(format!(
             "{} from port {}; Ctrl-C ends {}",
             counted(nodes, "node", "nodes"),
@@ -261,6 +263,7 @@ async fn up(app: &App, args: &LabUp) -> Result<Exit, Problem> {
     let status = status.map_err(|error| elsewhere(app, &options, error))?;
     let endpoints: Vec<String> = status.nodes.iter().map(|node| node.client_address.clone()).collect();
     select(app, &name, before, endpoints.clone(), options.dir)?;
+    warn_of_environment(app, &name);
     if app.out.is_json() {
         app.out.json(&status_json(&status))?;
         return Ok(Exit::Done);

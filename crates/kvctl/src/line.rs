@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
@@ -57,6 +58,9 @@ pub(crate) struct Line {
     options: Vec<Given>,
     /// What stands without an option, each with the name that the definition gives it.
     operands: Vec<(String, String)>,
+    /// The key that was read from standard input, in hexadecimal digits: of this line and of all that are
+    /// made of it.
+    key: Arc<OnceLock<String>>,
 }
 
 impl Line {
@@ -104,7 +108,8 @@ impl Line {
             let id = given.id.as_str();
             KEPT.contains(&id) && (!OF_A_KEY.contains(&id) || has_key(commands))
         };
-        Self { options: self.options.iter().filter(kept).cloned().collect(), ..Self::new(commands) }
+        let options = self.options.iter().filter(kept).cloned().collect();
+        Self { options, key: Arc::clone(&self.key), ..Self::new(commands) }
     }
 
     /// Another command for the same cluster, whatever namespace this one is for.
@@ -203,9 +208,35 @@ impl Line {
         self.commands.iter().map(String::as_str).collect()
     }
 
-    /// Whether the value is too long to be shown: the line reads it from standard input.
-    pub(crate) fn reads_value(&self) -> bool {
-        self.get("value").is_some_and(|value| value == "-" || value.len() > LONGEST_VALUE)
+    /// Remembers the key that standard input held, unless it is too long to be typed.
+    pub(crate) fn learn_key(&self, key: &[u8]) {
+        let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        if digits.len() <= LONGEST_VALUE {
+            self.key.get_or_init(|| digits);
+        }
+    }
+
+    /// The key in place of standard input, if the line names that and the key is known.
+    fn learnt(&self) -> Option<&str> {
+        let names_input = self.has("key_file") && self.get("key") == Some("-");
+        self.key.get().map(String::as_str).filter(|_| names_input)
+    }
+
+    /// What the line reads from standard input when it is typed again: a value also where it is too long to
+    /// be shown.
+    pub(crate) fn reads_input(&self) -> Option<&'static str> {
+        if self.get("value").is_some_and(|value| value == "-" || value.len() > LONGEST_VALUE) {
+            return Some("the value");
+        }
+        if self.has("key_file") && self.get("key") == Some("-") && self.learnt().is_none() {
+            return Some("the key");
+        }
+        let causal =
+            |given: &Given| given.id == "causal" && given.words.last().is_some_and(|file| file == "-");
+        if self.options.iter().any(causal) {
+            return Some("the context");
+        }
+        (self.get("history") == Some("-")).then_some("the history")
     }
 }
 
@@ -231,7 +262,12 @@ impl fmt::Display for Line {
         let of_cluster = |given: &&Given| matches!(given.id.as_str(), "context" | "endpoints");
         let (cluster, others): (Vec<_>, Vec<_>) = self.options.iter().partition(of_cluster);
         let cluster = cluster.into_iter().flat_map(|given| &given.words);
-        let others = others.into_iter().flat_map(|given| &given.words);
+        let learnt = self.learnt();
+        let by_digits = [String::from("--key-hex")];
+        let others = others.into_iter().flat_map(|given| match learnt {
+            Some(_) if given.id == "key_file" => by_digits.as_slice(),
+            _ => given.words.as_slice(),
+        });
         for word in cluster.chain(&self.commands).chain(others) {
             write!(f, " {}", quoted(word))?;
         }
@@ -240,6 +276,7 @@ impl fmt::Display for Line {
         }
         for (name, value) in &self.operands {
             let long = name == "value" && value.len() > LONGEST_VALUE;
+            let value = learnt.filter(|_| name == "key").unwrap_or(value);
             write!(f, " {}", if long { "-".to_owned() } else { quoted(value) })?;
         }
         Ok(())
@@ -326,7 +363,31 @@ pub(crate) mod tests {
         let long = "x".repeat(LONGEST_VALUE + 1);
         let put = of(["kvctl", "put", "k", &long]);
         assert_eq!(put.to_string(), "kvctl put k -");
-        assert!(put.reads_value() && !line("kvctl put k v").reads_value());
+        assert_eq!((put.reads_input(), line("kvctl put k v").reads_input()), (Some("the value"), None));
+    }
+
+    #[test]
+    fn a_key_of_standard_input_is_named_where_it_was_read() {
+        let put = line("kvctl put -n bank --key-file - v");
+        assert_eq!(put.reads_input(), Some("the key"));
+        put.learn_key(b"a\xff");
+        assert_eq!(put.to_string(), "kvctl put --key-hex -n bank 61ff v");
+        assert_eq!(put.reads_input(), None);
+        let get = put.other(&["get"]).operand("key", put.get("key").unwrap());
+        assert_eq!(get.to_string(), "kvctl get --key-hex -n bank 61ff");
+        assert_eq!(line(&get.to_string()).get("key"), Some("61ff"));
+        // One that cannot be typed is read again.
+        let long = line("kvctl get -n bank --key-file -");
+        long.learn_key(&[7; LONGEST_VALUE]);
+        assert_eq!(
+            (long.to_string().as_str(), long.reads_input()),
+            ("kvctl get --key-file -n bank -", Some("the key"))
+        );
+        assert_eq!(line("kvctl put -n cart --causal - k v").reads_input(), Some("the context"));
+        assert_eq!(line("kvctl put -n cart --causal ctx.json k v").reads_input(), None);
+        assert_eq!(line("kvctl check -").reads_input(), Some("the history"));
+        // A file of this name is a file.
+        assert_eq!(line("kvctl get --key-file ./-").reads_input(), None);
     }
 
     #[test]

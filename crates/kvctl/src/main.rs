@@ -3,6 +3,7 @@
 
 mod app;
 mod bench;
+mod broken;
 mod check;
 mod cli;
 mod cluster;
@@ -26,6 +27,7 @@ mod seen;
 mod shell;
 mod suggest;
 mod top;
+mod transfer;
 mod units;
 mod usage;
 mod views;
@@ -40,7 +42,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::app::App;
-use crate::cli::{Cli, Command, Lab, Ns};
+use crate::cli::{Cli, Command, Global, Lab, Ns};
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::output::{Output, is_in_shell};
@@ -56,10 +58,15 @@ fn main() -> ExitCode {
         Ok(read) => read,
         Err(error) => return usage::refuse(&error, &definition),
     };
+    let empty = names_nothing(&line, &global);
     global.forget_empty();
     let out = Output::new(global.output, global.quiet, global.verbose > 0, global.color);
     if global.verbose > 1 {
         log_attempts(out.has_color());
+    }
+    if let Some(problem) = empty {
+        out.problem(&problem);
+        return problem.exit.into();
     }
     let app = App::new(global, out, line, config::path());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -73,6 +80,25 @@ fn main() -> ExitCode {
     // A thread may still wait for standard input; the program does not.
     runtime.shutdown_background();
     exit.into()
+}
+
+/// An option that names a cluster or a namespace was typed with nothing behind it, as where a variable of a
+/// script is empty: it must not mean another one. A variable of the environment that is empty is none.
+fn names_nothing(line: &Line, global: &Global) -> Option<Problem> {
+    let is_empty = |name: &Option<String>| name.as_ref().is_some_and(String::is_empty);
+    let no_node = !global.endpoints.is_empty() && global.endpoints.iter().all(String::is_empty);
+    let contexts = || Line::new(&["ctx", "list"]);
+    let (option, what, list) = if line.says("context") && is_empty(&global.context) {
+        ("-c", "context", contexts())
+    } else if line.says("endpoints") && no_node {
+        ("-e", "node", contexts())
+    } else if line.says("namespace") && is_empty(&global.namespace) {
+        ("-n", "namespace", line.cluster(&["ns", "list"]))
+    } else {
+        return None;
+    };
+    let message = format!("{option} names no {what}: what was given is empty");
+    Some(Problem::usage(message).try_this(list.to_string(), "which there are"))
 }
 
 /// Shows on standard error what is asked of which node, and how that ends: the attempts, and no library.

@@ -55,9 +55,13 @@ fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
             let others = [("--strict", args.strict), ("--promise", args.promise.is_some())];
             let given = counts.into_iter().chain(others).find(|(_, given)| *given);
             if let Some((option, _)) = given {
-                return Err(Problem::usage(format!(
-                    "{option} belongs to available namespaces; a strong one lives in a Raft group"
-                )));
+                let message =
+                    format!("{option} belongs to available namespaces; a strong one lives in a Raft group");
+                let without = ["n", "r", "w", "strict"].into_iter().fold(line.clone(), Line::without);
+                let available = line.clone().with("--mode", "available");
+                return Err(Problem::usage(message)
+                    .try_this(without.to_string(), "a strong one, on the voters that there are")
+                    .try_this(available.to_string(), "an available one"));
             }
             Ok(NamespaceSpec::strong(name))
         }
@@ -68,7 +72,8 @@ fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
                 if count > n {
                     let message =
                         format!("{option} {count} asks for more replicas of a key than there are: N is {n}");
-                    return Err(Problem::usage(message));
+                    let fewer = line.clone().with(option, n).to_string();
+                    return Err(Problem::usage(message).try_this(fewer, "all of them"));
                 }
             }
             let guarantee = args.promise.map_or(Guarantee::Eventual, Guarantee::from);
@@ -217,8 +222,20 @@ fn alteration(args: &NsAlter, line: &Line) -> Result<NamespaceName, Problem> {
 async fn alter(app: &App, args: &NsAlter) -> Result<Exit, Problem> {
     let name = alteration(args, &app.line)?;
     let admin = admin(app, &args.again)?;
+    // Of one that was sent before this would say what came of it then.
+    let before = match args.again.request_id {
+        None => version(&admin, name.as_str()).await,
+        Some(_) => None,
+    };
     let answer = changing(app, admin.alter_namespace(&name, args.r, args.w)).await?;
-    Ok(changed(app, &answer.value, "altered"))
+    let is_same = before == Some(answer.value.namespace.settings_version);
+    Ok(changed(app, &answer.value, if is_same { "nothing changes, it is so already" } else { "altered" }))
+}
+
+/// The version of a namespace's settings, which each change raises; none where no node says it.
+async fn version(admin: &Admin, name: &str) -> Option<u64> {
+    let known = admin.topology().await.ok()?;
+    Some(known.namespaces.get(name)?.namespace.settings_version)
 }
 
 /// The namespace as it is after a change.

@@ -1,21 +1,20 @@
 //! The third part of an error: what to type next. Each line is built from what was parsed, can be typed as it
 //! stands, and is for the cluster that was meant.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_client::{Client, ClientOptions, Topology};
-use kv_lab::control::{self, Reply, Request};
-use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason};
+use kv_env::{Clock as _, SystemClock};
+use kv_types::{Applied, Failure, GroupId, Mode, NodeId, Placement, Reason, WriteId};
 use tokio::time::timeout;
 
 use crate::app::{App, NEAREST, nearest};
+use crate::broken::{Broken, Tries, lab_that_is_meant, wider};
 use crate::cli::{Cluster, Command, Fault, Lab};
-use crate::config::Context;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::problem::Problem;
-use crate::units::moment;
+use crate::units::{ago, moment};
 use crate::views::views;
 
 /// Time for finding a node that would do better.
@@ -24,10 +23,16 @@ const PROBE: Duration = Duration::from_millis(400);
 /// Adds what would help, judging by the reason.
 pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
     problem.of_read = app.line.reads();
-    let Some(failure) = problem.failure.clone() else { return };
     if !problem.tries.is_empty() {
         return;
     }
+    let Some(failure) = problem.failure.clone() else {
+        // Whatever is wrong with a line, there is help on its command.
+        if problem.exit == Exit::Usage {
+            problem.tries = tries([(&help(&app.line), "how it is said")]);
+        }
+        return;
+    };
     if failure.reason == Reason::NotReady && failure.detail("level").is_none() {
         let missing = timeout(PROBE, first_start(app)).await.ok().flatten();
         if let Some(waits) = missing {
@@ -40,7 +45,11 @@ pub(crate) async fn suggest(app: &App, problem: &mut Problem) {
         after_unknown(app, &failure).await
     } else {
         match failure.reason {
-            Reason::NoQuorum | Reason::NotLeader => without_quorum(app).await,
+            Reason::NoQuorum | Reason::NotLeader => {
+                let (tries, said) = without_quorum(app, &failure).await;
+                problem.message.extend(said.iter().flat_map(|said| ["\n", said.as_str()]));
+                tries
+            }
             Reason::NotReady if failure.detail("level").is_some() => {
                 // A level is raised once, and every member has to say that it can.
                 let which = "which nodes do not answer: for the first time each has to be up";
@@ -97,10 +106,10 @@ fn of_interrupted_else(app: &App, command: &Command, exit: Exit) -> Option<Probl
 }
 
 /// Why the same request is sent again.
-fn same_again(line: &Line) -> &'static str {
-    match line.reads_value() {
-        true => "the same request again, with the value on standard input: it is applied once",
-        false => "the same request again: it is applied once, whatever became of it",
+fn same_again(line: &Line) -> String {
+    match line.reads_input() {
+        Some(what) => format!("the same request again, with {what} on standard input: it is applied once"),
+        None => "the same request again: it is applied once, whatever became of it".to_owned(),
     }
 }
 
@@ -112,15 +121,14 @@ fn admin(line: &Line, commands: &[&str]) -> Line {
     line.other(commands).without("namespace")
 }
 
-type Tries = Vec<(String, String)>;
-
 fn tries<const N: usize>(lines: [(&Line, &str); N]) -> Tries {
     lines.map(|(line, why)| (line.to_string(), why.to_owned())).into()
 }
 
 /// Why the same line can be typed once more.
-fn again(line: &Line) -> &'static str {
-    if line.reads() { "again" } else { "again: nothing was applied" }
+fn again(line: &Line) -> String {
+    let input = line.reads_input().map_or(String::new(), |what| format!(", with {what} on standard input"));
+    if line.reads() { format!("again{input}") } else { format!("again{input}: nothing was applied") }
 }
 
 /// Whom a node that has not seen the catalogue does not hear, in words.
@@ -148,10 +156,21 @@ async fn after_unknown(app: &App, failure: &Failure) -> Tries {
     }
     let mut found = if better.is_none() { in_trouble(app).await } else { Tries::new() };
     if let Some(id) = failure.detail("write_id").filter(|_| may_be_sent_again(failure)) {
-        found.extend(tries([(&again.with("--request-id", id), same_again(line))]));
+        found.extend(tries([(&again.with("--request-id", id), &same_again(line))]));
+    } else if let Some(from) = taken_from(failure, SystemClock.wall_ms()) {
+        let why = format!("again from {} on: until then its id is ahead of the clock", moment(from));
+        found.extend(tries([(&again, &why)]));
     }
     found.extend(tries([(&get, LOOK)]));
     found
+}
+
+/// When an id is taken that a node refused because it is from a time that has not come, milliseconds since
+/// 1970; none of any other.
+fn taken_from(failure: &Failure, now_ms: u64) -> Option<u64> {
+    let refused = failure.detail("last_reason") == Some(Reason::RequestIdInvalid.code_name());
+    let id: WriteId = failure.detail("write_id").filter(|_| refused)?.parse().ok()?;
+    Some(id.issued_at_ms).filter(|issued| *issued > now_ms)
 }
 
 /// The same of a change of the cluster: a look at it where it can be known, and the same request once more.
@@ -180,7 +199,7 @@ async fn after_unknown_change(app: &App, failure: &Failure) -> Tries {
     // A benchmark makes a namespace of its own, and no other one.
     let id = failure.detail("write_id").filter(|_| line.command().first() == Some(&"ns"));
     if let Some(id) = id.filter(|_| may_be_sent_again(failure)) {
-        found.extend(tries([(&again.with("--request-id", id), same_again(line))]));
+        found.extend(tries([(&again.with("--request-id", id), &same_again(line))]));
     }
     found.extend(tries([(&look, "what there is now; that settles nothing: it may still be done")]));
     found
@@ -194,44 +213,58 @@ fn may_be_sent_again(failure: &Failure) -> bool {
     !for_good.iter().any(|reason| reason.code_name() == last)
 }
 
-async fn without_quorum(app: &App) -> Tries {
+/// No leader with a majority was found behind what was asked. Also what is to be said of it beside the error.
+async fn without_quorum(app: &App, failure: &Failure) -> (Tries, Option<String>) {
     let status = admin(&app.line, &["cluster", "status"]).with("--as-seen-by", "all");
-    match timeout(PROBE, better_node(app, None)).await.ok().flatten() {
-        Some(Better { node, address }) => tries([
-            (
-                &app.line.clone().at(&address, app.namespace().ok().as_deref()),
-                &format!("{node} has a quorum"),
-            ),
-            (&status, "who sees whom"),
-        ]),
-        None => {
-            let mut found = in_trouble(app).await;
-            let why = match found.is_empty() {
-                true => "again in a moment: an election takes about a second",
-                false => "again, when they are back",
-            };
-            found.extend(tries([(&app.line, why), (&status, "who sees whom")]));
-            found
-        }
+    let sight = timeout(PROBE, sight(app, None)).await.ok().flatten().unwrap_or_default();
+    let at = |address: &str| app.line.clone().at(address, app.namespace().ok().as_deref());
+    if let Some(Better { node, address }) = sight.better {
+        let why = format!("{node} has a quorum");
+        return (tries([(&at(&address), &why), (&status, "who sees whom")]), None);
     }
+    const ELECTS: &str = "again in a moment: an election takes about a second";
+    let Some(broken) = Broken::of(app).await else {
+        // A node that hears no majority will not lead in a second either.
+        let number = |name| failure.detail(name).and_then(|text| text.parse::<u64>().ok());
+        let hears = number("reachable").zip(number("required"));
+        let why = match hears {
+            Some((reachable, required)) if reachable < required => "again, when more voters are heard",
+            _ => ELECTS,
+        };
+        return (tries([(&app.line, why), (&status, "who sees whom")]), None);
+    };
+    let able = broken.could_lead(&sight.voters);
+    let (mut found, mut said) = (Tries::new(), None);
+    match (able.first(), app.target().ok().filter(|target| target.pinned)) {
+        (None, _) => {
+            said = Some(format!("no node hears a majority: {}", crate::lab::broken(&broken.lab)));
+            found.extend(broken.mend());
+            found.extend(tries([(&app.line, broken.when_mended())]));
+        }
+        (Some(one), Some(target)) if !able.iter().any(|node| target.asks(&node.client_address)) => {
+            let why = format!("{} hears a majority", one.node);
+            found.extend(tries([(&at(&one.client_address), &why)]));
+        }
+        _ => found.extend(tries([(&app.line, ELECTS)])),
+    }
+    found.extend(tries([(&status, "who sees whom")]));
+    (found, said)
 }
 
 /// Too few replicas of the key are in reach. A lab knows which nodes are down, or that links are cut.
 async fn without_replicas(app: &App) -> Tries {
     let look = admin(&app.line, &["cluster", "status"]);
-    let (name, status) = lab_status(app).await;
-    let mut found = status.as_ref().map_or_else(Tries::new, |status| troubled(status, name.as_deref(), &[]));
+    let broken = Broken::of(app).await;
+    let mut found = broken.as_ref().map_or_else(Tries::new, |broken| broken.nodes(&[]));
     let are_down = !found.is_empty();
     // Also where nodes are down: with those back alone it may still be refused.
-    let are_cut = status.is_some_and(|status| !status.faults.is_empty());
-    if are_cut {
-        let list = name.iter().fold(Line::new(&["fault", "list"]), |list, name| list.with("--name", name));
-        found.extend(tries([(&list, "which links are cut on purpose; `fault heal` ends that")]));
+    if let Some(broken) = broken.as_ref().filter(|broken| broken.is_cut()) {
+        let why = "which links are cut on purpose; `fault heal` ends that";
+        found.extend(tries([(&broken.list(), why)]));
     }
-    found.extend(match (are_down, are_cut) {
-        (true, false) => tries([(&app.line, "again, when they are back")]),
-        (true, true) => tries([(&app.line, "again, when they are back and the links are healed")]),
-        (false, _) => tries([(&look, "which nodes are out of reach")]),
+    found.extend(match broken.filter(|_| are_down) {
+        Some(broken) => tries([(&app.line, broken.when_mended())]),
+        None => tries([(&look, "which nodes are out of reach")]),
     });
     found
 }
@@ -262,6 +295,14 @@ fn after(app: &App, failure: &Failure) -> Tries {
                 None => tries([(&help(line), "how it is said")]),
             }
         }
+        Reason::RequestIdInvalid if failure.detail("clock_ahead_ms").is_some() => {
+            let ahead =
+                failure.detail("clock_ahead_ms").and_then(|ms| ms.parse().ok()).map_or("?".into(), ago);
+            vec![
+                ("date -u".into(), format!("the clock here is {ahead} ahead of the node's: set it")),
+                (line.to_string(), format!("then {}", again(line))),
+            ]
+        }
         Reason::RequestIdReused | Reason::RequestIdInvalid => {
             tries([(&line.clone().without("request_id"), "as a request of its own")])
         }
@@ -272,7 +313,7 @@ fn after(app: &App, failure: &Failure) -> Tries {
         Reason::InvalidRequest | Reason::NamespaceInvalid | Reason::ModeMissing => {
             tries([(&help(line), "how it is said")])
         }
-        _ if Exit::of(failure) == Exit::Unavailable => tries([(line, again(line))]),
+        _ if Exit::of(failure) == Exit::Unavailable => tries([(line, &again(line))]),
         _ => Tries::new(),
     }
 }
@@ -286,25 +327,6 @@ fn topic(topic: &str, why: &str) -> Tries {
     tries([(&Line::new(&["help"]).operand("topic", topic), why)])
 }
 
-/// The name of the cluster of which one node was asked alone, if it has a name and other nodes.
-fn wider(app: &App) -> Option<String> {
-    let target = app.target().ok().filter(|target| target.pinned)?;
-    let asked = target.endpoints.first()?;
-    let config = app.config().ok()?;
-    let of = |context: &Context| context.endpoints.len() > 1 && context.endpoints.contains(asked);
-    let selected = config.current.iter().filter_map(|name| config.contexts.get_key_value(name));
-    let (name, _) = selected.chain(&config.contexts).find(|(_, context)| of(context))?;
-    Some(name.clone())
-}
-
-/// The name of the cluster that is meant, also by one of its nodes, and its folder if it is a lab.
-fn lab_that_is_meant(app: &App) -> (Option<String>, Option<PathBuf>) {
-    let named = wider(app).or_else(|| app.target().ok().and_then(|target| target.context));
-    let config = app.config().unwrap_or_default();
-    let dir = named.as_ref().and_then(|name| config.contexts.get(name)).and_then(|known| known.lab.clone());
-    (named, dir)
-}
-
 /// What helps where no answer came. A lab that is meant can say which node is down or stands still.
 async fn unanswered(app: &App) -> Tries {
     let contexts = Line::new(&["ctx", "list"]);
@@ -312,11 +334,7 @@ async fn unanswered(app: &App) -> Tries {
     let (named, dir) = lab_that_is_meant(app);
     // Without any context the lab on the usual ports is meant.
     let lab = dir.is_some() || (app.global.endpoints.is_empty() && named.is_none());
-    let status = match &dir {
-        Some(dir) => timeout(PROBE, control::ask(dir, Request::Status)).await.ok().and_then(Result::ok),
-        None => None,
-    };
-    let Some(Reply::Status(status)) = status else {
+    let Some(broken) = Broken::of(app).await else {
         let first = match (lab, &named) {
             (true, name) => {
                 let up = name.iter().fold(Line::new(&["lab", "up"]), |up, name| up.with("--name", name));
@@ -326,12 +344,12 @@ async fn unanswered(app: &App) -> Tries {
         };
         return tries([(&first.0, first.1), (&contexts, "which clusters are known")]);
     };
-    let mut found = troubled(&status, named.as_deref(), &app.global.endpoints);
+    let mut found = broken.nodes(&app.global.endpoints);
     match &wider {
         Some(name) => {
             found.extend(tries([(&app.line.clone().in_context(name), "at any node of the cluster")]));
         }
-        None => found.extend(tries([(&app.line, again(&app.line))])),
+        None => found.extend(tries([(&app.line, &again(&app.line))])),
     }
     found
 }
@@ -349,36 +367,9 @@ async fn until_up(app: &App, [which, when]: [&str; 2]) -> Tries {
     found
 }
 
-/// Lines that bring back the nodes that are missing, if a lab is meant and says that some are.
+/// Lines that bring back what is missing, if a lab is meant and says that something is.
 async fn in_trouble(app: &App) -> Tries {
-    match lab_status(app).await {
-        (name, Some(status)) => troubled(&status, name.as_deref(), &[]),
-        (_, None) => Tries::new(),
-    }
-}
-
-/// The name of the cluster that is meant, and what the process of its lab says, if there is one that answers.
-async fn lab_status(app: &App) -> (Option<String>, Option<control::Status>) {
-    let (name, dir) = lab_that_is_meant(app);
-    let Some(dir) = dir else { return (name, None) };
-    match timeout(PROBE, control::ask(&dir, Request::Status)).await {
-        Ok(Ok(Reply::Status(status))) => (name, Some(status)),
-        _ => (name, None),
-    }
-}
-
-/// Lines that start the nodes of a lab that are down, or let go on those that stand still; of these addresses
-/// if there are any.
-fn troubled(status: &control::Status, name: Option<&str>, asked: &[String]) -> Tries {
-    let mut found = Tries::new();
-    let troubled = status.nodes.iter().filter(|node| !node.up || node.paused);
-    for node in troubled.filter(|node| asked.is_empty() || asked.contains(&node.client_address)) {
-        let (word, why) = if node.up { ("resume", "stands still") } else { ("restart", "is down") };
-        let line = Line::new(&["lab", word]).operand("node", node.node.to_string());
-        let line = name.iter().fold(line, |line, name| line.with("--name", name));
-        found.extend(tries([(&line, &format!("{} {why}", node.node))]));
-    }
-    found
+    Broken::of(app).await.map_or_else(Tries::new, |broken| broken.mend())
 }
 
 /// A namespace that can be taken back.
@@ -456,10 +447,21 @@ pub(crate) async fn better_within(app: &App, group: GroupId) -> Option<Better> {
     timeout(PROBE, better_node(app, Some(group))).await.ok().flatten()
 }
 
+/// What is seen of a group: the node that would do better, and its voters as far as any node says.
+#[derive(Default)]
+struct Sight {
+    better: Option<Better>,
+    voters: Vec<NodeId>,
+}
+
+async fn better_node(app: &App, group: Option<GroupId>) -> Option<Better> {
+    sight(app, group).await?.better
+}
+
 /// The node that leads this group, or that of the namespace, by the latest term and has a quorum, or one that
 /// follows it. Never the one that was asked alone, whatever it says of itself. None for an available
 /// namespace: there every node that can be reached may know.
-async fn better_node(app: &App, group: Option<GroupId>) -> Option<Better> {
+async fn sight(app: &App, group: Option<GroupId>) -> Option<Sight> {
     let target = app.target().ok()?;
     let client = Client::connect(ClientOptions { read_timeout: PROBE / 2, ..app.options().ok()? }).ok()?;
     let topology: Topology = client.admin().topology().await.ok()?;
@@ -470,16 +472,20 @@ async fn better_node(app: &App, group: Option<GroupId>) -> Option<Better> {
         (None, None) => GroupId::FIRST_DATA,
     };
     let views = views(&client, &topology).await;
-    let served = views.iter().filter_map(|(node, view)| {
-        let address = topology.address(*node)?;
-        let asked = target.pinned && target.endpoints.iter().any(|endpoint| endpoint == address);
-        let groups = view.as_ref().map(|status| status.groups.as_slice()).unwrap_or_default();
-        let known = groups.iter().find(|known| known.group == group.0)?;
-        let serves = known.quorum && known.leader != 0 && !asked;
-        serves.then(|| (known.term, known.leader == node.0, *node, address.to_owned()))
+    let known = views.iter().filter_map(|(node, view)| {
+        let known = view.as_ref()?.groups.iter().find(|known| known.group == group.0)?;
+        Some((*node, known))
     });
-    let (_, _, node, address) = served.max()?;
-    Some(Better { node, address })
+    let voters = known.clone().max_by_key(|(_, known)| known.term);
+    let voters =
+        voters.map_or_else(Vec::new, |(_, known)| known.voters.iter().copied().map(NodeId).collect());
+    let served = known.filter_map(|(node, known)| {
+        let address = topology.address(node)?;
+        let serves = known.quorum && known.leader != 0 && !(target.pinned && target.asks(address));
+        serves.then(|| (known.term, known.leader == node.0, node, address.to_owned()))
+    });
+    let better = served.max().map(|(_, _, node, address)| Better { node, address });
+    Some(Sight { better, voters })
 }
 
 #[cfg(test)]
@@ -490,7 +496,7 @@ mod tests {
     use crate::line::tests::line;
     use crate::output::{Color, Format, Output};
     use clap::Parser;
-    use kv_types::{ClientId, RequestId, WriteId};
+    use kv_types::{ClientId, RequestId};
 
     const REASONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/reasons.txt");
 
@@ -530,6 +536,22 @@ mod tests {
             written == said,
             "first at {differs:?}: WRITE_GOLDEN=1 cargo test -p kvctl every_reason writes {REASONS}"
         );
+    }
+
+    #[test]
+    fn an_id_of_a_time_to_come_is_sent_again_when_that_has_come() {
+        let open = Failure::new(Reason::ResultUnknown, "x")
+            .with("write_id", "0000000000000000000000000000000f:7@1700000000000");
+        let refused = open.clone().with("last_reason", Reason::RequestIdInvalid);
+        assert_eq!(taken_from(&refused, 1_699_999_999_999), Some(1_700_000_000_000));
+        assert_eq!(taken_from(&refused, 1_700_000_000_000), None);
+        assert_eq!(taken_from(&open.with("last_reason", Reason::RequestExpired), 0), None);
+        // Where it is the clock of this machine that is ahead, another id would be too.
+        let own = Failure::new(Reason::RequestIdInvalid, "x").with("clock_ahead_ms", 185_000);
+        let tries = after(&app("kvctl put -n bank k v"), &own);
+        let [(look, why), (again, _)] = tries.as_slice() else { panic!("{tries:?}") };
+        assert_eq!((look.as_str(), again.as_str()), ("date -u", "kvctl put -n bank k v"));
+        assert_eq!(why, "the clock here is 185.0 s ahead of the node's: set it");
     }
 
     #[test]

@@ -63,6 +63,11 @@ pub(crate) fn moment(ms: u64) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
 }
 
+/// How long ago something was, of milliseconds: `40 ms`, `12.1 s`.
+pub(crate) fn ago(ms: u64) -> String {
+    if ms < 1_000 { format!("{ms} ms") } else { format!("{}.{} s", ms / 1_000, ms % 1_000 / 100) }
+}
+
 /// `100B`, `4KiB`, `1MiB`, `1MB`.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

@@ -46,6 +46,8 @@ struct Fake {
     holds: bool,
 }
 
+/// No clock is there yet.
+const AHEAD_MS: u64 = 9_000_000_000_000;
 /// The causal context of every key.
 const CONTEXT: &[u8] = b"all that there is";
 
@@ -55,6 +57,10 @@ impl Fake {
             return Err(not_started());
         }
         let mutation = mutation.unwrap();
+        if mutation.issued_at_ms > AHEAD_MS {
+            let ahead = Failure::new(Reason::RequestIdInvalid, "issued in the future");
+            return Err(status_from_failure(&ahead.with("clock_ahead_ms", 1)));
+        }
         let asked = (what, mutation.client_id.to_vec(), mutation.seq, mutation.attempt);
         self.asked.lock().unwrap().push(asked);
         if self.holds && mutation.attempt == 1 {
@@ -78,6 +84,18 @@ fn cart() -> Option<admin::Namespace> {
         w: 2,
         sloppy: true,
         deleted_until_ms: None,
+        ..Default::default()
+    })
+}
+
+/// A namespace of the other mode.
+fn bank() -> Option<admin::Namespace> {
+    Some(admin::Namespace {
+        id: 2,
+        name: "bank".into(),
+        mode: admin::Mode::Strong.into(),
+        guarantee: v1::Guarantee::Linearizable.into(),
+        group: 1,
         ..Default::default()
     })
 }
@@ -167,7 +185,7 @@ impl AdminService for Fake {
             answered_by: self.id,
             epoch: if self.started { 4 } else { 0 },
             members: (1..).zip(&self.addresses).map(member).collect(),
-            namespaces: cart().into_iter().filter(|_| self.started).collect(),
+            namespaces: [cart(), bank()].into_iter().flatten().filter(|_| self.started).collect(),
             ..Default::default()
         }))
     }
@@ -188,9 +206,10 @@ impl AdminService for Fake {
 
     async fn transfer_leader(
         &self,
-        _: Request<admin::TransferLeaderRequest>,
+        request: Request<admin::TransferLeaderRequest>,
     ) -> Result<Response<admin::TransferLeaderResponse>, Status> {
-        unused()
+        let to = request.into_inner().to;
+        Err(status_from_failure(&Failure::new(Reason::Unreachable, format!("n{to} does not answer"))))
     }
 
     async fn get_ring_owners(
@@ -215,10 +234,16 @@ impl AdminService for Fake {
     }
 }
 
-/// Of the key `few` too few replicas are in reach.
+/// Of the key `few` too few replicas are in reach, and of `cut` too few voters.
 fn few(key: &[u8]) -> Result<(), Status> {
-    let failure = Failure::new(Reason::QuorumNotMet, "1 of 3 replicas answered, 2 needed");
-    if key == b"few" { Err(status_from_failure(&failure)) } else { Ok(()) }
+    let failure = match key {
+        b"few" => Failure::new(Reason::QuorumNotMet, "1 of 3 replicas answered, 2 needed"),
+        b"cut" => Failure::new(Reason::NoQuorum, "1 of 3 voters reachable, 2 needed")
+            .with("reachable", 1)
+            .with("required", 2),
+        _ => return Ok(()),
+    };
+    Err(status_from_failure(&failure))
 }
 
 /// The key `ss` has three concurrent values, any other key one. Of `far` only nodes without a copy answer.
@@ -414,7 +439,7 @@ async fn after_an_unknown_change_of_a_namespace_the_node_with_a_quorum_is_asked(
         ("ns alter cart --r 1", "alter"),
     ] {
         let two = Two::serve();
-        let output = two.run(&format!("-e {} {line}", two.address(1))).await;
+        let output = two.run(&format!("-e {} {line} --timeout 500ms", two.address(1))).await;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(4), "{line}: {text}");
         let (lines, at_two) = (advised(&output), format!("-e {} ns ", two.address(2)));
@@ -447,7 +472,8 @@ async fn a_list_of_a_node_without_a_quorum_says_that_it_may_be_old() {
             let says = format!("warning: as n{node} knows it, which reaches no quorum");
             assert_eq!(text.contains(&says), !quorum, "{line} at n{node}: {text}");
             let output = two.run(&format!("-e {} {line} -o json", two.address(node))).await;
-            let read: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let first = output.stdout.split(|byte| *byte == b'\n').next().unwrap();
+            let read: serde_json::Value = serde_json::from_slice(first).unwrap();
             assert_eq!(read["answered_by"], format!("n{node}"), "{line}: {read}");
             assert_eq!(read["quorum"], quorum, "{line}: {read}");
             let warned = serde_json::from_slice::<serde_json::Value>(&output.stderr).ok();
@@ -777,11 +803,14 @@ enum Broken {
     /// The link between the first two is cut.
     Links,
     Both,
+    /// The first is cut off from the second and from a third, which answers nowhere.
+    First,
 }
 
 /// A lab in this folder, as its process says.
 fn serve_lab(dir: &std::path::Path, addresses: &[String], broken: Broken) {
-    let dead = broken != Broken::Links;
+    let dead = matches!(broken, Broken::Nodes | Broken::Both);
+    let third = (broken == Broken::First).then(|| "127.0.0.1:1".to_owned());
     let node = |(id, address): (u64, &String)| NodeView {
         node: NodeName(kv_types::NodeId(id)),
         client_address: address.clone(),
@@ -791,13 +820,17 @@ fn serve_lab(dir: &std::path::Path, addresses: &[String], broken: Broken) {
         paused: false,
     };
     let name = |id| NodeName(kv_types::NodeId(id));
-    let cut = kv_lab::Fault { from: name(1), to: name(2), flow: kv_lab::Flow::Swallow };
+    let cut = |to| kv_lab::Fault { from: name(1), to: name(to), flow: kv_lab::Flow::Swallow };
     let status = Reply::Status(kv_lab::control::Status {
         pid: 1,
         dir: dir.to_owned(),
         port_base: 7_100,
-        nodes: (1..).zip(addresses).map(node).collect(),
-        faults: if broken == Broken::Nodes { Vec::new() } else { vec![cut] },
+        nodes: (1..).zip(addresses.iter().chain(&third)).map(node).collect(),
+        faults: match broken {
+            Broken::Nodes => Vec::new(),
+            Broken::Links | Broken::Both => vec![cut(2)],
+            Broken::First => vec![cut(2), cut(3)],
+        },
         faults_for_ms: None,
     });
     let said = serde_json::to_string(&status).unwrap() + "\n";
@@ -861,4 +894,124 @@ async fn where_replicas_are_out_of_reach_the_advice_is_about_what_is_known_to_be
             assert_eq!(cut, matches!(lab, Some(Broken::Links | Broken::Both)), "{line}: {text}");
         }
     }
+}
+
+/// No group of nodes has a majority, or another one than that which was asked: an election would not help.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_node_hears_a_majority_none_is_said_to_be_elected() {
+    for (lab, at, first) in [
+        (Some(Broken::Nodes), "", &["lab restart --name lab n1"][..]),
+        (Some(Broken::Both), "", &["lab restart --name lab n1", "fault heal --name lab"]),
+        (Some(Broken::Links), "", &["fault heal --name lab"]),
+        (Some(Broken::First), "-e {1} ", &["-e {2} get -n cart cut"]),
+        (Some(Broken::First), "", &["get -n cart cut"]),
+        (None, "-e {1} -e {2} ", &["-e {1} -e {2} get -n cart cut"]),
+    ] {
+        let two = Two::serve();
+        if let Some(broken) = lab {
+            two.is_a_lab(broken);
+        }
+        let named = |line: &str| line.replace("{1}", two.address(1)).replace("{2}", two.address(2));
+        let output = two.run(&named(&format!("{at}get -n cart cut"))).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{lab:?}: {text}");
+        assert!(text.contains("reason: NO_QUORUM"), "{lab:?}: {text}");
+        let lines = advised(&output);
+        let first: Vec<String> = first.iter().map(|line| named(line)).collect();
+        assert!(lines.starts_with(&first), "{lab:?}: {text}");
+        // Of three nodes two have a majority, and elect.
+        let elects = lab == Some(Broken::First) && at.is_empty();
+        assert_eq!(text.contains("an election takes"), elects, "{lab:?}: {text}");
+        let no_one = matches!(lab, Some(Broken::Nodes | Broken::Links | Broken::Both));
+        assert_eq!(text.contains("no node hears a majority: "), no_one, "{lab:?}: {text}");
+    }
+}
+
+/// A leadership stays where it is when the leader does not hear the node that was to have it: who leads, who
+/// does not hear whom, and what mends that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leadership_that_does_not_move_says_who_does_not_hear_whom() {
+    for (lab, first) in [
+        (Some(Broken::Links), Some("fault heal --name lab")),
+        (Some(Broken::Nodes), Some("lab restart --name lab n1")),
+        (None, None),
+    ] {
+        let two = Two::serve();
+        if let Some(broken) = lab {
+            two.is_a_lab(broken);
+        }
+        let nodes = format!("-e {} -e {} ", two.address(1), two.address(2));
+        let at = if lab.is_some() { "" } else { &nodes };
+        let output = two.run(&format!("{at}cluster transfer-leader n1 --group 0 --timeout 500ms")).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{lab:?}: {text}");
+        let says = "n2, which leads group 0, does not hear n1";
+        assert!(text.replace("\n       ", " ").contains(says), "{lab:?}: {text}");
+        let lines = advised(&output);
+        let look = format!("{at}cluster status --as-seen-by all");
+        assert_eq!(lines.first().map(String::as_str), first.or(Some(&*look)), "{lab:?}: {text}");
+        assert_eq!(lines.last(), Some(&look), "{lab:?}: {text}");
+    }
+}
+
+/// What a line has read from standard input is not there to be read again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_is_advised_does_not_read_its_key_again() {
+    let two = Two::serve_without_quorum();
+    for (words, key) in [("put --key-file - v", "put --key-hex"), ("del --key-file -", "del --key-hex")] {
+        let mut command = two.command(&format!("-e {} -n cart {words}", two.address(2)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"a\xff").unwrap();
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{text}");
+        let lines = advised(&output);
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[0].contains(key) && lines[0].contains("--request-id ") && lines[0].contains(" 61ff"),
+            "{text}"
+        );
+        assert!(lines[1].contains("get --key-hex") && lines[1].ends_with(" 61ff"), "{text}");
+    }
+}
+
+/// An id that is ahead of the clock will be taken, and it is said when; a look settles nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_of_a_time_to_come_is_sent_again_then() {
+    let two = Two::serve();
+    let line =
+        format!("-e {} put --request-id {}:1@9999999999999 -n cart k v", two.address(2), "0f".repeat(16));
+    let output = two.run(&line).await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert_eq!(advised(&output)[0], line, "{text}");
+    assert!(text.contains("(again from 2286-11-20T17:46:39Z on: "), "{text}");
+}
+
+/// Options of the other mode are refused with the line that does without them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn options_of_the_other_mode_are_refused_with_the_line_without_them() {
+    let two = Two::serve();
+    let at = format!("-e {} ", two.address(2));
+    for (typed, without) in [
+        ("get -n bank -r 2 --strict k", "get -n bank k"),
+        ("put -n bank --blind -w 3 k v", "put -n bank k v"),
+        ("del -n bank --strict k", "del -n bank k"),
+    ] {
+        let output = two.run(&format!("{at}{typed}")).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{typed}: {text}");
+        assert!(text.contains("belongs to available namespaces; bank is strong"), "{typed}: {text}");
+        assert_eq!(advised(&output), [format!("{at}{without}"), "help consistency".to_owned()], "{text}");
+    }
+}
+
+/// A change that changes nothing is not said to have been one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_nothing_is_said_to_be_none() {
+    let two = Two::serve();
+    let said = two.run(&format!("-e {} ns alter cart --r 2", two.address(2))).await;
+    let out = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(out.starts_with("nothing changes, it is so already: cart"), "{out}");
 }
