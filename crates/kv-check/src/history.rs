@@ -12,7 +12,10 @@
 
 use crate::Json;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
+
+/// Longest line of a history, bytes: a read of the largest siblings, each byte of them escaped, and room.
+pub const MAX_LINE_BYTES: u64 = 32 << 20;
 
 /// One line of a history: an operation begins or ends, or the nemesis did something.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -218,14 +221,28 @@ impl std::fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Reads JSON lines; empty lines are passed over. The first bad line ends it, and is named.
+/// Reads JSON lines of [`MAX_LINE_BYTES`] at most; empty lines are passed over. The first bad line ends it,
+/// and is named.
 pub fn read(source: impl BufRead) -> Result<Vec<Event>, Malformed> {
-    let mut events = Vec::new();
-    for (at, line) in source.lines().enumerate() {
-        let bad = |message: String| Malformed { line: at + 1, message };
-        let line = line.map_err(|error| bad(format!("cannot be read: {error}")))?;
-        if !line.trim().is_empty() {
-            events.push(serde_json::from_str(&line).map_err(|error| bad(error.to_string()))?);
+    read_within(source, MAX_LINE_BYTES)
+}
+
+fn read_within(mut source: impl BufRead, most: u64) -> Result<Vec<Event>, Malformed> {
+    let (mut events, mut line) = (Vec::new(), Vec::new());
+    for number in 1.. {
+        let bad = |message: String| Malformed { line: number, message };
+        line.clear();
+        let read = source.by_ref().take(most.saturating_add(1)).read_until(b'\n', &mut line);
+        if read.map_err(|error| bad(format!("cannot be read: {error}")))? == 0 {
+            break;
+        }
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        if text.len() as u64 > most {
+            return Err(bad(format!("it has more than the {most} bytes that a line may have")));
+        }
+        let text = text.trim_ascii();
+        if !text.is_empty() {
+            events.push(serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?);
         }
     }
     Ok(events)
@@ -254,6 +271,25 @@ pub fn arrange(mut events: Vec<Event>) -> Vec<Event> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_line_without_end_is_an_error_that_names_it() {
+        let line = r#"{"index":0,"time":1,"process":1,"type":"invoke","f":"read","key":"k"}"#;
+        let bound = line.len() as u64;
+        let read = |text: String| read_within(text.as_bytes(), bound);
+        // At the bound, with an end of line and without, and as on Windows.
+        assert_eq!(read(format!("{line}\n\n{line}")).unwrap().len(), 2);
+        assert_eq!(read_within(format!("{line}\r\n").as_bytes(), bound + 1).unwrap().len(), 1);
+        let longer = read(format!("{line}\n{line} \n{line}")).unwrap_err();
+        assert_eq!(
+            longer.to_string(),
+            format!("line 2: it has more than the {bound} bytes that a line may have")
+        );
+        // No more of it is read than that.
+        let endless = std::io::repeat(0);
+        let refused = super::read(std::io::BufReader::new(endless)).unwrap_err();
+        assert!(refused.line == 1 && refused.message.contains("33554432 bytes"), "{refused}");
+    }
 
     #[test]
     fn a_history_survives_the_round_trip() {

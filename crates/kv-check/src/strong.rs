@@ -12,12 +12,14 @@ use std::collections::BTreeSet;
 /// The account of all strong namespaces of a history.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Account {
-    /// Acknowledged writes and successful cas (deletes not counted).
+    /// Acknowledged writes and deletes, and successful cas.
     pub acknowledged: usize,
-    /// Acknowledged writes whose key, in a final read, was older than them: its revision was lower, or
-    /// nothing that could have come after the write explains what was read. The promise is: none.
+    /// Those of them whose key, in a final read, was older than they: its revision was lower, or nothing that
+    /// could have come after explains what was read. The promise is: none.
     pub lost: Vec<Named>,
-    /// Acknowledged writes of keys that no read saw after settling: not judged.
+    /// Those of them that are not judged: no final read began after they had ended, or showed them or what is
+    /// newer, and no acknowledged mutation of the key came after them. Of one that another came after, only
+    /// that one can be lost.
     pub unread: Vec<Named>,
     /// Reads (by index) of a value that was never written, or that only refused mutations wrote. The promise
     /// is: none.
@@ -56,8 +58,9 @@ fn account_for_key(operations: &[&Operation], settled: u64, account: &mut Accoun
         writes.filter(|op| (op.outcome == Outcome::Fail) == failed).map(|op| op.input.to_string()).collect()
     };
     let (written, refused) = (values(false), values(true));
-    let reads: Vec<_> = operations.iter().filter(|op| op.f == Function::Read && op.ok()).collect();
-    let finals: Vec<_> = reads.iter().filter(|read| read.call >= settled).collect();
+    let reads = operations.iter().copied().filter(|op| op.f == Function::Read && op.ok());
+    let reads: Vec<&Operation> = reads.collect();
+    let finals: Vec<&Operation> = reads.iter().copied().filter(|read| read.call >= settled).collect();
 
     account.reads += reads.len();
     let seen: BTreeSet<String> = reads.iter().map(|read| read.output.to_string()).collect();
@@ -72,18 +75,36 @@ fn account_for_key(operations: &[&Operation], settled: u64, account: &mut Accoun
         if op.outcome == Outcome::Info {
             account.unknown += 1;
             account.unknown_applied += usize::from(op.writes_value() && seen.contains(&op.input.to_string()));
-        } else if op.writes_value() {
+        } else {
             account.acknowledged += 1;
-            if finals.is_empty() {
-                account.unread.push(Named::of(op));
-            } else if finals
-                .iter()
-                .any(|read| read.call > op.ret.unwrap_or(u64::MAX) && misses(read, op, operations))
-            {
+            let after = |read: &Operation| read.call > op.ret.unwrap_or(u64::MAX);
+            if finals.iter().any(|read| after(read) && misses(read, op, operations)) {
                 account.lost.push(Named::of(op));
+            } else if !finals.iter().any(|read| after(read) || shows(read, op))
+                && !operations.iter().any(|later| supersedes(later, op))
+            {
+                account.unread.push(Named::of(op));
             }
         }
     }
+}
+
+/// Whether a read shows this write, or what is newer, whenever it began.
+fn shows(read: &Operation, write: &Operation) -> bool {
+    match (read.revision, write.revision) {
+        (Some(saw), Some(got)) if !read.output.is_null() => saw >= got,
+        _ => write.writes_value() && read.output == write.input,
+    }
+}
+
+/// Whether an acknowledged mutation surely came after another one.
+fn supersedes(later: &Operation, op: &Operation) -> bool {
+    later.f.mutates()
+        && later.ok()
+        && match (later.revision, op.revision) {
+            (Some(later), Some(earlier)) => later > earlier,
+            _ => op.ended_before(later.call),
+        }
 }
 
 /// Whether a read that began after the write ended shows a state from before the write.
@@ -132,6 +153,44 @@ mod tests {
         assert_eq!(account.lost.iter().map(|write| &write.value).collect::<Vec<_>>(), [&json!("b")]);
         let gone = History::new().delete(1..2, &[]).write(3..4, "a", &[]).read(1001..1002, absent());
         assert_eq!(account_of(gone).lost.len(), 1);
+    }
+
+    #[test]
+    fn a_delete_is_lost_where_what_it_removed_is_there() {
+        let deleted = || History::new().write(1..2, "a", &[]).delete(3..4, &[]);
+        let account = account_of(deleted().read(1001..1002, value("a")));
+        assert_eq!((account.acknowledged, account.lost.len(), account.kept()), (2, 1, false));
+        assert_eq!(account.lost[0].index, 1, "the delete");
+        assert!(account_of(deleted().read(1001..1002, absent())).kept());
+        assert!(account_of(deleted().write(5..6, "a", &[]).read(1001..1002, value("a"))).kept());
+    }
+
+    #[test]
+    fn what_no_final_read_tells_of_is_not_judged_unless_something_came_after_it() {
+        let unread = |history: History| {
+            let account = account_of(history);
+            assert!(account.kept());
+            account.unread.iter().map(|op| op.index).collect::<Vec<_>>()
+        };
+        // Of a key that was not read the last mutation, also where that is a delete.
+        let twice = || History::new().write(1..2, "a", &[]).write(3..4, "b", &[]);
+        assert_eq!(unread(twice()), [1]);
+        assert_eq!(unread(twice().delete(5..6, &[])), [2]);
+        assert_eq!(unread(History::new().delete(1..2, &[])), [0]);
+        // What is not known to have been applied supersedes nothing.
+        assert_eq!(unread(twice().unknown_write(5, "c", &[])), [1]);
+        // Of two at once either may be the last, unless their revisions say which.
+        let at_once = || History::new().write(1..9, "a", &[]).revision(8).write(1..9, "b", &[]);
+        assert_eq!(unread(at_once()), [0, 1]);
+        assert_eq!(unread(at_once().revision(7)), [0]);
+        // A final read that began before a write had ended tells nothing of it, unless it shows it.
+        let late = || History::new().write(1..2, "a", &[]).write(990..1500, "b", &[]);
+        assert_eq!(unread(late().read(1001..1002, value("a"))), [1]);
+        assert_eq!(unread(late().read(1001..1002, value("b"))), [0; 0]);
+        assert_eq!(unread(late().read(1001..1002, value("a")).read(1501..1502, value("b"))), [0; 0]);
+        let newer = late().revision(4).read(1001..1002, value("c")).revision(5);
+        let newer = newer.unknown_write(995, "c", &[]);
+        assert_eq!(unread(newer), [0; 0], "it shows what is newer");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `check`: verifies a recorded history with kv-check. Which promise applies is told per namespace.
 
 use std::collections::BTreeSet;
+use std::io::{BufReader, Read as _};
 
 use kv_check::history;
 use kv_check::linear::{Options, Verdict};
@@ -8,9 +9,9 @@ use kv_check::{Function, Json, Operation, available, linear, operation, strong};
 use kv_types::counted;
 use serde_json::json;
 
-use crate::app::App;
+use crate::app::{App, nearest};
 use crate::cli::Check;
-use crate::data::read;
+use crate::data::reading;
 use crate::exit::Exit;
 use crate::line::Line;
 use crate::output::{on_a_line, readable};
@@ -18,6 +19,8 @@ use crate::problem::Problem;
 
 /// Largest history that is read, bytes.
 const MAX_HISTORY_BYTES: u64 = 4 << 30;
+/// Namespaces of a history that an error lists.
+const MOST_NAMED: usize = 8;
 /// In a millisecond: histories count in them.
 const NANOSECONDS: u64 = 1_000_000;
 
@@ -25,9 +28,19 @@ pub(crate) async fn run(app: &App, args: &Check) -> Result<Exit, Problem> {
     let malformed = |error: history::Malformed| {
         Problem::usage(format!("{} is not a history: {error}", args.history.display()))
     };
-    let bytes = read(&args.history, MAX_HISTORY_BYTES).await?;
-    let operations =
-        operation::pair(&history::read(bytes.as_slice()).map_err(malformed)?).map_err(malformed)?;
+    let events = reading(&args.history, |reader| {
+        let mut bounded = BufReader::new(reader.take(MAX_HISTORY_BYTES));
+        let events = history::read(&mut bounded);
+        Ok((events, bounded.get_ref().limit() == 0))
+    });
+    let (events, is_longer) = events.await?;
+    if is_longer {
+        let shown = args.history.display();
+        let message = format!("{shown} has more than the {MAX_HISTORY_BYTES} bytes that are judged at once");
+        return Err(Problem::usage(message));
+    }
+    let operations = operation::pair(&events.map_err(malformed)?).map_err(malformed)?;
+    named_in(&operations, args, &app.line)?;
     if let Some(other) = operations.iter().find(|op| matches!(op.f, Function::Add | Function::Append)) {
         let what = format!(
             "{} has operations `{}`: it is a history of sets, counters or lists, and registers are judged here. \
@@ -207,6 +220,35 @@ fn worse(a: Exit, b: Exit) -> Exit {
         (Exit::No, _) | (_, Exit::No) => Exit::No,
         (Exit::Done, other) | (other, _) => other,
     }
+}
+
+/// Refuses names that say nothing of the history: a slip would have a namespace judged by another promise.
+fn named_in(operations: &[Operation], args: &Check, line: &Line) -> Result<(), Problem> {
+    if let Some(both) = args.strong.iter().find(|name| args.available.contains(name)) {
+        return Err(Problem::usage(format!("`{both}` is named both by --strong and by --available")));
+    }
+    let known: BTreeSet<&str> = operations.iter().map(|op| op.ns.as_str()).collect();
+    for (option, names) in [("--strong", &args.strong), ("--available", &args.available)] {
+        let unknown = names.iter().find(|name| !known.contains(name.as_str()));
+        let Some(name) = unknown.filter(|_| !known.is_empty()) else { continue };
+        let there: Vec<String> =
+            known.iter().take(MOST_NAMED).map(|name| on_a_line(name.as_bytes())).collect();
+        let more = if known.len() > MOST_NAMED { " and others" } else { "" };
+        let message = format!(
+            "{option} {}: no operation in {} is of that namespace; there are: {}{more}",
+            on_a_line(name.as_bytes()),
+            args.history.display(),
+            there.join(", ")
+        );
+        let problem = Problem::usage(message);
+        let meant = nearest(known.iter().copied(), name).filter(|_| names.len() == 1);
+        return Err(match meant {
+            Some(meant) => problem
+                .try_this(line.clone().with(option, meant).to_string(), "the nearest name that there is"),
+            None => problem,
+        });
+    }
+    Ok(())
 }
 
 /// The namespaces whose reads return lists, corrected by what the command line says.
