@@ -249,4 +249,9 @@ mod tests {
         assert_eq!(groups, [[1, 2].map(NodeId).to_vec(), [3, 4, 5].map(NodeId).to_vec()]);
         assert!(kv_lab::parse_groups("n1,x / n2").is_err());
     }
+
+    #[test]
+    fn ages_are_readable() {
+        assert_eq!((ago(40), ago(12_140)), ("40 ms".to_owned(), "12.1 s".to_owned()));
+    }
 }
