@@ -46,7 +46,12 @@ async fn explained(app: &App, client: &Client, to: NodeId, group: GroupId, probl
     let Some(failure) = problem.failure.clone() else { return problem };
     let tells_little = matches!(
         failure.reason,
-        Reason::Unreachable | Reason::DeadlineExpired | Reason::ResultUnknown | Reason::ConnectionLost
+        Reason::Unreachable
+            | Reason::DeadlineExpired
+            | Reason::ResultUnknown
+            | Reason::ConnectionLost
+            | Reason::NoQuorum
+            | Reason::NotLeader
     );
     if !tells_little {
         return problem;
@@ -56,8 +61,10 @@ async fn explained(app: &App, client: &Client, to: NodeId, group: GroupId, probl
         Some(views(client, &topology).await)
     };
     let Ok(Some(views)) = timeout(LOOK_WITHIN, looking).await else { return problem };
-    // A node said that it does not hear the other one; this client does not ask it.
-    let refused = failure.reason == Reason::Unreachable && failure.detail("endpoint").is_none();
+    // The leader said that the other one does not answer; this client does not ask that one. What a node that
+    // is cut off says may stand before it.
+    let last = failure.detail("last_reason").unwrap_or(failure.reason.code_name());
+    let refused = last == Reason::Unreachable.code_name() && failure.detail("endpoint").is_none();
     let Some((why, others)) = unmoved(&views, to, group, refused) else { return problem };
     let mut problem = Problem { message: format!("{}\n{why}", problem.message), ..problem };
     if let Some(broken) = Broken::of(app).await {

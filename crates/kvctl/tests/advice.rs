@@ -209,6 +209,10 @@ impl AdminService for Fake {
         request: Request<admin::TransferLeaderRequest>,
     ) -> Result<Response<admin::TransferLeaderResponse>, Status> {
         let to = request.into_inner().to;
+        if !self.quorum {
+            // As one that is cut off, and is asked first.
+            few(b"cut")?;
+        }
         Err(status_from_failure(&Failure::new(Reason::Unreachable, format!("n{to} does not answer"))))
     }
 
