@@ -607,7 +607,7 @@ mod tests {
         assert_eq!(unread(chain().write(7..8, "blind", &[])), [json!("c"), json!("blind")]);
         // What a delete covered could be there again, and no read says that it is not.
         assert_eq!(unread(chain().delete(7..8, &["c"])), [json!("a"), json!("b"), json!("c")]);
-        assert_eq!(unread(chain().read(1001..1002, values(&["c"]))), [json!(0); 0]);
+        assert!(unread(chain().read(1001..1002, values(&["c"]))).is_empty());
     }
 
     #[test]
