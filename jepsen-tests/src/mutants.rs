@@ -94,6 +94,7 @@ pub fn traps() -> Vec<Trap> {
     traps.extend(traps_of_machines());
     traps.extend(traps_of_namespaces());
     traps.extend(traps_of_available());
+    traps.extend(traps_of_replicas());
     traps.push(trap(
         "unknown-as-not-applied",
         "the client library reports open fates as open",
@@ -322,6 +323,13 @@ fn traps_of_available() -> Vec<Trap> {
             Test("kv-dynamo-cluster", "a_wiped_node_pulls_before_it_serves"),
             &["a_wiped_node", "pulls::a_wiped_node"],
         ),
+    ]
+}
+
+/// Of bugs in what a replica keeps to converge, and in what a read promises.
+fn traps_of_replicas() -> Vec<Trap> {
+    use Catch::Test;
+    vec![
         trap(
             "log-without-record",
             "who asks for missing writes gets their records",
@@ -331,7 +339,7 @@ fn traps_of_available() -> Vec<Trap> {
         trap(
             "read-unsettled",
             "a read misses nothing that an earlier one showed",
-            Test("kv-dynamo-cluster", "promises::what_a_read_has_shown_no_later_read_misses"),
+            Test("kv-dynamo-cluster", "what_a_read_has_shown_no_later_read_misses"),
             &["what_a_read_has_shown", "promises::what_a_read_has_shown"],
         ),
         trap(

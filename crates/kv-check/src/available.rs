@@ -340,9 +340,9 @@ impl<'a> KeyHistory<'a> {
         (may_be_gone, must_be_gone)
     }
 
-    /// Since when a read had shown each write (it was over by then), and since when one had shown that a delete
-    /// had taken effect on a write: that had been acknowledged before the read was called, and was missing
-    /// although nothing that the read showed may cover it.
+    /// Since when a read had shown each write (it was over by then), and since when one had shown that a
+    /// delete had taken effect on a write: that had been acknowledged before the read was called, and was
+    /// missing although nothing that the read showed may cover it.
     fn shown_since(&self) -> (BTreeMap<Id, u64>, BTreeMap<Id, u64>) {
         let (mut there, mut gone) = (BTreeMap::new(), BTreeMap::new());
         for read in &self.reads {

@@ -129,8 +129,8 @@ impl Node {
         Ok(answer(&view, merged, by_primary, (receipt, repair)))
     }
 
-    /// Gives what a read found to primaries until as many have it as a write needs: then each strict read that
-    /// begins later asks one of them, and no value that was shown disappears but for what supersedes it.
+    /// Gives what a read found to primaries until as many have it as a write needs: then each strict read
+    /// that begins later asks one of them, and no value that was shown disappears but for what supersedes it.
     ///
     /// Errors: `QUORUM_NOT_MET` where too few take it by the deadline. Those that have taken it keep it.
     async fn settle_read(

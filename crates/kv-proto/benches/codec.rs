@@ -128,6 +128,7 @@ fn available(replicas: u64) -> Receipt {
         r: 1,
         w: 2,
         strict: true,
+        settled: true,
         replies: (1..=replicas).map(reply).collect(),
         hints: 0,
         repair: false,

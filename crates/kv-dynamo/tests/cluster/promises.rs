@@ -48,8 +48,8 @@ async fn get(cluster: &Cluster, node: NodeId, key: &str) -> Result<v1::GetRespon
     cluster.get_from(node.0, key, 2, true).await
 }
 
-/// Of each key one replica has a write whose fate is open. Who reads it once has it read ever after, whichever
-/// replicas are asked.
+/// Of each key one replica has a write whose fate is open. Once a read has shown it every later read does,
+/// whichever replicas are asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_read_has_shown_no_later_read_misses() {
     let mut cluster = Cluster::start().await;
@@ -94,8 +94,8 @@ async fn what_a_read_has_shown_no_later_read_misses() {
     }
 }
 
-/// What cannot be kept is refused: a read that too few replicas can be given, and numbers of a request by which
-/// readers could miss writers.
+/// What cannot be kept is refused: a read that too few replicas can be given, and numbers of a request by
+/// which readers could miss writers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promise_that_cannot_be_kept_is_refused() {
     let mut cluster = Cluster::start().await;
