@@ -11,8 +11,8 @@ use kv_storage::Position;
 use kv_types::catalogue::{Catalogue, Ring, token};
 use kv_types::causal::{Seen, decode_context_token, encode_context_token};
 use kv_types::{
-    Epoch, Failure, Key, Namespace, NamespaceId, NodeId, Placement, Reason, ReplicaCount, Replication,
-    RingPartition,
+    Epoch, Failure, Guarantee, Key, Namespace, NamespaceId, NodeId, Placement, Reason, ReplicaCount,
+    Replication, RingPartition,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
@@ -40,7 +40,7 @@ pub struct AvailableConfig {
     pub hint_bytes: u64,
     /// Whether node clocks are compared with those of the other primaries.
     pub compares: bool,
-    /// Bytes of the dot logs on the disk; beyond it the older half of each is given up.
+    /// Bytes of the dot logs on the disk; beyond it the oldest entries of each are given up.
     pub log_bytes: u64,
 }
 
@@ -250,19 +250,19 @@ pub(crate) fn count(asked: Option<ReplicaCount>, default: u8, n: u8) -> Result<u
     asked.map_or(Ok(default), |asked| asked.of(n))
 }
 
-/// Whether a request by these numbers can keep what its namespace promises.
+/// Whether a request for so many replicas can keep what its namespace promises, whose number is `usual`.
+/// Reads and writes may ask for more: fewer of the one would miss fewer of the other.
 ///
 /// Errors: `INVALID_REQUEST`.
-pub(crate) fn keeps_promise(namespace: &Namespace, asked: Replication) -> Result<(), Failure> {
-    match asked.falls_short_of(namespace.guarantee) {
-        None => Ok(()),
-        Some(why) => {
-            let Namespace { name, guarantee, .. } = namespace;
-            let message =
-                format!("namespace `{name}` promises {guarantee}, and this request could not: {why}");
-            Err(Failure::new(Reason::InvalidRequest, message))
-        }
+pub(crate) fn keeps_promise(namespace: &Namespace, asked: u8, usual: u8) -> Result<(), Failure> {
+    if namespace.guarantee == Guarantee::Eventual || asked >= usual {
+        return Ok(());
     }
+    let Namespace { name, guarantee, .. } = namespace;
+    let message = format!(
+        "namespace `{name}` promises {guarantee}: a request may ask for more than {usual} of the replicas, not for {asked}"
+    );
+    Err(Failure::new(Reason::InvalidRequest, message))
 }
 
 /// A message that carries a state to one replica.

@@ -266,8 +266,8 @@ impl WriteCoordinator {
     }
 
     /// How long one may be silent. After a cut that no node has noticed yet one stand-in after the other may
-    /// be on its other side: each further one is given half as long, so that all of them are tried in the
-    /// time of two patiences, which is what an entry node waits for who coordinates for it.
+    /// be on its other side: each further one is given half as long, so that three are tried in the time of
+    /// two patiences, which is what an entry node waits for who coordinates for it.
     fn patience(&self, stands_in: bool) -> Duration {
         let before =
             self.asked.iter().filter(|asked| asked.stands_in_for.is_some() && asked.node != self.plan.me);

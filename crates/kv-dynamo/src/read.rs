@@ -13,7 +13,7 @@ use kv_types::call::{Get, Presence, Read};
 use kv_types::causal::{Seen, State};
 use kv_types::{
     Answer, AvailableEvidence, Degradation, Epoch, Evidence, Failure, Guarantee, Namespace, NodeId, Outcome,
-    Reason, Receipt, ReplicaReply, Replication,
+    Reason, Receipt, ReplicaReply,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -40,9 +40,13 @@ impl Heard {
         Self { node, primary, known, state, room: None }
     }
 
-    /// It keeps the key, and a merge with what a read found would change nothing that a reader can see.
+    /// It keeps the key, and a merge with what a read found would change nothing here. Not only for the
+    /// values: what was deleted, or superseded, where the read was told of it, may come to this node yet.
     fn has(&self, found: &State) -> bool {
-        self.primary && self.state.record.knows_values_of(&found.record)
+        let record = &self.state.record;
+        self.primary
+            && record.knows_values_of(&found.record)
+            && record.context.contains_all(&found.record.context)
     }
 
     /// It holds this room as long as it lives.
@@ -84,14 +88,16 @@ impl Node {
     ) -> Result<Answer, Failure> {
         let view = self.view(namespace, get.key)?;
         let r = count(get.quorum.replicas, view.replication.r, view.replication.n)?;
-        keeps_promise(namespace, Replication { r, ..view.replication })?;
+        keeps_promise(namespace, r, view.replication.r)?;
+        // As many as must have what is shown: mostly they have it, and that costs a read, not a write.
+        let settles = namespace.guarantee == Guarantee::MonotonicReads;
+        let r = if settles { r.max(view.replication.w) } else { r };
         let strict = get.quorum.strict || !view.replication.sloppy;
         let busy = |_| {
             Failure::new(Reason::Overloaded, "this node coordinates as many requests as it may")
                 .retry_after_ms(50)
         };
         let _room = self.room.try_acquire().map_err(busy)?;
-        let settles = namespace.guarantee == Guarantee::MonotonicReads;
         if r == 1
             && !settles
             && let Some(own) = self.own(&view)
@@ -311,7 +317,7 @@ impl Node {
     fn repair(self: &Arc<Self>, view: &View, heard: &[Heard], merged: &State) -> bool {
         let lacking: Vec<NodeId> = heard
             .iter()
-            .filter(|heard| heard.primary && !heard.has(merged))
+            .filter(|heard| heard.primary && !heard.state.record.knows_values_of(&merged.record))
             .map(|heard| heard.node)
             .collect();
         if lacking.is_empty() {

@@ -497,6 +497,8 @@ async fn pull_pages(
                 Worth::Refused(why) => return Err(not_ready(why)),
             }
         }
+        // Before its writes: a resend of one that the source has forgotten is not new.
+        node.replica.learn_forgotten(slice, page.forgotten_ms);
         learn_taken(node, slice, page.requests).await?;
         if !page.page_clock.is_empty() {
             let page_clock = clock_of(page.page_clock)?;
@@ -668,6 +670,7 @@ impl Node {
         let mut reply = peer::PullPartitionReply {
             node_clock: resume.clock.clone(),
             whole: self.standing.knows_all_of(slice) && !self.replica.is_put_back(),
+            forgotten_ms: self.replica.forgotten_ms(slice),
             ..Default::default()
         };
         if resume.of == Table::Requests {

@@ -140,8 +140,9 @@ struct Partition {
     heard: Arc<Context>,
     /// What the dot log has.
     logged: dot_log::Length,
-    /// The last entry of the dot log when the clock was written down last.
+    /// The last entry of the dot log when the clock was written down last, and [`Self::forgotten_ms`] then.
     written: u64,
+    forgotten_written_ms: u64,
     /// How far the dot log has come with the other primaries.
     marks: Arc<dot_log::Marks>,
     /// Where the log stands: what must be durable before a record is shown.
@@ -216,6 +217,8 @@ pub(crate) struct Replica {
     proves_since_ms: Mutex<u64>,
     /// The wall clock when this directory was opened.
     opened_ms: u64,
+    /// The dot logs were damaged at this start: what they knew of requests is gone.
+    damaged: bool,
     /// Another node returned a write of this directory that it does not know: it was put back to an older
     /// state.
     put_back: AtomicBool,
@@ -254,6 +257,7 @@ impl Replica {
             held: Mutex::new(Held::new(hint_bytes_max)),
             proves_since_ms: Mutex::new(u64::MAX),
             opened_ms: env.clock.wall_ms(),
+            damaged: false,
             put_back: AtomicBool::new(false),
             hinted: Notify::new(),
             storage,
@@ -264,6 +268,7 @@ impl Replica {
             tracing::error!(
                 "the disk has lost entries of the dot logs: the directory begins anew, and pulls"
             );
+            replica.damaged = true;
             replica.incarnation =
                 incarnation_of(begin_anew(&replica.storage, &replica.env).await?, &replica.env);
             if !replica.load_partitions().await? {
@@ -316,6 +321,7 @@ impl Replica {
     }
 
     fn proves_since(&self, pulled: bool) -> (u64, Duration) {
+        let pulled = pulled || self.damaged;
         let skew = if pulled { MAX_CLOCK_SKEW } else { Duration::ZERO };
         let since = if pulled { self.env.clock.wall_ms().saturating_add(skew.as_millis() as u64) } else { 0 };
         (since, skew)
@@ -351,6 +357,7 @@ impl Replica {
                 (Some(slice), Ok(row)) if key.is_empty() => {
                     let partition = loaded.entry(slice).or_default();
                     (partition.written, partition.forgotten_ms) = (row.entry, row.forgotten_ms);
+                    partition.forgotten_written_ms = row.forgotten_ms;
                     partition.clock = row.clock;
                 }
                 (_, Err(why)) => unreadable = Some(why),

@@ -592,3 +592,23 @@ async fn hints_that_cannot_be_read_hold_up_none_behind_them() {
     assert_eq!(due.iter().map(|due| &due.place).collect::<Vec<_>>(), [&place("k")]);
     assert!(replica.due(target, Some(&due[0].row), 2, soon()).await.unwrap().is_empty());
 }
+
+/// What a source has forgotten, who pulls from it has forgotten too, also after a start.
+#[tokio::test]
+async fn who_pulls_forgets_what_its_source_has_forgotten() {
+    let (world, slice) = (World::new(93), place("k").slice);
+    let (storage, replica) = world.open(false, 1 << 20).await;
+    replica.begin_pull(slice, &NodeClock::new(), true, soon()).await.unwrap();
+    replica.learn_forgotten(slice, NOW + 1);
+    replica.learn_forgotten(slice, NOW);
+    let position = replica.end_pull(slice, &NodeClock::new(), soon()).await.unwrap();
+    replica.durable(position).await.unwrap();
+    world.cut(&storage);
+    let (_, replica) = world.open(false, 1 << 20).await;
+    assert_eq!(replica.forgotten_ms(slice), NOW + 1);
+    let first = order(1, "v", Supersedes::Nothing);
+    let resent = Order { mutation: Mutation { attempt: 2, ..first.mutation }, ..first.clone() };
+    let mint = async |order| replica.mint(&place("k"), Role::Primary, &order, soon()).await;
+    assert_eq!(reason(mint(resent).await), Reason::RequestExpired);
+    assert!(!mint(first).await.unwrap().deduplicated);
+}

@@ -14,7 +14,7 @@ use kv_types::call::{Delete, Put};
 use kv_types::causal::Seen;
 use kv_types::{
     Answer, Applied, AvailableEvidence, Call, Degradation, Evidence, Failure, Hop, Mutation, Namespace,
-    NodeId, Outcome, Reason, Receipt, ReplicaReply, Replication, WriteContext, counted, noun,
+    NodeId, Outcome, Reason, Receipt, ReplicaReply, WriteContext, counted, noun,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -88,7 +88,7 @@ impl Change {
         body = crc32c::crc32c_append(body, key.as_bytes());
         body = crc32c::crc32c_append(body, value.as_deref().unwrap_or_default());
         let w = count(quorum.replicas, view.replication.w, view.replication.n)?;
-        keeps_promise(namespace, Replication { w, ..view.replication })?;
+        keeps_promise(namespace, w, view.replication.w)?;
         let strict = quorum.strict || !view.replication.sloppy;
         Ok(Wanted { view, order: Order { mutation, body, value, supersedes }, w, strict })
     }

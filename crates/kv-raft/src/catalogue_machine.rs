@@ -18,8 +18,8 @@ use kv_types::catalogue::{Catalogue, FeatureLevel, Group, Member, Ring};
 use kv_types::causal::ContextKeys;
 use kv_types::limits::{MAX_NAMESPACES, MAX_VOTERS, RING_PARTITIONS};
 use kv_types::{
-    ClusterId, Deletion, Epoch, Failure, GroupId, Namespace, NamespaceId, NamespaceName, NamespaceSpec,
-    NodeId, Placement, Reason, Replication, RequestId, RingId,
+    ClusterId, Deletion, Epoch, Failure, GroupId, Guarantee, Namespace, NamespaceId, NamespaceName,
+    NamespaceSpec, NodeId, Placement, Reason, Replication, RequestId, RingId,
 };
 use tokio::sync::watch;
 
@@ -266,16 +266,18 @@ impl CatalogueMachine {
                 );
                 return Err(Failure::new(Reason::ModeMismatch, message).with("mode", namespace.mode()));
             };
-            *replication = counts(*replication);
+            let before = std::mem::replace(replication, counts(*replication));
             replication.check_counts()?;
-            match replication.falls_short_of(namespace.guarantee) {
-                None => Ok(()),
-                Some(why) => {
-                    let promise = namespace.guarantee;
-                    let message = format!("namespace `{name}` promises {promise}, and could not: {why}");
-                    Err(Failure::new(Reason::NamespaceInvalid, message))
-                }
-            }
+            let promise = namespace.guarantee;
+            // What was written by the W of before must be read by the R from now on.
+            let why = match promise != Guarantee::Eventual && replication.r < before.r {
+                true => Some(format!("R may not fall below {}, by which earlier writes are read", before.r)),
+                false => replication.falls_short_of(promise),
+            };
+            why.map_or(Ok(()), |why| {
+                let message = format!("namespace `{name}` promises {promise}, and could not: {why}");
+                Err(Failure::new(Reason::NamespaceInvalid, message))
+            })
         })
     }
 
@@ -877,6 +879,34 @@ mod tests {
         machine.decide(schedule("cart", 500, 6)).unwrap();
         assert_eq!(refusal(machine.decide(alter("cart", Some(1), None, 7))), Reason::DeletionPending);
         assert_eq!(counts(&machine), (3, 1, 3, true));
+    }
+
+    /// What was written by an earlier W must be read by every later R.
+    #[test]
+    fn a_promise_outlives_changes_of_its_numbers() {
+        let (mut machine, _) = machine();
+        machine.catalogue.level = FeatureLevel::SUPPORTED;
+        let strict = Replication { n: 3, r: 2, w: 2, sloppy: false };
+        let CatalogueCommand::CreateNamespace { mut spec, request_id, again } =
+            create("cart", Some(strict), 1)
+        else {
+            panic!("it creates")
+        };
+        spec.guarantee = Guarantee::MonotonicReads;
+        let create = CatalogueCommand::CreateNamespace { spec, request_id, again };
+        assert_eq!(create.needs(), FeatureLevel::PROMISES);
+        machine.decide(create).unwrap();
+        for (r, w) in [(Some(1), Some(3)), (None, Some(1)), (Some(1), None)] {
+            assert_eq!(
+                refusal(machine.decide(alter("cart", r, w, 2))),
+                Reason::NamespaceInvalid,
+                "{r:?} {w:?}"
+            );
+        }
+        for (seq, r, w) in [(3, None, Some(3)), (4, None, Some(2)), (5, Some(3), Some(1))] {
+            machine.decide(alter("cart", r, w, seq)).unwrap();
+        }
+        assert_eq!(refusal(machine.decide(alter("cart", Some(2), Some(2), 6))), Reason::NamespaceInvalid);
     }
 
     /// Changes share the bound of the deletions, and what is forgotten is never done again.

@@ -57,7 +57,8 @@ fn spec(args: &NsCreate, line: &Line, n: u8) -> Result<NamespaceSpec, Problem> {
             if let Some((option, _)) = given {
                 let message =
                     format!("{option} belongs to available namespaces; a strong one lives in a Raft group");
-                let without = ["n", "r", "w", "strict"].into_iter().fold(line.clone(), Line::without);
+                let without =
+                    ["n", "r", "w", "strict", "promise"].into_iter().fold(line.clone(), Line::without);
                 let available = line.clone().with("--mode", "available");
                 return Err(Problem::usage(message)
                     .try_this(without.to_string(), "a strong one, on the voters that there are")

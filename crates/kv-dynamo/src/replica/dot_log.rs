@@ -22,7 +22,7 @@ use kv_storage::journal::JournalError;
 use kv_storage::{Batch, Position, StorageError};
 use kv_types::catalogue::token;
 use kv_types::causal::{Context, Dot, NodeClock, State, Write};
-use kv_types::limits::MAX_CLOCK_SKEW;
+use kv_types::limits::{MAX_CLOCK_SKEW, REQUEST_WINDOW};
 use kv_types::{ClientId, Failure, Incarnation, NamespaceId, NodeId, RequestId};
 use tokio::time::Instant;
 
@@ -335,6 +335,7 @@ impl Replica {
     /// Writes down the clock, with how long the log is now.
     pub(super) fn stage_clock(&self, slice: Slice, next: &mut Partition, rows: &mut Rows<'_>) {
         next.written = next.logged.last;
+        next.forgotten_written_ms = next.forgotten_ms;
         let (entry, forgotten_ms) = (next.written, next.forgotten_ms);
         let row = ClockRow { entry, forgotten_ms, clock: next.clock.clone() };
         rows.put(CLOCKS, slice.clock_key(), row.encode());
@@ -372,6 +373,11 @@ impl Replica {
                 }
             };
             let Some((end, _)) = page.last() else { return Ok(false) };
+            let ids = page.iter().map(|(id, _)| *id);
+            let missing = (from..).zip(ids).find(|(expected, id)| expected != id);
+            if missing.is_some_and(|(_, id)| id > partition.written) {
+                return Ok(false);
+            }
             from = end + 1;
             for (id, content) in page {
                 match Logged::decode(content)? {
@@ -490,9 +496,13 @@ impl Replica {
         next.forgotten_ms = next.forgotten_ms.max(forgotten);
         let mut position = partition.settling.changed();
         let unwritten = next.written < to && !kv_types::mutant!(LogTrimmedEarly);
-        if unwritten || (to > calmly && next.forgotten_ms > partition.forgotten_ms) {
+        // What is older is refused for its age.
+        let window = self.env.clock.wall_ms().saturating_sub(REQUEST_WINDOW.as_millis() as u64);
+        let unsaid = next.forgotten_ms > next.forgotten_written_ms && next.forgotten_ms > window;
+        if unwritten || unsaid {
             self.stage_clock(slice, &mut next, rows);
-            position = rows.commit(true)?;
+            // What is too long must get shorter, also while there is little room.
+            position = rows.commit(to <= calmly)?;
         }
         *partition = next;
         Ok(Some((cut, position)))

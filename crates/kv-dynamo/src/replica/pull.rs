@@ -114,6 +114,11 @@ impl Replica {
         Ok(page)
     }
 
+    /// Requests that were issued before this may be forgotten here.
+    pub(crate) fn forgotten_ms(&self, slice: Slice) -> u64 {
+        lock(&self.partition(slice)).state.forgotten_ms
+    }
+
     /// A page of the hints that this node holds for a target and of a ring partition, after a key of them:
     /// raw. Notes are left out: they name what a primary has.
     pub(crate) async fn page_of_hints(
@@ -210,6 +215,14 @@ impl Replica {
         lock(&self.partition(slice)).state.give_up();
     }
 
+    /// A source may have forgotten requests that were issued before this: what is pulled from it comes
+    /// without them. Written down with the clock, at the end of the pull.
+    pub(crate) fn learn_forgotten(&self, slice: Slice, before_ms: u64) {
+        let partition = self.partition(slice);
+        let state = &mut lock(&partition).state;
+        state.forgotten_ms = state.forgotten_ms.max(before_ms);
+    }
+
     /// Adds what a source knows of requests: before its records, so that these are merged with it. Such a row
     /// may name writes that are not here yet, also on a node that serves meanwhile: a request is answered for
     /// where its write is, and nowhere else.
@@ -220,11 +233,12 @@ impl Replica {
         deadline: Instant,
     ) -> Result<(), Failure> {
         let learn = |partition: &mut Partition, rows: &mut Rows<'_>| {
-            let is_new = |(request, theirs): &&(RequestId, Taken)| match rows.requests().get(*request) {
-                Some(mut mine) => mine.merge(theirs),
-                None => true,
+            // With what is known here: the entry before may go.
+            let joined = |(request, theirs): &(RequestId, Taken)| match rows.requests().get(*request) {
+                Some(mut mine) => mine.merge(theirs).then_some((*request, mine)),
+                None => Some((*request, theirs.clone())),
             };
-            let new: Vec<(RequestId, Taken)> = told.iter().filter(is_new).cloned().collect();
+            let new: Vec<(RequestId, Taken)> = told.iter().filter_map(joined).collect();
             if new.is_empty() {
                 return Ok(());
             }

@@ -98,8 +98,8 @@ impl Replica {
         rows: &Rows<'_>,
     ) -> Result<(), Failure> {
         let window = REQUEST_WINDOW.as_millis() as u64;
-        // What was pulled brought no requests along, and a client may have issued them by a clock that is
-        // ahead by as much as the window.
+        // What was pulled may have come without its requests, and a client may have issued them by a clock
+        // that is ahead by as much as the window.
         let since = (*lock(&self.proves_since_ms)).max(self.opened_ms).saturating_add(window);
         let provable = self.env.clock.wall_ms().saturating_sub(window).max(since).max(partition.forgotten_ms);
         for (dot, write) in incoming.writes.iter().filter(|(dot, _)| partition.clock.has(**dot)) {

@@ -12,16 +12,23 @@ fn promising(cluster: &mut Cluster, guarantee: Guarantee, r: u8, w: u8) {
     cluster.namespace = Namespace { guarantee, placement, ..cluster.namespace.clone() };
 }
 
-/// A write whose fate is open: one replica has it.
-async fn reach_one(cluster: &Cluster, key: &str, at: NodeId, counter: u64) {
+/// A write whose fate is open: one replica has it. Without a value it deletes the one before it.
+async fn reach_one(cluster: &Cluster, key: &str, at: NodeId, counter: u64, value: Option<&'static str>) {
     let owners = cluster.nodes[&at].dynamo.owners(&cluster.namespace, key.as_bytes()).unwrap();
     let request = kv_types::RequestId { client_id: ClientId(77), seq: counter };
     let dot = kv_types::causal::Dot { incarnation: Incarnation(7), counter };
     let write = kv_types::causal::Write { issued_at_ms: Env::real().clock.wall_ms(), request, body: 1 };
-    let sibling =
-        kv_types::causal::Sibling { stamp: kv_types::causal::Hlc::default(), request, value: "open".into() };
+    let sibling = value.map(|value| kv_types::causal::Sibling {
+        stamp: kv_types::causal::Hlc::default(),
+        request,
+        value: value.into(),
+    });
+    let mut seen = kv_types::causal::Seen::default();
+    if value.is_none() {
+        seen.context.insert(kv_types::causal::Dot { counter: counter - 1, ..dot });
+    }
     let mut state = State::default();
-    state.update(&kv_types::causal::Seen::default(), dot, write, Some(sibling));
+    state.update(&seen, dot, write, sibling);
     let body = request_frame::Body::ReplicaWrite(peer::ReplicaWrite {
         ring: owners.ring,
         partition: owners.partition,
@@ -57,7 +64,7 @@ async fn what_a_read_has_shown_no_later_read_misses() {
     for n in 0..30 {
         let key = format!("key-{n}");
         let owners = owners(&cluster, &key);
-        reach_one(&cluster, &key, owners[0], n + 1).await;
+        reach_one(&cluster, &key, owners[0], n + 1, Some("open")).await;
         let found = get(&cluster, owners[0], &key).await.unwrap();
         assert_eq!(shown(&found), ["open"]);
         let receipt = found.receipt.as_ref().unwrap();
@@ -94,6 +101,29 @@ async fn what_a_read_has_shown_no_later_read_misses() {
     }
 }
 
+/// The same of a delete, of which a replica that never had the value knows nothing: the read is told of it by
+/// one, and that the value is at a third must not show later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_read_has_shown_to_be_gone_does_not_come_back() {
+    let mut cluster = Cluster::start().await;
+    promising(&mut cluster, Guarantee::MonotonicReads, 2, 2);
+    for n in 0..30 {
+        let key = format!("key-{n}");
+        let owners = owners(&cluster, &key);
+        reach_one(&cluster, &key, owners[2], 2 * n + 1, Some("gone")).await;
+        reach_one(&cluster, &key, owners[1], 2 * n + 2, None).await;
+        // It may be told of the value as well, and then of the delete, too.
+        let first = get(&cluster, owners[0], &key).await.unwrap();
+        if !shown(&first).is_empty() {
+            continue;
+        }
+        for owner in [owners[2], owners[0], owners[1]] {
+            let after = get(&cluster, owner, &key).await.unwrap();
+            assert!(shown(&after).is_empty(), "{key} at {owner}: {:?}", shown(&after));
+        }
+    }
+}
+
 /// What cannot be kept is refused: a read that too few replicas can be given, and numbers of a request by
 /// which readers could miss writers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,7 +131,7 @@ async fn a_promise_that_cannot_be_kept_is_refused() {
     let mut cluster = Cluster::start().await;
     promising(&mut cluster, Guarantee::MonotonicReads, 2, 3);
     let owners = owners(&cluster, "key");
-    reach_one(&cluster, "key", owners[0], 1).await;
+    reach_one(&cluster, "key", owners[0], 1, Some("open")).await;
     cluster.cut(&[owners[2].0]);
     let refused = get(&cluster, owners[0], "key").await.unwrap_err();
     assert_eq!((refused.reason, refused.applied), (Reason::QuorumNotMet, Applied::No));
@@ -121,7 +151,7 @@ async fn a_promise_that_cannot_be_kept_is_refused() {
         assert_eq!(read.receipt.unwrap().delivered(), v1::Guarantee::from(guarantee));
         let refused = cluster.get(owners[0].0, "key", 1).await.unwrap_err();
         assert_eq!((refused.reason, refused.applied), (Reason::InvalidRequest, Applied::No));
-        assert!(refused.message.contains("R+W must be more than N"), "{refused}");
+        assert!(refused.message.contains("not for 1"), "{refused}");
         let mut few = cluster.request("key", "few", v1::write_context::Context::Observed(true));
         few.write_replicas = Some(ReplicaCount::Number(1).into());
         let refused = cluster.send(owners[0].0, few).await.unwrap_err();

@@ -848,9 +848,14 @@ fn write_again(file: &dyn DiskFile, places: Range<u64>) -> io::Result<()> {
         let most = buffer.len().min((places.end - at) as usize);
         let part = buffer.get_mut(..most).unwrap_or_default();
         // What cannot be read is damage that was there before, and is met when it is asked for.
-        let Ok(read @ 1..) = file.read_at(part, at) else { return Ok(()) };
-        file.write_at(part.get(..read).unwrap_or_default(), at)?;
-        at += read as u64;
+        match file.read_at(part, at) {
+            Ok(read @ 1..) => {
+                file.write_at(part.get(..read).unwrap_or_default(), at)?;
+                at += read as u64;
+            }
+            Ok(0) => return Ok(()),
+            Err(_) => at += most as u64,
+        }
     }
     Ok(())
 }
