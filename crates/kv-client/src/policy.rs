@@ -79,7 +79,7 @@ impl RetryPolicy {
             Reason::PartialWrite | Reason::ResultUnknown | Reason::ConnectionLost => Next::Elsewhere,
             // What passed is the time that this attempt had, or the longest that a node allows.
             Reason::DeadlineExpired => Next::Elsewhere,
-            // So does a replica have its own table of requests.
+            // So does a replica of an older release have its own table of requests.
             Reason::LimitRequests if replicas => Next::Elsewhere,
             reason if refused_for_itself(reason) => Next::Elsewhere,
             // It may have been taken back since, where this node was cut off.

@@ -495,11 +495,11 @@ impl Replica {
         let mut next = partition.clone();
         next.forgotten_ms = next.forgotten_ms.max(forgotten);
         let mut position = partition.settling.changed();
-        let unwritten = next.written < to && !kv_types::mutant!(LogTrimmedEarly);
+        let unwritten = next.written < to;
         // What is older is refused for its age.
         let window = self.env.clock.wall_ms().saturating_sub(REQUEST_WINDOW.as_millis() as u64);
         let unsaid = next.forgotten_ms > next.forgotten_written_ms && next.forgotten_ms > window;
-        if unwritten || unsaid {
+        if (unwritten || unsaid) && !kv_types::mutant!(LogTrimmedEarly) {
             self.stage_clock(slice, &mut next, rows);
             // What is too long must get shorter, also while there is little room.
             position = rows.commit(to <= calmly)?;
